@@ -1,0 +1,18 @@
+//! A userspace virtio-net driver for the devices of a parked QEMU.
+//!
+//! No virtual machine runs: the process drives the virtio-net device of a QEMU
+//! whose vCPU never executes guest code, over QEMU's QTest socket, and shares
+//! its packet memory with QEMU through an ivshmem device. Section numbers in
+//! the documentation refer to VIRTIO 1.3.
+//!
+//! Layers, lowest first; each may use those above it in this list only:
+//!
+//! - [`notify`]: eventfds, doorbells and interrupts
+//! - [`qtest`]: the QTest wire client
+
+pub mod error;
+pub mod notify;
+pub mod process;
+pub mod qtest;
+
+pub use error::{Error, Result};

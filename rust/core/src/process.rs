@@ -1,0 +1,387 @@
+//! Child processes that die with us, even when we are killed; and which process is "us".
+//!
+//! The kernel's parent-death signal is bound to the *thread* that forked, so all
+//! children are started by one thread that lives as long as the process.
+//!
+//! A process that forks without exec (Python's `multiprocessing` does) has a copy of every
+//! object, but none of the threads, and the copies share what lies outside the process:
+//! sockets, eventfds, packet memory, QEMU. Whoever owns such a thing keeps a [`Home`], and
+//! does nothing anywhere else.
+
+use crate::notify::wait_readable;
+use crate::{Error, Result};
+use rustix::fs::{Mode, OFlags, RawDir, open};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, getppid, kill_process_group,
+    pidfd_open, pidfd_send_signal, set_parent_process_death_signal, waitid,
+};
+use std::ffi::OsString;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+/// How long a dropped child may take to die; a process in an uninterruptible system
+/// call can take longer, and is left to the kernel then.
+const REAP: Duration = Duration::from_secs(5);
+/// The exit code reported when somebody else reaped the child.
+const UNKNOWN: i32 = 255;
+
+/// How many forks, each in the child of the one before, led to this process.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// Tells a forked child that it is one; call it there, before anything else of this crate.
+///
+/// From then on every object that was made before the fork leaves the parent's things alone:
+/// its calls return [`Error::Closed`], and its end does nothing outside this process.
+pub fn after_fork_in_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The process in which something was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Home(u32);
+
+impl Home {
+    /// This process.
+    #[must_use]
+    pub fn here() -> Self {
+        Self(GENERATION.load(Ordering::Relaxed))
+    }
+
+    /// Whether this is that process, and not a forked child of it. One load and one comparison.
+    #[inline]
+    #[must_use]
+    pub fn is_here(self) -> bool {
+        // Relaxed: it changes before the child has a second thread.
+        self.0 == GENERATION.load(Ordering::Relaxed)
+    }
+
+    /// An error in a forked child; `what` is what it must not use.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    #[inline]
+    pub fn check(self, what: &str) -> Result<()> {
+        if self.is_here() { Ok(()) } else { Err(elsewhere(what)) }
+    }
+}
+
+#[cold]
+fn elsewhere(what: &str) -> Error {
+    Error::Closed(format!("{what} belongs to the process that opened it; this is a forked child"))
+}
+
+/// A child started by [`spawn`]; killed and reaped when dropped.
+#[derive(Debug)]
+pub struct Child {
+    home: Home,
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// Its end, once it was reaped. Signals are sent with the lock held and only before
+    /// that, so they reach nobody else.
+    end: Mutex<Option<i32>>,
+}
+
+/// What the spawning thread is asked for, and where the answer goes.
+struct Job {
+    argv: Vec<OsString>,
+    stderr: OwnedFd,
+    answer: mpsc::SyncSender<Result<Child>>,
+}
+
+/// The spawning thread, and the process it is a thread of: a process that forks without
+/// exec (Python's multiprocessing does) has no such thread in the copy.
+static SPAWNER: Mutex<Option<(Pid, mpsc::Sender<Job>)>> = Mutex::new(None);
+
+/// Starts `argv[0]` (a path or a name in PATH) with stdin from and stdout to
+/// `/dev/null`, stderr to the given descriptor, in its own process group (a
+/// terminal's Ctrl-C does not reach it), with PR_SET_PDEATHSIG = SIGKILL.
+///
+/// # Errors
+/// [`crate::Error::Os`]; [`crate::Error::Invalid`] for an empty `argv`.
+pub fn spawn(argv: Vec<OsString>, stderr: OwnedFd) -> Result<Child> {
+    let (answer, result) = mpsc::sync_channel(1);
+    let gone = || Error::Os {
+        what: "starting a child process".into(),
+        message: "the thread that does it is gone".into(),
+        errno: 0,
+    };
+    spawner()?.send(Job { argv, stderr, answer }).map_err(|_| gone())?;
+    result.recv().map_err(|_| gone())?
+}
+
+fn spawner() -> Result<mpsc::Sender<Job>> {
+    let us = getpid();
+    let mut spawner = lock(&SPAWNER);
+    if let Some((owner, sender)) = &*spawner
+        && *owner == us
+    {
+        return Ok(sender.clone());
+    }
+    let (sender, jobs) = mpsc::channel::<Job>();
+    // Runs as long as the process: the sender lives in a static.
+    std::thread::Builder::new()
+        .name("virtnic-spawner".into())
+        .spawn(move || {
+            for job in jobs {
+                // If nobody waits for it any more, the child is dropped, which ends it.
+                let _ = job.answer.send(start(&job.argv, job.stderr, us));
+            }
+        })
+        .map_err(|e| Error::os("starting the thread that starts children", e))?;
+    // One inherited by a fork is not dropped: its channel belongs to a thread that is not here.
+    std::mem::forget(spawner.replace((us, sender.clone())));
+    Ok(sender)
+}
+
+/// Starts a child. In the spawning thread only.
+fn start(argv: &[OsString], stderr: OwnedFd, us: Pid) -> Result<Child> {
+    let [program, arguments @ ..] = argv else {
+        return Err(Error::Invalid(
+            "there is no program to start: the argument list is empty".into(),
+        ));
+    };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(stderr))
+        .process_group(0);
+    let prepare = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have died before the line above took effect.
+        if getppid() != Some(us) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        close_others_on_exec();
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe things
+    // are allowed: it makes system calls, and neither allocates nor locks.
+    unsafe { command.pre_exec(prepare) };
+    let what = || format!("starting {}", program.to_string_lossy());
+    let mut child = command.spawn().map_err(|e| Error::os(what(), e))?;
+    let pid = Pid::from_child(&child);
+    // The number is still the child's: nobody has reaped it.
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => Ok(Child { home: Home::here(), pid, pidfd, end: Mutex::new(None) }),
+        Err(e) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(Error::os(format!("{}: opening a pidfd (Linux 5.3)", what()), e))
+        }
+    }
+}
+
+/// Makes every descriptor but the first three close-on-exec. Ours are, but the process may
+/// have inherited others, and a QEMU that holds somebody's pipe keeps it from ending.
+/// Without /proc there is nothing to do. In the child, before exec: no allocation.
+fn close_others_on_exec() {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = open(c"/proc/self/fd", flags, Mode::empty()) else { return };
+    let mut buffer = [MaybeUninit::uninit(); 2048];
+    let mut entries = RawDir::new(&directory, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        let name = entry.file_name().to_bytes();
+        let number = name.iter().try_fold(0i32, |n, digit| {
+            let digit = digit.is_ascii_digit().then(|| i32::from(digit - b'0'))?;
+            n.checked_mul(10)?.checked_add(digit)
+        });
+        if let Some(number) = number.filter(|n| *n > 2) {
+            // SAFETY: the number was just listed among our open descriptors, and the child
+            // has one thread, so nobody closes it meanwhile.
+            let fd = unsafe { BorrowedFd::borrow_raw(number) };
+            let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Child {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// A pidfd: readable when the child has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Waits for its end: the exit code, or minus the signal; `None` after the timeout.
+    /// 255 when somebody else reaped it (`SIGCHLD` ignored, or `waitpid(-1)`).
+    ///
+    /// # Errors
+    /// [`crate::Error::Os`], with errno EINTR when a signal came, for the caller to look at.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<Option<i32>> {
+        if let Some(end) = *lock(&self.end) {
+            return Ok(Some(end));
+        }
+        if !wait_readable(self.pidfd.as_fd(), timeout)? {
+            return Ok(None);
+        }
+        self.reap()
+    }
+
+    /// Takes its end if it has ended, without waiting.
+    fn reap(&self) -> Result<Option<i32>> {
+        let mut end = lock(&self.end);
+        if end.is_none() {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            *end = match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+                Ok(None) => None,
+                Ok(Some(status)) => {
+                    Some(match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => code,
+                        (None, Some(signal)) => -signal,
+                        (None, None) => UNKNOWN,
+                    })
+                }
+                Err(rustix::io::Errno::CHILD) => {
+                    log::warn!("somebody else reaped child {}; its exit code is lost", self.pid());
+                    Some(UNKNOWN)
+                }
+                Err(e) => return Err(Error::os(format!("waiting for child {}", self.pid()), e)),
+            };
+        }
+        Ok(*end)
+    }
+
+    /// Sends SIGTERM; nothing in a forked child, whose child it is not.
+    pub fn terminate(&self) {
+        if !self.home.is_here() {
+            return;
+        }
+        let end = lock(&self.end);
+        if end.is_none() {
+            // It may have ended meanwhile, which is no error.
+            let _ = pidfd_send_signal(&self.pidfd, Signal::TERM);
+        }
+    }
+
+    /// Sends SIGKILL, to its process group too (QEMU's own helpers); nothing in a forked
+    /// child, whose child it is not.
+    pub fn kill(&self) {
+        if !self.home.is_here() {
+            return;
+        }
+        let end = lock(&self.end);
+        if end.is_none() {
+            // Not reaped, so neither the process's number nor the group's is anybody else's.
+            let _ = kill_process_group(self.pid, Signal::KILL);
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.home.is_here() {
+            return;
+        }
+        self.kill();
+        let started = std::time::Instant::now();
+        while let Some(left) = REAP.checked_sub(started.elapsed()) {
+            match self.wait(Some(left)) {
+                Ok(Some(_)) => return,
+                // A signal, which is not ours to look at here.
+                Err(Error::Os { errno, .. }) if errno == rustix::io::Errno::INTR.raw_os_error() => {
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        log::warn!("child {} does not die; it was sent SIGKILL", self.pid());
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::io::Read;
+    use std::time::Instant;
+
+    const LONG: Option<Duration> = Some(Duration::from_secs(10));
+
+    fn shell(script: &str) -> (Child, std::io::PipeReader) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let argv = ["sh", "-c", script].map(OsString::from).to_vec();
+        (spawn(argv, writer.into()).unwrap(), reader)
+    }
+
+    #[test]
+    fn exit_codes_and_signals() {
+        let (child, mut stderr) = shell("echo hello >&2; exit 7");
+        assert_eq!(child.wait(LONG).unwrap(), Some(7));
+        assert_eq!(child.wait(None).unwrap(), Some(7));
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello\n");
+        let (child, _stderr) = shell("sleep 100");
+        assert_eq!(child.wait(Some(Duration::from_millis(10))).unwrap(), None);
+        child.terminate();
+        assert_eq!(child.wait(LONG).unwrap(), Some(-15));
+        // After its end signals go nowhere.
+        child.terminate();
+        child.kill();
+    }
+
+    #[test]
+    fn dropping_kills_the_whole_group_and_reaps() {
+        let (child, mut stderr) = shell("sleep 100 & echo $! >&2; wait");
+        let mut byte = [0];
+        let mut helper = String::new();
+        while stderr.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+            helper.push(char::from(byte[0]));
+        }
+        let pid = child.pid();
+        let started = Instant::now();
+        drop(child);
+        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        // The helper holds the other end of the pipe: an end means it is gone too.
+        assert_eq!(stderr.read(&mut byte).unwrap(), 0);
+    }
+
+    #[test]
+    fn it_is_in_a_group_of_its_own_without_our_descriptors() {
+        // One that the child would inherit.
+        let open = std::fs::File::open("/dev/zero").unwrap();
+        fcntl_setfd(&open, FdFlags::empty()).unwrap();
+        let (child, mut stderr) = shell("cut -d' ' -f5 /proc/self/stat >&2; ls -l /proc/$$/fd >&2");
+        let pid = child.pid();
+        assert_eq!(child.wait(LONG).unwrap(), Some(0));
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with(&format!("{pid}\n")), "{text}");
+        assert!(text.contains(" 2 -> ") && !text.contains("/dev/zero"), "{text}");
+    }
+
+    #[test]
+    fn several_threads_may_wait() {
+        let (child, _stderr) = shell("sleep 0.1; exit 3");
+        std::thread::scope(|scope| {
+            let waiters: Vec<_> = (0..4).map(|_| scope.spawn(|| child.wait(LONG))).collect();
+            for waiter in waiters {
+                assert_eq!(waiter.join().unwrap().unwrap(), Some(3));
+            }
+        });
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_an_error() {
+        let stderr = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let error = spawn(vec!["/nonexistent/program".into()], stderr()).unwrap_err();
+        assert!(matches!(error, Error::Os { errno: 2, .. }), "{error:?}");
+        assert!(matches!(spawn(Vec::new(), stderr()), Err(Error::Invalid(_))));
+    }
+}

@@ -1,0 +1,218 @@
+//! The socket and the thread that reads it.
+
+use super::clock::Clock;
+use super::pipeline::{End, Pipeline, Signal, Ticket};
+use super::wire::{Answer, Command, Splitter, parse};
+use crate::notify::EventFd;
+use crate::process::Home;
+use crate::{Error, Result};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Asked again and again by a thread that waits for QEMU: an error ends the wait
+/// (a user's Ctrl-C), and is what the waiting call returns.
+pub type Patience = fn() -> Result<()>;
+
+impl Signal for EventFd {
+    fn signal(&self) {
+        self.signal();
+    }
+}
+
+/// What the callers and the threads of one connection share.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) home: Home,
+    /// Reading blocks, in the reading thread only; writing never does.
+    socket: OwnedFd,
+    pub(super) pipeline: Pipeline<EventFd>,
+    pub(super) clock: Clock,
+    pub(super) timeout: Duration,
+    pub(super) patience: Option<Patience>,
+}
+
+impl Connection {
+    /// Takes over a connected socket and starts the thread that reads it.
+    pub(super) fn start(
+        socket: OwnedFd,
+        timeout: Duration,
+        patience: Option<Patience>,
+    ) -> Result<(Arc<Self>, JoinHandle<()>)> {
+        rustix::io::ioctl_fionbio(&socket, false)
+            .map_err(|e| Error::os("setting up the QTest socket", e))?;
+        let connection = Arc::new(Self {
+            home: Home::here(),
+            socket,
+            pipeline: Pipeline::new(),
+            clock: Clock::default(),
+            timeout,
+            patience,
+        });
+        let reader = Arc::clone(&connection);
+        let thread = std::thread::Builder::new()
+            .name("virtnic-qtest".into())
+            .spawn(move || reader.read())
+            .map_err(|e| Error::os("starting the thread that reads the QTest socket", e))?;
+        Ok((connection, thread))
+    }
+
+    /// Reads until the end.
+    fn read(&self) {
+        let mut splitter = Splitter::default();
+        let mut buffer = [0; 4096];
+        let why = loop {
+            let count = match recv(&self.socket, &mut buffer[..], RecvFlags::empty()) {
+                Ok((_, 0)) => break "QEMU closed the QTest socket (it ended or crashed)".into(),
+                Ok((_, count)) => count.min(buffer.len()),
+                Err(Errno::INTR) => continue,
+                Err(e) => break format!("reading the QTest socket failed: {e}"),
+            };
+            let input = buffer.get(..count).unwrap_or_default();
+            let fed = splitter.feed(input, |line| self.pipeline.deliver(&parse(line)?));
+            if let Err(violation) = fed {
+                break format!("the QTest protocol was broken: {violation}");
+            }
+        };
+        self.end(End::Died(why));
+    }
+
+    /// Ends the connection; the threads see it and go. The first reason counts.
+    /// In a forked child the connection is its parent's, and goes on.
+    pub(super) fn end(&self, end: End) {
+        if !self.home.is_here() {
+            return;
+        }
+        let message = match &end {
+            End::Died(why) => Some(why.clone()),
+            End::Closed => None,
+        };
+        if self.pipeline.die(end)
+            && let Some(why) = message
+        {
+            log::info!("the QTest connection ended: {why}");
+        }
+        self.clock.stop();
+        // Wakes the reading thread, and a writer in poll.
+        let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+
+    /// When the patience with one call that starts now is over.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.timeout)
+    }
+
+    /// Sends a command; nobody waits for its reply.
+    #[inline]
+    pub(super) fn post(&self, command: Command) -> Result<()> {
+        self.submit(&[command], None, command.line().bytes(), self.deadline(), self.patience)
+    }
+
+    /// The same for a command whose line is longer.
+    pub(super) fn post_line(&self, command: Command, line: &[u8]) -> Result<()> {
+        self.submit(&[command], None, line, self.deadline(), self.patience)
+    }
+
+    /// Sends a command and waits for its reply.
+    #[inline]
+    pub(super) fn ask(&self, command: Command) -> Result<Answer> {
+        self.ask_by(command, command.line().bytes(), self.deadline())
+    }
+
+    /// The same for a command whose line is longer, or with another deadline.
+    pub(super) fn ask_by(
+        &self,
+        command: Command,
+        line: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Answer> {
+        only(command, self.ask_many(&[command], line, deadline)?)
+    }
+
+    /// Sends several commands in one piece and waits for all replies.
+    pub(super) fn ask_many(
+        &self,
+        commands: &[Command],
+        lines: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Answer>> {
+        let Some(last) = commands.last() else { return Ok(Vec::new()) };
+        let ticket = Ticket::new(commands.len());
+        self.submit(commands, Some(&ticket), lines, deadline, self.patience)?;
+        let answers = self.pipeline.finish(&ticket, *last, deadline, self.patience)?;
+        self.pipeline.check_refusals()?;
+        Ok(answers)
+    }
+
+    /// Sends a command and waits for its reply, however long that takes: for our own
+    /// threads, which end with the connection.
+    pub(super) fn ask_for_ever(&self, command: Command) -> Result<Answer> {
+        let ticket = Ticket::new(1);
+        self.submit(&[command], Some(&ticket), command.line().bytes(), None, None)?;
+        only(command, self.pipeline.finish(&ticket, command, None, None)?)
+    }
+
+    fn submit(
+        &self,
+        commands: &[Command],
+        ticket: Option<&Arc<Ticket>>,
+        lines: &[u8],
+        deadline: Option<Instant>,
+        patience: Option<Patience>,
+    ) -> Result<()> {
+        self.home.check("the QTest connection")?;
+        let turn = self.pipeline.begin(commands, ticket, deadline, patience)?;
+        match self.write(lines, deadline) {
+            Ok(()) => Ok(()),
+            Err((0, error @ Error::Timeout(_))) => {
+                turn.cancel();
+                Err(error)
+            }
+            Err((written, error)) => {
+                // Whoever writes next would have his line glued to half of ours, and
+                // QEMU aborts on that.
+                let why = match written {
+                    0 => error.to_string(),
+                    n => format!("{error} ({n} of {} bytes written)", lines.len()),
+                };
+                self.end(End::Died(why));
+                Err(self.pipeline.end().map_or(error, |end| end.error()))
+            }
+        }
+    }
+
+    /// Writes everything; an error says how much was written.
+    fn write(&self, lines: &[u8], deadline: Option<Instant>) -> Result<(), (usize, Error)> {
+        let mut written = 0;
+        while let Some(rest) = lines.get(written..).filter(|rest| !rest.is_empty()) {
+            match send(&self.socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(count) => written += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+                    if left == Some(Duration::ZERO) {
+                        let text = "QEMU does not read its QTest socket; its main loop is blocked or stopped";
+                        return Err((written, Error::Timeout(text.into())));
+                    }
+                    let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+                    // An interrupted or failed poll is tried again, until the deadline.
+                    let _ = poll(&mut fds, crate::notify::timespec(left).as_ref());
+                }
+                Err(Errno::PIPE | Errno::CONNRESET) => {
+                    let text = "QEMU closed the QTest socket (it ended or crashed)";
+                    return Err((0, Error::QemuDied(text.into())));
+                }
+                Err(e) => return Err((written, Error::os("writing the QTest socket", e))),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn only(command: Command, mut answers: Vec<Answer>) -> Result<Answer> {
+    answers.pop().ok_or_else(|| Error::Qemu(format!("no answer to `{command}`")))
+}

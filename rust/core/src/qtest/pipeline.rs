@@ -1,0 +1,560 @@
+//! Which reply belongs to whom, which interrupt wakes whom, and the end.
+//!
+//! QTest replies carry no request ids: they come in the order of the requests.
+//! So a request takes its place in the queue before its line is written, and the
+//! thread that reads pops a place for each reply. No I/O happens here.
+
+use super::connection::Patience;
+use super::sync::{Condvar, Mutex, MutexGuard, lock, wait};
+use super::wire::{Answer, Command, Incoming, MAX_IRQ, quote};
+use crate::{Error, Result};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// Requests that may be without a reply at a time. QEMU has read them or they lie
+/// in the socket's buffer; one that wants more waits, so memory is bounded.
+pub(super) const MAX_OUTSTANDING: usize = 1024;
+/// How often a waiting thread asks its [`Patience`].
+const SLICE: Duration = Duration::from_millis(100);
+
+/// What an interrupt or the end signals; an eventfd, or a fake in a model.
+pub(super) trait Signal {
+    fn signal(&self);
+}
+
+/// Why there is no connection any more.
+#[derive(Clone, Debug)]
+pub(super) enum End {
+    /// We closed it.
+    Closed,
+    /// QEMU is gone, or broke the protocol.
+    Died(String),
+}
+
+impl End {
+    pub(super) fn error(&self) -> Error {
+        match self {
+            Self::Closed => Error::Closed("the QTest connection was closed".into()),
+            Self::Died(why) => Error::QemuDied(why.clone()),
+        }
+    }
+}
+
+/// A request's place in the queue.
+#[derive(Debug)]
+struct Slot {
+    command: Command,
+    /// Who waits; nobody for a posted write.
+    ticket: Option<Arc<Ticket>>,
+}
+
+/// The replies to one caller's requests.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    replies: Mutex<Replies>,
+    done: Condvar,
+}
+
+#[derive(Debug)]
+struct Replies {
+    expected: usize,
+    list: Vec<Result<Answer, String>>,
+    ended: bool,
+}
+
+impl Ticket {
+    pub(super) fn new(expected: usize) -> Arc<Self> {
+        let list = Vec::with_capacity(expected);
+        let replies = Mutex::new(Replies { expected, list, ended: false });
+        Arc::new(Self { replies, done: Condvar::new() })
+    }
+
+    fn put(&self, reply: Result<Answer, String>) {
+        let mut replies = lock(&self.replies);
+        replies.list.push(reply);
+        let complete = replies.list.len() == replies.expected;
+        drop(replies);
+        if complete {
+            self.done.notify_all();
+        }
+    }
+
+    fn end(&self) {
+        lock(&self.replies).ended = true;
+        self.done.notify_all();
+    }
+}
+
+/// The refusals of posted writes since somebody was last told.
+#[derive(Debug)]
+struct Refusals {
+    first: String,
+    count: usize,
+}
+
+impl fmt::Display for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an earlier write was refused: {}", self.first)?;
+        if self.count > 1 { write!(f, " (and {} more)", self.count - 1) } else { Ok(()) }
+    }
+}
+
+#[derive(Debug)]
+struct State<S> {
+    outstanding: VecDeque<Slot>,
+    /// Whether a thread is between taking its places and having written its lines.
+    writing: bool,
+    /// Threads that wait for their turn to write, or for room.
+    queueing: usize,
+    refusals: Option<Refusals>,
+    end: Option<End>,
+    watchers: Vec<Weak<S>>,
+    lines: Vec<(u32, Weak<S>)>,
+    /// One bit for each interrupt line that is raised.
+    levels: [u64; MAX_IRQ as usize / 64],
+}
+
+/// The state machine. See the module's description.
+#[derive(Debug)]
+pub(super) struct Pipeline<S> {
+    state: Mutex<State<S>>,
+    turn: Condvar,
+}
+
+/// The right to write the lines of the places just taken.
+#[derive(Debug)]
+pub(super) struct Turn<'a, S> {
+    pipeline: &'a Pipeline<S>,
+    places: usize,
+}
+
+impl<S> Turn<'_, S> {
+    /// Gives the places back: not a byte of their lines was written.
+    pub(super) fn cancel(self) {
+        let mut state = lock(&self.pipeline.state);
+        let keep = state.outstanding.len().saturating_sub(self.places);
+        state.outstanding.truncate(keep);
+    }
+}
+
+impl<S> Drop for Turn<'_, S> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.pipeline.state);
+        state.writing = false;
+        let queueing = state.queueing > 0;
+        drop(state);
+        if queueing {
+            self.pipeline.turn.notify_all();
+        }
+    }
+}
+
+/// Waits in slices, asking `patience` after each; `None` when the time is over.
+/// `done` is looked at with the lock held.
+fn patiently<'a, T>(
+    mutex: &'a Mutex<T>,
+    condition: &Condvar,
+    deadline: Option<Instant>,
+    patience: Option<Patience>,
+    mut done: impl FnMut(&mut T) -> bool,
+) -> Result<Option<MutexGuard<'a, T>>> {
+    let mut guard = lock(mutex);
+    loop {
+        if done(&mut guard) {
+            return Ok(Some(guard));
+        }
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return Ok(None);
+        }
+        let slice = match patience {
+            Some(_) => Some(left.map_or(SLICE, |l| l.min(SLICE))),
+            None => left,
+        };
+        guard = wait(condition, guard, slice);
+        if let Some(ask) = patience
+            && !done(&mut guard)
+        {
+            drop(guard);
+            ask()?;
+            guard = lock(mutex);
+        }
+    }
+}
+
+impl<S: Signal> Pipeline<S> {
+    pub(super) fn new() -> Self {
+        let state = State {
+            outstanding: VecDeque::with_capacity(MAX_OUTSTANDING),
+            writing: false,
+            queueing: 0,
+            refusals: None,
+            end: None,
+            watchers: Vec::new(),
+            lines: Vec::new(),
+            levels: [0; MAX_IRQ as usize / 64],
+        };
+        Self { state: Mutex::new(state), turn: Condvar::new() }
+    }
+
+    /// Waits for our turn to write and takes a place for each command.
+    ///
+    /// # Errors
+    /// The end's; [`Error::Timeout`] when QEMU answers nothing for so long.
+    pub(super) fn begin(
+        &self,
+        commands: &[Command],
+        ticket: Option<&Arc<Ticket>>,
+        deadline: Option<Instant>,
+        patience: Option<Patience>,
+    ) -> Result<Turn<'_, S>> {
+        debug_assert!(commands.len() <= MAX_OUTSTANDING);
+        let places = commands.len();
+        let ready = |state: &mut State<S>| {
+            state.end.is_some()
+                || (!state.writing && state.outstanding.len() + places <= MAX_OUTSTANDING)
+        };
+        let mut state = lock(&self.state);
+        if !ready(&mut state) {
+            state.queueing += 1;
+            drop(state);
+            let waited = patiently(&self.state, &self.turn, deadline, patience, ready);
+            state = match waited {
+                Ok(Some(state)) => state,
+                Ok(None) => {
+                    let mut state = lock(&self.state);
+                    state.queueing -= 1;
+                    return Err(Error::Timeout(format!(
+                        "no turn to send `{}`: {} QTest commands are without a reply; \
+                         QEMU's main loop is blocked or stopped",
+                        commands.first().map(ToString::to_string).unwrap_or_default(),
+                        state.outstanding.len(),
+                    )));
+                }
+                Err(error) => {
+                    lock(&self.state).queueing -= 1;
+                    return Err(error);
+                }
+            };
+            state.queueing -= 1;
+        }
+        if let Some(end) = &state.end {
+            return Err(end.error());
+        }
+        state.writing = true;
+        for command in commands {
+            state.outstanding.push_back(Slot { command: *command, ticket: ticket.cloned() });
+        }
+        Ok(Turn { pipeline: self, places })
+    }
+
+    /// Waits for the replies of a ticket whose lines were written.
+    ///
+    /// # Errors
+    /// The end's, [`Error::Timeout`], and [`Error::Qemu`] when one of them was refused.
+    pub(super) fn finish(
+        &self,
+        ticket: &Ticket,
+        command: Command,
+        deadline: Option<Instant>,
+        patience: Option<Patience>,
+    ) -> Result<Vec<Answer>> {
+        let complete = |r: &mut Replies| r.ended || r.list.len() == r.expected;
+        let waited = patiently(&ticket.replies, &ticket.done, deadline, patience, complete)?;
+        let Some(mut replies) = waited else {
+            return Err(Error::Timeout(format!(
+                "no reply to `{command}` in time; QEMU's main loop is blocked or stopped"
+            )));
+        };
+        let complete = replies.list.len() == replies.expected;
+        let list = std::mem::take(&mut replies.list);
+        drop(replies);
+        if !complete {
+            return Err(self.end().map_or_else(|| End::Closed.error(), |end| end.error()));
+        }
+        list.into_iter().collect::<Result<Vec<_>, _>>().map_err(Error::Qemu)
+    }
+
+    /// Reports the refusals of posted writes, once.
+    ///
+    /// # Errors
+    /// [`Error::Qemu`] with the first refusal's text.
+    pub(super) fn check_refusals(&self) -> Result<()> {
+        match lock(&self.state).refusals.take() {
+            Some(refusals) => Err(Error::Qemu(refusals.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes in one line from QEMU.
+    ///
+    /// # Errors
+    /// How the line breaks the protocol. The caller ends the connection.
+    pub(super) fn deliver(&self, incoming: &Incoming<'_>) -> Result<(), String> {
+        let rest = match incoming {
+            Incoming::Irq { line, raised } => {
+                self.interrupt(*line, *raised);
+                return Ok(());
+            }
+            Incoming::Ok(rest) => Ok(*rest),
+            Incoming::Refused(line) => Err(*line),
+        };
+        let mut state = lock(&self.state);
+        let Some(slot) = state.outstanding.pop_front() else {
+            return Err(match state.end {
+                // What was on its way when the end came is nobody's.
+                Some(_) => return Ok(()),
+                None => "QEMU sent a reply that nobody asked for".to_owned(),
+            });
+        };
+        let queueing = state.queueing > 0;
+        let reply = match rest {
+            Ok(rest) => match slot.command.answer(rest) {
+                Ok(answer) => Ok(answer),
+                Err(violation) => {
+                    // Its ticket must be found by `die`.
+                    state.outstanding.push_front(slot);
+                    return Err(violation);
+                }
+            },
+            Err(line) => {
+                Err(format!("QEMU refused `{}`: {}", slot.command, quote(line.as_bytes())))
+            }
+        };
+        if let (None, Err(refusal)) = (&slot.ticket, &reply) {
+            log::warn!("{refusal}");
+            match &mut state.refusals {
+                Some(refusals) => refusals.count += 1,
+                none => *none = Some(Refusals { first: refusal.clone(), count: 1 }),
+            }
+        }
+        drop(state);
+        if queueing {
+            self.turn.notify_all();
+        }
+        if let Some(ticket) = slot.ticket {
+            ticket.put(reply);
+        }
+        Ok(())
+    }
+
+    fn interrupt(&self, line: u32, raised: bool) {
+        let mut state = lock(&self.state);
+        let bit = 1 << (line % 64);
+        let Some(word) = state.levels.get_mut(line as usize / 64) else { return };
+        if raised {
+            *word |= bit;
+            Self::signal_line(&state, line);
+        } else {
+            *word &= !bit;
+        }
+    }
+
+    fn signal_line(state: &State<S>, line: u32) {
+        for (_, event) in state.lines.iter().filter(|(l, _)| *l == line) {
+            if let Some(event) = event.upgrade() {
+                event.signal();
+            }
+        }
+    }
+
+    /// Whether an interrupt line is raised, as far as QEMU's lines were read.
+    pub(super) fn level(&self, line: u32) -> bool {
+        lock(&self.state)
+            .levels
+            .get(line as usize / 64)
+            .is_some_and(|word| word & (1 << (line % 64)) != 0)
+    }
+
+    /// Signals the eventfds of a line again if it is still raised.
+    pub(super) fn signal_again(&self, line: u32) -> bool {
+        let state = lock(&self.state);
+        let raised =
+            state.levels.get(line as usize / 64).is_some_and(|w| w & (1 << (line % 64)) != 0);
+        if raised {
+            Self::signal_line(&state, line);
+        }
+        raised
+    }
+
+    /// Signals `event` whenever the line is raised, and at once if it is.
+    pub(super) fn on_irq(&self, line: u32, event: &Arc<S>) {
+        let mut state = lock(&self.state);
+        state.lines.retain(|(_, e)| e.strong_count() > 0);
+        state.lines.push((line, Arc::downgrade(event)));
+        if state.levels.get(line as usize / 64).is_some_and(|w| w & (1 << (line % 64)) != 0) {
+            event.signal();
+        }
+    }
+
+    /// Signals `event` at the end; at once if that was.
+    pub(super) fn watch(&self, event: &Arc<S>) {
+        let mut state = lock(&self.state);
+        if state.end.is_some() {
+            drop(state);
+            event.signal();
+            return;
+        }
+        state.watchers.retain(|e| e.strong_count() > 0);
+        state.watchers.push(Arc::downgrade(event));
+    }
+
+    /// Ends it: wakes every waiter and every watcher. The first reason counts.
+    /// Says whether this was the first.
+    pub(super) fn die(&self, end: End) -> bool {
+        let mut state = lock(&self.state);
+        if state.end.is_some() {
+            return false;
+        }
+        state.end = Some(end);
+        let slots = std::mem::take(&mut state.outstanding);
+        let watchers = std::mem::take(&mut state.watchers);
+        drop(state);
+        self.turn.notify_all();
+        for ticket in slots.into_iter().filter_map(|slot| slot.ticket) {
+            ticket.end();
+        }
+        for event in watchers.iter().filter_map(Weak::upgrade) {
+            event.signal();
+        }
+        true
+    }
+
+    /// Why it ended, where it has.
+    pub(super) fn end(&self) -> Option<End> {
+        lock(&self.state).end.clone()
+    }
+}
+
+/// `RUSTFLAGS="--cfg loom" cargo test -p virtnic --release --lib loom`
+#[cfg(all(test, loom))]
+mod loom_tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::qtest::wire::parse;
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+    use loom::thread;
+
+    #[derive(Debug, Default)]
+    struct Bell(AtomicUsize);
+
+    impl Signal for Bell {
+        fn signal(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A socket whose far side answers each request with its own port number:
+    /// what was written, in the order in which it was written.
+    #[derive(Default)]
+    struct Peer {
+        requests: Mutex<VecDeque<u16>>,
+        arrived: Condvar,
+    }
+
+    fn port(n: u16) -> Command {
+        Command::In { port: n, width: 2 }
+    }
+
+    /// What a caller does: take places, write, wait.
+    fn ask(pipeline: &Pipeline<Bell>, peer: &Peer, n: u16) -> Result<Vec<Answer>> {
+        let ticket = Ticket::new(1);
+        let turn = pipeline.begin(&[port(n)], Some(&ticket), None, None)?;
+        lock(&peer.requests).push_back(n);
+        peer.arrived.notify_all();
+        drop(turn);
+        pipeline.finish(&ticket, port(n), None, None)
+    }
+
+    /// What the reading thread does, for so many replies.
+    fn serve(pipeline: &Pipeline<Bell>, peer: &Peer, replies: usize) {
+        for _ in 0..replies {
+            let mut requests = lock(&peer.requests);
+            let n = loop {
+                match requests.pop_front() {
+                    Some(n) => break n,
+                    None => requests = wait(&peer.arrived, requests, None),
+                }
+            };
+            drop(requests);
+            let line = format!("OK {n:#06x}");
+            pipeline.deliver(&parse(line.as_bytes()).unwrap()).unwrap();
+        }
+    }
+
+    fn model(f: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(f);
+    }
+
+    #[test]
+    fn loom_each_caller_gets_its_own_reply() {
+        model(|| {
+            let pipeline = Arc::new(Pipeline::new());
+            let peer = Arc::new(Peer::default());
+            let reader = {
+                let (pipeline, peer) = (Arc::clone(&pipeline), Arc::clone(&peer));
+                thread::spawn(move || serve(&pipeline, &peer, 2))
+            };
+            let other = {
+                let (pipeline, peer) = (Arc::clone(&pipeline), Arc::clone(&peer));
+                thread::spawn(move || ask(&pipeline, &peer, 7).unwrap())
+            };
+            assert_eq!(ask(&pipeline, &peer, 5).unwrap(), [Answer::Number(5)]);
+            assert_eq!(other.join().unwrap(), [Answer::Number(7)]);
+            reader.join().unwrap();
+        });
+    }
+
+    /// Two callers, one reply, then the end: whoever has no reply gets the end's
+    /// error, nobody sleeps on, the watcher is signalled exactly once.
+    #[test]
+    fn loom_the_end_wakes_everybody() {
+        model(|| {
+            let pipeline = Arc::new(Pipeline::new());
+            let peer = Arc::new(Peer::default());
+            let bell = Arc::new(Bell::default());
+            let reader = {
+                let (pipeline, peer) = (Arc::clone(&pipeline), Arc::clone(&peer));
+                thread::spawn(move || {
+                    serve(&pipeline, &peer, 1);
+                    assert!(pipeline.die(End::Died("gone".into())));
+                })
+            };
+            let other = {
+                let (pipeline, peer) = (Arc::clone(&pipeline), Arc::clone(&peer));
+                thread::spawn(move || ask(&pipeline, &peer, 7).is_ok())
+            };
+            pipeline.watch(&bell);
+            let mine = ask(&pipeline, &peer, 5);
+            let theirs = other.join().unwrap();
+            reader.join().unwrap();
+            if let Err(error) = &mine {
+                assert!(matches!(error, Error::QemuDied(why) if why == "gone"));
+            }
+            assert_eq!(usize::from(mine.is_ok()) + usize::from(theirs), 1);
+            assert_eq!(bell.0.load(Ordering::SeqCst), 1);
+        });
+    }
+
+    /// An eventfd registered while its line is raised misses nothing.
+    #[test]
+    fn loom_a_raised_line_is_not_missed() {
+        model(|| {
+            let pipeline = Arc::new(Pipeline::new());
+            let bell = Arc::new(Bell::default());
+            let reader = {
+                let pipeline = Arc::clone(&pipeline);
+                thread::spawn(move || {
+                    pipeline.deliver(&Incoming::Irq { line: 11, raised: true }).unwrap();
+                })
+            };
+            pipeline.on_irq(11, &bell);
+            reader.join().unwrap();
+            assert_eq!(bell.0.load(Ordering::SeqCst), 1);
+        });
+    }
+}

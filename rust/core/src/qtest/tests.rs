@@ -1,0 +1,549 @@
+//! The client against a scripted QEMU at the other end of a socket pair.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::QTest;
+use super::pipeline::MAX_OUTSTANDING;
+use crate::Error;
+use crate::notify::EventFd;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const LONG: Duration = Duration::from_secs(10);
+const SHORT: Duration = Duration::from_millis(60);
+
+fn pair(timeout: Duration) -> (QTest, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (QTest::from_socket(OwnedFd::from(ours), timeout, None).unwrap(), theirs)
+}
+
+/// A QEMU that answers the n-th line with the n-th script entry, then reads on.
+fn scripted(
+    timeout: Duration,
+    script: &'static [&'static str],
+) -> (QTest, thread::JoinHandle<Vec<String>>) {
+    let (qtest, mut peer) = pair(timeout);
+    let thread = thread::spawn(move || {
+        let mut lines = Vec::new();
+        let mut reader = BufReader::new(peer.try_clone().unwrap());
+        let mut answers = script.iter();
+        let mut line = String::new();
+        while reader.read_line(&mut line).unwrap_or(0) > 0 {
+            lines.push(std::mem::take(&mut line));
+            match answers.next() {
+                Some(&"EOF") => break,
+                Some(answer) => peer.write_all(answer.as_bytes()).unwrap(),
+                None => {}
+            }
+        }
+        lines
+    });
+    (qtest, thread)
+}
+
+#[test]
+fn each_method_sends_its_line() {
+    let (qtest, peer) = scripted(
+        LONG,
+        &[
+            "OK 0x1af4\n",
+            "OK\n",
+            "OK 0x00000000000000ff\n",
+            "OK\n",
+            "OK 0xc0ffee\n",
+            "OK\n",
+            "OK\n",
+            "OK 42\n",
+            "OK little\n",
+        ],
+    );
+    assert_eq!(qtest.port_in(0xcfc, 2).unwrap(), 0x1af4);
+    qtest.port_out(0xcf8, 4, 0x8000_0000).unwrap();
+    assert_eq!(qtest.read(0xfe00_0000, 1).unwrap(), 0xff);
+    qtest.write(0xfe00_0000, 8, u64::MAX).unwrap();
+    assert_eq!(qtest.read_bytes(0x1000, 3).unwrap(), [0xc0, 0xff, 0xee]);
+    qtest.write_bytes(0x1000, &[1, 0xab]).unwrap();
+    qtest.intercept("ioapic").unwrap();
+    assert_eq!(qtest.clock_step(Some(42)).unwrap(), 42);
+    qtest.flush().unwrap();
+    qtest.close();
+    assert_eq!(
+        peer.join().unwrap(),
+        [
+            "inw 0xcfc\n",
+            "outl 0xcf8 0x80000000\n",
+            "readb 0xfe000000\n",
+            "writeq 0xfe000000 0xffffffffffffffff\n",
+            "read 0x1000 0x3\n",
+            "write 0x1000 0x2 0x01ab\n",
+            "irq_intercept_in ioapic\n",
+            "clock_step 0x2a\n",
+            "endianness\n",
+        ]
+    );
+}
+
+#[test]
+fn what_qemu_would_abort_on_is_never_written() {
+    let (qtest, mut peer) = pair(LONG);
+    let refused = [
+        qtest.port_in(0, 8).map(drop),
+        qtest.port_out(0, 3, 0),
+        qtest.port_out(0, 1, 0x100),
+        qtest.port_out(0, 2, 0x1_0000),
+        qtest.read(0, 0).map(drop),
+        qtest.read(u64::MAX, 2).map(drop),
+        qtest.read_many(&[(0, 4), (0, 5)]).map(drop),
+        qtest.write(0, 4, 1 << 32),
+        qtest.read_bytes(u64::MAX - 1, 3).map(drop),
+        qtest.write_bytes(u64::MAX, &[0, 0]),
+        qtest.intercept(""),
+        qtest.intercept("two words"),
+        qtest.intercept("line\nfeed"),
+        qtest.intercept("bl\u{e4}h"),
+        qtest.clock_step(Some(1 << 63)).map(drop),
+        qtest.run_clock(Duration::ZERO),
+    ];
+    for (n, result) in refused.into_iter().enumerate() {
+        assert!(matches!(result, Err(Error::Invalid(_))), "{n}: {result:?}");
+    }
+    // No bytes are no request: QEMU would abort on a length of 0.
+    assert!(qtest.read_bytes(0, 0).unwrap().is_empty());
+    qtest.write_bytes(0, &[]).unwrap();
+    qtest.close();
+    let mut written = Vec::new();
+    peer.read_to_end(&mut written).unwrap();
+    assert!(written.is_empty(), "{written:?}");
+}
+
+#[test]
+fn replies_are_found_wherever_they_are_cut() {
+    let reply = b"IRQ raise 3\nOK\nIRQ lower 3\nIRQ raise 3\nOK 0x00ab\n";
+    for cut in 1..reply.len() {
+        let (qtest, mut peer) = pair(LONG);
+        let event = Arc::new(EventFd::new().unwrap());
+        qtest.on_irq(3, &event);
+        qtest.port_out(0x80, 1, 1).unwrap();
+        let answer = thread::spawn(move || {
+            // A reply must not come before its request.
+            let mut reader = BufReader::new(peer.try_clone().unwrap());
+            for _ in 0..2 {
+                reader.read_line(&mut String::new()).unwrap();
+            }
+            peer.write_all(&reply[..cut]).unwrap();
+            thread::yield_now();
+            peer.write_all(&reply[cut..]).unwrap();
+            peer
+        });
+        let value = qtest.port_in(0x80, 1);
+        let _peer = answer.join().unwrap();
+        assert_eq!(value.unwrap(), 0xab, "cut at {cut}");
+        assert_eq!(event.drain(), 2);
+        assert!(qtest.irq_level(3));
+    }
+}
+
+#[test]
+fn broken_protocol_ends_the_connection_at_once() {
+    for reply in [
+        "\n",
+        "HELLO\n",
+        "OK 0xzz\n",
+        "OK\n",
+        "OK 0x100\n",
+        "IRQ raise\n",
+        "IRQ raise 99999\n",
+        "OK 0x12\nOK 0x12\n",
+        "ok 0x12\n",
+        "\u{0}\n",
+    ] {
+        let (qtest, mut peer) = pair(LONG);
+        let event = Arc::new(EventFd::new().unwrap());
+        qtest.watch(&event);
+        let answer = thread::spawn(move || {
+            let mut request = [0; 64];
+            let _ = peer.read(&mut request).unwrap();
+            peer.write_all(reply.as_bytes()).unwrap();
+            peer
+        });
+        let started = Instant::now();
+        let first = qtest.port_in(0x80, 1);
+        let _peer = answer.join().unwrap();
+        assert!(event.wait(Some(LONG)).unwrap(), "{reply:?}");
+        if !reply.starts_with("OK 0x12\n") {
+            assert!(matches!(first, Err(Error::QemuDied(_))), "{reply:?}: {first:?}");
+        }
+        assert!(matches!(qtest.port_in(0x80, 1), Err(Error::QemuDied(_))), "{reply:?}");
+        assert!(qtest.death().unwrap().contains("protocol"), "{:?}", qtest.death());
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn a_peer_that_sends_for_ever_is_cut_off() {
+    let (qtest, mut peer) = pair(LONG);
+    let flood = thread::spawn(move || while peer.write_all(&[b'A'; 4096]).is_ok() {});
+    let error = qtest.port_in(0x80, 1).unwrap_err();
+    assert!(matches!(&error, Error::QemuDied(why) if why.contains("more than")), "{error}");
+    flood.join().unwrap();
+}
+
+#[test]
+fn a_flood_of_interrupts_delays_nobody_for_ever() {
+    let (qtest, mut peer) = pair(LONG);
+    let reader = peer.try_clone().unwrap();
+    let flood = thread::spawn(move || {
+        let mut request = String::new();
+        BufReader::new(reader).read_line(&mut request).unwrap();
+        for _ in 0..20_000 {
+            peer.write_all(b"IRQ raise 0\nIRQ lower 0\n").unwrap();
+        }
+        peer.write_all(b"OK 0x01\n").unwrap();
+        peer
+    });
+    assert_eq!(qtest.port_in(0x80, 1).unwrap(), 1);
+    flood.join().unwrap();
+}
+
+#[test]
+fn the_end_wakes_every_waiter() {
+    let (qtest, peer) = pair(LONG);
+    let event = Arc::new(EventFd::new().unwrap());
+    qtest.watch(&event);
+    let waiters: Vec<_> = (0..8)
+        .map(|n| {
+            let qtest = qtest.clone();
+            thread::spawn(move || qtest.port_in(n, 1))
+        })
+        .collect();
+    thread::sleep(SHORT);
+    let started = Instant::now();
+    drop(peer);
+    for waiter in waiters {
+        assert!(matches!(waiter.join().unwrap(), Err(Error::QemuDied(_))));
+    }
+    assert!(event.wait(Some(LONG)).unwrap());
+    assert!(started.elapsed() < Duration::from_secs(1));
+    // A watcher that comes late is told at once.
+    let late = Arc::new(EventFd::new().unwrap());
+    qtest.watch(&late);
+    assert_eq!(late.drain(), 1);
+    assert!(matches!(qtest.port_out(0, 1, 0), Err(Error::QemuDied(_))));
+}
+
+#[test]
+fn closing_wakes_waiters_and_ends_the_threads() {
+    let (qtest, peer) = pair(LONG);
+    let other = qtest.clone();
+    let waiter = thread::spawn(move || other.port_in(1, 1));
+    thread::sleep(SHORT);
+    qtest.close();
+    assert!(matches!(waiter.join().unwrap(), Err(Error::Closed(_))));
+    assert!(matches!(qtest.port_in(1, 1), Err(Error::Closed(_))));
+    assert!(qtest.death().unwrap().contains("closed"));
+    qtest.close();
+    drop(peer);
+}
+
+#[test]
+fn dropping_the_last_clone_closes() {
+    let (qtest, mut peer) = pair(LONG);
+    drop(qtest.clone());
+    qtest.port_out(0x80, 1, 7).unwrap();
+    drop(qtest);
+    let mut written = String::new();
+    peer.read_to_string(&mut written).unwrap();
+    assert_eq!(written, "outb 0x80 0x7\n");
+}
+
+#[test]
+fn a_refused_write_is_reported_by_the_next_call_that_waits() {
+    let (qtest, _peer) =
+        scripted(LONG, &["FAIL no such port\n", "ERR again\n", "OK 0x01\n", "OK 0x02\n"]);
+    qtest.port_out(0x80, 1, 7).unwrap();
+    qtest.port_out(0x81, 1, 7).unwrap();
+    let error = qtest.port_in(0x80, 1).unwrap_err();
+    let Error::Qemu(why) = &error else { panic!("{error:?}") };
+    assert!(why.contains("outb 0x80 0x7") && why.contains("FAIL no such port"), "{why}");
+    assert!(why.contains("1 more"), "{why}");
+    assert_eq!(qtest.port_in(0x80, 1).unwrap(), 2);
+}
+
+#[test]
+fn a_refusal_names_the_command() {
+    let (qtest, _peer) = scripted(LONG, &["FAIL Unknown command 'clock_step'\n", "OK little\n"]);
+    let error = qtest.clock_step(None).unwrap_err();
+    assert!(matches!(&error, Error::Qemu(why) if why.contains("`clock_step`")), "{error}");
+    qtest.flush().unwrap();
+}
+
+#[test]
+fn a_late_reply_is_not_taken_for_the_next() {
+    let (qtest, mut peer) = pair(SHORT);
+    assert!(matches!(qtest.port_in(1, 1), Err(Error::Timeout(_))));
+    let answer = thread::spawn(move || {
+        let mut request = [0; 64];
+        let mut count = 0;
+        while count < 14 {
+            count += peer.read(&mut request).unwrap();
+        }
+        peer.write_all(b"OK 0x01\nOK 0x02\n").unwrap();
+        peer
+    });
+    assert_eq!(qtest.port_in(2, 1).unwrap(), 2);
+    answer.join().unwrap();
+}
+
+#[test]
+fn unanswered_commands_are_bounded() {
+    let (qtest, mut peer) = pair(SHORT);
+    // Reads everything, so the socket never fills, and answers nothing.
+    let sink = thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        let mut lines = 0;
+        while let Ok(count @ 1..) = peer.read(&mut bytes) {
+            lines += bytes[..count].iter().filter(|b| **b == b'\n').count();
+        }
+        lines
+    });
+    let mut posted = 0;
+    let error = loop {
+        match qtest.port_out(0x80, 1, 0) {
+            Ok(()) => posted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+    assert_eq!(posted, MAX_OUTSTANDING);
+    qtest.close();
+    assert_eq!(sink.join().unwrap(), MAX_OUTSTANDING);
+}
+
+#[test]
+fn a_full_socket_is_a_timeout_and_then_works_again() {
+    let (qtest, mut peer) = pair(SHORT);
+    let mut posted = 0;
+    let error = loop {
+        match qtest.port_out(0x80, 1, 0) {
+            Ok(()) => posted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+    assert!(posted > 10 && qtest.death().is_none());
+    let answer = thread::spawn(move || {
+        let mut reader = BufReader::new(peer.try_clone().unwrap());
+        let mut line = String::new();
+        for _ in 0..posted {
+            line.clear();
+            reader.read_line(&mut line).unwrap();
+            assert_eq!(line, "outb 0x80 0x0\n");
+            peer.write_all(b"OK\n").unwrap();
+        }
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        peer.write_all(b"OK 0x55\n").unwrap();
+        line
+    });
+    assert_eq!(qtest.port_in(1, 1).unwrap(), 0x55);
+    assert_eq!(answer.join().unwrap(), "inb 0x1\n");
+}
+
+#[test]
+fn half_a_line_poisons_the_connection() {
+    let mut poisoned = 0;
+    // Where the socket's buffer ends depends on what lies in it before the long lines.
+    for short_lines in 0..4 {
+        let (ours, _peer) = UnixStream::pair().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&ours, 1).unwrap();
+        let qtest = QTest::from_socket(OwnedFd::from(ours), SHORT, None).unwrap();
+        let event = Arc::new(EventFd::new().unwrap());
+        qtest.watch(&event);
+        for _ in 0..short_lines {
+            qtest.port_out(0x80, 1, 0).unwrap();
+        }
+        let error = loop {
+            if let Err(error) = qtest.write_bytes(0, &[0; 2048]) {
+                break error;
+            }
+        };
+        if matches!(error, Error::Timeout(_)) {
+            assert!(qtest.death().is_none());
+            continue;
+        }
+        poisoned += 1;
+        assert!(matches!(&error, Error::QemuDied(why) if why.contains("bytes written")), "{error}");
+        assert_eq!(qtest.death().unwrap(), error.to_string());
+        assert!(event.wait(Some(LONG)).unwrap());
+        assert!(matches!(qtest.port_out(0x80, 1, 0), Err(Error::QemuDied(_))));
+    }
+    assert!(poisoned > 0);
+}
+
+#[test]
+fn patience_ends_a_wait() {
+    fn impatient() -> crate::Result<()> {
+        Err(Error::Busy("enough".into()))
+    }
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let qtest = QTest::from_socket(OwnedFd::from(ours), LONG, Some(impatient)).unwrap();
+    let started = Instant::now();
+    assert!(matches!(qtest.port_in(1, 1), Err(Error::Busy(_))));
+    assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn interrupts_reach_every_eventfd_of_a_line() {
+    let (qtest, mut peer) = pair(LONG);
+    let [a, b, other] = [(); 3].map(|()| Arc::new(EventFd::new().unwrap()));
+    qtest.on_irq(11, &a);
+    qtest.on_irq(11, &b);
+    qtest.on_irq(10, &other);
+    peer.write_all(b"IRQ raise 11\n").unwrap();
+    assert!(a.wait(Some(LONG)).unwrap() && b.wait(Some(LONG)).unwrap());
+    assert!(qtest.irq_level(11) && !qtest.irq_level(10));
+    // Who comes while the line is raised hears of it; so does who is called again.
+    let late = Arc::new(EventFd::new().unwrap());
+    qtest.on_irq(11, &late);
+    assert_eq!(late.drain(), 1);
+    assert!(qtest.irq_signal_again(11));
+    assert_eq!((a.drain(), b.drain(), late.drain(), other.drain()), (2, 2, 1, 0));
+    drop(a);
+    peer.write_all(b"IRQ lower 11\nIRQ raise 11\n").unwrap();
+    assert!(b.wait(Some(LONG)).unwrap());
+    assert!(!qtest.irq_signal_again(10));
+}
+
+#[test]
+fn many_reads_go_out_together() {
+    let (qtest, mut peer) = pair(LONG);
+    let reads: Vec<(u64, u8)> = (0..300).map(|n| (n * 4, 4)).collect();
+    let answer = thread::spawn(move || {
+        let mut reader = BufReader::new(peer.try_clone().unwrap());
+        let mut line = String::new();
+        for n in 0..300 {
+            line.clear();
+            reader.read_line(&mut line).unwrap();
+            assert_eq!(line, format!("readl {:#x}\n", n * 4));
+            peer.write_all(format!("OK {n:#018x}\n").as_bytes()).unwrap();
+        }
+    });
+    assert_eq!(qtest.read_many(&reads).unwrap(), (0..300).collect::<Vec<u64>>());
+    answer.join().unwrap();
+}
+
+#[test]
+fn long_transfers_are_cut_in_pieces() {
+    let (qtest, mut peer) = pair(LONG);
+    let answer = thread::spawn(move || {
+        let mut reader = BufReader::new(peer.try_clone().unwrap());
+        let mut line = String::new();
+        let mut lines = Vec::new();
+        for bytes in [4096, 4096, 8] {
+            line.clear();
+            reader.read_line(&mut line).unwrap();
+            lines.push(line.clone());
+            peer.write_all(format!("OK 0x{}\n", "5a".repeat(bytes)).as_bytes()).unwrap();
+        }
+        for _ in 0..2 {
+            line.clear();
+            reader.read_line(&mut line).unwrap();
+            lines.push(line[..22].to_owned());
+            peer.write_all(b"OK\n").unwrap();
+        }
+        lines
+    });
+    assert_eq!(qtest.read_bytes(0x1000, 8200).unwrap(), vec![0x5a; 8200]);
+    qtest.write_bytes(0x1000, &[0; 2050]).unwrap();
+    assert_eq!(
+        answer.join().unwrap(),
+        [
+            "read 0x1000 0x1000\n",
+            "read 0x2000 0x1000\n",
+            "read 0x3000 0x8\n",
+            "write 0x1000 0x800 0x0",
+            "write 0x1800 0x2 0x000",
+        ]
+    );
+}
+
+#[test]
+fn the_clock_runs_in_real_time_and_steps_never_pile_up() {
+    let (qtest, mut peer) = pair(LONG);
+    let steps = thread::spawn(move || {
+        let mut reader = BufReader::new(peer.try_clone().unwrap());
+        let mut line = String::new();
+        let mut total = 0;
+        let mut steps = 0;
+        while reader.read_line(&mut line).unwrap_or(0) > 0 {
+            let ns = line.trim_end().strip_prefix("clock_step 0x").unwrap();
+            total += u64::from_str_radix(ns, 16).unwrap();
+            steps += 1;
+            line.clear();
+            if steps == 3 {
+                // A QEMU that is busy: no second step may come meanwhile.
+                thread::sleep(Duration::from_millis(50));
+                assert!(reader.buffer().is_empty());
+                assert_eq!(rustix::io::ioctl_fionread(&peer).unwrap(), 0);
+            }
+            if peer.write_all(format!("OK {total}\n").as_bytes()).is_err() {
+                break;
+            }
+        }
+        (steps, total)
+    });
+    let started = Instant::now();
+    qtest.run_clock(Duration::from_millis(1)).unwrap();
+    thread::sleep(Duration::from_millis(150));
+    qtest.run_clock(Duration::from_millis(5)).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let elapsed = started.elapsed();
+    qtest.close();
+    let (steps, total) = steps.join().unwrap();
+    assert!((10..200).contains(&steps), "{steps}");
+    let total = Duration::from_nanos(total);
+    assert!(total <= elapsed + Duration::from_millis(5), "{total:?} of {elapsed:?}");
+    assert!(total >= elapsed - Duration::from_millis(60), "{total:?} of {elapsed:?}");
+}
+
+#[test]
+fn the_clock_needs_the_qtest_accelerator() {
+    let (qtest, _peer) = scripted(LONG, &["FAIL Unknown command 'clock_step'\n"]);
+    assert!(matches!(qtest.run_clock(SHORT), Err(Error::Qemu(_))));
+}
+
+#[test]
+fn connecting_waits_for_the_socket_and_for_an_answer() {
+    let directory = std::env::temp_dir().join(format!("virtnic-qtest-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("qtest");
+    let started = Instant::now();
+    let error = QTest::connect(&path, SHORT).unwrap_err();
+    assert!(matches!(&error, Error::Timeout(why) if why.contains("-qtest unix:")), "{error}");
+    assert!(started.elapsed() >= SHORT);
+    let late = path.clone();
+    let peer = thread::spawn(move || {
+        thread::sleep(SHORT);
+        let listener = UnixListener::bind(&late).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let mut request = [0; 11];
+        peer.read_exact(&mut request).unwrap();
+        assert_eq!(&request, b"endianness\n");
+        peer.write_all(b"OK little\n").unwrap();
+        listener
+    });
+    let qtest = QTest::connect(&path, LONG).unwrap();
+    let listener = peer.join().unwrap();
+    qtest.close();
+    // It listens and nobody answers: another client has QEMU.
+    let error = QTest::connect(&path, SHORT).unwrap_err();
+    assert!(matches!(&error, Error::Timeout(why) if why.contains("another client")), "{error}");
+    drop(listener);
+    let long = directory.join("x".repeat(120));
+    assert!(matches!(QTest::connect(&long, SHORT), Err(Error::Invalid(_))));
+    std::fs::remove_dir_all(&directory).unwrap();
+}
