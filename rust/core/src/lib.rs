@@ -7,10 +7,12 @@
 //!
 //! Layers, lowest first; each may use those above it in this list only:
 //!
+//! - [`memory`]: one shared file, its IOVA, the packet pool
 //! - [`notify`]: eventfds, doorbells and interrupts
 //! - [`qtest`]: the QTest wire client
 
 pub mod error;
+pub mod memory;
 pub mod notify;
 pub mod process;
 pub mod qtest;

@@ -1,0 +1,422 @@
+//! The shared file, mapped.
+
+use super::arena::Arena;
+use super::backing::{self, Backing};
+use super::mapping::Mapping;
+use super::pages::{self, human};
+use super::pool::Layout;
+use super::{Chunk, Iova, PageRequest, PageSize, Placement, Pool};
+use super::{available, iova, numa, physical};
+use crate::process::Home;
+use crate::{Error, Result};
+use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// What a region shall be.
+#[derive(Clone, Debug)]
+pub struct RegionOptions {
+    /// Bytes; a power of two (QEMU makes it a PCI BAR) of at least 1 MiB, a multiple
+    /// of the page size.
+    pub size: usize,
+    /// Which pages.
+    pub pages: PageRequest,
+    /// Where it lies in the device's address space.
+    pub placement: Placement,
+    /// Bind the memory to this NUMA node, strictly: too little there is an error.
+    pub node: Option<u32>,
+    /// Make the file in this directory (a hugetlbfs mount) instead of a memfd,
+    /// so that another process can open it by path (`ivshmem-plain`). Its pages are
+    /// those of the mount; it cannot be sealed, and is removed when dropped.
+    pub directory: Option<PathBuf>,
+    /// Bytes of data a packet buffer holds; rounded up to whole cache lines.
+    pub buffer_size: usize,
+    /// Buffers for frames of up to 64 KiB. `None`: a sixteenth of the memory, none below 4 MiB.
+    pub jumbo_buffers: Option<usize>,
+}
+
+/// The smallest region.
+const SMALLEST: usize = 1 << 20;
+
+/// The part kept for rings: a sixteenth, between these.
+const RINGS: (usize, usize) = (256 << 10, 64 << 20);
+
+/// One shared file: mapped at an address aligned to its size, prefaulted, sealed.
+///
+/// The seals fix the file's size. What they cannot stop is a peer that punches a
+/// hole into it (`fallocate(2)`): of ordinary pages we would read zeros; of
+/// hugepages as well, unless another process takes the freed page first, which ends
+/// in a SIGBUS. The file is therefore for peers that may crash and lie, not for
+/// ones that have the descriptor and aim at our life.
+#[derive(Debug)]
+pub struct Region {
+    home: Home,
+    // The order matters: unmapped first, then closed and its name removed.
+    mapping: Mapping,
+    backing: Backing,
+    page: PageSize,
+    iova: Iova,
+    fallback: Option<String>,
+    /// The part for rings is `0..rings`, the rest the pool's.
+    rings: usize,
+    arena: Mutex<Arena>,
+    layout: Layout,
+    jumbo: Layout,
+    /// The one pool, as long as somebody has it.
+    pool: Mutex<Weak<Pool>>,
+}
+
+impl Region {
+    /// Makes a region.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`], [`crate::Error::MemoryUnavailable`] or [`crate::Error::Permission`].
+    pub fn new(options: &RegionOptions) -> Result<Arc<Self>> {
+        let &RegionOptions { size, placement, node, buffer_size, jumbo_buffers, .. } = options;
+        if size < SMALLEST || !size.is_power_of_two() {
+            return Err(Error::Invalid(format!(
+                "a size of {size} bytes will not do: QEMU makes the memory a PCI BAR, a power of \
+                 two of at least 1 MiB; the next is {}",
+                size.max(SMALLEST)
+                    .checked_next_power_of_two()
+                    .map_or("beyond any machine".to_owned(), |next| human(next as u64)),
+            )));
+        }
+        if let Placement::At(at) = placement {
+            iova::check_explicit(at, size as u64)?;
+        }
+        if let Some(node) = node {
+            numa::check(Path::new("/sys"), node)?;
+        }
+        let rings = (size / 16).clamp(RINGS.0, RINGS.1);
+        let jumbo = Layout::jumbo(jumbo_buffers, size, buffer_size, size - rings)?;
+        let layout = Layout::new(buffer_size, size - rings - jumbo.len())?;
+        let candidates = candidates(options)?;
+        if placement == Placement::Physical {
+            physical::check_privilege()?;
+        }
+
+        let mut fallback = None;
+        let mut refusal = None;
+        for page in candidates {
+            match build(options, page) {
+                Ok((mapping, backing, iova)) => {
+                    if let Some(why) = &fallback {
+                        log::warn!("{} back the memory: {why}", page.name());
+                    }
+                    return Ok(Arc::new(Self {
+                        home: Home::here(),
+                        mapping,
+                        backing,
+                        page,
+                        iova,
+                        fallback,
+                        rings,
+                        arena: Mutex::new(Arena::new(rings)),
+                        layout,
+                        jumbo,
+                        pool: Mutex::new(Weak::new()),
+                    }));
+                }
+                Err(Error::MemoryUnavailable(why)) => {
+                    log::debug!("no region of {}: {why}", page.name());
+                    // Who never reserved 1 GiB pages does not miss them.
+                    if page != PageSize::Huge1G || pages::count(page, node)?.total > 0 {
+                        fallback = Some(why.clone());
+                    }
+                    refusal = Some(Error::MemoryUnavailable(why));
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| Error::MemoryUnavailable("no pages to try".to_owned())))
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> usize {
+        self.mapping.len()
+    }
+    /// What backs it.
+    pub fn page_size(&self) -> PageSize {
+        self.page
+    }
+    /// Where it lies in the device's address space.
+    #[inline]
+    pub fn iova(&self) -> Iova {
+        self.iova
+    }
+    /// Where it lies in ours.
+    pub fn address(&self) -> usize {
+        self.mapping.address()
+    }
+    /// The file.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.backing.fd()
+    }
+    /// The file's path where it has one.
+    pub fn path(&self) -> Option<&Path> {
+        self.backing.path()
+    }
+    /// Why the pages are smaller than the largest size there is, where `Auto` fell back.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// The packet pool: everything but the part kept for rings.
+    ///
+    /// There is one at a time: as long as somebody holds it, every call returns the
+    /// same. Who holds a buffer's id holds the pool too, so a new one starts with
+    /// all buffers free.
+    pub fn pool(self: &Arc<Self>) -> Arc<Pool> {
+        let mut known = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        known.upgrade().unwrap_or_else(|| {
+            let pool = Arc::new(Pool::new(self, self.rings..self.size(), self.layout, self.jumbo));
+            *known = Arc::downgrade(&pool);
+            pool
+        })
+    }
+
+    /// The device's address of `len` bytes at `offset`; `None` when they do not lie inside.
+    pub fn iova_of(&self, offset: usize, len: usize) -> Option<Iova> {
+        self.contains(offset, len).then(|| self.iova.plus(offset as u64))
+    }
+    /// The offset of `len` bytes at the device's address; `None` when they do not lie inside.
+    pub fn offset_of(&self, iova: Iova, len: usize) -> Option<usize> {
+        let offset = usize::try_from(iova.0.checked_sub(self.iova.0)?).ok()?;
+        self.contains(offset, len).then_some(offset)
+    }
+
+    /// An exclusive part for a ring, zeroed. `align` is a power of two.
+    ///
+    /// # Errors
+    /// [`crate::Error::MemoryUnavailable`] when the part kept for rings is full,
+    /// [`crate::Error::Invalid`] for a length of zero or an alignment that is no power of two,
+    /// [`crate::Error::Closed`] in a forked child.
+    pub fn allocate(self: &Arc<Self>, len: usize, align: usize) -> Result<Chunk> {
+        self.home.check("the memory")?;
+        if len == 0 || !align.is_power_of_two() {
+            return Err(Error::Invalid(format!(
+                "cannot allocate {len} bytes aligned to {align}: a length above zero and a power \
+                 of two are needed"
+            )));
+        }
+        let (offset, room) = {
+            let mut arena = self.arena();
+            (arena.allocate(len, align), arena.room())
+        };
+        let offset = offset.ok_or_else(|| {
+            Error::MemoryUnavailable(format!(
+                "no {len} bytes (aligned to {align}) left in the part kept for rings: {} of {} \
+                 are free, {} of them in a row; make the memory larger or the queues smaller",
+                room.0, self.rings, room.1
+            ))
+        })?;
+        let chunk = Chunk::new(Arc::clone(self), offset, len);
+        chunk.zero();
+        Ok(chunk)
+    }
+
+    /// Copies bytes out, for diagnosis and tests.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] when they do not lie inside.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.check(offset, out.len())?;
+        // SAFETY: both ranges are valid for the length, and private memory does not
+        // overlap the mapping; a byte copy, as the rules of shared memory allow.
+        unsafe { out.as_mut_ptr().copy_from_nonoverlapping(self.base().add(offset), out.len()) };
+        Ok(())
+    }
+    /// Copies bytes in, for diagnosis and tests.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] when they do not lie inside.
+    pub fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
+        self.check(offset, data.len())?;
+        // SAFETY: as in `read`, the other way round.
+        unsafe { self.base().add(offset).copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        Ok(())
+    }
+
+    /// The first byte. Only for volatile or atomic access, or byte copies.
+    #[inline]
+    pub(super) fn base(&self) -> *mut u8 {
+        self.mapping.as_ptr()
+    }
+
+    /// Takes back what `allocate` gave. Not in a forked child, which never gives it again:
+    /// the lock may be held there by a thread that is not.
+    pub(super) fn release(&self, offset: usize, len: usize) {
+        if self.home.is_here() {
+            self.arena().release(offset, len);
+        }
+    }
+
+    fn arena(&self) -> MutexGuard<'_, Arena> {
+        self.arena.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn contains(&self, offset: usize, len: usize) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.size())
+    }
+
+    fn check(&self, offset: usize, len: usize) -> Result<()> {
+        if self.contains(offset, len) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "{len} bytes at offset {offset} do not lie inside the memory of {} bytes",
+            self.size()
+        )))
+    }
+}
+
+/// The page sizes to try, largest first; at least one.
+fn candidates(options: &RegionOptions) -> Result<Vec<PageSize>> {
+    let &RegionOptions { size, pages, placement, .. } = options;
+    let mut found = match (&options.directory, pages) {
+        (Some(directory), request) => {
+            let page = backing::directory_pages(directory)?;
+            if let PageRequest::Exactly(wanted) = request
+                && wanted != page
+            {
+                return Err(Error::Invalid(format!(
+                    "files in {} have {}, not {}; give another directory, or leave the page size \
+                     out",
+                    directory.display(),
+                    page.name(),
+                    wanted.name()
+                )));
+            }
+            vec![page]
+        }
+        (None, PageRequest::Exactly(page)) => vec![page],
+        (None, PageRequest::Auto) => {
+            let mut all: Vec<_> = pages::hugepages(None)?.into_iter().map(|has| has.size).collect();
+            all.retain(|page| size.is_multiple_of(page.bytes()));
+            all.push(PageSize::Base);
+            all
+        }
+    };
+    if let [page] = found[..]
+        && !size.is_multiple_of(page.bytes())
+    {
+        return Err(Error::Invalid(format!(
+            "a size of {} is not a multiple of the page size: {} were asked for",
+            human(size as u64),
+            page.name()
+        )));
+    }
+    if placement == Placement::Physical {
+        found.retain(|&page| page != PageSize::Base);
+        if found.is_empty() {
+            return Err(Error::Invalid(format!(
+                "iova=\"pa\" needs hugepages, and {} of ordinary pages were asked for; make the \
+                 size a multiple of 2 MiB on hugepages, or use iova=\"va\"",
+                human(size as u64)
+            )));
+        }
+    }
+    Ok(found)
+}
+
+/// The file, mapped, bound, filled and sealed, and where the device sees it.
+fn build(options: &RegionOptions, page: PageSize) -> Result<(Mapping, Backing, Iova)> {
+    let &RegionOptions { size, placement, node, .. } = options;
+    check_free(options, page)?;
+    let backing = match &options.directory {
+        None => Backing::memfd(size, page)?,
+        Some(directory) => Backing::in_directory(size, directory)?,
+    };
+    let mapping = Mapping::reserve(size)?;
+    // Physical memory is taken frame by frame, with every free hugepage held: a
+    // promise for the whole could not be kept meanwhile.
+    let promise = placement != Placement::Physical;
+    mapping.attach(backing.fd(), promise).map_err(|cause| exhausted(options, page, cause))?;
+    if let Some(node) = node {
+        // SAFETY: the whole of our own mapping.
+        unsafe { numa::bind(mapping.as_ptr().cast(), size, node)? };
+    }
+    let iova = match placement {
+        Placement::Physical => physical::fill(&mapping, &backing, page, node)?,
+        Placement::Virtual | Placement::At(_) => {
+            prefault(&mapping, &backing, page, options)?;
+            match placement {
+                Placement::At(at) => at,
+                _ => Iova(mapping.address() as u64),
+            }
+        }
+    };
+    backing.seal()?;
+    Ok((mapping, backing, iova))
+}
+
+/// Whether there is enough, as far as it can be known before trying.
+fn check_free(options: &RegionOptions, page: PageSize) -> Result<()> {
+    let &RegionOptions { size, node, placement, .. } = options;
+    if page == PageSize::Base {
+        return match available::available(node) {
+            Some(free) if free < size as u64 => Err(Error::MemoryUnavailable(format!(
+                "{} of ordinary pages cannot be had: {} MiB are available; ask for less",
+                human(size as u64),
+                free >> 20
+            ))),
+            _ => Ok(()),
+        };
+    }
+    let have = pages::count(page, node)?;
+    if have.free * page.bytes() < size && !pages::overcommits(page) {
+        return Err(Error::MemoryUnavailable(pages::shortage(have, size, node, placement)));
+    }
+    Ok(())
+}
+
+/// Faults every page in.
+fn prefault(
+    mapping: &Mapping,
+    backing: &Backing,
+    page: PageSize,
+    options: &RegionOptions,
+) -> Result<()> {
+    let node = options.node;
+    let done = match mapping.populate(0, mapping.len()) {
+        // Linux before 5.14. The file's pages would not follow the mapping's node.
+        Err(Errno::INVAL) if node.is_none() => mapping.populate_by_file(backing.fd()),
+        Err(Errno::INVAL) => {
+            return Err(Error::Invalid(
+                "binding memory to a NUMA node needs Linux 5.14 (MADV_POPULATE_WRITE); pass \
+                 node=None"
+                    .to_owned(),
+            ));
+        }
+        other => other,
+    };
+    done.map_err(|cause| exhausted(options, page, cause))
+}
+
+/// The error for pages that ran out although they were counted before.
+fn exhausted(options: &RegionOptions, page: PageSize, cause: Errno) -> Error {
+    let &RegionOptions { size, node, placement, .. } = options;
+    let hint = if page == PageSize::Base {
+        "ask for less, or look at the limits of the control group and of the tmpfs".to_owned()
+    } else {
+        match pages::count(page, node) {
+            Ok(have) if have.free * page.bytes() < size => {
+                pages::shortage(have, size, node, placement)
+            }
+            _ => "another process may have been faster, or the hugetlb control group has a lower \
+                  limit; try again"
+                .to_owned(),
+        }
+    };
+    Error::MemoryUnavailable(format!(
+        "the kernel does not give {} of {} ({cause}): {hint}",
+        human(size as u64),
+        page.name()
+    ))
+}
+
+#[cfg(test)]
+#[path = "region_tests.rs"]
+mod tests;
