@@ -9,9 +9,10 @@
 //!
 //! - [`memory`]: one shared file, its IOVA, the packet pool
 //! - [`notify`]: eventfds, doorbells and interrupts
-//! - [`qtest`]: the QTest wire client
+//! - [`qtest`]: the QTest wire client; [`ivshmem`]: the memory and interrupt server
 
 pub mod error;
+pub mod ivshmem;
 pub mod memory;
 pub mod notify;
 pub mod process;
