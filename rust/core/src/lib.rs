@@ -10,6 +10,7 @@
 //! - [`memory`]: one shared file, its IOVA, the packet pool
 //! - [`notify`]: eventfds, doorbells and interrupts
 //! - [`qtest`]: the QTest wire client; [`ivshmem`]: the memory and interrupt server
+//! - [`virtio`]: features, status, transports, rings
 
 pub mod error;
 pub mod ivshmem;
@@ -17,5 +18,6 @@ pub mod memory;
 pub mod notify;
 pub mod process;
 pub mod qtest;
+pub mod virtio;
 
 pub use error::{Error, Result};

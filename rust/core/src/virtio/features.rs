@@ -1,0 +1,414 @@
+//! Feature bits by name (VIRTIO 1.3, sections 2.2, 5.1.3 and 6), and what was
+//! accepted or refused and why.
+
+use crate::{Error, Result};
+use std::fmt;
+use std::ops::{BitAnd, BitOr, BitOrAssign, Sub};
+
+/// A set of feature bits.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct Features(pub u128);
+
+impl Features {
+    /// No feature.
+    pub const NONE: Self = Self(0);
+
+    /// The set of one bit.
+    #[must_use]
+    pub const fn bit(bit: u8) -> Self {
+        Self(1 << bit)
+    }
+    /// Whether every feature of `other` is in this set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+    /// The 32 bits that the device's select register calls `index` (section 4.1.4.3).
+    #[must_use]
+    pub const fn word(self, index: u32) -> u32 {
+        (self.0 >> (32 * index)) as u32
+    }
+    /// The bits, lowest first.
+    pub fn bits(self) -> impl Iterator<Item = u8> {
+        (0..128).filter(move |bit| self.contains(Self::bit(*bit)))
+    }
+}
+
+impl BitOr for Features {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Features {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+impl BitAnd for Features {
+    type Output = Self;
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl Sub for Features {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+impl fmt::Debug for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Features({self})")
+    }
+}
+
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for bit in self.bits() {
+            match by_bit(bit) {
+                Some(known) => write!(f, "{separator}{}", known.name)?,
+                None => write!(f, "{separator}bit {bit}")?,
+            }
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
+/// What this driver does about a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// The device must offer it.
+    Required,
+    /// Accepted when offered.
+    Accepted,
+    /// Works, but is accepted only when asked for; the text says why.
+    OnRequest(&'static str),
+    /// Not accepted; the text says why.
+    Unsupported(&'static str),
+}
+
+/// One feature bit.
+#[derive(Clone, Copy, Debug)]
+pub struct Feature {
+    /// Its name in the specification, without the `VIRTIO_`, `VIRTIO_F_` or `VIRTIO_NET_F_` in front.
+    pub name: &'static str,
+    /// Its number.
+    pub bit: u8,
+    /// The section of VIRTIO 1.3 that defines it.
+    pub section: &'static str,
+    /// What this driver does about it.
+    pub support: Support,
+}
+
+impl Feature {
+    /// The set of this feature alone.
+    #[must_use]
+    pub const fn set(&self) -> Features {
+        Features::bit(self.bit)
+    }
+}
+
+macro_rules! features {
+    ($($(#[$doc:meta])* $name:ident = $bit:literal, $section:literal, $support:expr;)*) => {
+        impl Features {
+            $($(#[$doc])* pub const $name: Self = Self::bit($bit);)*
+        }
+        /// Every feature bit of a virtio-net device, by number.
+        pub const TABLE: &[Feature] = &[
+            $(Feature { name: stringify!($name), bit: $bit, section: $section, support: $support },)*
+        ];
+    };
+}
+
+use Support::{Accepted, OnRequest, Required, Unsupported};
+
+/// Frames of the usual size fit one buffer, so nothing has to be merged. A port prefers it
+/// where the device's MTU makes longer frames.
+const MERGE_ON_REQUEST: Support =
+    OnRequest("frames fit one buffer; merging, for longer ones, costs a header read for each");
+const NO_OFFLOADS: Support = Unsupported("segmentation and checksum offloads are not driven yet");
+const NO_CONTROL: Support = Unsupported("the control queue is not driven yet");
+
+features! {
+    /// The device handles packets with partial checksum.
+    CSUM = 0, "5.1.3", NO_OFFLOADS;
+    /// The driver handles packets with partial checksum.
+    GUEST_CSUM = 1, "5.1.3", NO_OFFLOADS;
+    /// Offloads can be changed at run time by the control queue.
+    CTRL_GUEST_OFFLOADS = 2, "5.1.3", NO_CONTROL;
+    /// The device says its MTU.
+    MTU = 3, "5.1.3", Accepted;
+    /// The device has a MAC address.
+    MAC = 5, "5.1.3", Accepted;
+    /// The driver can receive TSOv4.
+    GUEST_TSO4 = 7, "5.1.3", NO_OFFLOADS;
+    /// The driver can receive TSOv6.
+    GUEST_TSO6 = 8, "5.1.3", NO_OFFLOADS;
+    /// The driver can receive TSO with ECN.
+    GUEST_ECN = 9, "5.1.3", NO_OFFLOADS;
+    /// The driver can receive UFO.
+    GUEST_UFO = 10, "5.1.3", NO_OFFLOADS;
+    /// The device can receive TSOv4.
+    HOST_TSO4 = 11, "5.1.3", NO_OFFLOADS;
+    /// The device can receive TSOv6.
+    HOST_TSO6 = 12, "5.1.3", NO_OFFLOADS;
+    /// The device can receive TSO with ECN.
+    HOST_ECN = 13, "5.1.3", NO_OFFLOADS;
+    /// The device can receive UFO.
+    HOST_UFO = 14, "5.1.3", NO_OFFLOADS;
+    /// The driver can merge receive buffers.
+    MRG_RXBUF = 15, "5.1.3", MERGE_ON_REQUEST;
+    /// The configuration has a status field.
+    STATUS = 16, "5.1.3", Accepted;
+    /// There is a control queue.
+    CTRL_VQ = 17, "5.1.3", NO_CONTROL;
+    /// The control queue sets receive modes.
+    CTRL_RX = 18, "5.1.3", NO_CONTROL;
+    /// The control queue filters VLANs.
+    CTRL_VLAN = 19, "5.1.3", NO_CONTROL;
+    /// The control queue has extra receive modes.
+    CTRL_RX_EXTRA = 20, "5.1.3", NO_CONTROL;
+    /// The driver can send gratuitous packets.
+    GUEST_ANNOUNCE = 21, "5.1.3", NO_CONTROL;
+    /// The device has several queue pairs.
+    MQ = 22, "5.1.3", NO_CONTROL;
+    /// The control queue sets the MAC address.
+    CTRL_MAC_ADDR = 23, "5.1.3", NO_CONTROL;
+    /// The device notifies when it runs out of buffers, even where notifications are suppressed.
+    NOTIFY_ON_EMPTY = 24, "6.3", Unsupported("legacy; of no use to a driver that looks at used rings itself");
+    /// Descriptors may be laid out in any way.
+    ANY_LAYOUT = 27, "6.3", Accepted;
+    /// A descriptor can point to a table of descriptors.
+    INDIRECT_DESC = 28, "6", Accepted;
+    /// Notifications are suppressed by index.
+    EVENT_IDX = 29, "6", Accepted;
+    /// The device complies with version 1 of the specification.
+    VERSION_1 = 32, "6", Required;
+    /// The device's memory access is translated or limited by the platform.
+    ACCESS_PLATFORM = 33, "6", Accepted;
+    /// The packed ring.
+    RING_PACKED = 34, "6", Accepted;
+    /// Buffers are used in the order in which they were made available.
+    IN_ORDER = 35, "6", Accepted;
+    /// Memory accesses are ordered as the platform orders them.
+    ORDER_PLATFORM = 36, "6", Accepted;
+    /// The device has virtual functions.
+    SR_IOV = 37, "6", Unsupported("virtual functions cannot be reached over QTest");
+    /// Notifications carry data.
+    NOTIFICATION_DATA = 38, "6", Unsupported("notifications carry the queue index only");
+    /// The notification value comes from the device.
+    NOTIF_CONFIG_DATA = 39, "6", Unsupported("notifications carry the queue index only");
+    /// One queue can be reset alone.
+    RING_RESET = 40, "6", Unsupported("queues are not reset one by one yet");
+    /// The device has an administration queue.
+    ADMIN_VQ = 41, "6", Unsupported("the administration queue is not driven");
+    /// The device keeps statistics.
+    DEVICE_STATS = 50, "5.1.3", NO_CONTROL;
+    /// The device hashes what is inside tunnels.
+    HASH_TUNNEL = 51, "5.1.3", NO_CONTROL;
+    /// Notifications can be coalesced for each queue.
+    VQ_NOTF_COAL = 52, "5.1.3", NO_CONTROL;
+    /// Notifications can be coalesced.
+    NOTF_COAL = 53, "5.1.3", NO_CONTROL;
+    /// The driver can receive USOv4.
+    GUEST_USO4 = 54, "5.1.3", NO_OFFLOADS;
+    /// The driver can receive USOv6.
+    GUEST_USO6 = 55, "5.1.3", NO_OFFLOADS;
+    /// The device can receive USO.
+    HOST_USO = 56, "5.1.3", NO_OFFLOADS;
+    /// The device reports a hash with each packet.
+    HASH_REPORT = 57, "5.1.3", NO_CONTROL;
+    /// The driver gives the exact header length.
+    GUEST_HDRLEN = 59, "5.1.3", NO_OFFLOADS;
+    /// The device steers by hash.
+    RSS = 60, "5.1.3", NO_CONTROL;
+    /// The device can merge TCP segments.
+    RSC_EXT = 61, "5.1.3", NO_OFFLOADS;
+    /// The device stands by for another of the same MAC.
+    STANDBY = 62, "5.1.3", Unsupported("there is no primary device to stand by for");
+    /// The device says its speed and duplex mode.
+    SPEED_DUPLEX = 63, "5.1.3", Accepted;
+}
+
+/// The feature of a bit, where it is known.
+#[must_use]
+pub fn by_bit(bit: u8) -> Option<&'static Feature> {
+    TABLE.iter().find(|feature| feature.bit == bit)
+}
+
+/// The feature of a name; case and the specification's prefixes do not matter.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static Feature> {
+    let upper = name.to_ascii_uppercase();
+    let short = ["VIRTIO_NET_F_", "VIRTIO_F_", "VIRTIO_RING_F_", "VIRTIO_"]
+        .iter()
+        .find_map(|prefix| upper.strip_prefix(prefix))
+        .unwrap_or(&upper);
+    let short = match short {
+        "PACKED" => "RING_PACKED",
+        "IOMMU_PLATFORM" => "ACCESS_PLATFORM",
+        other => other,
+    };
+    TABLE.iter().find(|feature| feature.name == short)
+}
+
+/// What became of one feature.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Its name, `bit N` for one this driver does not know.
+    pub name: String,
+    /// Its number.
+    pub bit: u8,
+    /// Whether the device offers it.
+    pub offered: bool,
+    /// Whether it is in force.
+    pub accepted: bool,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// What the driver wants beyond its defaults: features to insist on and to refuse.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// An error if one of these cannot be had.
+    pub insist: Features,
+    /// Not accepted even if offered.
+    pub refuse: Features,
+    /// Accepted if offered, with no error if not.
+    pub prefer: Features,
+}
+
+/// Chooses from what the device offers (section 3.1.1, step 4).
+///
+/// # Errors
+/// [`Error::Device`] when a required or insisted-on feature is not offered,
+/// [`Error::Invalid`] when one is insisted on that this driver cannot drive.
+pub fn negotiate(offered: Features, wishes: &Wishes) -> Result<(Features, Vec<Outcome>)> {
+    let mut accepted = Features::NONE;
+    let mut outcomes = Vec::new();
+    for feature in TABLE {
+        let (on, why) = decide(feature, offered.contains(feature.set()), wishes)?;
+        if on {
+            accepted |= feature.set();
+        }
+        outcomes.push(Outcome {
+            name: feature.name.to_owned(),
+            bit: feature.bit,
+            offered: offered.contains(feature.set()),
+            accepted: on,
+            why,
+        });
+    }
+    for bit in offered.bits().filter(|bit| by_bit(*bit).is_none()) {
+        outcomes.push(Outcome {
+            name: format!("bit {bit}"),
+            bit,
+            offered: true,
+            accepted: false,
+            why: "unknown to this driver".to_owned(),
+        });
+    }
+    outcomes.sort_by_key(|outcome| outcome.bit);
+    Ok((accepted, outcomes))
+}
+
+fn decide(feature: &Feature, offered: bool, wishes: &Wishes) -> Result<(bool, String)> {
+    let name = feature.name;
+    let insisted = wishes.insist.contains(feature.set());
+    if insisted && let Unsupported(why) = feature.support {
+        return Err(Error::Invalid(format!("the feature {name} cannot be insisted on: {why}")));
+    }
+    if !offered {
+        if insisted || feature.support == Required {
+            return Err(Error::Device(format!(
+                "the device does not offer {name}, which is {}",
+                if insisted { "insisted on" } else { "required" }
+            )));
+        }
+        return Ok((false, "not offered".to_owned()));
+    }
+    if wishes.refuse.contains(feature.set()) {
+        if feature.support == Required {
+            return Err(Error::Invalid(format!(
+                "the feature {name} is required and cannot be refused"
+            )));
+        }
+        return Ok((false, "refused by argument".to_owned()));
+    }
+    if insisted
+        || wishes.prefer.contains(feature.set()) && !matches!(feature.support, Unsupported(_))
+    {
+        return Ok((true, "asked for".to_owned()));
+    }
+    Ok(match feature.support {
+        Required | Accepted => (true, String::new()),
+        OnRequest(why) | Unsupported(why) => (false, why.to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const BASE: Features = Features(Features::VERSION_1.0 | Features::MAC.0);
+
+    #[test]
+    fn bits_and_names_are_unique() {
+        for (i, a) in TABLE.iter().enumerate() {
+            for b in &TABLE[i + 1..] {
+                assert_ne!(a.bit, b.bit, "{} and {}", a.name, b.name);
+                assert_ne!(a.name, b.name);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_found_with_and_without_prefix() {
+        for name in ["mrg_rxbuf", "VIRTIO_NET_F_MRG_RXBUF", "MRG_RXBUF"] {
+            assert_eq!(by_name(name).unwrap().bit, 15);
+        }
+        assert_eq!(by_name("VIRTIO_F_RING_PACKED").unwrap().bit, 34);
+        assert_eq!(by_name("packed").unwrap().bit, 34);
+        assert!(by_name("VIRTIO_F_NONSENSE").is_none());
+    }
+
+    #[test]
+    fn version_1_is_required() {
+        let error = negotiate(Features::MAC, &Wishes::default()).unwrap_err();
+        assert!(error.to_string().contains("VERSION_1"), "{error}");
+    }
+
+    #[test]
+    fn unknown_bits_are_reported_and_refused() {
+        let (accepted, outcomes) = negotiate(BASE | Features::bit(99), &Wishes::default()).unwrap();
+        assert_eq!(accepted, BASE);
+        let unknown = outcomes.iter().find(|o| o.bit == 99).unwrap();
+        assert!(unknown.offered && !unknown.accepted);
+    }
+
+    #[test]
+    fn wishes_are_followed() {
+        let offered = BASE | Features::MRG_RXBUF | Features::EVENT_IDX;
+        let wishes = Wishes {
+            insist: Features::MRG_RXBUF,
+            refuse: Features::EVENT_IDX,
+            ..Wishes::default()
+        };
+        assert_eq!(negotiate(offered, &wishes).unwrap().0, BASE | Features::MRG_RXBUF);
+        let wishes = Wishes { insist: Features::RING_PACKED, ..Wishes::default() };
+        assert!(matches!(negotiate(offered, &wishes), Err(Error::Device(_))));
+        let wishes = Wishes { insist: Features::RSS, ..Wishes::default() };
+        assert!(matches!(negotiate(offered, &wishes), Err(Error::Invalid(_))));
+        let wishes =
+            Wishes { prefer: Features::MRG_RXBUF | Features::RING_PACKED, ..Wishes::default() };
+        assert!(negotiate(offered, &wishes).unwrap().0.contains(Features::MRG_RXBUF));
+    }
+}

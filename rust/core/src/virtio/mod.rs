@@ -1,0 +1,9 @@
+//! What all virtio devices share: feature bits, device status, transports, rings.
+
+pub mod features;
+pub mod ring;
+pub mod status;
+pub mod transport;
+
+pub use features::Features;
+pub use status::Status;

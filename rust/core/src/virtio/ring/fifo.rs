@@ -1,0 +1,103 @@
+//! Free identifiers, first in, first out.
+//!
+//! With a device that uses buffers in order, identifiers then run round the
+//! ring in sequence: descriptors are written in memory order, the available
+//! ring keeps its contents from lap to lap, and `VIRTIO_F_IN_ORDER`'s demand on
+//! the driver (sections 2.7.9 and 2.8.9) holds by itself.
+
+use super::table::{Masked, Table};
+
+/// A queue of the identifiers `0..size`, of which each is in it at most once.
+#[derive(Debug)]
+pub(super) struct Fifo {
+    ids: Table<u16>,
+    size: u32,
+    /// Taken so far and put back so far, modulo 2^32; `ids[tail - size..head]`
+    /// (masked) are the identifiers taken, in the order in which they were if
+    /// they are put back in that order.
+    head: u32,
+    tail: u32,
+}
+
+impl Fifo {
+    pub(super) fn new(size: u16) -> Self {
+        let mut fifo = Self { ids: Table::new(size), size: size.into(), head: 0, tail: 0 };
+        fifo.fill();
+        fifo
+    }
+
+    /// Back to `0..size`, all free.
+    pub(super) fn fill(&mut self) {
+        (self.head, self.tail) = (0, 0);
+        for id in 0..self.size {
+            self.put(id as u16);
+        }
+    }
+
+    /// Empties it for good (until `fill`): what a poisoned ring does.
+    pub(super) fn drain(&mut self) {
+        self.head = self.tail;
+    }
+
+    #[inline(always)]
+    pub(super) fn len(&self) -> usize {
+        self.tail.wrapping_sub(self.head) as usize
+    }
+
+    /// How many were ever taken, modulo 2^32.
+    #[inline(always)]
+    pub(super) fn taken(&self) -> u32 {
+        self.head
+    }
+
+    /// The identifier at a position, free or taken.
+    #[inline(always)]
+    pub(super) fn at(&self, position: u32) -> u16 {
+        *self.ids.get(position as usize)
+    }
+
+    /// Takes the next; only while `len() > 0`, else the identifier is one in use
+    /// (wrong, but in range).
+    #[inline(always)]
+    pub(super) fn take(&mut self) -> u16 {
+        let id = self.at(self.head);
+        self.head = self.head.wrapping_add(1);
+        id
+    }
+
+    #[inline(always)]
+    pub(super) fn put(&mut self, id: u16) {
+        *self.ids.view().get(self.tail as usize) = id;
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// For a loop that takes: the identifiers by position, and the position of
+    /// the next. Set [`Fifo::set_taken`] afterwards.
+    #[inline(always)]
+    pub(super) fn taking(&mut self) -> (Masked<'_, u16>, u32) {
+        (self.ids.view(), self.head)
+    }
+
+    #[inline(always)]
+    pub(super) fn set_taken(&mut self, head: u32) {
+        self.head = head;
+    }
+
+    /// For a loop that puts: the identifiers by position, and the position for
+    /// the next. Set [`Fifo::set_put`] afterwards.
+    #[inline(always)]
+    pub(super) fn putting(&mut self) -> (Masked<'_, u16>, u32) {
+        (self.ids.view(), self.tail)
+    }
+
+    #[inline(always)]
+    pub(super) fn set_put(&mut self, tail: u32) {
+        self.tail = tail;
+    }
+
+    /// The identifier that was taken longest ago, if all are put back in order.
+    #[inline(always)]
+    pub(super) fn oldest(&self) -> u16 {
+        self.at(self.tail.wrapping_sub(self.size))
+    }
+}

@@ -1,0 +1,591 @@
+//! The packed virtqueue, driver side (VIRTIO 1.3, section 2.8).
+//!
+//! One ring of descriptors serves both directions: the driver writes available
+//! ones, the device overwrites them with used ones. Whose a descriptor is, says
+//! a pair of flag bits against a wrap counter that flips with every lap. The
+//! half of a descriptor that holds them (length, id, flags) is one aligned
+//! 64-bit word here, so that it is read and written whole.
+
+use super::indirect::Tables;
+use super::shared::{LINE, Memory, Window};
+use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
+use super::{Ring, RingOptions, Violation, event, fifo::Fifo};
+use crate::Result;
+use crate::memory::{Iova, Region};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU16, fence};
+
+/// Descriptor flags (2.8.1 and 2.8.6), where they lie in the second half.
+const NEXT: u64 = 1 << 48;
+const WRITE: u64 = 2 << 48;
+const INDIRECT: u64 = 4 << 48;
+pub(super) const AVAIL: u64 = 1 << (48 + 7);
+pub(super) const USED: u64 = 1 << (48 + 15);
+
+/// Event suppression (2.8.14): offset and wrap counter below, these above.
+const ENABLE: u32 = 0;
+const DISABLE: u32 = 1 << 16;
+const DESC: u32 = 2 << 16;
+const EVENT_FLAGS: u32 = 3 << 16;
+const EVENT_WRAP: u16 = 1 << 15;
+
+/// Byte offsets of the event suppression areas and the end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    pub(super) driver: usize,
+    pub(super) device: usize,
+    len: usize,
+}
+
+impl Layout {
+    pub(super) fn new(size: u16) -> Self {
+        // Room for a power of two, so that every index can be masked.
+        let driver = (16 * usize::from(size).next_power_of_two()).next_multiple_of(LINE);
+        Self { driver, device: driver + LINE, len: driver + 2 * LINE }
+    }
+}
+
+/// The driver's side of a packed virtqueue.
+#[derive(Debug)]
+pub struct PackedRing {
+    size: u16,
+    event_idx: bool,
+    in_order: bool,
+
+    /// Two words a descriptor: address, then length, id and flags.
+    descriptors: Window<u64>,
+    driver_event: Window<u32>,
+    device_event: Window<u32>,
+
+    free: Fifo,
+    slots: Slots,
+    tables: Option<Tables>,
+    /// Descriptors that hold nothing of ours.
+    free_descriptors: usize,
+    /// Where the next available descriptor goes, and the flags that make it so
+    /// in this lap.
+    next_avail: u16,
+    avail_flags: u64,
+    /// Where the next used descriptor will appear, and the flags that tell.
+    next_used: u16,
+    used_flags: u64,
+    /// The first descriptor since the last publish: written last, because the
+    /// device looks at the others only once it has seen this one. 0 for none.
+    held: u64,
+    held_at: u16,
+    /// Descriptors and chains added since the last publish.
+    added: u16,
+    added_chains: u32,
+    /// Descriptors published since `wants_kick`.
+    unasked: u16,
+    /// Chains with the device.
+    in_flight: usize,
+    /// `free.taken()` when last published.
+    taken_published: u32,
+    /// In order: the last buffer of the batch being taken, and its length.
+    batch: Option<(u16, u32)>,
+    broken: Option<Violation>,
+
+    /// `next_used` and its wrap counter, for those who follow the ring from elsewhere.
+    popped: Arc<AtomicU16>,
+
+    layout: Layout,
+    /// Last, so that it outlives the windows.
+    memory: Arc<Memory>,
+}
+
+/// Follows a packed ring from another thread, without its lock.
+///
+/// A packed ring does not show how far its device has come to those who did not follow it.
+/// Somebody who introduces a new device to the ring has to know: see
+/// [`crate::vhost_user::Interposer::resume_at`].
+#[derive(Debug)]
+pub struct Follower {
+    size: u16,
+    descriptors: Window<u64>,
+    popped: Arc<AtomicU16>,
+    /// Last, so that it outlives the window.
+    _memory: Arc<Memory>,
+}
+
+impl Follower {
+    /// The index behind the last used descriptor, and in bit 15 its lap's wrap counter.
+    ///
+    /// Right for rings whose chains are of one descriptor each, as a network device's are.
+    pub fn position(&self) -> u16 {
+        let popped = self.popped.load(Acquire);
+        let (mut at, mut wrap) = (popped & !EVENT_WRAP, popped & EVENT_WRAP != 0);
+        for _ in 0..self.size {
+            let flags = self.descriptors.load(usize::from(at) * 2 + 1, Acquire) & (AVAIL | USED);
+            if flags != if wrap { AVAIL | USED } else { 0 } {
+                break;
+            }
+            at += 1;
+            if at >= self.size {
+                (at, wrap) = (0, !wrap);
+            }
+        }
+        at | if wrap { EVENT_WRAP } else { 0 }
+    }
+}
+
+impl PackedRing {
+    #[cold]
+    fn poison(&mut self, violation: Violation) -> Violation {
+        self.broken = Some(violation);
+        self.free.drain();
+        self.free_descriptors = 0;
+        violation
+    }
+
+    /// Writes the second half of the descriptor at `next_avail` and goes on.
+    /// `rest` is complete but for the lap's flags.
+    #[inline(always)]
+    fn put(&mut self, iova: Iova, rest: u64) {
+        let at = usize::from(self.next_avail) * 2;
+        let rest = rest | self.avail_flags;
+        self.descriptors.store(at, iova.0, Relaxed);
+        if self.held == 0 {
+            // Never 0 itself: one of the two flags is set in every lap.
+            (self.held, self.held_at) = (rest, self.next_avail);
+        } else {
+            self.descriptors.store(at + 1, rest, Relaxed);
+        }
+        self.next_avail += 1;
+        if self.next_avail == self.size {
+            self.next_avail = 0;
+            self.avail_flags ^= AVAIL | USED;
+        }
+    }
+
+    /// The word at `next_used` if the device has used it.
+    #[inline(always)]
+    fn peek(&self) -> Option<u64> {
+        // The whole half in one acquire load: on x86 a plain one, elsewhere
+        // what orders the packet's data behind it.
+        let word = self.descriptors.load(usize::from(self.next_used) * 2 + 1, Acquire);
+        (word & (AVAIL | USED) == self.used_flags).then_some(word)
+    }
+
+    /// Takes one used chain off the books; the token and what was written.
+    ///
+    /// The length counts whether or not the device set WRITE in the used
+    /// descriptor: QEMU does not (section 2.8.6 asks for it).
+    #[inline(always)]
+    fn complete(&mut self, id: u32, len: u32) -> Result<(u32, u32), Violation> {
+        let (slot, written) = self.slots.used(id, len)?;
+        let (token, taken) = (slot.token, *slot);
+        slot.shape = 0;
+        self.free.put(id as u16);
+        let count = if taken.shape == PLAIN { 1 } else { self.release(taken) };
+        self.free_descriptors += usize::from(count);
+        self.in_flight -= 1;
+        // The device goes on behind the whole chain, whose length we know.
+        self.next_used += count;
+        if self.next_used >= self.size {
+            self.next_used -= self.size;
+            self.used_flags ^= AVAIL | USED;
+        }
+        Ok((token, written))
+    }
+
+    #[cold]
+    fn release(&mut self, slot: Slot) -> u16 {
+        if let (Some(table), Some(tables)) = (slot.table(), &mut self.tables) {
+            tables.put(table);
+        }
+        slot.count()
+    }
+
+    /// One used descriptor stands for all buffers up to the one it names (section 2.8.9).
+    fn pop_in_order(
+        &mut self,
+        max: usize,
+        used: &mut impl FnMut(u32, u32),
+    ) -> Result<usize, Violation> {
+        for done in 0..max {
+            let (last, len) = match self.batch {
+                Some(batch) => batch,
+                None => {
+                    let Some(word) = self.peek() else { return Ok(done) };
+                    let (id, len) = (word >> 32 & 0xffff, word as u32);
+                    self.slots.used(id as u32, len)?;
+                    (id as u16, len)
+                }
+            };
+            let oldest = self.free.oldest();
+            let (token, written) = if oldest == last {
+                self.batch = None;
+                self.complete(oldest.into(), len)?
+            } else {
+                // `last` is in flight and younger, so this ends there.
+                self.batch = Some((last, len));
+                let capacity = self.slots.get_mut(oldest).capacity;
+                self.complete(oldest.into(), capacity)?
+            };
+            used(token, written);
+        }
+        Ok(max)
+    }
+
+    #[inline(always)]
+    fn pop_any_order(
+        &mut self,
+        max: usize,
+        used: &mut impl FnMut(u32, u32),
+    ) -> Result<usize, Violation> {
+        let mut done = 0;
+        while done < max {
+            done += self.pop_plain(max - done, used);
+            if done == max {
+                break;
+            }
+            // None left, or something out of the ordinary.
+            let Some(word) = self.peek() else { break };
+            let (token, written) = self.complete((word >> 32) as u32 & 0xffff, word as u32)?;
+            used(token, written);
+            done += 1;
+        }
+        Ok(done)
+    }
+
+    /// Takes single buffers up to the first that is anything else, or the end of
+    /// the lap.
+    #[inline(always)]
+    fn pop_plain(&mut self, max: usize, used: &mut impl FnMut(u32, u32)) -> usize {
+        let (descriptors, flags) = (self.descriptors, self.used_flags);
+        let start = usize::from(self.next_used);
+        let end = usize::from(self.size).min(start + max);
+        let (mut ids, mut put) = self.free.putting();
+        let mut slots = self.slots.view();
+        let mut at = start;
+        while at < end {
+            let word = descriptors.load(at * 2 + 1, Acquire);
+            if word & (AVAIL | USED) != flags {
+                break;
+            }
+            let id = (word >> 32) as u16;
+            let Some(slot) = slots.checked(id.into()) else { break };
+            let Some((token, written)) = slot.take_plain(word as u32) else { break };
+            *ids.get(put as usize) = id;
+            put = put.wrapping_add(1);
+            at += 1;
+            used(token, written);
+        }
+        self.free.set_put(put);
+        let done = at - start;
+        self.free_descriptors += done;
+        self.in_flight -= done;
+        self.next_used = at as u16;
+        if self.next_used == self.size {
+            self.next_used = 0;
+            self.used_flags ^= AVAIL | USED;
+        }
+        done
+    }
+
+    /// Marks what the device cannot have used yet, or takes the marks off.
+    #[cold]
+    fn mark_unpublished(&mut self, unpublished: bool) {
+        let Self { slots, free, taken_published, .. } = self;
+        let count = free.taken().wrapping_sub(*taken_published);
+        let ids = (0..count).map(|i| free.at(taken_published.wrapping_add(i)));
+        slots.mark_unpublished(ids, unpublished);
+    }
+
+    #[inline]
+    fn show_position(&self) {
+        let wrap = if self.used_flags & AVAIL != 0 { EVENT_WRAP } else { 0 };
+        self.popped.store(self.next_used | wrap, Release);
+    }
+
+    fn start(&mut self) {
+        self.free_descriptors = self.size.into();
+        (self.next_avail, self.next_used) = (0, 0);
+        // The wrap counters start at 1 (2.8.1).
+        self.avail_flags = AVAIL;
+        self.used_flags = AVAIL | USED;
+        (self.held, self.held_at) = (0, 0);
+        (self.added, self.added_chains, self.unasked) = (0, 0, 0);
+        (self.in_flight, self.taken_published) = (0, 0);
+        (self.batch, self.broken) = (None, None);
+        self.show_position();
+        self.disable_interrupts();
+        fence(Release);
+    }
+}
+
+impl Ring for PackedRing {
+    fn new(region: &Arc<Region>, options: &RingOptions) -> Result<Self> {
+        options.check(false)?;
+        let size = options.size;
+        let layout = Layout::new(size);
+        let memory = Arc::new(Memory::new(region, layout.len, LINE)?);
+        // SAFETY: the ring keeps the memory as long as the windows.
+        let (descriptors, driver_event, device_event) = unsafe {
+            (
+                memory.window(0, usize::from(size).next_power_of_two() * 2),
+                memory.window(layout.driver, 1),
+                memory.window(layout.device, 1),
+            )
+        };
+        let mut ring = Self {
+            size,
+            event_idx: options.event_idx,
+            in_order: options.in_order,
+            descriptors,
+            driver_event,
+            device_event,
+            free: Fifo::new(size),
+            slots: Slots::new(size),
+            tables: options.indirect.then(|| Tables::new(region, size)).transpose()?,
+            free_descriptors: 0,
+            next_avail: 0,
+            avail_flags: 0,
+            next_used: 0,
+            used_flags: 0,
+            held: 0,
+            held_at: 0,
+            added: 0,
+            added_chains: 0,
+            unasked: 0,
+            in_flight: 0,
+            taken_published: 0,
+            batch: None,
+            broken: None,
+            popped: Arc::default(),
+            layout,
+            memory,
+        };
+        ring.start();
+        Ok(ring)
+    }
+
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    fn addresses(&self) -> (Iova, Iova, Iova) {
+        let Layout { driver, device, .. } = self.layout;
+        (self.memory.iova(0), self.memory.iova(driver), self.memory.iova(device))
+    }
+
+    #[inline]
+    fn free(&self) -> usize {
+        self.free_descriptors
+    }
+
+    #[inline]
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    #[inline]
+    fn add(
+        &mut self,
+        writable: bool,
+        count: usize,
+        mut buffer: impl FnMut(usize) -> (u32, Iova, u32),
+    ) -> usize {
+        // As many identifiers are free as descriptors, or more.
+        let count = count.min(self.free_descriptors);
+        let (flags, writes) = if writable { (WRITE, u32::MAX) } else { (0, 0) };
+        // Everything the loop needs in registers; the device sees the stores only
+        // once the held word is out.
+        let (descriptors, size) = (self.descriptors, usize::from(self.size));
+        let (mut ids, mut taken) = self.free.taking();
+        let mut slots = self.slots.view();
+        let (mut at, mut lap) = (usize::from(self.next_avail), self.avail_flags | flags);
+        let (mut held, mut held_at) = (self.held, usize::from(self.held_at));
+        let mut done = 0;
+        while done < count {
+            let until = count.min(done + size - at);
+            for i in done..until {
+                let (token, iova, len) = buffer(i);
+                let id = *ids.get(taken as usize);
+                taken = taken.wrapping_add(1);
+                slots.get(id.into()).set_plain(token, len & writes);
+                let rest = u64::from(len) | u64::from(id) << 32 | lap;
+                descriptors.store(at * 2, iova.0, Relaxed);
+                if held == 0 {
+                    (held, held_at) = (rest, at);
+                } else {
+                    descriptors.store(at * 2 + 1, rest, Relaxed);
+                }
+                at += 1;
+            }
+            done = until;
+            if at == size {
+                at = 0;
+                lap ^= AVAIL | USED;
+            }
+        }
+        self.free.set_taken(taken);
+        (self.next_avail, self.avail_flags) = (at as u16, lap & (AVAIL | USED));
+        (self.held, self.held_at) = (held, held_at as u16);
+        self.free_descriptors -= count;
+        self.added += count as u16;
+        self.added_chains += count as u32;
+        count
+    }
+
+    fn add_chain(
+        &mut self,
+        token: u32,
+        readable: &[(Iova, u32)],
+        writable: &[(Iova, u32)],
+    ) -> bool {
+        let parts = readable.len() + writable.len();
+        if parts == 0 || self.free_descriptors == 0 {
+            return false;
+        }
+        let capacity = writable.iter().fold(0u32, |sum, &(_, len)| sum.saturating_add(len));
+        let descriptors = readable
+            .iter()
+            .map(|&(iova, len)| (iova, u64::from(len)))
+            .chain(writable.iter().map(|&(iova, len)| (iova, u64::from(len) | WRITE)));
+        let table = self.tables.as_mut().and_then(|tables| tables.take(parts));
+        let count = if table.is_some() { 1 } else { parts };
+        if count > self.free_descriptors || count > MAX_CHAIN {
+            return false;
+        }
+        let id = self.free.take();
+        *self.slots.get_mut(id) = Slot { token, capacity, shape: shape(count, table), next: 0 };
+        let tag = u64::from(id) << 32;
+        if let (Some(table), Some(tables)) = (table, &self.tables) {
+            for (entry, (iova, rest)) in descriptors.enumerate() {
+                tables.set(table, entry, iova, rest);
+            }
+            let iova = tables.iova(table);
+            self.put(iova, (parts * 16) as u64 | tag | INDIRECT);
+        } else {
+            for (part, (iova, rest)) in descriptors.enumerate() {
+                let more = if part + 1 < parts { NEXT } else { 0 };
+                self.put(iova, rest | tag | more);
+            }
+        }
+        self.free_descriptors -= count;
+        self.added += count as u16;
+        self.added_chains += 1;
+        true
+    }
+
+    #[inline]
+    fn publish_quiet(&mut self) {
+        if self.held != 0 {
+            self.descriptors.store(usize::from(self.held_at) * 2 + 1, self.held, Release);
+            self.held = 0;
+            self.in_flight += self.added_chains as usize;
+            self.unasked = self.unasked.saturating_add(self.added);
+            (self.added, self.added_chains) = (0, 0);
+            self.taken_published = self.free.taken();
+        }
+    }
+
+    #[inline]
+    fn wants_kick(&mut self) -> bool {
+        let new_descriptors = std::mem::take(&mut self.unasked);
+        if new_descriptors == 0 {
+            return false;
+        }
+        // The descriptors must be out before the device's wish is read: it
+        // writes the wish, then looks at the ring a last time before it sleeps.
+        fence(SeqCst);
+        let wish = self.device_event.load(0, Relaxed);
+        if !self.event_idx || wish & EVENT_FLAGS != DESC {
+            return wish & EVENT_FLAGS != DISABLE;
+        }
+        if new_descriptors > self.size {
+            // The wish may be of any of the laps since.
+            return true;
+        }
+        // In the previous lap's terms where the wrap counters differ (2.8.10).
+        let wrap = self.avail_flags & AVAIL != 0;
+        let mut at = wish as u16 & !EVENT_WRAP;
+        if (wish as u16 & EVENT_WRAP != 0) != wrap {
+            at = at.wrapping_sub(self.size);
+        }
+        let new = self.next_avail;
+        event::passed(at, new, new.wrapping_sub(new_descriptors))
+    }
+
+    #[inline]
+    fn pop(&mut self, max: usize, mut used: impl FnMut(u32, u32)) -> Result<usize, Violation> {
+        if let Some(violation) = self.broken {
+            return Err(violation);
+        }
+        // No more than the device has: wrong flags cannot make this go on.
+        let max = max.min(self.in_flight);
+        let unpublished = self.held != 0;
+        if unpublished {
+            self.mark_unpublished(true);
+        }
+        let result = if self.in_order {
+            self.pop_in_order(max, &mut used)
+        } else {
+            self.pop_any_order(max, &mut used)
+        };
+        if unpublished {
+            self.mark_unpublished(false);
+        }
+        self.show_position();
+        result.map_err(|violation| self.poison(violation))
+    }
+
+    #[inline]
+    fn has_used(&self) -> bool {
+        self.in_flight > 0 && (self.batch.is_some() || self.peek().is_some())
+    }
+
+    fn enable_interrupts(&mut self) -> bool {
+        self.enable_interrupts_after(1)
+    }
+
+    fn enable_interrupts_after(&mut self, n: u16) -> bool {
+        let wish = if self.event_idx {
+            // By descriptors: a chain counts as many, so this is never too late.
+            let ahead = usize::from(n).clamp(1, self.in_flight.max(1)) - 1;
+            let mut at = usize::from(self.next_used) + ahead;
+            let mut wrap = self.used_flags & AVAIL != 0;
+            if at >= usize::from(self.size) {
+                at -= usize::from(self.size);
+                wrap = !wrap;
+            }
+            at as u32 | if wrap { u32::from(EVENT_WRAP) } else { 0 } | DESC
+        } else {
+            ENABLE
+        };
+        self.driver_event.store(0, wish, Relaxed);
+        // The mirror image of `wants_kick`: our wish first, then a last look.
+        fence(SeqCst);
+        self.has_used()
+    }
+
+    fn disable_interrupts(&mut self) {
+        self.driver_event.store(0, DISABLE, Relaxed);
+    }
+
+    fn reset(&mut self, returned: impl FnMut(u32)) {
+        self.slots.clear(returned);
+        self.free.fill();
+        if let Some(tables) = &mut self.tables {
+            tables.fill();
+        }
+        self.memory.zero();
+        self.start();
+    }
+
+    fn poisoned(&self) -> Option<Violation> {
+        self.broken
+    }
+
+    fn follower(&self) -> Option<Follower> {
+        Some(Follower {
+            size: self.size,
+            descriptors: self.descriptors,
+            popped: Arc::clone(&self.popped),
+            _memory: Arc::clone(&self.memory),
+        })
+    }
+}

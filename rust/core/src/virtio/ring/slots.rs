@@ -1,0 +1,137 @@
+//! What the driver remembers of each identifier, in private memory.
+
+use super::Violation;
+use super::table::{Masked, Table};
+
+/// One descriptor, no table: the shape of nearly every chain.
+pub(super) const PLAIN: u32 = 1;
+/// Set in `shape` while [`super::Ring::pop`] looks at a ring that has
+/// unpublished chains: the device cannot have used those.
+const UNPUBLISHED: u32 = 1 << 15;
+/// Descriptors that a chain may have: fewer than the mark above.
+pub(super) const MAX_CHAIN: usize = 0x7fff;
+
+/// A chain that is with the device, by its identifier.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Slot {
+    /// What the caller wants back.
+    pub(super) token: u32,
+    /// Bytes the device may write; 0 when it only reads.
+    pub(super) capacity: u32,
+    /// Descriptors taken in the low half (0: no chain is in flight under this
+    /// identifier), 1 + indirect table in the high half. One word, so that the
+    /// usual case is one comparison.
+    pub(super) shape: u32,
+    /// The next descriptor of a direct chain in a split ring.
+    pub(super) next: u16,
+}
+
+impl Slot {
+    /// Becomes that of a single buffer. `next` keeps its value: nobody looks.
+    #[inline(always)]
+    pub(super) fn set_plain(&mut self, token: u32, capacity: u32) {
+        self.token = token;
+        self.capacity = capacity;
+        self.shape = PLAIN;
+    }
+
+    /// Gives up a single buffer: its token and how much was written. `None`,
+    /// and nothing changed, if it is anything else or `len` is too much:
+    /// [`Slots::used`] knows more.
+    #[inline(always)]
+    pub(super) fn take_plain(&mut self, len: u32) -> Option<(u32, u32)> {
+        let written = if self.capacity == 0 { 0 } else { len };
+        if self.shape != PLAIN || written > self.capacity {
+            return None;
+        }
+        self.shape = 0;
+        Some((self.token, written))
+    }
+
+    /// Descriptors taken.
+    pub(super) fn count(&self) -> u16 {
+        self.shape as u16
+    }
+
+    /// The indirect table in use.
+    pub(super) fn table(&self) -> Option<u16> {
+        ((self.shape >> 16) as u16).checked_sub(1)
+    }
+}
+
+/// The shape of a chain of `count` descriptors with or without a table.
+pub(super) fn shape(count: usize, table: Option<u16>) -> u32 {
+    (count as u32 & 0xffff) | table.map_or(0, |table| (u32::from(table) + 1) << 16)
+}
+
+/// A slot for each identifier.
+#[derive(Debug)]
+pub(super) struct Slots {
+    /// Those past `size` stay empty.
+    slots: Table<Slot>,
+    size: u16,
+}
+
+impl Slots {
+    pub(super) fn new(size: u16) -> Self {
+        Self { slots: Table::new(size), size }
+    }
+
+    /// The slots, for a loop.
+    #[inline(always)]
+    pub(super) fn view(&mut self) -> Masked<'_, Slot> {
+        self.slots.view()
+    }
+
+    /// The slot of an identifier that is ours.
+    #[inline(always)]
+    pub(super) fn get_mut(&mut self, id: u16) -> &mut Slot {
+        self.slots.view().into_get(id.into())
+    }
+
+    /// The slot of a chain that the device says it has used, and how many bytes
+    /// it wrote: the check of everything a device can get wrong in one entry.
+    ///
+    /// What it reports for a chain that it could only read is not looked at:
+    /// some devices report its length (section 2.7.8.2 allows for them).
+    #[inline(always)]
+    pub(super) fn used(&mut self, id: u32, len: u32) -> Result<(&mut Slot, u32), Violation> {
+        let size = self.size;
+        let Some(slot) = self.slots.view().into_checked(id as usize) else {
+            return Err(Violation::IdOutOfRange { id, size });
+        };
+        if slot.shape != PLAIN && (slot.shape == 0 || slot.shape & UNPUBLISHED != 0) {
+            return Err(match u16::try_from(id) {
+                Ok(narrow) if narrow < size => Violation::NotInFlight { id },
+                _ => Violation::IdOutOfRange { id, size },
+            });
+        }
+        let capacity = slot.capacity;
+        if len > capacity && capacity != 0 {
+            return Err(Violation::Length { id, len, capacity });
+        }
+        Ok((slot, len.min(capacity)))
+    }
+
+    /// Marks (or unmarks) the chains under `ids` as not yet published.
+    #[cold]
+    pub(super) fn mark_unpublished(&mut self, ids: impl Iterator<Item = u16>, unpublished: bool) {
+        for id in ids {
+            let slot = self.get_mut(id);
+            if slot.shape != 0 {
+                slot.shape =
+                    (slot.shape & !UNPUBLISHED) | if unpublished { UNPUBLISHED } else { 0 };
+            }
+        }
+    }
+
+    /// Forgets every chain; each token goes to `returned`.
+    pub(super) fn clear(&mut self, mut returned: impl FnMut(u32)) {
+        for slot in self.slots.iter_mut() {
+            if slot.shape != 0 {
+                slot.shape = 0;
+                returned(slot.token);
+            }
+        }
+    }
+}
