@@ -10,6 +10,7 @@
 //! - [`memory`]: one shared file, its IOVA, the packet pool
 //! - [`notify`]: eventfds, doorbells and interrupts
 //! - [`qtest`]: the QTest wire client; [`ivshmem`]: the memory and interrupt server
+//! - [`vhost_user`]: the socket interposer that learns the kick and call eventfds
 //! - [`virtio`]: features, status, transports, rings
 
 pub mod error;
@@ -18,6 +19,7 @@ pub mod memory;
 pub mod notify;
 pub mod process;
 pub mod qtest;
+pub mod vhost_user;
 pub mod virtio;
 
 pub use error::{Error, Result};

@@ -1,0 +1,275 @@
+//! A QEMU and a backend, joined.
+
+use super::channel::{End, Reader, Writer};
+use super::message::Message;
+use super::rewrite::Vrings;
+use rustix::event::PollFlags;
+use rustix::net::{Shutdown, shutdown};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a side may leave a message unread, or a request unanswered. The slowest of a
+/// backend's tasks, mapping a large memory, takes a second or two.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Qemu,
+    Backend,
+}
+
+/// Why a link ended, and by whom.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    pub side: Side,
+    pub end: End,
+}
+
+/// One direction. It holds at most one message: the next is read when that has gone, so
+/// that the sender feels it when the receiver does not read.
+#[derive(Debug)]
+struct Lane {
+    reader: Reader,
+    writer: Writer,
+    /// Since when the message waits to be written.
+    waiting: Option<Instant>,
+    passed: u64,
+}
+
+impl Lane {
+    fn new(reader: Reader) -> Self {
+        Self { reader, writer: Writer::default(), waiting: None, passed: 0 }
+    }
+}
+
+/// A QEMU, the backend it was joined with, and the messages between them.
+#[derive(Debug)]
+pub(super) struct Link {
+    qemu: OwnedFd,
+    backend: OwnedFd,
+    /// From QEMU to the backend.
+    down: Lane,
+    /// From the backend to QEMU.
+    up: Lane,
+    /// Since when the backend owes QEMU a reply.
+    owed: Option<Instant>,
+}
+
+impl Drop for Link {
+    /// Closing would not do where a forked child of this process has copies of the descriptors:
+    /// neither side would see an end.
+    fn drop(&mut self) {
+        for socket in [&self.qemu, &self.backend] {
+            let _ = shutdown(socket, Shutdown::Both);
+        }
+    }
+}
+
+impl Link {
+    /// Joins two non-blocking sockets.
+    pub(super) fn new(qemu: OwnedFd, backend: OwnedFd) -> Self {
+        let (down, up) = (Lane::new(Reader::new()), Lane::new(Reader::new()));
+        Self { qemu, backend, down, up, owed: None }
+    }
+
+    pub(super) fn qemu(&self) -> BorrowedFd<'_> {
+        self.qemu.as_fd()
+    }
+    pub(super) fn backend(&self) -> BorrowedFd<'_> {
+        self.backend.as_fd()
+    }
+
+    /// What to wait for: at QEMU's socket, and at the backend's. A socket that is waited on
+    /// for nothing must not be polled at all: one that hung up would report that for ever.
+    pub(super) fn interest(&self) -> (PollFlags, PollFlags) {
+        let of = |from: &Lane, to: &Lane| {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, !from.writer.busy());
+            flags.set(PollFlags::OUT, to.writer.busy());
+            flags
+        };
+        (of(&self.down, &self.up), of(&self.up, &self.down))
+    }
+
+    /// When patience is at an end.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        [self.owed, self.down.waiting, self.up.waiting]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|since| since + PATIENCE)
+    }
+
+    /// Passes on what there is, one message at most in each direction.
+    pub(super) fn serve(
+        &mut self,
+        vrings: &Vrings,
+        at_qemu: PollFlags,
+        at_backend: PollFlags,
+        now: Instant,
+    ) -> Result<(), Cut> {
+        // The backend first: a reply that came before it went is still delivered.
+        if let Some(reply) = pass(
+            &mut self.up,
+            (self.backend.as_fd(), at_backend, Side::Backend),
+            (self.qemu.as_fd(), at_qemu, Side::Qemu),
+            |message| vrings.reply(message),
+            now,
+        )? && reply.is_reply
+        {
+            self.owed = None;
+        }
+        if let Some(request) = pass(
+            &mut self.down,
+            (self.qemu.as_fd(), at_qemu, Side::Qemu),
+            (self.backend.as_fd(), at_backend, Side::Backend),
+            |message| vrings.request(message),
+            now,
+        )? && request.wants_reply
+        {
+            self.owed = Some(now);
+        }
+        self.check(now)
+    }
+
+    /// Messages passed so far: to the backend, to QEMU; counted from here on anew.
+    pub(super) fn count(&mut self, to_backend: &AtomicU64, to_qemu: &AtomicU64) {
+        for (lane, counter) in [(&mut self.down, to_backend), (&mut self.up, to_qemu)] {
+            counter.fetch_add(std::mem::take(&mut lane.passed), Ordering::Relaxed);
+        }
+    }
+
+    fn check(&self, now: Instant) -> Result<(), Cut> {
+        let late = |since: Option<Instant>| since.is_some_and(|s| now >= s + PATIENCE);
+        let seconds = PATIENCE.as_secs();
+        let (side, what) = if late(self.owed) {
+            (Side::Backend, "answered nothing")
+        } else if late(self.down.waiting) {
+            (Side::Backend, "read nothing")
+        } else if late(self.up.waiting) {
+            (Side::Qemu, "read nothing")
+        } else {
+            return Ok(());
+        };
+        Err(Cut { side, end: End::Broken(format!("it {what} for {seconds} s")) })
+    }
+}
+
+/// What has passed.
+struct Passed {
+    is_reply: bool,
+    wants_reply: bool,
+}
+
+type Socket<'a> = (BorrowedFd<'a>, PollFlags, Side);
+
+/// One direction: writes on, and takes the next message when the last has gone.
+fn pass(
+    lane: &mut Lane,
+    (from, at_from, source): Socket<'_>,
+    (to, at_to, sink): Socket<'_>,
+    edit: impl Fn(&mut Message),
+    now: Instant,
+) -> Result<Option<Passed>, Cut> {
+    let broken = |end| Cut { side: sink, end };
+    let mut passed = None;
+    if lane.writer.busy() {
+        if !at_to.is_empty() {
+            lane.writer.write(to).map_err(broken)?;
+        }
+    } else if !at_from.is_empty() {
+        let read = lane.reader.read(from).map_err(|end| Cut { side: source, end })?;
+        if let Some(mut message) = read {
+            edit(&mut message);
+            let (is_reply, wants_reply) = (message.is_reply(), message.wants_reply());
+            passed = Some(Passed { is_reply, wants_reply });
+            lane.writer.put(message);
+            lane.writer.write(to).map_err(broken)?;
+            lane.passed += 1;
+        }
+    }
+    // A writer that gets on has patience anew with each message only: a message is short.
+    match lane.writer.busy() {
+        true if lane.waiting.is_none() => lane.waiting = Some(now),
+        true => {}
+        false => lane.waiting = None,
+    }
+    Ok(passed)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::message::{NEED_REPLY, REPLY, request};
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    const ALL: PollFlags = PollFlags::IN.union(PollFlags::OUT);
+
+    fn vrings() -> Vrings {
+        Vrings::new(Vec::new())
+    }
+
+    fn link() -> (UnixStream, Link, UnixStream) {
+        let (qemu, ours) = UnixStream::pair().unwrap();
+        let (backend, theirs) = UnixStream::pair().unwrap();
+        (qemu, Link::new(ours.into(), theirs.into()), backend)
+    }
+
+    fn bytes(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
+        let mut message = Message::ask(request);
+        message.flags = flags;
+        message.payload = payload.to_vec();
+        message.to_bytes()
+    }
+
+    #[test]
+    fn a_backend_that_owes_an_answer_is_let_go() {
+        let start = Instant::now();
+        for (request, flags) in [(request::GET_QUEUE_NUM, 1), (999, 1 | NEED_REPLY)] {
+            let (mut qemu, mut link, mut backend) = link();
+            qemu.write_all(&bytes(request, flags, &[])).unwrap();
+            link.serve(&vrings(), ALL, ALL, start).unwrap();
+            assert_eq!(link.deadline(), Some(start + PATIENCE));
+            link.serve(&vrings(), ALL, ALL, start + PATIENCE / 2).unwrap();
+            // What is no reply does not help.
+            backend.write_all(&bytes(request, 1, &[])).unwrap();
+            let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
+            assert_eq!(cut.side, Side::Backend);
+            assert!(cut.end.to_string().contains("answered nothing for 10 s"), "{}", cut.end);
+        }
+        let (mut qemu, mut link, mut backend) = link();
+        qemu.write_all(&bytes(request::GET_QUEUE_NUM, 1, &[])).unwrap();
+        link.serve(&vrings(), ALL, ALL, start).unwrap();
+        backend.write_all(&bytes(request::GET_QUEUE_NUM, 1 | REPLY, &[0; 8])).unwrap();
+        link.serve(&vrings(), ALL, ALL, start + PATIENCE * 2).unwrap();
+        assert_eq!(link.deadline(), None);
+    }
+
+    #[test]
+    fn a_side_that_does_not_read_is_let_go_and_holds_up_its_sender_only() {
+        let start = Instant::now();
+        let (mut qemu, mut link, mut backend) = link();
+        qemu.set_nonblocking(true).unwrap();
+        let message = bytes(999, 1, &[7; 60_000]);
+        let mut sent = 0;
+        while let Ok(count) = qemu.write(&message[sent % message.len()..]) {
+            sent += count;
+            link.serve(&vrings(), ALL, ALL, start).unwrap();
+        }
+        // The backend's queue is full, then the lane, then QEMU's queue: no more is read.
+        assert_eq!(link.interest().0, PollFlags::empty());
+        assert_eq!(link.interest().1, ALL);
+        backend.write_all(&bytes(998, 1, &[1])).unwrap();
+        link.serve(&vrings(), ALL, ALL, start + PATIENCE / 2).unwrap();
+        let mut reply = [0; 13];
+        qemu.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[..4], 998u32.to_ne_bytes());
+        let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
+        assert_eq!(cut.side, Side::Backend);
+        assert!(cut.end.to_string().contains("read nothing for 10 s"), "{}", cut.end);
+    }
+}

@@ -1,0 +1,140 @@
+//! What a vhost-user message is (QEMU: `docs/interop/vhost-user.rst`, "Message specification").
+
+use crate::notify::EventFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// Bytes of a header: request, flags, size of the payload; 32 bits each, in native order.
+pub(super) const HEADER: usize = 12;
+/// The longest payload that passes. The longest there is are a few hundred bytes.
+pub(super) const MAX_PAYLOAD: usize = 64 << 10;
+/// The most descriptors with one message. A memory table has up to 8.
+pub(super) const MAX_FDS: usize = 32;
+/// Queues that a message can name: SET_VRING_KICK and SET_VRING_CALL have 8 bits for it.
+pub(super) const MAX_QUEUES: usize = 256;
+
+/// Flag of a reply.
+pub(super) const REPLY: u32 = 1 << 2;
+/// Flag of a request that wants a reply where it usually gets none.
+pub(super) const NEED_REPLY: u32 = 1 << 3;
+/// The protocol's version, in the flags of every message.
+pub(super) const VERSION: u32 = 1;
+/// In SET_VRING_KICK and SET_VRING_CALL: there is no descriptor.
+pub(super) const NO_FD: u64 = 1 << 8;
+/// Protocol feature 14: kicks and calls may be messages.
+pub(super) const F_INBAND_NOTIFICATIONS: u64 = 1 << 14;
+
+/// The requests that are more to us than bytes.
+pub(super) mod request {
+    pub const GET_FEATURES: u32 = 1;
+    pub const RESET_OWNER: u32 = 4;
+    pub const SET_VRING_BASE: u32 = 10;
+    pub const GET_VRING_BASE: u32 = 11;
+    pub const SET_VRING_KICK: u32 = 12;
+    pub const SET_VRING_CALL: u32 = 13;
+    pub const GET_PROTOCOL_FEATURES: u32 = 15;
+    pub const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub const GET_QUEUE_NUM: u32 = 17;
+    pub const GET_CONFIG: u32 = 24;
+    pub const GET_INFLIGHT_FD: u32 = 31;
+    pub const RESET_DEVICE: u32 = 34;
+    pub const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub const GET_STATUS: u32 = 40;
+}
+
+/// A descriptor on its way: one that came, or one that we keep as well.
+#[derive(Debug)]
+pub(super) enum Fd {
+    Passing(OwnedFd),
+    Ours(Arc<EventFd>),
+}
+
+impl AsFd for Fd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Passing(fd) => fd.as_fd(),
+            Self::Ours(event) => event.as_fd(),
+        }
+    }
+}
+
+/// A whole message. Its descriptors are closed with it.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub request: u32,
+    pub flags: u32,
+    pub payload: Vec<u8>,
+    pub fds: Vec<Fd>,
+}
+
+impl Message {
+    /// A request without payload.
+    pub(super) fn ask(request: u32) -> Self {
+        Self { request, flags: VERSION, payload: Vec::new(), fds: Vec::new() }
+    }
+
+    /// The payload where it is one 64-bit number.
+    pub(super) fn number(&self) -> Option<u64> {
+        Some(u64::from_ne_bytes(self.payload.as_slice().try_into().ok()?))
+    }
+
+    /// Makes the payload this number.
+    pub(super) fn set_number(&mut self, number: u64) {
+        self.payload.clear();
+        self.payload.extend_from_slice(&number.to_ne_bytes());
+    }
+
+    /// The ring that the payload is about: its first 32 bits ("A vring state description").
+    pub(super) fn vring(&self) -> Option<u32> {
+        Some(u32::from_ne_bytes(*self.payload.first_chunk()?))
+    }
+
+    /// Sets the number of a vring state description, its second 32 bits.
+    pub(super) fn set_vring_num(&mut self, num: u32) {
+        if let (8, Some(bytes)) = (self.payload.len(), self.payload.last_chunk_mut()) {
+            *bytes = num.to_ne_bytes();
+        }
+    }
+
+    pub(super) fn is_reply(&self) -> bool {
+        self.flags & REPLY != 0
+    }
+
+    /// Whether QEMU stands still until there is a reply. Where in doubt it is not.
+    pub(super) fn wants_reply(&self) -> bool {
+        use request::*;
+        self.flags & NEED_REPLY != 0
+            || matches!(
+                self.request,
+                GET_FEATURES
+                    | GET_VRING_BASE
+                    | GET_PROTOCOL_FEATURES
+                    | GET_QUEUE_NUM
+                    | GET_CONFIG
+                    | GET_INFLIGHT_FD
+                    | GET_MAX_MEM_SLOTS
+                    | GET_STATUS
+            )
+    }
+
+    /// Header and payload.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        // Never more than MAX_PAYLOAD.
+        let size = self.payload.len() as u32;
+        let mut bytes = Vec::with_capacity(HEADER + self.payload.len());
+        for field in [self.request, self.flags, size] {
+            bytes.extend_from_slice(&field.to_ne_bytes());
+        }
+        bytes.extend_from_slice(&self.payload);
+        bytes
+    }
+}
+
+/// Request, flags and size of a header.
+pub(super) fn parse_header(header: &[u8; HEADER]) -> (u32, u32, usize) {
+    let field = |i: usize| {
+        let bytes = [header[i], header[i + 1], header[i + 2], header[i + 3]];
+        u32::from_ne_bytes(bytes)
+    };
+    (field(0), field(4), field(8) as usize)
+}

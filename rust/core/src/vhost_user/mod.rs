@@ -1,0 +1,33 @@
+//! The vhost-user interposer: between QEMU and a vhost-user backend, to learn the kick
+//! eventfds and to put our own call eventfds in (QEMU: `docs/interop/vhost-user.rst`).
+//!
+//! QEMU connects to our socket and we to the backend's. Messages and descriptors pass in
+//! both directions as they are, with these exceptions:
+//!
+//! | message | what happens |
+//! |---|---|
+//! | SET_VRING_KICK | we keep the eventfd too: our kick is one `write`, and QEMU sleeps on |
+//! | SET_VRING_CALL | the backend gets our eventfd, also where QEMU withdraws its own |
+//! | SET_VRING_BASE | in a packed ring the driver knows better where a new backend goes on |
+//! | GET_VRING_BASE, RESET_OWNER, RESET_DEVICE | the ring stops: its kick is forgotten |
+//! | GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES | without in-band notifications, which would make messages of kicks |
+//!
+//! Back channels, in-flight memory, logs and dirty bitmaps are descriptors in messages, and
+//! pass like any other: their traffic does not come by here.
+//!
+//! QEMU blocks as a whole while a backend does not answer it. So it is let in only when a
+//! backend has answered us (a GET_FEATURES of our own, which QEMU asks first too), one
+//! QEMU at a time, and is let go when the backend owes it an answer for too long.
+//!
+//! `message` is framing, `channel` one socket, `rewrite` the table above, `link` a QEMU and
+//! a backend, `socket` finding either, `interposer` the thread and what users hold.
+
+mod channel;
+mod interposer;
+mod link;
+mod message;
+mod rewrite;
+mod socket;
+
+pub use interposer::{Backend, Interposer, Stats};
+pub use rewrite::Position;

@@ -1,0 +1,159 @@
+//! What is changed in passing, and what is learnt.
+
+use super::message::{F_INBAND_NOTIFICATIONS, Fd, MAX_QUEUES, Message, NO_FD, request};
+use crate::notify::{EventFd, Kick};
+use rustix::fs::fstat;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Where the device is to go on in a packed ring: the index of a descriptor, and in bit 15
+/// the wrap counter of its lap. `None` leaves it to QEMU.
+pub type Position = dyn Fn() -> Option<u16> + Send + Sync;
+
+/// Our ends of the queues' notifications, by the index of the queue.
+pub(super) struct Vrings {
+    pub kicks: Vec<Arc<Kick>>,
+    /// What the backend signals; `None` leaves QEMU's own in place.
+    pub calls: Vec<Option<Arc<EventFd>>>,
+    /// Where backends go on; by queue, few or none.
+    pub positions: Mutex<BTreeMap<u16, Arc<Position>>>,
+    /// Kick eventfds learnt.
+    pub learnt: AtomicU64,
+    /// Call eventfds put in.
+    pub replaced: AtomicU64,
+}
+
+impl Vrings {
+    pub(super) fn new(calls: Vec<Option<Arc<EventFd>>>) -> Self {
+        Self {
+            kicks: (0..MAX_QUEUES).map(|_| Arc::default()).collect(),
+            calls,
+            positions: Mutex::default(),
+            learnt: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn positions(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<Position>>> {
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a request on its way from QEMU to the backend.
+    pub(super) fn request(&self, message: &mut Message) {
+        match message.request {
+            request::SET_VRING_KICK => self.learn_kick(message),
+            request::SET_VRING_CALL => self.replace_call(message),
+            request::SET_VRING_BASE => self.set_position(message),
+            request::GET_VRING_BASE => {
+                if let Some(kick) = message.vring().and_then(|index| self.kicks.get(index as usize))
+                {
+                    kick.disconnect();
+                }
+            }
+            request::RESET_OWNER | request::RESET_DEVICE => self.forget(),
+            request::SET_PROTOCOL_FEATURES => without_inband(message),
+            _ => {}
+        }
+    }
+
+    /// Looks at a reply on its way from the backend to QEMU.
+    pub(super) fn reply(&self, message: &mut Message) {
+        if message.request == request::GET_PROTOCOL_FEATURES && message.is_reply() {
+            without_inband(message);
+        }
+    }
+
+    /// No queue is served any more.
+    pub(super) fn forget(&self) {
+        for kick in &self.kicks {
+            kick.disconnect();
+        }
+    }
+
+    /// Keeps the eventfd that QEMU gives the backend.
+    fn learn_kick(&self, message: &mut Message) {
+        let Some((kick, index)) = message.number().and_then(|number| {
+            // Eight bits.
+            let index = (number & 0xff) as usize;
+            Some((self.kicks.get(index)?, index))
+        }) else {
+            return;
+        };
+        // The ring was never kicked by it, or the backend is to poll from now on.
+        kick.disconnect();
+        if message.fds.len() != 1 {
+            return;
+        }
+        match message.fds.pop() {
+            Some(Fd::Passing(fd)) if cannot_block(&fd) => match EventFd::from_fd(fd) {
+                Ok(event) => {
+                    let event = Arc::new(event);
+                    kick.connect(Arc::clone(&event));
+                    self.learnt.fetch_add(1, Ordering::Relaxed);
+                    message.fds.push(Fd::Ours(event));
+                }
+                // The backend misses it, and says so to QEMU.
+                Err(error) => log::warn!("the kick of queue {index} is lost: {error}"),
+            },
+            other => {
+                log::warn!("queue {index}: the kick that QEMU gave the backend is no eventfd");
+                message.fds.extend(other);
+            }
+        }
+    }
+
+    /// Tells the backend where to go on where we know better than QEMU.
+    fn set_position(&self, message: &mut Message) {
+        let Some(index) = message.vring().and_then(|index| u16::try_from(index).ok()) else {
+            return;
+        };
+        // Not with the lock held: what it does is the driver's affair.
+        let position = self.positions().get(&index).cloned();
+        if let Some(at) = position.and_then(|position| position()) {
+            // The next available descriptor in the lower half, the next used in the upper.
+            message.set_vring_num(u32::from(at) << 16 | u32::from(at));
+        }
+    }
+
+    /// Gives the backend our eventfd in place of QEMU's, or of none.
+    fn replace_call(&self, message: &mut Message) {
+        let Some(number) = message.number() else { return };
+        let index = number & 0xff;
+        if let Some(Some(call)) = self.calls.get(index as usize) {
+            message.set_number(number & !NO_FD);
+            message.fds = vec![Fd::Ours(Arc::clone(call))];
+            self.replaced.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for Vrings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vrings")
+            .field("calls", &self.calls)
+            .field("learnt", &self.learnt)
+            .field("replaced", &self.replaced)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a descriptor that should be an eventfd is an anonymous inode, as eventfds,
+/// timerfds and epoll sets are. Anything else could block a `write`, or answer it with
+/// SIGPIPE; these do neither.
+fn cannot_block(fd: &OwnedFd) -> bool {
+    const FILE_TYPE: u32 = 0o170_000;
+    fstat(fd).is_ok_and(|stat| stat.st_mode & FILE_TYPE == 0)
+}
+
+/// Takes the in-band notifications out of a set of protocol features: with them a kick
+/// would be a message of QEMU's.
+fn without_inband(message: &mut Message) {
+    if let Some(features) = message.number()
+        && features & F_INBAND_NOTIFICATIONS != 0
+    {
+        message.set_number(features & !F_INBAND_NOTIFICATIONS);
+    }
+}

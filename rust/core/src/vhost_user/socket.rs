@@ -1,0 +1,220 @@
+//! Finding a backend, and letting a QEMU in.
+
+use super::channel::{End, Reader, Writer};
+use super::message::{Message, request};
+use crate::process::Home;
+use crate::{Error, Result};
+use rustix::event::PollFlags;
+use rustix::fs::{FileType, Mode, fchmod, stat, unlink};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
+    socket_with,
+};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a backend has for the answer to the first question. DPDK 22.11 looks at a new
+/// listening socket up to a second late.
+pub(super) const GREETING: Duration = Duration::from_secs(2);
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+fn address(path: &Path) -> Result<SocketAddrUnix> {
+    SocketAddrUnix::new(path).map_err(|_| {
+        Error::Invalid(format!(
+            "{} is no path of a socket: 1 to 107 bytes without a zero byte",
+            path.display()
+        ))
+    })
+}
+
+fn unconnected() -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+/// A listening socket; its file goes with it.
+#[derive(Debug)]
+pub(super) struct Listener {
+    home: Home,
+    socket: OwnedFd,
+    path: PathBuf,
+    /// Device and inode: what is removed must be ours.
+    file: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path`; with a mode for the file, else as the umask has it.
+    pub(super) fn open(path: &Path, mode: Option<Mode>) -> Result<Self> {
+        let address = address(path)?;
+        let context = |e: Errno| match e {
+            Errno::ADDRINUSE => {
+                Error::os(format!("{} exists; remove it or use another path", path.display()), e)
+            }
+            _ => Error::os(format!("making the vhost-user socket {}", path.display()), e),
+        };
+        let socket = unconnected().map_err(context)?;
+        if let Some(mode) = mode {
+            // Linux gives the file the socket's own mode (less the umask).
+            fchmod(&socket, mode).map_err(context)?;
+        }
+        bind(&socket, &address).map_err(context)?;
+        let made = stat(path).and_then(|s| listen(&socket, 16).map(|()| (s.st_dev, s.st_ino)));
+        match made {
+            Ok(file) => Ok(Self { home: Home::here(), socket, path: path.to_owned(), file }),
+            Err(e) => {
+                let _ = unlink(path);
+                Err(context(e))
+            }
+        }
+    }
+
+    /// Takes the next connection; `None` when there is none.
+    pub(super) fn accept(&self) -> Result<Option<OwnedFd>, Errno> {
+        match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => Ok(Some(socket)),
+            // None, or it was gone again before we looked.
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    /// Removes the file first: from then on nobody connects and waits in vain.
+    fn drop(&mut self) {
+        if self.home.is_here() && stat(&self.path).is_ok_and(|s| (s.st_dev, s.st_ino) == self.file)
+        {
+            let _ = unlink(&self.path);
+        }
+    }
+}
+
+/// Where backends come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// They listen there.
+    Connect(PathBuf, SocketAddrUnix),
+    /// They connect to us.
+    Listen(Listener),
+}
+
+impl Source {
+    pub(super) fn connect(path: &Path) -> Result<Self> {
+        Ok(Self::Connect(path.to_owned(), address(path)?))
+    }
+
+    /// Takes over the path from a process that is no more: a socket file at which nobody
+    /// listens.
+    pub(super) fn listen(path: &Path) -> Result<Self> {
+        let is_socket = |mode| FileType::from_raw_mode(mode) == FileType::Socket;
+        if stat(path).is_ok_and(|s| is_socket(s.st_mode)) {
+            let address = address(path)?;
+            if unconnected().and_then(|s| connect(s, &address)) == Err(Errno::CONNREFUSED) {
+                let _ = unlink(path);
+            }
+        }
+        Listener::open(path, None).map(Self::Listen)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Connect(path, _) => path,
+            Self::Listen(listener) => &listener.path,
+        }
+    }
+
+    /// What becomes readable when there may be a backend; without it, try now and then.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Connect(..) => None,
+            Self::Listen(listener) => Some(listener.as_fd()),
+        }
+    }
+
+    /// Tries to get a connection, without waiting. `None` when no backend has come.
+    pub(super) fn attempt(&self) -> Result<Option<OwnedFd>, Errno> {
+        match self {
+            Self::Connect(_, address) => {
+                let socket = unconnected()?;
+                connect(&socket, address).map(|()| Some(socket))
+            }
+            Self::Listen(listener) => listener.accept(),
+        }
+    }
+}
+
+/// Whether an attempt that failed so may succeed later: nobody is there (yet), or its
+/// queue of connections is full.
+pub(super) fn may_come(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)
+}
+
+/// A connection on which a backend was asked for its features.
+///
+/// It tells a backend that serves from one that merely has a socket, and QEMU, which would
+/// stand still with the latter, is let in to the former only.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    socket: OwnedFd,
+    reader: Reader,
+    begun: Instant,
+    pub(super) until: Instant,
+}
+
+impl Greeting {
+    /// Asks, and gives so long for the answer.
+    pub(super) fn begin(socket: OwnedFd, patience: Duration) -> Result<Self, End> {
+        let mut writer = Writer::default();
+        writer.put(Message::ask(request::GET_FEATURES));
+        writer.write(socket.as_fd())?;
+        if writer.busy() {
+            return Err(End::Broken("its socket takes no message".into()));
+        }
+        let begun = Instant::now();
+        // Too far away for the clock is for ever, or nearly.
+        let until = begun.checked_add(patience).unwrap_or(begun + FOREVER);
+        Ok(Self { socket, reader: Reader::new(), begun, until })
+    }
+
+    /// Takes the answer: the feature bits it offers; `None` when it has not come yet.
+    pub(super) fn proceed(&mut self) -> Result<Option<u64>, End> {
+        match self.reader.read(self.socket.as_fd())? {
+            Some(reply) => match reply.number() {
+                Some(features) if reply.is_reply() && reply.request == request::GET_FEATURES => {
+                    Ok(Some(features))
+                }
+                _ => Err(End::Broken(format!(
+                    "it does not speak vhost-user: it answered GET_FEATURES with message {} of {} bytes",
+                    reply.request,
+                    reply.payload.len()
+                ))),
+            },
+            None if Instant::now() >= self.until => {
+                let seconds = (self.until - self.begun).as_secs_f32();
+                Err(End::Broken(format!("it has a socket, but did not answer for {seconds} s")))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// What to wait for.
+    pub(super) const INTEREST: PollFlags = PollFlags::IN;
+
+    pub(super) fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+}
+
+impl AsFd for Greeting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,159 @@
+//! Backends that are there, late, not at all, or not what they seem.
+
+use super::peers::{Host, LONG, Peer, Room, Trio, frame};
+use super::{UNKNOWN, pair};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+use virtnic::Error;
+use virtnic::vhost_user::{Backend, Interposer};
+
+#[test]
+fn a_backend_that_is_not_there() {
+    let room = Room::new("none");
+    let start =
+        |wait| Interposer::start(&room.front(), Backend::Connect(room.back()), wait, Vec::new());
+    let error = start(Duration::ZERO).unwrap_err();
+    assert!(matches!(error, Error::Os { errno: 2, .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("no vhost-user backend listens at") && text.contains("/back"), "{text}");
+    assert!(text.contains("start it first, or wait for it with wait=SECONDS"), "{text}");
+    assert!(room.files().is_empty());
+
+    // Its socket file was left behind.
+    drop(Host::new(&room.back()));
+    let started = Instant::now();
+    let error = start(Duration::from_millis(150)).unwrap_err();
+    assert!(matches!(error, Error::Os { errno: 111, .. }), "{error:?}");
+    assert!(error.to_string().contains("within 150ms"), "{error}");
+    assert!(started.elapsed() >= Duration::from_millis(150));
+
+    // What is there is no socket, or none of ours.
+    std::fs::write(room.front(), "").unwrap();
+    let listen = Backend::Connect(room.front());
+    assert!(Interposer::start(&room.back(), listen, LONG, Vec::new()).is_err());
+    let long = std::path::Path::new("/x").join("y".repeat(108));
+    let error =
+        Interposer::start(&room.front(), Backend::Connect(long), LONG, Vec::new()).unwrap_err();
+    assert!(matches!(error, Error::Invalid(_)), "{error:?}");
+    let calls = vec![None; 257];
+    let error = Interposer::start(&room.front(), Backend::Connect(room.back()), LONG, calls);
+    assert!(matches!(error, Err(Error::Invalid(_))));
+
+    // It comes late.
+    std::fs::remove_file(room.front()).unwrap();
+    let host = std::thread::scope(|scope| {
+        let backend = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(100));
+            let host = Host::new(&room.back());
+            (host.greet(), host)
+        });
+        let interposer = start(LONG).unwrap();
+        let mode = std::fs::metadata(room.front()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        interposer.close();
+        assert!(!room.front().exists());
+        backend.join().unwrap().1
+    });
+
+    // QEMU's socket cannot be made: the backend is let go.
+    std::fs::write(room.front(), "").unwrap();
+    let error = std::thread::scope(|scope| {
+        let backend = scope.spawn(|| host.greet());
+        let error = start(LONG).unwrap_err();
+        assert!(backend.join().unwrap().ended());
+        error
+    });
+    assert!(error.to_string().contains("exists"), "{error}");
+}
+
+#[test]
+fn a_backend_that_does_not_answer_or_is_none() {
+    let room = Room::new("mute");
+    let host = Host::new(&room.back());
+    let start = || {
+        Interposer::start(&room.front(), Backend::Connect(room.back()), Duration::ZERO, Vec::new())
+            .unwrap_err()
+    };
+    // It has a socket, but accepts nobody.
+    let started = Instant::now();
+    let error = start();
+    assert!(matches!(error, Error::Qemu(_)), "{error:?}");
+    assert!(error.to_string().contains("did not answer for 2 s"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(4));
+    drop(host.accept());
+    // It takes its time, and has it.
+    std::thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            Interposer::start(&room.front(), Backend::Connect(room.back()), LONG, Vec::new())
+        });
+        std::thread::sleep(Duration::from_millis(2200));
+        let _backend = host.greet();
+        started.join().unwrap().unwrap();
+    });
+    // It closes at once, or says something else.
+    for (said, expected) in [
+        (&b""[..], "closed the connection at once"),
+        (b"HTTP/1.0 400 Bad", "payload"),
+        (&frame(1, 1, &[0; 8]), "does not speak vhost-user"),
+    ] {
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let peer = host.accept();
+                peer.next();
+                (&peer.0).write_all(said).unwrap();
+            });
+            start()
+        });
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_backend_may_connect_to_us() {
+    let room = Room::new("server");
+    // A socket file of a process that is no more is taken over, a live one is not.
+    let host = Host::new(&room.back());
+    let start =
+        |wait| Interposer::start(&room.front(), Backend::Listen(room.back()), wait, Vec::new());
+    assert!(start(Duration::ZERO).unwrap_err().to_string().contains("exists"));
+    drop(host);
+    let error = start(Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+    assert!(error.to_string().contains("no vhost-user backend connected to"), "{error}");
+    assert!(room.files().is_empty());
+
+    let (interposer, mut backend) = std::thread::scope(|scope| {
+        let backend = scope.spawn(|| Peer::connect(&room.back()).greet());
+        (start(LONG).unwrap(), backend.join().unwrap())
+    });
+    for round in 0..3 {
+        let qemu = Peer::connect(&room.front());
+        qemu.send(UNKNOWN, 1, &[round], &[]);
+        assert_eq!(backend.next().payload, [round]);
+        drop(backend);
+        assert!(qemu.ended());
+        // One that came and went again is passed over.
+        drop(Peer::connect(&room.back()));
+        backend = Peer::connect(&room.back()).greet();
+    }
+    assert_eq!(interposer.stats().backend_losses, 3);
+    drop(interposer);
+    assert!(backend.ended() && room.files().is_empty());
+}
+
+#[test]
+fn a_backend_that_goes_before_qemu_comes_is_replaced() {
+    let room = Room::new("early");
+    let mut trio = Trio::new(&room, Vec::new());
+    drop(trio.qemu);
+    // Storms of either side cost one attempt every 100 ms.
+    let started = Instant::now();
+    for _ in 0..4 {
+        drop(trio.host.greet());
+    }
+    assert!(started.elapsed() >= Duration::from_millis(250));
+    trio.qemu = Peer::new(pair());
+    trio.again(&room);
+    assert_eq!(trio.down(UNKNOWN, 5, &[]).number(), 5);
+}
