@@ -12,10 +12,12 @@
 //! - [`qtest`]: the QTest wire client; [`ivshmem`]: the memory and interrupt server
 //! - [`vhost_user`]: the socket interposer that learns the kick and call eventfds
 //! - [`virtio`]: features, status, transports, rings
+//! - [`net`]: the virtio-net device: queues of packets
 
 pub mod error;
 pub mod ivshmem;
 pub mod memory;
+pub mod net;
 pub mod notify;
 pub mod process;
 pub mod qtest;

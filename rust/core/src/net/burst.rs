@@ -1,0 +1,134 @@
+//! Frames that travel together.
+
+use crate::memory::{BufferId, Pool};
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// Storage for so many bursts is kept by each thread, so that a loop over bursts allocates nothing.
+const SPARE: usize = 16;
+/// The frames a fresh burst has room for without growing.
+const ROOM: usize = 256;
+
+#[derive(Debug, Default)]
+struct Storage {
+    ids: Vec<BufferId>,
+    lengths: Vec<u32>,
+}
+
+thread_local! {
+    static STORAGE: RefCell<Vec<Storage>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An owner of packet buffers, each with a frame in it.
+///
+/// Each buffer is exclusively the burst's until it is moved out or the burst is
+/// dropped, which gives the buffers back to the pool.
+#[derive(Debug)]
+pub struct Burst {
+    pool: Arc<Pool>,
+    storage: Storage,
+}
+
+impl Burst {
+    /// An empty burst of this pool.
+    #[must_use]
+    pub fn new(pool: Arc<Pool>) -> Self {
+        let storage = STORAGE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Storage {
+            ids: Vec::with_capacity(ROOM),
+            lengths: Vec::with_capacity(ROOM),
+        });
+        Self { pool, storage }
+    }
+    /// How many frames.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.storage.ids.len()
+    }
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.storage.ids.is_empty()
+    }
+    /// The pool that the buffers belong to.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+    /// The buffers, in order.
+    #[must_use]
+    pub fn ids(&self) -> &[BufferId] {
+        &self.storage.ids
+    }
+    /// The frames' lengths, bytes.
+    #[must_use]
+    pub fn lengths(&self) -> &[u32] {
+        &self.storage.lengths
+    }
+    /// The bytes of a frame: where they start and how many. Only for byte access;
+    /// valid as long as the buffer is the burst's.
+    #[must_use]
+    pub fn frame(&self, index: usize) -> Option<(*mut u8, usize)> {
+        let id = *self.storage.ids.get(index)?;
+        let length = *self.storage.lengths.get(index)?;
+        Some((self.pool.data_ptr(id), length as usize))
+    }
+    /// Copies a frame out; `None` past the end.
+    #[must_use]
+    pub fn copy_out(&self, index: usize) -> Option<Vec<u8>> {
+        let (from, length) = self.frame(index)?;
+        let mut out = Vec::with_capacity(length);
+        // SAFETY: `length` bytes lie in the buffer, which is ours; `out` has room for them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), length);
+            out.set_len(length);
+        }
+        Some(out)
+    }
+    /// Adds a buffer that the caller owns. `length` is at most the pool's capacity.
+    #[inline]
+    pub(crate) fn push(&mut self, id: BufferId, length: u32) {
+        self.storage.ids.push(id);
+        self.storage.lengths.push(length);
+    }
+    /// Forgets the first `count` frames, whose buffers have a new owner.
+    pub(crate) fn moved(&mut self, count: usize) {
+        if count >= self.len() {
+            self.storage.ids.clear();
+            self.storage.lengths.clear();
+        } else {
+            self.storage.ids.drain(..count);
+            self.storage.lengths.drain(..count);
+        }
+    }
+    /// Gives the first `count` frames' buffers back to the pool.
+    pub(crate) fn clear_front(&mut self, count: usize) {
+        let count = count.min(self.len());
+        self.pool.give(&self.storage.ids[..count]);
+        self.moved(count);
+    }
+    /// The buffers, with access to the ids so that some can be exchanged for copies.
+    pub(crate) fn ids_mut(&mut self) -> &mut [BufferId] {
+        &mut self.storage.ids
+    }
+    /// Gives all buffers back to the pool.
+    pub fn clear(&mut self) {
+        if !self.is_empty() {
+            self.pool.give(&self.storage.ids);
+            self.moved(usize::MAX);
+        }
+    }
+}
+
+impl Drop for Burst {
+    fn drop(&mut self) {
+        self.clear();
+        let storage = std::mem::take(&mut self.storage);
+        // The thread may be ending: then the storage just goes.
+        let _ = STORAGE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SPARE {
+                spare.push(storage);
+            }
+        });
+    }
+}

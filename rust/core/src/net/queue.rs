@@ -1,0 +1,540 @@
+//! A receive and a transmit queue: a ring, and the packet buffers that pass through it.
+
+use super::burst::Burst;
+use super::header::{self, HEADER_LEN};
+use super::merge::{self, Merger};
+use super::slot::Slot;
+use super::stats::LiveQueueStats;
+use crate::Result;
+use crate::memory::{BufferId, Holder, Iova, Pool, Region};
+use crate::notify::Doorbell;
+use crate::virtio::ring::{Follower, PackedRing, Ring, RingOptions, SplitRing, Violation};
+use crate::virtio::transport::QueueAddresses;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Buffers are posted to the device in groups of at least so many, where the ring is large enough.
+const REFILL: usize = 32;
+
+/// Either ring. One branch for each burst picks the code that was compiled for it.
+#[derive(Debug)]
+pub(crate) enum AnyRing {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
+
+macro_rules! each {
+    ($any:expr, $ring:ident => $body:expr) => {
+        match $any {
+            AnyRing::Split($ring) => $body,
+            AnyRing::Packed($ring) => $body,
+        }
+    };
+}
+
+impl AnyRing {
+    pub(crate) fn new(packed: bool, region: &Arc<Region>, options: &RingOptions) -> Result<Self> {
+        Ok(if packed {
+            Self::Packed(PackedRing::new(region, options)?)
+        } else {
+            Self::Split(SplitRing::new(region, options)?)
+        })
+    }
+    fn addresses(&self) -> (Iova, Iova, Iova) {
+        each!(self, ring => ring.addresses())
+    }
+    pub(crate) fn size(&self) -> u16 {
+        each!(self, ring => ring.size())
+    }
+    fn free(&self) -> usize {
+        each!(self, ring => ring.free())
+    }
+    fn has_used(&self) -> bool {
+        each!(self, ring => ring.has_used())
+    }
+    fn enable_interrupts(&mut self) -> bool {
+        each!(self, ring => ring.enable_interrupts())
+    }
+    fn disable_interrupts(&mut self) {
+        each!(self, ring => ring.disable_interrupts());
+    }
+    #[inline]
+    fn add(
+        &mut self,
+        writable: bool,
+        count: usize,
+        buffer: impl FnMut(usize) -> (u32, Iova, u32),
+    ) -> usize {
+        each!(self, ring => ring.add(writable, count, buffer))
+    }
+    #[inline]
+    pub(crate) fn pop(
+        &mut self,
+        max: usize,
+        used: impl FnMut(u32, u32),
+    ) -> Result<usize, Violation> {
+        each!(self, ring => ring.pop(max, used))
+    }
+    fn publish(&mut self) -> bool {
+        each!(self, ring => ring.publish())
+    }
+    fn reset(&mut self, returned: impl FnMut(u32)) {
+        each!(self, ring => ring.reset(returned));
+    }
+}
+
+/// What both directions have.
+#[derive(Debug)]
+pub(crate) struct Common {
+    pub(crate) index: u16,
+    pub(crate) ring: AnyRing,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) doorbell: Doorbell,
+    pub(crate) stats: Arc<LiveQueueStats>,
+    /// Buffers on their way between the pool and the ring.
+    pub(super) stash: Vec<BufferId>,
+}
+
+impl Common {
+    pub(crate) fn new(
+        index: u16,
+        ring: AnyRing,
+        pool: Arc<Pool>,
+        doorbell: Doorbell,
+        stats: Arc<LiveQueueStats>,
+    ) -> Self {
+        let stash = Vec::with_capacity(usize::from(ring.size()));
+        Self { index, ring, pool, doorbell, stats, stash }
+    }
+
+    /// What tells others how far the device has come.
+    pub(crate) fn follower(&self) -> Option<Arc<Follower>> {
+        each!(&self.ring, ring => ring.follower()).map(Arc::new)
+    }
+
+    /// What the device is told of the queue.
+    pub(crate) fn addresses(&self, vector: u16) -> QueueAddresses {
+        let (descriptors, driver, device) = self.ring.addresses();
+        QueueAddresses { size: self.ring.size(), descriptors, driver, device, vector }
+    }
+
+    /// Makes what was added visible, and rings if the device wants to be told.
+    fn publish(&mut self) {
+        if self.ring.publish() {
+            self.doorbell.ring(self.index);
+            self.stats.kicks.add(1);
+        } else {
+            self.stats.kicks_suppressed.add(1);
+        }
+    }
+
+    pub(crate) fn disable_interrupts(&mut self) {
+        self.ring.disable_interrupts();
+    }
+
+    /// Received frames, each in one buffer.
+    #[inline]
+    fn recv_whole(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
+        let mut bytes = 0u64;
+        let (mut short, mut taken) = (None, 0usize);
+        let popped = self.ring.pop(max, |id, written| {
+            match (written as usize).checked_sub(HEADER_LEN) {
+                // At least one byte of a frame behind the header.
+                Some(length) if length > 0 => {
+                    bytes += length as u64;
+                    taken += 1;
+                    burst.push(id, length as u32);
+                }
+                Some(_) => self.stash.push(id),
+                None => {
+                    short = Some(written);
+                    self.stash.push(id);
+                }
+            }
+        });
+        if taken > 0 {
+            self.stats.packets.add(taken as u64);
+            self.stats.bytes.add(bytes);
+        }
+        let popped = popped?;
+        if let Some(written) = short {
+            return Err(merge::short(written));
+        }
+        if popped > taken {
+            self.stats.bad_length.add((popped - taken) as u64);
+        }
+        Ok(taken)
+    }
+}
+
+/// Receives: the device writes into buffers that were posted before.
+#[derive(Debug)]
+pub(crate) struct RxQueue {
+    pub(crate) common: Common,
+    refill_at: usize,
+    /// Where `VIRTIO_NET_F_MRG_RXBUF` was negotiated.
+    merger: Option<Box<Merger>>,
+}
+
+impl RxQueue {
+    /// `merge`: the device may spread a frame over several buffers.
+    pub(crate) fn new(common: Common, merge: bool) -> Self {
+        let refill_at = REFILL.min(usize::from(common.ring.size()) / 4).max(1);
+        let merger = merge.then(|| Box::new(Merger::new(common.ring.size())));
+        Self { common, refill_at, merger }
+    }
+
+    /// Appends up to `max` received frames to the burst, and posts fresh buffers.
+    #[inline]
+    pub(crate) fn recv(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
+        let taken = match &mut self.merger {
+            None => self.common.recv_whole(max, burst)?,
+            Some(merger) => merger.recv(&mut self.common, max, burst)?,
+        };
+        if self.common.ring.free() >= self.refill_at {
+            self.refill();
+        }
+        Ok(taken)
+    }
+
+    /// Posts a buffer for every free descriptor, as far as the pool has them.
+    pub(crate) fn refill(&mut self) {
+        let common = &mut self.common;
+        let room = common.ring.free();
+        if common.stash.len() < room {
+            let wanted = room - common.stash.len();
+            let got = common.pool.take(&mut common.stash, wanted);
+            if got < wanted {
+                common.stats.no_buffer.add((wanted - got) as u64);
+            }
+        }
+        let count = room.min(common.stash.len());
+        if count == 0 {
+            return;
+        }
+        let first = common.stash.len() - count;
+        let ids = &common.stash[first..];
+        let pool = &common.pool;
+        let length = (pool.capacity() + HEADER_LEN) as u32;
+        let added = common.ring.add(true, count, |i| {
+            let id = ids[i];
+            (id, Iova(pool.common_iova(id).0.wrapping_sub(HEADER_LEN as u64)), length)
+        });
+        common.stash.drain(first..first + added);
+        common.publish();
+    }
+}
+
+impl RxQueue {
+    /// Takes every buffer back, after the device was reset.
+    pub(crate) fn reclaim_all(&mut self) {
+        let stash = &mut self.common.stash;
+        self.common.ring.reset(|id| stash.push(id));
+        if let Some(merger) = &mut self.merger {
+            merger.reset(stash);
+        }
+        self.common.pool.give(stash);
+        stash.clear();
+    }
+    /// Takes a burst's buffers back to post them again.
+    #[inline]
+    pub(crate) fn recycle(&mut self, burst: &mut Burst) {
+        let pool = &self.common.pool;
+        if !Arc::ptr_eq(burst.pool(), pool) || pool.any_exported() || pool.any_jumbo(burst.ids()) {
+            burst.clear();
+            return;
+        }
+        self.common.stash.extend_from_slice(burst.ids());
+        burst.moved(usize::MAX);
+    }
+    /// Whether [`Self::recv`] would find something now.
+    pub(crate) fn has_used(&self) -> bool {
+        self.common.ring.has_used() || self.merger.as_ref().is_some_and(|merger| merger.has_more())
+    }
+    /// Asks for an interrupt; true when there may be something already.
+    pub(crate) fn enable_interrupts(&mut self) -> bool {
+        self.common.ring.enable_interrupts()
+            || self.merger.as_ref().is_some_and(|merger| merger.has_more())
+    }
+    /// Bytes received so far.
+    #[inline]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.common.stats.bytes.get()
+    }
+}
+
+/// Where a [`super::Port::send`] of frames stopped, where it did not take all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendStop {
+    /// The ring is full.
+    RingFull,
+    /// The pool has no free buffer.
+    NoBuffer,
+    /// This frame cannot be sent; the text says why.
+    BadFrame(String),
+}
+
+/// Transmits: the device reads from buffers and gives them back.
+#[derive(Debug)]
+pub(crate) struct TxQueue {
+    pub(crate) common: Common,
+    /// With fewer free descriptors than this, finished buffers are taken back.
+    reclaim_at: usize,
+    /// Jumbo buffers that are with the device. They are few, so they are taken back early.
+    jumbos: usize,
+    magazine: Option<Magazine>,
+}
+
+/// Buffers with frames in them that are sent again and again.
+#[derive(Debug)]
+pub(crate) struct Magazine {
+    ids: Vec<BufferId>,
+    lengths: Vec<u32>,
+    /// Indices of those that are not with the device, longest first.
+    ready: VecDeque<u32>,
+    /// Set once no more shall be sent: what comes back goes to the pool.
+    ended: bool,
+    /// How many of its buffers have not gone to the pool.
+    kept: usize,
+}
+
+/// Marks a ring's token as an index into the magazine.
+const FROM_MAGAZINE: u32 = 1 << 31;
+
+impl Magazine {
+    /// Buffers that the caller owned, and the lengths of the frames in them.
+    pub(crate) fn new(ids: Vec<BufferId>, lengths: Vec<u32>) -> Self {
+        let ready = (0..ids.len() as u32).collect();
+        let kept = ids.len();
+        Self { ids, lengths, ready, ended: false, kept }
+    }
+}
+
+impl TxQueue {
+    pub(crate) fn new(common: Common) -> Self {
+        let reclaim_at = usize::from(common.ring.size()) / 2;
+        Self { common, reclaim_at, jumbos: 0, magazine: None }
+    }
+
+    /// Entries of the ring.
+    pub(crate) fn size(&self) -> usize {
+        usize::from(self.common.ring.size())
+    }
+    /// Bytes queued so far.
+    #[inline]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.common.stats.bytes.get()
+    }
+
+    pub(crate) fn has_magazine(&self) -> bool {
+        self.magazine.is_some()
+    }
+    /// Makes frames ready to be sent repeatedly.
+    pub(crate) fn load(&mut self, magazine: Magazine) {
+        let pool = &self.common.pool;
+        for &id in &magazine.ids {
+            // SAFETY: as in `send`; the magazine owns its buffers.
+            unsafe { header::clear(pool.data_ptr(id)) };
+        }
+        self.magazine = Some(magazine);
+    }
+    /// No more from the magazine: its buffers go to the pool, those with the device later.
+    pub(crate) fn unload(&mut self) {
+        if let Some(magazine) = &mut self.magazine {
+            magazine.ended = true;
+        }
+        self.retire_magazine();
+    }
+
+    fn retire_magazine(&mut self) {
+        let Some(magazine) = &mut self.magazine else { return };
+        if !magazine.ended {
+            return;
+        }
+        let back: Vec<BufferId> =
+            magazine.ready.drain(..).map(|index| magazine.ids[index as usize]).collect();
+        self.common.pool.give(&back);
+        magazine.kept -= back.len();
+        if magazine.kept == 0 {
+            self.magazine = None;
+        }
+    }
+
+    /// Sends up to `most` frames of the magazine; says how many, and their bytes.
+    #[inline]
+    pub(crate) fn send_from_magazine(&mut self, most: usize) -> Result<(usize, u64)> {
+        if self.common.ring.free() < self.reclaim_at.max(most) {
+            self.reclaim()?;
+        }
+        let common = &mut self.common;
+        let Some(magazine) = &mut self.magazine else { return Ok((0, 0)) };
+        let pool = &common.pool;
+        let mut bytes = 0u64;
+        let ready = &mut magazine.ready;
+        let (ids, lengths) = (&magazine.ids, &magazine.lengths);
+        let most = most.min(ready.len());
+        let added = common.ring.add(false, most, |i| {
+            let index = ready[i];
+            let length = lengths[index as usize];
+            bytes += u64::from(length);
+            let header = pool.data_iova(ids[index as usize]).0.wrapping_sub(HEADER_LEN as u64);
+            (index | FROM_MAGAZINE, Iova(header), length + HEADER_LEN as u32)
+        });
+        if added > 0 {
+            ready.drain(..added);
+            common.stats.packets.add(added as u64);
+            common.stats.bytes.add(bytes);
+            common.publish();
+        }
+        Ok((added, bytes))
+    }
+
+    /// Sends copies of frames of another memory; the burst keeps what did not fit.
+    #[cold]
+    pub(crate) fn send_copies(&mut self, burst: &mut Burst) -> Result<usize> {
+        self.release_jumbos()?;
+        let room = self.room()?.min(burst.len());
+        let mut ids = Vec::with_capacity(room);
+        let got = self.common.pool.take(&mut ids, room);
+        if got < room {
+            self.common.stats.no_buffer.add((room - got) as u64);
+        }
+        let pool = &self.common.pool;
+        let mut staged = Burst::new(pool.clone());
+        let mut consumed = 0;
+        for &common in &ids {
+            let Some((from, length)) = burst.frame(consumed) else { break };
+            let mut id = common;
+            if length > pool.capacity() {
+                pool.give(&[common]);
+                if length > pool.largest_frame() {
+                    self.common.stats.bad_length.add(1);
+                    consumed += 1;
+                    continue;
+                }
+                let Some(jumbo) = pool.take_jumbo() else {
+                    self.common.stats.no_buffer.add(1);
+                    consumed += 1;
+                    continue;
+                };
+                id = jumbo;
+            }
+            consumed += 1;
+            // SAFETY: two buffers of two owners, both at least `length` bytes.
+            unsafe { std::ptr::copy_nonoverlapping(from, pool.data_ptr(id), length) };
+            staged.push(id, length as u32);
+        }
+        let sent = self.send(staged.ids(), staged.lengths())?;
+        staged.moved(sent);
+        self.common.stats.copied.add(sent as u64);
+        burst.clear_front(consumed);
+        Ok(sent)
+    }
+
+    /// Queues frames that lie in buffers of the pool, in order, as many as fit; says how many.
+    /// These buffers are the device's from here on.
+    #[inline]
+    pub(crate) fn send(&mut self, ids: &[BufferId], lengths: &[u32]) -> Result<usize> {
+        if self.common.ring.free() < self.reclaim_at.max(ids.len()) || self.jumbos > 0 {
+            self.reclaim()?;
+        }
+        let common = &mut self.common;
+        let pool = &common.pool;
+        let mut bytes = 0u64;
+        let count = ids.len().min(lengths.len());
+        let added = common.ring.add(false, count, |i| {
+            let (id, length) = (ids[i], lengths[i]);
+            let (data, iova) = pool.data(id);
+            // SAFETY: the buffer is ours until publish, its data is 64-byte aligned and has
+            // DATA_OFFSET (64) bytes in front.
+            unsafe { header::clear(data) };
+            bytes += u64::from(length);
+            let header = iova.0.wrapping_sub(HEADER_LEN as u64);
+            (id, Iova(header), length + HEADER_LEN as u32)
+        });
+        if added > 0 {
+            if common.pool.any_jumbo(&ids[..added]) {
+                self.jumbos += jumbos_among(&ids[..added], &common.pool);
+            }
+            common.stats.packets.add(added as u64);
+            common.stats.bytes.add(bytes);
+            common.publish();
+        }
+        if added < count {
+            common.stats.ring_full.add((count - added) as u64);
+        }
+        Ok(added)
+    }
+
+    /// Gives the buffers of finished frames back to the pool.
+    pub(crate) fn reclaim(&mut self) -> Result<()> {
+        let common = &mut self.common;
+        let stash = &mut common.stash;
+        let magazine = &mut self.magazine;
+        let result = common.ring.pop(usize::MAX, |token, _| sort(token, stash, magazine));
+        let popped = *result.as_ref().unwrap_or(&stash.len());
+        common.stats.completed.add(popped as u64);
+        if !stash.is_empty() {
+            if self.jumbos > 0 {
+                self.jumbos -= jumbos_among(stash, &common.pool).min(self.jumbos);
+            }
+            common.pool.give(stash);
+            stash.clear();
+        }
+        self.retire_magazine();
+        result?;
+        Ok(())
+    }
+
+    /// Takes finished jumbo buffers back, where there may be some.
+    #[inline]
+    pub(crate) fn release_jumbos(&mut self) -> Result<()> {
+        if self.jumbos > 0 { self.reclaim() } else { Ok(()) }
+    }
+
+    /// Takes every buffer back, after the device was reset.
+    pub(crate) fn reclaim_all(&mut self) {
+        let stash = &mut self.common.stash;
+        let magazine = &mut self.magazine;
+        self.common.ring.reset(|token| sort(token, stash, magazine));
+        self.common.pool.give(stash);
+        stash.clear();
+        self.jumbos = 0;
+        self.unload();
+    }
+
+    /// How many frames fit now.
+    pub(crate) fn room(&mut self) -> Result<usize> {
+        if self.common.ring.free() < self.reclaim_at {
+            self.reclaim()?;
+        }
+        Ok(self.common.ring.free())
+    }
+}
+
+impl Holder for Slot<TxQueue> {
+    fn release(&self) {
+        if let Some(mut queue) = self.try_lock()
+            && let Err(error) = queue.release_jumbos()
+        {
+            // The ring is poisoned: whoever uses it next gets the error.
+            log::debug!("no buffers from a transmit queue: {error}");
+        }
+    }
+}
+
+#[cold]
+fn jumbos_among(ids: &[BufferId], pool: &Pool) -> usize {
+    ids.iter().filter(|&&id| pool.is_jumbo(id)).count()
+}
+
+/// A finished buffer goes back to where it came from.
+#[inline]
+fn sort(token: u32, stash: &mut Vec<BufferId>, magazine: &mut Option<Magazine>) {
+    match magazine {
+        Some(magazine) if token & FROM_MAGAZINE != 0 => {
+            magazine.ready.push_back(token & !FROM_MAGAZINE);
+        }
+        _ => stash.push(token),
+    }
+}
