@@ -13,7 +13,9 @@
 //! - [`vhost_user`]: the socket interposer that learns the kick and call eventfds
 //! - [`virtio`]: features, status, transports, rings
 //! - [`net`]: the virtio-net device: queues of packets
+//! - [`engine`]: loops over bursts that run without the interpreter
 
+pub mod engine;
 pub mod error;
 pub mod ivshmem;
 pub mod memory;

@@ -1,0 +1,35 @@
+//! Sends and receives at once: what a traffic generator with a counter does.
+
+use super::BURST;
+use super::control::{Control, Report};
+use super::generate::{Load, Source};
+use crate::Result;
+use crate::net::{Burst, Port};
+
+/// Sends a load, as [`super::generate`] does, and in the same loop receives frames and forgets
+/// them, as [`super::drop_all`] does.
+///
+/// # Errors
+/// As for these two.
+pub fn exchange(port: &Port, load: &Load, mut control: Control<'_>) -> Result<Report> {
+    let mut rx = port.claim_rx()?;
+    let mut source = Source::new(port, load)?;
+    let mut burst = Burst::new(port.pool().clone());
+    let mut report = Report::default();
+    loop {
+        let received = rx.recv(BURST, &mut burst).map_err(|error| port.fault(error))?;
+        if received > 0 {
+            rx.recycle(&mut burst);
+            report.received += received as u64;
+            report.dropped += received as u64;
+        }
+        let busy = source.turn(control.left(report.sent), &mut report)? || received > 0;
+        report.bursts += u64::from(busy);
+        report.idle += u64::from(!busy);
+        if control.left(report.sent) == 0 || !control.go_on(&mut report, || port.running())? {
+            break;
+        }
+    }
+    report.elapsed = control.elapsed();
+    Ok(report)
+}

@@ -1,0 +1,120 @@
+//! Frames from one port to another, or back to where they came from.
+
+use super::control::{Control, Report};
+use super::{BURST, swap};
+use crate::Result;
+use crate::net::{Burst, Port, RxQueue, TxQueue};
+use std::sync::Arc;
+
+/// What is changed in each frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing; the frame is not even looked at.
+    Io,
+    /// The source address becomes that of the port it leaves by.
+    Mac,
+    /// The two addresses are exchanged.
+    MacSwap,
+}
+
+/// One direction: from a receive queue to a transmit queue.
+struct Path<'a> {
+    from: &'a Port,
+    to: &'a Port,
+    mode: Mode,
+}
+
+impl Path<'_> {
+    #[inline]
+    fn turn(
+        &self,
+        rx: &mut RxQueue,
+        tx: &mut TxQueue,
+        burst: &mut Burst,
+        most: usize,
+        report: &mut Report,
+    ) -> Result<bool> {
+        let received = rx.recv(most, burst).map_err(|error| self.from.fault(error))?;
+        if received == 0 {
+            // Perhaps for want of jumbo buffers, which only this queue can give back.
+            tx.release_jumbos().map_err(|error| self.to.fault(error))?;
+            return Ok(false);
+        }
+        match self.mode {
+            Mode::Io => {}
+            Mode::Mac => {
+                swap::prefetch(burst);
+                swap::set_source(burst, self.to.config().mac);
+            }
+            Mode::MacSwap => {
+                swap::prefetch(burst);
+                swap::swap_addresses(burst);
+            }
+        }
+        let before = tx.bytes();
+        let sent = if Arc::ptr_eq(burst.pool(), self.to.pool()) {
+            let sent =
+                tx.send(burst.ids(), burst.lengths()).map_err(|error| self.to.fault(error))?;
+            burst.moved(sent);
+            sent
+        } else {
+            tx.send_copies(burst).map_err(|error| self.to.fault(error))?
+        };
+        report.received += received as u64;
+        report.sent += sent as u64;
+        report.bytes += tx.bytes() - before;
+        report.ring_full += (received - sent) as u64;
+        report.bursts += 1;
+        burst.clear();
+        Ok(true)
+    }
+}
+
+/// Forwards between two ports in both directions. Ports of one memory exchange buffers, no
+/// byte is copied.
+///
+/// # Errors
+/// What ended a port, and [`crate::Error::Busy`] when one is in use by another loop.
+pub fn forward(a: &Port, b: &Port, mode: Mode, mut control: Control<'_>) -> Result<Report> {
+    let (mut rx_a, mut tx_a) = (a.claim_rx()?, a.claim_tx()?);
+    let (mut rx_b, mut tx_b) = (b.claim_rx()?, b.claim_tx()?);
+    let mut bursts = (Burst::new(a.pool().clone()), Burst::new(b.pool().clone()));
+    let (there, back) = (Path { from: a, to: b, mode }, Path { from: b, to: a, mode });
+    let mut report = Report::default();
+    loop {
+        let most = BURST.min(control.left(report.sent));
+        let busy =
+            most > 0 && there.turn(&mut rx_a, &mut tx_b, &mut bursts.0, most, &mut report)?;
+        let most = BURST.min(control.left(report.sent));
+        let busy =
+            most > 0 && back.turn(&mut rx_b, &mut tx_a, &mut bursts.1, most, &mut report)? || busy;
+        report.idle += u64::from(!busy);
+        let alive = || a.running().and_then(|()| b.running());
+        if control.left(report.sent) == 0 || !control.go_on(&mut report, alive)? {
+            break;
+        }
+    }
+    report.elapsed = control.elapsed();
+    Ok(report)
+}
+
+/// Sends every received frame back by the port it came from.
+///
+/// # Errors
+/// As for [`forward`].
+pub fn reflect(port: &Port, mode: Mode, mut control: Control<'_>) -> Result<Report> {
+    let (mut rx, mut tx) = (port.claim_rx()?, port.claim_tx()?);
+    let mut burst = Burst::new(port.pool().clone());
+    let path = Path { from: port, to: port, mode };
+    let mut report = Report::default();
+    loop {
+        let most = BURST.min(control.left(report.sent));
+        let busy = path.turn(&mut rx, &mut tx, &mut burst, most, &mut report)?;
+        report.idle += u64::from(!busy);
+        if control.left(report.sent) == 0 || !control.go_on(&mut report, || port.running())? {
+            break;
+        }
+    }
+    report.elapsed = control.elapsed();
+    Ok(report)
+}

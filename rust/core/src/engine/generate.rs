@@ -1,0 +1,164 @@
+//! Sends the same frames again and again.
+//!
+//! Buffers are filled once: a transmitted buffer comes back with its frame still in it,
+//! so that sending it again costs a descriptor and nothing else.
+
+use super::BURST;
+use super::control::{Control, Report};
+use crate::memory::Pool;
+use crate::net::{Claim, Magazine, Port, TxQueue};
+use crate::{Error, Result};
+use std::time::{Duration, Instant};
+
+/// Between two looks at the clock of a load of a few frames a second.
+const NAP: Duration = Duration::from_micros(100);
+/// How long frames of an earlier load may take to come back.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+
+/// What to send, and how fast.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// The frames, sent in turn.
+    pub frames: Vec<Vec<u8>>,
+    /// Frames a second in all; as fast as the device takes them without.
+    pub rate: Option<f64>,
+}
+
+/// Sends a load until the control ends it.
+///
+/// # Errors
+/// [`Error::Invalid`] for a load with no frame or one that does not fit a buffer;
+/// [`Error::MemoryUnavailable`] without buffers; what ended the port; [`Error::Busy`].
+pub fn generate(port: &Port, load: &Load, mut control: Control<'_>) -> Result<Report> {
+    let mut source = Source::new(port, load)?;
+    let mut report = Report::default();
+    loop {
+        let busy = source.turn(control.left(report.sent), &mut report)?;
+        report.bursts += u64::from(busy);
+        report.idle += u64::from(!busy);
+        if control.left(report.sent) == 0 || !control.go_on(&mut report, || port.running())? {
+            break;
+        }
+        if !busy && source.is_slow() {
+            // Nothing is due for a long while yet: leave the processor to others.
+            std::thread::sleep(NAP);
+        }
+    }
+    report.elapsed = control.elapsed();
+    Ok(report)
+}
+
+/// A port's transmit queue with a load in it, until dropped.
+pub(super) struct Source<'a> {
+    port: &'a Port,
+    tx: Claim<'a, TxQueue>,
+    rate: Option<f64>,
+    start: Instant,
+}
+
+impl<'a> Source<'a> {
+    /// Claims the queue and fills buffers with the load's frames.
+    pub(super) fn new(port: &'a Port, load: &Load) -> Result<Self> {
+        check(load, port.pool())?;
+        let mut tx = port.claim_tx()?;
+        let give_up = Instant::now() + LEFTOVERS;
+        while tx.has_magazine() {
+            tx.reclaim().map_err(|error| port.fault(error))?;
+            if Instant::now() > give_up {
+                return Err(Error::Busy(format!(
+                    "the device still has frames of an earlier generate after {LEFTOVERS:?}"
+                )));
+            }
+        }
+        let magazine = fill(port.pool(), tx.size(), load)?;
+        tx.load(magazine);
+        Ok(Self { port, tx, rate: load.rate, start: Instant::now() })
+    }
+
+    /// Whether frames are so few that a nap between two is not noticed.
+    fn is_slow(&self) -> bool {
+        self.rate.is_some_and(|rate| rate * NAP.as_secs_f64() < 1.0)
+    }
+
+    /// Sends what is due now, at most a burst; false when that was nothing, or nothing fitted.
+    #[inline]
+    pub(super) fn turn(&mut self, most: usize, report: &mut Report) -> Result<bool> {
+        let due = match self.rate {
+            None => BURST,
+            Some(rate) => due(rate, self.start.elapsed(), report.sent).min(BURST),
+        };
+        let sent = self.tx.send_from_magazine(due.min(most));
+        let (sent, bytes) = sent.map_err(|error| self.port.fault(error))?;
+        report.sent += sent as u64;
+        report.bytes += bytes;
+        Ok(sent > 0)
+    }
+}
+
+impl Drop for Source<'_> {
+    fn drop(&mut self) {
+        self.tx.unload();
+    }
+}
+
+/// How many frames the rate has made due that are not sent yet.
+#[inline]
+fn due(rate: f64, elapsed: Duration, sent: u64) -> usize {
+    let due = (rate * elapsed.as_secs_f64()) as u64;
+    usize::try_from(due.saturating_sub(sent)).unwrap_or(usize::MAX)
+}
+
+fn check(load: &Load, pool: &Pool) -> Result<()> {
+    if load.frames.is_empty() {
+        return Err(Error::Invalid("there is no frame to send".to_owned()));
+    }
+    if let Some(rate) = load.rate
+        && !(rate > 0.0 && rate.is_finite())
+    {
+        return Err(Error::Invalid(format!("a rate is above 0 frames a second, not {rate}")));
+    }
+    for (i, frame) in load.frames.iter().enumerate() {
+        if frame.is_empty() || frame.len() > pool.capacity() {
+            return Err(Error::Invalid(format!(
+                "frame {i} has {} bytes; a buffer holds 1 to {}",
+                frame.len(),
+                pool.capacity()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A buffer for each place in the ring and for two bursts besides, filled in turn.
+fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Magazine> {
+    let wanted = (ring + 2 * BURST).next_multiple_of(load.frames.len());
+    let mut ids = Vec::with_capacity(wanted);
+    let got = pool.take(&mut ids, wanted);
+    if got < wanted {
+        pool.give(&ids);
+        return Err(Error::MemoryUnavailable(format!(
+            "generating {} frames over a ring of {ring} takes {wanted} buffers, and {got} of {} are free",
+            load.frames.len(),
+            pool.count()
+        )));
+    }
+    for (&id, frame) in ids.iter().zip(load.frames.iter().cycle()) {
+        // SAFETY: the buffer is ours and holds the frame (checked before); the frame is
+        // private memory, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), pool.data_ptr(id), frame.len()) };
+    }
+    let lengths = load.frames.iter().cycle().take(wanted).map(|frame| frame.len() as u32);
+    Ok(Magazine::new(ids, lengths.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_makes_frames_due_as_time_passes() {
+        assert_eq!(due(1000.0, Duration::from_millis(500), 0), 500);
+        assert_eq!(due(1000.0, Duration::from_millis(500), 490), 10);
+        assert_eq!(due(1000.0, Duration::from_millis(500), 600), 0);
+    }
+}

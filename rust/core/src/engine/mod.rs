@@ -1,0 +1,23 @@
+//! Loops that run without the interpreter: forward, reflect, generate, drop, exchange, and
+//! a user's own compiled function over every burst.
+//!
+//! A loop claims the queues it uses, polls them, and stops when its time is
+//! over, when its [`Control`] says so, or with the error that ended a port.
+
+mod control;
+mod exchange;
+mod forward;
+mod function;
+mod generate;
+mod sink;
+mod swap;
+
+pub use control::{Control, Report, Tick};
+pub use exchange::exchange;
+pub use forward::{Mode, forward, reflect};
+pub use function::{PacketFunction, RawFunction, run};
+pub use generate::{Load, generate};
+pub use sink::drop_all;
+
+/// Frames taken from a ring at once.
+const BURST: usize = 64;

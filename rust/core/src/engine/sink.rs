@@ -1,0 +1,35 @@
+//! Receives and forgets.
+
+use super::BURST;
+use super::control::{Control, Report};
+use crate::Result;
+use crate::net::{Burst, Port};
+
+/// Receives frames and gives their buffers back at once.
+///
+/// # Errors
+/// What ended the port, and [`crate::Error::Busy`] when it is in use by another loop.
+pub fn drop_all(port: &Port, mut control: Control<'_>) -> Result<Report> {
+    let mut rx = port.claim_rx()?;
+    let mut burst = Burst::new(port.pool().clone());
+    let mut report = Report::default();
+    loop {
+        let most = BURST.min(control.left(report.received));
+        let before = rx.bytes();
+        let received = rx.recv(most, &mut burst).map_err(|error| port.fault(error))?;
+        if received > 0 {
+            rx.recycle(&mut burst);
+            report.received += received as u64;
+            report.dropped += received as u64;
+            report.bytes += rx.bytes() - before;
+            report.bursts += 1;
+        } else {
+            report.idle += 1;
+        }
+        if control.left(report.received) == 0 || !control.go_on(&mut report, || port.running())? {
+            break;
+        }
+    }
+    report.elapsed = control.elapsed();
+    Ok(report)
+}

@@ -1,0 +1,61 @@
+//! What forwarding changes in a frame: its MAC addresses.
+
+use crate::net::{Burst, Mac};
+
+/// Frames shorter than their two addresses are left alone.
+const ADDRESSES: usize = 12;
+
+/// Asks the cache for the first line of each frame, before the first is touched.
+#[inline]
+pub(super) fn prefetch(burst: &Burst) {
+    for &id in burst.ids() {
+        let data = burst.pool().data_ptr(id);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch has no effect but on the cache, whatever the address.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(data.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = data;
+    }
+}
+
+/// Exchanges source and destination address of each frame.
+#[inline]
+pub(super) fn swap_addresses(burst: &Burst) {
+    for (&id, &length) in burst.ids().iter().zip(burst.lengths()) {
+        if (length as usize) < ADDRESSES {
+            continue;
+        }
+        let data = burst.pool().data_ptr(id);
+        // SAFETY: the buffer is the burst's and its data is 64-byte aligned; a buffer holds at
+        // least 64 bytes. Volatile, because others may look at shared memory.
+        unsafe {
+            let low = u64::from_le(data.cast::<u64>().read_volatile());
+            let high = u32::from_le(data.add(8).cast::<u32>().read_volatile());
+            let destination = low & 0xffff_ffff_ffff;
+            let source = low >> 48 | u64::from(high) << 16;
+            data.cast::<u64>().write_volatile((source | destination << 48).to_le());
+            data.add(8).cast::<u32>().write_volatile(((destination >> 16) as u32).to_le());
+        }
+    }
+}
+
+/// Makes `mac` the source address of each frame.
+#[inline]
+pub(super) fn set_source(burst: &Burst, mac: Mac) {
+    let [a, b, c, d, e, f] = mac.0;
+    let low = u16::from_le_bytes([a, b]);
+    let high = u32::from_le_bytes([c, d, e, f]);
+    for (&id, &length) in burst.ids().iter().zip(burst.lengths()) {
+        if (length as usize) < ADDRESSES {
+            continue;
+        }
+        let data = burst.pool().data_ptr(id);
+        // SAFETY: as in `swap_addresses`; 6 and 8 are aligned for what is written there.
+        unsafe {
+            data.add(6).cast::<u16>().write_volatile(low.to_le());
+            data.add(8).cast::<u32>().write_volatile(high.to_le());
+        }
+    }
+}
