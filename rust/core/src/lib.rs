@@ -13,6 +13,7 @@
 //! - [`vhost_user`]: the socket interposer that learns the kick and call eventfds
 //! - [`virtio`]: features, status, transports, rings
 //! - [`net`]: the virtio-net device: queues of packets
+//! - `stack` (feature `stack`): TCP/IP on top of a port
 //! - [`engine`]: loops over bursts that run without the interpreter
 
 pub mod engine;
@@ -23,6 +24,8 @@ pub mod net;
 pub mod notify;
 pub mod process;
 pub mod qtest;
+#[cfg(feature = "stack")]
+pub mod stack;
 pub mod vhost_user;
 pub mod virtio;
 

@@ -1,0 +1,115 @@
+//! IPv4 addresses: what users write, and what may be used.
+
+use crate::{Error, Result};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+
+/// An address and the length of its network's prefix, as `10.0.2.15/24`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Bits of the network's part, at most 32.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    fn mask(self) -> u32 {
+        u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0)
+    }
+    /// Whether the other address is in the same network.
+    #[must_use]
+    pub fn contains(self, other: Ipv4Addr) -> bool {
+        (self.address.to_bits() ^ other.to_bits()) & self.mask() == 0
+    }
+    /// Whether `other` is the network's own or its broadcast address: no host has these
+    /// where the prefix is shorter than 31 bits (RFC 3021).
+    #[must_use]
+    pub fn reserves(self, other: Ipv4Addr) -> bool {
+        let host = other.to_bits() & !self.mask();
+        self.prefix < 31 && self.contains(other) && (host == 0 || host == !self.mask())
+    }
+    /// Checks that a host can have this address.
+    pub(super) fn check(self) -> Result<()> {
+        if self.prefix > 32 {
+            return Err(invalid(self, "a prefix has 0 to 32 bits"));
+        }
+        if !is_unicast(self.address) {
+            return Err(invalid(
+                self,
+                "a host's address is neither 0.0.0.0, broadcast, multicast nor loopback",
+            ));
+        }
+        if self.reserves(self.address) {
+            return Err(invalid(self, "it is the network's own or its broadcast address"));
+        }
+        Ok(())
+    }
+}
+
+fn invalid(given: impl fmt::Display, why: &str) -> Error {
+    Error::Invalid(format!("{given} cannot be used: {why}"))
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let parsed = text.split_once('/').and_then(|(address, prefix)| {
+            Some(Self { address: address.parse().ok()?, prefix: prefix.parse().ok()? })
+        });
+        let cidr = parsed.ok_or_else(|| {
+            Error::Invalid(format!(
+                "expected an IPv4 address with the length of its prefix, such as 10.0.2.15/24, not {text:?}"
+            ))
+        })?;
+        cidr.check()?;
+        Ok(cidr)
+    }
+}
+
+/// Reads an IPv4 address.
+///
+/// # Errors
+/// [`Error::Invalid`], saying what is expected.
+pub fn parse_ipv4(text: &str) -> Result<Ipv4Addr> {
+    text.parse().map_err(|_| {
+        let more = if text.contains(':') { " (IPv6 is not supported)" } else { "" };
+        Error::Invalid(format!("expected an IPv4 address such as 10.0.2.2, not {text:?}{more}"))
+    })
+}
+
+/// Whether the address can be that of one host on a wire.
+pub(super) fn is_unicast(address: Ipv4Addr) -> bool {
+    !(address.is_unspecified()
+        || address.is_broadcast()
+        || address.is_multicast()
+        || address.is_loopback())
+}
+
+/// What the stack is configured with now. May be read while the stack is at work.
+#[derive(Debug, Default)]
+pub struct Settings(Mutex<(Option<Cidr>, Option<Ipv4Addr>)>);
+
+impl Settings {
+    /// The address with its prefix.
+    #[must_use]
+    pub fn address(&self) -> Option<Cidr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+    /// The default gateway.
+    #[must_use]
+    pub fn gateway(&self) -> Option<Ipv4Addr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+    pub(super) fn set(&self, address: Option<Cidr>, gateway: Option<Ipv4Addr>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (address, gateway);
+    }
+}
