@@ -1,0 +1,501 @@
+"""The Rust core of virtnic.
+
+Every call that waits releases the interpreter and can be interrupted by Ctrl-C.
+Sizes are bytes, times are seconds, addresses are integers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Self, TypeAlias, final, overload
+
+from typing_extensions import Buffer, disjoint_base
+
+__all__ = [
+    "Burst",
+    "Child",
+    "DeviceError",
+    "EventFd",
+    "Interposer",
+    "IvshmemServer",
+    "Memory",
+    "MemoryUnavailable",
+    "NetPort",
+    "PortBusy",
+    "PortClosed",
+    "QTest",
+    "QemuDied",
+    "QemuError",
+    "QemuNotFound",
+    "Stack",
+    "VirtnicError",
+    "__version__",
+    "after_fork_in_child",
+    "drop",
+    "exchange",
+    "forward",
+    "generate",
+    "hugepages",
+    "reflect",
+    "run",
+    "set_log_level",
+    "spawn",
+]
+__version__: str
+
+class VirtnicError(Exception):
+    """Anything that virtnic raises and Python has no exception of its own for."""
+
+class MemoryUnavailable(VirtnicError):
+    """Shared memory of the wanted kind, size or place cannot be had."""
+
+class QemuError(VirtnicError):
+    """QEMU refused something; the message quotes its own words."""
+
+class QemuNotFound(QemuError):
+    """There is no usable QEMU."""
+
+class QemuDied(QemuError):
+    """QEMU is gone."""
+
+class DeviceError(VirtnicError):
+    """The device broke a rule of the specification; its port is unusable."""
+
+class PortClosed(VirtnicError):
+    """The port was closed or its device was removed."""
+
+class PortBusy(VirtnicError):
+    """The queue is in use by a running engine loop or another call."""
+
+def set_log_level(level: str) -> None:
+    """Set from which level (off, error, warn, info, debug, trace) the core logs to stderr."""
+
+def hugepages(node: int | None = None) -> list[tuple[int, int, int]]:
+    """Return what the machine, or one NUMA node, has: (page size, total, free) for each size.
+
+    Raises ValueError when the node does not exist.
+    """
+
+@disjoint_base
+class Memory:
+    """One shared file, mapped, prefaulted and sealed, with a packet pool in it."""
+
+    def __new__(
+        cls,
+        size: int,
+        *,
+        pages: int = 0,
+        iova: Literal["va", "pa"] | int = "va",
+        node: int | None = None,
+        directory: str | None = None,
+        buffer_size: int = 2048,
+        jumbo_buffers: int | None = None,
+    ) -> Self:
+        """Make one. ``pages``: 0 for the largest that is free, else a page size in bytes.
+
+        Raises ValueError, MemoryUnavailable, PermissionError.
+        """
+    @property
+    def size(self) -> int:
+        """Bytes."""
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page that backs it."""
+    @property
+    def iova(self) -> int:
+        """Where the device sees it; QEMU's BAR goes there."""
+    @property
+    def address(self) -> int:
+        """Where this process sees it."""
+    @property
+    def path(self) -> str | None:
+        """The file's path where it has one."""
+    @property
+    def fallback(self) -> str | None:
+        """Why the pages are smaller than the largest size there is."""
+    @property
+    def buffer_size(self) -> int:
+        """Bytes of data a packet buffer holds."""
+    @property
+    def buffers(self) -> int:
+        """Packet buffers in all."""
+    @property
+    def buffers_free(self) -> int:
+        """Packet buffers that are with no device and in no burst."""
+    @property
+    def jumbo_buffers(self) -> int:
+        """Buffers for frames longer than ``buffer_size``, in all."""
+    @property
+    def jumbo_buffers_free(self) -> int:
+        """Those of them that are with no device and in no burst."""
+    @property
+    def largest_frame(self) -> int:
+        """Bytes of the longest frame that fits a buffer."""
+    def fileno(self) -> int:
+        """Return the file's descriptor."""
+    def read(self, offset: int, length: int) -> bytes:
+        """Copy bytes out, for diagnosis. Raises ValueError outside the file."""
+    def write(self, offset: int, data: Buffer) -> None:
+        """Copy bytes in, for diagnosis. Raises ValueError outside the file."""
+    def iova_of(self, offset: int, length: int = 1) -> int:
+        """Return the device's address of an offset. Raises ValueError outside the file."""
+    def offset_of(self, iova: int, length: int = 1) -> int:
+        """Return the offset of a device's address. Raises ValueError outside the file."""
+
+@final
+class EventFd:
+    """A Linux eventfd (eventfd(2)), non-blocking."""
+
+    def __new__(cls) -> Self: ...
+    def fileno(self) -> int:
+        """Return the descriptor; ``select``, ``poll`` and asyncio can wait on it."""
+    def signal(self) -> None:
+        """Add one."""
+    def drain(self) -> int:
+        """Set the count to zero and return what it was."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is signalled; False after the timeout. Does not drain."""
+
+@final
+class QTest:
+    """A connection to QEMU's QTest socket. Any thread may use it.
+
+    Every method raises QemuDied when QEMU is gone, TimeoutError when no reply
+    comes, ValueError for what QEMU would abort on, QemuError for a refusal.
+    """
+
+    def __new__(cls, path: str, timeout: float = 5.0) -> Self: ...
+    def inb(self, port: int) -> int:
+        """Port input, 8 bits."""
+    def inw(self, port: int) -> int:
+        """Port input, 16 bits."""
+    def inl(self, port: int) -> int:
+        """Port input, 32 bits."""
+    def outb(self, port: int, value: int) -> None:
+        """Port output, 8 bits; does not wait."""
+    def outw(self, port: int, value: int) -> None:
+        """Port output, 16 bits; does not wait."""
+    def outl(self, port: int, value: int) -> None:
+        """Port output, 32 bits; does not wait."""
+    def readb(self, address: int) -> int:
+        """MMIO read, 8 bits."""
+    def readw(self, address: int) -> int:
+        """MMIO read, 16 bits."""
+    def readl(self, address: int) -> int:
+        """MMIO read, 32 bits."""
+    def readq(self, address: int) -> int:
+        """MMIO read, 64 bits."""
+    def writeb(self, address: int, value: int) -> None:
+        """MMIO write, 8 bits; does not wait."""
+    def writew(self, address: int, value: int) -> None:
+        """MMIO write, 16 bits; does not wait."""
+    def writel(self, address: int, value: int) -> None:
+        """MMIO write, 32 bits; does not wait."""
+    def writeq(self, address: int, value: int) -> None:
+        """MMIO write, 64 bits; does not wait."""
+    def read(self, address: int, length: int) -> bytes:
+        """Read bytes."""
+    def write(self, address: int, data: Buffer) -> None:
+        """Write bytes."""
+    def flush(self) -> None:
+        """Wait until everything written before is done."""
+    def intercept(self, path: str) -> None:
+        """Ask for the interrupts that reach one device (on a PC: ``ioapic``)."""
+    def on_irq(self, line: int, event: EventFd) -> None:
+        """Signal the eventfd each time the line is raised."""
+    def watch(self, event: EventFd) -> None:
+        """Signal the eventfd when the connection ends."""
+    def clock_step(self, ns: int | None = None) -> int:
+        """Step the virtual clock; return its time in nanoseconds."""
+    def run_clock(self, period: float) -> None:
+        """Step the virtual clock in real time from a thread, every ``period`` seconds."""
+    @property
+    def death(self) -> str | None:
+        """Why the connection ended, where it has."""
+    def close(self) -> None:
+        """End the connection and its threads."""
+
+@final
+class IvshmemServer:
+    """Gives QEMU the memory and our interrupt eventfds over one UNIX socket."""
+
+    def __new__(cls, path: str, memory: Memory, vectors: int = 64) -> Self: ...
+    @property
+    def vectors(self) -> int:
+        """How many; QEMU's ``vectors=`` must say the same."""
+    @property
+    def peer(self) -> int:
+        """Our peer number."""
+    def take_vector(self) -> tuple[int, int, EventFd]:
+        """Reserve a vector: its number, the doorbell value that fires it, its eventfd.
+
+        Raises ValueError when all are taken.
+        """
+    def give_vector(self, vector: int) -> None:
+        """Give a vector back."""
+    def close(self) -> None:
+        """Stop listening and end the connections."""
+
+@final
+class Interposer:
+    """Stands between a QEMU and a vhost-user backend.
+
+    QEMU's chardev connects to ``listen`` and must be one that connects again: the socket
+    is there only while there is a backend that answers and no QEMU is served.
+    """
+
+    def __new__(
+        cls,
+        listen: str,
+        backend: str,
+        server: bool = False,
+        wait: float = 0.0,
+        calls: Sequence[EventFd | None] = (),
+    ) -> Interposer:
+        """Connect to the backend, waiting for it up to ``wait`` seconds, then listen for QEMU.
+
+        ``server``: listen at ``backend``, and the backend connects. ``calls``: what the
+        backend signals, by queue; None, or a queue past the end, leaves QEMU's own eventfd.
+
+        Raises FileNotFoundError or ConnectionRefusedError when no backend listens,
+        TimeoutError when none connects, QemuError when it does not answer as a vhost-user
+        backend does, ValueError, OSError.
+        """
+    @property
+    def connected(self) -> bool:
+        """Whether a QEMU and a backend are joined."""
+    @property
+    def features(self) -> int:
+        """The feature bits that the backend offered when it came last."""
+    @property
+    def changed(self) -> EventFd:
+        """Signalled when ``connected`` changes."""
+    def kick(self, queue: int) -> None:
+        """Kick the backend that serves a queue at the moment, as a port does."""
+    def stats(self) -> dict[str, int]:
+        """Return what has happened so far.
+
+        ``messages_to_backend``, ``messages_to_qemu``, ``links`` (times that the two were
+        joined), ``backend_losses``, ``qemu_losses``, ``kicks_learnt``, ``calls_replaced``,
+        ``kicks_lost`` (kicks without a backend).
+        """
+    def close(self) -> None:
+        """End the connections and remove the sockets."""
+
+@final
+class Child:
+    """A child process that dies with this one, even on SIGKILL."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+    def fileno(self) -> int:
+        """Return a pidfd: readable when the child has ended."""
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for its end: exit code, or minus the signal; None after the timeout."""
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+def spawn(argv: Sequence[str], stderr: int) -> Child:
+    """Start a program whose stderr goes to a duplicate of the descriptor given.
+
+    Raises FileNotFoundError, OSError.
+    """
+
+def after_fork_in_child() -> None:
+    """Tell the core that this is a forked child.
+
+    Objects made before the fork belong to the parent: their calls raise PortClosed from
+    now on, and their end does nothing outside this process.
+    """
+
+@final
+class Burst(Sequence[memoryview]):
+    """Frames received together, or to be sent together; each a writable memoryview.
+
+    No frame is copied: a view is the packet memory itself. A buffer goes back
+    to the pool when its burst and every view of it are gone.
+    """
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int, /) -> memoryview: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[memoryview]: ...
+    def __iter__(self) -> Iterator[memoryview]: ...
+    @property
+    def lengths(self) -> memoryview:
+        """The frames' lengths, a read-only view of 32-bit unsigned integers (a snapshot)."""
+    @property
+    def ids(self) -> memoryview:
+        """The buffers' indices in the pool, likewise."""
+    @property
+    def data(self) -> memoryview:
+        """The frames as one two-dimensional view (packet, byte) of their buffers, no copy.
+
+        Row ``i`` is the whole buffer of frame ``i``: its first ``lengths[i]`` bytes are the frame.
+        Raises BufferError where the buffers do not lie in a row; ``headers`` works then.
+        """
+    def headers(self, count: int = 64) -> Any:
+        """Copy the first ``count`` bytes of every frame into a NumPy array (packet, byte).
+
+        What a shorter frame does not have is zero. Raises ValueError, ImportError without NumPy.
+        """
+    def put_headers(self, headers: Any) -> None:
+        """Copy rows of bytes over the starts of the frames, as far as each frame goes.
+
+        ``headers`` is C-contiguous, with one row of unsigned bytes for each frame.
+        Raises ValueError when it has another shape.
+        """
+    def tobytes(self) -> list[bytes]:
+        """Copy every frame out."""
+    def release(self) -> None:
+        """Give the buffers back now; the burst is empty afterwards."""
+
+@disjoint_base
+class NetPort:
+    """A started virtio-net device: the data path.
+
+    A subclass adds what the orchestration needs; all methods may be called from any thread.
+    """
+
+    def __new__(
+        cls,
+        *,
+        memory: Memory,
+        qtest: QTest,
+        registers: tuple[int, int, int, int, int, int],
+        queue_size: int = 0,
+        vectors: tuple[int, int, int] | None = None,
+        events: tuple[EventFd, EventFd, EventFd] | None = None,
+        intx: EventFd | None = None,
+        kicks: Interposer | None = None,
+        features: dict[str, bool | None] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Negotiate, set the queues up and start.
+
+        ``registers``: addresses of the common, ISR, device and notify structures
+        (VIRTIO 1.3, section 4.1.4), length of the device structure, notify multiplier.
+        ``queue_size``: 0 for the device's own, at most 1,024. ``vectors``: MSI-X table entries of
+        (receive, transmit, configuration), None without MSI-X; ``events``: what they
+        signal; None for polling. ``intx``: the eventfd of the interrupt line, which is then
+        used instead of MSI-X and passed on to ``events``.
+        ``kicks``: rings the backend's own eventfds instead of the device's registers.
+        ``features``: by name, True to insist, False to refuse, None to prefer.
+        ``kwargs`` are a subclass's own.
+
+        Raises ValueError, DeviceError, QemuDied, MemoryUnavailable.
+        """
+    @property
+    def mac(self) -> str:
+        """The device's MAC address, as ``52:54:00:12:34:56``."""
+    @property
+    def mtu(self) -> int:
+        """The device's MTU, 1500 where it does not say."""
+    @property
+    def link(self) -> bool:
+        """Whether the link is up, as last reported."""
+    def refresh_link(self) -> bool:
+        """Ask the device, and return whether the link is up."""
+    @property
+    def features(self) -> list[tuple[str, int, bool, bool, str]]:
+        """Each feature that is offered or known: (name, bit, offered, accepted, why)."""
+    @property
+    def queue_size(self) -> int:
+        """Entries of each queue."""
+    @property
+    def queue_addresses(self) -> list[tuple[str, int, int, int]]:
+        """Each queue's name (``rx``, ``tx``) and the IOVAs of its three areas (VIRTIO 1.3, 2.6)."""
+    @property
+    def ring(self) -> str:
+        """The ring format: ``split`` or ``packed``."""
+    def send(self, frames: Burst | Iterable[Buffer]) -> int:
+        """Queue frames for transmission and return how many fitted the ring.
+
+        A burst is moved: what fitted leaves it, no byte is copied (except for frames
+        of which a view is alive, or that live in another memory: these are copied
+        and counted). Other frames are bytes-like objects and copied once. Frames
+        that did not fit are not an error: they are counted and can be sent again.
+
+        Raises ValueError (an empty frame, one longer than a buffer) and TypeError (not
+        bytes-like) with a note of how many were queued before it;
+        PortClosed, QemuDied, DeviceError, PortBusy.
+        """
+    def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst:
+        """Return up to ``maximum`` frames; an empty burst when none came in time.
+
+        ``timeout`` 0 looks once, None waits for ever. Waits for the first frame only.
+
+        Raises PortClosed, QemuDied, DeviceError, PortBusy, ValueError.
+        """
+    def fileno(self) -> int:
+        """Return an eventfd that is readable when ``recv`` would find frames or an error.
+
+        From the first call on, interrupts stay enabled between calls of ``recv``.
+        Raises ValueError when the port has no interrupts.
+        """
+    def stats(self) -> dict[str, int]:
+        """Return packets, bytes, drops by reason, kicks and interrupts since the start."""
+    def reclaim(self) -> None:
+        """Take back the buffers of transmitted frames that the device has finished.
+
+        ``send`` does this when it needs room. Raises as ``recv``.
+        """
+    @property
+    def closed(self) -> bool:
+        """Whether the port was stopped."""
+    def stop(self) -> None:
+        """Reset the device and take every buffer back; waiting calls raise PortClosed."""
+
+@final
+class Stack:
+    """A TCP/IP stack (smoltcp) on top of a port: DHCP, ARP, ICMP echo."""
+
+    def __new__(cls, port: NetPort) -> Self: ...
+    @property
+    def address(self) -> str | None:
+        """The address with its prefix, ``10.0.2.15/24``."""
+    @property
+    def gateway(self) -> str | None:
+        """The default gateway."""
+    def configure(self, address: str, gateway: str | None = None) -> None:
+        """Set the address (with prefix) and the gateway. Raises ValueError."""
+    def dhcp(self, timeout: float | None = 10.0) -> dict[str, Any]:
+        """Take a lease and use it: address, prefix, gateway, server, dns, duration, elapsed.
+
+        Raises TimeoutError.
+        """
+    def arp(self, address: str, timeout: float = 1.0) -> tuple[str, float]:
+        """Resolve an address: its MAC and the seconds it took. Raises TimeoutError."""
+    def ping(
+        self, address: str, sequence: int = 0, payload: int = 56, timeout: float = 1.0
+    ) -> float | None:
+        """Send one ICMP echo request: the seconds to its reply, None when none came."""
+    def poll(self, timeout: float | None = 0.0) -> int:
+        """Serve the network (ARP, echo requests) until the timeout; return frames handled."""
+
+#: Seconds, packets, and a function that gets the counters 20 times a second; False from it stops.
+_Until: TypeAlias = tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]
+
+def forward(a: NetPort, b: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+    """Forward between two ports, in both directions; see virtnic.forward."""
+
+def reflect(port: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+    """Send frames back by the port they came from; see virtnic.reflect."""
+
+def drop(port: NetPort, until: _Until) -> dict[str, Any]:
+    """Receive and forget; see virtnic.drop."""
+
+def generate(
+    port: NetPort, frames: list[Buffer], rate: float | None, until: _Until
+) -> dict[str, Any]:
+    """Send frames in turn, again and again; see virtnic.generate."""
+
+def exchange(
+    port: NetPort, frames: list[Buffer], rate: float | None, until: _Until
+) -> dict[str, Any]:
+    """Send frames in turn, and receive and forget; see virtnic.exchange."""
+
+def run(ports: Sequence[NetPort], address: int, until: _Until) -> dict[str, Any]:
+    """Run the compiled function at an address over every burst; see virtnic.run."""

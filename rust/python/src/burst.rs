@@ -1,0 +1,197 @@
+//! `Burst`.
+
+use crate::views::{Bytes, Frame, Numbers, Rows};
+use pyo3::exceptions::{PyBufferError, PyImportError, PyIndexError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// `numpy.asarray`, once it was needed.
+static ASARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// Frames received together, or to be sent together.
+#[pyclass(frozen, sequence, module = "virtnic._native")]
+pub(crate) struct Burst(Mutex<virtnic::net::Burst>);
+
+impl Burst {
+    pub(crate) fn new(burst: virtnic::net::Burst) -> Self {
+        Self(Mutex::new(burst))
+    }
+    pub(crate) fn lock(&self) -> MutexGuard<'_, virtnic::net::Burst> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// A view of a frame; `None` past the end.
+    fn view<'py>(
+        &self,
+        py: Python<'py>,
+        index: usize,
+    ) -> Option<PyResult<Bound<'py, PyMemoryView>>> {
+        // Under the lock only the export: making objects can run any finaliser.
+        let frame = {
+            let burst = self.lock();
+            Frame::export(burst.pool(), *burst.ids().get(index)?, *burst.lengths().get(index)?)
+        };
+        Some(frame.into_view(py))
+    }
+}
+
+#[pymethods]
+impl Burst {
+    fn __len__(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn __getitem__<'py>(&self, index: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let py = index.py();
+        let length = self.__len__();
+        if let Ok(slice) = index.cast::<PySlice>() {
+            let slice = slice.indices(length as isize)?;
+            let list = PyList::empty(py);
+            let mut at = slice.start;
+            for _ in 0..slice.slicelength {
+                if let Some(view) = usize::try_from(at).ok().and_then(|at| self.view(py, at)) {
+                    list.append(view?)?;
+                }
+                at += slice.step;
+            }
+            return Ok(list.into_any());
+        }
+        let Ok(at) = index.extract::<isize>() else {
+            return Err(PyTypeError::new_err(format!(
+                "a burst's indices are integers or slices, not {}",
+                index.get_type().name()?
+            )));
+        };
+        let from_front = if at < 0 { at + length as isize } else { at };
+        match usize::try_from(from_front).ok().and_then(|at| self.view(py, at)) {
+            Some(view) => Ok(view?.into_any()),
+            None => Err(PyIndexError::new_err(format!("frame {at} of a burst of {length}"))),
+        }
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> BurstIterator {
+        BurstIterator { burst: slf.unbind(), next: AtomicUsize::new(0) }
+    }
+
+    fn __repr__(&self) -> String {
+        let burst = self.lock();
+        let bytes: u64 = burst.lengths().iter().map(|length| u64::from(*length)).sum();
+        format!("<virtnic.Burst: {} frames, {bytes} bytes>", burst.len())
+    }
+
+    #[getter]
+    fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        let numbers = self.lock().lengths().into();
+        Numbers::view(py, numbers)
+    }
+
+    #[getter]
+    fn ids<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        let numbers = self.lock().ids().into();
+        Numbers::view(py, numbers)
+    }
+
+    #[getter]
+    fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        let rows = Rows::of_burst(&self.lock());
+        let Some(rows) = rows else {
+            return Err(PyBufferError::new_err(
+                "the buffers of this burst do not lie in a row; copy with headers() instead",
+            ));
+        };
+        PyMemoryView::from(Bound::new(py, rows)?.as_any())
+    }
+
+    #[pyo3(signature = (count = 64))]
+    fn headers<'py>(&self, py: Python<'py>, count: i64) -> PyResult<Bound<'py, PyAny>> {
+        let columns = match usize::try_from(count) {
+            Ok(columns) if (1..=self.lock().pool().capacity()).contains(&columns) => columns,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "headers are 1 to {} bytes long, not {count}",
+                    self.lock().pool().capacity()
+                )));
+            }
+        };
+        let asarray = ASARRAY.get_or_try_init(py, || -> PyResult<_> {
+            let numpy = py.import("numpy").map_err(|cause| {
+                let error = PyImportError::new_err(
+                    "headers() makes a NumPy array; pip install 'virtnic[numpy]'",
+                );
+                error.set_cause(py, Some(cause));
+                error
+            })?;
+            Ok(numpy.getattr("asarray")?.unbind())
+        })?;
+        let rows = Rows::of_headers(&self.lock(), columns);
+        asarray.bind(py).call1((Bound::new(py, rows)?,))
+    }
+
+    fn put_headers(&self, headers: &Bound<'_, PyAny>) -> PyResult<()> {
+        let bytes = Bytes::of(headers)?;
+        let burst = self.lock();
+        if burst.is_empty() && bytes.len() == 0 {
+            return Ok(());
+        }
+        if burst.is_empty() || bytes.len() == 0 || !bytes.len().is_multiple_of(burst.len()) {
+            return Err(PyValueError::new_err(format!(
+                "{} bytes are not one row for each of {} frames",
+                bytes.len(),
+                burst.len()
+            )));
+        }
+        let columns = bytes.len() / burst.len();
+        for index in 0..burst.len() {
+            if let Some((to, length)) = burst.frame(index) {
+                // SAFETY: the row lies in `bytes`, the frame has `length` bytes; `copy` allows
+                // that somebody puts a burst's own rows back.
+                unsafe {
+                    let from = bytes.as_ptr().add(index * columns);
+                    std::ptr::copy(from, to, columns.min(length));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tobytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        let burst = self.lock();
+        for index in 0..burst.len() {
+            if let Some((from, length)) = burst.frame(index) {
+                let bytes = PyBytes::new_with(py, length, |out| {
+                    // SAFETY: the frame's buffer is the burst's, which is locked; `out` has
+                    // room for `length` bytes and does not overlap it.
+                    unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), length) };
+                    Ok(())
+                })?;
+                list.append(bytes)?;
+            }
+        }
+        Ok(list)
+    }
+
+    fn release(&self) {
+        self.lock().clear();
+    }
+}
+
+/// Walks a burst; a frame that leaves the burst meanwhile ends the walk.
+#[pyclass(frozen, module = "virtnic._native")]
+pub(crate) struct BurstIterator {
+    burst: Py<Burst>,
+    next: AtomicUsize,
+}
+
+#[pymethods]
+impl BurstIterator {
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyMemoryView>>> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        self.burst.get().view(py, index).transpose()
+    }
+}

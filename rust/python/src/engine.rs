@@ -1,0 +1,163 @@
+//! The loops of the core: `forward`, `reflect`, `drop`, `generate`, `exchange`, `run`.
+
+use crate::errors::to_py;
+use crate::port::NetPort;
+use crate::time::span;
+use crate::views::Bytes;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use virtnic::engine::{self, Control, Load, Mode, PacketFunction, Report};
+use virtnic::net::Port;
+
+/// When a loop ends, and who is told how it goes: seconds, packets, progress function.
+#[derive(FromPyObject)]
+pub(crate) struct Until(Option<f64>, Option<u64>, Option<Py<PyAny>>);
+
+/// Runs a loop without the interpreter; looks at signals and tells `progress` 20 times a second.
+fn run_loop<'py>(
+    py: Python<'py>,
+    until: &Until,
+    body: impl FnOnce(Control<'_>) -> virtnic::Result<Report> + Send,
+) -> PyResult<Bound<'py, PyDict>> {
+    let Until(seconds, packets, progress) = until;
+    let duration = span(*seconds)?;
+    let mut failure = None;
+    let mut tick = |report: &Report| {
+        let told = Python::attach(|py| {
+            py.check_signals()?;
+            match progress {
+                // Anything but False goes on, so that a plain function needs no return.
+                Some(progress) => Ok(!progress
+                    .bind(py)
+                    .call1((to_dict(py, report)?,))?
+                    .is(&*false.into_pyobject(py)?)),
+                None => Ok(true),
+            }
+        });
+        Ok(match told {
+            Ok(go_on) => go_on,
+            Err(error) => {
+                failure = Some(error);
+                false
+            }
+        })
+    };
+    let result = py.detach(|| body(Control::new(duration, *packets, &mut tick)));
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    to_dict(py, &result.map_err(to_py)?)
+}
+
+fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("packets", report.packets())?;
+    dict.set_item("bytes", report.bytes)?;
+    dict.set_item("seconds", report.elapsed.as_secs_f64())?;
+    dict.set_item("received", report.received)?;
+    dict.set_item("sent", report.sent)?;
+    dict.set_item("bursts", report.bursts)?;
+    dict.set_item("idle", report.idle)?;
+    dict.set_item("ring_full", report.ring_full)?;
+    dict.set_item("dropped", report.dropped)?;
+    dict.set_item("bad_verdict", report.bad_verdict)?;
+    Ok(dict)
+}
+
+fn mode_of(name: &str) -> PyResult<Mode> {
+    match name {
+        "io" => Ok(Mode::Io),
+        "mac" => Ok(Mode::Mac),
+        "macswap" => Ok(Mode::MacSwap),
+        other => Err(PyValueError::new_err(format!(
+            "a forwarding mode is 'io', 'mac' or 'macswap', not {other:?}"
+        ))),
+    }
+}
+
+/// Forwards between two ports, in both directions.
+#[pyfunction]
+pub(crate) fn forward<'py>(
+    a: &Bound<'py, NetPort>,
+    b: &Bound<'py, NetPort>,
+    mode: &str,
+    until: Until,
+) -> PyResult<Bound<'py, PyDict>> {
+    if a.is(b) {
+        return Err(PyValueError::new_err("forward takes two ports; reflect() sends back by one"));
+    }
+    let mode = mode_of(mode)?;
+    let (a_port, b_port) = (a.get().core(), b.get().core());
+    run_loop(a.py(), &until, |control| engine::forward(a_port, b_port, mode, control))
+}
+
+/// Sends frames back by the port they came from.
+#[pyfunction]
+pub(crate) fn reflect<'py>(
+    port: &Bound<'py, NetPort>,
+    mode: &str,
+    until: Until,
+) -> PyResult<Bound<'py, PyDict>> {
+    let mode = mode_of(mode)?;
+    let core = port.get().core();
+    run_loop(port.py(), &until, |control| engine::reflect(core, mode, control))
+}
+
+/// Receives and forgets.
+#[pyfunction]
+pub(crate) fn drop<'py>(port: &Bound<'py, NetPort>, until: Until) -> PyResult<Bound<'py, PyDict>> {
+    let core = port.get().core();
+    run_loop(port.py(), &until, |control| engine::drop_all(core, control))
+}
+
+/// Sends frames in turn, again and again.
+#[pyfunction]
+pub(crate) fn generate<'py>(
+    port: &Bound<'py, NetPort>,
+    frames: &Bound<'py, PyList>,
+    rate: Option<f64>,
+    until: Until,
+) -> PyResult<Bound<'py, PyDict>> {
+    let load = load_of(frames, rate)?;
+    let core = port.get().core();
+    run_loop(port.py(), &until, |control| engine::generate(core, &load, control))
+}
+
+/// Sends frames in turn, again and again, and forgets what comes in.
+#[pyfunction]
+pub(crate) fn exchange<'py>(
+    port: &Bound<'py, NetPort>,
+    frames: &Bound<'py, PyList>,
+    rate: Option<f64>,
+    until: Until,
+) -> PyResult<Bound<'py, PyDict>> {
+    let load = load_of(frames, rate)?;
+    let core = port.get().core();
+    run_loop(port.py(), &until, |control| engine::exchange(core, &load, control))
+}
+
+fn load_of(frames: &Bound<'_, PyList>, rate: Option<f64>) -> PyResult<Load> {
+    let mut load = Load { frames: Vec::with_capacity(frames.len()), rate };
+    for frame in frames {
+        load.frames.push(Bytes::of(&frame)?.to_vec());
+    }
+    Ok(load)
+}
+
+/// Runs a compiled function over every burst.
+///
+/// The caller vouches for the address: see `virtnic.packet_function`.
+#[pyfunction]
+pub(crate) fn run<'py>(
+    py: Python<'py>,
+    ports: Vec<Py<NetPort>>,
+    address: usize,
+    until: Until,
+) -> PyResult<Bound<'py, PyDict>> {
+    // SAFETY: Python's `packet_function` made sure that it is a function of this type, as
+    // far as that can be known, and keeps it alive during the call.
+    let function = unsafe { PacketFunction::at(address) }.map_err(to_py)?;
+    let ports: Vec<&Port> = ports.iter().map(|port| port.get().core()).collect();
+    run_loop(py, &until, |control| engine::run(&ports, function, control))
+}

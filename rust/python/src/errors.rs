@@ -1,0 +1,80 @@
+//! One exception for each class of error; the tree is drawn in `virtnic/errors.py`.
+
+use pyo3::create_exception;
+use pyo3::exceptions::{
+    PyException, PyFileNotFoundError, PyOSError, PyPermissionError, PyTimeoutError, PyValueError,
+};
+use pyo3::prelude::*;
+use virtnic::Error;
+
+create_exception!(
+    virtnic._native,
+    VirtnicError,
+    PyException,
+    "Anything that virtnic raises and Python has no exception of its own for."
+);
+create_exception!(
+    virtnic._native,
+    MemoryUnavailable,
+    VirtnicError,
+    "Shared memory of the wanted kind, size or place cannot be had."
+);
+create_exception!(
+    virtnic._native,
+    QemuError,
+    VirtnicError,
+    "QEMU refused something; the message quotes its own words."
+);
+create_exception!(virtnic._native, QemuNotFound, QemuError, "There is no usable QEMU.");
+create_exception!(virtnic._native, QemuDied, QemuError, "QEMU is gone.");
+create_exception!(
+    virtnic._native,
+    DeviceError,
+    VirtnicError,
+    "The device broke a rule of the specification; its port is unusable."
+);
+create_exception!(
+    virtnic._native,
+    PortClosed,
+    VirtnicError,
+    "The port was closed or its device was removed."
+);
+create_exception!(
+    virtnic._native,
+    PortBusy,
+    VirtnicError,
+    "The queue is in use by a running engine loop or another call."
+);
+
+const ENOENT: i32 = 2;
+
+/// The exception of an error of the core.
+pub(crate) fn to_py(error: Error) -> PyErr {
+    let message = error.to_string();
+    match error {
+        Error::Invalid(_) => PyValueError::new_err(message),
+        Error::MemoryUnavailable(_) => MemoryUnavailable::new_err(message),
+        Error::Permission(_) => PyPermissionError::new_err(message),
+        Error::Qemu(_) => QemuError::new_err(message),
+        Error::QemuDied(_) => QemuDied::new_err(message),
+        Error::Device(_) => DeviceError::new_err(message),
+        Error::Closed(_) => PortClosed::new_err(message),
+        Error::Busy(_) => PortBusy::new_err(message),
+        Error::Timeout(_) => PyTimeoutError::new_err(message),
+        Error::Os { errno: ENOENT, .. } => PyFileNotFoundError::new_err((ENOENT, message)),
+        Error::Os { errno: 0, .. } => PyOSError::new_err(message),
+        Error::Os { errno, .. } => PyOSError::new_err((errno, message)),
+    }
+}
+
+pub(crate) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    module.add("VirtnicError", py.get_type::<VirtnicError>())?;
+    module.add("MemoryUnavailable", py.get_type::<MemoryUnavailable>())?;
+    module.add("QemuError", py.get_type::<QemuError>())?;
+    module.add("QemuNotFound", py.get_type::<QemuNotFound>())?;
+    module.add("QemuDied", py.get_type::<QemuDied>())?;
+    module.add("DeviceError", py.get_type::<DeviceError>())?;
+    module.add("PortClosed", py.get_type::<PortClosed>())?;
+    module.add("PortBusy", py.get_type::<PortBusy>())
+}

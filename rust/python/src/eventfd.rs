@@ -1,0 +1,106 @@
+//! `EventFd`, and how every wait of this binding can be interrupted.
+
+use crate::errors::to_py;
+use crate::time::span;
+use pyo3::prelude::*;
+use std::cell::RefCell;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use virtnic::{Error, Result};
+
+/// The longest that Ctrl-C can go unnoticed: the signal may have been delivered to
+/// another thread, in which case no system call of ours is interrupted.
+const SLICE: Duration = Duration::from_millis(100);
+const EINTR: i32 = 4;
+
+/// Waits in slices without the interpreter, and looks for signals between them.
+/// `wait` gets the length of a slice; its `None` means that nothing came yet.
+pub(crate) fn wait_interruptibly<T: Send>(
+    py: Python<'_>,
+    timeout: Option<Duration>,
+    wait: impl Fn(Duration) -> Result<Option<T>> + Sync,
+) -> PyResult<Option<T>> {
+    let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+    loop {
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let slice = left.map_or(SLICE, |l| l.min(SLICE));
+        match py.detach(|| wait(slice)) {
+            Ok(Some(found)) => return Ok(Some(found)),
+            Ok(None) | Err(Error::Os { errno: EINTR, .. }) => {}
+            Err(error) => return Err(to_py(error)),
+        }
+        py.check_signals()?;
+        if left.is_some_and(|l| l <= slice) && deadline.is_some_and(|d| Instant::now() >= d) {
+            return Ok(None);
+        }
+    }
+}
+
+thread_local! {
+    /// What a signal handler raised while the core was waiting in this thread.
+    static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
+}
+
+/// The core's waits ask this every 100 ms whether to go on.
+pub(crate) fn patience() -> Result<()> {
+    Python::attach(|py| py.check_signals()).map_err(|raised| {
+        RAISED.set(Some(raised));
+        Error::Os { what: "waiting".into(), message: "interrupted".into(), errno: EINTR }
+    })
+}
+
+/// The exception of an error that a call with [`patience`] returned.
+pub(crate) fn raise(error: Error) -> PyErr {
+    match error {
+        Error::Os { errno: EINTR, .. } => RAISED.take().unwrap_or_else(|| to_py(error)),
+        _ => to_py(error),
+    }
+}
+
+/// A Linux eventfd (eventfd(2)), non-blocking.
+#[pyclass(frozen, module = "virtnic._native")]
+pub(crate) struct EventFd(Arc<virtnic::notify::EventFd>);
+
+impl EventFd {
+    pub(crate) fn inner(&self) -> &Arc<virtnic::notify::EventFd> {
+        &self.0
+    }
+}
+
+impl From<Arc<virtnic::notify::EventFd>> for EventFd {
+    fn from(event: Arc<virtnic::notify::EventFd>) -> Self {
+        Self(event)
+    }
+}
+
+#[pymethods]
+impl EventFd {
+    #[new]
+    fn new() -> PyResult<Self> {
+        virtnic::notify::EventFd::new().map(|event| Self(Arc::new(event))).map_err(to_py)
+    }
+
+    /// Return the descriptor; ``select``, ``poll`` and asyncio can wait on it.
+    fn fileno(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+
+    /// Add one.
+    fn signal(&self) {
+        self.0.signal();
+    }
+
+    /// Set the count to zero and return what it was.
+    fn drain(&self) -> u64 {
+        self.0.drain()
+    }
+
+    /// Wait until it is signalled; False after the timeout. Does not drain.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let event = &self.0;
+        wait_interruptibly(py, span(timeout)?, |slice| Ok(event.wait(Some(slice))?.then_some(())))
+            .map(|found| found.is_some())
+    }
+}

@@ -1,0 +1,52 @@
+//! The module `virtnic._native`: one small file per exposed class, no logic.
+
+use pyo3::prelude::*;
+
+mod burst;
+mod engine;
+mod errors;
+mod eventfd;
+mod ivshmem;
+mod log;
+mod memory;
+mod port;
+mod process;
+mod qtest;
+mod stack;
+mod time;
+mod vhost_user;
+mod views;
+
+/// The Rust core of virtnic.
+#[pymodule(gil_used = false)]
+mod _native {
+    #[pymodule_export]
+    use super::burst::Burst;
+    #[pymodule_export]
+    use super::engine::{drop, exchange, forward, generate, reflect, run};
+    #[pymodule_export]
+    use super::eventfd::EventFd;
+    #[pymodule_export]
+    use super::ivshmem::IvshmemServer;
+    #[pymodule_export]
+    use super::log::set_log_level;
+    #[pymodule_export]
+    use super::memory::{Memory, hugepages};
+    #[pymodule_export]
+    use super::port::NetPort;
+    #[pymodule_export]
+    use super::process::{Child, after_fork_in_child, spawn};
+    #[pymodule_export]
+    use super::qtest::QTest;
+    #[pymodule_export]
+    use super::stack::Stack;
+    #[pymodule_export]
+    use super::vhost_user::Interposer;
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        super::errors::add_to(module)
+    }
+}

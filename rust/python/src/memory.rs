@@ -1,0 +1,212 @@
+//! `Memory`: the shared file and its packet pool.
+
+use crate::errors::to_py;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyInt, PyMemoryView, PyString};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use virtnic::memory::{Iova, PageRequest, PageSize, Placement, Pool, Region, RegionOptions};
+
+/// What the machine, or one NUMA node, has: (page size, total, free) for each size.
+#[pyfunction]
+#[pyo3(signature = (node=None))]
+pub(crate) fn hugepages(node: Option<u32>) -> PyResult<Vec<(usize, usize, usize)>> {
+    let counts = virtnic::memory::hugepages(node).map_err(to_py)?;
+    Ok(counts.iter().map(|count| (count.size.bytes(), count.total, count.free)).collect())
+}
+
+/// One shared file, mapped, prefaulted and sealed, with a packet pool in it.
+#[pyclass(frozen, subclass, module = "virtnic._native")]
+pub(crate) struct Memory {
+    region: Arc<Region>,
+    // Held here, so that there is one pool as long as there is the memory.
+    pool: Arc<Pool>,
+}
+
+impl Memory {
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+}
+
+#[pymethods]
+impl Memory {
+    #[new]
+    #[pyo3(
+        signature = (size, *, pages=0, iova=None, node=None, directory=None, buffer_size=2048,
+                     jumbo_buffers=None),
+        text_signature = "(size, *, pages=0, iova='va', node=None, directory=None, buffer_size=2048, jumbo_buffers=None)"
+    )]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
+    fn new(
+        py: Python<'_>,
+        size: usize,
+        pages: usize,
+        iova: Option<&Bound<'_, PyAny>>,
+        node: Option<u32>,
+        directory: Option<PathBuf>,
+        buffer_size: usize,
+        jumbo_buffers: Option<usize>,
+    ) -> PyResult<Self> {
+        let options = RegionOptions {
+            size,
+            pages: page_request(pages)?,
+            placement: iova.map_or(Ok(Placement::Virtual), placement)?,
+            node,
+            directory,
+            buffer_size,
+            jumbo_buffers,
+        };
+        // Prefaulting takes its time.
+        let region = py.detach(|| Region::new(&options)).map_err(to_py)?;
+        let pool = region.pool();
+        Ok(Self { region, pool })
+    }
+
+    /// Bytes.
+    #[getter]
+    fn size(&self) -> usize {
+        self.region.size()
+    }
+    /// Bytes of a page that backs it.
+    #[getter]
+    fn page_size(&self) -> usize {
+        self.region.page_size().bytes()
+    }
+    /// Where the device sees it; QEMU's BAR goes there.
+    #[getter]
+    fn iova(&self) -> u64 {
+        self.region.iova().0
+    }
+    /// Where this process sees it.
+    #[getter]
+    fn address(&self) -> usize {
+        self.region.address()
+    }
+    /// The file's path where it has one.
+    #[getter]
+    fn path(&self) -> Option<&str> {
+        self.region.path().and_then(|path| path.to_str())
+    }
+    /// Why the pages are smaller than the largest size there is.
+    #[getter]
+    fn fallback(&self) -> Option<&str> {
+        self.region.fallback()
+    }
+    /// Bytes of data a packet buffer holds.
+    #[getter]
+    fn buffer_size(&self) -> usize {
+        self.pool.capacity()
+    }
+    /// Packet buffers in all.
+    #[getter]
+    fn buffers(&self) -> usize {
+        self.pool.count()
+    }
+    /// Packet buffers that are with no device and in no burst.
+    #[getter]
+    fn buffers_free(&self) -> usize {
+        self.pool.free()
+    }
+    /// Buffers for frames longer than `buffer_size`, in all.
+    #[getter]
+    fn jumbo_buffers(&self) -> usize {
+        self.pool.jumbo_count()
+    }
+    /// Those of them that are with no device and in no burst.
+    #[getter]
+    fn jumbo_buffers_free(&self) -> usize {
+        self.pool.jumbo_free()
+    }
+    /// Bytes of the longest frame that fits a buffer.
+    #[getter]
+    fn largest_frame(&self) -> usize {
+        self.pool.largest_frame()
+    }
+
+    /// Return the file's descriptor.
+    fn fileno(&self) -> RawFd {
+        self.region.fd().as_raw_fd()
+    }
+
+    /// Copy bytes out, for diagnosis. Raises ValueError outside the file.
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        offset: usize,
+        length: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        // Looked at first: an absurd length must not be allocated.
+        self.region.iova_of(offset, length).ok_or_else(|| self.outside(offset, length))?;
+        PyBytes::new_with(py, length, |out| self.region.read(offset, out).map_err(to_py))
+    }
+
+    /// Copy bytes in, for diagnosis. Raises ValueError outside the file.
+    fn write(&self, offset: usize, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        let bytes = PyMemoryView::from(data)?.call_method0("tobytes")?;
+        let bytes = bytes.cast::<PyBytes>()?.as_bytes();
+        self.region.write(offset, bytes).map_err(to_py)
+    }
+
+    /// Return the device's address of an offset. Raises ValueError outside the file.
+    #[pyo3(signature = (offset, length=1))]
+    fn iova_of(&self, offset: usize, length: usize) -> PyResult<u64> {
+        let found = self.region.iova_of(offset, length);
+        found.map(|iova| iova.0).ok_or_else(|| self.outside(offset, length))
+    }
+
+    /// Return the offset of a device's address. Raises ValueError outside the file.
+    #[pyo3(signature = (iova, length=1))]
+    fn offset_of(&self, iova: u64, length: usize) -> PyResult<usize> {
+        self.region.offset_of(Iova(iova), length).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "{length} bytes at iova {iova:#x} do not lie inside the memory ({} bytes from {})",
+                self.region.size(),
+                self.region.iova(),
+            ))
+        })
+    }
+}
+
+impl Memory {
+    fn outside(&self, offset: usize, length: usize) -> PyErr {
+        PyValueError::new_err(format!(
+            "{length} bytes at offset {offset} do not lie inside the memory of {} bytes",
+            self.region.size()
+        ))
+    }
+}
+
+fn page_request(bytes: usize) -> PyResult<PageRequest> {
+    if bytes == 0 {
+        return Ok(PageRequest::Auto);
+    }
+    PageSize::from_bytes(bytes).map(PageRequest::Exactly).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "there are no pages of {bytes} bytes; pass 0 (the largest that is free), {}, {} or {}",
+            PageSize::Base.bytes(),
+            PageSize::Huge2M.bytes(),
+            PageSize::Huge1G.bytes(),
+        ))
+    })
+}
+
+fn placement(iova: &Bound<'_, PyAny>) -> PyResult<Placement> {
+    if let Ok(name) = iova.cast::<PyString>() {
+        match name.to_cow()?.as_ref() {
+            "va" => return Ok(Placement::Virtual),
+            "pa" => return Ok(Placement::Physical),
+            _ => {}
+        }
+    } else if iova.is_instance_of::<PyInt>()
+        && let Ok(address) = iova.extract()
+    {
+        return Ok(Placement::At(Iova(address)));
+    }
+    Err(PyValueError::new_err(format!(
+        "iova={}: not an address; pass \"va\", \"pa\" or an integer from 0 to 2**40",
+        iova.repr()?
+    )))
+}

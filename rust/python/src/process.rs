@@ -1,0 +1,64 @@
+//! `Child` and `spawn`: child processes that die with us.
+
+use crate::errors::to_py;
+use crate::eventfd::wait_interruptibly;
+use crate::time::span;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use virtnic::Error;
+
+/// A child process that dies with this one, even on SIGKILL.
+#[pyclass(frozen, module = "virtnic._native")]
+pub(crate) struct Child(virtnic::process::Child);
+
+#[pymethods]
+impl Child {
+    /// Its process id.
+    #[getter]
+    fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+
+    /// Return a pidfd: readable when the child has ended.
+    fn fileno(&self) -> RawFd {
+        self.0.pidfd().as_raw_fd()
+    }
+
+    /// Wait for its end: exit code, or minus the signal; None after the timeout.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<i32>> {
+        wait_interruptibly(py, span(timeout)?, |slice| self.0.wait(Some(slice)))
+    }
+
+    /// Send SIGTERM.
+    fn terminate(&self) {
+        self.0.terminate();
+    }
+
+    /// Send SIGKILL.
+    fn kill(&self) {
+        self.0.kill();
+    }
+}
+
+/// Tell the core that this is a forked child: the parent's objects are to be left alone.
+#[pyfunction]
+pub(crate) fn after_fork_in_child() {
+    virtnic::process::after_fork_in_child();
+}
+
+/// Start a program whose stderr goes to a duplicate of the descriptor given.
+#[pyfunction]
+pub(crate) fn spawn(py: Python<'_>, argv: Vec<OsString>, stderr: RawFd) -> PyResult<Child> {
+    if stderr < 0 {
+        return Err(PyValueError::new_err(format!("{stderr} is no file descriptor")));
+    }
+    // SAFETY: not negative; it is used for one system call only, which says so if nothing
+    // is open there.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(stderr) };
+    let stderr = rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
+        .map_err(|e| to_py(Error::os(format!("duplicating descriptor {stderr}"), e)))?;
+    py.detach(|| virtnic::process::spawn(argv, stderr)).map(Child).map_err(to_py)
+}

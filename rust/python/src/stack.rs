@@ -1,0 +1,152 @@
+//! `Stack`.
+
+use crate::errors::to_py;
+use crate::port::NetPort;
+use crate::time::span;
+use pyo3::exceptions::PyValueError;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, TryLockError};
+use virtnic::stack::{Cidr, Settings, parse_ipv4};
+
+/// The port that the stack keeps alive.
+struct Held(Py<NetPort>);
+
+impl Deref for Held {
+    type Target = virtnic::net::Port;
+    fn deref(&self) -> &Self::Target {
+        self.0.get().core()
+    }
+}
+
+/// A TCP/IP stack (smoltcp) on top of a port: DHCP, ARP, ICMP echo.
+#[pyclass(frozen, module = "virtnic._native")]
+pub(crate) struct Stack {
+    stack: Mutex<virtnic::stack::Stack<Held>>,
+    settings: Arc<Settings>,
+}
+
+impl Stack {
+    /// Runs a call of the stack without the interpreter; now and then looks at Python's signals.
+    fn call<T: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(
+            &mut virtnic::stack::Stack<Held>,
+            virtnic::stack::Check<'_>,
+        ) -> virtnic::Result<T>
+        + Send,
+    ) -> PyResult<T> {
+        let mut raised = None;
+        let result = py.detach(|| {
+            let mut stack = match self.stack.try_lock() {
+                Ok(stack) => stack,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(virtnic::Error::Busy(
+                        "another call of this stack is running; a stack does one thing at a time"
+                            .to_owned(),
+                    ));
+                }
+            };
+            call(&mut stack, &mut || {
+                Python::attach(|py| py.check_signals()).map_err(|error| {
+                    raised = Some(error);
+                    virtnic::Error::Closed("interrupted by a signal".to_owned())
+                })
+            })
+        });
+        match raised {
+            Some(error) => Err(error),
+            None => result.map_err(to_py),
+        }
+    }
+}
+
+/// A number of 16 bits.
+fn number(what: &str, value: i64) -> PyResult<u16> {
+    u16::try_from(value)
+        .map_err(|_| PyValueError::new_err(format!("{what} is 0 to 65535, not {value}")))
+}
+
+#[pymethods]
+impl Stack {
+    #[new]
+    fn new(port: Py<NetPort>) -> PyResult<Self> {
+        let stack = virtnic::stack::Stack::new(Held(port)).map_err(to_py)?;
+        let settings = stack.settings().clone();
+        Ok(Self { stack: Mutex::new(stack), settings })
+    }
+
+    #[getter]
+    fn address(&self) -> Option<String> {
+        self.settings.address().map(|address| address.to_string())
+    }
+    #[getter]
+    fn gateway(&self) -> Option<String> {
+        self.settings.gateway().map(|gateway| gateway.to_string())
+    }
+
+    #[pyo3(signature = (address, gateway = None))]
+    fn configure(&self, py: Python<'_>, address: &str, gateway: Option<&str>) -> PyResult<()> {
+        let address: Cidr = address.parse().map_err(to_py)?;
+        let gateway = gateway.map(parse_ipv4).transpose().map_err(to_py)?;
+        self.call(py, |stack, _| stack.configure(address, gateway))
+    }
+
+    #[pyo3(signature = (timeout = Some(10.0)), text_signature = "($self, timeout=10.0)")]
+    fn dhcp<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyDict>> {
+        let timeout = span(timeout)?;
+        let lease = self.call(py, |stack, check| stack.dhcp(timeout, check))?;
+        let dict = PyDict::new(py);
+        dict.set_item("address", lease.address.address.to_string())?;
+        dict.set_item("prefix", lease.address.prefix)?;
+        dict.set_item("gateway", lease.gateway.map(|gateway| gateway.to_string()))?;
+        dict.set_item("server", lease.server.to_string())?;
+        dict.set_item("dns", lease.dns.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        dict.set_item("duration", lease.duration.as_secs_f64())?;
+        dict.set_item("elapsed", lease.elapsed.as_secs_f64())?;
+        Ok(dict)
+    }
+
+    #[pyo3(signature = (address, timeout = Some(1.0)), text_signature = "($self, address, timeout=1.0)")]
+    fn arp(&self, py: Python<'_>, address: &str, timeout: Option<f64>) -> PyResult<(String, f64)> {
+        let (address, timeout) = (parse_ipv4(address).map_err(to_py)?, span(timeout)?);
+        let (mac, took) = self.call(py, |stack, check| stack.arp(address, timeout, check))?;
+        Ok((mac.to_string(), took.as_secs_f64()))
+    }
+
+    #[pyo3(signature = (address, sequence = 0, payload = 56, timeout = Some(1.0)),
+           text_signature = "($self, address, sequence=0, payload=56, timeout=1.0)")]
+    fn ping(
+        &self,
+        py: Python<'_>,
+        address: &str,
+        sequence: i64,
+        payload: i64,
+        timeout: Option<f64>,
+    ) -> PyResult<Option<f64>> {
+        let (address, timeout) = (parse_ipv4(address).map_err(to_py)?, span(timeout)?);
+        let sequence = number("a sequence number", sequence)?;
+        let payload = number("a payload's length", payload)?.into();
+        let took =
+            self.call(py, |stack, check| stack.ping(address, sequence, payload, timeout, check))?;
+        Ok(took.map(|took| took.as_secs_f64()))
+    }
+
+    #[pyo3(signature = (timeout = Some(0.0)), text_signature = "($self, timeout=0.0)")]
+    fn poll(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<u64> {
+        let timeout = span(timeout)?;
+        self.call(py, |stack, check| stack.poll(timeout, check))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // While a call runs, the stack is in use and so is no garbage.
+        match self.stack.try_lock() {
+            Ok(stack) => visit.call(&stack.link().0),
+            Err(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `Interposer`: between QEMU and a vhost-user backend.
+
+use crate::errors::to_py;
+use crate::eventfd::{EventFd, patience, raise};
+use crate::time::span;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use virtnic::vhost_user::Backend;
+
+/// Stands between a QEMU and a vhost-user backend and learns how to notify each other directly.
+#[pyclass(frozen, module = "virtnic._native")]
+pub(crate) struct Interposer(Arc<virtnic::vhost_user::Interposer>);
+
+impl Interposer {
+    /// The core's.
+    pub(crate) fn core(&self) -> &Arc<virtnic::vhost_user::Interposer> {
+        &self.0
+    }
+}
+
+#[pymethods]
+impl Interposer {
+    #[new]
+    #[pyo3(signature = (listen, backend, server=false, wait=0.0, calls=Vec::new()),
+           text_signature = "(listen, backend, server=False, wait=0.0, calls=())")]
+    fn new(
+        py: Python<'_>,
+        listen: PathBuf,
+        backend: PathBuf,
+        server: bool,
+        wait: f64,
+        calls: Vec<Option<PyRef<'_, EventFd>>>,
+    ) -> PyResult<Self> {
+        let wait = span(Some(wait))?.unwrap_or(Duration::MAX);
+        let backend = if server { Backend::Listen(backend) } else { Backend::Connect(backend) };
+        let calls: Vec<_> =
+            calls.into_iter().map(|call| call.map(|event| Arc::clone(event.inner()))).collect();
+        py.detach(|| {
+            virtnic::vhost_user::Interposer::start_patiently(
+                &listen,
+                backend,
+                wait,
+                calls,
+                Some(patience),
+            )
+        })
+        .map(|core| Self(Arc::new(core)))
+        .map_err(raise)
+    }
+
+    /// Whether a QEMU and a backend are joined.
+    #[getter]
+    fn connected(&self) -> bool {
+        self.0.connected()
+    }
+
+    /// The feature bits that the backend offered when it came last.
+    #[getter]
+    fn features(&self) -> u64 {
+        self.0.features()
+    }
+
+    /// Signalled when ``connected`` changes.
+    #[getter]
+    fn changed(&self) -> EventFd {
+        Arc::clone(self.0.changed()).into()
+    }
+
+    /// Kick the backend that serves a queue at the moment, as a port does.
+    fn kick(&self, queue: u16) -> PyResult<()> {
+        self.0.kick(queue).map(|kick| kick.ring()).map_err(to_py)
+    }
+
+    /// Return what has happened so far.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.0.stats();
+        let dict = PyDict::new(py);
+        for (name, value) in [
+            ("messages_to_backend", stats.messages_to_backend),
+            ("messages_to_qemu", stats.messages_to_qemu),
+            ("links", stats.links),
+            ("backend_losses", stats.backend_losses),
+            ("qemu_losses", stats.qemu_losses),
+            ("kicks_learnt", stats.kicks_learnt),
+            ("calls_replaced", stats.calls_replaced),
+            ("kicks_lost", stats.kicks_lost),
+        ] {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+
+    /// End the connections and remove the sockets.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.close());
+    }
+}
