@@ -1,0 +1,271 @@
+"""The PCI bus of one QEMU: what is on it, and which addresses everything has."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from virtnic._native import QemuError
+from virtnic.pci.bars import Bar, BarKind, Range
+from virtnic.pci.chipset import chipset
+from virtnic.pci.config import (
+    COMMAND_IO,
+    COMMAND_MASTER,
+    COMMAND_MEMORY,
+    Bdf,
+    ConfigSpace,
+    PortIO,
+)
+from virtnic.pci.hotplug import acpi_hotplug, eject_acpi, eject_native
+from virtnic.pci.intx import route
+from virtnic.pci.scan import scan
+from virtnic.pci.windows import Addresses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from virtnic.pci.function import Function
+
+__all__ = ["PciBus"]
+
+_log = logging.getLogger(__name__)
+
+_COMMAND = 0x04
+
+
+class PciBus:
+    """The bus of a machine whose only driver we are.
+
+    ``machine`` is ``pc`` or ``q35``; ``ram`` its memory in bytes, ``reserved`` further
+    addresses where no BAR may go. Any thread may use it.
+
+    >>> bus = PciBus(qtest, "pc")
+    >>> bus.scan()
+    >>> [ivshmem] = find_ivshmems(bus.functions)
+    >>> ivshmem = bus.enable(bus.place(ivshmem, fixed={2: memory.iova}))
+    """
+
+    def __init__(
+        self,
+        qtest: PortIO,
+        machine: str,
+        reserved: Iterable[Range] = (),
+        *,
+        ram: int = 16 << 20,
+    ) -> None:
+        self.config = ConfigSpace(qtest)
+        self.chipset = chipset(machine)
+        self._ports = qtest
+        self._ram = ram
+        self._reserved = tuple(reserved)
+        self._lock = threading.RLock()
+        self._native_hotplug = False
+        self._forget_everything()
+
+    def _forget_everything(self) -> None:
+        self._functions: dict[Bdf, Function] = {}
+        self._addresses = Addresses(self.config, self._ram, self._reserved)
+        self._ranges: dict[Bdf, dict[int, Range]] = {}
+        self._forwarding: set[Bdf] = set()
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """What was there at the last scan, by bus, slot and function number."""
+        with self._lock:
+            return tuple(self._functions[bdf] for bdf in sorted(self._functions))
+
+    def scan(self) -> list[Function]:
+        """Take the bus over and return what is on it.
+
+        Whatever was configured before is switched off and has no addresses.
+
+        Raises QemuError when this is not the machine it is said to be.
+        """
+        with self._lock:
+            host_bridge = self.config.read32(Bdf(0, 0, 0), 0)
+            vendor, device = self.chipset.host_bridge
+            if host_bridge != device << 16 | vendor:
+                raise QemuError(
+                    f"the host bridge of a {self.chipset.machine!r} machine is "
+                    f"{vendor:04x}:{device:04x}, but this one is "
+                    f"{host_bridge & 0xFFFF:04x}:{host_bridge >> 16:04x}; "
+                    "say which machine QEMU was started with"
+                )
+            self._forget_everything()
+            self._native_hotplug = not acpi_hotplug(self._ports, self.chipset)
+            found = scan(self.config, native_hotplug=self._native_hotplug)
+            self._functions = {function.bdf: function for function in found}
+            return found
+
+    def rescan(self) -> list[Function]:
+        """Look again after a hotplug; return the functions that are new.
+
+        What was known and is still there is not touched; what is gone, or was replaced,
+        loses its addresses to others.
+        """
+        with self._lock:
+            known = dict(self._functions)
+            found = scan(self.config, known, native_hotplug=self._native_hotplug)
+            kept = {function.bdf for function in found if known.get(function.bdf) is function}
+            for bdf in sorted(known.keys() - kept, reverse=True):  # first what is behind bridges
+                self.remove(known[bdf])
+            self._functions = {function.bdf: function for function in found}
+            return [function for function in found if function.bdf not in kept]
+
+    def place(self, function: Function, fixed: Mapping[int, int] | None = None) -> Function:
+        """Give every BAR of a function an address; return the function with them.
+
+        ``fixed``: addresses that BARs must have, by BAR number. A function that is placed
+        already is switched off and placed anew. An I/O BAR that finds no room is left out:
+        only the legacy interface needs it.
+
+        Raises ValueError for a fixed address that is misaligned or overlaps something, with
+        what; QemuError when the room is used up.
+        """
+        fixed = fixed or {}
+        with self._lock:
+            function = self._current(function)
+            for index in fixed:
+                function.bar(index)
+            self._switch_off(function)
+            function = self._forget_addresses(function)
+            ranges: dict[int, Range] = {}
+            try:
+                for bar in sorted(
+                    function.bars, key=lambda bar: (bar.index not in fixed, -bar.size)
+                ):
+                    taken = self._take(function, bar, fixed.get(bar.index))
+                    if taken:
+                        ranges[bar.index] = taken
+            except (ValueError, QemuError):
+                for index, taken in ranges.items():
+                    self._addresses.free(function.path, function.bar(index), taken)
+                raise
+            placed = tuple(
+                replace(bar, address=ranges[bar.index].start if bar.index in ranges else None)
+                for bar in function.bars
+            )
+            for bar in placed:
+                if bar.address is not None:
+                    bar.write(self.config, function.bdf, bar.address)
+            function = replace(function, bars=placed)
+            self._functions[function.bdf] = function
+            self._ranges[function.bdf] = ranges
+            for index, address in fixed.items():
+                held = function.bar(index).read(self.config, function.bdf)
+                if held != address:
+                    self.release(function)
+                    raise QemuError(
+                        f"BAR {index} of {function} was set to {address:#x} but holds {held:#x}"
+                    )
+            return function
+
+    def _take(self, function: Function, bar: Bar, address: int | None) -> Range | None:
+        owner = f"BAR {bar.index} of {function}"
+        if address is not None:
+            return self._addresses.claim(function.path, bar, address, owner)
+        try:
+            return self._addresses.allocate(function.path, bar, owner)
+        except QemuError as full:
+            if bar.kind is not BarKind.IO:
+                raise
+            _log.warning("%s is not placed: %s", owner, full)
+            return None
+
+    def enable(self, function: Function) -> Function:
+        """Let a placed function answer to its addresses and write to memory; return it.
+
+        Raises QemuError when it does not take this: it is gone, or was never there.
+        """
+        with self._lock:
+            function = self._current(function)
+            for bridge in function.path:
+                if bridge not in self._forwarding:
+                    everything = COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER
+                    self.config.write16(bridge, _COMMAND, everything)
+                    self._forwarding.add(bridge)
+            wanted = COMMAND_MASTER
+            for bar in function.bars:
+                if bar.address is not None:
+                    wanted |= COMMAND_IO if bar.kind is BarKind.IO else COMMAND_MEMORY
+            self.config.write16(function.bdf, _COMMAND, wanted)
+            held = self.config.read16(function.bdf, _COMMAND)
+            if held == 0xFFFF or held & wanted != wanted:
+                raise QemuError(
+                    f"{function} does not switch on: its command register was set to "
+                    f"{wanted:#06x} and reads {held:#06x}"
+                )
+            return function
+
+    def disable(self, function: Function) -> None:
+        """Stop a function from answering and from writing to memory; it keeps its addresses."""
+        with self._lock:
+            self._switch_off(self._current(function))
+
+    def release(self, function: Function) -> Function:
+        """Switch a function off and give its addresses back; return it without them."""
+        with self._lock:
+            function = self._current(function)
+            self._switch_off(function)
+            return self._forget_addresses(function)
+
+    def eject(self, function: Function) -> None:
+        """Let a function go that QMP's ``device_del`` asked for, and forget it.
+
+        QEMU answers with the event DEVICE_DELETED at once.
+
+        Raises QemuError when QEMU does not ask for it; the function is switched off but
+        stays known then.
+        """
+        with self._lock:
+            function = self._current(function)
+            self._switch_off(function)
+            if not self._native_hotplug:
+                buses = 1 + sum(known.is_bridge for known in self._functions.values())
+                eject_acpi(self._ports, self.chipset, function, buses)
+            elif function.path:
+                eject_native(self.config, self._functions[function.path[-1]])
+            else:
+                raise QemuError(
+                    f"{function} is on the root bus of a q35 machine, which has no hotplug; "
+                    "plug devices into a pcie-root-port"
+                )
+            self.remove(function)
+
+    def remove(self, function: Function) -> None:
+        """Forget a function that is gone; its addresses are free again. Twice is no error."""
+        with self._lock:
+            known = self._functions.get(function.bdf)
+            if known is None:
+                return
+            self._forget_addresses(known)
+            if known.is_bridge:
+                self._forwarding.discard(known.bdf)
+            del self._functions[known.bdf]
+
+    def route_intx(self, function: Function) -> int:
+        """Return the IO-APIC line that a function's interrupt pin raises.
+
+        Raises ValueError when it has no pin.
+        """
+        with self._lock:
+            return route(self.config, self.chipset, self._current(function))
+
+    def _current(self, function: Function) -> Function:
+        """Return what is known about a function now; the caller's snapshot may be older."""
+        known = self._functions.get(function.bdf)
+        if known is None or (known.vendor, known.device) != (function.vendor, function.device):
+            raise QemuError(f"{function} is not on the bus any more; call rescan()")
+        return known
+
+    def _switch_off(self, function: Function) -> None:
+        self.config.write16(function.bdf, _COMMAND, 0)
+
+    def _forget_addresses(self, function: Function) -> Function:
+        for index, taken in self._ranges.pop(function.bdf, {}).items():
+            self._addresses.free(function.path, function.bar(index), taken)
+        bare = replace(function, bars=tuple(replace(bar, address=None) for bar in function.bars))
+        self._functions[function.bdf] = bare
+        return bare

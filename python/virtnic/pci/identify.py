@@ -1,0 +1,139 @@
+"""Devices found by what they are, and where their registers are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtnic._native import DeviceError
+from virtnic.pci.bars import BarKind
+from virtnic.pci.capabilities import VirtioCapability, VirtioStructure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from virtnic.pci.function import Function
+
+__all__ = [
+    "VirtioRegisters",
+    "find_ivshmems",
+    "find_virtio_nets",
+    "is_ivshmem",
+    "is_virtio_net",
+    "virtio_registers",
+]
+
+_RED_HAT = 0x1AF4
+_IVSHMEM = 0x1110
+_NET_TRANSITIONAL = 0x1000
+_NET_MODERN = 0x1041
+_NET_TYPE = 1
+
+_LAST_BAR = 5
+#: Bytes of the common structure up to and with ``queue_device`` (VIRTIO 1.3, 4.1.4.3).
+_COMMON_LENGTH = 0x38
+
+
+class VirtioRegisters(NamedTuple):
+    """Where a virtio device's structures are in memory (VIRTIO 1.3, section 4.1.4)."""
+
+    common: int
+    isr: int
+    device: int
+    notify: int
+    #: Bytes of the device structure.
+    device_length: int
+    #: Bytes between the notification addresses of two queues.
+    notify_multiplier: int
+
+
+def is_virtio_net(function: Function) -> bool:
+    """Whether it is a virtio network device, modern or transitional (VIRTIO 1.3, 4.1.2)."""
+    if function.vendor != _RED_HAT:
+        return False
+    transitional = function.device == _NET_TRANSITIONAL and function.subsystem == _NET_TYPE
+    return transitional or function.device == _NET_MODERN
+
+
+def is_ivshmem(function: Function) -> bool:
+    """Whether it is an ivshmem device, plain or with a doorbell."""
+    return (function.vendor, function.device) == (_RED_HAT, _IVSHMEM)
+
+
+def find_virtio_nets(functions: Iterable[Function]) -> list[Function]:
+    """Return the virtio network devices."""
+    return [function for function in functions if is_virtio_net(function)]
+
+
+def find_ivshmems(functions: Iterable[Function]) -> list[Function]:
+    """Return the ivshmem devices."""
+    return [function for function in functions if is_ivshmem(function)]
+
+
+def virtio_registers(function: Function) -> VirtioRegisters:
+    """Return where a placed virtio device's structures are.
+
+    Raises DeviceError when one is missing, too short, misaligned or not inside its BAR, and
+    ValueError when the function is not placed.
+    """
+    common = _find(function, VirtioStructure.COMMON, length=_COMMON_LENGTH, alignment=4)
+    isr = _find(function, VirtioStructure.ISR, length=1, alignment=1)
+    device = _find(function, VirtioStructure.DEVICE, length=1, alignment=4)
+    notify = _find(function, VirtioStructure.NOTIFY, length=2, alignment=2)
+    multiplier = notify.notify_multiplier
+    if multiplier & 1 or multiplier & multiplier - 1:
+        raise DeviceError(
+            f"{function}: the notify multiplier {multiplier:#x} is neither 0 nor an even "
+            "power of 2 (VIRTIO 1.3, section 4.1.4.4.1)"
+        )
+    return VirtioRegisters(
+        common=_address(function, common),
+        isr=_address(function, isr),
+        device=_address(function, device),
+        notify=_address(function, notify),
+        device_length=device.length,
+        notify_multiplier=multiplier,
+    )
+
+
+def _find(
+    function: Function, structure: VirtioStructure, *, length: int, alignment: int
+) -> VirtioCapability:
+    """Return the first capability of a type that can be used (VIRTIO 1.3, 4.1.4.1)."""
+    name = structure.name.lower()
+    candidates = [
+        capability
+        for capability in function.capabilities_of(VirtioCapability)
+        # A reserved BAR number is for later versions, and to be ignored.
+        if capability.structure == structure and capability.bar <= _LAST_BAR
+    ]
+    if not candidates:
+        why = "; ".join(function.problems)
+        raise DeviceError(
+            f"{function} has no virtio {name} structure"
+            + (f" ({why})" if why else "; disable-modern=on takes it away, leave that out")
+        )
+    found = candidates[0]
+    where = f"{function}: the virtio {name} structure"
+    try:
+        bar = function.bar(found.bar)
+    except ValueError as missing:
+        raise DeviceError(f"{where} is in a BAR that is not there: {missing}") from None
+    if bar.kind is BarKind.IO:
+        raise DeviceError(f"{where} is in I/O BAR {bar.index}, not in memory")
+    if found.offset + found.length > bar.size:
+        raise DeviceError(
+            f"{where}, {found.length:#x} bytes at offset {found.offset:#x}, passes the end of "
+            f"BAR {bar.index} ({bar.size:#x})"
+        )
+    if found.length < length:
+        raise DeviceError(f"{where} has {found.length} bytes, too few for the {length} it needs")
+    if found.offset % alignment:
+        raise DeviceError(f"{where} at offset {found.offset:#x} is not aligned to {alignment}")
+    return found
+
+
+def _address(function: Function, capability: VirtioCapability) -> int:
+    address = function.bar(capability.bar).address
+    if address is None:
+        raise ValueError(f"{function} is not placed; its registers have no address")
+    return address + capability.offset
