@@ -1,0 +1,133 @@
+"""The QEMU command line: a machine that runs nothing and waits for our devices.
+
+QEMU starts with the shared-memory device alone; every NIC is plugged in later. On
+``pc`` they go to the root bus, on ``q35`` behind root ports that are made here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from virtnic.qemu import quirks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtnic.qemu.quirks import Version
+
+Accel = Literal["auto", "qtest", "tcg", "kvm"]
+MachineType = Literal["pc", "q35"]
+Shmem = Literal["doorbell", "plain"]
+#: True: everything denied; "spawn": helpers and scripts may be run; False: no sandbox.
+Sandbox = bool | Literal["spawn"]
+
+ROOT_PORTS = 16
+#: PCI device number on the root bus of the first root port (q35).
+FIRST_ROOT_PORT = 2
+#: PCI device numbers for NICs on the root bus (pc): 0 is the host bridge, 1 the PIIX3.
+PC_SLOTS = range(3, 32)
+#: PCI device number of the shared-memory device on either machine: free on both.
+SHMEM_SLOT = {"pc": 2, "q35": 1}
+
+#: 64 KiB that end where the processor starts: at its reset vector, 16 bytes before
+#: the end, stand ``cli; hlt; jmp`` back. The vCPU sleeps for ever and executes nothing else.
+PARKING_FIRMWARE = b"\xff" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + b"\xff" * 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that decides the command line."""
+
+    version: Version | None
+    machine: MachineType
+    accel: Accel
+    qmp: str | os.PathLike[str]
+    qtest: str | os.PathLike[str]
+    firmware: str | os.PathLike[str]
+    memory_size: int
+    #: The ivshmem server's socket, or None for ivshmem-plain.
+    shmem_socket: str | os.PathLike[str] | None
+    #: The memory's file for ivshmem-plain.
+    memory_path: str | os.PathLike[str] | None = None
+    vectors: int = 64
+    sandbox: Sandbox = True
+    extra: Sequence[str] = ()
+
+
+def options(plan: Plan) -> list[str]:
+    """Build the options, without the binary. Needs the version for q35 only."""
+    argv = ["-no-user-config", "-nodefaults", "-name", "virtnic"]
+    argv += ["-display", "none", "-vga", "none", "-m", "16"]
+    argv += ["-machine", plan.machine, *_accelerators(plan.accel)]
+    argv += ["-bios", os.fspath(plan.firmware), *sandbox_options(plan.sandbox)]
+    argv += ["-qmp", f"unix:{quote(plan.qmp)},server=on,wait=off"]
+    argv += ["-qtest", f"unix:{quote(plan.qtest)},server=on,wait=off", "-qtest-log", "/dev/null"]
+    argv += _shared_memory(plan)
+    if plan.machine == "q35":
+        argv += _root_ports(plan.version)
+    return [*argv, *plan.extra]
+
+
+def quote(value: str | os.PathLike[str]) -> str:
+    """Double the commas, as QEMU's option syntax wants."""
+    return os.fspath(value).replace(",", ",,")
+
+
+def _accelerators(accel: Accel) -> list[str]:
+    """``auto`` is a list: QEMU takes the first that it has and names those it has not."""
+    names = ("qtest", "tcg", "kvm") if accel == "auto" else (accel,)
+    return [word for name in names for word in ("-accel", name)]
+
+
+def sandbox_options(sandbox: Sandbox) -> list[str]:
+    """Deny QEMU what it does not need (QEMU documentation, ``-sandbox``)."""
+    if sandbox is False:
+        return []
+    helpers = "allow" if sandbox == "spawn" else "deny"
+    return [
+        "-sandbox",
+        f"on,obsolete=deny,elevateprivileges={helpers},spawn={helpers},resourcecontrol=deny",
+    ]
+
+
+def _shared_memory(plan: Plan) -> list[str]:
+    bus = "pci.0" if plan.machine == "pc" else "pcie.0"
+    where = f"bus={bus},addr={SHMEM_SLOT[plan.machine]:x}"
+    if plan.shmem_socket is not None:
+        return [
+            "-chardev",
+            f"socket,id=shmem,path={quote(plan.shmem_socket)}",
+            "-device",
+            f"ivshmem-doorbell,id=shmem0,chardev=shmem,vectors={plan.vectors},{where}",
+        ]
+    if plan.memory_path is None:
+        raise ValueError("ivshmem-plain needs the path of the memory's file")
+    return [
+        "-object",
+        (
+            f"memory-backend-file,id=shmem,size={plan.memory_size},share=on,"
+            f"mem-path={quote(plan.memory_path)}"
+        ),
+        "-device",
+        f"ivshmem-plain,id=shmem0,memdev=shmem,{where}",
+    ]
+
+
+def _root_ports(version: Version | None) -> list[str]:
+    if version is None:
+        raise ValueError("the version decides how q35 is told to leave hotplug to its ports")
+    argv = []
+    if quirks.has(version, "q35-acpi-hotplug"):
+        argv += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
+    for number in range(1, ROOT_PORTS + 1):
+        slot = FIRST_ROOT_PORT + number - 1
+        argv += [
+            "-device",
+            (
+                f"pcie-root-port,id=port{number},bus=pcie.0,addr={slot:x},chassis={number},"
+                f"slot={number},power_controller_present=off"
+            ),
+        ]
+    return argv

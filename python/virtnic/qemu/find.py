@@ -1,0 +1,273 @@
+"""Find QEMU and learn what it is: version, machines, accelerators.
+
+A :class:`Binary` is a command prefix, not only a path: ``VIRTNIC_QEMU`` may hold a
+shell-quoted command such as ``chroot /srv/sid qemu-system-x86_64``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from virtnic.errors import QemuError, QemuNotFound
+from virtnic.qemu.quirks import Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Names looked up in PATH, in this order.
+NAMES = ("qemu-system-x86_64", "qemu-kvm")
+#: Where distributions put it outside of PATH (Red Hat's first).
+PLACES = ("/usr/libexec/qemu-kvm", "/usr/local/bin/qemu-system-x86_64", "/usr/bin/kvm")
+#: Accelerators in the order in which ``auto`` wants them.
+ACCELERATORS: tuple[Literal["qtest", "tcg", "kvm"], ...] = ("qtest", "tcg", "kvm")
+
+INSTALL = (
+    "install the package qemu-system-x86 (Debian, Ubuntu) or qemu-system-x86-core (Fedora), "
+    "or name a binary with VIRTNIC_QEMU or --qemu"
+)
+
+# Found here, not in a child between fork and exec.
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+_QUICK = 10.0  # seconds for a call that only prints something
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A QEMU command: what comes before the first QEMU option."""
+
+    argv: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join(self.argv)
+
+    @property
+    def version(self) -> Version:
+        """The version, from ``--version``. Raises QemuNotFound when this is no QEMU."""
+        return Version.parse(self.banner)
+
+    @property
+    def banner(self) -> str:
+        """The first line of ``--version``. Raises QemuNotFound when this is no QEMU."""
+        return _banner(self.argv)
+
+    @property
+    def machines(self) -> frozenset[str]:
+        """Machine types by name, from ``-machine help``."""
+        return _machines(self.argv)
+
+    def has_accelerator(self, name: str) -> bool:
+        """Whether an accelerator really starts (``-accel help`` does not tell)."""
+        return self.accelerator_error(name) is None
+
+    def accelerator_error(self, name: str) -> str | None:
+        """QEMU's own words on why an accelerator does not start; None when it does."""
+        return self.error_with("-accel", name)
+
+    def error_with(self, *options: str) -> str | None:
+        """QEMU's own words on why it does not start with these options; None when it does."""
+        return _error_with(self.argv, options)
+
+    def has_device(self, name: str) -> bool:
+        """Whether it was built with a device model."""
+        return _has_device(self.argv, name)
+
+    def ask(self, *commands: str) -> list[Any]:
+        """Start one on an empty machine, execute QMP commands without arguments, end it.
+
+        What takes much memory to answer is better asked here than of the QEMU in use.
+        Raises QemuError.
+        """
+        return _ask(self.argv, (), *commands)
+
+    def check(self, machine: str = "pc") -> Version:
+        """Make sure that this is a QEMU which has the machine, and return its version.
+
+        Raises QemuNotFound with the package to install.
+        """
+        version = self.version
+        if machine not in self.machines:
+            if not self.machines & {"pc", "q35"}:
+                raise QemuNotFound(
+                    f"`{self}` is QEMU {version}, but not an x86_64 one: it has neither the "
+                    f"machine pc nor q35; {INSTALL}"
+                )
+            have = ", ".join(sorted(self.machines & {"pc", "q35"}))
+            raise QemuError(f"`{self}` (QEMU {version}) has no machine {machine}, only {have}")
+        return version
+
+
+def find_qemu(given: str | os.PathLike[str] | None = None) -> Binary:
+    """Return the QEMU to use: the one given, ``VIRTNIC_QEMU``, or the first one installed.
+
+    A string that is not the path of a file is split like a shell command.
+    Raises QemuNotFound naming what was looked for; starts nothing.
+    """
+    if given is not None:
+        return _command(os.fspath(given), "the QEMU given")
+    from_environment = os.environ.get("VIRTNIC_QEMU")
+    if from_environment:
+        return _command(from_environment, "VIRTNIC_QEMU")
+    for name in (*NAMES, *PLACES):
+        path = shutil.which(name)
+        if path is not None:
+            return Binary((path,))
+    looked = ", ".join((*(f"{name} in PATH" for name in NAMES), *PLACES))
+    raise QemuNotFound(f"no QEMU found (looked for {looked}); {INSTALL}")
+
+
+def _command(text: str, source: str) -> Binary:
+    """Turn a path or a command line into a Binary whose program exists."""
+    if Path(text).is_file():
+        argv = [text]
+    else:
+        try:
+            argv = shlex.split(text)
+        except ValueError as error:
+            raise QemuNotFound(f"{source} ({text!r}) cannot be split: {error}") from None
+    program = shutil.which(argv[0]) if argv else None
+    if program is None:
+        raise QemuNotFound(f"{source} ({text!r}) names no program that can be executed; {INSTALL}")
+    return Binary((program, *argv[1:]))
+
+
+def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, str, str]:
+    """Run QEMU for a moment: exit status, stdout, stderr."""
+    command = [*argv, *options]
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_QUICK,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise QemuNotFound(
+            f"`{shlex.join(command)}` did not end within {_QUICK:.0f} s; is that QEMU?"
+        ) from None
+    except OSError as error:
+        raise QemuNotFound(
+            f"`{shlex.join(command)}` cannot be run: {error.strerror or error}; {INSTALL}"
+        ) from None
+    return done.returncode, done.stdout, done.stderr
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something, or the empty string."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+@cache
+def _banner(argv: tuple[str, ...]) -> str:
+    status, out, err = _run(argv, "--version")
+    line = out.splitlines()[0].strip() if out.strip() else ""
+    if status != 0 or not line.startswith("QEMU "):
+        said = last_line(err) or last_line(out) or f"exit status {status}"
+        raise QemuNotFound(
+            f"`{shlex.join(argv)} --version` does not answer as QEMU does but with {said!r}; "
+            f"{INSTALL}"
+        )
+    return line
+
+
+@cache
+def _machines(argv: tuple[str, ...]) -> frozenset[str]:
+    _status, out, _err = _run(argv, "-machine", "help")
+    return frozenset(line.split()[0] for line in out.splitlines()[1:] if line.strip())
+
+
+@cache
+def _has_device(argv: tuple[str, ...], name: str) -> bool:
+    # The exit status tells nothing: an unknown device is "no options", said with success.
+    _status, out, _err = _run(argv, "-device", f"{name},help")
+    return out.startswith(f"{name} options:")
+
+
+@cache
+def _error_with(argv: tuple[str, ...], options: tuple[str, ...]) -> str | None:
+    try:
+        _ask(argv, options)
+    except QemuError as error:
+        return str(error)
+    return None
+
+
+def _ask(argv: tuple[str, ...], options: Sequence[str], *commands: str) -> list[Any]:
+    empty = ["-no-user-config", "-nodefaults", "-display", "none", "-S", "-machine", "none"]
+    words = [*argv, *empty, *options, "-qmp", "stdio"]
+    with tempfile.TemporaryFile("w+", errors="replace") as err:
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                preexec_fn=_die_with_us,  # noqa: PLW1509 - one system call, nothing of Python's
+            )
+        except OSError as error:
+            raise QemuNotFound(f"`{shlex.join(argv)}` cannot be run: {error}") from None
+        # One that does not answer is killed: then its output ends.
+        watchdog = threading.Timer(_QUICK, process.kill)
+        watchdog.start()
+        try:
+            with process, _killing(process):
+                results = [_execute(process, name) for name in ("qmp_capabilities", *commands)]
+                # Only now: QEMU does not wait for long replies to be read before it quits.
+                _execute(process, "quit")
+        except (BrokenPipeError, EOFError, ValueError, KeyError):
+            err.seek(0)
+            said = last_line(err.read()) or f"exit status {process.returncode}"
+            raise QemuError(said) from None
+        finally:
+            watchdog.cancel()
+            watchdog.join()
+    return results[1:]
+
+
+def _die_with_us() -> None:
+    """Have the kernel kill this child when its parent thread ends: prctl(2)."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _killing(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill it if we are interrupted: QEMU does not end with its standard input."""
+    try:
+        yield
+    except (BrokenPipeError, EOFError):
+        raise  # it is ending, and its exit status says how
+    except BaseException:
+        process.kill()
+        raise
+
+
+def _execute(process: subprocess.Popen[str], name: str) -> Any:
+    """Send a QMP command over stdio and return its result; KeyError for a refusal."""
+    stdin, stdout = process.stdin, process.stdout
+    if stdin is None or stdout is None:
+        raise EOFError
+    stdin.write(json.dumps({"execute": name}) + "\n")
+    stdin.flush()
+    for line in stdout:
+        reply = json.loads(line)
+        if "return" in reply or "error" in reply:
+            return reply["return"]
+    raise EOFError

@@ -1,0 +1,377 @@
+"""A running QEMU that is nothing but a bus for virtio-net devices."""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+
+from virtnic import _native
+from virtnic.errors import QemuDied, QemuError
+from virtnic.qemu import command, quirks
+from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
+from virtnic.qemu.find import ACCELERATORS, find_qemu, last_line
+from virtnic.qemu.monitor import EventCallback, Monitor
+from virtnic.qemu.netdev import Netdev, Spec, parse
+from virtnic.qemu.nic import NicHandle, Nics
+from virtnic.qemu.process import Process
+from virtnic.qemu.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from virtnic.qemu.quirks import Version
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds between steps of the virtual clock. slirp's timers tick every 200 ms or slower.
+CLOCK_PERIOD = 0.1
+
+# Which accelerator ``auto`` turned out to be, by binary: asked only once.
+_auto: dict[tuple[str, ...], Accel] = {}
+_live: weakref.WeakSet[Machine] = weakref.WeakSet()
+
+
+class Machine:
+    """QEMU with our memory on its PCI bus; NICs come and go with :meth:`add_nic`.
+
+    It is ready when the constructor returns and gone after :meth:`close`, the ``with``
+    block, the end of the interpreter or a SIGKILL of this process.
+    """
+
+    def __init__(
+        self,
+        memory: _native.Memory,
+        *,
+        qemu: str | os.PathLike[str] | None = None,
+        accel: Accel = "auto",
+        machine: MachineType = "pc",
+        shmem: Shmem = "doorbell",
+        vectors: int = 64,
+        timeout: float = 10.0,
+        sandbox: Sandbox = True,
+        directory: str | os.PathLike[str] | None = None,
+        extra: Sequence[str] = (),
+    ) -> None:
+        """Start QEMU.
+
+        ``qemu``: path or command line of the binary (else ``VIRTNIC_QEMU``, else PATH).
+        ``accel``: ``auto`` is qtest where QEMU has it, else tcg with a parked vCPU.
+        ``shmem``: ``doorbell`` gives interrupts by eventfd and shares only a socket, ``plain``
+        shares the memory's file by path and gives none.
+        ``vectors``: interrupt eventfds, at most 1,024. ``timeout``: seconds for the start and
+        for each answer. ``sandbox``: True denies QEMU all that can be, ``"spawn"``
+        lets it run helpers and scripts, False is none. ``directory``: where the sockets go and
+        stay; by default they are in a private one that is removed once all are connected.
+        ``extra``: further QEMU options, word by word.
+
+        Raises QemuNotFound, QemuError quoting QEMU, ValueError, TimeoutError.
+        """
+        self._owner = os.getpid()
+        self._closed = True
+        self._close_lock = threading.Lock()
+        self._directory: RunDirectory | None = None
+        self._server: _native.IvshmemServer | None = None
+        self._process: Process | None = None
+        self._monitor: Monitor | None = None
+        self._qtest: _native.QTest | None = None
+        self._clock_runs = False
+        if not isinstance(memory, _native.Memory):
+            raise TypeError(f"memory is the virtnic.Memory that QEMU is to see, not {memory!r}")
+        _one_of("accel", accel, Accel)
+        _one_of("machine", machine, MachineType)
+        _one_of("shmem", shmem, Shmem)
+        if sandbox not in (True, False, "spawn"):
+            raise ValueError(f"sandbox={sandbox!r} is not True, False or 'spawn'")
+        self.memory = memory
+        self.machine: MachineType = machine
+        self.sandbox: Sandbox = sandbox
+        self.timeout = timeout
+        self.binary = find_qemu(qemu)
+        self._closed = False
+        _live.add(self)
+        try:
+            self._start(accel, shmem, vectors, directory, extra)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(
+        self,
+        accel: Accel,
+        shmem: Shmem,
+        vectors: int,
+        directory: str | os.PathLike[str] | None,
+        extra: Sequence[str],
+    ) -> None:
+        place = self._directory = RunDirectory(directory)
+        place.firmware.write_bytes(command.PARKING_FIRMWARE)
+        if shmem == "doorbell":
+            self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory, vectors)
+        wanted = _auto.get(self.binary.argv, accel) if accel == "auto" else accel
+        plan = command.Plan(
+            version=self.binary.version if self.machine == "q35" else None,
+            machine=self.machine,
+            accel=wanted,
+            qmp=place.qmp,
+            qtest=place.qtest,
+            firmware=place.firmware,
+            memory_size=self.memory.size,
+            shmem_socket=place.shmem if self._server is not None else None,
+            memory_path=self.memory.path or f"/proc/{os.getpid()}/fd/{self.memory.fileno()}",
+            vectors=vectors,
+            sandbox=self.sandbox,
+            extra=extra,
+        )
+        process = self._process = Process([*self.binary.argv, *command.options(plan)])
+        _log.debug("started %s (pid %d)", self.binary, process.pid)
+        try:
+            self._monitor = Monitor(
+                place.qmp,
+                timeout=self.timeout,
+                gone=lambda patience: process.wait(patience) is not None,
+                why=process.death,
+            )
+            self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
+        except (QemuDied, TimeoutError) as error:
+            self._explain(process, error)
+        if self.version < quirks.OLDEST:
+            _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
+        self._accel = _settle(wanted, process.stderr)
+        if accel == "auto":
+            _auto[self.binary.argv] = self._accel
+        self._silence_timer(self.qtest)
+        if directory is None:
+            # All sockets are connected: nothing is left to find, even after SIGKILL.
+            place.close()
+        self._nics = Nics(self.monitor, self.machine, self.binary, lambda: process.stderr)
+
+    def _silence_timer(self, qtest: _native.QTest) -> None:
+        """Stop the 8254 timer, which wakes QEMU 36 times a second and raises interrupt 0.
+
+        Channel 0 gets mode 0, which counts down once, and a count of one (Intel 8254,
+        "Mode 0: interrupt on terminal count").
+        """
+        for port, value in ((0x43, 0x30), (0x40, 0x01), (0x40, 0x00)):
+            qtest.outb(port, value)
+        qtest.flush()
+        if self._accel == "qtest":
+            qtest.clock_step(1_000_000)
+
+    def _explain(self, process: Process, error: Exception) -> None:
+        """Say why QEMU did not start, in its own words where it left some."""
+        if process.alive:
+            raise error
+        self.binary.check(self.machine)
+        words = last_line(process.stderr)
+        if not words:
+            raise QemuError(f"QEMU did not start: {process.death()}") from None
+        advice = ""
+        if "sandbox" in words or "seccomp" in words:
+            advice = " (this QEMU has no seccomp: pass sandbox=False)"
+        elif "invalid accelerator" in words:
+            advice = " (leave accel=auto to take what it has)"
+        elif "KVM" in words or "kvm" in words:
+            advice = " (/dev/kvm has to exist and be writable; accel=auto needs none)"
+        raise QemuError(f"QEMU did not start: {words}{advice}") from None
+
+    # What it consists of.
+
+    @property
+    def qtest(self) -> _native.QTest:
+        """The QTest connection."""
+        return _present(self._qtest)
+
+    @property
+    def monitor(self) -> Monitor:
+        """The QMP connection."""
+        return _present(self._monitor)
+
+    @property
+    def process(self) -> Process:
+        """The process."""
+        return _present(self._process)
+
+    @property
+    def server(self) -> _native.IvshmemServer | None:
+        """The ivshmem server, whose vectors are our interrupts; None with ``shmem="plain"``."""
+        return self._server
+
+    @property
+    def version(self) -> Version:
+        """QEMU's version, as it says itself."""
+        return self.monitor.version
+
+    @property
+    def accel(self) -> Accel:
+        """The accelerator in use; never ``auto``."""
+        return self._accel
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the sockets are, when the caller named it."""
+        place = self._directory
+        return place.path if place is not None and not place.private else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def execute(self, name: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
+        """Execute a QMP command: see :meth:`Monitor.execute`."""
+        return self.monitor.execute(name, timeout=timeout, **arguments)
+
+    def on_event(self, callback: EventCallback, *names: str) -> Callable[[], None]:
+        """Call back for QMP events: see :meth:`Monitor.listen`."""
+        return self.monitor.listen(callback, *names)
+
+    def on_death(self, callback: Callable[[QemuDied], object]) -> None:
+        """Call back once, from the loop's thread, when QEMU ends unasked."""
+        self.process.on_death(callback)
+
+    def watch_fd(self, fd: int, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call back from the loop's thread while a descriptor is readable.
+
+        Returns what ends that: see :meth:`virtnic.qemu.loop.LoopThread.watch_fd`.
+        """
+        return self.monitor.loop.watch_fd(fd, callback)
+
+    # Devices.
+
+    def add_nic(
+        self, netdev: Netdev | Spec, properties: Mapping[str, Any] | None = None
+    ) -> NicHandle:
+        """Plug in a virtio-net device on a new netdev. It still has to be probed on the bus.
+
+        ``properties`` are those of virtio-net-pci (``mac``, ``mq``, ``rx_queue_size``, …).
+
+        Raises ValueError (syntax, a key or type this QEMU does not know, no free slot),
+        QemuError quoting QEMU, QemuDied, TimeoutError.
+        """
+        spec = netdev if isinstance(netdev, Spec) else parse(netdev)
+        helper = spec.needs_spawn
+        if helper is not None and self.sandbox is True:
+            raise ValueError(
+                f"the netdev {spec.type!r} lets QEMU run {helper}, which its sandbox denies; "
+                "pass sandbox='spawn' if that is wanted"
+            )
+        handle = self._nics.add(spec, properties or {})
+        if spec.needs_clock and self._accel == "qtest" and not self._clock_runs:
+            self.qtest.run_clock(CLOCK_PERIOD)
+            self._clock_runs = True
+        return handle
+
+    def remove_nic(
+        self,
+        handle: NicHandle,
+        eject: Callable[[], object] | None,
+        timeout: float | None = None,
+    ) -> None:
+        """Unplug a device and delete its netdev.
+
+        No guest acknowledges the removal, so ``eject`` does: it writes the slot's eject
+        register (see :attr:`NicHandle.slot`) once QEMU has been asked. With None QEMU is only
+        asked: device, netdev and slot stay taken. Removing one that is gone does nothing.
+
+        Raises QemuError, QemuDied, TimeoutError.
+        """
+        self._nics.remove(handle, eject, self.timeout if timeout is None else timeout)
+
+    @property
+    def nics(self) -> list[NicHandle]:
+        """The devices that are plugged in."""
+        return self._nics.all()
+
+    # The end.
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this is a forked child's copy: QEMU and all about it are its parent's."""
+        return os.getpid() != self._owner
+
+    def close(self) -> None:
+        """End QEMU and all that belongs to it. Never raises; a second call does nothing."""
+        if self._is_forked:
+            return
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        started = time.monotonic()
+        for part in (self._qtest, self._process, self._monitor, self._server, self._directory):
+            if part is None:
+                continue
+            try:
+                part.close()
+            except Exception:
+                _log.exception("closing %s failed", part)
+        # Their descriptors go with them, whoever keeps this object.
+        self._qtest = self._server = None
+        _live.discard(self)
+        _log.debug("closed in %.0f ms", (time.monotonic() - started) * 1e3)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) or self._is_forked:
+            return
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
+        # This may run at any allocation of any thread, with any lock held: close elsewhere.
+        if not sys.is_finalizing():
+            with contextlib.suppress(RuntimeError):
+                _thread.start_new_thread(self.close, ())
+
+    def __repr__(self) -> str:
+        process = self._process
+        state = "closed" if self._closed else f"pid {process.pid}" if process else "starting"
+        return f"<{type(self).__name__} {self.machine} {state}>"
+
+
+def _one_of(name: str, value: object, literal: Any) -> None:
+    allowed = get_args(literal)
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+
+def _present(part: T | None) -> T:
+    if part is None:
+        raise QemuError("this QEMU is closed")
+    return part
+
+
+def _settle(wanted: Accel, stderr: str) -> Accel:
+    """Which accelerator runs: with ``auto`` QEMU names on stderr those that it could not have."""
+    if wanted != "auto":
+        return wanted
+    for name in ACCELERATORS:
+        if f"invalid accelerator {name}" not in stderr:
+            return name
+    raise QemuError("QEMU started with none of the accelerators " + ", ".join(ACCELERATORS))
+
+
+@atexit.register
+def _close_all() -> None:
+    for machine in list(_live):
+        machine.close()

@@ -1,0 +1,204 @@
+"""QMP, QEMU's control protocol, from ordinary threads.
+
+The protocol is spoken by ``qemu.qmp`` in the shared loop thread; :class:`Monitor` is
+the synchronous side of it. See QEMU's documentation, "QEMU Machine Protocol".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qemu.qmp import EventListener, ExecInterruptedError, QMPClient, QMPError
+from qemu.qmp.protocol import StateError
+from qemu.qmp.qmp_client import ExecuteError
+
+from virtnic.errors import QemuDied, QemuError
+from virtnic.qemu import loop
+from virtnic.qemu.quirks import Version
+
+_log = logging.getLogger(__name__)
+
+#: An event as QMP sends it: ``{"event": name, "data": {…}, "timestamp": {…}}``.
+Event = Mapping[str, Any]
+EventCallback = Callable[[Event], object]
+
+# What qemu.qmp logs as errors (a peer that hangs up) reaches our callers as exceptions.
+logging.getLogger("qemu.qmp.protocol.virtnic").setLevel(logging.CRITICAL)
+
+
+class Monitor:
+    """A connection to QEMU's QMP socket. Any thread may use it."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = 10.0,
+        gone: Callable[[float], bool] = lambda _patience: False,
+        why: Callable[[], str] = lambda: "QEMU closed its QMP socket",
+    ) -> None:
+        """Connect, retrying until the socket is there, the timeout is over or QEMU is gone.
+
+        ``gone`` tells whether the process has ended, or does within some seconds; ``why`` how.
+        Raises QemuDied, TimeoutError, QemuError.
+        """
+        self._path = os.fspath(path)
+        self._timeout = timeout
+        self._gone = gone
+        self._why = why
+        self._listeners: list[tuple[frozenset[str] | None, EventCallback]] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self._ended_event = threading.Event()
+        self._client = QMPClient("virtnic")
+        self._events = EventListener()
+        self._client.register_listener(self._events)
+        self._closing = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.loop = loop.acquire()
+        try:
+            self.loop.call(self._connect(time.monotonic() + timeout), timeout + 1.0)
+            greeting = self._client.greeting
+            if greeting is None:
+                raise QemuError(f"{self._path} did not greet as QEMU does")
+            qemu: Any = greeting.QMP.version["qemu"]
+            self.version = Version(qemu["major"], qemu["minor"], qemu["micro"])
+        except BaseException as error:
+            self.close()
+            if isinstance(error, QMPError) and self._gone(1.0):
+                raise QemuDied(f"QEMU did not start: {self._why()}") from None
+            if isinstance(error, (QMPError, KeyError)):
+                raise QemuError(f"{self._path} does not greet as QEMU does: {error}") from error
+            raise
+
+    def execute(self, command: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
+        """Execute a QMP command and return its result.
+
+        Raises QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
+        TimeoutError when it does not answer in ``timeout`` seconds (default: the monitor's).
+        """
+        limit = self._timeout if timeout is None else timeout
+        self.check()
+        try:
+            return self.loop.call(self._client.execute(command, arguments or None), limit)
+        except ExecuteError as error:
+            raise QemuError(f"QEMU refused {command}: {error.error.error.desc}") from None
+        except (ExecInterruptedError, StateError, EOFError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(
+                    f"QEMU did not answer {command} within {limit:g} s: it is blocked, "
+                    "perhaps by a backend that does not answer it"
+                ) from None
+            raise QemuDied(f"{command} was not answered: {self._ended()}") from None
+        except QMPError as error:
+            raise QemuError(f"QMP broke down during {command}: {error}") from error
+
+    def check(self) -> None:
+        """Raise QemuDied when the connection has ended."""
+        if self._closed or self._ended_event.is_set():
+            raise QemuDied(self._ended())
+
+    def listen(self, callback: EventCallback, *names: str) -> Callable[[], None]:
+        """Call back for each event of these names (all without names); returns what ends that.
+
+        Callbacks run in the loop's thread: they must be quick and must not call
+        :meth:`execute`.
+        """
+        entry = (frozenset(names) if names else None, callback)
+        with self._lock:
+            self._listeners.append(entry)
+
+        def remove() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self._listeners.remove(entry)
+
+        return remove
+
+    def close(self) -> None:
+        """Disconnect. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._listeners.clear()
+        if self.loop.inside:
+            self.loop.start(self._disconnect())
+        else:
+            with contextlib.suppress(TimeoutError):
+                self.loop.call(self._disconnect(), 5.0)
+        loop.release()
+
+    async def _connect(self, deadline: float) -> None:
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, self._path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                sock.close()
+                if self._gone(0.0):
+                    raise QemuDied(f"QEMU did not start: {self._why()}") from None
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"QEMU opened no QMP socket at {self._path}") from None
+                await asyncio.sleep(0.001)
+            except BaseException:
+                sock.close()
+                raise
+        greeted = asyncio.ensure_future(self._client.connect(sock))
+        try:
+            await asyncio.wait_for(greeted, max(0.1, deadline - time.monotonic()))
+        except TimeoutError:
+            raise TimeoutError(
+                f"QEMU said nothing on its QMP socket {self._path}: it is stopped, blocked, "
+                "or another client holds the connection"
+            ) from None
+        self._tasks = [
+            asyncio.create_task(self._dispatch()),
+            asyncio.create_task(self._hold()),
+        ]
+
+    async def _hold(self) -> None:
+        """Wait for the end of the connection, by either side, and clear it away."""
+        ended = asyncio.ensure_future(self._client.runstate_changed())
+        asked = asyncio.ensure_future(self._closing.wait())
+        try:
+            await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._ended_event.set()
+            ended.cancel()
+            asked.cancel()
+            with contextlib.suppress(EOFError, OSError, QMPError):
+                await self._client.disconnect()
+
+    async def _dispatch(self) -> None:
+        async for message in self._events:
+            with self._lock:
+                listeners = list(self._listeners)
+            for names, callback in listeners:
+                if names is not None and message["event"] not in names:
+                    continue
+                try:
+                    callback(message)
+                except Exception:
+                    _log.exception("a callback for the event %s failed", message["event"])
+
+    async def _disconnect(self) -> None:
+        self._closing.set()
+        if self._tasks:
+            dispatcher, holder = self._tasks
+            await asyncio.wait((holder,), timeout=2.0)
+            dispatcher.cancel()
+            holder.cancel()
+            await asyncio.gather(dispatcher, holder, return_exceptions=True)
+
+    def _ended(self) -> str:
+        return "the connection was closed by us" if self._closed else self._why()

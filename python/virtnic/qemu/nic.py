@@ -1,0 +1,263 @@
+"""Plugging NICs in and out of a running QEMU: the QMP half of hotplug.
+
+The other half, finding the device on the bus and acknowledging its removal in place of a
+guest, is done over QTest by :mod:`virtnic.pci`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from virtnic.errors import QemuDied, QemuError
+from virtnic.qemu import command, quirks
+from virtnic.qemu.schema import Schema, convert
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from virtnic.qemu.command import MachineType
+    from virtnic.qemu.find import Binary
+    from virtnic.qemu.monitor import Event, Monitor
+    from virtnic.qemu.netdev import Spec, VhostUserSocket
+
+DRIVER = "virtio-net-pci"
+
+#: Ours: where a device sits and which backend it has is not for the caller's properties.
+_OURS = frozenset({"id", "driver", "bus", "addr", "netdev", "multifunction"})
+
+# What a binary says about itself never changes: asked once for each.
+_schemas: dict[tuple[str, ...], Schema] = {}
+_property_types: dict[tuple[str, ...], dict[str, str]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class NicHandle:
+    """A virtio-net device that is plugged in."""
+
+    #: QEMU's id of the device, in events such as DEVICE_DELETED.
+    id: str
+    #: QEMU's id of its netdev, in events such as NETDEV_VHOST_USER_CONNECTED.
+    netdev_id: str
+    spec: Spec
+    #: PCI device number on bus 0: of the NIC itself (pc), or of the root port above it (q35).
+    slot: int
+    #: Whether the slot is a root port: then the NIC is device 0 of the bus behind it, and is
+    #: ejected by the port's Slot Control register, not by ACPI.
+    behind_root_port: bool
+    #: False where this QEMU would crash with MSI-X vectors on the queues of this device.
+    queue_vectors: bool
+
+
+class Nics:
+    """The NICs of one QEMU and the slots they sit in."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        machine: MachineType,
+        binary: Binary,
+        stderr: Callable[[], str],
+    ) -> None:
+        self._monitor = monitor
+        self._binary = binary
+        self._stderr = stderr
+        self._lock = threading.Lock()
+        self._count = 0
+        self._behind_port = machine == "q35"
+        first = command.FIRST_ROOT_PORT
+        self._slots = (
+            range(first, first + command.ROOT_PORTS) if self._behind_port else command.PC_SLOTS
+        )
+        self._used: dict[int, NicHandle | None] = {}
+
+    def all(self) -> list[NicHandle]:
+        """Return those plugged in, in the order of their slots."""
+        with self._lock:
+            return [handle for _slot, handle in sorted(self._used.items()) if handle is not None]
+
+    def add(self, spec: Spec, properties: Mapping[str, Any]) -> NicHandle:
+        """Plug one in; leaves nothing behind when that fails."""
+        typed = self._typed(properties)
+        slot, number = self._reserve()
+        nic, netdev = f"nic{number}", f"net{number}"
+        undo = contextlib.ExitStack()
+        with undo:
+            undo.callback(self._free, slot)
+            chardev = None
+            if spec.socket is not None:
+                chardev = f"char{number}"
+                self._add_chardev(chardev, spec.socket)
+                undo.callback(self._try, "chardev-remove", id=chardev)
+            self._add_netdev(spec, netdev, chardev)
+            undo.callback(self._try, "netdev_del", id=netdev)
+            bus = f"port{slot - self._slots[0] + 1}" if self._behind_port else "pci.0"
+            addr = "0" if self._behind_port else f"{slot:x}"
+            self._monitor.execute(
+                "device_add",
+                **{
+                    "driver": DRIVER,
+                    "id": nic,
+                    "netdev": netdev,
+                    "bus": bus,
+                    "addr": addr,
+                    "romfile": "",
+                    **typed,
+                },
+            )
+            crashes = spec.type == "vhost-user" and quirks.has(
+                self._monitor.version, "vhost-user-msix-crash"
+            )
+            handle = NicHandle(nic, netdev, spec, slot, self._behind_port, not crashes)
+            with self._lock:
+                self._used[slot] = handle
+            undo.pop_all()
+        return handle
+
+    def remove(self, handle: NicHandle, eject: Callable[[], object] | None, timeout: float) -> None:
+        """Unplug one; its slot is free afterwards, unless nobody ejects it."""
+        with self._lock:
+            if self._used.get(handle.slot) is not handle:
+                return
+        deadline = time.monotonic() + timeout
+        deleted = threading.Event()
+
+        def seen(event: Event) -> None:
+            if event["data"].get("device") == handle.id:
+                deleted.set()
+
+        stop = self._monitor.listen(seen, "DEVICE_DELETED")
+        try:
+            try:
+                self._monitor.execute("device_del", id=handle.id)
+            except QemuDied:
+                raise
+            except QemuError as error:
+                if "not found" in str(error):
+                    deleted.set()  # an earlier try got this far
+                elif "in the process of unplug" not in str(error):
+                    raise
+            if not deleted.is_set():
+                if eject is None:
+                    return
+                eject()
+            while not deleted.wait(0.05):
+                self._monitor.check()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"QEMU did not delete {handle.id} within {timeout:g} s of its removal"
+                    )
+        finally:
+            stop()
+        self._monitor.execute("netdev_del", id=handle.netdev_id)
+        self._free(handle.slot)
+
+    def _reserve(self) -> tuple[int, int]:
+        with self._lock:
+            for slot in self._slots:
+                if slot not in self._used:
+                    self._used[slot] = None
+                    self._count += 1
+                    return slot, self._count
+        raise ValueError(f"all {len(self._slots)} slots of this machine are taken; detach a port")
+
+    def _free(self, slot: int) -> None:
+        with self._lock:
+            self._used.pop(slot, None)
+
+    def _try(self, name: str, **arguments: Any) -> None:
+        """Undo a step; QEMU may be gone, or may have undone it itself."""
+        with contextlib.suppress(QemuError, TimeoutError):
+            self._monitor.execute(name, **arguments)
+
+    def _add_netdev(self, spec: Spec, netdev: str, chardev: str | None) -> None:
+        """Add a netdev, first with its options as strings: those of most are.
+
+        What is none is learnt from QEMU's schema, which takes tens of milliseconds to get.
+        """
+        plain = spec.arguments(netdev, chardev)
+        try:
+            self._monitor.execute("netdev_add", **plain)
+        except QemuDied:
+            raise
+        except QemuError:
+            typed = self._schema().arguments("netdev_add", plain, what="netdev")
+            if typed == plain:
+                raise
+            self._monitor.execute("netdev_add", **typed)
+
+    def _schema(self) -> Schema:
+        argv = self._binary.argv
+        if argv not in _schemas:
+            (entities,) = self._binary.ask("query-qmp-schema")
+            _schemas[argv] = Schema(entities)
+        return _schemas[argv]
+
+    def _typed(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Give each property the JSON type that this QEMU wants. Raises ValueError."""
+        if not properties:
+            return {}
+        for name in properties:
+            if name in _OURS:
+                raise ValueError(f"the property {name!r} is chosen by virtnic")
+        argv = self._binary.argv
+        if argv not in _property_types:
+            listed = self._monitor.execute("device-list-properties", typename=DRIVER)
+            _property_types[argv] = {item["name"]: item["type"] for item in listed}
+        types = _property_types[argv]
+        return {
+            name: convert(_json_type(types.get(name, "")), value, name)
+            for name, value in properties.items()
+        }
+
+    def _add_chardev(self, name: str, backend: VhostUserSocket) -> None:
+        """Make the socket and wait for the backend: netdev_add would block QEMU for it."""
+        data: dict[str, Any] = {
+            "addr": {"type": "unix", "data": {"path": backend.path}},
+            "server": backend.server,
+        }
+        if backend.server:
+            data["wait"] = False
+        elif quirks.has(self._monitor.version, "reconnect-in-seconds"):
+            data["reconnect"] = 1
+        else:
+            data["reconnect-ms"] = 100
+        before = len(self._stderr())
+        self._monitor.execute("chardev-add", id=name, backend={"type": "socket", "data": data})
+        # A local connection takes no time, but is made by QEMU's loop, not by the command.
+        deadline = time.monotonic() + max(backend.wait, 0.2)
+        while not self._connected(name):
+            if time.monotonic() > deadline:
+                self._try("chardev-remove", id=name)
+                said = self._stderr()[before:].strip().splitlines()
+                raise QemuError(_no_backend(backend, said[-1] if said else None))
+            time.sleep(0.005)
+
+    def _connected(self, name: str) -> bool:
+        for chardev in self._monitor.execute("query-chardev"):
+            if chardev["label"] == name:
+                return not str(chardev["filename"]).startswith("disconnected:")
+        raise QemuError(f"the chardev {name} vanished")
+
+
+def _no_backend(backend: VhostUserSocket, said: str | None) -> str:
+    if backend.server:
+        return f"no vhost-user backend connected to {backend.path} within {backend.wait:g} s"
+    after = f" within {backend.wait:g} s" if backend.wait else ""
+    quoted = f" (QEMU: {said})" if said else ""
+    return (
+        f"no vhost-user backend accepted us at {backend.path}{after}{quoted}; start it first, "
+        "or wait for it with wait=SECONDS"
+    )
+
+
+def _json_type(property_type: str) -> str:
+    """Map a QOM property type to a JSON one. Unknown properties are left to QEMU's own error."""
+    if property_type == "bool":
+        return "boolean"
+    if property_type.startswith(("int", "uint", "size")):
+        return "int"
+    return "string" if property_type else "any"

@@ -1,0 +1,195 @@
+"""The QEMU process: started to die with us, its last words kept."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shlex
+import signal
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from virtnic import _native
+from virtnic.errors import QemuDied, QemuNotFound
+from virtnic.qemu import loop
+from virtnic.qemu.find import INSTALL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_log = logging.getLogger(__name__)
+
+#: Bytes of stderr that are kept.
+_STDERR_KEPT = 16 * 1024
+
+
+class _Stderr:
+    """The reading end of a pipe, emptied into a bounded buffer."""
+
+    def __init__(self) -> None:
+        self._fd, self.writer = os.pipe2(os.O_CLOEXEC)
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+        self._kept = bytearray()
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close_writer(self) -> None:
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def drain(self) -> bool:
+        """Take what is there; False at the end."""
+        with self._lock:
+            while self._fd >= 0:
+                try:
+                    chunk = os.read(self._fd, 65536)
+                except BlockingIOError:
+                    return True
+                if not chunk:
+                    return False
+                _log.debug("QEMU: %s", chunk.decode(errors="replace").rstrip())
+                self._kept += chunk
+                del self._kept[:-_STDERR_KEPT]
+            return False
+
+    def text(self) -> str:
+        self.drain()
+        return self._kept.decode(errors="replace")
+
+    def close(self) -> None:
+        self.close_writer()
+        self.drain()
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+
+class Process:
+    """A running QEMU. It dies with us, even when we are killed."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.argv = list(argv)
+        self._callbacks: list[Callable[[QemuDied], object]] = []
+        self._lock = threading.Lock()
+        self._reported = False
+        self._closed = False
+        self._stderr = _Stderr()
+        try:
+            child = _native.spawn(self.argv, self._stderr.writer)
+        except FileNotFoundError as error:
+            self._stderr.close()
+            raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
+        except BaseException:
+            self._stderr.close()
+            raise
+        self._stderr.close_writer()
+        self._child: _native.Child | None = child
+        self._status: int | None = None
+        self.pid = child.pid  #: of QEMU, or of the command that wraps it
+        self._loop = loop.acquire()
+        # The loop must not keep us alive: an abandoned QEMU has to go with its owner.
+        me = weakref.WeakMethod(self._on_exit)
+        readable = weakref.WeakMethod(self._on_stderr)
+        self._unwatch_stderr = self._loop.watch_fd(self._stderr.fileno(), lambda: _call(readable))
+        self._unwatch_exit = self._loop.watch_fd(child.fileno(), lambda: _call(me))
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for its end: exit status, or minus the signal; None after the timeout."""
+        child = self._child
+        return self._status if child is None else child.wait(timeout)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._child is not None and self.wait(0) is None
+
+    @property
+    def stderr(self) -> str:
+        """The last 16 KiB that QEMU wrote to stderr."""
+        return self._stderr.text()
+
+    def death(self, patience: float = 1.0) -> str:
+        """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
+        status = self.wait(patience)
+        if status is None:
+            how = f"QEMU (pid {self.pid}) closed its socket but still runs"
+        elif status < 0:
+            how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
+        else:
+            how = f"QEMU (pid {self.pid}) ended with exit status {status}"
+        words = [line for line in self.stderr.splitlines() if line.strip()][-4:]
+        if words:
+            return f"{how}; it said: " + " | ".join(words)
+        return f"{how} and said nothing"
+
+    def on_death(self, callback: Callable[[QemuDied], object]) -> None:
+        """Call back once, in the loop's thread, when it ends unasked (at once if it has)."""
+        with self._lock:
+            if not self._reported:
+                self._callbacks.append(callback)
+                return
+        callback(QemuDied(self.death()))
+
+    def close(self, grace: float = 1.0) -> None:
+        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = self._reported = True
+            self._callbacks.clear()
+        child = self._child
+        if child is None:
+            return
+        child.terminate()
+        self._status = child.wait(grace)
+        if self._status is None:
+            _log.warning("QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace)
+            child.kill()
+            self._status = child.wait(5.0)
+        self._unwatch_exit()
+        self._unwatch_stderr()
+        self._stderr.close()
+        self._child = None  # and with it the pidfd
+        loop.release()
+
+    def _on_stderr(self) -> None:
+        if not self._stderr.drain():
+            self._unwatch_stderr()
+
+    def _on_exit(self) -> None:
+        self._unwatch_exit()
+        with self._lock:
+            if self._reported:
+                return
+            self._reported = True
+            callbacks, self._callbacks = self._callbacks, []
+        error = QemuDied(self.death())
+        _log.warning("%s", error)
+        for callback in callbacks:
+            try:
+                callback(error)
+            except Exception:
+                _log.exception("a callback for the death of QEMU failed")
+
+    def __repr__(self) -> str:
+        return f"<Process {self.pid}: {shlex.join(self.argv[:1])}>"
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    target = method()
+    if target is not None:
+        target()
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"

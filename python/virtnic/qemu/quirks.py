@@ -1,0 +1,145 @@
+"""What differs between QEMU versions: one table, and nothing about versions elsewhere.
+
+Each row says in which versions it holds, what is seen there, what virtnic does
+about it, and which test shows it. Code asks with :func:`has`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Version(NamedTuple):
+    """A QEMU version; compares like the tuple that it is."""
+
+    major: int
+    minor: int
+    micro: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.micro}"
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """Read the first ``X.Y[.Z]`` of a text; ValueError when there is none."""
+        match = re.search(r"\b(\d+)\.(\d+)(?:\.(\d+))?", text)
+        if match is None:
+            raise ValueError(f"no version number in {text!r}")
+        return cls(int(match[1]), int(match[2]), int(match[3] or 0))
+
+
+#: The oldest QEMU that is tested. An older one is tried with a warning.
+OLDEST = Version(5, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Quirk:
+    """One row of the table: it holds for ``since <= version < before``."""
+
+    name: str
+    since: Version | None
+    before: Version | None
+    symptom: str
+    action: str
+    test: str
+
+    @property
+    def versions(self) -> str:
+        """The versions in words, such as ``before 9.2``."""
+        parts = []
+        if self.since is not None:
+            parts.append(f"since {self.since.major}.{self.since.minor}")
+        if self.before is not None:
+            parts.append(f"before {self.before.major}.{self.before.minor}")
+        return ", ".join(parts) or "all"
+
+    def holds(self, version: Version) -> bool:
+        """Whether this QEMU has the quirk."""
+        return (self.since is None or version >= self.since) and (
+            self.before is None or version < self.before
+        )
+
+
+# Each was seen on those of 5.2, 7.2, 10.0 and 11.1 where it holds. A boundary that lies between
+# them comes from QEMU's release notes or history and was not run.
+QUIRKS: tuple[Quirk, ...] = (
+    Quirk(
+        name="no-qtest-accelerator",
+        since=None,
+        before=None,
+        symptom="some builds (Debian's 7.2 and 10.0) come without the qtest accelerator, and "
+        "`-accel help` does not say so: `invalid accelerator qtest`",
+        action="accel=auto gives QEMU the list qtest, tcg, kvm and reads which ones it could not "
+        "have; without qtest the vCPU is parked by a three-instruction firmware",
+        test="tests/test_qemu_start.py::test_accel_auto_takes_what_there_is",
+    ),
+    Quirk(
+        name="qtest-clock-stands-still",
+        since=None,
+        before=None,
+        symptom="with accel=qtest the virtual clock stands still, so slirp's timers never fire",
+        action="step the clock in real time as soon as a netdev that needs it is attached",
+        test="tests/test_qemu_hotplug.py::test_clock_runs_for_slirp",
+    ),
+    Quirk(
+        name="q35-acpi-hotplug",
+        since=Version(6, 1),
+        before=None,
+        symptom="q35 hands hotplug behind root ports to ACPI, whose bus numbering depends on "
+        "the topology; before 6.1 it is native",
+        action="switch ACPI hotplug off, so that all versions use the native PCI Express slot "
+        "registers",
+        test="tests/test_qemu_hotplug.py::test_native_hotplug_on_q35",
+    ),
+    Quirk(
+        name="q35-slot-power",
+        since=Version(6, 2),
+        before=None,
+        symptom="a device that is added behind a root port with a power controller answers no "
+        "configuration access until the slot is powered",
+        action="root ports without power controller (power_controller_present=off)",
+        test="tests/test_qemu_hotplug.py::test_native_hotplug_on_q35",
+    ),
+    Quirk(
+        name="typed-device-add",
+        since=Version(9, 2),
+        before=None,
+        symptom="device_add takes each property in its own JSON type only: `mq` as a boolean, "
+        "`disable-legacy` as the string on or off",
+        action="ask this QEMU for the type of each property (device-list-properties) and convert",
+        test="tests/test_qemu_hotplug.py::test_properties_are_typed_by_qemu",
+    ),
+    Quirk(
+        name="reconnect-in-seconds",
+        since=None,
+        before=Version(9, 2),
+        symptom="a socket chardev knows no `reconnect-ms`, only `reconnect` in whole seconds, "
+        "which newer ones (10.2) no longer know",
+        action="reconnect=1 there, reconnect-ms=100 elsewhere",
+        test="tests/test_qemu_vhost_user.py::test_reconnect_by_version",
+    ),
+    Quirk(
+        name="vhost-user-msix-crash",
+        since=None,
+        before=Version(10, 0),
+        symptom="QEMU dies of SIGSEGV when a vhost-user device starts with MSI-X vectors on its "
+        "queues and there is no KVM irqfd (seen on 5.2 and 7.2; 10.0 and 11.1 are fine)",
+        action="the queues get no vector (0xffff) and are polled or signalled by the interposer; "
+        "the configuration vector stays",
+        test="tests/test_qemu_vhost_user.py::test_queue_vectors_are_refused_where_qemu_crashes",
+    ),
+)
+
+_BY_NAME = {quirk.name: quirk for quirk in QUIRKS}
+
+
+def has(version: Version, name: str) -> bool:
+    """Whether this QEMU has the quirk of that name. KeyError for a name not in the table."""
+    return _BY_NAME[name].holds(version)
+
+
+def of(version: Version) -> list[Quirk]:
+    """All quirks of this QEMU."""
+    return [quirk for quirk in QUIRKS if quirk.holds(version)]
