@@ -1,0 +1,102 @@
+"""A real virtio-net NIC for any Python process, without a virtual machine.
+
+>>> with virtnic.open("user") as port:
+...     port.send([frame])
+...     burst = port.recv(64, timeout=1.0)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from virtnic._native import Burst, EventFd, Stack, __version__, after_fork_in_child
+from virtnic.engine import (
+    Result,
+    drop,
+    exchange,
+    forward,
+    generate,
+    packet_function,
+    reflect,
+    run,
+    to_port,
+)
+from virtnic.errors import (
+    DeviceError,
+    MemoryUnavailable,
+    PortBusy,
+    PortClosed,
+    QemuDied,
+    QemuError,
+    QemuNotFound,
+    VirtnicError,
+)
+from virtnic.hotplug import Qemu
+from virtnic.memory import Memory
+from virtnic.port import Port
+
+if TYPE_CHECKING:
+    from virtnic.qemu import Netdev
+
+__all__ = [  # noqa: RUF022 - by importance
+    "open",
+    "Port",
+    "Burst",
+    "Memory",
+    "Qemu",
+    "Stack",
+    "EventFd",
+    "forward",
+    "reflect",
+    "drop",
+    "generate",
+    "exchange",
+    "run",
+    "packet_function",
+    "to_port",
+    "Result",
+    "VirtnicError",
+    "QemuError",
+    "QemuNotFound",
+    "QemuDied",
+    "DeviceError",
+    "PortClosed",
+    "PortBusy",
+    "MemoryUnavailable",
+    "__version__",
+]
+
+# A forked child's copies of our objects must not touch what is its parent's.
+os.register_at_fork(after_in_child=after_fork_in_child)
+
+#: What :func:`open` passes on to :class:`Memory`; the rest is for QEMU or for the port.
+_MEMORY_OPTIONS = ("size", "hugepages", "iova", "node", "directory", "buffer_size", "jumbo_buffers")
+_QEMU_OPTIONS = ("qemu", "accel", "machine", "shmem", "sandbox", "timeout")
+
+
+def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtnic.open
+    """Open a port on any QEMU netdev: start a QEMU, plug the NIC in, and start it.
+
+    ``options`` are those of :class:`Memory` (``hugepages``, ``iova``, …; or ``memory``, one that
+    exists), of :class:`Qemu` (``qemu``, ``accel``, ``machine``, …) and of
+    :meth:`Qemu.attach` (``mac``, ``queue_size``, ``interrupts``, ``features``, ``on_link``, …).
+    Closing the port ends QEMU.
+
+    Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError.
+    """
+    for_memory = {name: options.pop(name) for name in _MEMORY_OPTIONS if name in options}
+    for_qemu = {name: options.pop(name) for name in _QEMU_OPTIONS if name in options}
+    memory = options.pop("memory", None)
+    if memory is None:
+        memory = Memory(**for_memory)
+    elif for_memory:
+        raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
+    machine = Qemu(memory, **for_qemu)
+    try:
+        port = machine.attach(netdev, **options)
+    except BaseException:
+        machine.close()
+        raise
+    port._owns_qemu = True
+    return port

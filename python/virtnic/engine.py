@@ -1,0 +1,345 @@
+"""Loops that run in the Rust core, without the interpreter.
+
+Each claims the queues it uses (others get PortBusy meanwhile), polls them, and ends after
+``seconds`` or ``packets``, with KeyboardInterrupt on Ctrl-C, when ``progress`` returns False,
+or with the exception that ended a port.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from virtnic import _native
+from virtnic.port import Port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from typing_extensions import Buffer
+
+__all__ = [
+    "DROP",
+    "IMIX",
+    "PacketFunction",
+    "Result",
+    "drop",
+    "exchange",
+    "forward",
+    "generate",
+    "make_frame",
+    "packet_function",
+    "parse_rate",
+    "reflect",
+    "run",
+    "to_port",
+]
+
+Mode = Literal["io", "mac", "macswap"]
+
+#: The simple IMIX: sizes of frames, without checksum, in the proportion 7 : 4 : 1.
+IMIX = (60,) * 7 + (590,) * 4 + (1514,)
+_MIN_FRAME = 14
+_MIN_UDP_FRAME = 14 + 20 + 8
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a loop did."""
+
+    #: Frames that the loop moved: sent, or received where it only receives.
+    packets: int
+    #: Their bytes, without headers of virtio and without checksum.
+    bytes: int
+    seconds: float
+    received: int
+    sent: int
+    #: Turns of the loop that moved frames, and turns that found nothing to do.
+    bursts: int
+    idle: int
+    #: Frames dropped: no room in the transmit ring, on purpose, a nonsensical verdict.
+    ring_full: int
+    dropped: int
+    bad_verdict: int
+
+    @property
+    def pps(self) -> float:
+        """Frames a second."""
+        return self.packets / self.seconds if self.seconds else 0.0
+
+    @property
+    def bps(self) -> float:
+        """Bits of these frames a second."""
+        return 8 * self.bytes / self.seconds if self.seconds else 0.0
+
+
+def _until(
+    seconds: float | None, packets: int | None, progress: Callable[[Result], object] | None
+) -> tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]:
+    if packets is not None and packets < 0:
+        raise ValueError(f"packets is 0 or more, not {packets}")
+    tell = None if progress is None else lambda counters: progress(Result(**counters))
+    return seconds, packets, tell
+
+
+def forward(
+    a: Port,
+    b: Port,
+    *,
+    mode: Mode = "io",
+    seconds: float | None = None,
+    packets: int | None = None,
+    progress: Callable[[Result], object] | None = None,
+) -> Result:
+    """Forward between two ports, in both directions.
+
+    Ports of one memory exchange buffers: no byte is copied. ``mode``: ``io`` changes nothing,
+    ``mac`` makes the sending port's address the source, ``macswap`` exchanges the two addresses.
+    """
+    return Result(**_native.forward(a, b, mode, _until(seconds, packets, progress)))
+
+
+def reflect(
+    port: Port,
+    *,
+    mode: Mode = "macswap",
+    seconds: float | None = None,
+    packets: int | None = None,
+    progress: Callable[[Result], object] | None = None,
+) -> Result:
+    """Send every frame back by the port it came from; ``mode`` as for :func:`forward`."""
+    return Result(**_native.reflect(port, mode, _until(seconds, packets, progress)))
+
+
+def drop(
+    port: Port,
+    *,
+    seconds: float | None = None,
+    packets: int | None = None,
+    progress: Callable[[Result], object] | None = None,
+) -> Result:
+    """Receive frames and forget them."""
+    return Result(**_native.drop(port, _until(seconds, packets, progress)))
+
+
+def generate(
+    port: Port,
+    *,
+    frames: Iterable[Buffer] | None = None,
+    size: int | Literal["imix"] = 64,
+    rate: float | str | None = None,
+    seconds: float | None = None,
+    packets: int | None = None,
+    progress: Callable[[Result], object] | None = None,
+) -> Result:
+    """Send frames, in turn and again and again.
+
+    ``frames``: which; else UDP frames of ``size`` bytes on the wire (so with the four bytes of
+    checksum that no software sees, 64 is the least), or the simple IMIX.
+    ``rate``: frames a second, or text such as ``"10Mpps"`` or ``"1Gbps"``;
+    None for as fast as they are taken.
+    """
+    load, per_second = _load(port, frames, size, rate)
+    until = _until(seconds, packets, progress)
+    return Result(**_native.generate(port, load, per_second, until))
+
+
+def exchange(
+    port: Port,
+    *,
+    frames: Iterable[Buffer] | None = None,
+    size: int | Literal["imix"] = 64,
+    rate: float | str | None = None,
+    seconds: float | None = None,
+    packets: int | None = None,
+    progress: Callable[[Result], object] | None = None,
+) -> Result:
+    """Send frames as :func:`generate` does, and at the same time receive frames and forget them.
+
+    With a peer that echoes, this measures the way there and back. ``packets`` counts frames sent.
+    """
+    load, per_second = _load(port, frames, size, rate)
+    until = _until(seconds, packets, progress)
+    return Result(**_native.exchange(port, load, per_second, until))
+
+
+def _load(
+    port: Port, frames: Iterable[Buffer] | None, size: int | str, rate: float | str | None
+) -> tuple[list[Buffer], float | None]:
+    load = list(frames) if frames is not None else _frames_of(port, size)
+    mean = sum(memoryview(frame).nbytes for frame in load) / len(load) if load else 0.0
+    return load, None if rate is None else parse_rate(rate, mean)
+
+
+def _frames_of(port: Port, size: int | str) -> list[Buffer]:
+    if size == "imix":
+        return [make_frame(length, source=port.mac) for length in IMIX]
+    if isinstance(size, str) or not 64 <= size <= port.memory.buffer_size + 4:
+        raise ValueError(
+            f"a frame has 64 to {port.memory.buffer_size + 4} bytes on the wire, "
+            f"or size is 'imix', not {size!r}"
+        )
+    return [make_frame(size - 4, source=port.mac)]
+
+
+def make_frame(
+    length: int,
+    *,
+    source: str = "02:00:00:00:00:01",
+    destination: str = "02:00:00:00:00:02",
+) -> bytes:
+    """Make a UDP frame of ``length`` bytes, without checksum, from 198.18.0.1 to 198.18.0.2.
+
+    The addresses are those set aside for benchmarks (RFC 2544, appendix C).
+    """
+    if length < _MIN_UDP_FRAME:
+        raise ValueError(f"a UDP frame has {_MIN_UDP_FRAME} bytes or more, not {length}")
+    ethernet = bytes.fromhex(destination.replace(":", "") + source.replace(":", "") + "0800")
+    total = length - _MIN_FRAME
+    header = bytearray.fromhex("4500 0000 0000 0000 4011 0000 c6120001 c6120002".replace(" ", ""))
+    header[2:4] = total.to_bytes(2, "big")
+    words = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, 20, 2))
+    words = (words & 0xFFFF) + (words >> 16)
+    header[10:12] = (~words & 0xFFFF).to_bytes(2, "big")
+    datagram = total - len(header)
+    udp = (9).to_bytes(2, "big") * 2 + datagram.to_bytes(2, "big") + bytes(2)
+    return ethernet + bytes(header) + udp + bytes(datagram - len(udp))
+
+
+_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(pps|bps)\s*")
+_FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def parse_rate(rate: float | str, mean_length: float) -> float:
+    """Return frames a second of a number, ``"10Mpps"``, or ``"1Gbps"`` (bits of frames).
+
+    Raises ValueError.
+    """
+    if isinstance(rate, str):
+        match = _RATE.fullmatch(rate)
+        if not match:
+            raise ValueError(
+                f"a rate is a number of frames a second or '10Mpps' or '1Gbps', not {rate!r}"
+            )
+        value = float(match[1]) * _FACTORS[match[2]]
+        rate = value if match[3] == "pps" else value / (8 * mean_length)
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f"a rate is above 0 frames a second, not {rate}")
+    return float(rate)
+
+
+#: The verdict that drops a frame.
+DROP = 0
+_SIGNATURE = ctypes.CFUNCTYPE(
+    None,
+    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.POINTER(ctypes.c_uint32),
+    ctypes.c_uint32,
+)
+
+
+def to_port(length: int, port: int) -> int:
+    """Return the verdict that sends a frame by the ``port``-th port of :func:`run`."""
+    if not 0 < length < 1 << 24 or not 0 <= port < 256:
+        raise ValueError(f"a verdict has 24 bits of length and 8 of port, not {length} and {port}")
+    return length | port << 24
+
+
+class PacketFunction:
+    """A compiled function that :func:`run` calls once for each burst."""
+
+    def __init__(self, address: int, keep: object) -> None:
+        #: Where the function is.
+        self.address = address
+        self._keep = keep
+
+
+def packet_function(function: Any) -> PacketFunction:
+    """Take a compiled function as one that runs over bursts. Usable as a decorator.
+
+    In C it is ``void f(uint8_t **packets, uint32_t *lengths, uint32_t count)``. It may change
+    the bytes of each packet and says by ``lengths[i]`` what becomes of it: 0 drops it; else
+    the low 24 bits are its (new) length and the high 8 bits the port to send it by, an index
+    into the ports given to :func:`run`. Anything else is counted as a bad verdict and dropped.
+
+    ``function`` is a numba ``@cfunc`` with the signature
+    ``void(CPointer(CPointer(uint8)), CPointer(uint32), uint32)``, a plain Python function (compiled
+    here, where numba is installed), a ctypes function, a cffi function pointer's address,
+    or an address.
+
+    Raises TypeError for what is none of these or has another signature, ValueError for an
+    address where there cannot be a function.
+    """
+    if isinstance(function, PacketFunction):
+        return function
+    if isinstance(function, int) and not isinstance(function, bool):
+        return _at(function, None)
+    if hasattr(function, "_wrapper_address") or hasattr(function, "native_name"):
+        return _from_numba(function)
+    if isinstance(function, ctypes._CFuncPtr):  # type: ignore[attr-defined]
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        return _at(address or 0, function)
+    if callable(function) and hasattr(function, "__code__"):
+        return _compile(function)
+    raise TypeError(
+        f"a packet function is a numba cfunc, a ctypes function or an address, not {function!r}"
+    )
+
+
+def _at(address: int, keep: object) -> PacketFunction:
+    """Check what can be checked: that there is executable memory."""
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:  # noqa: PTH123
+        for line in maps:
+            span, permissions = line.split()[:2]
+            first, end = (int(part, 16) for part in span.split("-"))
+            if first <= address < end and "x" in permissions:
+                return PacketFunction(address, keep)
+    raise ValueError(f"there is no code at {address:#x}: it is not the address of a function")
+
+
+def _numba_signature() -> Any:
+    from numba import types
+
+    return types.void(
+        types.CPointer(types.CPointer(types.uint8)), types.CPointer(types.uint32), types.uint32
+    )
+
+
+def _from_numba(function: Any) -> PacketFunction:
+    wanted = _numba_signature()
+    if function._sig.args != wanted.args or function._sig.return_type != wanted.return_type:
+        raise TypeError(f"a packet function has the signature {wanted}, not {function._sig}")
+    return _at(function.address, function)
+
+
+def _compile(function: Any) -> PacketFunction:
+    try:
+        import numba
+    except ImportError:
+        raise TypeError(
+            "a plain Python function is compiled with numba, which is not installed; "
+            "pip install numba, or pass a compiled function"
+        ) from None
+    return _from_numba(numba.cfunc(_numba_signature())(function))
+
+
+def run(
+    ports: Port | Sequence[Port],
+    function: Any,
+    *,
+    seconds: float | None = None,
+    packets: int | None = None,
+    progress: Callable[[Result], object] | None = None,
+) -> Result:
+    """Receive from the first port and let a compiled function decide about each burst.
+
+    ``function``: what :func:`packet_function` takes. Frames go back by the port they came from
+    unless the function names another of ``ports``.
+    """
+    compiled = packet_function(function)
+    chosen = [ports] if isinstance(ports, Port) else list(ports)
+    until = _until(seconds, packets, progress)
+    return Result(**_native.run(chosen, compiled.address, until))

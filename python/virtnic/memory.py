@@ -1,0 +1,98 @@
+"""Shared packet memory, as users ask for it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Literal, Self
+
+from virtnic import _native
+
+__all__ = ["Hugepages", "Memory", "parse_size"]
+
+#: Which pages back a memory: the largest that are free, 1 GiB, 2 MiB, or ordinary ones.
+Hugepages = Literal["auto", "1G", "2M"] | None
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_PAGES = {"auto": 0, "1G": 1 << 30, "2M": 2 << 20, None: 4096}
+
+
+def parse_size(size: int | str) -> int:
+    """Return bytes: an integer as it is, ``"64M"`` as 64 MiB (K, M and G are binary).
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        if size <= 0:
+            raise ValueError(f"a size is a power of two, not {size}")
+        return size
+    match = re.fullmatch(r"\s*(\d+)\s*([KMG]?)(?:i?B)?\s*", str(size), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"a size is a number of bytes or text such as '64M', not {size!r}")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+class Memory(_native.Memory):
+    """One shared file, mapped, prefaulted and sealed: all that devices may touch.
+
+    Every port of a memory takes its packet buffers from it, so a burst received on one
+    can be sent on another without a copy.
+
+    Parameters
+    ----------
+    size
+        Bytes, or text such as ``"256M"``: a power of two, for QEMU makes it a PCI BAR.
+    hugepages
+        ``"auto"`` takes the largest pages that are free and falls back with one warning;
+        ``"1G"`` and ``"2M"`` insist; None takes ordinary pages.
+    iova
+        Where devices see it: ``"va"`` at this process's own address, ``"pa"`` at the
+        host-physical address (contiguous; needs CAP_SYS_ADMIN), or an address.
+    node
+        The NUMA node to take it from.
+    directory
+        A hugetlbfs mount to make the file in, for ``shmem="plain"``; else a memfd.
+    buffer_size
+        Bytes of data that a packet buffer holds.
+    jumbo_buffers
+        How many buffers there shall be besides for longer frames, up to 64 KiB: to send them,
+        and to receive them where the feature MRG_RXBUF is in force. By default they take a
+        sixteenth of the memory, and there are none in less than 4 MiB.
+
+    Raises ValueError, MemoryUnavailable, PermissionError.
+
+    """
+
+    def __new__(
+        cls,
+        size: int | str = "32M",
+        *,
+        hugepages: Hugepages = "auto",
+        iova: Literal["va", "pa"] | int = "va",
+        node: int | None = None,
+        directory: str | None = None,
+        buffer_size: int = 2048,
+        jumbo_buffers: int | None = None,
+    ) -> Self:
+        """Make one; see the class."""
+        if hugepages not in _PAGES:
+            raise ValueError(f"hugepages is 'auto', '1G', '2M' or None, not {hugepages!r}")
+        self = super().__new__(
+            cls,
+            parse_size(size),
+            pages=_PAGES[hugepages],
+            iova=iova,
+            node=node,
+            directory=directory,
+            buffer_size=buffer_size,
+            jumbo_buffers=jumbo_buffers,
+        )
+        if self.fallback:
+            warnings.warn(self.fallback, RuntimeWarning, stacklevel=2)
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"<virtnic.Memory: {self.size >> 20} MiB in pages of {self.page_size >> 10} KiB "
+            f"at IOVA {self.iova:#x}, {self.buffers_free} of {self.buffers} buffers free>"
+        )

@@ -1,0 +1,61 @@
+"""vhost-user: a backend that shares our memory and polls our rings.
+
+QEMU connects to an interposer of ours, which passes its messages on to the backend and
+puts our own eventfds in the place of QEMU's: notifications then go straight between the
+backend and us. See the "Vhost-user Protocol" in QEMU's documentation (docs/interop).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+from virtnic._native import EventFd, Interposer, QemuError
+from virtnic.qemu.netdev import VhostUserSocket
+from virtnic.qemu.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from virtnic.qemu import Spec
+
+__all__ = ["RING_PACKED", "Backend"]
+
+#: The feature bit by which a backend offers packed rings (VIRTIO 1.3, section 6).
+RING_PACKED = 34
+#: Seconds that QEMU has to connect to the interposer: it retries once a second before 9.2.
+_QEMU_CONNECTS = 5.0
+
+
+class Backend:
+    """A vhost-user backend and the interposer in front of it."""
+
+    def __init__(self, spec: Spec, undo: ExitStack, *, interrupts: bool) -> None:
+        """Connect to the backend of a netdev. ``undo`` gets what takes it down again.
+
+        Raises QemuError when no backend is there, TimeoutError when none came in time.
+        """
+        socket = spec.socket
+        if socket is None:
+            raise ValueError("the netdev names no vhost-user socket")
+        #: What the backend signals: frames received, frames finished.
+        self.events = (EventFd(), EventFd())
+        directory = RunDirectory()
+        undo.callback(directory.close)
+        listen = os.fspath(directory.vhost_user)
+        calls = self.events if interrupts else ()
+        try:
+            self.interposer = Interposer(listen, socket.path, socket.server, socket.wait, calls)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise QemuError(error.strerror or str(error)) from None
+        undo.callback(self.interposer.close)
+        #: The netdev that makes QEMU connect to the interposer.
+        self.spec = dataclasses.replace(
+            spec, socket=VhostUserSocket(listen, server=False, wait=_QEMU_CONNECTS)
+        )
+
+    @property
+    def offers_packed_rings(self) -> bool:
+        """Whether it does, as of when it came last."""
+        return bool(self.interposer.features >> RING_PACKED & 1)
