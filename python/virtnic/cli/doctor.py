@@ -1,0 +1,98 @@
+"""``virtnic doctor``: what this machine has, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+import time
+import warnings
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import virtnic
+from virtnic.cli import options
+from virtnic.cli.output import EXIT_STATUSES, Output, Status, message_of, seconds_text
+
+if TYPE_CHECKING:
+    from virtnic.doctor import Check
+
+__all__ = ["add", "run"]
+
+EXAMPLES = f"""\
+examples:
+  virtnic doctor
+  virtnic doctor --machine q35 --hugepages 2M --iova pa
+      whether a port with these options can be opened here
+  virtnic doctor --json | jq '.checks[] | select(.status != "ok")'
+
+In the list, `ok` is fine, `warn` is something optional that is not there, and `missing`
+is something that nothing works without.
+
+{EXIT_STATUSES}"""
+
+_WIDTH = 100
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "doctor",
+        help="check QEMU, accelerators, hugepages, permissions and kernel modules",
+        description="Look at everything that virtnic uses, then open a port with the options "
+        "given.\nEach finding comes with what to do about it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    options.add_port(parser)
+    options.add_qemu(parser)
+    options.add_memory(parser)
+    options.add_common(parser)
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Print all checks; return OK when a port could be opened."""
+    from virtnic.doctor import checks  # what it imports would slow every command down
+
+    found = [*checks(arguments.qemu), try_port(arguments)]
+    fit = found[-1].status == "ok"
+    width = max(len(check.name) for check in found)
+    for check in found:
+        output.line(f"{check.status:<8} {check.name:<{width}}  {check.found}")
+        if check.advice:
+            indent = " " * (width + 11)
+            output.line(
+                textwrap.fill(
+                    f"-> {check.advice}",
+                    max(_WIDTH, len(indent) + 40),
+                    initial_indent=indent,
+                    subsequent_indent=indent + "   ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )
+    output.line()
+    output.line("virtnic works here." if fit else "virtnic does not work here yet; see above.")
+    output.result({"ok": fit, "checks": [asdict(check) for check in found]})
+    return Status.OK if fit else Status.ENVIRONMENT
+
+
+def try_port(arguments: argparse.Namespace) -> Check:
+    """Open a port as the options say, and close it."""
+    from virtnic.doctor import Check
+
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # hugepages have their own check
+            with options.opened(arguments) as session:
+                port = session.port
+                took = time.perf_counter() - start
+                return Check(
+                    "a port",
+                    "ok",
+                    f"opened on netdev {arguments.netdev} in {seconds_text(took)}: {port.mac}, "
+                    f"{port.ring} rings of {port.queue_size}, interrupts {port.interrupts}",
+                )
+    except (virtnic.VirtnicError, OSError, ValueError) as error:
+        return Check("a port", "missing", message_of(error))

@@ -1,0 +1,51 @@
+"""``virtnic drop``: a receiver that counts."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import TYPE_CHECKING, Any
+
+import virtnic
+from virtnic.cli import options
+from virtnic.cli.loops import ENDING, Loop, add_loop
+
+if TYPE_CHECKING:
+    from virtnic.cli.output import Output
+
+__all__ = ["add", "run"]
+
+EXAMPLES = f"""\
+examples:
+  virtnic drop --netdev tap,ifname=tap0
+  virtnic drop --netdev vhost-user,path=/run/vhu0 --seconds 10 --json | jq .pps
+
+{ENDING}"""
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "drop",
+        help="receive frames, count and forget them",
+        description="Receive every frame, count it and forget it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add_loop(parser)
+    options.add_port(parser)
+    options.add_qemu(parser)
+    options.add_memory(parser)
+    options.add_common(parser)
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Receive until it ends."""
+    netdev: str = arguments.netdev
+    with options.opened(arguments) as session:
+        loop = Loop(arguments, output, [netdev], [session.port])
+        outcome = loop.run(
+            f"DROP what comes on {netdev}", functools.partial(virtnic.drop, session.port)
+        )
+    return loop.finish(outcome)

@@ -1,0 +1,82 @@
+"""``virtnic forward``: frames from one port to another, or back."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import TYPE_CHECKING, Any, get_args
+
+import virtnic
+from virtnic.cli import options
+from virtnic.cli.loops import ENDING, Loop, add_loop
+from virtnic.engine import Mode
+
+if TYPE_CHECKING:
+    from virtnic.cli.output import Output
+
+__all__ = ["add", "run"]
+
+EXAMPLES = f"""\
+examples:
+  virtnic forward --port tap,ifname=tap0 --port tap,ifname=tap1
+      a wire between two TAP devices
+  virtnic forward --port vhost-user,path=/run/vhu0 --port vhost-user,path=/run/vhu1 --mode macswap
+  virtnic forward --port 'tap,ifname=tap0;mac=02:00:00:00:00:01;queue-size=1024' --seconds 10
+      one port: every frame goes back, with its two addresses exchanged
+  virtnic forward --port user --packets 1000 --json | jq .pps
+
+{ENDING}"""
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "forward",
+        help="forward between two ports, or reflect by one",
+        description="Forward every frame from one port to the other, in both directions; with one\n"
+        "port, send every frame back. Both ports are on one memory: nothing is copied.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, check=check)
+    group = parser.add_argument_group("ports")
+    group.add_argument(
+        "--port",
+        action="append",
+        required=True,
+        type=options.port_options,
+        metavar="NETDEV[;OPTION=VALUE]...",
+        help="what a port is connected to, as --netdev of the other commands takes it; once or "
+        "twice. Options of this port alone follow: mac=, interrupts=, queue-size=, ring=, notify=",
+    )
+    group.add_argument(
+        "--mode",
+        choices=get_args(Mode),
+        help="what is changed: nothing (io), the source address to that of the port it leaves by "
+        "(mac), or the two addresses are exchanged (macswap) (default: io between two ports, "
+        "macswap with one)",
+    )
+    options.add_device(group)
+    add_loop(parser)
+    options.add_qemu(parser)
+    options.add_memory(parser)
+    options.add_common(parser)
+
+
+def check(arguments: argparse.Namespace) -> str | None:
+    """Return what is wrong with the options together."""
+    count = len(arguments.port)
+    return None if count <= 2 else f"--port is given once or twice, not {count} times"
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Forward until it ends."""
+    wanted = [port.otherwise(arguments) for port in arguments.port]
+    netdevs = [port.netdev for port in wanted]
+    mode: Mode = arguments.mode or ("io" if len(wanted) == 2 else "macswap")
+    with options.opened_ports(arguments, wanted) as ports:
+        title = f"FORWARD {' <-> '.join(netdevs)}, mode {mode}"
+        loop = Loop(arguments, output, netdevs, ports)
+        move = virtnic.forward if len(ports) == 2 else virtnic.reflect
+        outcome = loop.run(title, functools.partial(move, *ports, mode=mode))
+    return loop.finish(outcome, mode=mode)

@@ -1,0 +1,251 @@
+"""What the commands that run a loop share: when it ends, its live table, its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from virtnic.cli import options
+from virtnic.cli.live import (
+    Live,
+    Traffic,
+    burst_text,
+    drops_of,
+    drops_text,
+    is_terminal,
+    occupancy_text,
+    rate_text,
+)
+from virtnic.cli.output import EXIT_STATUSES, Output, Status, seconds_text
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+
+    import virtnic
+    from virtnic.engine import Result
+
+__all__ = ["ENDING", "Loop", "Outcome", "add_loop"]
+
+ENDING = f"""\
+Without --seconds and --packets it goes on until Ctrl-C or SIGTERM. That is its end then, not
+an interruption: the summary is printed and the status is 0. With one of them, a signal cuts it
+short: the summary is printed as well, and the status is 130 (Ctrl-C) or 143 (SIGTERM).
+
+rates are of Ethernet frames without preamble and checksum; occupied is the share of the loop's
+turns that moved frames, each a burst
+
+{EXIT_STATUSES}"""
+
+#: How long frames may take to leave after the loop, while some do.
+_STALLED = 0.2
+
+
+def add_loop(parser: argparse.ArgumentParser) -> None:
+    """Add when a loop ends, and how often it is shown."""
+    group = parser.add_argument_group("loop")
+    group.add_argument(
+        "--seconds",
+        type=options.seconds,
+        metavar="N",
+        help="how long (default: until Ctrl-C)",
+    )
+    group.add_argument(
+        "--packets",
+        type=options.positive,
+        metavar="N",
+        help="how many frames (default: until Ctrl-C)",
+    )
+    group.add_argument(
+        "--interval",
+        type=options.seconds,
+        metavar="SECONDS",
+        help="from one refresh of the live table to the next; 0 for none "
+        "(default: 0.5 on a terminal, else 1)",
+    )
+
+
+class Stop:
+    """Ctrl-C and SIGTERM as a wish that the loop notices, so that it ends with its numbers."""
+
+    def __init__(self) -> None:
+        #: The signal that came.
+        self.signal: signal.Signals | None = None
+
+    @contextlib.contextmanager
+    def noticed(self) -> Iterator[None]:
+        """Take the two signals; only the first, so that a second one ends what hangs."""
+        before: dict[signal.Signals, Any] = {}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def notice(number: int, _frame: FrameType | None) -> None:
+            self.signal = signal.Signals(number)
+            restore()
+
+        with contextlib.suppress(ValueError):  # handlers belong to the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, notice)
+        try:
+            yield
+        finally:
+            restore()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a loop ended."""
+
+    result: Result
+    traffic: Traffic
+    ports: list[dict[str, Any]]
+    #: Frames that the device had not taken when the loop was over.
+    unfinished: int = 0
+    signal: signal.Signals | None = None
+
+
+@dataclass(slots=True)
+class Loop:
+    """A command's loop over open ports."""
+
+    arguments: argparse.Namespace
+    output: Output
+    netdevs: Sequence[str]
+    ports: Sequence[virtnic.Port]
+    _stop: Stop = field(default_factory=Stop)
+
+    def run(self, title: str, body: Callable[..., Result]) -> Outcome:
+        """Print the title and run it: ``body`` takes ``seconds``, ``packets`` and ``progress``.
+
+        From the title on, a signal brings the summary. What ended a port is raised after the
+        numbers until then were printed.
+        """
+        for netdev, port in zip(self.netdevs, self.ports, strict=True):
+            if not port.link:
+                self.output.warning(f"the link of {netdev} is down")
+        live = Live(self.netdevs, self._stats, 0 if self.output.json else self.arguments.interval)
+        latest: Result | None = None
+
+        def progress(result: Result) -> bool:
+            nonlocal latest
+            latest = result
+            if self._stop.signal is not None:
+                return False
+            live.show(result)
+            return True
+
+        try:
+            with self._stop.noticed():
+                self.output.line(title)
+                result = body(
+                    seconds=self.arguments.seconds,
+                    packets=self.arguments.packets,
+                    progress=progress,
+                )
+        except Exception:
+            if latest is not None:
+                self._print(self._outcome(latest, 0))
+            raise
+        if self._stop.signal is signal.SIGINT and is_terminal(live.stream):
+            self.output.line()  # the terminal has written ^C
+        return self._outcome(result, self._drain())
+
+    def finish(self, outcome: Outcome, **more: Any) -> int:
+        """Print the summary, once the ports are closed; return the exit status."""
+        self._print(outcome)
+        result = outcome.result
+        turns = result.bursts + result.idle
+        self.output.result(
+            {
+                **more,
+                "packets": result.packets,
+                "bytes": result.bytes,
+                "seconds": result.seconds,
+                "pps": result.pps,
+                "bps": result.bps,
+                "received": result.received,
+                "sent": result.sent,
+                "unfinished": outcome.unfinished,
+                "bursts": result.bursts,
+                "idle": result.idle,
+                "burst_size": result.packets / result.bursts if result.bursts else None,
+                "occupancy": result.bursts / turns if turns else 0.0,
+                "drops": outcome.traffic.drops,
+                "ports": outcome.ports,
+                "interrupted": self._cut_short(outcome),
+                "signal": outcome.signal.name if outcome.signal else None,
+            }
+        )
+        if not self._cut_short(outcome) or outcome.signal is None:
+            return Status.OK
+        return 128 + outcome.signal
+
+    def _cut_short(self, outcome: Outcome) -> bool:
+        had_an_end = self.arguments.seconds is not None or self.arguments.packets is not None
+        return outcome.signal is not None and had_an_end
+
+    def _stats(self) -> list[dict[str, int]]:
+        return [port.stats() for port in self.ports]
+
+    def _outcome(self, result: Result, unfinished: int) -> Outcome:
+        ports: list[dict[str, Any]] = [
+            {
+                "netdev": netdev,
+                "mac": port.mac,
+                "ring": port.ring,
+                "queue_size": port.queue_size,
+                "interrupts": port.interrupts,
+                "counters": port.stats(),
+            }
+            for netdev, port in zip(self.netdevs, self.ports, strict=True)
+        ]
+        traffic = Traffic(result, tuple(port["counters"] for port in ports))
+        return Outcome(result, traffic, ports, unfinished, self._stop.signal)
+
+    def _drain(self) -> int:
+        """Let the device take what it was given: closing a port forgets it.
+
+        Returns how many frames it did not take, because its other side does not either.
+        """
+        left = self._waiting()
+        give_up = time.monotonic() + _STALLED
+        while left and time.monotonic() < give_up:
+            time.sleep(0.001)
+            now = self._waiting()
+            if now < left:
+                give_up = time.monotonic() + _STALLED
+            left = now
+        return left
+
+    def _waiting(self) -> int:
+        for port in self.ports:
+            port.reclaim()
+        return sum(stats["tx_packets"] - stats["tx_completed"] for stats in self._stats())
+
+    def _print(self, outcome: Outcome) -> None:
+        result = outcome.result
+        line = self.output.line
+        line(f"--- {self.arguments.command} statistics ---")
+        line(
+            f"{result.packets} frames, {result.bytes} bytes in {seconds_text(result.seconds)}: "
+            f"{rate_text(result.pps, 1e6)} Mpps, {rate_text(result.bps, 1e9)} Gb/s"
+        )
+        line(
+            f"{result.bursts} bursts, {burst_text(result.bursts, result.packets)} frames in each "
+            f"on average, {occupancy_text(result.bursts, result.idle)} occupied"
+        )
+        for port in outcome.ports:
+            counters = port["counters"]
+            line(
+                f"{port['netdev']}: {counters['rx_packets']} received, "
+                f"{counters['tx_packets']} sent, dropped {drops_text(drops_of(counters))}"
+            )
+        if outcome.unfinished:
+            line(f"{outcome.unfinished} of the frames sent were not taken by the other side")

@@ -1,0 +1,194 @@
+"""What commands print: lines for people, or one JSON object; errors; exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json as json_module
+import logging
+import sys
+import textwrap
+import traceback
+import warnings
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, TextIO
+
+import virtnic
+from virtnic import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["EXIT_STATUSES", "Output", "Status", "bytes_text", "message_of", "seconds_text"]
+
+
+class Status(IntEnum):
+    """Exit statuses."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    ENVIRONMENT = 3
+    INTERRUPTED = 130
+
+
+EXIT_STATUSES = """\
+exit status:
+  0    it worked
+  1    it failed: no reply came, QEMU or the device refused something
+  2    the command line is wrong, or an option's value
+  3    the machine lacks something: QEMU, memory, a permission, a socket (see `virtnic doctor`)
+  130  interrupted by Ctrl-C
+"""
+
+#: What a log message's level is called at the start of its line.
+_LEVELS = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
+
+
+class Output:
+    """Where a command's words go.
+
+    For people: ``line`` prints at once, ``result`` nothing. For scripts (``json``):
+    ``line`` prints nothing, ``result`` one object. So stdout is either text or exactly one
+    JSON object, an error included; diagnostics go to stderr.
+    """
+
+    def __init__(self, *, json: bool, verbosity: int = 0) -> None:
+        self.json = json
+        self.verbosity = verbosity
+
+    def line(self, text: str = "") -> None:
+        """Print a line for people."""
+        if not self.json:
+            print(text, flush=True)
+
+    def result(self, value: Mapping[str, Any]) -> None:
+        """Print the result for scripts."""
+        if self.json:
+            print(json_module.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+    def warning(self, text: str) -> None:
+        """Print a warning on stderr."""
+        _say(f"virtnic: warning: {text}")
+
+    def error(self, kind: str, message: str) -> None:
+        """Print an error: a paragraph on stderr, or an object on stdout for scripts."""
+        if self.json:
+            self.result({"error": {"type": kind, "message": message}})
+        else:
+            _say(
+                textwrap.fill(
+                    f"virtnic: {message}", 100, break_long_words=False, break_on_hyphens=False
+                )
+            )
+
+    def failure(self, error: BaseException) -> int:
+        """Tell of an exception that ended the command; return the exit status."""
+        if isinstance(error, SystemExit):
+            return error.code if isinstance(error.code, int) else Status.FAILED
+        status = status_of(error)
+        if self.verbosity >= 2:
+            traceback.print_exception(error)
+        if isinstance(error, KeyboardInterrupt):
+            self.error("KeyboardInterrupt", "interrupted")
+            return status
+        message = ". ".join([message_of(error).rstrip("."), *getattr(error, "__notes__", ())])
+        if not _is_expected(error):
+            message = (
+                f"an error that should not happen, {type(error).__name__}: {message}. "
+                "Please report it with the output of the same command with -vv"
+            )
+        self.error(type(error).__name__, message)
+        return status
+
+    @contextlib.contextmanager
+    def diagnostics(self) -> Iterator[None]:
+        """Send warnings and, as far as -v asks for them, log messages to stderr."""
+        logger = logging.getLogger("virtnic")
+        before = logger.level, logger.propagate
+        handler = _Handler()
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(self.verbosity, 2)])
+        # What the core warns of, the Python side says as well; it repeats it for -v only.
+        _native.set_log_level(("error", "info", "debug")[min(self.verbosity, 2)])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", RuntimeWarning)
+                warnings.showwarning = self._show_warning
+                yield
+        finally:
+            logger.removeHandler(handler)
+            logger.level, logger.propagate = before
+            _native.set_log_level("off")
+
+    def _show_warning(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        del category, filename, lineno, file, line
+        self.warning(str(message))
+
+
+class _Handler(logging.Handler):
+    """Log messages on stderr, as it is now and not as it was at import."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(f"virtnic: {_LEVELS.get(record.levelno, '')}{record.getMessage()}")
+        if record.exc_info:
+            _say("".join(traceback.format_exception(*record.exc_info)).rstrip())
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status that an exception means."""
+    if isinstance(error, KeyboardInterrupt):
+        return Status.INTERRUPTED
+    own = getattr(error, "status", None)
+    if isinstance(own, int):
+        return own
+    if isinstance(error, TimeoutError):
+        return Status.FAILED  # an OSError as well, but the machine lacks nothing
+    if isinstance(error, (virtnic.QemuNotFound, virtnic.MemoryUnavailable, OSError)):
+        return Status.ENVIRONMENT
+    if isinstance(error, ValueError):
+        return Status.USAGE
+    return Status.FAILED
+
+
+def _is_expected(error: BaseException) -> bool:
+    """Whether an exception is one that the library promises, and not a mistake in it."""
+    expected = (virtnic.VirtnicError, OSError, ValueError)
+    return isinstance(error, expected) or hasattr(error, "status")
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an exception says, or at least its kind."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a time in the unit that suits it: ``43 µs``, ``1.24 ms``, ``2.03 s``."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1.0:
+        return f"{seconds * 1e3:.2f} ms"
+    return f"{seconds:.2f} s"
+
+
+def bytes_text(size: int) -> str:
+    """Return a size in the largest binary unit that divides it: ``64 MiB``, ``4 KiB``."""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size >= 1 << shift and size % (1 << shift) == 0:
+            return f"{size >> shift} {unit}"
+    return f"{size} bytes"
