@@ -1,0 +1,115 @@
+# Everything starts from a machine with Rust and Python >= 3.11; `make help` lists it.
+# The virtual environment is .venv; PYTHON=/path/to/python3 chooses its interpreter.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?=
+export PYTHON
+# System programs that ordinary users' paths leave out: ip, dpdk-testpmd.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+BIN := .venv/bin
+# One set of stamps for each interpreter asked for: another PYTHON makes another .venv.
+STAMPS := .venv/stamps/$(or $(subst /,_,$(PYTHON)),default)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+export PIP_ROOT_USER_ACTION := ignore
+
+# The binding is a module that Python loads: it links no libpython (pyo3's guide,
+# "Building and distribution"). The interpreter only tells pyo3 its version.
+export PYO3_BUILD_EXTENSION_MODULE := 1
+CARGO := PYO3_PYTHON=$(abspath $(BIN)/python) cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name '*.toml')
+
+# Flags for pytest, as in `make test ARGS='-k slirp'`.
+ARGS ?=
+
+##@ Use
+
+.PHONY: demo
+demo: setup-demo $(STAMPS)/extension ## The main job: a lease, ARP and ping through a virtio-net NIC without a VM
+	$(BIN)/virtnic demo
+
+.PHONY: build
+build: setup-demo $(STAMPS)/extension ## Only build: .venv/bin/virtnic works afterwards
+
+##@ Check
+
+.PHONY: test
+test: setup-test $(STAMPS)/extension $(STAMPS)/tools ## All tests: Rust, then Python against real peers
+	$(CARGO) test --workspace --all-features --quiet
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test -p virtnic --lib --quiet loom
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup-lint $(STAMPS)/extension $(STAMPS)/tools ## Formatting, lints, types, stubs, documentation; warnings are errors
+	cargo fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --all-features --quiet
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy --strict
+	$(BIN)/python -m mypy.stubtest virtnic._native
+
+.PHONY: format
+format: $(STAMPS)/tools ## Format the sources
+	cargo fmt --all
+	$(BIN)/ruff format --quiet
+	$(BIN)/ruff check --fix --quiet
+
+##@ Longer
+
+.PHONY: bench
+bench: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Benchmarks; prints them and writes build/bench.json
+	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: matrix
+matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools ## End-to-end tests on QEMU 5.2, 7.2, 10.0 and 11.1; writes build/matrix.json
+	$(BIN)/python tests/matrix $(ARGS)
+
+##@ House
+
+.PHONY: clean
+clean: ## Remove everything that was built or installed here
+	rm -rf .venv .tox .cache build dist target .mypy_cache .ruff_cache .pytest_cache
+	rm -f python/virtnic/_native*.so
+	find python tests -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- Set-up: each step does nothing when nothing changed --------------------------
+
+.PHONY: setup-demo setup-lint setup-test setup-matrix
+setup-demo:
+	@.ci/system qemu hugepages
+setup-lint:
+	@{ cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 \
+		|| rustup component add rustfmt clippy
+setup-test:
+	@.ci/system qemu test hugepages
+setup-matrix:
+	@.ci/system qemu matrix hugepages
+
+$(STAMPS)/venv: pyproject.toml
+	@.ci/system build
+	@.ci/venv
+	$(PIP) --upgrade 'pip>=25.1' 'maturin>=1.8,<2'
+	@mkdir -p $(@D) && touch $@
+
+# An editable install: the Python sources are used in place, the extension is put
+# beside them, in release mode.
+$(STAMPS)/extension: $(STAMPS)/venv $(RUST)
+	PIP_QUIET=1 VIRTUAL_ENV=$(abspath .venv) $(BIN)/maturin develop --release --quiet --extras cli
+	@touch $@
+
+$(STAMPS)/tools: $(STAMPS)/venv
+	$(PIP) --group test --group lint
+	@touch $@

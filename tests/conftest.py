@@ -1,0 +1,213 @@
+"""Fixtures for all tests: a port, a QEMU, real peers, and the check that nothing is left.
+
+``--qemu=COMMAND`` and ``--accel=NAME``, both repeatable, run every test that starts a
+QEMU once for each; without them ``VIRTNIC_QEMU`` or the QEMU on the path is used.
+"""
+
+import contextlib
+import shlex
+import signal
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import virtnic
+from peers import leaks
+from peers.components import needs, qemu_command
+from peers.netns import Netns
+from peers.ovs import Ovs
+from peers.testpmd import Testpmd
+
+# Its threads would otherwise appear to belong to the first test that uses it.
+with contextlib.suppress(ImportError):
+    import numpy as np  # noqa: F401
+
+SESSION = pytest.StashKey[leaks.Session]()
+FAILED = pytest.StashKey[bool]()
+
+MARKERS = [
+    "needs(*components): skip when the machine lacks one of them; with CI=true, fail",
+    "matrix: end to end through slirp; `make matrix` runs it on every QEMU",
+    "slow: takes more than a few seconds; tox leaves it out",
+    "leaks(reason): does not give everything back, on purpose",
+]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that choose QEMUs and accelerators."""
+    group = parser.getgroup("virtnic")
+    group.addoption(
+        "--qemu",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="a QEMU to test with, a path or a command line; repeatable",
+    )
+    group.addoption(
+        "--accel",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an accelerator to test with (auto, qtest, tcg, kvm); repeatable",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers and redirect what is temporary."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    # Machines without hugepages are tested too: there `auto` warns, which is no error here.
+    config.addinivalue_line("filterwarnings", "ignore:.*pass hugepages=None:RuntimeWarning")
+    config.stash[SESSION] = leaks.Session()
+    # A shell that runs us in the background ignores these, and so would all that we start.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Undo the redirection."""
+    if SESSION in config.stash:
+        config.stash[SESSION].close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests that start a QEMU with each that was asked for."""
+    for option, fixture in (("--qemu", "qemu_command"), ("--accel", "accel")):
+        values: list[str] = metafunc.config.getoption(option)
+        if values and fixture in metafunc.fixturenames:
+            names = [Path(shlex.split(value)[-1]).name for value in values]
+            ids = names if len(set(names)) == len(names) else values
+            metafunc.parametrize(fixture, values, ids=ids, indirect=True)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse a matrix test that would run on the same QEMU every time."""
+    fixtures = getattr(item, "fixturenames", [])
+    if item.get_closest_marker("matrix") and not {"qemu_command", "accel"} <= set(fixtures):
+        raise pytest.UsageError(
+            f"{item.nodeid} is marked matrix but does not take both qemu_command and accel"
+        )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Obey the ``needs`` marker before any fixture of the test starts."""
+    for marker in item.iter_markers("needs"):
+        needs(*marker.args)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+    """Remember failures: a failed test's traceback keeps its objects alive."""
+    report = yield
+    if report.when in ("setup", "call") and not report.passed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a process, thread, descriptor, hugepage or file behind."""
+    session = request.config.stash[SESSION]
+    before = leaks.snapshot(session)
+    yield
+    node = request.node
+    if node.stash.get(FAILED, False) or node.get_closest_marker("leaks"):
+        return
+    # The other fixtures are torn down by now; pytest would keep their values a moment longer.
+    node.funcargs.clear()
+    left = leaks.wait_for_none(session, before)
+    if left:
+        pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture
+def scratch(request: pytest.FixtureRequest) -> Path:
+    """The session's short-named temporary directory: UNIX sockets fit here.
+
+    A test that leaves a file in it fails.
+    """
+    return request.config.stash[SESSION].directory
+
+
+@pytest.fixture(name="qemu_command")
+def _qemu_command(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The command line of the QEMU under test, which VIRTNIC_QEMU says to the library."""
+    command = str(getattr(request, "param", "") or qemu_command())
+    monkeypatch.setenv("VIRTNIC_QEMU", command)
+    if not hasattr(request, "param"):
+        needs("qemu")
+    return command
+
+
+@pytest.fixture
+def accel(request: pytest.FixtureRequest) -> str:
+    """The accelerator under test."""
+    return str(getattr(request, "param", "auto"))
+
+
+@pytest.fixture
+def memory() -> virtnic.Memory:
+    """Shared memory of 64 MiB."""
+    return virtnic.Memory("64M")
+
+
+@pytest.fixture
+def qemu(memory: virtnic.Memory, qemu_command: str, accel: str) -> Iterator[virtnic.Qemu]:
+    """A started QEMU on ``memory``."""
+    with virtnic.Qemu(memory=memory, accel=accel) as qemu:
+        yield qemu
+
+
+@pytest.fixture
+def port(qemu_command: str, accel: str) -> Iterator[virtnic.Port]:
+    """A port on QEMU's user-mode network."""
+    with virtnic.open("user", accel=accel) as port:
+        yield port
+
+
+@pytest.fixture
+def netns(qemu_command: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Netns]:
+    """A network namespace with a TAP device; QEMUs of this test start inside it.
+
+    ``virtnic.open(netns.netdev)`` is then a port whose peer is the Linux kernel.
+    """
+    needs("netns")
+    with Netns() as netns:
+        monkeypatch.setenv("VIRTNIC_QEMU", netns.qemu_command)
+        yield netns
+
+
+@pytest.fixture
+def testpmd(scratch: Path) -> Iterator[Callable[..., Testpmd]]:
+    """Start DPDK's testpmd as a vhost-user backend, once for each call.
+
+    Takes the keyword arguments of ``Testpmd``; ``ports`` is the number of sockets,
+    which are in ``.sockets`` of the result.
+    """
+    needs("testpmd")
+    with contextlib.ExitStack() as stack:
+        count = 0
+
+        def start(*, ports: int = 1, **options: Any) -> Testpmd:
+            nonlocal count
+            paths = [scratch / f"vhu{count + number}" for number in range(ports)]
+            count += ports
+            return stack.enter_context(Testpmd(paths, **options))
+
+        yield start
+
+
+@pytest.fixture
+def ovs(scratch: Path) -> Iterator[Callable[..., Ovs]]:
+    """Start a private Open vSwitch with DPDK; takes the keyword arguments of ``Ovs``."""
+    needs("ovs")
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: Any) -> Ovs:
+            return stack.enter_context(Ovs(scratch / "ovs", **options))
+
+        yield start

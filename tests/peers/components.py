@@ -1,0 +1,78 @@
+"""What a test needs from the machine, and what to do when it is not there."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def qemu_command() -> str:
+    """Return the QEMU that tests use by default, as a command line."""
+    return os.environ.get("VIRTNIC_QEMU") or "qemu-system-x86_64"
+
+
+def _program(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name) is not None
+
+
+def _qemu() -> bool:
+    return "VIRTNIC_QEMU" in os.environ or shutil.which("qemu-system-x86_64") is not None
+
+
+def _root() -> bool:
+    return os.geteuid() == 0
+
+
+def _netns() -> bool:
+    if not _root() or shutil.which("ip") is None or not Path("/dev/net/tun").exists():
+        return False
+    probe = ["unshare", "--net", "true"]
+    return subprocess.run(probe, check=False, capture_output=True).returncode == 0
+
+
+def free_hugepages() -> int:
+    """Return how many 2 MiB hugepages are free."""
+    file = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    return int(file.read_text()) if file.exists() else 0
+
+
+def _frame_numbers() -> bool:
+    """Whether /proc/self/pagemap shows frame numbers: that takes CAP_SYS_ADMIN."""
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        anything = bytearray(b"x")
+        address = id(anything)
+        pagemap.seek(address // os.sysconf("SC_PAGESIZE") * 8)
+        entry = int.from_bytes(pagemap.read(8), "little")
+    return entry & ((1 << 55) - 1) != 0
+
+
+# Name: (is it there, what to do).
+COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
+    "qemu": (_qemu, "apt-get install qemu-system-x86, or set VIRTNIC_QEMU"),
+    "testpmd": (_program("dpdk-testpmd"), "apt-get install dpdk-dev"),
+    "ovs": (
+        Path("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk").exists,
+        "apt-get install openvswitch-switch-dpdk",
+    ),
+    "ping": (_program("ping"), "apt-get install iputils-ping"),
+    "bwrap": (_program("bwrap"), "apt-get install bubblewrap"),
+    "root": (_root, "run as root"),
+    "netns": (_netns, "run as root with iproute2 installed and /dev/net/tun present"),
+    "hugepages": (lambda: free_hugepages() >= 64, "sysctl vm.nr_hugepages=512"),
+    "frame-numbers": (_frame_numbers, "run with CAP_SYS_ADMIN: /proc/self/pagemap hides frames"),
+}
+
+
+def needs(*names: str) -> None:
+    """Skip the running test when the machine lacks a component; with CI=true, fail it."""
+    for name in names:
+        present, remedy = COMPONENTS[name]
+        if present():
+            continue
+        message = f"needs {name}: {remedy}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{message} (CI=true: a missing component is a failure)", pytrace=False)
+        pytest.skip(message)

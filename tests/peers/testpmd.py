@@ -1,0 +1,168 @@
+"""DPDK's testpmd as a vhost-user backend: an independent device side that polls.
+
+The command line follows DPDK's "testpmd application user guide" and "vhost PMD" guide.
+"""
+
+import contextlib
+import os
+import re
+import select
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .components import free_hugepages
+from .process import mortal
+
+PROMPT = b"testpmd> "
+
+
+class TestpmdError(RuntimeError):
+    """testpmd ended or did not answer; the message quotes its output."""
+
+
+class Testpmd:
+    """A running testpmd with one vhost port for each socket path.
+
+    ``client=True`` makes testpmd connect to the paths (QEMU is the server); otherwise
+    it makes the sockets and waits. ``mode`` is one of its forwarding modes: ``macswap``
+    echoes each frame with its addresses swapped, ``io`` passes it to the other port
+    (with one port: back), ``rxonly`` drops, ``txonly`` and ``flowgen`` generate.
+    """
+
+    __test__ = False  # not a test class, whatever its name looks like
+
+    def __init__(
+        self,
+        sockets: Sequence[Path | str],
+        *,
+        mode: str = "macswap",
+        queues: int = 1,
+        client: bool = False,
+        ring_size: int = 1024,
+        cores: tuple[int, int] | None = None,
+        device_options: str = "",
+        extra: Sequence[str] = (),
+        timeout: float = 30.0,
+    ) -> None:
+        """Start it and wait until it takes commands and its sockets are there."""
+        self.sockets = [Path(path) for path in sockets]
+        self._timeout = timeout
+        self._output = b""
+        cpus = sorted(os.sched_getaffinity(0))
+        control, worker = cores or (cpus[0], cpus[-1])
+        # Hugepages where 256 MiB of them are free; ordinary memory does as well, slower.
+        memory = ["--in-memory"] if free_hugepages() >= 160 else ["--no-huge"]
+        devices = [
+            f"--vdev=net_vhost{number},iface={path},queues={queues},client={int(client)}"
+            + (f",{device_options}" if device_options else "")
+            for number, path in enumerate(self.sockets)
+        ]
+        # fmt: off
+        argv = [
+            # Its output is a pipe, which it would fill by the page: by the line, please.
+            "stdbuf", "-oL",
+            "dpdk-testpmd", "--lcores", f"0@{control},1@{worker}", "--main-lcore", "0",
+            "-m", "256", "--no-pci", "--no-telemetry", f"--file-prefix=vt{os.getpid()}",
+            *memory, *devices, "--",
+            "-i", "--auto-start", f"--forward-mode={mode}", "--nb-cores=1",
+            "--no-lsc-interrupt", "--disable-link-check", f"--rxq={queues}", f"--txq={queues}",
+            f"--rxd={ring_size}", f"--txd={ring_size}", "--total-num-mbufs=16384", *extra,
+        ]
+        # fmt: on
+        self._process = subprocess.Popen(
+            mortal(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            self._read_to_prompt(after=b"")
+            if not client:
+                self._wait_for_sockets()
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def command(self, line: str) -> str:
+        """Send a command and return what testpmd printed before its next prompt."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(line.encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError as error:
+            raise TestpmdError(f"testpmd is gone: {self.output}") from error
+        return self._read_to_prompt(after=line.encode())
+
+    def stats(self, port: int = 0) -> dict[str, int]:
+        """Return a port's counters: ``RX-packets``, ``TX-packets``, ``RX-missed``, ..."""
+        output = self.command(f"show port stats {port}")
+        found = {name: int(value) for name, value in re.findall(r"([RT]X-\w+): +(\d+)", output)}
+        if not found:
+            raise TestpmdError(f"no counters in: {output}")
+        return found
+
+    def clear_stats(self) -> None:
+        """Set all counters to zero."""
+        self.command("clear port stats all")
+
+    @property
+    def output(self) -> str:
+        """The last of what it printed."""
+        return self._output.decode(errors="replace")[-4000:]
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash would, and remove its sockets."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        for path in self.sockets:
+            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Kill it."""
+        self.kill()
+
+    def _read_to_prompt(self, after: bytes) -> str:
+        """Read until a prompt follows the echo of a command; log lines come at any time."""
+        stdout = self._process.stdout
+        assert stdout is not None
+        deadline = time.monotonic() + self._timeout
+        answer = b""
+        echo = re.escape(after)
+        while not re.search(echo + b".*" + re.escape(PROMPT), answer, re.DOTALL):
+            ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TestpmdError(f"testpmd did not answer in {self._timeout} s: {self.output}")
+            chunk = os.read(stdout.fileno(), 65536)
+            if not chunk:
+                code = self._process.wait()
+                raise TestpmdError(f"testpmd ended with {code}: {self.output}")
+            answer += chunk
+            self._output = (self._output + chunk)[-65536:]
+        return answer.decode(errors="replace")
+
+    def _wait_for_sockets(self) -> None:
+        deadline = time.monotonic() + self._timeout
+        while not all(path.is_socket() for path in self.sockets):
+            if time.monotonic() > deadline:
+                raise TestpmdError(f"testpmd made no socket: {self.output}")
+            time.sleep(0.01)

@@ -1,0 +1,33 @@
+"""Frames on their way through ports: what tests of switches and backends share."""
+
+import time
+
+import virtnic
+from frames import numbered
+
+#: No frame of a test has this number.
+_PROBE = numbered("03:00:00:00:00:01", 0xFFFFFFFF)  # a multicast source: no bridge learns it
+
+
+def drain(port: virtnic.Port, quiet: float = 0.2) -> list[bytes]:
+    """Receive until nothing comes any more."""
+    got: list[bytes] = []
+    while burst := port.recv(256, timeout=quiet):
+        got += burst.tobytes()
+    return got
+
+
+def settle(a: virtnic.Port, b: virtnic.Port, seconds: float = 30.0) -> None:
+    """Return when what lies between two ports forwards both ways, with nothing on the way.
+
+    A backend learns of DRIVER_OK some time after we wrote it; what a switch has for a
+    port that is not up yet is lost, as on any wire.
+    """
+    deadline = time.monotonic() + seconds
+    for source, sink in ((a, b), (b, a)):
+        source.send([_PROBE])
+        while not sink.recv(64, timeout=0.2):
+            assert time.monotonic() < deadline, f"nothing comes through to {sink}"
+            source.send([_PROBE])
+    while drain(a, 0.3) or drain(b, 0.3):
+        pass
