@@ -5,6 +5,12 @@ use std::time::{Duration, Instant};
 
 /// A loop looks at the clock every so many bursts.
 const STRIDE: u32 = 64;
+/// A ring that was found empty is left alone for so long. One that is looked at all the time has
+/// its cache lines pulled away from the peer that fills it, which then fills it more slowly.
+const REST: Duration = Duration::from_micros(4);
+/// So often in a row; a ring that stays empty is looked at all the time, so that a lone frame
+/// does not wait.
+const RESTS: u32 = 50;
 /// And calls its [`Tick`] this often.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -50,6 +56,8 @@ pub struct Control<'a> {
     packets: Option<u64>,
     next_tick: Instant,
     turns: u32,
+    /// How many more rests an empty ring gets.
+    rests: u32,
 }
 
 impl std::fmt::Debug for Control<'_> {
@@ -63,12 +71,27 @@ impl<'a> Control<'a> {
     pub fn new(duration: Option<Duration>, packets: Option<u64>, tick: Tick<'a>) -> Self {
         let start = Instant::now();
         let deadline = duration.and_then(|duration| start.checked_add(duration));
-        Self { tick, start, deadline, packets, next_tick: start + TICK, turns: 0 }
+        Self { tick, start, deadline, packets, next_tick: start + TICK, turns: 0, rests: 0 }
     }
 
     /// Since the loop started.
     pub(super) fn elapsed(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// After a turn that moved `moved` frames: waits a moment where there was none, but was
+    /// before.
+    #[inline]
+    pub(super) fn rest(&mut self, moved: usize) {
+        if moved > 0 {
+            self.rests = RESTS;
+        } else if self.rests > 0 {
+            self.rests -= 1;
+            let since = Instant::now();
+            while since.elapsed() < REST {
+                std::hint::spin_loop();
+            }
+        }
     }
 
     /// Frames that may still be moved.

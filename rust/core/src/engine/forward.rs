@@ -33,12 +33,12 @@ impl Path<'_> {
         burst: &mut Burst,
         most: usize,
         report: &mut Report,
-    ) -> Result<bool> {
+    ) -> Result<usize> {
         let received = rx.recv(most, burst).map_err(|error| self.from.fault(error))?;
         if received == 0 {
             // Perhaps for want of jumbo buffers, which only this queue can give back.
             tx.release_jumbos().map_err(|error| self.to.fault(error))?;
-            return Ok(false);
+            return Ok(0);
         }
         match self.mode {
             Mode::Io => {}
@@ -66,7 +66,7 @@ impl Path<'_> {
         report.ring_full += (received - sent) as u64;
         report.bursts += 1;
         burst.clear();
-        Ok(true)
+        Ok(received)
     }
 }
 
@@ -83,16 +83,15 @@ pub fn forward(a: &Port, b: &Port, mode: Mode, mut control: Control<'_>) -> Resu
     let mut report = Report::default();
     loop {
         let most = BURST.min(control.left(report.sent));
-        let busy =
-            most > 0 && there.turn(&mut rx_a, &mut tx_b, &mut bursts.0, most, &mut report)?;
+        let first = there.turn(&mut rx_a, &mut tx_b, &mut bursts.0, most, &mut report)?;
         let most = BURST.min(control.left(report.sent));
-        let busy =
-            most > 0 && back.turn(&mut rx_b, &mut tx_a, &mut bursts.1, most, &mut report)? || busy;
-        report.idle += u64::from(!busy);
+        let second = back.turn(&mut rx_b, &mut tx_a, &mut bursts.1, most, &mut report)?;
+        report.idle += u64::from(first + second == 0);
         let alive = || a.running().and_then(|()| b.running());
         if control.left(report.sent) == 0 || !control.go_on(&mut report, alive)? {
             break;
         }
+        control.rest(first + second);
     }
     report.elapsed = control.elapsed();
     Ok(report)
@@ -109,11 +108,12 @@ pub fn reflect(port: &Port, mode: Mode, mut control: Control<'_>) -> Result<Repo
     let mut report = Report::default();
     loop {
         let most = BURST.min(control.left(report.sent));
-        let busy = path.turn(&mut rx, &mut tx, &mut burst, most, &mut report)?;
-        report.idle += u64::from(!busy);
+        let moved = path.turn(&mut rx, &mut tx, &mut burst, most, &mut report)?;
+        report.idle += u64::from(moved == 0);
         if control.left(report.sent) == 0 || !control.go_on(&mut report, || port.running())? {
             break;
         }
+        control.rest(moved);
     }
     report.elapsed = control.elapsed();
     Ok(report)

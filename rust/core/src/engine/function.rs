@@ -129,6 +129,7 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
             }
         }
         let alive = || ports.iter().try_for_each(|port| port.running());
+        control.rest(received);
         if control.left(report.received) == 0 || !control.go_on(&mut report, alive)? {
             break;
         }

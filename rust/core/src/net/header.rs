@@ -16,8 +16,14 @@ pub const HEADER_LEN: usize = 12;
 pub(crate) unsafe fn clear(data: *mut u8) {
     // SAFETY: the caller vouches for these bytes; data - 8 and data - 12 are aligned to 8 and 4.
     unsafe {
-        data.sub(8).cast::<u64>().write_volatile(0);
-        data.sub(12).cast::<u32>().write_volatile(0);
+        let (tail, head) = (data.sub(8).cast::<u64>(), data.sub(12).cast::<u32>());
+        // Mostly it is zero already, and a line that nobody writes stays in both caches.
+        if tail.read_volatile() != 0 {
+            tail.write_volatile(0);
+        }
+        if head.read_volatile() != 0 {
+            head.write_volatile(0);
+        }
     }
 }
 
