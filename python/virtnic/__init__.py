@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from virtnic._native import Burst, EventFd, Stack, __version__, after_fork_in_child
+from virtnic._native import Burst, EventFd, NetQueue, Stack, __version__, after_fork_in_child
 from virtnic.engine import (
     Result,
     drop,
@@ -23,6 +24,7 @@ from virtnic.engine import (
     to_port,
 )
 from virtnic.errors import (
+    CommandRefused,
     DeviceError,
     MemoryUnavailable,
     PortBusy,
@@ -35,13 +37,18 @@ from virtnic.errors import (
 from virtnic.hotplug import Qemu
 from virtnic.memory import Memory
 from virtnic.port import Port
+from virtnic.rss import Rss
 
 if TYPE_CHECKING:
+    from virtnic import aio
     from virtnic.qemu import Netdev
 
 __all__ = [  # noqa: RUF022 - by importance
     "open",
     "Port",
+    "NetQueue",
+    "Rss",
+    "aio",
     "Burst",
     "Memory",
     "Qemu",
@@ -61,6 +68,7 @@ __all__ = [  # noqa: RUF022 - by importance
     "QemuNotFound",
     "QemuDied",
     "DeviceError",
+    "CommandRefused",
     "PortClosed",
     "PortBusy",
     "MemoryUnavailable",
@@ -72,7 +80,16 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 
 #: What :func:`open` passes on to :class:`Memory`; the rest is for QEMU or for the port.
 _MEMORY_OPTIONS = ("size", "hugepages", "iova", "node", "directory", "buffer_size", "jumbo_buffers")
-_QEMU_OPTIONS = ("qemu", "accel", "machine", "shmem", "sandbox", "timeout")
+_QEMU_OPTIONS = ("qemu", "accel", "machine", "shmem", "sandbox", "timeout", "vectors")
+#: The interrupt vectors that a Qemu has without being asked are enough for so many queue pairs.
+_FEW_QUEUES = 31
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``virtnic.aio`` when it is first used: asyncio takes a while to load."""
+    if name == "aio":
+        return importlib.import_module("virtnic.aio")
+    raise AttributeError(f"module 'virtnic' has no attribute {name!r}")
 
 
 def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtnic.open
@@ -80,7 +97,8 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
 
     ``options`` are those of :class:`Memory` (``hugepages``, ``iova``, …; or ``memory``, one that
     exists), of :class:`Qemu` (``qemu``, ``accel``, ``machine``, …) and of
-    :meth:`Qemu.attach` (``mac``, ``queue_size``, ``interrupts``, ``features``, ``on_link``, …).
+    :meth:`Qemu.attach` (``mac``, ``queues``, ``queue_size``, ``interrupts``, ``features``,
+    ``on_link``, …).
     Closing the port ends QEMU.
 
     Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError.
@@ -92,6 +110,9 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
         memory = Memory(**for_memory)
     elif for_memory:
         raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
+    queues = options.get("queues")
+    if "vectors" not in for_qemu and isinstance(queues, int) and queues > _FEW_QUEUES:
+        for_qemu["vectors"] = 2 * min(queues, 128) + 1
     machine = Qemu(memory, **for_qemu)
     try:
         port = machine.attach(netdev, **options)

@@ -12,6 +12,7 @@ from typing_extensions import Buffer, disjoint_base
 __all__ = [
     "Burst",
     "Child",
+    "CommandRefused",
     "DeviceError",
     "EventFd",
     "Interposer",
@@ -19,6 +20,7 @@ __all__ = [
     "Memory",
     "MemoryUnavailable",
     "NetPort",
+    "NetQueue",
     "PortBusy",
     "PortClosed",
     "QTest",
@@ -58,6 +60,9 @@ class QemuDied(QemuError):
 
 class DeviceError(VirtnicError):
     """The device broke a rule of the specification; its port is unusable."""
+
+class CommandRefused(VirtnicError):
+    """The device refused a command, or cannot be asked for it; the port goes on."""
 
 class PortClosed(VirtnicError):
     """The port was closed or its device was removed."""
@@ -330,6 +335,15 @@ class Burst(Sequence[memoryview]):
     def ids(self) -> memoryview:
         """The buffers' indices in the pool, likewise."""
     @property
+    def hashes(self) -> memoryview | None:
+        """The hash of each frame (unsigned 32 bits), None where the device reports none."""
+    @property
+    def hash_types(self) -> memoryview | None:
+        """What each hash was calculated over: 0 nothing, 1 IPv4, 2 TCPv4, 3 UDPv4, 4 IPv6 etc.
+
+        The values of ``hash_report`` in VIRTIO 1.3, section 5.1.6.4.4.
+        """
+    @property
     def data(self) -> memoryview:
         """The frames as one two-dimensional view (packet, byte) of their buffers, no copy.
 
@@ -364,10 +378,12 @@ class NetPort:
         *,
         memory: Memory,
         qtest: QTest,
-        registers: tuple[int, int, int, int, int, int],
+        registers: tuple[int, int, int, int, int, int] | None = None,
+        legacy_io: tuple[int, int, bool] | None = None,
+        queues: int = 1,
         queue_size: int = 0,
-        vectors: tuple[int, int, int] | None = None,
-        events: tuple[EventFd, EventFd, EventFd] | None = None,
+        vectors: tuple[list[tuple[int, int]], int] | None = None,
+        events: tuple[list[tuple[EventFd, EventFd]], EventFd] | None = None,
         intx: EventFd | None = None,
         kicks: Interposer | None = None,
         features: dict[str, bool | None] | None = None,
@@ -377,15 +393,18 @@ class NetPort:
 
         ``registers``: addresses of the common, ISR, device and notify structures
         (VIRTIO 1.3, section 4.1.4), length of the device structure, notify multiplier.
-        ``queue_size``: 0 for the device's own, at most 1,024. ``vectors``: MSI-X table entries of
-        (receive, transmit, configuration), None without MSI-X; ``events``: what they
-        signal; None for polling. ``intx``: the eventfd of the interrupt line, which is then
+        ``legacy_io``, instead of them: the first port of the legacy registers, how many there
+        are, and whether MSI-X is enabled (section 4.1.4.10).
+        ``queues``: pairs of them. ``queue_size``: 0 for the device's own, at most 1,024.
+        ``vectors``: MSI-X table entries of each pair (receive, transmit) and of configuration
+        changes, None without MSI-X; ``events``: what they signal; None for polling.
+        ``intx``: the eventfd of the interrupt line, which is then
         used instead of MSI-X and passed on to ``events``.
         ``kicks``: rings the backend's own eventfds instead of the device's registers.
         ``features``: by name, True to insist, False to refuse, None to prefer.
         ``kwargs`` are a subclass's own.
 
-        Raises ValueError, DeviceError, QemuDied, MemoryUnavailable.
+        Raises ValueError, DeviceError, QemuDied, MemoryUnavailable, CommandRefused.
         """
     @property
     def mac(self) -> str:
@@ -410,6 +429,9 @@ class NetPort:
     @property
     def ring(self) -> str:
         """The ring format: ``split`` or ``packed``."""
+    @property
+    def legacy(self) -> bool:
+        """Whether the device is driven by its legacy interface, that of virtio 0.9.5."""
     def send(self, frames: Burst | Iterable[Buffer]) -> int:
         """Queue frames for transmission and return how many fitted the ring.
 
@@ -435,8 +457,88 @@ class NetPort:
         From the first call on, interrupts stay enabled between calls of ``recv``.
         Raises ValueError when the port has no interrupts.
         """
+    def tx_fileno(self) -> int:
+        """Return an eventfd that is readable until ``send`` does not take all.
+
+        After that it is readable again once half of the queue is free, or when there is an error.
+        Raises ValueError when the port has no interrupts.
+        """
+    def wait_writable(self, timeout: float | None = None) -> bool:
+        """Wait until half of the transmit queue is free; False after the timeout.
+
+        By the transmit interrupt, where the port has interrupts. Where the memory has no free
+        buffer, ``send`` can take nothing all the same. Raises as ``recv``.
+        """
+    @property
+    def polling(self) -> float:
+        """Microseconds that a wait in ``recv`` polls before it sleeps; see ``set_polling``."""
+    def set_polling(self, microseconds: float) -> None:
+        """Have waits in ``recv`` poll the ring for a while before they sleep; 0 for never.
+
+        They do only where recent waits were shorter than that: a busy port needs no
+        interrupts then, an idle one no processor. ``stats`` counts ``rx_polls``, waits that
+        polling ended, and ``rx_sleeps``. Raises ValueError (negative, more than 100,000).
+        """
     def stats(self) -> dict[str, int]:
-        """Return packets, bytes, drops by reason, kicks and interrupts since the start."""
+        """Return packets, bytes, drops by reason, kicks and interrupts since the start.
+
+        Sums over all queues; :meth:`NetQueue.stats` has those of one.
+        """
+    @property
+    def queues(self) -> int:
+        """The queue pairs that the device uses."""
+    @property
+    def max_queues(self) -> int:
+        """The queue pairs that the port was opened with."""
+    def queue(self, index: int) -> NetQueue:
+        """Return a queue pair, from 0. Raises ValueError where there is none."""
+    def set_queues(self, count: int) -> None:
+        """Have the device use the first ``count`` queue pairs, while the port runs.
+
+        What the others received stays readable. Ends steering by RSS.
+        Raises ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, as ``recv``.
+        """
+    def set_receive_mode(self, mode: str, on: bool = True) -> None:
+        """Turn a receive mode on or off (VIRTIO 1.3, section 5.1.6.5.1).
+
+        ``promiscuous``, ``all-multicast``, ``all-unicast``, ``no-multicast``, ``no-unicast``,
+        ``no-broadcast``. Raises ValueError, CommandRefused and as ``recv``.
+        """
+    def set_mac(self, mac: str) -> None:
+        """Change the device's MAC address. Raises ValueError, CommandRefused and as ``recv``."""
+    def set_mac_filter(self, unicast: Sequence[str] = (), multicast: Sequence[str] = ()) -> None:
+        """Set the addresses that are received beside the device's own and broadcast.
+
+        They replace those before; at most 64 together. Of no effect while the device is
+        promiscuous. Raises ValueError, CommandRefused and as ``recv``.
+        """
+    def add_vlan(self, vlan: int) -> None:
+        """Receive a VLAN's frames (0 to 4094) when the device is not promiscuous.
+
+        Raises ValueError, CommandRefused and as ``recv``.
+        """
+    def remove_vlan(self, vlan: int) -> None:
+        """No longer receive a VLAN's frames. Raises as ``add_vlan``."""
+    def set_guest_offloads(self, offloads: Sequence[str]) -> None:
+        """Say which of the negotiated offloads of received packets are in force.
+
+        By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not
+        negotiated, CommandRefused and as ``recv``.
+        """
+    def set_coalescing(self, direction: str, packets: int, microseconds: int) -> None:
+        """Let interrupts of all ``rx`` or ``tx`` queues wait for so many packets or so long.
+
+        Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
+        """
+    @property
+    def rss_limits(self) -> tuple[int, int, int] | None:
+        """The longest key and table and the hash types that the device can do, or None."""
+    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
+        """Return key, table, types and the queue of unhashed packets as they were set last."""
+    def set_rss_config(
+        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
+    ) -> None:
+        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
     def reclaim(self) -> None:
         """Take back the buffers of transmitted frames that the device has finished.
 
@@ -447,6 +549,46 @@ class NetPort:
         """Whether the port was stopped."""
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed."""
+
+@final
+class NetQueue:
+    """One queue pair of a port, usable from its own thread. Made by :meth:`NetPort.queue`."""
+
+    @property
+    def port(self) -> NetPort:
+        """The port that it is a part of."""
+    @property
+    def index(self) -> int:
+        """Its number, from 0."""
+    @property
+    def active(self) -> bool:
+        """Whether it moves frames: neither stopped nor one more than the device uses."""
+    def send(self, frames: Burst | Iterable[Buffer]) -> int:
+        """Queue frames; as :meth:`NetPort.send`. Raises PortClosed where it is not active."""
+    def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst:
+        """Return received frames; as :meth:`NetPort.recv`.
+
+        Raises PortClosed where it is stopped, or not in use and empty.
+        """
+    def fileno(self) -> int:
+        """Return its eventfd; as :meth:`NetPort.fileno`."""
+    def tx_fileno(self) -> int:
+        """Return its transmit eventfd; as :meth:`NetPort.tx_fileno`."""
+    def wait_writable(self, timeout: float | None = None) -> bool:
+        """Wait until half of its transmit queue is free; as :meth:`NetPort.wait_writable`."""
+    def stats(self) -> dict[str, int]:
+        """Return its own counters; as :meth:`NetPort.stats`."""
+    def reclaim(self) -> None:
+        """Take back the buffers of finished frames; as :meth:`NetPort.reclaim`."""
+    def stop(self) -> None:
+        """Reset its two queues and take their buffers back; the others go on.
+
+        Raises CommandRefused where the device does not offer RING_RESET, PortBusy, as ``recv``.
+        """
+    def start(self) -> None:
+        """Set it up again after ``stop``. Raises as ``stop``."""
+    def set_coalescing(self, direction: str, packets: int, microseconds: int) -> None:
+        """Let its ``rx`` or ``tx`` interrupts wait; as :meth:`NetPort.set_coalescing`."""
 
 @final
 class Stack:

@@ -9,7 +9,8 @@
          │   ├─ QemuNotFound  there is no usable QEMU
          │   └─ QemuDied      QEMU is gone: its exit status and last words
          ├─ DeviceError       the device broke a rule of the specification
-         ├─ PortClosed        the port was closed or its device was removed
+         ├─ CommandRefused    the device refused a command of the control queue, or has none
+         ├─ PortClosed        the port was closed, or its device removed, or the queue stopped
          └─ PortBusy          the queue is in use by another call or an engine loop
 
 ``ValueError`` and ``TypeError`` say that an argument is wrong, ``TimeoutError`` that
@@ -17,6 +18,7 @@ somebody alive did not answer in time, ``PermissionError`` that a privilege is m
 """
 
 from virtnic._native import (
+    CommandRefused,
     DeviceError,
     MemoryUnavailable,
     PortBusy,
@@ -28,6 +30,7 @@ from virtnic._native import (
 )
 
 __all__ = [
+    "CommandRefused",
     "DeviceError",
     "MemoryUnavailable",
     "PortBusy",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic import _native
+from virtnic._native import CommandRefused
+from virtnic.rss import DEFAULT_KEY, Rss, names_of, types_of
+from virtnic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
+
+    from typing_extensions import Buffer
 
     from virtnic.hotplug import Attachment, Qemu
 
@@ -27,6 +34,7 @@ LinkCallback = Callable[["Port"], None]
 class Port(_native.NetPort):
     """A virtio-net device that this process drives.
 
+    ``send``, ``recv`` and ``fileno`` are those of its first queue pair; :meth:`queue` has them all.
     Made by :func:`virtnic.open` and :meth:`virtnic.Qemu.attach`. The data path, ``send``,
     ``recv``, ``fileno`` and ``stats``, is that of the Rust core; all methods may be called
     from any thread. As a context manager it closes itself.
@@ -39,6 +47,7 @@ class Port(_native.NetPort):
     def __init__(self, *, attachment: Attachment, **_options: Any) -> None:
         self._attachment = attachment
         self._callbacks: list[LinkCallback] = []
+        self._endings: list[Callable[[], object]] = []
         self._close_lock = threading.Lock()
         self._owns_qemu = False
 
@@ -64,6 +73,65 @@ class Port(_native.NetPort):
             return self.refresh_link()
         return super().link
 
+    def set_promiscuous(self, on: bool = True) -> None:
+        """Receive everything, or only what the filters let through.
+
+        QEMU's devices start promiscuous, and filter nothing (VLANs neither) while they are. A
+        vhost-user backend receives what it likes: QEMU has no part in it.
+        Raises CommandRefused, PortClosed, QemuDied.
+        """
+        self.set_receive_mode("promiscuous", on)
+
+    def set_allmulticast(self, on: bool = True) -> None:
+        """Receive all multicast frames. Raises as :meth:`set_promiscuous`."""
+        self.set_receive_mode("all-multicast", on)
+
+    @property
+    def rss(self) -> Rss | None:
+        """How the device steers, as it was told by :meth:`set_rss`; None where it was not."""
+        config = self.rss_config()
+        if config is None:
+            return None
+        key, table, types, unclassified = config
+        return Rss(bytes(key), tuple(table), names_of(types), unclassified)
+
+    def set_rss(
+        self,
+        key: bytes | None = None,
+        table: Sequence[int] | None = None,
+        types: Sequence[str] | None = None,
+        *,
+        unclassified: int = 0,
+    ) -> None:
+        """Steer received packets by a hash; with an empty table only report hashes.
+
+        ``key``: the Toeplitz key, Microsoft's without it. ``table``: a queue for each value of
+        the hash's low bits, a power of two of entries; all queues in turn without it.
+        ``types``: names such as ``"TCPV4"`` (:data:`virtnic.rss.HASH_TYPES`); all that the
+        device can do without it. ``unclassified``: the queue of packets without a hash.
+
+        The device must have been given ``rss=on`` (``properties={"rss": True}``; ``"hash": True``
+        for :attr:`Burst.hashes`). :meth:`set_queues` ends it.
+        Raises CommandRefused, ValueError, PortClosed, QemuDied.
+        """
+        limits = self.rss_limits
+        if limits is None:
+            raise CommandRefused(
+                "set_rss: the device does not hash; QEMU's property rss=on makes it "
+                "(properties={'rss': True})"
+            )
+        _, longest, able = limits
+        if table is None:
+            table = [i % self.queues for i in range(min(longest, 128))]
+        if not all(0 <= queue < 1 << 16 for queue in (*table, unclassified)):
+            raise ValueError(f"the table leads to a queue that cannot be; {self.queues} are in use")
+        self.set_rss_config(
+            list(DEFAULT_KEY if key is None else key),
+            list(table),
+            able if types is None else types_of(list(types)),
+            unclassified,
+        )
+
     def on_link(self, callback: LinkCallback) -> None:
         """Have ``callback(port)`` called when the link goes up or down (``port.link`` says which).
 
@@ -72,6 +140,50 @@ class Port(_native.NetPort):
         if self.interrupts == "none":
             raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
         self._callbacks.append(callback)
+
+    def subscribe(self, changed: LinkCallback, ended: Callable[[], object]) -> Callable[[], None]:
+        """Add a link callback, and one for the end of the port; return what takes both back.
+
+        ``ended`` is called, once or more, when the port was stopped or its QEMU died.
+        Raises ValueError when the port has no interrupts.
+        """
+        self.on_link(changed)
+        self._endings.append(ended)
+
+        def unsubscribe() -> None:
+            self._callbacks.remove(changed)
+            self._endings.remove(ended)
+
+        return unsubscribe
+
+    def ended(self) -> None:
+        """Tell those who want to know that there is nothing to wait for any more."""
+        for ending in list(self._endings):
+            ending()
+
+    def stop(self) -> None:
+        """Reset the device and take every buffer back; waiting calls raise PortClosed."""
+        super().stop()
+        self.ended()
+
+    def send_all(
+        self, frames: _native.Burst | Iterable[Buffer], timeout: float | None = None
+    ) -> int:
+        """Queue all frames, in order, waiting for room; return how many were queued in time.
+
+        Raises as ``send``; a port without interrupts waits by polling.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pending = Pending(self, frames)
+        while not pending.push():
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self.wait_writable(left):
+                break
+            if pending.stuck:
+                if left == 0.0:
+                    break
+                time.sleep(BACKOFF)
+        return pending.queued
 
     def configuration_changed(self) -> None:
         """Look at the device's configuration; called when its interrupt came."""

@@ -31,7 +31,7 @@ _QEMU_CONNECTS = 5.0
 class Backend:
     """A vhost-user backend and the interposer in front of it."""
 
-    def __init__(self, spec: Spec, undo: ExitStack, *, interrupts: bool) -> None:
+    def __init__(self, spec: Spec, undo: ExitStack, queues: int = 1, *, interrupts: bool) -> None:
         """Connect to the backend of a netdev. ``undo`` gets what takes it down again.
 
         Raises QemuError when no backend is there, TimeoutError when none came in time.
@@ -39,12 +39,12 @@ class Backend:
         socket = spec.socket
         if socket is None:
             raise ValueError("the netdev names no vhost-user socket")
-        #: What the backend signals: frames received, frames finished.
-        self.events = (EventFd(), EventFd())
+        #: What the backend signals for each pair: frames received, frames finished.
+        self.events = [(EventFd(), EventFd()) for _ in range(queues)]
         directory = RunDirectory()
         undo.callback(directory.close)
         listen = os.fspath(directory.vhost_user)
-        calls = self.events if interrupts else ()
+        calls = [event for pair in self.events for event in pair] if interrupts else []
         try:
             self.interposer = Interposer(listen, socket.path, socket.server, socket.wait, calls)
         except (FileNotFoundError, ConnectionRefusedError) as error:

@@ -93,6 +93,7 @@ def describe(session: Session, netdev: str) -> dict[str, Any]:
             "mtu": port.mtu,
             "link": port.link,
             "ring": port.ring,
+            "legacy": port.legacy,
             "queue_size": port.queue_size,
             "interrupts": port.interrupts,
         },
@@ -205,6 +206,7 @@ def text(found: dict[str, Any], *, everything: bool = False) -> list[str]:
         (
             f"  MAC {port['mac']}, MTU {port['mtu']}, link {'up' if port['link'] else 'down'}, "
             f"{port['ring']} rings of {port['queue_size']}, interrupts {port['interrupts']}"
+            f"{', legacy interface' if port['legacy'] else ''}"
         ),
         "",
         f"virtio features{'' if everything else ' (-v adds those that were not offered)'}",

@@ -17,11 +17,14 @@ from virtnic.pci.capabilities import (
 from virtnic.pci.config import Bdf, ConfigSpace, PortIO
 from virtnic.pci.function import BusNumbers, Function
 from virtnic.pci.identify import (
+    LegacyRegisters,
     VirtioRegisters,
     find_ivshmems,
     find_virtio_nets,
     is_ivshmem,
     is_virtio_net,
+    speaks_modern,
+    virtio_legacy,
     virtio_registers,
 )
 from virtnic.pci.msix import MsixTable, doorbell_message
@@ -38,8 +41,11 @@ __all__ = [  # noqa: RUF022 - by importance
     "find_ivshmems",
     "is_virtio_net",
     "is_ivshmem",
+    "speaks_modern",
     "virtio_registers",
     "VirtioRegisters",
+    "virtio_legacy",
+    "LegacyRegisters",
     "MsixTable",
     "doorbell_message",
     "Capability",

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from virtnic.pci.function import Function
 
 __all__ = [
+    "LegacyRegisters",
     "VirtioRegisters",
     "find_ivshmems",
     "find_virtio_nets",
     "is_ivshmem",
     "is_virtio_net",
+    "speaks_modern",
+    "virtio_legacy",
     "virtio_registers",
 ]
 
@@ -27,10 +30,14 @@ _IVSHMEM = 0x1110
 _NET_TRANSITIONAL = 0x1000
 _NET_MODERN = 0x1041
 _NET_TYPE = 1
+#: PCI device numbers from here on say that a device is not transitional (VIRTIO 1.3, 4.1.2.1).
+_FIRST_MODERN = 0x1040
 
 _LAST_BAR = 5
 #: Bytes of the common structure up to and with ``queue_device`` (VIRTIO 1.3, 4.1.4.3).
 _COMMON_LENGTH = 0x38
+#: Bytes of the legacy registers with those of MSI-X (section 4.1.4.10).
+_LEGACY_LENGTH = 24
 
 
 class VirtioRegisters(NamedTuple):
@@ -44,6 +51,14 @@ class VirtioRegisters(NamedTuple):
     device_length: int
     #: Bytes between the notification addresses of two queues.
     notify_multiplier: int
+
+
+class LegacyRegisters(NamedTuple):
+    """Where a virtio device's legacy registers are in I/O space (VIRTIO 1.3, 4.1.4.10)."""
+
+    io_base: int
+    #: Ports that the BAR has.
+    length: int
 
 
 def is_virtio_net(function: Function) -> bool:
@@ -95,6 +110,37 @@ def virtio_registers(function: Function) -> VirtioRegisters:
     )
 
 
+def speaks_modern(function: Function) -> bool:
+    """Whether a virtio device is to be driven by the structures of VIRTIO 1.0 and later.
+
+    A transitional one that shows no such structure has the legacy interface only.
+    """
+    transitional = function.device < _FIRST_MODERN
+    return not transitional or bool(function.capabilities_of(VirtioCapability))
+
+
+def virtio_legacy(function: Function) -> LegacyRegisters:
+    """Return where a placed virtio device's legacy registers are: BAR 0, in I/O space.
+
+    Raises DeviceError when it has none, or too few, and ValueError when the function is not
+    placed.
+    """
+    bar = next((bar for bar in function.bars if bar.index == 0), None)
+    if function.device >= _FIRST_MODERN or bar is None or bar.kind is not BarKind.IO:
+        raise DeviceError(
+            f"{function} has no legacy interface, which is an I/O BAR 0 of a transitional "
+            "device; QEMU makes one with disable-legacy=off"
+        )
+    if bar.size < _LEGACY_LENGTH:
+        raise DeviceError(
+            f"{function}: the legacy registers have {bar.size} ports, too few for the "
+            f"{_LEGACY_LENGTH} of a device with MSI-X (VIRTIO 1.3, section 4.1.4.10)"
+        )
+    if bar.address is None:
+        raise ValueError(f"{function} is not placed; its registers have no address")
+    return LegacyRegisters(bar.address, bar.size)
+
+
 def _find(
     function: Function, structure: VirtioStructure, *, length: int, alignment: int
 ) -> VirtioCapability:
@@ -110,7 +156,11 @@ def _find(
         why = "; ".join(function.problems)
         raise DeviceError(
             f"{function} has no virtio {name} structure"
-            + (f" ({why})" if why else "; disable-modern=on takes it away, leave that out")
+            + (
+                f" ({why})"
+                if why
+                else "; a device with disable-modern=on has its legacy interface only"
+            )
         )
     found = candidates[0]
     where = f"{function}: the virtio {name} structure"

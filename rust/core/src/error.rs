@@ -27,6 +27,10 @@ pub enum Error {
     /// The device broke a rule of the specification; the port is unusable.
     #[error("{0}")]
     Device(String),
+    /// The device was asked for something by its control queue and did not do it, or cannot;
+    /// the port goes on.
+    #[error("{0}")]
+    Refused(String),
     /// The port or the object was closed.
     #[error("{0}")]
     Closed(String),

@@ -94,6 +94,18 @@ impl Burst {
     }
 
     #[getter]
+    fn hashes<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyMemoryView>>> {
+        let hashes = self.lock().hashes();
+        hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.0).collect())).transpose()
+    }
+
+    #[getter]
+    fn hash_types<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyMemoryView>>> {
+        let hashes = self.lock().hashes();
+        hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.1.into()).collect())).transpose()
+    }
+
+    #[getter]
     fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
         let rows = Rows::of_burst(&self.lock());
         let Some(rows) = rows else {

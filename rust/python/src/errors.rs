@@ -35,6 +35,12 @@ create_exception!(
 );
 create_exception!(
     virtnic._native,
+    CommandRefused,
+    VirtnicError,
+    "The device refused a command, or cannot be asked for it; the port goes on."
+);
+create_exception!(
+    virtnic._native,
     PortClosed,
     VirtnicError,
     "The port was closed or its device was removed."
@@ -58,6 +64,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::Qemu(_) => QemuError::new_err(message),
         Error::QemuDied(_) => QemuDied::new_err(message),
         Error::Device(_) => DeviceError::new_err(message),
+        Error::Refused(_) => CommandRefused::new_err(message),
         Error::Closed(_) => PortClosed::new_err(message),
         Error::Busy(_) => PortBusy::new_err(message),
         Error::Timeout(_) => PyTimeoutError::new_err(message),
@@ -75,6 +82,7 @@ pub(crate) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("QemuNotFound", py.get_type::<QemuNotFound>())?;
     module.add("QemuDied", py.get_type::<QemuDied>())?;
     module.add("DeviceError", py.get_type::<DeviceError>())?;
+    module.add("CommandRefused", py.get_type::<CommandRefused>())?;
     module.add("PortClosed", py.get_type::<PortClosed>())?;
     module.add("PortBusy", py.get_type::<PortBusy>())
 }

@@ -6,12 +6,14 @@ mod burst;
 mod engine;
 mod errors;
 mod eventfd;
+mod frames;
 mod ivshmem;
 mod log;
 mod memory;
 mod port;
 mod process;
 mod qtest;
+mod queue;
 mod stack;
 mod time;
 mod vhost_user;
@@ -38,6 +40,8 @@ mod _native {
     use super::process::{Child, after_fork_in_child, spawn};
     #[pymodule_export]
     use super::qtest::QTest;
+    #[pymodule_export]
+    use super::queue::NetQueue;
     #[pymodule_export]
     use super::stack::Stack;
     #[pymodule_export]

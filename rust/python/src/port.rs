@@ -1,28 +1,32 @@
 //! `NetPort`.
 
 use crate::burst::Burst;
-use crate::errors::{QemuDied, to_py};
+use crate::errors::to_py;
 use crate::eventfd::EventFd;
+use crate::frames::{self, raise};
 use crate::memory::Memory;
 use crate::qtest::QTest;
-use crate::time::span;
+use crate::queue::NetQueue;
 use crate::vhost_user::Interposer;
-use crate::views::Bytes;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString, PyTuple};
+use pyo3::types::PyDict;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 use virtnic::net::{
-    Events, FrameBuffer, FrameSource, Mac, PortOptions, RingFormat, SendStop, Wake,
+    Coalescing, Events, HashTypes, Mac, PairEvents, PortOptions, ReceiveMode, RingFormat, Rss,
+    Vectors,
 };
 use virtnic::notify::Doorbell;
+use virtnic::virtio::Features;
 use virtnic::virtio::features::{Wishes, by_name};
+use virtnic::virtio::transport::Transport;
+use virtnic::virtio::transport::legacy::{LegacyPci, LegacyRegisters};
 use virtnic::virtio::transport::modern::{ModernPci, Registers};
 
-/// More frames than this at once are a mistake.
-const MAX_BURST: i64 = 65_536;
+/// What one pair's receive and transmit queue signal.
+type EventPair = (Py<EventFd>, Py<EventFd>);
 
 /// A started virtio-net device: the data path.
 #[pyclass(frozen, subclass, module = "virtnic._native")]
@@ -30,27 +34,67 @@ pub(crate) struct NetPort {
     port: virtnic::net::Port,
 }
 
-/// The exception of an error of the core. That QEMU died is explained by the subclass, which
-/// knows the process: how it ended, and its last words.
-fn raise(port: &Bound<'_, NetPort>, error: virtnic::Error) -> PyErr {
-    if let virtnic::Error::QemuDied(_) = error
-        && let Ok(words) = port.call_method0("_obituary").and_then(|words| words.extract())
-    {
-        return QemuDied::new_err::<(String,)>((words,));
+/// Has the device do something, without the interpreter.
+pub(crate) fn ask(
+    port: &Bound<'_, NetPort>,
+    what: impl FnOnce(&virtnic::net::Port) -> virtnic::Result<()> + Send,
+) -> PyResult<()> {
+    let core = port.get().core();
+    port.py().detach(|| what(core)).map_err(|error| raise(port, error))
+}
+
+/// A MAC address, as `52:54:00:12:34:56`.
+fn address(text: &str) -> PyResult<Mac> {
+    let mut mac = Mac::default();
+    let mut parts = text.split(':');
+    let read = mac.0.iter_mut().all(|byte| {
+        parts
+            .next()
+            .filter(|part| part.len() == 2)
+            .is_some_and(|part| u8::from_str_radix(part, 16).map(|value| *byte = value).is_ok())
+    });
+    if read && parts.next().is_none() {
+        return Ok(mac);
     }
-    to_py(error)
+    Err(PyValueError::new_err(format!(
+        "a MAC address is written as 52:54:00:12:34:56, not {text:?}"
+    )))
+}
+
+fn vlan_number(vlan: i64) -> virtnic::Result<u16> {
+    u16::try_from(vlan)
+        .map_err(|_| virtnic::Error::Invalid(format!("a VLAN is 0 to 4094, not {vlan}")))
+}
+
+/// Whether a direction is the receiving one.
+pub(crate) fn receives(direction: &str) -> PyResult<bool> {
+    match direction {
+        "rx" => Ok(true),
+        "tx" => Ok(false),
+        other => Err(PyValueError::new_err(format!("a direction is rx or tx, not {other:?}"))),
+    }
+}
+
+fn unknown(name: &str) -> PyErr {
+    PyValueError::new_err(format!(
+        "there is no virtio-net feature {name:?}; names are those of VIRTIO 1.3, such as MRG_RXBUF"
+    ))
 }
 
 impl NetPort {
     pub(crate) fn core(&self) -> &virtnic::net::Port {
         &self.port
     }
+    fn first(&self) -> &virtnic::net::QueuePair {
+        // A port has at least one.
+        &self.port.pairs()[0]
+    }
 }
 
 /// The doorbells of the queues that the interposer's backend serves.
-fn doorbells(kicks: &Py<Interposer>) -> PyResult<[Doorbell; 2]> {
+fn doorbells(kicks: &Py<Interposer>, pairs: u16) -> PyResult<Vec<Doorbell>> {
     let kick = |queue| kicks.get().core().kick(queue).map(Doorbell::Kick).map_err(to_py);
-    Ok([kick(0)?, kick(1)?])
+    (0..pairs.saturating_mul(2)).map(kick).collect()
 }
 
 /// Feature wishes by name: True insists, False refuses, None prefers.
@@ -59,9 +103,7 @@ fn wishes(features: Option<&Bound<'_, PyDict>>) -> PyResult<Wishes> {
     for (name, wanted) in features.into_iter().flatten() {
         let name: String = name.extract()?;
         let Some(feature) = by_name(&name) else {
-            return Err(PyValueError::new_err(format!(
-                "there is no virtio-net feature {name:?}; names are those of VIRTIO 1.3, such as MRG_RXBUF"
-            )));
+            return Err(unknown(&name));
         };
         match wanted.extract::<Option<bool>>()? {
             Some(true) => wishes.insist |= feature.set(),
@@ -72,20 +114,49 @@ fn wishes(features: Option<&Bound<'_, PyDict>>) -> PyResult<Wishes> {
     Ok(wishes)
 }
 
+/// Addresses of the common, ISR, device and notify structures; the device structure's length,
+/// the notify multiplier.
+type ModernRegisters = (u64, u64, u64, u64, u32, u32);
+
+/// The way to a device's registers, of whichever kind they are.
+fn transport(
+    qtest: virtnic::qtest::QTest,
+    registers: Option<ModernRegisters>,
+    legacy_io: Option<(u16, u16, bool)>,
+) -> PyResult<Arc<dyn Transport>> {
+    match (registers, legacy_io) {
+        (Some((common, isr, device, notify, device_length, notify_multiplier)), None) => {
+            let registers =
+                Registers { common, isr, device, notify, device_length, notify_multiplier };
+            Ok(Arc::new(ModernPci::new(qtest, registers)))
+        }
+        (None, Some((base, length, msix))) => {
+            let registers = LegacyRegisters { base, length, msix };
+            Ok(Arc::new(LegacyPci::new(qtest, registers).map_err(to_py)?))
+        }
+        _ => Err(PyValueError::new_err(
+            "a device has its registers in memory (registers) or in ports (legacy_io): give one",
+        )),
+    }
+}
+
 #[pymethods]
 impl NetPort {
     #[new]
-    #[pyo3(signature = (*, memory, qtest, registers, queue_size = 0, vectors = None, events = None,
-                        intx = None, kicks = None, features = None, **_kwargs))]
+    #[pyo3(signature = (*, memory, qtest, registers = None, legacy_io = None, queues = 1,
+                        queue_size = 0, vectors = None, events = None, intx = None,
+                        kicks = None, features = None, **_kwargs))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
         memory: &Bound<'_, Memory>,
         qtest: &Bound<'_, QTest>,
-        registers: (u64, u64, u64, u64, u32, u32),
+        registers: Option<ModernRegisters>,
+        legacy_io: Option<(u16, u16, bool)>,
+        queues: u16,
         queue_size: i64,
-        vectors: Option<(u16, u16, u16)>,
-        events: Option<(Py<EventFd>, Py<EventFd>, Py<EventFd>)>,
+        vectors: Option<(Vec<(u16, u16)>, u16)>,
+        events: Option<(Vec<EventPair>, Py<EventFd>)>,
         intx: Option<Py<EventFd>>,
         kicks: Option<Py<Interposer>>,
         features: Option<&Bound<'_, PyDict>>,
@@ -96,47 +167,46 @@ impl NetPort {
                 "a queue size is a power of two up to 32768, or 0 for the device's own, not {queue_size}"
             )));
         };
-        let (common, isr, device, notify, device_length, notify_multiplier) = registers;
-        let registers = Registers { common, isr, device, notify, device_length, notify_multiplier };
-        let events = events.map(|(rx, tx, config)| Events {
-            rx: rx.get().inner().clone(),
-            tx: tx.get().inner().clone(),
-            config: config.get().inner().clone(),
+        let core = |event: &Py<EventFd>| event.get().inner().clone();
+        let events = events.map(|(pairs, config)| Events {
+            pairs: pairs.iter().map(|(rx, tx)| PairEvents { rx: core(rx), tx: core(tx) }).collect(),
+            config: core(&config),
         });
         let options = PortOptions {
+            pairs: queues,
             queue_size,
             wishes: wishes(features)?,
             events: events.clone(),
-            vectors,
+            vectors: vectors.map(|(pairs, config)| Vectors { pairs, config }),
             intx: intx.map(|line| line.get().inner().clone()),
-            doorbells: kicks.as_ref().map(doorbells).transpose()?,
+            doorbells: kicks.as_ref().map(|kicks| doorbells(kicks, queues)).transpose()?,
             mac: Mac::default(),
         };
         let qtest = qtest.get().inner().clone();
+        let transport = transport(qtest.clone(), registers, legacy_io)?;
         let pool = memory.get().region().pool();
-        let port = py
-            .detach(|| {
-                let transport = Arc::new(ModernPci::new(qtest.clone(), registers));
-                virtnic::net::Port::start(transport, pool, options)
-            })
-            .map_err(to_py)?;
+        let port =
+            py.detach(|| virtnic::net::Port::start(transport, pool, options)).map_err(to_py)?;
         // A backend that comes back goes on where the last one ended.
-        for (queue, follower) in (0..).zip(port.followers()) {
+        for (queue, follower) in (0..).zip(port.pairs().iter().flat_map(|pair| pair.followers())) {
             if let (Some(kicks), Some(follower)) = (&kicks, follower.clone()) {
                 let position = Arc::new(move || Some(follower.position()));
                 kicks.get().core().resume_at(queue, Some(position));
             }
         }
         // A dead QEMU wakes whoever waits for its interrupts.
-        for event in events.iter().flat_map(|e| [&e.rx, &e.tx, &e.config]) {
-            qtest.watch(event);
+        if let Some(events) = &events {
+            for event in events.pairs.iter().flat_map(|pair| [&pair.rx, &pair.tx]) {
+                qtest.watch(event);
+            }
+            qtest.watch(&events.config);
         }
         Ok(Self { port })
     }
 
     #[getter]
     fn mac(&self) -> String {
-        self.port.config().mac.to_string()
+        self.port.mac().to_string()
     }
     #[getter]
     fn mtu(&self) -> u16 {
@@ -172,58 +242,144 @@ impl NetPort {
         }
     }
 
+    #[getter]
+    fn legacy(&self) -> bool {
+        self.port.is_legacy()
+    }
+
     fn send(slf: &Bound<'_, Self>, frames: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let port = &slf.get().port;
-        if let Ok(burst) = frames.cast::<Burst>() {
-            let sent = port.send_burst(&mut burst.get().lock());
-            return sent.map_err(|error| raise(slf, error));
-        }
-        let mut source = PythonFrames::new(frames)?;
-        let (queued, stop) = port.send(&mut source).map_err(|error| raise(slf, error))?;
-        let failure = source.failure.take();
-        match (failure, stop) {
-            (Some(error), _) => Err(with_progress(frames.py(), error, queued)?),
-            (None, Some(SendStop::BadFrame(why))) => {
-                let error = PyValueError::new_err(format!(
-                    "frame {queued}: {why}; the {queued} frames before it were queued"
-                ));
-                Err(with_progress(frames.py(), error, queued)?)
-            }
-            _ => Ok(queued),
-        }
+        frames::send(slf, slf.get().first(), frames)
     }
 
     #[pyo3(signature = (maximum = 256, timeout = Some(0.0)),
            text_signature = "($self, maximum=256, timeout=0.0)")]
     fn recv(slf: &Bound<'_, Self>, maximum: i64, timeout: Option<f64>) -> PyResult<Burst> {
-        if !(1..=MAX_BURST).contains(&maximum) {
-            return Err(PyValueError::new_err(format!(
-                "a burst has 1 to {MAX_BURST} frames, not {maximum}"
-            )));
-        }
-        let maximum = maximum as usize;
-        let port = &slf.get().port;
-        let mut burst = virtnic::net::Burst::new(port.pool().clone());
-        let received = port.recv(maximum, &mut burst).map_err(|error| raise(slf, error))?;
-        if received == 0 && timeout != Some(0.0) {
-            recv_waiting(slf, maximum, timeout, &mut burst)?;
-        }
-        Ok(Burst::new(burst))
+        frames::recv(slf, slf.get().first(), maximum, timeout)
     }
 
     fn fileno(&self) -> PyResult<i32> {
         Ok(self.port.arm().map_err(to_py)?.as_fd().as_raw_fd())
     }
 
+    fn tx_fileno(&self) -> PyResult<i32> {
+        Ok(self.port.arm_tx().map_err(to_py)?.as_fd().as_raw_fd())
+    }
+
+    #[pyo3(signature = (timeout = None))]
+    fn wait_writable(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<bool> {
+        frames::wait_writable(slf, slf.get().first(), timeout)
+    }
+
+    #[getter]
+    fn polling(&self) -> f64 {
+        self.port.spin().as_secs_f64() * 1e6
+    }
+
+    fn set_polling(&self, microseconds: f64) -> PyResult<()> {
+        let Ok(limit) = Duration::try_from_secs_f64(microseconds / 1e6) else {
+            return Err(PyValueError::new_err(format!(
+                "a wait polls for a number of microseconds, 0 or more, not {microseconds}"
+            )));
+        };
+        self.port.set_spin(limit).map_err(to_py)
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.port.stats();
-        let dict = PyDict::new(py);
-        for (queue, counters) in [("rx", stats.rx), ("tx", stats.tx)] {
-            for (name, value) in counters.fields() {
-                dict.set_item(format!("{queue}_{name}"), value)?;
+        frames::stats(py, self.port.stats())
+    }
+
+    #[getter]
+    fn queues(&self) -> u16 {
+        self.port.active_pairs()
+    }
+    #[getter]
+    fn max_queues(&self) -> usize {
+        self.port.pairs().len()
+    }
+    fn queue(slf: &Bound<'_, Self>, index: i64) -> PyResult<NetQueue> {
+        NetQueue::new(slf, index)
+    }
+    fn set_queues(slf: &Bound<'_, Self>, count: i64) -> PyResult<()> {
+        // What is no u16 is too many or too few as well.
+        let wanted = u16::try_from(count).unwrap_or(if count < 0 { 0 } else { u16::MAX });
+        ask(slf, |port| port.set_queues(wanted))
+    }
+
+    #[pyo3(signature = (mode, on = true))]
+    fn set_receive_mode(slf: &Bound<'_, Self>, mode: &str, on: bool) -> PyResult<()> {
+        let mode = match mode {
+            "promiscuous" => ReceiveMode::Promiscuous,
+            "all-multicast" => ReceiveMode::AllMulticast,
+            "all-unicast" => ReceiveMode::AllUnicast,
+            "no-multicast" => ReceiveMode::NoMulticast,
+            "no-unicast" => ReceiveMode::NoUnicast,
+            "no-broadcast" => ReceiveMode::NoBroadcast,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "a receive mode is promiscuous, all-multicast, all-unicast, no-multicast, \
+                     no-unicast or no-broadcast, not {other:?}"
+                )));
             }
+        };
+        ask(slf, |port| port.set_receive_mode(mode, on))
+    }
+    fn set_mac(slf: &Bound<'_, Self>, mac: &str) -> PyResult<()> {
+        let mac = address(mac)?;
+        ask(slf, |port| port.set_mac(mac))
+    }
+    #[pyo3(signature = (unicast = Vec::new(), multicast = Vec::new()),
+           text_signature = "($self, unicast=(), multicast=())")]
+    fn set_mac_filter(
+        slf: &Bound<'_, Self>,
+        unicast: Vec<String>,
+        multicast: Vec<String>,
+    ) -> PyResult<()> {
+        let addresses =
+            |list: Vec<String>| list.iter().map(|mac| address(mac)).collect::<PyResult<Vec<Mac>>>();
+        let (unicast, multicast) = (addresses(unicast)?, addresses(multicast)?);
+        ask(slf, |port| port.set_mac_filter(&unicast, &multicast))
+    }
+    fn add_vlan(slf: &Bound<'_, Self>, vlan: i64) -> PyResult<()> {
+        ask(slf, |port| port.add_vlan(vlan_number(vlan)?))
+    }
+    fn remove_vlan(slf: &Bound<'_, Self>, vlan: i64) -> PyResult<()> {
+        ask(slf, |port| port.remove_vlan(vlan_number(vlan)?))
+    }
+    fn set_guest_offloads(slf: &Bound<'_, Self>, offloads: Vec<String>) -> PyResult<()> {
+        let mut set = Features::NONE;
+        for name in offloads {
+            set |= by_name(&name).ok_or_else(|| unknown(&name))?.set();
         }
-        Ok(dict)
+        ask(slf, |port| port.set_guest_offloads(set))
+    }
+    fn set_coalescing(
+        slf: &Bound<'_, Self>,
+        direction: &str,
+        packets: u32,
+        microseconds: u32,
+    ) -> PyResult<()> {
+        let receive = receives(direction)?;
+        ask(slf, |port| port.set_coalescing(receive, Coalescing { packets, microseconds }))
+    }
+
+    #[getter]
+    fn rss_limits(&self) -> Option<(u8, u16, u32)> {
+        self.port.rss_limits().map(|limits| (limits.key, limits.table, limits.types.bits()))
+    }
+    fn rss_config(&self) -> Option<(Vec<u8>, Vec<u16>, u32, u16)> {
+        let rss = self.port.rss()?;
+        Some((rss.key, rss.table, rss.types.bits(), rss.unclassified))
+    }
+    #[pyo3(signature = (key, table, types, unclassified = 0))]
+    fn set_rss_config(
+        slf: &Bound<'_, Self>,
+        key: Vec<u8>,
+        table: Vec<u16>,
+        types: u32,
+        unclassified: u16,
+    ) -> PyResult<()> {
+        let rss = Rss { key, table, types: HashTypes::from_bits_retain(types), unclassified };
+        ask(slf, |port| port.set_rss(&rss))
     }
 
     fn reclaim(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -237,128 +393,5 @@ impl NetPort {
 
     fn stop(&self, py: Python<'_>) {
         py.detach(|| self.port.stop());
-    }
-}
-
-/// Waits for the first frames, looking at Python's signals now and then.
-fn recv_waiting(
-    slf: &Bound<'_, NetPort>,
-    maximum: usize,
-    timeout: Option<f64>,
-    burst: &mut virtnic::net::Burst,
-) -> PyResult<()> {
-    let py = slf.py();
-    let port = &slf.get().port;
-    let timeout = span(timeout)?;
-    let start = Instant::now();
-    loop {
-        let (wake, received) = py
-            .detach(|| {
-                let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-                let wake = port.wait(left)?;
-                Ok((wake, port.recv(maximum, burst)?))
-            })
-            .map_err(|error| raise(slf, error))?;
-        if received > 0 || wake == Wake::Timeout {
-            return Ok(());
-        }
-        py.check_signals()?;
-        if timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
-            return Ok(());
-        }
-    }
-}
-
-/// Tells how far a failed `send` came: the attribute `queued`.
-fn with_progress(py: Python<'_>, error: PyErr, queued: usize) -> PyResult<PyErr> {
-    error.value(py).setattr("queued", queued)?;
-    Ok(error)
-}
-
-/// The frames of a Python iterable.
-struct PythonFrames<'py> {
-    frames: Frames<'py>,
-    next: usize,
-    failure: Option<PyErr>,
-}
-
-enum Frames<'py> {
-    List(Bound<'py, PyList>),
-    Tuple(Bound<'py, PyTuple>),
-}
-
-impl<'py> PythonFrames<'py> {
-    fn new(frames: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let single = frames.is_instance_of::<PyBytes>()
-            || frames.is_instance_of::<PyByteArray>()
-            || frames.is_instance_of::<PyMemoryView>()
-            || frames.is_instance_of::<PyString>();
-        if single {
-            return Err(PyTypeError::new_err(format!(
-                "send takes a burst or an iterable of frames, not {}; for one frame write send([frame])",
-                frames.get_type().name()?
-            )));
-        }
-        let frames = if let Ok(list) = frames.cast::<PyList>() {
-            Frames::List(list.clone())
-        } else if let Ok(tuple) = frames.cast::<PyTuple>() {
-            Frames::Tuple(tuple.clone())
-        } else {
-            let list = PyList::empty(frames.py());
-            for frame in frames.try_iter()? {
-                list.append(frame?)?;
-            }
-            Frames::List(list)
-        };
-        Ok(Self { frames, next: 0, failure: None })
-    }
-
-    fn item(&self, index: usize) -> PyResult<Bound<'py, PyAny>> {
-        match &self.frames {
-            Frames::List(list) => list.get_item(index),
-            Frames::Tuple(tuple) => tuple.get_item(index),
-        }
-    }
-
-    fn copy(&mut self, buffer: &mut FrameBuffer) -> PyResult<Result<usize, String>> {
-        let item = self.item(self.next)?;
-        if let Ok(bytes) = item.cast::<PyBytes>() {
-            return Ok(buffer.fill(bytes.as_bytes()));
-        }
-        let bytes = Bytes::of(&item).map_err(|cause| {
-            let error = PyTypeError::new_err(format!(
-                "frame {0} is not a contiguous bytes-like object but {1}; the {0} frames before it were queued",
-                self.next,
-                item.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
-            ));
-            error.set_cause(item.py(), Some(cause));
-            error
-        })?;
-        // SAFETY: `bytes` holds the object's buffer of this length for reading. Others may
-        // write to it meanwhile, as to any buffer; then the frame has a mixture.
-        Ok(unsafe { buffer.fill_raw(bytes.as_ptr(), bytes.len()) })
-    }
-}
-
-impl FrameSource for PythonFrames<'_> {
-    fn more(&mut self) -> bool {
-        let length = match &self.frames {
-            Frames::List(list) => list.len(),
-            Frames::Tuple(tuple) => tuple.len(),
-        };
-        self.next < length
-    }
-
-    fn next(&mut self, buffer: &mut FrameBuffer) -> Result<usize, String> {
-        match self.copy(buffer) {
-            Ok(result) => {
-                self.next += 1;
-                result
-            }
-            Err(error) => {
-                self.failure = Some(error);
-                Err("not bytes-like".to_owned())
-            }
-        }
     }
 }

@@ -44,7 +44,7 @@ impl Path<'_> {
             Mode::Io => {}
             Mode::Mac => {
                 swap::prefetch(burst);
-                swap::set_source(burst, self.to.config().mac);
+                swap::set_source(burst, self.to.mac());
             }
             Mode::MacSwap => {
                 swap::prefetch(burst);

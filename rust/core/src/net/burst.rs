@@ -1,5 +1,6 @@
 //! Frames that travel together.
 
+use super::header;
 use crate::memory::{BufferId, Pool};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ thread_local! {
 pub struct Burst {
     pool: Arc<Pool>,
     storage: Storage,
+    /// Whether all frames have a hash in the header in front of them.
+    hashed: bool,
 }
 
 impl Burst {
@@ -37,7 +40,7 @@ impl Burst {
             ids: Vec::with_capacity(ROOM),
             lengths: Vec::with_capacity(ROOM),
         });
-        Self { pool, storage }
+        Self { pool, storage, hashed: false }
     }
     /// How many frames.
     #[must_use]
@@ -83,6 +86,27 @@ impl Burst {
             out.set_len(length);
         }
         Some(out)
+    }
+    /// The hash of each frame and what it was calculated over (`hash_value` and `hash_report`,
+    /// section 5.1.6.4.4), in the order of the frames; `None` where the device reports none.
+    #[must_use]
+    pub fn hashes(&self) -> Option<Vec<(u32, u16)>> {
+        if !self.hashed {
+            return None;
+        }
+        let hash = |&id: &BufferId| {
+            // SAFETY: the buffer is ours; its data is 64-byte aligned and has DATA_OFFSET (64)
+            // bytes in front.
+            unsafe { header::hash(self.pool.data_ptr(id)) }
+        };
+        Some(self.storage.ids.iter().map(hash).collect())
+    }
+    /// Says, before frames are added, whether they have hashes.
+    #[inline]
+    pub(super) fn expect_hashes(&mut self, hashes: bool) {
+        if self.hashed != hashes {
+            self.hashed = hashes && self.is_empty();
+        }
     }
     /// Adds a buffer that the caller owns. `length` is at most the pool's capacity.
     #[inline]

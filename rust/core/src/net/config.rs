@@ -1,5 +1,6 @@
 //! The device configuration (section 5.1.4).
 
+use super::rss::HashTypes;
 use crate::virtio::Features;
 use crate::virtio::transport::Transport;
 use crate::{Error, Result};
@@ -19,11 +20,14 @@ impl fmt::Display for Mac {
 /// The MTU of a device that does not say (Ethernet's).
 pub const DEFAULT_MTU: u16 = 1500;
 const LINK_UP: u16 = 1;
+const ANNOUNCE: u16 = 2;
 
 mod offset {
     pub const MAC: usize = 0;
     pub const STATUS: usize = 6;
+    pub const MAX_PAIRS: usize = 8;
     pub const MTU: usize = 10;
+    pub const RSS: usize = 17;
 }
 
 /// What the device says of itself.
@@ -35,6 +39,21 @@ pub struct NetConfig {
     pub mtu: u16,
     /// Whether the link is up.
     pub link: bool,
+    /// How many queue pairs it has.
+    pub max_pairs: u16,
+    /// What it can hash, where it steers by hash or reports hashes.
+    pub rss: Option<RssLimits>,
+}
+
+/// What a device can do with hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RssLimits {
+    /// Bytes of the longest key.
+    pub key: u8,
+    /// Entries of the longest indirection table.
+    pub table: u16,
+    /// What it can calculate a hash over.
+    pub types: HashTypes,
 }
 
 impl NetConfig {
@@ -59,16 +78,50 @@ impl NetConfig {
                 )));
             }
         }
-        Ok(Self { mac, mtu, link: read_link(transport, accepted)? })
+        let hashes = accepted.contains(Features::RSS) || accepted.contains(Features::HASH_REPORT);
+        let several = accepted.contains(Features::MQ) || accepted.contains(Features::RSS);
+        let max_pairs = if several { read16(transport, offset::MAX_PAIRS)? } else { 1 };
+        // Section 5.1.4.1.
+        if !(1..=0x8000).contains(&max_pairs) {
+            return Err(Error::Device(format!(
+                "the device says that it has {max_pairs} queue pairs; it can be 1 to 32768"
+            )));
+        }
+        Ok(Self {
+            mac,
+            mtu,
+            link: read_status(transport, accepted)?.0,
+            max_pairs,
+            rss: if hashes { Some(read_rss(transport)?) } else { None },
+        })
+    }
+
+    /// The index of the control queue, behind those of all pairs (section 5.1.2).
+    pub(super) fn control_queue(&self) -> u16 {
+        self.max_pairs.saturating_mul(2)
     }
 }
 
-/// Whether the link is up; always, for a device without the STATUS feature (section 5.1.4.2).
-pub(super) fn read_link(transport: &dyn Transport, accepted: Features) -> Result<bool> {
+/// Whether the link is up (always, for a device without the STATUS feature, section 5.1.4.2),
+/// and whether the device wants the driver to announce itself.
+pub(super) fn read_status(transport: &dyn Transport, accepted: Features) -> Result<(bool, bool)> {
     if !accepted.contains(Features::STATUS) {
-        return Ok(true);
+        return Ok((true, false));
     }
-    Ok(read16(transport, offset::STATUS)? & LINK_UP != 0)
+    let status = read16(transport, offset::STATUS)?;
+    let announce = accepted.contains(Features::GUEST_ANNOUNCE) && status & ANNOUNCE != 0;
+    Ok((status & LINK_UP != 0, announce))
+}
+
+fn read_rss(transport: &dyn Transport) -> Result<RssLimits> {
+    let mut bytes = [0; 7];
+    transport.read_config(offset::RSS, &mut bytes)?;
+    let [key, t0, t1, h0, h1, h2, h3] = bytes;
+    Ok(RssLimits {
+        key,
+        table: u16::from_le_bytes([t0, t1]),
+        types: HashTypes::from_bits_truncate(u32::from_le_bytes([h0, h1, h2, h3])),
+    })
 }
 
 fn read16(transport: &dyn Transport, offset: usize) -> Result<u16> {

@@ -2,19 +2,25 @@
 //!
 //! ```text
 //!  0 flags  1 gso_type  2 hdr_len  4 gso_size  6 csum_start  8 csum_offset  10 num_buffers
+//!  and with HASH_REPORT negotiated: 12 hash_value  16 hash_report  18 padding
 //! ```
+//! The device writes it right in front of the packet, so where it starts depends on its length.
 
 /// Bytes of the header with VERSION_1 (`num_buffers` is always there).
 pub const HEADER_LEN: usize = 12;
+/// Bytes of the header with HASH_REPORT as well.
+pub const HASH_HEADER_LEN: usize = 20;
 
 /// Clears the header in front of `data`: no offload, and `num_buffers` 0 as
 /// section 5.1.6.2 demands of transmitted packets.
 ///
 /// # Safety
-/// The [`HEADER_LEN`] bytes before `data` must be valid for writes, and `data` aligned to 8 bytes.
+/// The `length` (12 or 20) bytes before `data` must be valid for writes, and `data` aligned to 8
+/// bytes.
 #[inline]
-pub(crate) unsafe fn clear(data: *mut u8) {
-    // SAFETY: the caller vouches for these bytes; data - 8 and data - 12 are aligned to 8 and 4.
+pub(crate) unsafe fn clear(data: *mut u8, length: usize) {
+    // SAFETY: the caller vouches for these bytes; data - 8 is aligned to 8,
+    // the others to 4.
     unsafe {
         let (tail, head) = (data.sub(8).cast::<u64>(), data.sub(12).cast::<u32>());
         // Mostly it is zero already, and a line that nobody writes stays in both caches.
@@ -23,6 +29,10 @@ pub(crate) unsafe fn clear(data: *mut u8) {
         }
         if head.read_volatile() != 0 {
             head.write_volatile(0);
+        }
+        if length > HEADER_LEN {
+            data.sub(16).cast::<u32>().write_volatile(0);
+            data.sub(20).cast::<u32>().write_volatile(0);
         }
     }
 }
@@ -43,9 +53,25 @@ pub(crate) fn prefetch(data: *const u8) {
 /// `num_buffers`: over how many buffers a received packet is spread (section 5.1.6.4).
 ///
 /// # Safety
-/// The [`HEADER_LEN`] bytes before `data` must be valid for reads, and `data` aligned to 2 bytes.
+/// The `length` (12 or 20) bytes before `data` must be valid for reads, and `data` aligned to 2
+/// bytes.
 #[inline]
-pub(crate) unsafe fn num_buffers(data: *const u8) -> u16 {
+pub(crate) unsafe fn num_buffers(data: *const u8, length: usize) -> u16 {
     // SAFETY: the caller vouches for these bytes; one volatile read, whatever the device does meanwhile.
-    u16::from_le(unsafe { data.sub(2).cast::<u16>().read_volatile() })
+    u16::from_le(unsafe { data.sub(length - 10).cast::<u16>().read_volatile() })
+}
+
+/// `hash_value` and `hash_report`: what the device calculated over a received packet, and over
+/// which of its fields (section 5.1.6.4.4).
+///
+/// # Safety
+/// The [`HASH_HEADER_LEN`] bytes before `data` must be valid for reads, and `data` aligned to 4
+/// bytes.
+pub(crate) unsafe fn hash(data: *const u8) -> (u32, u16) {
+    // SAFETY: the caller vouches for these bytes; volatile reads, whatever the device does.
+    unsafe {
+        let value = data.sub(8).cast::<u32>().read_volatile();
+        let report = data.sub(4).cast::<u16>().read_volatile();
+        (u32::from_le(value), u16::from_le(report))
+    }
 }

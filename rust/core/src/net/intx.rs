@@ -2,7 +2,7 @@
 //! (section 4.1.4.5), which lowers the line, and passes the news on to the same
 //! eventfds that MSI-X would signal.
 
-use super::port::Events;
+use super::bring_up::Events;
 use crate::notify::EventFd;
 use crate::process::Home;
 use crate::virtio::transport::Transport;
@@ -52,8 +52,7 @@ fn dispatch(line: &EventFd, stop: &AtomicBool, transport: &dyn Transport, events
         match transport.take_isr() {
             Ok(isr) => {
                 if isr & QUEUE_INTERRUPT != 0 {
-                    events.rx.signal();
-                    events.tx.signal();
+                    events.signal_queues();
                 }
                 if isr & CONFIG_INTERRUPT != 0 {
                     events.config.signal();
@@ -61,9 +60,7 @@ fn dispatch(line: &EventFd, stop: &AtomicBool, transport: &dyn Transport, events
             }
             Err(error) => {
                 log::debug!("INTx dispatch ends: {error}");
-                events.rx.signal();
-                events.tx.signal();
-                events.config.signal();
+                events.signal_all();
                 return;
             }
         }

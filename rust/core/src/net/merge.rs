@@ -7,7 +7,7 @@
 //! buffer from the device.
 
 use super::burst::Burst;
-use super::header::{self, HEADER_LEN};
+use super::header;
 use super::queue::Common;
 use super::stats::LiveQueueStats;
 use crate::memory::{BufferId, Pool};
@@ -88,7 +88,8 @@ impl Merger {
         jumbos: &mut usize,
         burst: &mut Burst,
     ) -> Result<usize> {
-        let Common { ring, pool, stats, stash, .. } = common;
+        let Common { ring, pool, stats, stash, header_len, .. } = common;
+        let header_len = *header_len;
         let (mut packets, mut bytes, mut empty) = (0, 0, 0);
         let mut fault = None;
         while packets < max
@@ -106,14 +107,14 @@ impl Merger {
                 }
                 Some(partial) => partial,
                 None => {
-                    let Some(length) = (written as usize).checked_sub(HEADER_LEN) else {
+                    let Some(length) = (written as usize).checked_sub(header_len) else {
                         stash.push(id);
-                        fault = Some(short(written));
+                        fault = Some(short(written, header_len));
                         continue;
                     };
                     // SAFETY: the buffer came back from the device and is ours; its data is
                     // 64-byte aligned and has DATA_OFFSET (64) bytes in front.
-                    match unsafe { header::num_buffers(pool.data_ptr(id)) } {
+                    match unsafe { header::num_buffers(pool.data_ptr(id), header_len) } {
                         1 => {
                             if length > 0 {
                                 burst.push(id, length as u32);
@@ -145,10 +146,10 @@ impl Merger {
                     }
                 }
             };
-            partial.append(pool, id, written as usize, stats);
+            partial.append(pool, id, written as usize, header_len, stats);
             stash.push(id);
             if partial.missing == 0 {
-                let (into, length) = (partial.into, partial.filled.saturating_sub(HEADER_LEN));
+                let (into, length) = (partial.into, partial.filled.saturating_sub(header_len));
                 self.partial = None;
                 match into {
                     Some(into) if length > 0 => {
@@ -185,21 +186,28 @@ impl Merger {
 
 impl Partial {
     /// Adds what the device wrote into its next buffer.
-    fn append(&mut self, pool: &Pool, id: BufferId, written: usize, stats: &LiveQueueStats) {
+    fn append(
+        &mut self,
+        pool: &Pool,
+        id: BufferId,
+        written: usize,
+        header_len: usize,
+        stats: &LiveQueueStats,
+    ) {
         self.missing -= 1;
         let Some(into) = self.into else { return };
-        if self.filled + written > HEADER_LEN + pool.capacity_of(into) {
+        if self.filled + written > header_len + pool.capacity_of(into) {
             pool.give(&[into]);
             self.into = None;
             stats.bad_chain.add(1);
             return;
         }
         // SAFETY: both buffers are ours and differ. The device wrote from the header's place,
-        // HEADER_LEN before the data, and the ring checked that `written` bytes fit there; that
+        // `header_len` before the data, and the ring checked that `written` bytes fit there; that
         // they fit `into` behind what it has was checked above.
         unsafe {
-            let from = pool.data_ptr(id).sub(HEADER_LEN);
-            let to = pool.data_ptr(into).sub(HEADER_LEN).add(self.filled);
+            let from = pool.data_ptr(id).sub(header_len);
+            let to = pool.data_ptr(into).sub(header_len).add(self.filled);
             std::ptr::copy_nonoverlapping(from, to, written);
         }
         self.filled += written;
@@ -208,10 +216,10 @@ impl Partial {
 
 /// A device that wrote less than a header.
 #[cold]
-pub(super) fn short(written: u32) -> Error {
+pub(super) fn short(written: u32, header_len: usize) -> Error {
     Error::Device(format!(
         "the device wrote {written} bytes into a receive buffer, less than the \
-         {HEADER_LEN} of the header (section 5.1.6)"
+         {header_len} of the header (section 5.1.6)"
     ))
 }
 

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::super::header::HEADER_LEN;
 use super::super::queue::{AnyRing, RxQueue, TxQueue};
 use super::super::slot::Slot;
 use super::*;

@@ -5,6 +5,7 @@ use super::header::{self, HEADER_LEN};
 use super::merge::{self, Merger};
 use super::slot::Slot;
 use super::stats::LiveQueueStats;
+use super::wakeup::Interrupts;
 use crate::Result;
 use crate::memory::{BufferId, Holder, Iova, Pool, Region};
 use crate::notify::Doorbell;
@@ -40,7 +41,7 @@ impl AnyRing {
             Self::Split(SplitRing::new(region, options)?)
         })
     }
-    fn addresses(&self) -> (Iova, Iova, Iova) {
+    pub(super) fn addresses(&self) -> (Iova, Iova, Iova) {
         each!(self, ring => ring.addresses())
     }
     pub(crate) fn size(&self) -> u16 {
@@ -49,13 +50,16 @@ impl AnyRing {
     fn free(&self) -> usize {
         each!(self, ring => ring.free())
     }
-    fn has_used(&self) -> bool {
+    pub(super) fn has_used(&self) -> bool {
         each!(self, ring => ring.has_used())
     }
     fn enable_interrupts(&mut self) -> bool {
         each!(self, ring => ring.enable_interrupts())
     }
-    fn disable_interrupts(&mut self) {
+    fn enable_interrupts_after(&mut self, n: u16) -> bool {
+        each!(self, ring => ring.enable_interrupts_after(n))
+    }
+    pub(super) fn disable_interrupts(&mut self) {
         each!(self, ring => ring.disable_interrupts());
     }
     #[inline]
@@ -75,7 +79,16 @@ impl AnyRing {
     ) -> Result<usize, Violation> {
         each!(self, ring => ring.pop(max, used))
     }
-    fn publish(&mut self) -> bool {
+    #[inline]
+    pub(super) fn add_chain(
+        &mut self,
+        token: u32,
+        readable: &[(Iova, u32)],
+        writable: &[(Iova, u32)],
+    ) -> bool {
+        each!(self, ring => ring.add_chain(token, readable, writable))
+    }
+    pub(super) fn publish(&mut self) -> bool {
         each!(self, ring => ring.publish())
     }
     fn reset(&mut self, returned: impl FnMut(u32)) {
@@ -91,6 +104,8 @@ pub(crate) struct Common {
     pub(crate) pool: Arc<Pool>,
     pub(crate) doorbell: Doorbell,
     pub(crate) stats: Arc<LiveQueueStats>,
+    /// Bytes of the header in front of each packet (section 5.1.6.1).
+    pub(super) header_len: usize,
     /// Buffers on their way between the pool and the ring.
     pub(super) stash: Vec<BufferId>,
 }
@@ -104,7 +119,12 @@ impl Common {
         stats: Arc<LiveQueueStats>,
     ) -> Self {
         let stash = Vec::with_capacity(usize::from(ring.size()));
-        Self { index, ring, pool, doorbell, stats, stash }
+        Self { index, ring, pool, doorbell, stats, header_len: HEADER_LEN, stash }
+    }
+
+    /// With a header of this length.
+    pub(super) fn with_header(self, header_len: usize) -> Self {
+        Self { header_len, ..self }
     }
 
     /// What tells others how far the device has come.
@@ -135,10 +155,11 @@ impl Common {
     /// Received frames, each in one buffer.
     #[inline]
     fn recv_whole(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
+        let header_len = self.header_len;
         let mut bytes = 0u64;
         let (mut short, mut taken) = (None, 0usize);
         let popped = self.ring.pop(max, |id, written| {
-            match (written as usize).checked_sub(HEADER_LEN) {
+            match (written as usize).checked_sub(header_len) {
                 // At least one byte of a frame behind the header.
                 Some(length) if length > 0 => {
                     bytes += length as u64;
@@ -158,7 +179,7 @@ impl Common {
         }
         let popped = popped?;
         if let Some(written) = short {
-            return Err(merge::short(written));
+            return Err(merge::short(written, header_len));
         }
         if popped > taken {
             self.stats.bad_length.add((popped - taken) as u64);
@@ -215,10 +236,11 @@ impl RxQueue {
         let first = common.stash.len() - count;
         let ids = &common.stash[first..];
         let pool = &common.pool;
-        let length = (pool.capacity() + HEADER_LEN) as u32;
+        let header_len = common.header_len;
+        let length = (pool.capacity() + header_len) as u32;
         let added = common.ring.add(true, count, |i| {
             let id = ids[i];
-            (id, Iova(pool.common_iova(id).0.wrapping_sub(HEADER_LEN as u64)), length)
+            (id, Iova(pool.common_iova(id).0.wrapping_sub(header_len as u64)), length)
         });
         common.stash.drain(first..first + added);
         common.publish();
@@ -332,9 +354,10 @@ impl TxQueue {
     /// Makes frames ready to be sent repeatedly.
     pub(crate) fn load(&mut self, magazine: Magazine) {
         let pool = &self.common.pool;
+        let header_len = self.common.header_len;
         for &id in &magazine.ids {
             // SAFETY: as in `send`; the magazine owns its buffers.
-            unsafe { header::clear(pool.data_ptr(id)) };
+            unsafe { header::clear(pool.data_ptr(id), header_len) };
         }
         self.magazine = Some(magazine);
     }
@@ -372,13 +395,14 @@ impl TxQueue {
         let mut bytes = 0u64;
         let ready = &mut magazine.ready;
         let (ids, lengths) = (&magazine.ids, &magazine.lengths);
+        let header_len = common.header_len;
         let most = most.min(ready.len());
         let added = common.ring.add(false, most, |i| {
             let index = ready[i];
             let length = lengths[index as usize];
             bytes += u64::from(length);
-            let header = pool.data_iova(ids[index as usize]).0.wrapping_sub(HEADER_LEN as u64);
-            (index | FROM_MAGAZINE, Iova(header), length + HEADER_LEN as u32)
+            let header = pool.data_iova(ids[index as usize]).0.wrapping_sub(header_len as u64);
+            (index | FROM_MAGAZINE, Iova(header), length + header_len as u32)
         });
         if added > 0 {
             ready.drain(..added);
@@ -440,6 +464,7 @@ impl TxQueue {
         }
         let common = &mut self.common;
         let pool = &common.pool;
+        let header_len = common.header_len;
         let mut bytes = 0u64;
         let count = ids.len().min(lengths.len());
         let added = common.ring.add(false, count, |i| {
@@ -447,10 +472,10 @@ impl TxQueue {
             let (data, iova) = pool.data(id);
             // SAFETY: the buffer is ours until publish, its data is 64-byte aligned and has
             // DATA_OFFSET (64) bytes in front.
-            unsafe { header::clear(data) };
+            unsafe { header::clear(data, header_len) };
             bytes += u64::from(length);
-            let header = iova.0.wrapping_sub(HEADER_LEN as u64);
-            (id, Iova(header), length + HEADER_LEN as u32)
+            let header = iova.0.wrapping_sub(header_len as u64);
+            (id, Iova(header), length + header_len as u32)
         });
         if added > 0 {
             if common.pool.any_jumbo(&ids[..added]) {
@@ -509,6 +534,41 @@ impl TxQueue {
             self.reclaim()?;
         }
         Ok(self.common.ring.free())
+    }
+}
+
+impl Interrupts for RxQueue {
+    fn ready(&mut self) -> bool {
+        self.has_used()
+    }
+    fn enable(&mut self) -> bool {
+        self.enable_interrupts()
+    }
+    fn disable(&mut self) {
+        self.common.disable_interrupts();
+    }
+}
+
+/// A transmit queue is ready when half of it is free: one interrupt for many frames.
+impl Interrupts for TxQueue {
+    fn ready(&mut self) -> bool {
+        // An error is for the next call to find: the ring stays poisoned.
+        self.reclaim().is_err() || self.common.ring.free() >= self.reclaim_at.max(1)
+    }
+    fn enable(&mut self) -> bool {
+        loop {
+            if self.ready() {
+                self.common.disable_interrupts();
+                return true;
+            }
+            let missing = self.reclaim_at.max(1) - self.common.ring.free();
+            if !self.common.ring.enable_interrupts_after(missing as u16) {
+                return false;
+            }
+        }
+    }
+    fn disable(&mut self) {
+        self.common.disable_interrupts();
     }
 }
 

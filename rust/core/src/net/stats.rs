@@ -1,6 +1,8 @@
 //! Counters. Each has one writer, the holder of its queue's lock, so counting is
 //! a load and a store; reading takes no lock and never stops traffic.
 
+use std::iter::Sum;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A counter with one writer at a time.
@@ -37,6 +39,11 @@ macro_rules! counters {
         }
 
         impl $snapshot {
+            /// Adds another queue's.
+            fn add(&mut self, other: &Self) {
+                $(self.$field = self.$field.wrapping_add(other.$field);)*
+            }
+
             /// Each counter with its name.
             #[must_use]
             pub fn fields(&self) -> Vec<(&'static str, u64)> {
@@ -71,13 +78,40 @@ counters! {
     kicks_suppressed,
     /// Interrupts that ended a wait.
     interrupts,
+    /// Waits that ended while they polled, before they would have slept.
+    polls,
+    /// Waits that slept.
+    sleeps,
 }
 
-/// A port's counters: one queue pair's two queues.
+/// The live counters of one queue pair.
+#[derive(Debug)]
+pub(super) struct LivePairStats {
+    pub(super) rx: Arc<LiveQueueStats>,
+    pub(super) tx: Arc<LiveQueueStats>,
+}
+
+impl LivePairStats {
+    pub(super) fn snapshot(&self) -> PortStats {
+        PortStats { rx: self.rx.snapshot(), tx: self.tx.snapshot() }
+    }
+}
+
+/// The counters of one queue pair, or the sums over all of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortStats {
     /// The receive queue.
     pub rx: QueueStats,
     /// The transmit queue.
     pub tx: QueueStats,
+}
+
+impl Sum for PortStats {
+    fn sum<I: Iterator<Item = Self>>(pairs: I) -> Self {
+        pairs.fold(Self::default(), |mut sum, pair| {
+            sum.rx.add(&pair.rx);
+            sum.tx.add(&pair.tx);
+            sum
+        })
+    }
 }

@@ -16,6 +16,13 @@ pub enum Doorbell {
         /// The queue's notification address.
         address: u64,
     },
+    /// The same by a 16-bit port write, for the legacy interface.
+    Port {
+        /// The connection.
+        qtest: QTest,
+        /// The device's one notification register.
+        port: u16,
+    },
     /// The device polls this eventfd.
     Event(Arc<EventFd>),
     /// The device polls an eventfd that comes and goes with it.
@@ -35,6 +42,11 @@ impl Doorbell {
         match self {
             Self::Mmio { qtest, address } => {
                 if let Err(error) = qtest.write(*address, 2, u64::from(queue)) {
+                    log::warn!("the kick of queue {queue} was not delivered: {error}");
+                }
+            }
+            Self::Port { qtest, port } => {
+                if let Err(error) = qtest.port_out(*port, 2, u32::from(queue)) {
                     log::warn!("the kick of queue {queue} was not delivered: {error}");
                 }
             }

@@ -107,7 +107,7 @@ impl QTest {
     }
 
     /// Takes over a connected socket.
-    pub(super) fn from_socket(
+    pub(crate) fn from_socket(
         socket: OwnedFd,
         timeout: Duration,
         patience: Option<Patience>,

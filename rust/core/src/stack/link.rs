@@ -88,7 +88,7 @@ pub trait Link {
 
 impl Link for Port {
     fn mac(&self) -> Mac {
-        self.config().mac
+        Self::mac(self)
     }
     fn mtu(&self) -> u16 {
         self.config().mtu

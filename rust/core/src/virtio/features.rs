@@ -134,7 +134,6 @@ use Support::{Accepted, OnRequest, Required, Unsupported};
 const MERGE_ON_REQUEST: Support =
     OnRequest("frames fit one buffer; merging, for longer ones, costs a header read for each");
 const NO_OFFLOADS: Support = Unsupported("segmentation and checksum offloads are not driven yet");
-const NO_CONTROL: Support = Unsupported("the control queue is not driven yet");
 
 features! {
     /// The device handles packets with partial checksum.
@@ -142,7 +141,7 @@ features! {
     /// The driver handles packets with partial checksum.
     GUEST_CSUM = 1, "5.1.3", NO_OFFLOADS;
     /// Offloads can be changed at run time by the control queue.
-    CTRL_GUEST_OFFLOADS = 2, "5.1.3", NO_CONTROL;
+    CTRL_GUEST_OFFLOADS = 2, "5.1.3", Accepted;
     /// The device says its MTU.
     MTU = 3, "5.1.3", Accepted;
     /// The device has a MAC address.
@@ -168,19 +167,19 @@ features! {
     /// The configuration has a status field.
     STATUS = 16, "5.1.3", Accepted;
     /// There is a control queue.
-    CTRL_VQ = 17, "5.1.3", NO_CONTROL;
+    CTRL_VQ = 17, "5.1.3", Accepted;
     /// The control queue sets receive modes.
-    CTRL_RX = 18, "5.1.3", NO_CONTROL;
+    CTRL_RX = 18, "5.1.3", Accepted;
     /// The control queue filters VLANs.
-    CTRL_VLAN = 19, "5.1.3", NO_CONTROL;
+    CTRL_VLAN = 19, "5.1.3", Accepted;
     /// The control queue has extra receive modes.
-    CTRL_RX_EXTRA = 20, "5.1.3", NO_CONTROL;
+    CTRL_RX_EXTRA = 20, "5.1.3", Accepted;
     /// The driver can send gratuitous packets.
-    GUEST_ANNOUNCE = 21, "5.1.3", NO_CONTROL;
+    GUEST_ANNOUNCE = 21, "5.1.3", Accepted;
     /// The device has several queue pairs.
-    MQ = 22, "5.1.3", NO_CONTROL;
+    MQ = 22, "5.1.3", Accepted;
     /// The control queue sets the MAC address.
-    CTRL_MAC_ADDR = 23, "5.1.3", NO_CONTROL;
+    CTRL_MAC_ADDR = 23, "5.1.3", Accepted;
     /// The device notifies when it runs out of buffers, even where notifications are suppressed.
     NOTIFY_ON_EMPTY = 24, "6.3", Unsupported("legacy; of no use to a driver that looks at used rings itself");
     /// Descriptors may be laid out in any way.
@@ -206,17 +205,17 @@ features! {
     /// The notification value comes from the device.
     NOTIF_CONFIG_DATA = 39, "6", Unsupported("notifications carry the queue index only");
     /// One queue can be reset alone.
-    RING_RESET = 40, "6", Unsupported("queues are not reset one by one yet");
+    RING_RESET = 40, "6", Accepted;
     /// The device has an administration queue.
     ADMIN_VQ = 41, "6", Unsupported("the administration queue is not driven");
     /// The device keeps statistics.
-    DEVICE_STATS = 50, "5.1.3", NO_CONTROL;
+    DEVICE_STATS = 50, "5.1.3", Unsupported("the device's own statistics are not asked for");
     /// The device hashes what is inside tunnels.
-    HASH_TUNNEL = 51, "5.1.3", NO_CONTROL;
+    HASH_TUNNEL = 51, "5.1.3", Unsupported("hashes are of the outer packet only");
     /// Notifications can be coalesced for each queue.
-    VQ_NOTF_COAL = 52, "5.1.3", NO_CONTROL;
+    VQ_NOTF_COAL = 52, "5.1.3", Accepted;
     /// Notifications can be coalesced.
-    NOTF_COAL = 53, "5.1.3", NO_CONTROL;
+    NOTF_COAL = 53, "5.1.3", Accepted;
     /// The driver can receive USOv4.
     GUEST_USO4 = 54, "5.1.3", NO_OFFLOADS;
     /// The driver can receive USOv6.
@@ -224,11 +223,11 @@ features! {
     /// The device can receive USO.
     HOST_USO = 56, "5.1.3", NO_OFFLOADS;
     /// The device reports a hash with each packet.
-    HASH_REPORT = 57, "5.1.3", NO_CONTROL;
+    HASH_REPORT = 57, "5.1.3", Accepted;
     /// The driver gives the exact header length.
     GUEST_HDRLEN = 59, "5.1.3", NO_OFFLOADS;
     /// The device steers by hash.
-    RSS = 60, "5.1.3", NO_CONTROL;
+    RSS = 60, "5.1.3", Accepted;
     /// The device can merge TCP segments.
     RSC_EXT = 61, "5.1.3", NO_OFFLOADS;
     /// The device stands by for another of the same MAC.
@@ -293,8 +292,19 @@ pub struct Wishes {
 pub fn negotiate(offered: Features, wishes: &Wishes) -> Result<(Features, Vec<Outcome>)> {
     let mut accepted = Features::NONE;
     let mut outcomes = Vec::new();
+    let control = offered.contains(Features::CTRL_VQ) && !wishes.refuse.contains(Features::CTRL_VQ);
     for feature in TABLE {
-        let (on, why) = decide(feature, offered.contains(feature.set()), wishes)?;
+        let (mut on, mut why) = decide(feature, offered.contains(feature.set()), wishes)?;
+        // Section 5.1.3.1.
+        if on && !control && NEEDS_CONTROL.contains(feature.set()) {
+            if wishes.insist.contains(feature.set()) {
+                return Err(Error::Invalid(format!(
+                    "the feature {} cannot be insisted on without CTRL_VQ",
+                    feature.name
+                )));
+            }
+            (on, why) = (false, "needs CTRL_VQ".to_owned());
+        }
         if on {
             accepted |= feature.set();
         }
@@ -318,6 +328,21 @@ pub fn negotiate(offered: Features, wishes: &Wishes) -> Result<(Features, Vec<Ou
     outcomes.sort_by_key(|outcome| outcome.bit);
     Ok((accepted, outcomes))
 }
+
+/// What works by the control queue only.
+const NEEDS_CONTROL: Features = Features(
+    Features::CTRL_GUEST_OFFLOADS.0
+        | Features::CTRL_RX.0
+        | Features::CTRL_VLAN.0
+        | Features::CTRL_RX_EXTRA.0
+        | Features::GUEST_ANNOUNCE.0
+        | Features::MQ.0
+        | Features::CTRL_MAC_ADDR.0
+        | Features::VQ_NOTF_COAL.0
+        | Features::NOTF_COAL.0
+        | Features::HASH_REPORT.0
+        | Features::RSS.0,
+);
 
 fn decide(feature: &Feature, offered: bool, wishes: &Wishes) -> Result<(bool, String)> {
     let name = feature.name;
@@ -405,8 +430,14 @@ mod tests {
         assert_eq!(negotiate(offered, &wishes).unwrap().0, BASE | Features::MRG_RXBUF);
         let wishes = Wishes { insist: Features::RING_PACKED, ..Wishes::default() };
         assert!(matches!(negotiate(offered, &wishes), Err(Error::Device(_))));
-        let wishes = Wishes { insist: Features::RSS, ..Wishes::default() };
+        let wishes = Wishes { insist: Features::ADMIN_VQ, ..Wishes::default() };
         assert!(matches!(negotiate(offered, &wishes), Err(Error::Invalid(_))));
+        let queues = offered | Features::CTRL_VQ | Features::MQ;
+        let wishes = Wishes { refuse: Features::CTRL_VQ, ..Wishes::default() };
+        assert_eq!(negotiate(queues, &wishes).unwrap().0, BASE | Features::EVENT_IDX);
+        assert!(negotiate(queues, &Wishes::default()).unwrap().0.contains(Features::MQ));
+        let wishes = Wishes { insist: Features::MQ, ..wishes };
+        assert!(matches!(negotiate(queues, &wishes), Err(Error::Invalid(_))));
         let wishes =
             Wishes { prefer: Features::MRG_RXBUF | Features::RING_PACKED, ..Wishes::default() };
         assert!(negotiate(offered, &wishes).unwrap().0.contains(Features::MRG_RXBUF));

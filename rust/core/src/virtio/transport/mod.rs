@@ -1,6 +1,9 @@
 //! How a driver reaches a virtio device's registers (VIRTIO 1.3, chapter 4).
 
+pub mod legacy;
 pub mod modern;
+#[cfg(all(test, not(loom)))]
+pub(crate) mod testing;
 
 use super::{Features, Status};
 use crate::Result;
@@ -27,6 +30,11 @@ pub struct QueueAddresses {
 
 /// Access to one virtio device's registers.
 pub trait Transport: Send + Sync {
+    /// Whether this is the legacy interface: 32 feature bits, no VERSION_1 and no FEATURES_OK,
+    /// queues of the device's own size in the layout of section 2.7.2.
+    fn is_legacy(&self) -> bool {
+        false
+    }
     /// The features the device offers.
     fn device_features(&self) -> Result<Features>;
     /// Writes the features the driver accepts.
@@ -46,6 +54,9 @@ pub trait Transport: Send + Sync {
     fn queue_max_size(&self, queue: u16) -> Result<u16>;
     /// Sets a queue up and enables it. An [`crate::Error::Device`] where the device refuses the vector.
     fn setup_queue(&self, queue: u16, addresses: &QueueAddresses) -> Result<()>;
+    /// Resets one queue and returns when the device says it is reset (section 2.6.1, feature
+    /// RING_RESET). [`Self::setup_queue`] sets it up again.
+    fn reset_queue(&self, queue: u16) -> Result<()>;
     /// The queue's doorbell through this transport.
     fn doorbell(&self, queue: u16) -> Result<Doorbell>;
     /// Sets the vector of configuration changes, or [`NO_VECTOR`].

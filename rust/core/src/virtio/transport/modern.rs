@@ -44,6 +44,7 @@ mod common {
     pub const QUEUE_DESC: u64 = 32;
     pub const QUEUE_DRIVER: u64 = 40;
     pub const QUEUE_DEVICE: u64 = 48;
+    pub const QUEUE_RESET: u64 = 58;
 }
 
 /// How long a device may take to report that it is reset.
@@ -206,6 +207,22 @@ impl Transport for ModernPci {
         self.write_address(common::QUEUE_DRIVER, addresses.driver)?;
         self.write_address(common::QUEUE_DEVICE, addresses.device)?;
         self.write16(common::QUEUE_ENABLE, 1)
+    }
+
+    fn reset_queue(&self, queue: u16) -> Result<()> {
+        let _guard = self.selecting(queue)?;
+        self.write16(common::QUEUE_RESET, 1)?;
+        // Section 4.1.4.3.2: it is reset once that reads 0.
+        let deadline = Instant::now() + RESET_TIMEOUT;
+        while self.read16(common::QUEUE_RESET)? != 0 || self.read16(common::QUEUE_ENABLE)? != 0 {
+            if Instant::now() > deadline {
+                return Err(Error::Device(format!(
+                    "queue {queue} was reset but is not reset yet after {RESET_TIMEOUT:?}"
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     fn doorbell(&self, queue: u16) -> Result<Doorbell> {

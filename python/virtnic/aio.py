@@ -1,0 +1,401 @@
+"""Ports for asyncio, trio and anyio.
+
+>>> async with virtnic.aio.open("user") as port:
+...     await port.send([frame])
+...     async for burst in port:
+...         ...
+
+Whichever of asyncio and trio runs is used (anyio runs on one of the two); neither is
+imported here. All waiting is for the port's file descriptors, in the event loop's own way;
+no thread is involved but for opening and closing, which take some 100 ms.
+
+Every call is a checkpoint: others run meanwhile, and it can be cancelled. A cancelled
+``recv`` has taken no frame: frames are taken without a pause between that and the return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import sys
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+import virtnic
+from virtnic._native import Burst, EventFd, PortClosed, QemuDied
+from virtnic.sending import BACKOFF, Pending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from types import TracebackType
+
+    from typing_extensions import Buffer
+
+    from virtnic._native import Memory
+    from virtnic.hotplug import Qemu
+    from virtnic.port import Interrupts
+    from virtnic.port import Port as BlockingPort
+    from virtnic.qemu import Netdev
+
+__all__ = ["LinkChanges", "Port", "attach", "open"]
+
+_T = TypeVar("_T")
+#: Link changes that nobody has fetched yet; more than this are a broken cable.
+_LINK_CHANGES = 1024
+
+
+class _Lock(Protocol):
+    async def acquire(self) -> object: ...
+    def release(self) -> None: ...
+
+
+class _Library(Protocol):
+    """What we need of an event loop."""
+
+    def lock(self) -> _Lock:
+        """Return a lock that is given in the order in which it was asked for."""
+
+    async def readable(self, fd: int) -> None:
+        """Wait until a descriptor is readable."""
+
+    async def finished(self, fd: int) -> BaseException | None:
+        """Do the same whatever happens; a cancellation that came meanwhile is returned."""
+
+    async def checkpoint(self) -> None:
+        """Let others run."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Pause."""
+
+
+@contextlib.contextmanager
+def _reader(fd: int) -> Iterator[asyncio.Future[None]]:
+    """Have a future that is done when a descriptor is readable."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, wake)
+    try:
+        yield ready
+    finally:
+        loop.remove_reader(fd)
+
+
+class _Asyncio:
+    def lock(self) -> _Lock:
+        return asyncio.Lock()
+
+    async def readable(self, fd: int) -> None:
+        with _reader(fd) as ready:
+            await ready
+
+    async def finished(self, fd: int) -> BaseException | None:
+        cancelled = None
+        with _reader(fd) as ready:
+            # anyio cancels again and again, so the future must outlive each time.
+            while not ready.done():
+                try:
+                    await asyncio.shield(ready)
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        return cancelled
+
+    async def checkpoint(self) -> None:
+        await asyncio.sleep(0)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class _Trio:
+    def __init__(self, trio: Any) -> None:
+        self._trio = trio
+
+    def lock(self) -> _Lock:
+        lock: _Lock = self._trio.Lock()
+        return lock
+
+    async def readable(self, fd: int) -> None:
+        await self._trio.lowlevel.wait_readable(fd)
+
+    async def finished(self, fd: int) -> BaseException | None:
+        with self._trio.CancelScope(shield=True):
+            await self._trio.lowlevel.wait_readable(fd)
+        return None  # a cancellation is still there at the next checkpoint
+
+    async def checkpoint(self) -> None:
+        await self._trio.lowlevel.checkpoint()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._trio.sleep(seconds)
+
+
+def _running() -> _Library:
+    """Return the library that runs the caller; trio first, which can be a guest in asyncio."""
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        with contextlib.suppress(RuntimeError):
+            trio.lowlevel.current_task()
+            return _Trio(trio)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError("virtnic.aio works inside asyncio, trio or anyio only") from None
+    return _Asyncio()
+
+
+async def _in_thread(
+    library: _Library, call: Callable[[], _T], undo: Callable[[_T], object] | None = None
+) -> _T:
+    """Call in a thread that lives for this call. A cancellation waits for its end, and undoes."""
+    done = EventFd()
+    results: list[_T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.signal()
+
+    thread = threading.Thread(target=run, name="virtnic-aio")
+    thread.start()
+    cancelled = await library.finished(done.fileno())
+    thread.join()
+    if cancelled is not None:
+        if results and undo is not None:
+            await _in_thread(library, functools.partial(undo, results[0]))
+        raise cancelled
+    if errors:
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()  # an exception that holds this frame, which holds the exception
+    return results[0]
+
+
+class Opening:
+    """A port that is about to be opened: ``async with`` it, or ``await`` it."""
+
+    def __init__(self, call: Callable[[], BlockingPort]) -> None:
+        self._call = call
+        self._port: Port | None = None
+
+    async def _open(self) -> Port:
+        def call() -> BlockingPort:
+            port = self._call()
+            try:
+                port.fileno()  # a port without interrupts has none: ValueError
+            except BaseException:
+                port.close()
+                raise
+            return port
+
+        return Port(await _in_thread(_running(), call, virtnic.Port.close))
+
+    def __await__(self) -> Generator[Any, Any, Port]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Port:
+        self._port = await self._open()
+        return self._port
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        port, self._port = self._port, None
+        if port is not None:
+            await port.close()
+
+
+def open(netdev: Netdev = "user", **options: Any) -> Opening:  # noqa: A001 - virtnic.aio.open
+    """Open a port as :func:`virtnic.open` does, with the same options, off the event loop.
+
+    ``async with virtnic.aio.open("user") as port`` closes it at the end;
+    ``port = await virtnic.aio.open("user")`` leaves that to the caller.
+    """
+    return Opening(functools.partial(virtnic.open, netdev, **options))
+
+
+def attach(qemu: Qemu, netdev: Netdev = "user", **options: Any) -> Opening:
+    """Do the same for a port of a QEMU that runs: see :meth:`virtnic.Qemu.attach`."""
+    return Opening(functools.partial(qemu.attach, netdev, **options))
+
+
+class Port:
+    """A port whose calls are awaited. ``port`` is the :class:`virtnic.Port` underneath.
+
+    Belongs to the event loop that it was made in. Any number of tasks may send and receive:
+    they take turns in the order in which they came. Waiting tasks raise PortClosed
+    or QemuDied as soon as the port is closed or its QEMU gone.
+    """
+
+    def __init__(self, port: BlockingPort) -> None:
+        """Wrap a port that is open. Raises ValueError when it has no interrupts."""
+        self.port = port
+        self._library = _running()
+        self._fd = port.fileno()
+        self._receiving = self._library.lock()
+        self._sending = self._library.lock()
+
+    async def recv(self, maximum: int = 256) -> Burst:
+        """Wait for frames and return up to ``maximum``, at least one.
+
+        Cancelling it loses no frame. Raises as :meth:`virtnic.Port.recv`.
+        """
+        await self._receiving.acquire()
+        try:
+            await self._library.checkpoint()
+            # From here on no pause between taking frames and returning them.
+            while not (burst := self.port.recv(maximum)):
+                await self._library.readable(self._fd)
+            return burst
+        finally:
+            self._receiving.release()
+
+    async def send(self, frames: Burst | Iterable[Buffer]) -> None:
+        """Queue all frames, in order, waiting for room where the queue is full.
+
+        When it is cancelled, those in front were queued and the others were not; a burst
+        keeps what was not. Raises as :meth:`virtnic.Port.send`.
+        """
+        await self._sending.acquire()
+        try:
+            await self._library.checkpoint()
+            pending = Pending(self.port, frames)
+            while not pending.push():
+                await self._library.readable(self.port.tx_fileno())
+                if pending.stuck:
+                    await self._library.sleep(BACKOFF)
+        finally:
+            self._sending.release()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Burst:
+        return await self.recv()
+
+    def link_changes(self) -> LinkChanges:
+        """Return an iterator, ``async for up in port.link_changes()``, of what comes from now on.
+
+        Ends with PortClosed or QemuDied.
+        """
+        return LinkChanges(self.port, self._library)
+
+    async def close(self) -> None:
+        """Close the port, see :meth:`virtnic.Port.close`, even when cancelled meanwhile."""
+        await _in_thread(self._library, self.port.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def mac(self) -> str:
+        """The device's MAC address."""
+        return self.port.mac
+
+    @property
+    def mtu(self) -> int:
+        """The device's MTU."""
+        return self.port.mtu
+
+    @property
+    def link(self) -> bool:
+        """Whether the link is up."""
+        return self.port.link
+
+    @property
+    def features(self) -> list[tuple[str, int, bool, bool, str]]:
+        """What became of each feature: (name, bit, offered, accepted, why)."""
+        return self.port.features
+
+    @property
+    def queue_size(self) -> int:
+        """Entries of each queue."""
+        return self.port.queue_size
+
+    @property
+    def ring(self) -> str:
+        """The ring format: ``split`` or ``packed``."""
+        return self.port.ring
+
+    @property
+    def interrupts(self) -> Interrupts:
+        """How the device tells us."""
+        return self.port.interrupts
+
+    @property
+    def qemu(self) -> Qemu:
+        """The QEMU whose device it is."""
+        return self.port.qemu
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that its frames lie in."""
+        return self.qemu.memory
+
+    @property
+    def closed(self) -> bool:
+        """Whether the port was stopped."""
+        return self.port.closed
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters."""
+        return self.port.stats()
+
+    def __repr__(self) -> str:
+        return f"<virtnic.aio.Port of {self.port!r}>"
+
+
+class LinkChanges:
+    """An asynchronous iterator: True when the link went up, False when it went down."""
+
+    def __init__(self, port: BlockingPort, library: _Library) -> None:
+        self._port = port
+        self._library = library
+        changes: deque[bool] = deque(maxlen=_LINK_CHANGES)
+        event = EventFd()
+
+        def changed(port: BlockingPort) -> None:
+            changes.append(port.link)
+            event.signal()
+
+        self._changes, self._event = changes, event
+        # Neither holds this object: an iterator that is dropped stops listening.
+        self._unsubscribe = weakref.finalize(self, port.subscribe(changed, event.signal))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bool:
+        await self._library.checkpoint()
+        while True:
+            self._event.drain()
+            if self._changes:
+                return self._changes.popleft()
+            if self._port.closed:
+                raise PortClosed("the port is closed")
+            if self._port.qemu.qtest.death is not None:
+                raise QemuDied(self._port._obituary())
+            await self._library.readable(self._event.fileno())

@@ -1,0 +1,48 @@
+"""Receive-side scaling: which queue a packet goes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DEFAULT_KEY", "HASH_TYPES", "Rss", "names_of", "types_of"]
+
+#: What a device can calculate a hash over, and its bit (VIRTIO 1.3, section 5.1.6.4.3).
+HASH_TYPES = {
+    name: 1 << bit
+    for bit, name in enumerate(
+        ("IPV4", "TCPV4", "UDPV4", "IPV6", "TCPV6", "UDPV6", "IP_EX", "TCP_EX", "UDP_EX")
+    )
+}
+#: The key that most drivers start with (Microsoft: "Verifying the RSS Hash Calculation").
+DEFAULT_KEY = bytes.fromhex(
+    "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rss:
+    """How a device steers received packets by their hash."""
+
+    #: The Toeplitz key.
+    key: bytes
+    #: A packet goes to queue ``table[hash % len(table)]``; empty where hashes are only reported.
+    table: tuple[int, ...]
+    #: What is hashed, by name; see :data:`HASH_TYPES`.
+    types: tuple[str, ...]
+    #: The queue of packets that have no hash.
+    unclassified: int = 0
+
+
+def types_of(names: tuple[str, ...] | list[str]) -> int:
+    """Return the bits of types. Raises ValueError."""
+    bits = 0
+    for name in names:
+        if name not in HASH_TYPES:
+            raise ValueError(f"a hash type is one of {', '.join(HASH_TYPES)}, not {name!r}")
+        bits |= HASH_TYPES[name]
+    return bits
+
+
+def names_of(bits: int) -> tuple[str, ...]:
+    """Return the names of types."""
+    return tuple(name for name, bit in HASH_TYPES.items() if bits & bit)

@@ -1,0 +1,157 @@
+//! The control queue (section 5.1.6.5): one command at a time, and its acknowledgement.
+
+use super::queue::AnyRing;
+use crate::memory::{Chunk, Iova, Pool};
+use crate::notify::Doorbell;
+use crate::virtio::transport::{NO_VECTOR, QueueAddresses, Transport};
+use crate::{Error, Result};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Bytes of the longest command.
+const ROOM: usize = 8192;
+/// Where the acknowledgement and the command lie in the chunk: on lines of their own.
+const ACK_AT: usize = 64;
+const DATA_AT: usize = 128;
+/// Bytes of `class` and `command`.
+const HEADER: usize = 2;
+
+const OK: u8 = 0;
+/// Not an acknowledgement: the device has to overwrite it.
+const NOTHING: u8 = 0xff;
+
+/// QEMU answers in tens of microseconds; one that does not answer for so long is stuck.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the ring is looked at.
+const INTERVAL: Duration = Duration::from_micros(20);
+
+/// The class and number of a command, and its name in the specification.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Command {
+    pub(super) class: u8,
+    pub(super) number: u8,
+    pub(super) name: &'static str,
+}
+
+/// The driver's side of the control queue.
+#[derive(Debug)]
+pub(super) struct ControlQueue {
+    index: u16,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    ring: AnyRing,
+    doorbell: Doorbell,
+    /// Whether the device still has a command that it did not answer in time.
+    unanswered: bool,
+    /// After the ring: it must outlive what the device may still look at.
+    chunk: Chunk,
+}
+
+impl ControlQueue {
+    pub(super) fn new(
+        index: u16,
+        mut ring: AnyRing,
+        doorbell: Doorbell,
+        pool: &Arc<Pool>,
+    ) -> Result<Self> {
+        ring.disable_interrupts();
+        let chunk = pool.region().allocate(DATA_AT + ROOM, DATA_AT)?;
+        let inner = Inner { ring, doorbell, unanswered: false, chunk };
+        Ok(Self { index, inner: Mutex::new(inner) })
+    }
+
+    pub(super) fn addresses(&self) -> QueueAddresses {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let (descriptors, driver, device) = inner.ring.addresses();
+        QueueAddresses { size: inner.ring.size(), descriptors, driver, device, vector: NO_VECTOR }
+    }
+
+    /// Has the device carry a command out, and waits for its answer.
+    ///
+    /// `arguments` are for the error only.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the device refuses, [`Error::Invalid`] for a command that is too
+    /// long, [`Error::Timeout`], [`Error::QemuDied`], [`Error::Device`].
+    pub(super) fn run(
+        &self,
+        transport: &dyn Transport,
+        command: Command,
+        payload: &[u8],
+        arguments: &str,
+    ) -> Result<()> {
+        let Command { class, number, name } = command;
+        if payload.len() > ROOM {
+            return Err(Error::Invalid(format!(
+                "{name}({arguments}) takes {} bytes; a command has at most {ROOM}",
+                payload.len()
+            )));
+        }
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.unanswered && !inner.collect()? {
+            return Err(Error::Timeout(format!(
+                "{name}({arguments}) was not asked: the device has not answered the command before it"
+            )));
+        }
+        inner.send(self.index, [class, number], payload)?;
+        let started = Instant::now();
+        while !inner.collect()? {
+            transport.alive()?;
+            if started.elapsed() > TIMEOUT {
+                return Err(Error::Timeout(format!(
+                    "the device did not answer {name}({arguments}) within {TIMEOUT:?}"
+                )));
+            }
+            std::thread::sleep(INTERVAL);
+        }
+        match inner.acknowledgement() {
+            OK => Ok(()),
+            NOTHING => Err(Error::Refused(format!(
+                "the device gave {name}({arguments}) back without an acknowledgement"
+            ))),
+            other => Err(Error::Refused(format!(
+                "the device refused {name}({arguments}) (acknowledgement {other})"
+            ))),
+        }
+    }
+}
+
+impl Inner {
+    fn send(&mut self, queue: u16, header: [u8; HEADER], payload: &[u8]) -> Result<()> {
+        let base = self.chunk.as_ptr();
+        // SAFETY: the chunk is ours and no command is with the device; it has DATA_AT + ROOM
+        // bytes, and the payload at most ROOM.
+        unsafe {
+            base.copy_from_nonoverlapping(header.as_ptr(), HEADER);
+            base.add(ACK_AT).write_volatile(NOTHING);
+            base.add(DATA_AT).copy_from_nonoverlapping(payload.as_ptr(), payload.len());
+        }
+        let at = |offset: usize| Iova(self.chunk.iova().0.wrapping_add(offset as u64));
+        let parts = [(at(0), HEADER as u32), (at(DATA_AT), payload.len() as u32)];
+        let readable = if payload.is_empty() { &parts[..1] } else { &parts[..] };
+        if !self.ring.add_chain(0, readable, &[(at(ACK_AT), 1)]) {
+            return Err(Error::Device("the control queue takes no command any more".to_owned()));
+        }
+        self.unanswered = true;
+        if self.ring.publish() {
+            self.doorbell.ring(queue);
+        }
+        Ok(())
+    }
+
+    /// Whether the command has come back.
+    fn collect(&mut self) -> Result<bool> {
+        if self.ring.pop(1, |_, _| {})? > 0 {
+            self.unanswered = false;
+        }
+        Ok(!self.unanswered)
+    }
+
+    fn acknowledgement(&self) -> u8 {
+        // SAFETY: inside the chunk, which is ours; one volatile read of what the device wrote.
+        unsafe { self.chunk.as_ptr().add(ACK_AT).read_volatile() }
+    }
+}

@@ -1,0 +1,383 @@
+//! A receive and a transmit queue, and how frames get in and out.
+
+use super::bring_up::PairEvents;
+use super::burst::Burst;
+use super::device::Device;
+use super::frame::{FrameBuffer, FrameSource};
+use super::queue::{RxQueue, SendStop, TxQueue};
+use super::slot::{Claim, Slot};
+use super::stats::{LivePairStats, PortStats};
+use super::waiting::Waiting;
+use crate::memory::Holder;
+use crate::virtio::ring::Follower;
+use crate::virtio::transport::QueueAddresses;
+use crate::{Error, Result};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, MutexGuard};
+
+/// Frames of a `send` are copied in groups of this many between two doorbells.
+const STAGE: usize = 256;
+
+/// Whether a pair moves frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Mode {
+    /// It does.
+    Active = 0,
+    /// The device was told to use fewer pairs than there are. What it received stays readable.
+    Unused = 1,
+    /// Its queues were reset.
+    Stopped = 2,
+}
+
+/// A receive and a transmit queue of a [`Port`](super::Port).
+///
+/// All methods may be called from any thread. One lock for each queue; a wait holds none.
+pub struct QueuePair {
+    pub(super) device: Arc<Device>,
+    /// Its number: its receive queue is virtqueue 2 × `index` (section 5.1.2).
+    pub(super) index: u16,
+    pub(super) rx: Slot<RxQueue>,
+    pub(super) tx: Arc<Slot<TxQueue>>,
+    pub(super) stats: LivePairStats,
+    pub(super) events: Option<PairEvents>,
+    addresses: [QueueAddresses; 2],
+    followers: [Option<Arc<Follower>>; 2],
+    /// Whether the device writes hashes in front of received frames.
+    hashes: bool,
+    pub(super) rx_waiting: Waiting,
+    pub(super) tx_waiting: Waiting,
+    /// Written with both queues locked.
+    mode: AtomicU8,
+}
+
+impl QueuePair {
+    pub(super) fn new(
+        device: Arc<Device>,
+        index: u16,
+        rx: RxQueue,
+        tx: TxQueue,
+        addresses: [QueueAddresses; 2],
+        hashes: bool,
+    ) -> Self {
+        let stats = LivePairStats { rx: rx.common.stats.clone(), tx: tx.common.stats.clone() };
+        let events =
+            device.events.as_ref().and_then(|all| all.pairs.get(usize::from(index)).cloned());
+        let followers = [rx.common.follower(), tx.common.follower()];
+        let tx = Arc::new(Slot::new(tx, "transmit"));
+        let holder: Arc<dyn Holder> = tx.clone();
+        device.pool.add_holder(Arc::downgrade(&holder));
+        Self {
+            device,
+            index,
+            rx: Slot::new(rx, "receive"),
+            tx,
+            stats,
+            events,
+            addresses,
+            followers,
+            hashes,
+            rx_waiting: Waiting::default(),
+            tx_waiting: Waiting::default(),
+            mode: AtomicU8::new(Mode::Active as u8),
+        }
+    }
+
+    /// Its number.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+    /// What interrupts signal.
+    pub fn events(&self) -> Option<&PairEvents> {
+        self.events.as_ref()
+    }
+    /// Where the receive and the transmit queue lie, and their sizes.
+    pub fn addresses(&self) -> &[QueueAddresses; 2] {
+        &self.addresses
+    }
+    /// What follows the receive and the transmit queue where they are packed rings.
+    pub fn followers(&self) -> &[Option<Arc<Follower>>; 2] {
+        &self.followers
+    }
+    /// The counters.
+    pub fn stats(&self) -> PortStats {
+        self.stats.snapshot()
+    }
+    /// Whether frames can be sent: it is neither stopped nor one too many.
+    pub fn is_active(&self) -> bool {
+        self.mode() == Mode::Active
+    }
+
+    #[inline]
+    pub(super) fn mode(&self) -> Mode {
+        match self.mode.load(Ordering::Relaxed) {
+            0 => Mode::Active,
+            1 => Mode::Unused,
+            _ => Mode::Stopped,
+        }
+    }
+
+    /// Only with both queues locked.
+    pub(super) fn set_mode(&self, mode: Mode) {
+        self.mode.store(mode as u8, Ordering::Relaxed);
+        if mode != Mode::Active {
+            self.signal();
+        }
+    }
+
+    #[cold]
+    pub(super) fn unusable(&self, mode: Mode) -> Error {
+        let number = self.index;
+        Error::Closed(if mode == Mode::Stopped {
+            format!("queue {number} is stopped; queue({number}).start() starts it again")
+        } else {
+            format!(
+                "queue {number} is not in use; set_queues({}) or more turns it on",
+                u32::from(number) + 1
+            )
+        })
+    }
+
+    /// The transmit queue, for frames.
+    #[inline]
+    fn transmit(&self) -> Result<MutexGuard<'_, TxQueue>> {
+        let tx = self.tx.lock()?;
+        match self.mode() {
+            Mode::Active => Ok(tx),
+            mode => Err(self.unusable(mode)),
+        }
+    }
+
+    /// Appends up to `max` received frames to the burst; 0 when there is none now.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::QemuDied`], [`Error::Device`] when the device broke a rule
+    /// (now or before).
+    pub fn recv(&self, max: usize, burst: &mut Burst) -> Result<usize> {
+        self.device.check()?;
+        let mut rx = self.rx.lock()?;
+        let mode = self.mode();
+        if mode == Mode::Stopped {
+            return Err(self.unusable(mode));
+        }
+        burst.expect_hashes(self.hashes);
+        let received = rx.recv(max, burst).map_err(|error| self.device.note(error))?;
+        if received < max {
+            self.received_all(&mut rx);
+        }
+        if received == 0 {
+            drop(rx);
+            self.device.transport.alive()?;
+            if mode == Mode::Unused {
+                return Err(self.unusable(mode));
+            }
+        }
+        Ok(received)
+    }
+
+    /// Queues a burst's frames in order, as many as fit; these leave the burst. Nothing is
+    /// copied but frames of which a view is alive, or whose memory is not this port's.
+    ///
+    /// # Errors
+    /// As for [`Self::recv`].
+    pub fn send_burst(&self, burst: &mut Burst) -> Result<usize> {
+        self.device.check()?;
+        if burst.is_empty() {
+            return Ok(0);
+        }
+        self.device.transport.alive()?;
+        if !Arc::ptr_eq(burst.pool(), &self.device.pool) {
+            return self.send_foreign(burst);
+        }
+        if self.device.pool.any_exported() && !self.replace_exported(burst) {
+            self.sent_in_part(&mut *self.transmit()?);
+            return Ok(0);
+        }
+        let mut tx = self.transmit()?;
+        let sent =
+            tx.send(burst.ids(), burst.lengths()).map_err(|error| self.device.note(error))?;
+        if sent < burst.len() {
+            self.sent_in_part(&mut tx);
+        }
+        drop(tx);
+        burst.moved(sent);
+        Ok(sent)
+    }
+
+    /// Exchanges frames of which a view is alive for copies; false when there is no buffer for one.
+    #[cold]
+    fn replace_exported(&self, burst: &mut Burst) -> bool {
+        let mut fresh = Vec::new();
+        for index in 0..burst.len() {
+            let id = burst.ids()[index];
+            if !self.device.pool.is_exported(id) {
+                continue;
+            }
+            let Some((from, length)) = burst.frame(index) else { continue };
+            let copy = if length > self.device.pool.capacity() {
+                self.device.pool.take_jumbo()
+            } else {
+                self.device.pool.take(&mut fresh, 1);
+                fresh.pop()
+            };
+            let Some(copy) = copy else {
+                self.stats.tx.no_buffer.add_shared(1);
+                return false;
+            };
+            // SAFETY: both buffers are ours, differ, and hold `length` bytes.
+            unsafe { std::ptr::copy_nonoverlapping(from, self.device.pool.data_ptr(copy), length) };
+            burst.ids_mut()[index] = copy;
+            self.device.pool.give(&[id]);
+            self.stats.tx.copied.add_shared(1);
+        }
+        true
+    }
+
+    /// Sends copies of frames that lie in another memory.
+    #[cold]
+    fn send_foreign(&self, burst: &mut Burst) -> Result<usize> {
+        let mut frames = Vec::with_capacity(burst.len());
+        for index in 0..burst.len() {
+            frames.extend(burst.copy_out(index));
+        }
+        let (sent, stop) = self.send(&mut frames.as_slice())?;
+        burst.clear_front(sent);
+        self.stats.tx.copied.add_shared(sent as u64);
+        match stop {
+            Some(SendStop::BadFrame(why)) => Err(Error::Invalid(why)),
+            _ => Ok(sent),
+        }
+    }
+
+    /// Copies frames into buffers and queues them, in order, until there are no more or one
+    /// cannot be taken. Returns how many were queued, and why it stopped early. No lock is held
+    /// while `frames` is asked.
+    ///
+    /// # Errors
+    /// As for [`Self::recv`].
+    pub fn send(&self, frames: &mut impl FrameSource) -> Result<(usize, Option<SendStop>)> {
+        let (queued, stop) = self.send_some(frames)?;
+        if matches!(stop, Some(SendStop::RingFull | SendStop::NoBuffer)) {
+            self.sent_in_part(&mut *self.transmit()?);
+        }
+        Ok((queued, stop))
+    }
+
+    fn send_some(&self, frames: &mut impl FrameSource) -> Result<(usize, Option<SendStop>)> {
+        self.device.alive()?;
+        let mut queued = 0;
+        let mut buffers = Vec::with_capacity(STAGE);
+        while frames.more() {
+            let room = self.transmit()?.room().map_err(|error| self.device.note(error))?.min(STAGE);
+            let got = self.device.pool.take(&mut buffers, room);
+            let mut staged = Burst::new(self.device.pool.clone());
+            let mut stop = None;
+            // Buffers are used from the front; whatever is left, such as for long frames, which
+            // took jumbo buffers, goes back to the pool.
+            let mut used = 0;
+            while staged.len() < got && frames.more() {
+                let mut buffer = FrameBuffer::new(&self.device.pool, buffers[used]);
+                match frames.next(&mut buffer) {
+                    Ok(length) => {
+                        let id = buffer.finish();
+                        used += usize::from(id == buffers[used]);
+                        staged.push(id, length.min(self.device.pool.capacity_of(id)) as u32);
+                    }
+                    Err(_) if buffer.starved() => {
+                        self.stats.tx.no_buffer.add_shared(1);
+                        stop = Some(SendStop::NoBuffer);
+                        break;
+                    }
+                    Err(why) => {
+                        self.stats.tx.bad_length.add_shared(1);
+                        stop = Some(SendStop::BadFrame(why));
+                        break;
+                    }
+                }
+            }
+            self.device.pool.give(&buffers[used..]);
+            buffers.clear();
+            if !staged.is_empty() {
+                let mut tx = self.transmit()?;
+                let sent = tx
+                    .send(staged.ids(), staged.lengths())
+                    .map_err(|error| self.device.note(error))?;
+                drop(tx);
+                let all = sent == staged.len();
+                staged.moved(sent);
+                queued += sent;
+                if !all {
+                    return Ok((queued, Some(SendStop::RingFull)));
+                }
+            }
+            if stop.is_some() {
+                return Ok((queued, stop));
+            }
+            if room == 0 {
+                self.stats.tx.ring_full.add_shared(1);
+                return Ok((queued, Some(SendStop::RingFull)));
+            }
+            if got == 0 {
+                self.stats.tx.no_buffer.add_shared(1);
+                return Ok((queued, Some(SendStop::NoBuffer)));
+            }
+        }
+        Ok((queued, None))
+    }
+
+    /// Takes back the buffers of transmitted frames that the device has finished.
+    ///
+    /// # Errors
+    /// As for [`Self::recv`].
+    pub fn reclaim(&self) -> Result<()> {
+        self.device.check()?;
+        self.tx.lock()?.reclaim().map_err(|error| self.device.note(error))
+    }
+
+    /// Takes the receive queue for a loop; others get [`Error::Busy`] until the claim ends.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], and as for [`Self::recv`].
+    pub(crate) fn claim_rx(&self) -> Result<Claim<'_, RxQueue>> {
+        self.device.check()?;
+        let rx = self.claimed(self.rx.claim()?)?;
+        if let Some(events) = self.events.as_ref().filter(|_| self.rx_waiting.wakeup.wanted()) {
+            // Who waits for this queue learns that it is another's.
+            events.rx.signal();
+        }
+        Ok(rx)
+    }
+    /// The same for the transmit queue.
+    pub(crate) fn claim_tx(&self) -> Result<Claim<'_, TxQueue>> {
+        self.device.check()?;
+        let tx = self.claimed(self.tx.claim()?)?;
+        if let Some(events) = self.events.as_ref().filter(|_| self.tx_waiting.wakeup.wanted()) {
+            events.tx.signal();
+        }
+        Ok(tx)
+    }
+    fn claimed<'a, Q>(&self, claim: Claim<'a, Q>) -> Result<Claim<'a, Q>> {
+        match self.mode() {
+            Mode::Active => Ok(claim),
+            mode => Err(self.unusable(mode)),
+        }
+    }
+
+    /// Takes every buffer back, after the device was reset; waits for whoever has the queues.
+    pub(super) fn take_back(&self) {
+        self.rx.wait_for_it().reclaim_all();
+        let mut tx = self.tx.wait_for_it();
+        // Count what the device finished before the reset, then take back the rest.
+        let _ = tx.reclaim();
+        tx.reclaim_all();
+    }
+}
+
+impl std::fmt::Debug for QueuePair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueuePair")
+            .field("index", &self.index)
+            .field("mode", &self.mode())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,228 @@
+//! Python's frames on their way to a queue, and a queue's on their way to Python.
+
+use crate::burst::Burst;
+use crate::errors::{QemuDied, to_py};
+use crate::port::NetPort;
+use crate::time::span;
+use crate::views::Bytes;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString, PyTuple};
+use std::time::{Duration, Instant};
+use virtnic::net::{FrameBuffer, FrameSource, PortStats, QueuePair, SendStop, Wake};
+
+/// More frames than this at once are a mistake.
+const MAX_BURST: i64 = 65_536;
+
+/// The longest that a wait goes without a look at Python's signals.
+const SIGNAL_SLICE: Duration = Duration::from_millis(100);
+
+/// The exception of an error of the core. That QEMU died is explained by the subclass, which
+/// knows the process: how it ended, and its last words.
+pub(crate) fn raise(port: &Bound<'_, NetPort>, error: virtnic::Error) -> PyErr {
+    if let virtnic::Error::QemuDied(_) = error
+        && let Ok(words) = port.call_method0("_obituary").and_then(|words| words.extract())
+    {
+        return QemuDied::new_err::<(String,)>((words,));
+    }
+    to_py(error)
+}
+
+pub(crate) fn send(
+    port: &Bound<'_, NetPort>,
+    pair: &QueuePair,
+    frames: &Bound<'_, PyAny>,
+) -> PyResult<usize> {
+    if let Ok(burst) = frames.cast::<Burst>() {
+        let sent = pair.send_burst(&mut burst.get().lock());
+        return sent.map_err(|error| raise(port, error));
+    }
+    let mut source = PythonFrames::new(frames)?;
+    let (queued, stop) = pair.send(&mut source).map_err(|error| raise(port, error))?;
+    let failure = source.failure.take();
+    match (failure, stop) {
+        (Some(error), _) => Err(with_progress(frames.py(), error, queued)?),
+        (None, Some(SendStop::BadFrame(why))) => {
+            let error = PyValueError::new_err(format!(
+                "frame {queued}: {why}; the {queued} frames before it were queued"
+            ));
+            Err(with_progress(frames.py(), error, queued)?)
+        }
+        _ => Ok(queued),
+    }
+}
+
+pub(crate) fn recv(
+    port: &Bound<'_, NetPort>,
+    pair: &QueuePair,
+    maximum: i64,
+    timeout: Option<f64>,
+) -> PyResult<Burst> {
+    if !(1..=MAX_BURST).contains(&maximum) {
+        return Err(PyValueError::new_err(format!(
+            "a burst has 1 to {MAX_BURST} frames, not {maximum}"
+        )));
+    }
+    let maximum = maximum as usize;
+    let mut burst = virtnic::net::Burst::new(port.get().core().pool().clone());
+    let received = pair.recv(maximum, &mut burst).map_err(|error| raise(port, error))?;
+    if received == 0 && timeout != Some(0.0) {
+        recv_waiting(port, pair, maximum, timeout, &mut burst)?;
+    }
+    Ok(Burst::new(burst))
+}
+
+/// Waits until half of the transmit queue is free, looking at Python's signals now and then.
+pub(crate) fn wait_writable(
+    port: &Bound<'_, NetPort>,
+    pair: &QueuePair,
+    timeout: Option<f64>,
+) -> PyResult<bool> {
+    let py = port.py();
+    let timeout = span(timeout)?;
+    let start = Instant::now();
+    loop {
+        let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+        // In slices: a signal may have been delivered to another thread.
+        let slice = left.map_or(SIGNAL_SLICE, |left| left.min(SIGNAL_SLICE));
+        let wake = py.detach(|| pair.wait_writable(Some(slice)));
+        match wake.map_err(|error| raise(port, error))? {
+            Wake::Ready => return Ok(true),
+            Wake::Timeout if left == Some(slice) => return Ok(false),
+            Wake::Timeout | Wake::Signal => py.check_signals()?,
+        }
+    }
+}
+
+pub(crate) fn stats(py: Python<'_>, stats: PortStats) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    for (queue, counters) in [("rx", stats.rx), ("tx", stats.tx)] {
+        for (name, value) in counters.fields() {
+            dict.set_item(format!("{queue}_{name}"), value)?;
+        }
+    }
+    Ok(dict)
+}
+
+/// Waits for the first frames, looking at Python's signals now and then.
+fn recv_waiting(
+    slf: &Bound<'_, NetPort>,
+    pair: &QueuePair,
+    maximum: usize,
+    timeout: Option<f64>,
+    burst: &mut virtnic::net::Burst,
+) -> PyResult<()> {
+    let py = slf.py();
+    let timeout = span(timeout)?;
+    let start = Instant::now();
+    loop {
+        let (wake, received) = py
+            .detach(|| {
+                let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+                let wake = pair.wait(left)?;
+                Ok((wake, pair.recv(maximum, burst)?))
+            })
+            .map_err(|error| raise(slf, error))?;
+        if received > 0 || wake == Wake::Timeout {
+            return Ok(());
+        }
+        py.check_signals()?;
+        if timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
+            return Ok(());
+        }
+    }
+}
+
+/// Tells how far a failed `send` came: the attribute `queued`.
+fn with_progress(py: Python<'_>, error: PyErr, queued: usize) -> PyResult<PyErr> {
+    error.value(py).setattr("queued", queued)?;
+    Ok(error)
+}
+
+/// The frames of a Python iterable.
+struct PythonFrames<'py> {
+    frames: Frames<'py>,
+    next: usize,
+    failure: Option<PyErr>,
+}
+
+enum Frames<'py> {
+    List(Bound<'py, PyList>),
+    Tuple(Bound<'py, PyTuple>),
+}
+
+impl<'py> PythonFrames<'py> {
+    fn new(frames: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let single = frames.is_instance_of::<PyBytes>()
+            || frames.is_instance_of::<PyByteArray>()
+            || frames.is_instance_of::<PyMemoryView>()
+            || frames.is_instance_of::<PyString>();
+        if single {
+            return Err(PyTypeError::new_err(format!(
+                "send takes a burst or an iterable of frames, not {}; for one frame write send([frame])",
+                frames.get_type().name()?
+            )));
+        }
+        let frames = if let Ok(list) = frames.cast::<PyList>() {
+            Frames::List(list.clone())
+        } else if let Ok(tuple) = frames.cast::<PyTuple>() {
+            Frames::Tuple(tuple.clone())
+        } else {
+            let list = PyList::empty(frames.py());
+            for frame in frames.try_iter()? {
+                list.append(frame?)?;
+            }
+            Frames::List(list)
+        };
+        Ok(Self { frames, next: 0, failure: None })
+    }
+
+    fn item(&self, index: usize) -> PyResult<Bound<'py, PyAny>> {
+        match &self.frames {
+            Frames::List(list) => list.get_item(index),
+            Frames::Tuple(tuple) => tuple.get_item(index),
+        }
+    }
+
+    fn copy(&mut self, buffer: &mut FrameBuffer) -> PyResult<Result<usize, String>> {
+        let item = self.item(self.next)?;
+        if let Ok(bytes) = item.cast::<PyBytes>() {
+            return Ok(buffer.fill(bytes.as_bytes()));
+        }
+        let bytes = Bytes::of(&item).map_err(|cause| {
+            let error = PyTypeError::new_err(format!(
+                "frame {0} is not a contiguous bytes-like object but {1}; the {0} frames before it were queued",
+                self.next,
+                item.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
+            ));
+            error.set_cause(item.py(), Some(cause));
+            error
+        })?;
+        // SAFETY: `bytes` holds the object's buffer of this length for reading. Others may
+        // write to it meanwhile, as to any buffer; then the frame has a mixture.
+        Ok(unsafe { buffer.fill_raw(bytes.as_ptr(), bytes.len()) })
+    }
+}
+
+impl FrameSource for PythonFrames<'_> {
+    fn more(&mut self) -> bool {
+        let length = match &self.frames {
+            Frames::List(list) => list.len(),
+            Frames::Tuple(tuple) => tuple.len(),
+        };
+        self.next < length
+    }
+
+    fn next(&mut self, buffer: &mut FrameBuffer) -> Result<usize, String> {
+        match self.copy(buffer) {
+            Ok(result) => {
+                self.next += 1;
+                result
+            }
+            Err(error) => {
+                self.failure = Some(error);
+                Err("not bytes-like".to_owned())
+            }
+        }
+    }
+}
