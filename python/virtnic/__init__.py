@@ -11,7 +11,15 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from virtnic._native import Burst, EventFd, NetQueue, Stack, __version__, after_fork_in_child
+from virtnic._native import (
+    Burst,
+    EventFd,
+    NetQueue,
+    Offload,
+    Stack,
+    __version__,
+    after_fork_in_child,
+)
 from virtnic.engine import (
     Result,
     drop,
@@ -34,9 +42,11 @@ from virtnic.errors import (
     QemuNotFound,
     VirtnicError,
 )
+from virtnic.events import Event, Events
 from virtnic.hotplug import Qemu
 from virtnic.memory import Memory
 from virtnic.port import Port
+from virtnic.recovery import Recovery
 from virtnic.rss import Rss
 
 if TYPE_CHECKING:
@@ -50,9 +60,13 @@ __all__ = [  # noqa: RUF022 - by importance
     "Rss",
     "aio",
     "Burst",
+    "Offload",
     "Memory",
     "Qemu",
+    "Recovery",
     "Stack",
+    "Event",
+    "Events",
     "EventFd",
     "forward",
     "reflect",
@@ -80,7 +94,17 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 
 #: What :func:`open` passes on to :class:`Memory`; the rest is for QEMU or for the port.
 _MEMORY_OPTIONS = ("size", "hugepages", "iova", "node", "directory", "buffer_size", "jumbo_buffers")
-_QEMU_OPTIONS = ("qemu", "accel", "machine", "shmem", "sandbox", "timeout", "vectors")
+_QEMU_OPTIONS = (
+    "qemu",
+    "accel",
+    "machine",
+    "shmem",
+    "sandbox",
+    "timeout",
+    "vectors",
+    "connect",
+    "recover",
+)
 #: The interrupt vectors that a Qemu has without being asked are enough for so many queue pairs.
 _FEW_QUEUES = 31
 
@@ -96,10 +120,11 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     """Open a port on any QEMU netdev: start a QEMU, plug the NIC in, and start it.
 
     ``options`` are those of :class:`Memory` (``hugepages``, ``iova``, …; or ``memory``, one that
-    exists), of :class:`Qemu` (``qemu``, ``accel``, ``machine``, …) and of
+    exists), of :class:`Qemu` (``qemu``, ``accel``, ``machine``, …; or ``connect``, the directory of
+    one that was started elsewhere: see :meth:`Qemu.connect`) and of
     :meth:`Qemu.attach` (``mac``, ``queues``, ``queue_size``, ``interrupts``, ``features``,
-    ``on_link``, …).
-    Closing the port ends QEMU.
+    ``offload``, ``on_link``, …).
+    Closing the port ends a QEMU that was started here.
 
     Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError.
     """

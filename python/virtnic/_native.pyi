@@ -21,6 +21,8 @@ __all__ = [
     "MemoryUnavailable",
     "NetPort",
     "NetQueue",
+    "Offload",
+    "Offloads",
     "PortBusy",
     "PortClosed",
     "QTest",
@@ -33,6 +35,7 @@ __all__ = [
     "after_fork_in_child",
     "drop",
     "exchange",
+    "features_table",
     "forward",
     "generate",
     "hugepages",
@@ -77,6 +80,15 @@ def hugepages(node: int | None = None) -> list[tuple[int, int, int]]:
     """Return what the machine, or one NUMA node, has: (page size, total, free) for each size.
 
     Raises ValueError when the node does not exist.
+    """
+
+def features_table() -> list[dict[str, Any]]:
+    """Return what is known of each virtio-net feature bit, by number.
+
+    ``bit``, ``name``, ``section`` of VIRTIO 1.3; ``support`` (required, accepted, on request,
+    unsupported) and ``why``; ``about`` it in words; ``since``: the oldest QEMU of 5.2, 7.2, 10.0
+    and 11.1 that offers it, or None, on which ``netdev`` and with which ``properties`` of
+    ``virtio-net-pci``; ``argument``: what controls it here; ``tests`` that prove it.
     """
 
 @disjoint_base
@@ -315,6 +327,83 @@ def after_fork_in_child() -> None:
     """
 
 @final
+class Offload:
+    """What is left to do to one frame: its checksum, its segmentation.
+
+    The header in front of each frame, ``virtio_net_hdr`` (VIRTIO 1.3, section 5.1.6), in words.
+    True where there is something to know or to do.
+    """
+
+    def __new__(
+        cls,
+        *,
+        checksum: Literal["needed", "valid"] | None = None,
+        checksum_start: int = 0,
+        checksum_offset: int = 0,
+        segmentation: Literal["tcp4", "tcp6", "udp", "udp_l4"] | None = None,
+        segment_size: int = 0,
+        header_length: int = 0,
+        ecn: bool = False,
+    ) -> Self:
+        """Describe a frame. Raises ValueError for a number of more than 16 bits, or a wrong name.
+
+        Whether it fits a frame is seen when that is sent.
+        """
+    @property
+    def checksum(self) -> Literal["needed", "valid"] | None:
+        """``"needed"``: it is not calculated; its field has the sum of the pseudo-header.
+
+        ``"valid"``: the device has seen that it is right; of no meaning when sent.
+        """
+    @property
+    def checksum_start(self) -> int:
+        """Where the checksummed bytes start: at the transport header (0 unless needed)."""
+    @property
+    def checksum_offset(self) -> int:
+        """Where the checksum goes, from there: 16 for TCP, 6 for UDP (0 unless needed)."""
+    @property
+    def segmentation(self) -> Literal["tcp4", "tcp6", "udp", "udp_l4", "unknown"] | None:
+        """How the frame becomes several: TCP segments, fragments (``udp``) or datagrams.
+
+        ``unknown`` is what a device says that VIRTIO 1.3 does not know of.
+        """
+    @property
+    def segment_size(self) -> int:
+        """Bytes of payload of each segment."""
+    @property
+    def header_length(self) -> int:
+        """Bytes of all headers; 0: what the frame says. Received, it is a hint."""
+    @property
+    def ecn(self) -> bool:
+        """Whether the TCP segment has ECN's CWR set, which only the first segment keeps."""
+    @property
+    def coalesced_segments(self) -> int:
+        """How many segments the device made this frame of (RSC); 0 where it did not."""
+    @property
+    def duplicate_acks(self) -> int:
+        """How many duplicate acknowledgements were among them."""
+    def __bool__(self) -> bool: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Offloads(Sequence[Offload]):
+    """What is left to do to each frame of a burst, as it was when it was asked for.
+
+    ``numpy.asarray(burst.offload)`` is a structured array whose fields are those of
+    ``virtio_net_hdr``: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
+    """
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int, /) -> Offload: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[Offload]: ...
+
+#: What is left to do to frames: the same to all, or something to each.
+_Offload: TypeAlias = Offload | Offloads | Iterable[Offload | None] | None
+
+@final
 class Burst(Sequence[memoryview]):
     """Frames received together, or to be sent together; each a writable memoryview.
 
@@ -342,6 +431,12 @@ class Burst(Sequence[memoryview]):
         """What each hash was calculated over: 0 nothing, 1 IPv4, 2 TCPv4, 3 UDPv4, 4 IPv6 etc.
 
         The values of ``hash_report`` in VIRTIO 1.3, section 5.1.6.4.4.
+        """
+    @property
+    def offload(self) -> Offloads | None:
+        """What is left to do to each frame, or what the device has done to it already.
+
+        None where the port negotiated no offload of received frames.
         """
     @property
     def data(self) -> memoryview:
@@ -415,8 +510,51 @@ class NetPort:
     @property
     def link(self) -> bool:
         """Whether the link is up, as last reported."""
+    @property
+    def away(self) -> bool:
+        """Whether the device is being reset, or was lost with its QEMU and may come back."""
+    @property
+    def restarts(self) -> int:
+        """How often the device was brought up again."""
+    def restart(self) -> None:
+        """Reset the device and bring it up again as it was, with all that it was told.
+
+        Also where the port is broken. Frames that had arrived are still received, those that were
+        with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
+        PortClosed.
+        """
+    def restart_if_needed(self) -> bool:
+        """Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did."""
+    def set_patient(self, patient: bool) -> None:
+        """Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only."""
+    def abandon(self, why: str) -> None:
+        """Expect no other device any more; for :class:`virtnic.Qemu` only."""
+    def suspend(self) -> None:
+        """Set the queues of a device that is gone aside; for :class:`virtnic.Qemu` only."""
+    def reattach(
+        self,
+        qtest: QTest,
+        registers: tuple[int, int, int, int, int, int] | None = None,
+        legacy_io: tuple[int, int, bool] | None = None,
+    ) -> None:
+        """Go on with another device like the last one; for :class:`virtnic.Qemu` only."""
     def refresh_link(self) -> bool:
         """Ask the device, and return whether the link is up."""
+    @property
+    def speed(self) -> int | None:
+        """The line's speed in Mbit/s as last reported, None where the device does not know.
+
+        Feature SPEED_DUPLEX; QEMU's property ``speed``.
+        """
+    @property
+    def duplex(self) -> Literal["half", "full"] | None:
+        """The line's duplex mode as last reported, None where the device does not know."""
+    @property
+    def standby(self) -> bool:
+        """Whether the device is offered as standby for another with the same MAC address.
+
+        Feature STANDBY; QEMU's property ``failover``.
+        """
     @property
     def features(self) -> list[tuple[str, int, bool, bool, str]]:
         """Each feature that is offered or known: (name, bit, offered, accepted, why)."""
@@ -432,8 +570,15 @@ class NetPort:
     @property
     def legacy(self) -> bool:
         """Whether the device is driven by its legacy interface, that of virtio 0.9.5."""
-    def send(self, frames: Burst | Iterable[Buffer]) -> int:
+    def send(self, frames: Burst | Iterable[Buffer], offload: _Offload = None) -> int:
         """Queue frames for transmission and return how many fitted the ring.
+
+        ``offload``: what is left to do to them (an :class:`Offload` for all, one or None for each).
+        It must fit the frame, and its feature must be in force: else ValueError, and ``queued``
+        of the error says how many frames before it were queued. Without it, frames of a burst
+        are sent with what was left to do to them when they were received: a checksum that
+        this device cannot do is calculated, a frame that it cannot segment is dropped and counted
+        (``tx_no_offload``), as is one that does not fit its metadata (``tx_bad_offload``).
 
         A burst is moved: what fitted leaves it, no byte is copied (except for frames
         of which a view is alive, or that live in another memory: these are copied
@@ -483,6 +628,28 @@ class NetPort:
         """Return packets, bytes, drops by reason, kicks and interrupts since the start.
 
         Sums over all queues; :meth:`NetQueue.stats` has those of one.
+        """
+    def xstats(self) -> dict[str, int]:
+        """Return everything that is counted: what ``stats`` has, and each queue's own numbers.
+
+        ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
+        :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
+        ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
+        frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64 bytes),
+        ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
+        ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
+        ``size_1519_max_packets`` (lengths are without frame check sequence),
+        ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
+
+        Takes no lock: nobody who moves frames is kept waiting.
+        """
+    @property
+    def statistics(self) -> Literal["basic", "extended"]:
+        """What was set by ``set_statistics``."""
+    def set_statistics(self, which: Literal["basic", "extended"]) -> None:
+        """Say whether the kinds of frames are counted, from now on and in running loops too.
+
+        ``extended`` reads the first bytes of every frame. Raises ValueError.
         """
     @property
     def queues(self) -> int:
@@ -563,7 +730,7 @@ class NetQueue:
     @property
     def active(self) -> bool:
         """Whether it moves frames: neither stopped nor one more than the device uses."""
-    def send(self, frames: Burst | Iterable[Buffer]) -> int:
+    def send(self, frames: Burst | Iterable[Buffer], offload: _Offload = None) -> int:
         """Queue frames; as :meth:`NetPort.send`. Raises PortClosed where it is not active."""
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst:
         """Return received frames; as :meth:`NetPort.recv`.

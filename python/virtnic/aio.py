@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from virtnic._native import Memory
+    from virtnic._native import Memory, Offload, Offloads
     from virtnic.hotplug import Qemu
     from virtnic.port import Interrupts
     from virtnic.port import Port as BlockingPort
@@ -265,16 +265,21 @@ class Port:
         finally:
             self._receiving.release()
 
-    async def send(self, frames: Burst | Iterable[Buffer]) -> None:
+    async def send(
+        self,
+        frames: Burst | Iterable[Buffer],
+        offload: Offload | Offloads | Iterable[Offload | None] | None = None,
+    ) -> None:
         """Queue all frames, in order, waiting for room where the queue is full.
 
+        ``offload`` as for :meth:`virtnic.Port.send`.
         When it is cancelled, those in front were queued and the others were not; a burst
         keeps what was not. Raises as :meth:`virtnic.Port.send`.
         """
         await self._sending.acquire()
         try:
             await self._library.checkpoint()
-            pending = Pending(self.port, frames)
+            pending = Pending(self.port, frames, offload)
             while not pending.push():
                 await self._library.readable(self.port.tx_fileno())
                 if pending.stuck:

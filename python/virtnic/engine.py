@@ -64,6 +64,9 @@ class Result:
     ring_full: int
     dropped: int
     bad_verdict: int
+    #: Frames dropped because the port that they would leave by cannot do what is left to do to
+    #: them (checksum, segmentation), or because that does not fit them.
+    no_offload: int = 0
 
     @property
     def pps(self) -> float:

@@ -7,11 +7,14 @@ import functools
 import logging
 import os
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from virtnic._native import EventFd, IvshmemServer, PortClosed, QemuError
+from virtnic._native import EventFd, IvshmemServer, NetPort, PortClosed, QemuDied, QemuError
+from virtnic.errors import VirtnicError
+from virtnic.events import Event, Events, Feed, tell_link
 from virtnic.memory import Memory
 from virtnic.pci import (
     Function,
@@ -26,6 +29,8 @@ from virtnic.pci import (
 )
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, parse
+from virtnic.qemu.process import Process
+from virtnic.recovery import Recoverer, Recovery
 from virtnic.vhost_user import Backend
 
 if TYPE_CHECKING:
@@ -43,8 +48,16 @@ _MAX_QUEUES = 128
 _SEVERAL_QUEUES = frozenset({"tap", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"})
 #: The MSI-X vector that means none (VIRTIO 1.3, section 4.1.5.1.2).
 _NO_VECTOR = 0xFFFF
+#: Seconds that the interposer has to see that QEMU is gone.
+_PARTING = 2.0
 #: Entries of a vhost-user device's queues: what QEMU allows.
 _VHOST_USER_QUEUE = 1024
+#: What a device can be asked to do to frames, and what may be left to do to received ones.
+_SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
+_RECEIVE_OFFLOADS = (
+    *("GUEST_CSUM", "GUEST_TSO4", "GUEST_TSO6", "GUEST_ECN", "GUEST_UFO"),
+    *("GUEST_USO4", "GUEST_USO6"),
+)
 
 
 @dataclass(slots=True)
@@ -60,6 +73,14 @@ class Attachment:
     function: Function | None = None
     #: Undoes, last first, all that attaching did.
     undo: ExitStack = field(default_factory=ExitStack)
+    # What it takes to attach it again, to another QEMU.
+    spec: Spec | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    legacy: bool = False
+    #: What the device writes to the ivshmem doorbell for each MSI-X vector.
+    messages: list[int] = field(default_factory=list)
+    #: What the interrupt line signals.
+    line: EventFd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +95,91 @@ class _Wiring:
 class Qemu(Machine):
     """A QEMU that runs no guest: its devices are ours.
 
-    Takes the arguments of :class:`virtnic.qemu.Machine`. As a context manager it closes
-    itself and all its ports.
+    Takes the arguments of :class:`virtnic.qemu.Machine`, and ``recover``: whether a QEMU that dies
+    is started again, with all its ports (True, or a :class:`virtnic.Recovery` that says how
+    often). As a context manager it closes itself and all its ports.
     """
 
-    def __init__(self, memory: Memory | None = None, **options: Any) -> None:
+    def __init__(
+        self, memory: Memory | None = None, *, recover: bool | Recovery = False, **options: Any
+    ) -> None:
+        if not isinstance(recover, (bool, Recovery)):
+            raise TypeError(f"recover is True, False or a virtnic.Recovery, not {recover!r}")
+        if recover and options.get("connect") is not None:
+            raise ValueError("a QEMU that somebody else started is not started again here: recover")
+        self._recoverer: Recoverer | None = None
         self._ports: list[Port] = []
         self._attach_lock = threading.RLock()
         self._intercepted = False
-        super().__init__(Memory() if memory is None else memory, **options)
+        self._feed = Feed()
+        super().__init__(
+            Memory() if memory is None else memory, restartable=bool(recover), **options
+        )
         try:
-            self.bus = PciBus(self.qtest, self.machine)
-            self.bus.scan()
-            found = find_ivshmems(self.bus.functions)
-            if len(found) != 1:
-                raise QemuError(
-                    f"QEMU has {len(found)} ivshmem devices where one was asked for; "
-                    "without it there is no shared memory"
-                )
-            placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: self.memory.iova})
-            self._ivshmem = self.bus.enable(placed)
+            self.on_death(self._feed.died)
+            self._take_bus()
         except BaseException:
             self.close()
             raise
+        if recover:
+            policy = recover if isinstance(recover, Recovery) else Recovery()
+            self._recoverer = Recoverer(self, policy)
+            self.on_death(self._recoverer.lost)
+
+    def _take_bus(self) -> None:
+        self._intercepted = False
+        self.bus = PciBus(self.qtest, self.machine)
+        self.bus.scan()
+        if self.shared is not None:
+            self.plug_memory(self._eject)
+            self.bus.rescan()
+        found = find_ivshmems(self.bus.functions)
+        if len(found) != 1:
+            raise QemuError(
+                f"QEMU has {len(found)} ivshmem devices where one was asked for; "
+                "without it there is no shared memory"
+            )
+        placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: self.memory.iova})
+        self._ivshmem = self.bus.enable(placed)
+
+    @property
+    def recovery(self) -> Recoverer | None:
+        """What brings QEMU back, and how often it has; None without ``recover``."""
+        return self._recoverer
+
+    @classmethod
+    def connect(
+        cls,
+        directory: str | os.PathLike[str],
+        memory: Memory | None = None,
+        *,
+        timeout: float = 10.0,
+        vectors: int = 64,
+    ) -> Self:
+        """Drive a QEMU that somebody else started, in another container perhaps.
+
+        It was started as ``virtnic qemu-args --directory`` says, and has nothing in common with us
+        but that directory, in which its sockets are. Everything passes through them; closing
+        takes our devices out of QEMU, which then waits for the next to connect. What a program
+        before us left in it, because it was killed, is removed.
+
+        Parameters
+        ----------
+        directory
+            The directory as we see it; QEMU may have it at another path.
+        memory
+            The memory to share; 32 MiB without it.
+        timeout
+            Seconds to wait for QEMU to be there, and for each of its answers.
+        vectors
+            Interrupt eventfds, at most 1,024.
+
+        Raises FileNotFoundError without the directory, QemuNotFound when no QEMU is there in time,
+        PermissionError when it may not be connected to, TimeoutError when somebody else has it,
+        QemuError when it was started otherwise or is too old, QemuDied.
+
+        """
+        return cls(memory, connect=directory, timeout=timeout, vectors=vectors)
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -124,6 +207,8 @@ class Qemu(Machine):
         properties: Mapping[str, Any] | None = None,
         on_link: LinkCallback | None = None,
         legacy: bool = False,
+        statistics: Literal["basic", "extended"] = "basic",
+        offload: bool | None = None,
     ) -> Port:
         """Plug a NIC in and start it.
 
@@ -160,6 +245,13 @@ class Qemu(Machine):
             Drive the device by its legacy interface, that of virtio 0.9.5, even where it has
             the modern one. A device that has no other (``properties={"disable-modern": True}``)
             is driven by it anyway. Its queues have the size that QEMU gives them.
+        statistics
+            ``"extended"`` counts what kinds of frames there are; see :meth:`Port.xstats`.
+        offload
+            True: received frames may have checksums that are not calculated and be up to 64 KiB
+            long, as ``burst.offload`` says; needs a memory with jumbo buffers. None: only frames
+            that are sent may be described (``send(…, offload=…)``), with a vhost-user
+            backend neither. False: neither. ``features`` has the last word on each of them.
 
         Raises QemuError quoting QEMU when it refuses the netdev or a property, ValueError
         for bad arguments, DeviceError, MemoryUnavailable, QemuDied.
@@ -168,6 +260,7 @@ class Qemu(Machine):
         _one_of("interrupts", interrupts, ("msix", "intx", "none", None))
         _one_of("notify", notify, ("eventfd", "qtest", None))
         _one_of("ring", ring, ("split", "packed", None))
+        _one_of("statistics", statistics, ("basic", "extended"))
         if queue_size and (queue_size not in range(1, 32769) or queue_size & (queue_size - 1)):
             raise ValueError(f"queue_size is a power of two up to 32768, not {queue_size}")
         spec, pairs = _with_queues(parse(netdev), queues)
@@ -184,19 +277,25 @@ class Qemu(Machine):
         with self._attach_lock, ExitStack() as undo:
             backend = None
             if spec.socket is not None and notify != "qtest":
-                backend = Backend(spec, undo, pairs, interrupts=chosen != "none")
+                backend = Backend(
+                    spec, undo, pairs, interrupts=chosen != "none", shared=self.shared
+                )
                 spec = backend.spec
             device, wishes = _device(spec, backend, mac, pairs, queue_size, ring)
             if legacy:
                 device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
-            handle = self.add_nic(spec, {**device, **(properties or {})})
+            device.update(properties or {})
+            handle = self.add_nic(spec, device)
             if chosen == "msix" and backend is None and not handle.queue_vectors:
                 chosen = "intx"  # this QEMU would crash (quirk vhost-user-msix-crash)
-            attachment = Attachment(self, handle, chosen, backend)
+            attachment = Attachment(
+                self, handle, chosen, backend, spec=spec, properties=device, legacy=legacy
+            )
             undo.callback(self._unplug, attachment)
             attachment.function = self._find_new()
             function = self.bus.enable(self.bus.place(attachment.function))
-            wiring = self._wire(function, chosen, pairs, undo, backend)
+            attachment.function = function
+            wiring = self._wire(attachment, function, pairs, undo)
             port = Port(
                 attachment=attachment,
                 memory=self.memory,
@@ -208,10 +307,12 @@ class Qemu(Machine):
                 events=wiring.events,
                 intx=wiring.intx,
                 kicks=None if backend is None else backend.interposer,
-                features={**wishes, **(features or {})},
+                features={**wishes, **_offload_wishes(spec, offload), **(features or {})},
             )
             undo.callback(port.stop)
+            port.set_patient(self._recoverer is not None)
             port.set_polling(spin)
+            port.set_statistics(statistics)
             if ring is None and backend is not None and port.ring != "packed":
                 _log.warning(
                     "%s does not offer packed rings: split ones are used, which are slower",
@@ -221,6 +322,16 @@ class Qemu(Machine):
                 undo.callback(self._watch_configuration(port, wiring.events[1]))
             if on_link is not None:
                 port.on_link(on_link)
+            with self._feed.lock:
+                self._feed.put("attached", port)
+                if chosen != "none":
+                    port.on_link(tell_link(self._feed))
+            if backend is not None:
+                undo.callback(
+                    self._feed.watch_backend(
+                        port, backend.path, backend.interposer, self.monitor.loop
+                    )
+                )
             self._ports.append(port)
             attachment.undo = undo.pop_all()
         return port
@@ -238,6 +349,24 @@ class Qemu(Machine):
                 return
             self._ports.remove(port)
             port._attachment.undo.close()
+            self._feed.put("detached", port)
+
+    def events(self) -> Events:
+        """Return an iterator over what happens to this QEMU and its ports from now on.
+
+        For plain threads (``for event in qemu.events()``, or ``wait(timeout)``), for asyncio
+        (``async for``) and for ``select``. It ends when this QEMU is closed. A port without
+        interrupts has no link events. A backend is watched where it is kicked by eventfd.
+        """
+        return self._feed.subscribe()
+
+    def watch(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Call ``callback(event)`` for what :meth:`events` would give; returns what ends that.
+
+        Callbacks run one after another in a thread of virtnic's: they must be quick and must
+        not wait for QEMU.
+        """
+        return self._feed.call(callback, self.monitor.loop)
 
     def close(self) -> None:
         """Stop all ports, end QEMU, and leave nothing behind. Closing twice is fine.
@@ -246,13 +375,35 @@ class Qemu(Machine):
         """
         if self._is_forked:
             return
+        if self._recoverer is not None:
+            self._recoverer.close()
         ports, self._ports = self._ports, []
         for port in ports:
             port.stop()
+            self._feed.put("detached", port)
+        self._feed.end()
+        if self.shared is not None:
+            self._leave(ports)
         super().close()
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for port in ports:
             port._attachment.undo.close()
+
+    def _eject(self, slot: int) -> None:
+        """Let go of what is in a slot of the root bus."""
+        for function in self.bus.functions:
+            if (function.bdf.bus, function.bdf.slot) == (0, slot):
+                self.bus.eject(function)
+
+    def _leave(self, ports: list[Port]) -> None:
+        """Take everything of ours out of a QEMU that goes on without us."""
+        try:
+            self.execute("query-status", timeout=min(2.0, self.timeout))
+            for port in ports:
+                port._attachment.undo.close()
+            self.unplug_memory(self._eject)
+        except (QemuError, TimeoutError, OSError, PortClosed) as error:
+            _log.debug("leaving %r: %s", self, error)
 
     def _find_new(self) -> Function:
         new = find_virtio_nets(self.bus.rescan())
@@ -273,40 +424,30 @@ class Qemu(Machine):
 
     def _wire(
         self,
+        attachment: Attachment,
         function: Function,
-        interrupts: Interrupts,
         pairs: int,
         undo: ExitStack,
-        backend: Backend | None,
     ) -> _Wiring:
         """Lead the device's interrupts to eventfds. A backend of ours signals its own."""
-        if interrupts == "none":
+        backend = attachment.backend
+        if attachment.interrupts == "none":
             return _Wiring()
-        if interrupts == "intx":
-            line = EventFd()
-            number = self.bus.route_intx(function)
-            if not self._intercepted:
-                self.qtest.intercept("ioapic")
-                self._intercepted = True
-            self.qtest.on_irq(number, line)
+        if attachment.interrupts == "intx":
+            attachment.line = EventFd()
+            self._lead(attachment, function)
             several = _pairs_of_events(pairs) if backend is None else backend.events
-            return _Wiring(events=(several, EventFd()), intx=line)
+            return _Wiring(events=(several, EventFd()), intx=attachment.line)
         assert self.server is not None
-        table = MsixTable(self.qtest, self.bus.config, function)
         # Receive and transmit for each pair, and configuration; the control queue has none.
         wanted = 1 if backend is not None else 2 * pairs + 1
-        if table.size < wanted:
-            raise QemuError(
-                f"the device has {table.size} MSI-X vectors, {wanted} are needed; "
-                f"give it vectors={wanted + 1}, or use interrupts='intx'"
-            )
         events = []
-        for entry in range(wanted):
+        for _ in range(wanted):
             vector, value, event = self.server.take_vector()
             undo.callback(_give_vector, self.server, vector)
-            table.set(entry, *doorbell_message(self._ivshmem, value))
+            attachment.messages.append(value)
             events.append(event)
-        table.enable()
+        self._lead(attachment, function)
         config = events.pop()
         if backend is not None:
             return _Wiring(([(_NO_VECTOR, _NO_VECTOR)] * pairs, 0), (backend.events, config))
@@ -314,10 +455,112 @@ class Qemu(Machine):
         numbers = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
         return _Wiring((numbers, 2 * pairs), (signalled, config))
 
+    def _lead(self, attachment: Attachment, function: Function) -> None:
+        """Have the device raise the interrupts that the port has eventfds for."""
+        if attachment.line is not None:
+            number = self.bus.route_intx(function)
+            if not self._intercepted:
+                self.qtest.intercept("ioapic")
+                self._intercepted = True
+            self.qtest.on_irq(number, attachment.line)
+        if attachment.messages:
+            table = MsixTable(self.qtest, self.bus.config, function)
+            wanted = len(attachment.messages)
+            if table.size < wanted:
+                raise QemuError(
+                    f"the device has {table.size} MSI-X vectors, {wanted} are needed; "
+                    f"give it vectors={wanted + 1}, or use interrupts='intx'"
+                )
+            for entry, value in enumerate(attachment.messages):
+                table.set(entry, *doorbell_message(self._ivshmem, value))
+            table.enable()
+
+    # Another QEMU in the place of one that died: called by the recoverer, in its thread.
+
+    def _whole(self) -> bool:
+        """Whether QEMU runs, answers, and has all our ports."""
+        alive = self.qtest.death is None and self.process.alive
+        return alive and not any(port.away for port in self.ports)
+
+    def _set_aside(self) -> None:
+        """Make sure that QEMU is gone, and have the ports wait."""
+        with self._attach_lock:
+            self.qtest.close()
+            assert isinstance(self.process, Process)  # only our own QEMUs are started again
+            self.process.bury()  # whatever it was that it did last, it writes no more
+            ports = self.ports
+            down = [port for port in ports if _native_link(port)]
+            for port in ports:
+                _await_parting(port._attachment.backend)
+                port.suspend()
+        for port in down:
+            port.link_changed()
+
+    def _restore(self) -> None:
+        """Start another QEMU, unless one runs, and attach the ports that wait.
+
+        Raises what the first port failed with, once all were tried.
+        """
+        failures = []
+        back = []
+        with self._attach_lock:
+            if self.closed:
+                return
+            if self.qtest.death is not None or not self.process.alive:
+                self._relaunch()
+                self._take_bus()
+            for port in self._ports:
+                if not port.away or port.closed:
+                    continue
+                try:
+                    self._attach_again(port)
+                except QemuDied:
+                    raise
+                except (VirtnicError, OSError, ValueError) as error:
+                    failures.append(error)
+                else:
+                    back.append(port)
+        if back or not self._ports:
+            self._feed.put("qemu-back")
+        for port in back:
+            if _native_link(port):
+                port.link_changed()
+        if failures:
+            raise failures[0]
+
+    def _attach_again(self, port: Port) -> None:
+        attachment = port._attachment
+        assert attachment.spec is not None
+        with ExitStack() as undo:
+            attachment.function = None
+            if attachment.backend is not None:
+                attachment.backend.wait(_PARTING)
+            attachment.handle = self.add_nic(attachment.spec, attachment.properties)
+            undo.callback(self._unplug, attachment)
+            attachment.function = self._find_new()
+            function = self.bus.enable(self.bus.place(attachment.function))
+            attachment.function = function
+            self._lead(attachment, function)
+            msix = attachment.interrupts == "msix"
+            port.reattach(self.qtest, **_registers(function, legacy=attachment.legacy, msix=msix))
+            undo.pop_all()
+
+    def _abandon(self, why: str) -> None:
+        """Give the ports up that did not come back."""
+        for port in self.ports:
+            if port.away:
+                port.abandon(why)
+                port.ended()
+
     def _watch_configuration(self, port: Port, event: EventFd) -> Callable[[], None]:
         def changed() -> None:
             event.drain()
-            if self.qtest.death is not None or port.closed:
+            over = port.closed
+            if not over and self.qtest.death is not None:
+                over = self._recoverer is None or not self._recoverer.lost()
+                if not over:
+                    return
+            if over:
                 unwatch()
                 port.ended()
                 return
@@ -325,6 +568,28 @@ class Qemu(Machine):
 
         unwatch = self.watch_fd(event.fileno(), changed)
         return unwatch
+
+
+def _native_link(port: Port) -> bool:
+    """Whether the link was up when last asked; a device that is gone cannot be asked."""
+    return NetPort.link.__get__(port)  # type: ignore[no-any-return]
+
+
+def _await_parting(backend: Backend | None) -> None:
+    """Wait until a backend serves our rings no more, after its QEMU went."""
+    deadline = time.monotonic() + _PARTING
+    while backend is not None and backend.interposer.connected and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def _offload_wishes(spec: Spec, offload: bool | None) -> dict[str, bool | None]:
+    """Return the offload features to ask for and to refuse."""
+    if offload:
+        return dict.fromkeys(_SEND_OFFLOADS + _RECEIVE_OFFLOADS)
+    if offload is None and spec.type != "vhost-user":
+        return {}
+    # A backend that was told of them reads every header: one cache line more for each frame.
+    return dict.fromkeys(_SEND_OFFLOADS, False)
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

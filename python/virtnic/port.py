@@ -48,6 +48,8 @@ class Port(_native.NetPort):
         self._attachment = attachment
         self._callbacks: list[LinkCallback] = []
         self._endings: list[Callable[[], object]] = []
+        #: What the callbacks know; somebody else may have asked the device meanwhile.
+        self._link_told = super().link
         self._close_lock = threading.Lock()
         self._owns_qemu = False
 
@@ -167,14 +169,21 @@ class Port(_native.NetPort):
         self.ended()
 
     def send_all(
-        self, frames: _native.Burst | Iterable[Buffer], timeout: float | None = None
+        self,
+        frames: _native.Burst | Iterable[Buffer],
+        timeout: float | None = None,
+        offload: _native.Offload
+        | _native.Offloads
+        | Iterable[_native.Offload | None]
+        | None = None,
     ) -> int:
         """Queue all frames, in order, waiting for room; return how many were queued in time.
 
+        ``offload`` as for ``send``.
         Raises as ``send``; a port without interrupts waits by polling.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        pending = Pending(self, frames)
+        pending = Pending(self, frames, offload)
         while not pending.push():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self.wait_writable(left):
@@ -187,14 +196,20 @@ class Port(_native.NetPort):
 
     def configuration_changed(self) -> None:
         """Look at the device's configuration; called when its interrupt came."""
-        before = super().link
+        if self.away:
+            return  # who brings it back tells of the link
         try:
+            self.restart_if_needed()
             now = self.refresh_link()
-        except (_native.VirtnicError, OSError) as error:
+        except (_native.VirtnicError, OSError, TimeoutError) as error:
             _log.debug("the link was not read: %s", error)
             return
-        if now == before:
-            return
+        if now != self._link_told:
+            self.link_changed()
+
+    def link_changed(self) -> None:
+        """Call back those who want to know of the link."""
+        self._link_told = super().link
         for callback in list(self._callbacks):
             try:
                 callback(self)

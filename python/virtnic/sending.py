@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtnic._native import Burst
+from virtnic._native import Burst, Offload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
 
-    from virtnic._native import NetPort
+    from virtnic._native import NetPort, Offloads
 
 __all__ = ["BACKOFF", "Pending"]
 
@@ -24,13 +24,30 @@ BACKOFF = 0.001
 class Pending:
     """Frames of which some may be queued already."""
 
-    def __init__(self, port: NetPort, frames: Burst | Iterable[Buffer]) -> None:
+    def __init__(
+        self,
+        port: NetPort,
+        frames: Burst | Iterable[Buffer],
+        offload: Offload | Offloads | Iterable[Offload | None] | None = None,
+    ) -> None:
         self._port = port
         self._frames: Burst | Sequence[Buffer]
         if isinstance(frames, (Burst, list, tuple, bytes, bytearray, memoryview, str)):
             self._frames = frames  # that a lone frame is a mistake, `send` says itself
         else:
             self._frames = list(frames)
+        #: The same for all frames, or a list with one for each.
+        self._offload: Offload | list[Offload | None] | None
+        if offload is None or isinstance(offload, Offload):
+            self._offload = offload
+        else:
+            self._offload = list(offload)
+            if len(self._offload) != len(self._frames):
+                count = len(self._frames)
+                raise ValueError(
+                    f"{count} frames need {count} offloads, or one for all; "
+                    f"not {len(self._offload)}"
+                )
         #: How many were queued.
         self.queued = 0
         #: Whether the last :meth:`push` got nowhere.
@@ -45,8 +62,19 @@ class Pending:
 
     def _push_burst(self) -> bool:
         assert isinstance(self._frames, Burst)
-        self.queued += self._port.send(self._frames)
+        at = self.queued
+        try:
+            self.queued += self._port.send(self._frames, self._of(at, at + len(self._frames)))
+        except ValueError as error:
+            _count_from(error, at)
+            raise
         return not self._frames
+
+    def _of(self, start: int, end: int) -> Offload | list[Offload | None] | None:
+        """Return what is left to do to some of the frames."""
+        if isinstance(self._offload, list):
+            return self._offload[start:end]
+        return self._offload
 
     def _push_frames(self) -> bool:
         assert not isinstance(self._frames, Burst)
@@ -54,11 +82,9 @@ class Pending:
         while True:
             group = frames if at == 0 and len(frames) <= _GROUP else frames[at : at + _GROUP]
             try:
-                sent = self._port.send(group)
+                sent = self._port.send(group, self._of(at, at + len(group)))
             except (ValueError, TypeError) as error:
-                if at and hasattr(error, "queued"):
-                    error.add_note(f"counted from frame {at}: those before it were queued as well")
-                    error.queued += at
+                _count_from(error, at)
                 raise
             at += sent
             self.queued = at
@@ -66,3 +92,10 @@ class Pending:
                 return False
             if at >= len(frames):
                 return True
+
+
+def _count_from(error: Exception, at: int) -> None:
+    """Correct the progress that an error tells: the frames before ``at`` were queued as well."""
+    if at and hasattr(error, "queued"):
+        error.add_note(f"counted from frame {at}: those before it were queued as well")
+        error.queued += at

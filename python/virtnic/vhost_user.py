@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtnic._native import EventFd, Interposer, QemuError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from virtnic.qemu import Spec
+    from virtnic.qemu.elsewhere import SharedDirectory
 
 __all__ = ["RING_PACKED", "Backend"]
 
@@ -31,19 +34,34 @@ _QEMU_CONNECTS = 5.0
 class Backend:
     """A vhost-user backend and the interposer in front of it."""
 
-    def __init__(self, spec: Spec, undo: ExitStack, queues: int = 1, *, interrupts: bool) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        undo: ExitStack,
+        queues: int = 1,
+        *,
+        interrupts: bool,
+        shared: SharedDirectory | None = None,
+    ) -> None:
         """Connect to the backend of a netdev. ``undo`` gets what takes it down again.
+
+        ``shared`` is where QEMU finds the interposer's socket, when it was started elsewhere.
 
         Raises QemuError when no backend is there, TimeoutError when none came in time.
         """
         socket = spec.socket
         if socket is None:
             raise ValueError("the netdev names no vhost-user socket")
+        #: Its socket.
+        self.path = socket.path
         #: What the backend signals for each pair: frames received, frames finished.
         self.events = [(EventFd(), EventFd()) for _ in range(queues)]
-        directory = RunDirectory()
-        undo.callback(directory.close)
-        listen = os.fspath(directory.vhost_user)
+        if shared is None:
+            directory = RunDirectory()
+            undo.callback(directory.close)
+            listen = os.fspath(directory.vhost_user)
+        else:
+            listen = os.fspath(shared.new_vhost_user())
         calls = [event for pair in self.events for event in pair] if interrupts else []
         try:
             self.interposer = Interposer(listen, socket.path, socket.server, socket.wait, calls)
@@ -54,6 +72,17 @@ class Backend:
         self.spec = dataclasses.replace(
             spec, socket=VhostUserSocket(listen, server=False, wait=_QEMU_CONNECTS)
         )
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the interposer has the backend again and lets a QEMU in."""
+        assert self.spec.socket is not None
+        deadline = time.monotonic() + seconds
+        gate = Path(self.spec.socket.path)
+        while not gate.exists():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
 
     @property
     def offers_packed_rings(self) -> bool:

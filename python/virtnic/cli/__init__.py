@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import virtnic
-from virtnic.cli import demo, doctor, drop, forward, generate, ping, probe
+from virtnic.cli import demo, doctor, drop, forward, generate, ping, probe, qemu_args, watch
 from virtnic.cli.output import EXIT_STATUSES, Output, Status
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-COMMANDS = (demo, ping, probe, doctor, forward, generate, drop)
+COMMANDS = (demo, ping, probe, doctor, forward, generate, drop, watch, qemu_args)
 
 DESCRIPTION = """\
 A real virtio-net NIC for this process, without a virtual machine: it drives the
@@ -41,6 +41,8 @@ examples:
   virtnic ping 10.0.0.1 --netdev tap,ifname=tap0,script=no --address 10.0.0.2/24
   virtnic probe --json                   the PCI bus and the virtio features
   virtnic forward --port tap,ifname=tap0 --port tap,ifname=tap1
+  virtnic qemu-args --directory /run/virtnic
+                                         how to start a QEMU for us in another container
 
 {EXIT_STATUSES}
 `virtnic COMMAND --help` explains a command and its options.

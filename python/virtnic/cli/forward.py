@@ -59,6 +59,7 @@ def add(commands: Any) -> None:
     options.add_device(group)
     add_loop(parser)
     options.add_qemu(parser)
+    options.add_connect(parser)
     options.add_memory(parser)
     options.add_common(parser)
 

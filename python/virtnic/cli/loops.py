@@ -67,6 +67,11 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
         help="from one refresh of the live table to the next; 0 for none "
         "(default: 0.5 on a terminal, else 1)",
     )
+    group.add_argument(
+        "--xstats",
+        action="store_true",
+        help="count lengths and destinations of frames too, and print what each queue has counted",
+    )
 
 
 class Stop:
@@ -128,6 +133,8 @@ class Loop:
         numbers until then were printed.
         """
         for netdev, port in zip(self.netdevs, self.ports, strict=True):
+            if self.arguments.xstats:
+                port.set_statistics("extended")
             if not port.link:
                 self.output.warning(f"the link of {netdev} is down")
         live = Live(self.netdevs, self._stats, 0 if self.output.json else self.arguments.interval)
@@ -206,6 +213,9 @@ class Loop:
             }
             for netdev, port in zip(self.netdevs, self.ports, strict=True)
         ]
+        if self.arguments.xstats:
+            for port, counted in zip(self.ports, ports, strict=True):
+                counted["xstats"] = port.xstats()
         traffic = Traffic(result, tuple(port["counters"] for port in ports))
         return Outcome(result, traffic, ports, unfinished, self._stop.signal)
 
@@ -247,5 +257,8 @@ class Loop:
                 f"{port['netdev']}: {counters['rx_packets']} received, "
                 f"{counters['tx_packets']} sent, dropped {drops_text(drops_of(counters))}"
             )
+            for name, value in port.get("xstats", {}).items():
+                if value and name not in counters:
+                    line(f"  {name:<32}{value:>14}")
         if outcome.unfinished:
             line(f"{outcome.unfinished} of the frames sent were not taken by the other side")

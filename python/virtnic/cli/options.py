@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
+    "SANDBOXES",
     "PortOptions",
     "Session",
     "add_address",
     "add_common",
+    "add_connect",
     "add_device",
     "add_memory",
     "add_port",
@@ -41,7 +43,7 @@ __all__ = [
 
 _RINGS = ("split", "packed")
 _NOTIFIES = ("eventfd", "qtest")
-_SANDBOXES: dict[str, bool | Literal["spawn"]] = {"on": True, "spawn": "spawn", "off": False}
+SANDBOXES: dict[str, bool | Literal["spawn"]] = {"on": True, "spawn": "spawn", "off": False}
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -85,10 +87,20 @@ def add_qemu(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--sandbox",
-        choices=tuple(_SANDBOXES),
+        choices=tuple(SANDBOXES),
         default="on",
         help="what QEMU may do: nothing but its work, also run the helpers and scripts that a "
         "netdev needs (spawn), or anything (default: %(default)s)",
+    )
+
+
+def add_connect(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of a QEMU that runs already."""
+    parser.add_argument_group("QEMU started elsewhere").add_argument(
+        "--connect",
+        metavar="DIR",
+        help="start no QEMU, but drive the one whose sockets are in this directory; it was started "
+        "as `virtnic qemu-args --directory` says",
     )
 
 
@@ -261,7 +273,8 @@ def start_qemu(arguments: argparse.Namespace, memory: virtnic.Memory) -> virtnic
         qemu=arguments.qemu,
         accel=arguments.accel,
         machine=arguments.machine,
-        sandbox=_SANDBOXES[arguments.sandbox],
+        sandbox=SANDBOXES[arguments.sandbox],
+        connect=getattr(arguments, "connect", None),
     )
 
 

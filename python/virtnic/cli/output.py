@@ -55,6 +55,8 @@ class Output:
     def __init__(self, *, json: bool, verbosity: int = 0) -> None:
         self.json = json
         self.verbosity = verbosity
+        #: For commands that print results as they come: an object a line.
+        self.by_line = False
 
     def line(self, text: str = "") -> None:
         """Print a line for people."""
@@ -64,11 +66,16 @@ class Output:
     def result(self, value: Mapping[str, Any]) -> None:
         """Print the result for scripts."""
         if self.json:
-            print(json_module.dumps(value, indent=2, ensure_ascii=False), flush=True)
+            indent = None if self.by_line else 2
+            print(json_module.dumps(value, indent=indent, ensure_ascii=False), flush=True)
 
     def warning(self, text: str) -> None:
         """Print a warning on stderr."""
         _say(f"virtnic: warning: {text}")
+
+    def note(self, text: str) -> None:
+        """Print on stderr what is no warning."""
+        _say(f"virtnic: {text}")
 
     def error(self, kind: str, message: str) -> None:
         """Print an error: a paragraph on stderr, or an object on stdout for scripts."""

@@ -64,6 +64,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
     options.add_port(parser)
     options.add_qemu(parser)
+    options.add_connect(parser)
     options.add_memory(parser)
     options.add_common(parser)
 
@@ -103,12 +104,14 @@ def describe(session: Session, netdev: str) -> dict[str, Any]:
 
 def describe_qemu(qemu: virtnic.Qemu) -> dict[str, Any]:
     """Return which QEMU runs, and how."""
+    ours = qemu.shared is None
     return {
-        "command": str(qemu.binary),
+        "command": str(qemu.binary) if ours else None,
+        "connected": None if qemu.shared is None else str(qemu.shared.path),
         "version": str(qemu.version),
         "machine": qemu.machine,
         "accelerator": qemu.accel,
-        "pid": qemu.process.pid,
+        "pid": qemu.process.pid if ours else None,
     }
 
 
@@ -179,9 +182,10 @@ def _describe_capability(found: Capability) -> dict[str, Any]:
 def text(found: dict[str, Any], *, everything: bool = False) -> list[str]:
     """Return the description as lines; bridges in full only when ``everything`` is wanted."""
     qemu, memory, port = found["qemu"], found["memory"], found["port"]
+    where = qemu["command"] or f"at {qemu['connected']}"
     lines = [
         (
-            f"QEMU {qemu['version']} ({qemu['command']}), machine {qemu['machine']}, "
+            f"QEMU {qemu['version']} ({where}), machine {qemu['machine']}, "
             f"accelerator {qemu['accelerator']}"
         ),
         (

@@ -7,8 +7,14 @@ thereby also waits for the writes before it. What reads a lot should therefore r
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
-from typing import NamedTuple, Protocol
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "COMMAND_INTX_DISABLE",
@@ -73,6 +79,20 @@ class ConfigSpace:
     def __init__(self, ports: PortIO) -> None:
         self._ports = ports
         self._lock = threading.Lock()
+        self._deadline = math.inf
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Have accesses raise TimeoutError once so much time has passed.
+
+        QTest bounds the time of each access. This bounds that of many, where a peer decides
+        how many there are.
+        """
+        self._deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._deadline = math.inf
 
     def read8(self, bdf: Bdf, offset: int) -> int:
         """Read 8 bits."""
@@ -109,6 +129,10 @@ class ConfigSpace:
 
     def _select(self, bdf: Bdf, offset: int, width: int) -> int:
         """Select the register's word; return the data port of its first byte."""
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(
+                "QEMU answers too slowly: its PCI bus could not be looked at in reasonable time"
+            )
         bus, slot, function = bdf
         if not (0 <= bus <= 0xFF and 0 <= slot <= 0x1F and 0 <= function <= 7):
             raise ValueError(f"there is no PCI address {bus:#x}:{slot:#x}.{function}")

@@ -12,6 +12,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from virtnic.errors import QemuError
 from virtnic.pci.bars import size_bars
 from virtnic.pci.capabilities import PcieCapability, read_capabilities
 from virtnic.pci.config import Bdf
@@ -32,6 +33,11 @@ _log = logging.getLogger(__name__)
 _ABSENT = 0xFFFF
 _BUS_NUMBERS = 0x18
 _LAST_BUS = 0xFF
+#: More than any machine that is started here has. All 65,536 that could answer would take
+#: minutes and hundreds of megabytes to look at.
+_MOST_FUNCTIONS = 512
+#: Seconds for the whole bus; it takes milliseconds.
+_PATIENCE = 30.0
 
 
 def scan(
@@ -44,8 +50,11 @@ def scan(
 
     Of ``known`` functions, those that are still there and still configured are returned as
     they are. With ``native_hotplug`` the slots of PCIe ports are powered.
+
+    Raises QemuError for a bus without end, TimeoutError for one that answers too slowly.
     """
-    return _Scanner(config, known or {}, native_hotplug).run()
+    with config.within(_PATIENCE):
+        return _Scanner(config, known or {}, native_hotplug).run()
 
 
 class _Scanner:
@@ -79,6 +88,11 @@ class _Scanner:
                 if number == 0:
                     return
                 continue
+            if len(self._found) == _MOST_FUNCTIONS:
+                raise QemuError(
+                    f"more than {_MOST_FUNCTIONS} PCI functions answer, up to {bdf}; no QEMU has "
+                    "as many: is it QEMU that answers on the QTest socket?"
+                )
             function = self._look_at(bdf, path, identity)
             self._found.append(function)
             if number == 0 and not function.multifunction:

@@ -2,15 +2,19 @@
 
 QEMU starts with the shared-memory device alone; every NIC is plugged in later. On
 ``pc`` they go to the root bus, on ``q35`` behind root ports that are made here.
+A QEMU that somebody else starts has not even that device, and needs no file: see
+:func:`elsewhere`.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from virtnic.qemu import quirks
+from virtnic.qemu.rundir import QMP_SOCKET, QTEST_SOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +40,24 @@ SHMEM_SLOT = {"pc": 2, "q35": 1}
 PARKING_FIRMWARE = b"\xff" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + b"\xff" * 12
 
 
+#: The same for a QEMU that gets no file from us: QEMU's generic loader writes the three
+#: instructions (little-endian) to its main memory and lets the processor start there. It does
+#: so in real mode with CS at 0xFFFF0000, where 64 KiB more is the address meant. KVM keeps
+#: to the 64 KiB limit of CS and cannot do that (QEMU: docs/system/generic-loader).
+_PARKING_ADDRESS = 0x7000
+_PARKING_LOADER = (
+    "-device",
+    f"loader,addr={_PARKING_ADDRESS:#x},data=0xfdebf4fa,data-len=4",
+    "-device",
+    f"loader,addr={_PARKING_ADDRESS + 0x10000:#x},cpu-num=0",
+)
+
+#: What a QEMU that was started elsewhere is called (QMP: ``query-name``), and so known by.
+#: What its sandbox lets it do follows after a ``+``.
+ELSEWHERE = "virtnic-elsewhere"
+_SANDBOX_NAMES: dict[Sandbox, str] = {True: "", "spawn": "+spawn", False: "+anything"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """All that decides the command line."""
@@ -58,16 +80,56 @@ class Plan:
 
 def options(plan: Plan) -> list[str]:
     """Build the options, without the binary. Needs the version for q35 only."""
-    argv = ["-no-user-config", "-nodefaults", "-name", "virtnic"]
-    argv += ["-display", "none", "-vga", "none", "-m", "16"]
-    argv += ["-machine", plan.machine, *_accelerators(plan.accel)]
-    argv += ["-bios", os.fspath(plan.firmware), *sandbox_options(plan.sandbox)]
-    argv += ["-qmp", f"unix:{quote(plan.qmp)},server=on,wait=off"]
-    argv += ["-qtest", f"unix:{quote(plan.qtest)},server=on,wait=off", "-qtest-log", "/dev/null"]
+    argv = _bare("virtnic", plan.machine, plan.sandbox)
+    argv += [*_accelerators(plan.accel), "-bios", os.fspath(plan.firmware)]
+    argv += _sockets(plan.qmp, plan.qtest)
     argv += _shared_memory(plan)
     if plan.machine == "q35":
         argv += _root_ports(plan.version)
     return [*argv, *plan.extra]
+
+
+def elsewhere(
+    directory: str | os.PathLike[str],
+    *,
+    accel: Accel = "auto",
+    sandbox: Sandbox = True,
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """Build the options of a QEMU that somebody else starts, for ``Qemu.connect``.
+
+    ``directory`` is where QEMU sees it. Nothing else is shared: all devices, the shared memory
+    first, are plugged in by whoever connects. It is a ``pc``, because the root bus of a ``q35``
+    takes no device later on. ``accel`` is not kvm.
+    """
+    if accel == "kvm":
+        raise ValueError("kvm does not start where QEMU's loader says; use auto, tcg or qtest")
+    place = Path(directory)
+    names: tuple[Accel, ...] = ("qtest", "tcg") if accel == "auto" else (accel,)
+    argv = _bare(ELSEWHERE + _SANDBOX_NAMES[sandbox], "pc", sandbox)
+    argv += [word for name in names for word in ("-accel", name)]
+    argv += [*_PARKING_LOADER, *_sockets(place / QMP_SOCKET, place / QTEST_SOCKET)]
+    return [*argv, *extra]
+
+
+def sandbox_of(name: str | None) -> Sandbox | None:
+    """Return the sandbox of a QEMU started elsewhere, by its name; None when it is no such."""
+    return next((key for key, end in _SANDBOX_NAMES.items() if name == ELSEWHERE + end), None)
+
+
+def _bare(name: str, machine: MachineType, sandbox: Sandbox) -> list[str]:
+    return [
+        *("-no-user-config", "-nodefaults", "-name", name),
+        *("-display", "none", "-vga", "none", "-m", "16", "-machine", machine),
+        *sandbox_options(sandbox),
+    ]
+
+
+def _sockets(qmp: str | os.PathLike[str], qtest: str | os.PathLike[str]) -> list[str]:
+    return [
+        *("-qmp", f"unix:{quote(qmp)},server=on,wait=off"),
+        *("-qtest", f"unix:{quote(qtest)},server=on,wait=off", "-qtest-log", "/dev/null"),
+    ]
 
 
 def quote(value: str | os.PathLike[str]) -> str:

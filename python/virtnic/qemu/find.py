@@ -43,6 +43,8 @@ INSTALL = (
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _QUICK = 10.0  # seconds for a call that only prints something
+#: Characters of a QMP reply; QEMU's longest, its schema, has some hundred thousand.
+_LONGEST_LINE = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,7 @@ def _ask(argv: tuple[str, ...], options: Sequence[str], *commands: str) -> list[
                 results = [_execute(process, name) for name in ("qmp_capabilities", *commands)]
                 # Only now: QEMU does not wait for long replies to be read before it quits.
                 _execute(process, "quit")
-        except (BrokenPipeError, EOFError, ValueError, KeyError):
+        except (BrokenPipeError, EOFError, ValueError, KeyError, RecursionError):
             err.seek(0)
             said = last_line(err.read()) or f"exit status {process.returncode}"
             raise QemuError(said) from None
@@ -266,8 +268,9 @@ def _execute(process: subprocess.Popen[str], name: str) -> Any:
         raise EOFError
     stdin.write(json.dumps({"execute": name}) + "\n")
     stdin.flush()
-    for line in stdout:
+    while line := stdout.readline(_LONGEST_LINE):
+        # One that is longer is cut, and no JSON then.
         reply = json.loads(line)
-        if "return" in reply or "error" in reply:
+        if isinstance(reply, dict) and ("return" in reply or "error" in reply):
             return reply["return"]
     raise EOFError

@@ -5,6 +5,8 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
-from virtnic.qemu import command, quirks
+from virtnic.qemu import command, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
+from virtnic.qemu.elsewhere import Elsewhere, SharedDirectory, join
 from virtnic.qemu.find import ACCELERATORS, find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
 from virtnic.qemu.netdev import Netdev, Spec, parse
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from virtnic.qemu.find import Binary
+    from virtnic.qemu.loop import LoopThread
     from virtnic.qemu.quirks import Version
 
 _log = logging.getLogger(__name__)
@@ -64,6 +69,8 @@ class Machine:
         sandbox: Sandbox = True,
         directory: str | os.PathLike[str] | None = None,
         extra: Sequence[str] = (),
+        connect: str | os.PathLike[str] | None = None,
+        restartable: bool = False,
     ) -> None:
         """Start QEMU.
 
@@ -76,18 +83,24 @@ class Machine:
         lets it run helpers and scripts, False is none. ``directory``: where the sockets go and
         stay; by default they are in a private one that is removed once all are connected.
         ``extra``: further QEMU options, word by word.
+        ``connect``: start none, but drive the one whose sockets are in this directory: see
+        :meth:`virtnic.Qemu.connect`. Only ``vectors`` and ``timeout`` go with it.
+        ``restartable``: keep what another start takes, the sockets' directory above all; see
+        :class:`virtnic.Recovery`.
 
         Raises QemuNotFound, QemuError quoting QEMU, ValueError, TimeoutError.
         """
         self._owner = os.getpid()
         self._closed = True
         self._close_lock = threading.Lock()
-        self._directory: RunDirectory | None = None
+        self._directory: RunDirectory | SharedDirectory | None = None
         self._server: _native.IvshmemServer | None = None
-        self._process: Process | None = None
+        self._process: Process | Elsewhere | None = None
         self._monitor: Monitor | None = None
         self._qtest: _native.QTest | None = None
         self._clock_runs = False
+        self._loop: LoopThread | None = None
+        self._mourners: list[Callable[[QemuDied], object]] = []
         if not isinstance(memory, _native.Memory):
             raise TypeError(f"memory is the virtnic.Memory that QEMU is to see, not {memory!r}")
         _one_of("accel", accel, Accel)
@@ -95,34 +108,52 @@ class Machine:
         _one_of("shmem", shmem, Shmem)
         if sandbox not in (True, False, "spawn"):
             raise ValueError(f"sandbox={sandbox!r} is not True, False or 'spawn'")
+        chosen = (qemu, accel, machine, shmem, sandbox, directory, tuple(extra))
+        if connect is not None and chosen != (None, "auto", "pc", "doorbell", True, None, ()):
+            raise ValueError(
+                "connect= goes with timeout= and vectors= only: the program, accelerator, machine "
+                "and sandbox are chosen by whoever starts QEMU, with `virtnic qemu-args`"
+            )
         self.memory = memory
         self.machine: MachineType = machine
         self.sandbox: Sandbox = sandbox
         self.timeout = timeout
-        self.binary = find_qemu(qemu)
+        #: The program; None when somebody else started it.
+        self.binary = find_qemu(qemu) if connect is None else None
         self._closed = False
         _live.add(self)
         try:
-            self._start(accel, shmem, vectors, directory, extra)
+            if restartable:
+                self._loop = loop.acquire()  # descriptors are watched from one QEMU to the next
+            if self.binary is not None:
+                self._start(
+                    self.binary, accel, shmem, vectors, directory, extra, restartable=restartable
+                )
+            elif connect is not None:
+                self._join(connect, vectors)
         except BaseException:
             self.close()
             raise
 
     def _start(
         self,
+        binary: Binary,
         accel: Accel,
         shmem: Shmem,
         vectors: int,
         directory: str | os.PathLike[str] | None,
         extra: Sequence[str],
+        *,
+        restartable: bool,
     ) -> None:
         place = self._directory = RunDirectory(directory)
         place.firmware.write_bytes(command.PARKING_FIRMWARE)
         if shmem == "doorbell":
             self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory, vectors)
-        wanted = _auto.get(self.binary.argv, accel) if accel == "auto" else accel
-        plan = command.Plan(
-            version=self.binary.version if self.machine == "q35" else None,
+        wanted = _auto.get(binary.argv, accel) if accel == "auto" else accel
+        self._asked_for = accel
+        self._plan = command.Plan(
+            version=binary.version if self.machine == "q35" else None,
             machine=self.machine,
             accel=wanted,
             qmp=place.qmp,
@@ -135,8 +166,18 @@ class Machine:
             sandbox=self.sandbox,
             extra=extra,
         )
-        process = self._process = Process([*self.binary.argv, *command.options(plan)])
-        _log.debug("started %s (pid %d)", self.binary, process.pid)
+        self._launch(binary, place)
+        if accel == "auto":
+            _auto[binary.argv] = self._accel
+        if directory is None and not restartable:
+            # All sockets are connected: nothing is left to find, even after SIGKILL.
+            place.close()
+
+    def _launch(self, binary: Binary, place: RunDirectory) -> None:
+        """Start a QEMU and connect to it."""
+        wanted = self._plan.accel
+        process = self._process = Process([*binary.argv, *command.options(self._plan)])
+        _log.debug("started %s (pid %d)", binary, process.pid)
         try:
             self._monitor = Monitor(
                 place.qmp,
@@ -146,17 +187,41 @@ class Machine:
             )
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
-            self._explain(process, error)
+            self._explain(binary, process, error)
         if self.version < quirks.OLDEST:
             _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
         self._accel = _settle(wanted, process.stderr)
-        if accel == "auto":
-            _auto[self.binary.argv] = self._accel
         self._silence_timer(self.qtest)
-        if directory is None:
-            # All sockets are connected: nothing is left to find, even after SIGKILL.
-            place.close()
-        self._nics = Nics(self.monitor, self.machine, self.binary, lambda: process.stderr)
+        self._nics = Nics(self.monitor, self.machine, binary, lambda: process.stderr)
+
+    def _join(self, directory: str | os.PathLike[str], vectors: int) -> None:
+        place = self._directory = SharedDirectory(directory)
+        process = self._process = Elsewhere(place.path)
+        joined = join(place, process, self.timeout)
+        self._monitor, self._qtest = joined.monitor, joined.qtest
+        self.sandbox, self._accel = joined.sandbox, joined.accel
+        self._silence_timer(self.qtest)
+        self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory, vectors)
+        self._nics = Nics(self.monitor, self.machine, None, lambda: "")
+        self._nics.adopt()
+
+    def _relaunch(self) -> None:
+        """End what is left of a QEMU and start another; the memory and its interrupts stay.
+
+        Raises as the constructor; then this can be tried again.
+        """
+        before, place = self.monitor, self._directory
+        assert isinstance(place, RunDirectory)  # only our own QEMUs are started again
+        self.qtest.close()
+        self.process.close()
+        before.close()
+        place.qmp.unlink(missing_ok=True)
+        place.qtest.unlink(missing_ok=True)
+        self._clock_runs = False
+        self._launch(_present(self.binary), place)
+        before.hand_over(self.monitor)
+        for callback in self._mourners:
+            self.process.on_death(callback)
 
     def _silence_timer(self, qtest: _native.QTest) -> None:
         """Stop the 8254 timer, which wakes QEMU 36 times a second and raises interrupt 0.
@@ -170,11 +235,11 @@ class Machine:
         if self._accel == "qtest":
             qtest.clock_step(1_000_000)
 
-    def _explain(self, process: Process, error: Exception) -> None:
+    def _explain(self, binary: Binary, process: Process, error: Exception) -> None:
         """Say why QEMU did not start, in its own words where it left some."""
         if process.alive:
             raise error
-        self.binary.check(self.machine)
+        binary.check(self.machine)
         words = last_line(process.stderr)
         if not words:
             raise QemuError(f"QEMU did not start: {process.death()}") from None
@@ -200,9 +265,11 @@ class Machine:
         return _present(self._monitor)
 
     @property
-    def process(self) -> Process:
-        """The process."""
-        return _present(self._process)
+    def process(self) -> Process | Elsewhere:
+        """The process, or what we know of one that somebody else started."""
+        if self._process is None:
+            raise QemuError("this QEMU is closed")
+        return self._process
 
     @property
     def server(self) -> _native.IvshmemServer | None:
@@ -226,6 +293,11 @@ class Machine:
         return place.path if place is not None and not place.private else None
 
     @property
+    def shared(self) -> SharedDirectory | None:
+        """The directory that we share with a QEMU that somebody else started; else None."""
+        return self._directory if isinstance(self._directory, SharedDirectory) else None
+
+    @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
         return self._closed
@@ -240,6 +312,7 @@ class Machine:
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, from the loop's thread, when QEMU ends unasked."""
+        self._mourners.append(callback)
         self.process.on_death(callback)
 
     def watch_fd(self, fd: int, callback: Callable[[], object]) -> Callable[[], None]:
@@ -262,11 +335,15 @@ class Machine:
         QemuError quoting QEMU, QemuDied, TimeoutError.
         """
         spec = netdev if isinstance(netdev, Spec) else parse(netdev)
+        if spec.socket is not None and self.shared is not None:
+            path = self.shared.as_qemu_sees(spec.socket.path)
+            spec = dataclasses.replace(spec, socket=dataclasses.replace(spec.socket, path=path))
         helper = spec.needs_spawn
         if helper is not None and self.sandbox is True:
             raise ValueError(
                 f"the netdev {spec.type!r} lets QEMU run {helper}, which its sandbox denies; "
                 "pass sandbox='spawn' if that is wanted"
+                + (" to `virtnic qemu-args`" if self.shared is not None else "")
             )
         handle = self._nics.add(spec, properties or {})
         if spec.needs_clock and self._accel == "qtest" and not self._clock_runs:
@@ -289,6 +366,32 @@ class Machine:
         Raises QemuError, QemuDied, TimeoutError.
         """
         self._nics.remove(handle, eject, self.timeout if timeout is None else timeout)
+
+    def plug_memory(self, eject: Callable[[int], object]) -> None:
+        """Plug our memory into a QEMU started elsewhere, in the place of all that was left there.
+
+        ``eject`` lets go of what is in a slot of the root bus: see :meth:`remove_nic`.
+        Raises QemuError, QemuDied, TimeoutError.
+        """
+        shared, server = _present(self.shared), _present(self._server)
+        for left in self._nics.all():
+            _log.info("removing %s, which another program left", left.id)
+            self._nics.remove(left, functools.partial(eject, left.slot), self.timeout)
+        self.unplug_memory(eject)
+        try:
+            self._nics.add_memory(shared.as_qemu_sees(shared.shmem), server.vectors)
+        except QemuDied:
+            raise
+        except QemuError as error:
+            raise QemuError(
+                f"{error}; the QEMU at {shared.path} needs the device ivshmem-doorbell, and to be "
+                f"allowed to connect to {shared.shmem}: that is, to write to the directory"
+            ) from None
+
+    def unplug_memory(self, eject: Callable[[int], object]) -> None:
+        """Unplug our memory from a QEMU started elsewhere; fine where there is none."""
+        slot = command.SHMEM_SLOT[self.machine]
+        self._nics.remove_memory(functools.partial(eject, slot), self.timeout)
 
     @property
     def nics(self) -> list[NicHandle]:
@@ -320,6 +423,9 @@ class Machine:
                 _log.exception("closing %s failed", part)
         # Their descriptors go with them, whoever keeps this object.
         self._qtest = self._server = None
+        if self._loop is not None:
+            self._loop = None
+            loop.release()
         _live.discard(self)
         _log.debug("closed in %.0f ms", (time.monotonic() - started) * 1e3)
 
@@ -345,7 +451,7 @@ class Machine:
 
     def __repr__(self) -> str:
         process = self._process
-        state = "closed" if self._closed else f"pid {process.pid}" if process else "starting"
+        state = "closed" if self._closed else process.where if process else "starting"
         return f"<{type(self).__name__} {self.machine} {state}>"
 
 

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from qemu.qmp import EventListener, ExecInterruptedError, QMPClient, QMPError
@@ -34,6 +34,33 @@ EventCallback = Callable[[Event], object]
 logging.getLogger("qemu.qmp.protocol.virtnic").setLevel(logging.CRITICAL)
 
 
+class NobodyListens(TimeoutError):
+    """There was no QMP socket to connect to in time."""
+
+
+@contextlib.contextmanager
+def understanding(command: str) -> Iterator[None]:
+    """Raise QemuError where a reply has not the form that QEMU documents for the command."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+        raise QemuError(f"QEMU's reply to {command} is not of its form: {error!r}") from error
+
+
+class _Direct(EventListener):
+    """Hands events on as they come: they do not queue up, however many there are."""
+
+    def __init__(self, dispatch: EventCallback) -> None:
+        super().__init__()
+        self._hand_on = dispatch
+
+    async def put(self, event: MutableMapping[str, Any]) -> None:
+        event.setdefault("data", {})
+        self._hand_on(event)
+        # The reader goes on as long as there is input: others must have their turn.
+        await asyncio.sleep(0)
+
+
 class Monitor:
     """A connection to QEMU's QMP socket. Any thread may use it."""
 
@@ -44,38 +71,38 @@ class Monitor:
         timeout: float = 10.0,
         gone: Callable[[float], bool] = lambda _patience: False,
         why: Callable[[], str] = lambda: "QEMU closed its QMP socket",
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
         """Connect, retrying until the socket is there, the timeout is over or QEMU is gone.
 
         ``gone`` tells whether the process has ended, or does within some seconds; ``why`` how.
+        ``on_end`` is called in the loop's thread when the connection ends, by whichever side.
         Raises QemuDied, TimeoutError, QemuError.
         """
         self._path = os.fspath(path)
         self._timeout = timeout
         self._gone = gone
         self._why = why
+        self._on_end = on_end
         self._listeners: list[tuple[frozenset[str] | None, EventCallback]] = []
         self._lock = threading.Lock()
         self._closed = False
         self._ended_event = threading.Event()
         self._client = QMPClient("virtnic")
-        self._events = EventListener()
-        self._client.register_listener(self._events)
+        # The client's own listener would keep every event until somebody takes it: nobody does.
+        self._client.events.event_filter = lambda _event: False
+        self._client.register_listener(_Direct(self._dispatch))
         self._closing = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._holder: asyncio.Task[None] | None = None
         self.loop = loop.acquire()
         try:
             self.loop.call(self._connect(time.monotonic() + timeout), timeout + 1.0)
-            greeting = self._client.greeting
-            if greeting is None:
-                raise QemuError(f"{self._path} did not greet as QEMU does")
-            qemu: Any = greeting.QMP.version["qemu"]
-            self.version = Version(qemu["major"], qemu["minor"], qemu["micro"])
+            self.version = _version(self._client)
         except BaseException as error:
             self.close()
             if isinstance(error, QMPError) and self._gone(1.0):
                 raise QemuDied(f"QEMU did not start: {self._why()}") from None
-            if isinstance(error, (QMPError, KeyError)):
+            if isinstance(error, QMPError):
                 raise QemuError(f"{self._path} does not greet as QEMU does: {error}") from error
             raise
 
@@ -113,14 +140,21 @@ class Monitor:
         :meth:`execute`.
         """
         entry = (frozenset(names) if names else None, callback)
-        with self._lock:
-            self._listeners.append(entry)
+        lock, listeners = self._lock, self._listeners
+        with lock:
+            listeners.append(entry)
 
         def remove() -> None:
-            with self._lock, contextlib.suppress(ValueError):
-                self._listeners.remove(entry)
+            with lock, contextlib.suppress(ValueError):
+                listeners.remove(entry)
 
         return remove
+
+    def hand_over(self, successor: Monitor) -> None:
+        """Let the monitor of the next QEMU call back those who listen to this one."""
+        with self._lock:
+            listeners, self._listeners = self._listeners, []
+        successor._lock, successor._listeners = self._lock, listeners
 
     def close(self) -> None:
         """Disconnect. A second call does nothing."""
@@ -128,7 +162,6 @@ class Monitor:
             if self._closed:
                 return
             self._closed = True
-            self._listeners.clear()
         if self.loop.inside:
             self.loop.start(self._disconnect())
         else:
@@ -148,7 +181,7 @@ class Monitor:
                 if self._gone(0.0):
                     raise QemuDied(f"QEMU did not start: {self._why()}") from None
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"QEMU opened no QMP socket at {self._path}") from None
+                    raise NobodyListens(f"QEMU opened no QMP socket at {self._path}") from None
                 await asyncio.sleep(0.001)
             except BaseException:
                 sock.close()
@@ -161,10 +194,7 @@ class Monitor:
                 f"QEMU said nothing on its QMP socket {self._path}: it is stopped, blocked, "
                 "or another client holds the connection"
             ) from None
-        self._tasks = [
-            asyncio.create_task(self._dispatch()),
-            asyncio.create_task(self._hold()),
-        ]
+        self._holder = asyncio.create_task(self._hold())
 
     async def _hold(self) -> None:
         """Wait for the end of the connection, by either side, and clear it away."""
@@ -174,31 +204,45 @@ class Monitor:
             await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._ended_event.set()
+            self._on_end()
             ended.cancel()
             asked.cancel()
             with contextlib.suppress(EOFError, OSError, QMPError):
                 await self._client.disconnect()
 
-    async def _dispatch(self) -> None:
-        async for message in self._events:
-            with self._lock:
-                listeners = list(self._listeners)
-            for names, callback in listeners:
-                if names is not None and message["event"] not in names:
-                    continue
-                try:
-                    callback(message)
-                except Exception:
-                    _log.exception("a callback for the event %s failed", message["event"])
+    def _dispatch(self, message: Event) -> None:
+        if not isinstance(message["event"], str) or not isinstance(message.get("data"), dict):
+            _log.warning("QEMU sent something that is no event: %.200s", message)
+            return
+        with self._lock:
+            listeners = list(self._listeners)
+        for names, callback in listeners:
+            if names is not None and message["event"] not in names:
+                continue
+            try:
+                callback(message)
+            except Exception:
+                _log.exception("a callback for the event %s failed", message["event"])
 
     async def _disconnect(self) -> None:
         self._closing.set()
-        if self._tasks:
-            dispatcher, holder = self._tasks
-            await asyncio.wait((holder,), timeout=2.0)
-            dispatcher.cancel()
-            holder.cancel()
-            await asyncio.gather(dispatcher, holder, return_exceptions=True)
+        if self._holder is not None:
+            await asyncio.wait((self._holder,), timeout=2.0)
+            self._holder.cancel()
+            await asyncio.gather(self._holder, return_exceptions=True)
 
     def _ended(self) -> str:
         return "the connection was closed by us" if self._closed else self._why()
+
+
+def _version(client: QMPClient) -> Version:
+    """Return what the greeting says (QEMU documentation, "QMP: Server Greeting")."""
+    greeting = client.greeting
+    try:
+        qemu: Any = greeting.QMP.version["qemu"] if greeting is not None else None
+        major, minor, micro = (qemu[name] for name in ("major", "minor", "micro"))
+    except (KeyError, TypeError):
+        major = minor = micro = None
+    if not all(type(number) is int for number in (major, minor, micro)):
+        raise QemuError("the greeting on the QMP socket tells no version, as QEMU's does")
+    return Version(major, minor, micro)

@@ -7,6 +7,7 @@ guest, is done over QTest by :mod:`virtnic.pci`.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, quirks
+from virtnic.qemu.monitor import understanding
+from virtnic.qemu.netdev import Spec
 from virtnic.qemu.schema import Schema, convert
 
 if TYPE_CHECKING:
@@ -22,14 +25,18 @@ if TYPE_CHECKING:
     from virtnic.qemu.command import MachineType
     from virtnic.qemu.find import Binary
     from virtnic.qemu.monitor import Event, Monitor
-    from virtnic.qemu.netdev import Spec, VhostUserSocket
+    from virtnic.qemu.netdev import VhostUserSocket
 
 DRIVER = "virtio-net-pci"
 
 #: Ours: where a device sits and which backend it has is not for the caller's properties.
 _OURS = frozenset({"id", "driver", "bus", "addr", "netdev", "multifunction"})
 
-# What a binary says about itself never changes: asked once for each.
+#: QEMU's ids: of the shared memory's device and chardev, and of a NIC and what belongs to it.
+SHMEM, SHMEM_CHARDEV = "shmem0", "shmem"
+_OUR_ID = re.compile(r"\b(nic|net|char)(\d+)\b")
+
+# What a binary says about itself never changes: asked once for each that is ours.
 _schemas: dict[tuple[str, ...], Schema] = {}
 _property_types: dict[tuple[str, ...], dict[str, str]] = {}
 
@@ -59,11 +66,15 @@ class Nics:
         self,
         monitor: Monitor,
         machine: MachineType,
-        binary: Binary,
+        binary: Binary | None,
         stderr: Callable[[], str],
     ) -> None:
+        """``binary`` is None for a QEMU that somebody else started."""
         self._monitor = monitor
         self._binary = binary
+        self._key = () if binary is None else binary.argv
+        self._schemas = {} if binary is None else _schemas
+        self._property_types = {} if binary is None else _property_types
         self._stderr = stderr
         self._lock = threading.Lock()
         self._count = 0
@@ -117,22 +128,77 @@ class Nics:
             undo.pop_all()
         return handle
 
+    def add_memory(self, socket: str, vectors: int) -> None:
+        """Plug the shared memory in, by the ivshmem server at a socket (``pc`` only)."""
+        address = {"type": "unix", "data": {"path": socket}}
+        data = {"addr": address, "server": False}
+        backend = {"type": "socket", "data": data}
+        self._monitor.execute("chardev-add", id=SHMEM_CHARDEV, backend=backend)
+        try:
+            self._monitor.execute(
+                "device_add",
+                driver="ivshmem-doorbell",
+                id=SHMEM,
+                chardev=SHMEM_CHARDEV,
+                vectors=vectors,
+                bus="pci.0",
+                addr=f"{command.SHMEM_SLOT['pc']:x}",
+            )
+        except BaseException:
+            self._try("chardev-remove", id=SHMEM_CHARDEV)
+            raise
+
+    def remove_memory(self, eject: Callable[[], object], timeout: float) -> None:
+        """Unplug the shared memory; fine where there is none."""
+        self._unplug(SHMEM, eject, timeout)
+        self._try("chardev-remove", id=SHMEM_CHARDEV)
+
+    def adopt(self) -> None:
+        """Take over the NICs that a program before us left, to be removed; what they had, goes."""
+        execute = self._monitor.execute
+        (root_bus, *_) = execute("query-pci")
+        slots = {device["qdev_id"]: device["slot"] for device in root_bus["devices"]}
+        words: dict[str, Any] = {"command-line": "info network"}
+        said = " ".join(
+            [
+                *slots,
+                *(chardev["label"] for chardev in execute("query-chardev")),
+                execute("human-monitor-command", **words),
+            ]
+        )
+        for kind, digits in sorted(set(_OUR_ID.findall(said))):
+            name, number = kind + digits, int(digits)
+            self._count = max(self._count, number)
+            if name in slots:
+                spec = Spec("left by another program")
+                slot = slots[name]
+                self._used[slot] = NicHandle(name, f"net{number}", spec, slot, False, True)
+            elif f"nic{number}" not in slots:
+                # Of an attempt that did not get as far as a device.
+                self._try("netdev_del" if kind == "net" else "chardev-remove", id=name)
+
     def remove(self, handle: NicHandle, eject: Callable[[], object] | None, timeout: float) -> None:
         """Unplug one; its slot is free afterwards, unless nobody ejects it."""
         with self._lock:
             if self._used.get(handle.slot) is not handle:
                 return
+        if self._unplug(handle.id, eject, timeout):
+            self._monitor.execute("netdev_del", id=handle.netdev_id)
+            self._free(handle.slot)
+
+    def _unplug(self, device: str, eject: Callable[[], object] | None, timeout: float) -> bool:
+        """Remove a device; False when nobody ejects it. One that is gone is removed already."""
         deadline = time.monotonic() + timeout
         deleted = threading.Event()
 
         def seen(event: Event) -> None:
-            if event["data"].get("device") == handle.id:
+            if event["data"].get("device") == device:
                 deleted.set()
 
         stop = self._monitor.listen(seen, "DEVICE_DELETED")
         try:
             try:
-                self._monitor.execute("device_del", id=handle.id)
+                self._monitor.execute("device_del", id=device)
             except QemuDied:
                 raise
             except QemuError as error:
@@ -142,18 +208,17 @@ class Nics:
                     raise
             if not deleted.is_set():
                 if eject is None:
-                    return
+                    return False
                 eject()
             while not deleted.wait(0.05):
                 self._monitor.check()
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"QEMU did not delete {handle.id} within {timeout:g} s of its removal"
+                        f"QEMU did not delete {device} within {timeout:g} s of its removal"
                     )
         finally:
             stop()
-        self._monitor.execute("netdev_del", id=handle.netdev_id)
-        self._free(handle.slot)
+        return True
 
     def _reserve(self) -> tuple[int, int]:
         with self._lock:
@@ -184,17 +249,22 @@ class Nics:
         except QemuDied:
             raise
         except QemuError:
-            typed = self._schema().arguments("netdev_add", plain, what="netdev")
+            schema = self._schema()
+            with understanding("query-qmp-schema"):
+                typed = schema.arguments("netdev_add", plain, what="netdev")
             if typed == plain:
                 raise
             self._monitor.execute("netdev_add", **typed)
 
     def _schema(self) -> Schema:
-        argv = self._binary.argv
-        if argv not in _schemas:
-            (entities,) = self._binary.ask("query-qmp-schema")
-            _schemas[argv] = Schema(entities)
-        return _schemas[argv]
+        if self._key not in self._schemas:
+            if self._binary is None:
+                entities = self._monitor.execute("query-qmp-schema")
+            else:
+                (entities,) = self._binary.ask("query-qmp-schema")
+            with understanding("query-qmp-schema"):
+                self._schemas[self._key] = Schema(entities)
+        return self._schemas[self._key]
 
     def _typed(self, properties: Mapping[str, Any]) -> dict[str, Any]:
         """Give each property the JSON type that this QEMU wants. Raises ValueError."""
@@ -203,11 +273,12 @@ class Nics:
         for name in properties:
             if name in _OURS:
                 raise ValueError(f"the property {name!r} is chosen by virtnic")
-        argv = self._binary.argv
-        if argv not in _property_types:
+        if self._key not in self._property_types:
             listed = self._monitor.execute("device-list-properties", typename=DRIVER)
-            _property_types[argv] = {item["name"]: item["type"] for item in listed}
-        types = _property_types[argv]
+            with understanding("device-list-properties"):
+                types = {item["name"]: str(item["type"]) for item in listed}
+            self._property_types[self._key] = types
+        types = self._property_types[self._key]
         return {
             name: convert(_json_type(types.get(name, "")), value, name)
             for name, value in properties.items()
@@ -237,9 +308,11 @@ class Nics:
             time.sleep(0.005)
 
     def _connected(self, name: str) -> bool:
-        for chardev in self._monitor.execute("query-chardev"):
-            if chardev["label"] == name:
-                return not str(chardev["filename"]).startswith("disconnected:")
+        chardevs = self._monitor.execute("query-chardev")
+        with understanding("query-chardev"):
+            for chardev in chardevs:
+                if chardev["label"] == name:
+                    return not str(chardev["filename"]).startswith("disconnected:")
         raise QemuError(f"the chardev {name} vanished")
 
 

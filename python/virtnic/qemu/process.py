@@ -95,11 +95,19 @@ class Process:
         self._status: int | None = None
         self.pid = child.pid  #: of QEMU, or of the command that wraps it
         self._loop = loop.acquire()
+        # One that ends at once is reported before there is something to undo: again, then.
+        self._unwatch_stderr: Callable[[], None] = _nothing
+        self._unwatch_exit: Callable[[], None] = _nothing
         # The loop must not keep us alive: an abandoned QEMU has to go with its owner.
         me = weakref.WeakMethod(self._on_exit)
         readable = weakref.WeakMethod(self._on_stderr)
         self._unwatch_stderr = self._loop.watch_fd(self._stderr.fileno(), lambda: _call(readable))
         self._unwatch_exit = self._loop.watch_fd(child.fileno(), lambda: _call(me))
+
+    @property
+    def where(self) -> str:
+        """Which it is, for people."""
+        return f"pid {self.pid}"
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end: exit status, or minus the signal; None after the timeout."""
@@ -137,6 +145,13 @@ class Process:
                 self._callbacks.append(callback)
                 return
         callback(QemuDied(self.death()))
+
+    def bury(self, grace: float = 1.0) -> None:
+        """See it end, by SIGKILL after ``grace`` seconds, and tell those who want to know."""
+        if self.wait(grace) is None and self._child is not None:
+            self._child.kill()
+            self.wait(5.0)
+        self._on_exit()
 
     def close(self, grace: float = 1.0) -> None:
         """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call does nothing."""
@@ -181,6 +196,10 @@ class Process:
 
     def __repr__(self) -> str:
         return f"<Process {self.pid}: {shlex.join(self.argv[:1])}>"
+
+
+def _nothing() -> None:
+    pass
 
 
 def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:

@@ -121,6 +121,15 @@ QUIRKS: tuple[Quirk, ...] = (
         test="tests/test_qemu_vhost_user.py::test_reconnect_by_version",
     ),
     Quirk(
+        name="platform-unplug-crash",
+        since=None,
+        before=Version(7, 2),
+        symptom="QEMU dies of SIGABRT (`do_address_space_destroy`) when a device with "
+        "`iommu_platform=on` is unplugged (seen on 5.2; 7.2 and later are fine)",
+        action="none: close such a QEMU instead of detaching the port",
+        test="tests/test_features.py::test_unplugging_behind_the_platform",
+    ),
+    Quirk(
         name="vhost-user-msix-crash",
         since=None,
         before=Version(10, 0),

@@ -13,8 +13,13 @@ from pathlib import Path
 #: Longest path of a UNIX socket: ``sun_path`` is 108 bytes with its NUL (unix(7)).
 SOCKET_PATH_MAX = 107
 
+#: QEMU's monitor and QTest sockets, and the ivshmem server's, in any directory.
+QMP_SOCKET = "qmp.sock"
+QTEST_SOCKET = "qtest.sock"
+SHMEM_SOCKET = "shmem.sock"
+
 #: Longest name that is put into the directory.
-_LONGEST_NAME = "shmem.sock"
+_LONGEST_NAME = SHMEM_SOCKET
 _PREFIX = "virtnic-"
 
 
@@ -58,17 +63,17 @@ class RunDirectory:
     @property
     def qmp(self) -> Path:
         """QEMU's monitor socket (QEMU listens)."""
-        return self.path / "qmp.sock"
+        return self.path / QMP_SOCKET
 
     @property
     def qtest(self) -> Path:
         """QEMU's QTest socket (QEMU listens)."""
-        return self.path / "qtest.sock"
+        return self.path / QTEST_SOCKET
 
     @property
     def shmem(self) -> Path:
         """The ivshmem server's socket (we listen)."""
-        return self.path / "shmem.sock"
+        return self.path / SHMEM_SOCKET
 
     @property
     def vhost_user(self) -> Path:

@@ -26,6 +26,7 @@ pub mod process;
 pub mod qtest;
 #[cfg(feature = "stack")]
 pub mod stack;
+mod unix;
 pub mod vhost_user;
 pub mod virtio;
 

@@ -125,7 +125,7 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     let trio = Trio::new(&room, Vec::new());
     let kick = trio.interposer.kick(1).unwrap();
     let doorbell = Doorbell::Kick(Arc::clone(&kick));
-    doorbell.ring(1);
+    doorbell.ring(1, 0);
     assert_eq!((kick.connected(), kick.lost()), (false, 1));
 
     let qemus = EventFd::new().unwrap();
@@ -133,8 +133,8 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     assert_eq!((passed.number(), passed.fds.len()), (1, 1));
     assert_eq!(qemus.drain(), 1, "what was published before is to be noticed");
     let backends = EventFd::from_fd(passed.fds.into_iter().next().unwrap()).unwrap();
-    doorbell.ring(1);
-    doorbell.ring(1);
+    doorbell.ring(1, 0);
+    doorbell.ring(1, 0);
     assert_eq!(backends.drain(), 2);
     assert!(!trio.interposer.kick(0).unwrap().connected());
 
@@ -144,7 +144,7 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     assert!(kick.connected());
     trio.qemu.send(GET_VRING_BASE, 1, &[1, 0, 0, 0, 0, 0, 0, 0], &[]);
     trio.backend.next();
-    doorbell.ring(1);
+    doorbell.ring(1, 0);
     assert_eq!((backends.drain(), kick.connected(), kick.lost()), (0, false, 2));
 
     // A new one takes the place of the old; a withdrawn one leaves none.
@@ -153,7 +153,7 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     trio.down(SET_VRING_KICK, 1, &[newer.as_fd()]);
     qemus.drain();
     newer.drain();
-    doorbell.ring(1);
+    doorbell.ring(1, 0);
     assert_eq!((qemus.drain(), newer.drain()), (0, 1));
     let passed = trio.down(SET_VRING_KICK, 1 | NO_FD, &[]);
     assert_eq!((passed.number(), passed.fds.len(), kick.connected()), (1 | NO_FD, 0, false));

@@ -1,5 +1,6 @@
 //! `Burst`.
 
+use crate::offload::Offloads;
 use crate::views::{Bytes, Frame, Numbers, Rows};
 use pyo3::exceptions::{PyBufferError, PyImportError, PyIndexError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -103,6 +104,11 @@ impl Burst {
     fn hash_types<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyMemoryView>>> {
         let hashes = self.lock().hashes();
         hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.1.into()).collect())).transpose()
+    }
+
+    #[getter]
+    fn offload(&self) -> Option<Offloads> {
+        self.lock().offloads().map(|offloads| Offloads(offloads.into()))
     }
 
     #[getter]

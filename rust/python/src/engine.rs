@@ -62,6 +62,7 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
     dict.set_item("ring_full", report.ring_full)?;
     dict.set_item("dropped", report.dropped)?;
     dict.set_item("bad_verdict", report.bad_verdict)?;
+    dict.set_item("no_offload", report.no_offload)?;
     Ok(dict)
 }
 

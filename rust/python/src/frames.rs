@@ -2,6 +2,7 @@
 
 use crate::burst::Burst;
 use crate::errors::{QemuDied, to_py};
+use crate::offload::Says;
 use crate::port::NetPort;
 use crate::time::span;
 use crate::views::Bytes;
@@ -9,7 +10,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString, PyTuple};
 use std::time::{Duration, Instant};
-use virtnic::net::{FrameBuffer, FrameSource, PortStats, QueuePair, SendStop, Wake};
+use virtnic::net::{FrameBuffer, FrameSource, Offload, PortStats, QueuePair, SendStop, Wake};
 
 /// More frames than this at once are a mistake.
 const MAX_BURST: i64 = 65_536;
@@ -32,24 +33,53 @@ pub(crate) fn send(
     port: &Bound<'_, NetPort>,
     pair: &QueuePair,
     frames: &Bound<'_, PyAny>,
+    offload: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<usize> {
     if let Ok(burst) = frames.cast::<Burst>() {
-        let sent = pair.send_burst(&mut burst.get().lock());
-        return sent.map_err(|error| raise(port, error));
+        let mut burst = burst.get().lock();
+        let (queued, stop) = match offload {
+            None => pair.send_burst(&mut burst).map(|sent| (sent, None)),
+            Some(offload) => {
+                // Reading it runs Python code, which may use the burst.
+                let count = burst.len();
+                drop(burst);
+                let says = Says::of(offload, count)?;
+                burst = frames.cast::<Burst>()?.get().lock();
+                pair.send_burst_as(&mut burst, &|index| says.at(index))
+            }
+        }
+        .map_err(|error| raise(port, error))?;
+        let left = !burst.is_empty();
+        drop(burst);
+        if let Some(SendStop::BadFrame(why)) = stop {
+            return Err(bad_frame(frames.py(), &why, queued)?);
+        }
+        if left {
+            port.get().look_after(port.py()).map_err(|error| raise(port, error))?;
+        }
+        return Ok(queued);
     }
     let mut source = PythonFrames::new(frames)?;
+    source.says = offload.map(|offload| Says::of(offload, source.len())).transpose()?;
     let (queued, stop) = pair.send(&mut source).map_err(|error| raise(port, error))?;
     let failure = source.failure.take();
     match (failure, stop) {
         (Some(error), _) => Err(with_progress(frames.py(), error, queued)?),
-        (None, Some(SendStop::BadFrame(why))) => {
-            let error = PyValueError::new_err(format!(
-                "frame {queued}: {why}; the {queued} frames before it were queued"
-            ));
-            Err(with_progress(frames.py(), error, queued)?)
+        (None, Some(SendStop::BadFrame(why))) => Err(bad_frame(frames.py(), &why, queued)?),
+        (None, Some(_)) => {
+            port.get().look_after(port.py()).map_err(|error| raise(port, error))?;
+            Ok(queued)
         }
         _ => Ok(queued),
     }
+}
+
+/// The error of a frame that cannot be sent.
+fn bad_frame(py: Python<'_>, why: &str, queued: usize) -> PyResult<PyErr> {
+    let error = PyValueError::new_err(format!(
+        "frame {queued}: {why}; the {queued} frames before it were queued"
+    ));
+    with_progress(py, error, queued)
 }
 
 pub(crate) fn recv(
@@ -89,7 +119,10 @@ pub(crate) fn wait_writable(
         match wake.map_err(|error| raise(port, error))? {
             Wake::Ready => return Ok(true),
             Wake::Timeout if left == Some(slice) => return Ok(false),
-            Wake::Timeout | Wake::Signal => py.check_signals()?,
+            Wake::Timeout | Wake::Signal => {
+                port.get().look_after(port.py()).map_err(|error| raise(port, error))?;
+                py.check_signals()?;
+            }
         }
     }
 }
@@ -99,6 +132,22 @@ pub(crate) fn stats(py: Python<'_>, stats: PortStats) -> PyResult<Bound<'_, PyDi
     for (queue, counters) in [("rx", stats.rx), ("tx", stats.tx)] {
         for (name, value) in counters.fields() {
             dict.set_item(format!("{queue}_{name}"), value)?;
+        }
+    }
+    Ok(dict)
+}
+
+/// Everything that is counted: sums over all pairs, then each queue's own.
+pub(crate) fn xstats<'py>(
+    py: Python<'py>,
+    port: &virtnic::net::Port,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = stats(py, port.stats())?;
+    for pair in port.pairs() {
+        for (direction, numbers) in ["rx", "tx"].into_iter().zip(pair.extended_stats()) {
+            for (name, value) in numbers.fields() {
+                dict.set_item(format!("{direction}_q{}_{name}", pair.index()), value)?;
+            }
         }
     }
     Ok(dict)
@@ -126,6 +175,7 @@ fn recv_waiting(
         if received > 0 || wake == Wake::Timeout {
             return Ok(());
         }
+        slf.get().look_after(py).map_err(|error| raise(slf, error))?;
         py.check_signals()?;
         if timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
             return Ok(());
@@ -144,6 +194,7 @@ struct PythonFrames<'py> {
     frames: Frames<'py>,
     next: usize,
     failure: Option<PyErr>,
+    says: Option<Says>,
 }
 
 enum Frames<'py> {
@@ -174,7 +225,14 @@ impl<'py> PythonFrames<'py> {
             }
             Frames::List(list)
         };
-        Ok(Self { frames, next: 0, failure: None })
+        Ok(Self { frames, next: 0, failure: None, says: None })
+    }
+
+    fn len(&self) -> usize {
+        match &self.frames {
+            Frames::List(list) => list.len(),
+            Frames::Tuple(tuple) => tuple.len(),
+        }
     }
 
     fn item(&self, index: usize) -> PyResult<Bound<'py, PyAny>> {
@@ -206,11 +264,16 @@ impl<'py> PythonFrames<'py> {
 
 impl FrameSource for PythonFrames<'_> {
     fn more(&mut self) -> bool {
-        let length = match &self.frames {
-            Frames::List(list) => list.len(),
-            Frames::Tuple(tuple) => tuple.len(),
-        };
-        self.next < length
+        self.next < self.len()
+    }
+
+    fn describes(&self) -> bool {
+        self.says.is_some()
+    }
+
+    fn offload(&self) -> Offload {
+        // `next` is one further already.
+        self.says.as_ref().map_or(Offload::NONE, |says| says.at(self.next.wrapping_sub(1)))
     }
 
     fn next(&mut self, buffer: &mut FrameBuffer) -> Result<usize, String> {

@@ -6,10 +6,12 @@ mod burst;
 mod engine;
 mod errors;
 mod eventfd;
+mod features;
 mod frames;
 mod ivshmem;
 mod log;
 mod memory;
+mod offload;
 mod port;
 mod process;
 mod qtest;
@@ -29,11 +31,15 @@ mod _native {
     #[pymodule_export]
     use super::eventfd::EventFd;
     #[pymodule_export]
+    use super::features::features_table;
+    #[pymodule_export]
     use super::ivshmem::IvshmemServer;
     #[pymodule_export]
     use super::log::set_log_level;
     #[pymodule_export]
     use super::memory::{Memory, hugepages};
+    #[pymodule_export]
+    use super::offload::{Offload, Offloads};
     #[pymodule_export]
     use super::port::NetPort;
     #[pymodule_export]

@@ -12,8 +12,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use virtnic::net::{
     Coalescing, Events, HashTypes, Mac, PairEvents, PortOptions, ReceiveMode, RingFormat, Rss,
     Vectors,
@@ -32,7 +32,12 @@ type EventPair = (Py<EventFd>, Py<EventFd>);
 #[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetPort {
     port: virtnic::net::Port,
+    /// When a device without interrupts was last asked how it is.
+    asked: Mutex<Instant>,
 }
+
+/// How often a device without interrupts is asked how it is, while it gives cause.
+const ASK: Duration = Duration::from_millis(500);
 
 /// Has the device do something, without the interpreter.
 pub(crate) fn ask(
@@ -85,10 +90,40 @@ impl NetPort {
     pub(crate) fn core(&self) -> &virtnic::net::Port {
         &self.port
     }
+    /// Nothing came, or a queue is full: looks whether the device needs a reset, where no
+    /// interrupt would say so.
+    #[cold]
+    pub(crate) fn look_after(&self, py: Python<'_>) -> virtnic::Result<()> {
+        if self.port.events().is_some() {
+            return Ok(());
+        }
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.elapsed() < ASK {
+                return Ok(());
+            }
+            *asked = Instant::now();
+        }
+        // A loop that has a queue may need the interpreter before it lends it.
+        match py.detach(|| self.port.restart_if_needed()) {
+            // An outage, which is no error.
+            Err(virtnic::Error::QemuDied(_)) if self.port.is_away() => Ok(()),
+            other => other.map(drop),
+        }
+    }
     fn first(&self) -> &virtnic::net::QueuePair {
         // A port has at least one.
         &self.port.pairs()[0]
     }
+}
+
+/// A dead QEMU wakes whoever waits for its interrupts.
+fn watch(port: &virtnic::net::Port, qtest: &virtnic::qtest::QTest) {
+    let Some(events) = port.events() else { return };
+    for event in events.pairs.iter().flat_map(|pair| [&pair.rx, &pair.tx]) {
+        qtest.watch(event);
+    }
+    qtest.watch(&events.config);
 }
 
 /// The doorbells of the queues that the interposer's backend serves.
@@ -176,7 +211,7 @@ impl NetPort {
             pairs: queues,
             queue_size,
             wishes: wishes(features)?,
-            events: events.clone(),
+            events,
             vectors: vectors.map(|(pairs, config)| Vectors { pairs, config }),
             intx: intx.map(|line| line.get().inner().clone()),
             doorbells: kicks.as_ref().map(|kicks| doorbells(kicks, queues)).transpose()?,
@@ -194,14 +229,47 @@ impl NetPort {
                 kicks.get().core().resume_at(queue, Some(position));
             }
         }
-        // A dead QEMU wakes whoever waits for its interrupts.
-        if let Some(events) = &events {
-            for event in events.pairs.iter().flat_map(|pair| [&pair.rx, &pair.tx]) {
-                qtest.watch(event);
-            }
-            qtest.watch(&events.config);
-        }
-        Ok(Self { port })
+        watch(&port, &qtest);
+        Ok(Self { port, asked: Mutex::new(Instant::now()) })
+    }
+
+    fn set_patient(&self, patient: bool) {
+        self.port.set_patient(patient);
+    }
+    #[getter]
+    fn away(&self) -> bool {
+        self.port.is_away()
+    }
+    #[getter]
+    fn restarts(&self) -> u64 {
+        self.port.restarts()
+    }
+    fn abandon(&self, py: Python<'_>, why: &str) {
+        py.detach(|| self.port.abandon(why));
+    }
+    fn suspend(&self, py: Python<'_>) {
+        py.detach(|| self.port.suspend());
+    }
+    #[pyo3(signature = (qtest, registers = None, legacy_io = None))]
+    fn reattach(
+        slf: &Bound<'_, Self>,
+        qtest: &Bound<'_, QTest>,
+        registers: Option<ModernRegisters>,
+        legacy_io: Option<(u16, u16, bool)>,
+    ) -> PyResult<()> {
+        let port = &slf.get().port;
+        let qtest = qtest.get().inner().clone();
+        let transport = transport(qtest.clone(), registers, legacy_io)?;
+        slf.py().detach(|| port.reattach(transport)).map_err(to_py)?;
+        watch(port, &qtest);
+        Ok(())
+    }
+    fn restart(slf: &Bound<'_, Self>) -> PyResult<()> {
+        ask(slf, virtnic::net::Port::restart)
+    }
+    fn restart_if_needed(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let port = &slf.get().port;
+        slf.py().detach(|| port.restart_if_needed()).map_err(|error| raise(slf, error))
     }
 
     #[getter]
@@ -215,6 +283,19 @@ impl NetPort {
     #[getter]
     fn link(&self) -> bool {
         self.port.link()
+    }
+    #[getter]
+    fn speed(&self) -> Option<u32> {
+        self.port.line().speed
+    }
+    #[getter]
+    fn duplex(&self) -> Option<&'static str> {
+        self.port.line().full_duplex.map(|full| if full { "full" } else { "half" })
+    }
+    #[getter]
+    fn standby(&self) -> bool {
+        let mut outcomes = self.port.outcomes().iter();
+        outcomes.any(|outcome| outcome.offered && Features::bit(outcome.bit) == Features::STANDBY)
     }
     fn refresh_link(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let port = &slf.get().port;
@@ -247,8 +328,13 @@ impl NetPort {
         self.port.is_legacy()
     }
 
-    fn send(slf: &Bound<'_, Self>, frames: &Bound<'_, PyAny>) -> PyResult<usize> {
-        frames::send(slf, slf.get().first(), frames)
+    #[pyo3(signature = (frames, offload = None))]
+    fn send(
+        slf: &Bound<'_, Self>,
+        frames: &Bound<'_, PyAny>,
+        offload: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        frames::send(slf, slf.get().first(), frames, offload)
     }
 
     #[pyo3(signature = (maximum = 256, timeout = Some(0.0)),
@@ -286,6 +372,27 @@ impl NetPort {
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         frames::stats(py, self.port.stats())
+    }
+
+    fn xstats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        frames::xstats(py, &self.port)
+    }
+    #[getter]
+    fn statistics(&self) -> &'static str {
+        let extended = self.first().extended_stats()[0].classes.is_some();
+        if extended { "extended" } else { "basic" }
+    }
+    fn set_statistics(&self, which: &str) -> PyResult<()> {
+        match which {
+            "basic" => self.port.count_classes(false),
+            "extended" => self.port.count_classes(true),
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "statistics are basic or extended, not {other:?}"
+                )));
+            }
+        }
+        Ok(())
     }
 
     #[getter]

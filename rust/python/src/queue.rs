@@ -49,8 +49,13 @@ impl NetQueue {
         self.pair().is_active()
     }
 
-    fn send(&self, frames: &Bound<'_, PyAny>) -> PyResult<usize> {
-        frames::send(self.port.bind(frames.py()), self.pair(), frames)
+    #[pyo3(signature = (frames, offload = None))]
+    fn send(
+        &self,
+        frames: &Bound<'_, PyAny>,
+        offload: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        frames::send(self.port.bind(frames.py()), self.pair(), frames, offload)
     }
 
     #[pyo3(signature = (maximum = 256, timeout = Some(0.0)),

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use virtnic::memory::{BufferId, Pool};
 
 /// A one-dimensional buffer to describe to Python.
-struct Flat {
-    start: *mut c_void,
-    items: usize,
-    item_size: usize,
-    format: &'static CStr,
-    read_only: bool,
+pub(crate) struct Flat {
+    pub(crate) start: *mut c_void,
+    pub(crate) items: usize,
+    pub(crate) item_size: usize,
+    pub(crate) format: &'static CStr,
+    pub(crate) read_only: bool,
 }
 
 /// Fills `view` as PEP 3118 wants it.
@@ -23,7 +23,7 @@ struct Flat {
 /// `view` is as `__getbuffer__` received it; `flat.start` stays valid as long as `owner` lives.
 /// Of `view`'s pointers, `shape` and `strides` point into `view` itself, which the
 /// protocol allows for one dimension.
-unsafe fn expose(
+pub(crate) unsafe fn expose(
     owner: Bound<'_, PyAny>,
     view: *mut ffi::Py_buffer,
     flags: c_int,
@@ -71,7 +71,7 @@ unsafe fn expose(
 ///
 /// # Safety
 /// `view` was filled by [`expose`] and is released once.
-unsafe fn conceal(view: *mut ffi::Py_buffer) {
+pub(crate) unsafe fn conceal(view: *mut ffi::Py_buffer) {
     // SAFETY: `internal` is null or the box that `expose` leaked, of the same type.
     unsafe {
         if !(*view).internal.is_null() {

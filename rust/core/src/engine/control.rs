@@ -33,6 +33,9 @@ pub struct Report {
     pub dropped: u64,
     /// Frames dropped because a packet function returned nonsense for them.
     pub bad_verdict: u64,
+    /// Frames dropped because the port they would leave by cannot do what is left to do to them
+    /// (their checksum, their segmentation), or because that does not fit them.
+    pub no_offload: u64,
     /// How long the loop ran.
     pub elapsed: Duration,
 }

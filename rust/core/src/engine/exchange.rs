@@ -17,6 +17,7 @@ pub fn exchange(port: &Port, load: &Load, mut control: Control<'_>) -> Result<Re
     let mut burst = Burst::new(port.pool().clone());
     let mut report = Report::default();
     loop {
+        rx.lend();
         let received = rx.recv(BURST, &mut burst).map_err(|error| port.fault(error))?;
         if received > 0 {
             rx.recycle(&mut burst);

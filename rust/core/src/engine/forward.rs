@@ -51,19 +51,19 @@ impl Path<'_> {
                 swap::swap_addresses(burst);
             }
         }
-        let before = tx.bytes();
+        let (before, refused) = (tx.bytes(), tx.refused());
         let sent = if Arc::ptr_eq(burst.pool(), self.to.pool()) {
-            let sent =
-                tx.send(burst.ids(), burst.lengths()).map_err(|error| self.to.fault(error))?;
-            burst.moved(sent);
-            sent
+            tx.send_burst(burst)
         } else {
-            tx.send_copies(burst).map_err(|error| self.to.fault(error))?
+            tx.send_copies(burst)
         };
+        let sent = sent.map_err(|error| self.to.fault(error))?;
+        let refused = tx.refused() - refused;
         report.received += received as u64;
         report.sent += sent as u64;
         report.bytes += tx.bytes() - before;
-        report.ring_full += (received - sent) as u64;
+        report.ring_full += ((received - sent) as u64).saturating_sub(refused);
+        report.no_offload += refused;
         report.bursts += 1;
         burst.clear();
         Ok(received)
@@ -82,6 +82,12 @@ pub fn forward(a: &Port, b: &Port, mode: Mode, mut control: Control<'_>) -> Resu
     let (there, back) = (Path { from: a, to: b, mode }, Path { from: b, to: a, mode });
     let mut report = Report::default();
     loop {
+        for rx in [&mut rx_a, &mut rx_b] {
+            rx.lend();
+        }
+        for tx in [&mut tx_a, &mut tx_b] {
+            tx.lend();
+        }
         let most = BURST.min(control.left(report.sent));
         let first = there.turn(&mut rx_a, &mut tx_b, &mut bursts.0, most, &mut report)?;
         let most = BURST.min(control.left(report.sent));
@@ -107,6 +113,8 @@ pub fn reflect(port: &Port, mode: Mode, mut control: Control<'_>) -> Result<Repo
     let path = Path { from: port, to: port, mode };
     let mut report = Report::default();
     loop {
+        rx.lend();
+        tx.lend();
         let most = BURST.min(control.left(report.sent));
         let moved = path.turn(&mut rx, &mut tx, &mut burst, most, &mut report)?;
         report.idle += u64::from(moved == 0);

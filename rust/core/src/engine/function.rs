@@ -70,6 +70,10 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
     let mut lengths = Vec::with_capacity(BURST);
     let mut report = Report::default();
     loop {
+        rx.lend();
+        for tx in &mut txs {
+            tx.lend();
+        }
         let most = BURST.min(control.left(report.received));
         let received = rx.recv(most, &mut burst).map_err(|error| first.fault(error))?;
         if received == 0 {
@@ -87,6 +91,7 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
             // SAFETY: `PacketFunction::at` was promised a function of this type; both arrays
             // have `received` entries and each pointer leads to a buffer that is ours.
             unsafe { (function.0)(packets.as_ptr(), lengths.as_mut_ptr(), received as u32) };
+            outs.iter_mut().for_each(|out| out.expect_those_of(&burst));
             for (&id, &verdict) in burst.ids().iter().zip(&lengths) {
                 let length = verdict & LENGTH;
                 let out = (verdict >> 24) as usize;
@@ -114,17 +119,18 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
                     continue;
                 }
                 let wanted = out.len();
-                let before = tx.bytes();
+                let (before, refused) = (tx.bytes(), tx.refused());
                 let sent = if Arc::ptr_eq(pool, port.pool()) {
-                    let sent = tx.send(out.ids(), out.lengths()).map_err(|e| port.fault(e))?;
-                    out.moved(sent);
-                    sent
+                    tx.send_burst(out)
                 } else {
-                    tx.send_copies(out).map_err(|e| port.fault(e))?
+                    tx.send_copies(out)
                 };
+                let sent = sent.map_err(|error| port.fault(error))?;
+                let refused = tx.refused() - refused;
                 report.sent += sent as u64;
                 report.bytes += tx.bytes() - before;
-                report.ring_full += (wanted - sent) as u64;
+                report.ring_full += ((wanted - sent) as u64).saturating_sub(refused);
+                report.no_offload += refused;
                 out.clear();
             }
         }

@@ -83,6 +83,7 @@ impl<'a> Source<'a> {
     /// Sends what is due now, at most a burst; false when that was nothing, or nothing fitted.
     #[inline]
     pub(super) fn turn(&mut self, most: usize, report: &mut Report) -> Result<bool> {
+        self.tx.lend();
         let due = match self.rate {
             None => BURST,
             Some(rate) => due(rate, self.start.elapsed(), report.sent).min(BURST),

@@ -14,6 +14,7 @@ pub fn drop_all(port: &Port, mut control: Control<'_>) -> Result<Report> {
     let mut burst = Burst::new(port.pool().clone());
     let mut report = Report::default();
     loop {
+        rx.lend();
         let most = BURST.min(control.left(report.received));
         let before = rx.bytes();
         let received = rx.recv(most, &mut burst).map_err(|error| port.fault(error))?;

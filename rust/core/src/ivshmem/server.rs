@@ -4,14 +4,12 @@ use super::protocol::introduction;
 use crate::memory::Region;
 use crate::notify::{EventFd, timespec};
 use crate::process::Home;
+use crate::unix::{FileId, listen_at, remove};
 use crate::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, fchmod, stat, unlink};
+use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
-    recv, socket_with,
-};
+use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -32,15 +30,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 ///
 /// We are one peer with `vectors` eventfds; a QEMU's doorbell write of
 /// [`Server::doorbell_value`]`(v)` to BAR0 + 12 signals [`Server::vector`]`(v)`.
-/// The socket file is made with mode 0600; put it in a directory that only those may
-/// enter who may have the memory. Closed on drop.
+/// The socket file is made with mode 0600, in a directory that others may write to with
+/// 0660 or 0666; put it where only those may enter who may have the memory. Closed on drop.
 #[derive(Debug)]
 pub struct Server {
     home: Home,
     shared: Arc<Shared>,
     path: PathBuf,
-    /// Device and inode of the socket file: what is removed must be ours.
-    file: (u64, u64),
+    file: FileId,
     taken: Mutex<BTreeSet<u16>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -74,7 +71,8 @@ impl Server {
         }
         let vectors = (0..vectors).map(|_| EventFd::new().map(Arc::new)).collect::<Result<_>>()?;
         let shared = Arc::new(Shared { memory, vectors, stop: EventFd::new()? });
-        let (listener, file) = open(path)?;
+        let owner = Mode::RUSR | Mode::WUSR;
+        let (listener, file) = listen_at(path, "ivshmem", Some(owner))?;
         let mut server = Self {
             home: Home::here(),
             shared: Arc::clone(&shared),
@@ -177,44 +175,6 @@ impl Drop for Server {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes the socket file unless somebody put another in its place.
-fn remove(path: &Path, file: (u64, u64)) {
-    if stat(path).is_ok_and(|s| (s.st_dev, s.st_ino) == file) {
-        let _ = unlink(path);
-    }
-}
-
-/// Makes the socket file and listens.
-fn open(path: &Path) -> Result<(OwnedFd, (u64, u64))> {
-    let address = SocketAddrUnix::new(path).map_err(|_| {
-        Error::Invalid(format!(
-            "{} is no path of a socket: 1 to 107 bytes without a zero byte",
-            path.display()
-        ))
-    })?;
-    let context = |e: Errno| match e {
-        Errno::ADDRINUSE => {
-            Error::os(format!("{} exists; remove it or use another path", path.display()), e)
-        }
-        _ => Error::os(format!("making the ivshmem socket {}", path.display()), e),
-    };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let listener =
-        socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(context)?;
-    // Linux gives the file the socket's own mode (less the umask): there is no moment in
-    // which others may connect.
-    fchmod(&listener, Mode::RUSR | Mode::WUSR).map_err(context)?;
-    bind(&listener, &address).map_err(context)?;
-    let made = stat(path).and_then(|s| listen(&listener, 16).map(|()| (s.st_dev, s.st_ino)));
-    match made {
-        Ok(file) => Ok((listener, file)),
-        Err(e) => {
-            let _ = unlink(path);
-            Err(context(e))
-        }
-    }
 }
 
 /// A connected QEMU.

@@ -6,8 +6,9 @@ use super::device::Device;
 use super::header::HASH_HEADER_LEN;
 use super::intx::IntxDispatcher;
 use super::legacy;
+use super::onward;
 use super::pair::QueuePair;
-use super::port::Port;
+use super::port::{Port, Setup};
 use super::queue::{AnyRing, Common, RxQueue, TxQueue};
 use crate::memory::Pool;
 use crate::notify::{Doorbell, EventFd};
@@ -144,9 +145,13 @@ fn bring_up(transport: Arc<dyn Transport>, pool: Arc<Pool>, options: PortOptions
     transport.set_status(status)?;
     let offered = transport.device_features()?;
     let mut wishes = options.wishes;
+    if options.doorbells.is_some() {
+        refuse_data(&mut wishes)?;
+    }
     if needs_merging(transport.as_ref(), offered - wishes.refuse, &pool)? {
         wishes.prefer |= Features::MRG_RXBUF;
     }
+    onward::plan(offered, &mut wishes, &pool)?;
     let (accepted, outcomes) = legacy::agree(transport.as_ref(), offered, &wishes)?;
     transport.set_driver_features(accepted)?;
     if !transport.is_legacy() {
@@ -162,10 +167,10 @@ fn bring_up(transport: Arc<dyn Transport>, pool: Arc<Pool>, options: PortOptions
     let merge = accepted.contains(Features::MRG_RXBUF);
     check_mtu(config.mtu, merge, &pool)?;
     check_pairs(wanted, config.max_pairs, accepted)?;
-    let device = Arc::new(Device::new(transport, pool, accepted, options.events.clone()));
-    let transport = &device.transport;
-    if let Some(vectors) = &options.vectors {
-        transport.set_config_vector(vectors.config)?;
+    let device = Arc::new(Device::new(transport.clone(), pool, accepted, options.events.clone()));
+    let config_vector = options.vectors.as_ref().map(|vectors| vectors.config);
+    if let Some(vector) = config_vector {
+        transport.set_config_vector(vector)?;
     }
     let pairs = (0..wanted)
         .map(|index| make_pair(&device, &options, index))
@@ -186,11 +191,26 @@ fn bring_up(transport: Arc<dyn Transport>, pool: Arc<Pool>, options: PortOptions
         pair.rx.wait_for_it().refill();
     }
     transport.alive()?;
-    let port = Port::new(device, pairs, control, config, outcomes, intx);
+    let setup = Setup { config, config_vector, doorbells_given: options.doorbells.is_some() };
+    let port = Port::new(device, pairs, control, setup, outcomes, intx);
     if wanted > 1 {
         port.set_queues(wanted)?;
     }
     Ok(port)
+}
+
+/// An eventfd says that there is something, not where.
+fn refuse_data(wishes: &mut Wishes) -> Result<()> {
+    let told = Features::NOTIFICATION_DATA | Features::NOTIF_CONFIG_DATA;
+    let insisted = wishes.insist & told;
+    if insisted != Features::NONE {
+        return Err(Error::Invalid(format!(
+            "{insisted} cannot be had where the backend is kicked by eventfds, which carry no \
+             data; use notify=\"qtest\""
+        )));
+    }
+    wishes.refuse |= told;
+    Ok(())
 }
 
 fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<QueuePair> {
@@ -201,15 +221,16 @@ fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<
     };
     let (rx_vector, tx_vector) = vectors.unwrap_or((NO_VECTOR, NO_VECTOR));
     let hashes = accepted.contains(Features::HASH_REPORT);
-    let legacy = device.transport.is_legacy();
+    let transport = device.transport();
+    let legacy = transport.is_legacy();
     let header_len = if hashes { HASH_HEADER_LEN } else { legacy::header_len(legacy, accepted) };
     let queue = |index: u16, vector: u16| {
         let given = options.doorbells.as_ref().and_then(|all| all.get(usize::from(index)));
         let doorbell = match given {
             Some(doorbell) => doorbell.clone(),
-            None => device.transport.doorbell(index)?,
+            None => transport.doorbell(index)?,
         };
-        let most = device.transport.queue_max_size(index)?;
+        let most = transport.queue_max_size(index)?;
         let size = if legacy {
             legacy::queue_size(index, options.queue_size, most)?
         } else {
@@ -220,27 +241,30 @@ fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<
             .with_header(header_len);
         common.disable_interrupts();
         let addresses = common.addresses(vector);
-        device.transport.setup_queue(index, &addresses)?;
+        transport.setup_queue(index, &addresses)?;
         Ok::<_, Error>((common, addresses))
     };
     let (rx, rx_addresses) = queue(2 * index, rx_vector)?;
     let (tx, tx_addresses) = queue(2 * index + 1, tx_vector)?;
-    let rx = RxQueue::new(rx, accepted.contains(Features::MRG_RXBUF));
+    let rx = RxQueue::new(rx, accepted.contains(Features::MRG_RXBUF))
+        .with_offloads(onward::headers_of(accepted, header_len));
+    let tx = TxQueue::new(tx).with_features(accepted);
     let addresses = [rx_addresses, tx_addresses];
-    Ok(QueuePair::new(device.clone(), index, rx, TxQueue::new(tx), addresses, hashes))
+    Ok(QueuePair::new(device.clone(), index, rx, tx, addresses, hashes))
 }
 
 /// The control queue: it has no interrupt, for whoever asks waits for the answer.
 fn make_control(device: &Device, index: u16) -> Result<ControlQueue> {
-    let most = device.transport.queue_max_size(index)?;
-    let size = if device.transport.is_legacy() {
+    let transport = device.transport();
+    let most = transport.queue_max_size(index)?;
+    let size = if transport.is_legacy() {
         legacy::queue_size(index, 0, most)?
     } else {
         queue_size(index, most.min(CONTROL_QUEUE_SIZE), most)?
     };
     let ring = make_ring(&device.pool, device.accepted, size)?;
-    let control = ControlQueue::new(index, ring, device.transport.doorbell(index)?, &device.pool)?;
-    device.transport.setup_queue(index, &control.addresses())?;
+    let control = ControlQueue::new(index, ring, transport.doorbell(index)?, &device.pool)?;
+    transport.setup_queue(index, &control.addresses())?;
     Ok(control)
 }
 

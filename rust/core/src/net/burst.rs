@@ -1,6 +1,7 @@
 //! Frames that travel together.
 
 use super::header;
+use super::offload::Offload;
 use crate::memory::{BufferId, Pool};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -30,6 +31,9 @@ pub struct Burst {
     storage: Storage,
     /// Whether all frames have a hash in the header in front of them.
     hashed: bool,
+    /// Bytes of the header in front of each frame that says what is left to do to it; 0 where
+    /// there is nothing to know.
+    pub(super) headers: u8,
 }
 
 impl Burst {
@@ -40,7 +44,7 @@ impl Burst {
             ids: Vec::with_capacity(ROOM),
             lengths: Vec::with_capacity(ROOM),
         });
-        Self { pool, storage, hashed: false }
+        Self { pool, storage, hashed: false, headers: 0 }
     }
     /// How many frames.
     #[must_use]
@@ -101,6 +105,58 @@ impl Burst {
         };
         Some(self.storage.ids.iter().map(hash).collect())
     }
+    /// What is left to do to each frame, as the device said when it received them (section
+    /// 5.1.6.4); `None` where no offload of received frames was negotiated.
+    #[must_use]
+    pub fn offloads(&self) -> Option<Vec<Offload>> {
+        (0..self.len())
+            .map(|index| self.offload(index))
+            .collect::<Option<_>>()
+            .filter(|_| self.headers > 0)
+    }
+    /// What is left to do to one frame; `None` where there is nothing to know.
+    #[must_use]
+    pub fn offload(&self, index: usize) -> Option<Offload> {
+        let id = *self.storage.ids.get(index).filter(|_| self.headers > 0)?;
+        // SAFETY: the buffer is ours; its data is 64-byte aligned and has DATA_OFFSET (64) bytes
+        // in front, more than any header.
+        Some(unsafe { header::read(self.pool.data_ptr(id), self.headers.into()) })
+    }
+    /// Bytes of the header in front of each frame; 0 where they say nothing.
+    #[inline]
+    pub(super) fn headers(&self) -> usize {
+        self.headers.into()
+    }
+    /// Says, while the burst is empty, that frames with a header of so many bytes come.
+    #[inline]
+    pub(super) fn expect_headers(&mut self, headers: u8) {
+        debug_assert!(self.is_empty(), "frames of two kinds in one burst");
+        self.headers = headers;
+    }
+    /// Says, while the burst is empty, that frames of another burst come.
+    #[inline]
+    pub(crate) fn expect_those_of(&mut self, other: &Self) {
+        self.expect_headers(other.headers);
+    }
+    /// Moves all frames of another burst of this pool to the end, with what is left to do to them.
+    #[cold]
+    pub(super) fn append(&mut self, other: &mut Self) {
+        let headers = self.headers.max(other.headers);
+        for burst in [&*self, &*other] {
+            if burst.headers == headers {
+                continue;
+            }
+            for (index, &id) in burst.ids().iter().enumerate() {
+                let offload = burst.offload(index).unwrap_or_default();
+                // SAFETY: as in `offload`; nobody else writes there.
+                unsafe { header::write(self.pool.data_ptr(id), headers.into(), offload) };
+            }
+        }
+        self.headers = headers;
+        self.storage.ids.extend_from_slice(other.ids());
+        self.storage.lengths.extend_from_slice(other.lengths());
+        other.moved(usize::MAX);
+    }
     /// Says, before frames are added, whether they have hashes.
     #[inline]
     pub(super) fn expect_hashes(&mut self, hashes: bool) {
@@ -123,6 +179,14 @@ impl Burst {
             self.storage.ids.drain(..count);
             self.storage.lengths.drain(..count);
         }
+    }
+    /// Moves up to `count` frames to the end of another burst of the same pool; says how many.
+    pub(super) fn hand_over(&mut self, count: usize, to: &mut Self) -> usize {
+        let count = count.min(self.len());
+        to.storage.ids.extend_from_slice(&self.storage.ids[..count]);
+        to.storage.lengths.extend_from_slice(&self.storage.lengths[..count]);
+        self.moved(count);
+        count
     }
     /// Gives the first `count` frames' buffers back to the pool.
     pub(crate) fn clear_front(&mut self, count: usize) {

@@ -25,6 +25,8 @@ struct Fake {
     status: AtomicU8,
     queues: Mutex<BTreeMap<u16, QueueAddresses>>,
     resets: Mutex<Vec<u16>>,
+    /// Whether it was reset: what it knows of its queues is of the past.
+    fresh: AtomicBool,
     kick: Arc<EventFd>,
 }
 
@@ -41,6 +43,7 @@ impl Transport for Fake {
     }
     fn set_status(&self, status: Status) -> Result<()> {
         self.status.store(status.bits(), Ordering::Relaxed);
+        self.fresh.fetch_or(status.is_empty(), Ordering::Release);
         Ok(())
     }
     fn read_config(&self, offset: usize, out: &mut [u8]) -> Result<()> {
@@ -112,6 +115,7 @@ impl Rig {
             status: AtomicU8::new(0),
             queues: Mutex::default(),
             resets: Mutex::default(),
+            fresh: AtomicBool::new(false),
             kick: Arc::new(EventFd::new().unwrap()),
         });
         let commands: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
@@ -124,6 +128,9 @@ impl Rig {
                 while !stop.load(Ordering::Acquire) {
                     let _ = fake.kick.wait(Some(Duration::from_millis(100)));
                     fake.kick.drain();
+                    if fake.fresh.swap(false, Ordering::AcqRel) {
+                        device = None;
+                    }
                     let Some(at) = fake.queues.lock().unwrap().get(&CONTROL).copied() else {
                         continue;
                     };
@@ -258,6 +265,132 @@ fn more_pairs_than_the_device_has() {
     let options = PortOptions { pairs: 3, ..PortOptions::default() };
     match Port::start(rig.fake.clone(), rig.port().pool().clone(), options) {
         Err(Error::Invalid(why)) => assert!(why.contains("3 queue pairs") && why.contains("has 2")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_restart_tells_the_device_all_again() {
+    let rig = Rig::new(
+        Features::NOTF_COAL
+            | Features::VQ_NOTF_COAL
+            | Features::CTRL_VLAN
+            | Features::CTRL_RX
+            | Features::CTRL_MAC_ADDR
+            | Features::CTRL_GUEST_OFFLOADS
+            | Features::RSS,
+        2,
+    );
+    let port = rig.port();
+    let free = port.pool().free();
+    let (mac, coalescing) = (Mac([2, 0, 0, 0, 0, 9]), Coalescing { packets: 1, microseconds: 2 });
+    port.set_mac(mac).unwrap();
+    port.set_receive_mode(ReceiveMode::Promiscuous, true).unwrap();
+    port.set_receive_mode(ReceiveMode::Promiscuous, false).unwrap();
+    port.set_mac_filter(&[], &[Mac([1, 0, 0, 0, 0, 1])]).unwrap();
+    for vlan in [5, 0x206, 5] {
+        port.add_vlan(vlan).unwrap();
+    }
+    port.remove_vlan(5).unwrap();
+    port.set_guest_offloads(Features::NONE).unwrap();
+    port.set_queue_coalescing(0, true, coalescing).unwrap();
+    port.set_queue_coalescing(1, false, coalescing).unwrap();
+    port.set_coalescing(false, coalescing).unwrap();
+    let rss = Rss { key: vec![9], types: HashTypes::UDPV4, table: vec![1, 0], unclassified: 1 };
+    port.set_rss(&rss).unwrap();
+    let steering = rig.came().pop().unwrap();
+    assert_eq!(port.send(&mut [[0u8; 60], [1; 60]].as_slice()).unwrap().0, 2);
+    port.restart().unwrap();
+    let values = [1, 0, 0, 0, 2, 0, 0, 0];
+    assert_eq!(
+        rig.came(),
+        [
+            vec![0, 0, 0],
+            vec![1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+            vec![1, 1, 2, 0, 0, 0, 0, 9],
+            vec![2, 0, 6, 2],
+            vec![4, 0, 2, 0],
+            steering,
+            [&[5, 0][..], &[0; 8]].concat(),
+            [&[6, 0][..], &values].concat(),
+            [&[6, 2, 0, 0, 0, 0][..], &values].concat(),
+        ]
+    );
+    let stats = port.stats();
+    assert_eq!((stats.tx.packets, stats.tx.completed, stats.tx.lost), (2, 0, 2));
+    assert_eq!((port.pool().free(), port.restarts(), port.is_away()), (free, 1, false));
+    assert_eq!((port.mac(), port.rss(), port.active_pairs()), (mac, Some(rss), 2));
+    // What set_queues() ends is not brought back.
+    port.set_queues(1).unwrap();
+    port.restart().unwrap();
+    assert!(rig.came().iter().all(|command| command[..2] != [4, 1]));
+}
+
+#[test]
+fn a_restart_that_the_device_refuses_breaks_the_port_and_can_be_tried_again() {
+    let rig = Rig::new(Features::CTRL_VLAN, 2);
+    rig.port().add_vlan(7).unwrap();
+    rig.answer.store(1, Ordering::Relaxed);
+    assert!(matches!(rig.port().restart(), Err(Error::Refused(_))));
+    match rig.port().send(&mut [[0u8; 60]].as_slice()) {
+        Err(Error::Device(why)) => assert!(why.contains("not brought up again"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    rig.answer.store(0, Ordering::Relaxed);
+    rig.port().restart().unwrap();
+    assert_eq!(rig.port().send(&mut [[0u8; 60]].as_slice()).unwrap().0, 1);
+    assert_eq!(rig.port().restarts(), 1);
+}
+
+#[test]
+fn a_device_that_says_so_is_reset() {
+    let rig = Rig::new(Features::NONE, 1);
+    assert!(!rig.port().restart_if_needed().unwrap());
+    rig.fake.status.fetch_or(Status::DEVICE_NEEDS_RESET.bits(), Ordering::Relaxed);
+    assert!(rig.port().restart_if_needed().unwrap());
+    assert_eq!(rig.fake.status.load(Ordering::Relaxed), 0xf);
+}
+
+#[test]
+fn a_queue_that_was_stopped_stays_so() {
+    let rig = Rig::new(Features::RING_RESET, 2);
+    rig.port().stop_pair(1).unwrap();
+    rig.fake.resets.lock().unwrap().clear();
+    rig.port().restart().unwrap();
+    assert_eq!(*rig.fake.resets.lock().unwrap(), [2, 3]);
+    assert!(!rig.port().pairs()[1].is_active());
+    rig.port().start_pair(1).unwrap();
+    assert_eq!(rig.port().pairs()[1].send(&mut [[0u8; 60]].as_slice()).unwrap().0, 1);
+}
+
+#[test]
+fn while_the_device_is_away_queues_are_full_and_empty_and_commands_wait() {
+    let rig = Rig::new(Features::CTRL_VLAN, 1);
+    let port = rig.port();
+    port.set_patient(true);
+    assert_eq!(port.send(&mut [[0u8; 60]].as_slice()).unwrap().0, 1);
+    port.suspend();
+    assert!(port.is_away());
+    assert_eq!(port.pool().free(), port.pool().count());
+    assert_eq!(port.send(&mut [[0u8; 60]].as_slice()).unwrap().0, 0);
+    let mut burst = crate::net::Burst::new(port.pool().clone());
+    assert_eq!(port.recv(64, &mut burst).unwrap(), 0);
+    let fake: Arc<dyn Transport> = rig.fake.clone();
+    std::thread::scope(|scope| {
+        let command = scope.spawn(|| port.add_vlan(7));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!command.is_finished());
+        port.reattach(fake).unwrap();
+        command.join().unwrap().unwrap();
+    });
+    assert_eq!(rig.came(), [[2, 0, 7, 0]]);
+    assert_eq!(port.send(&mut [[0u8; 60]].as_slice()).unwrap().0, 1);
+    let stats = port.stats();
+    assert_eq!((stats.tx.packets, stats.tx.lost, stats.tx.ring_full), (2, 1, 1));
+    port.suspend();
+    port.abandon("it is enough");
+    match port.recv(64, &mut burst) {
+        Err(Error::Device(why)) => assert!(why.contains("it is enough"), "{why}"),
         other => panic!("{other:?}"),
     }
 }

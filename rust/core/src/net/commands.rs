@@ -120,12 +120,26 @@ impl Port {
                 command.name
             )));
         };
+        let mut journal = self.journal();
         control
-            .run(self.device.transport.as_ref(), command, payload, arguments)
-            .map_err(|error| self.device.note(error))
+            .run(|| self.answering(), command, payload, arguments)
+            .map_err(|error| self.device.note(error))?;
+        journal.note(command, payload, arguments);
+        Ok(())
     }
 
+    /// Asks the device; while it is away, waits until it is back.
     fn ask(
+        &self,
+        feature: Features,
+        command: Command,
+        payload: &[u8],
+        arguments: &str,
+    ) -> Result<()> {
+        self.persist(|| self.ask_once(feature, command, payload, arguments))
+    }
+
+    fn ask_once(
         &self,
         feature: Features,
         command: Command,
@@ -157,10 +171,12 @@ impl Port {
                 if mac == Mac::default() { "no address" } else { "a multicast address" }
             )));
         }
-        let mut settings = self.settings();
-        self.ask(Features::CTRL_MAC_ADDR, MAC_ADDR_SET, &mac.0, &mac.to_string())?;
-        settings.mac = mac;
-        Ok(())
+        self.persist(|| {
+            let mut settings = self.settings();
+            self.ask_once(Features::CTRL_MAC_ADDR, MAC_ADDR_SET, &mac.0, &mac.to_string())?;
+            settings.mac = mac;
+            Ok(())
+        })
     }
 
     /// Sets the addresses that are received beside the device's own and broadcast; these replace
@@ -215,7 +231,7 @@ impl Port {
     }
 
     pub(super) fn command_queues(&self, count: u16) -> Result<()> {
-        self.ask(Features::MQ, VQ_PAIRS_SET, &count.to_le_bytes(), &count.to_string())
+        self.ask_once(Features::MQ, VQ_PAIRS_SET, &count.to_le_bytes(), &count.to_string())
     }
 
     /// Says which of the guest offloads that were negotiated are in force now (section
@@ -224,14 +240,7 @@ impl Port {
     /// # Errors
     /// As for [`Self::set_receive_mode`]; [`Error::Invalid`] for one that was not negotiated.
     pub fn set_guest_offloads(&self, offloads: Features) -> Result<()> {
-        let known = Features::GUEST_CSUM
-            | Features::GUEST_TSO4
-            | Features::GUEST_TSO6
-            | Features::GUEST_ECN
-            | Features::GUEST_UFO
-            | Features::GUEST_USO4
-            | Features::GUEST_USO6
-            | Features::RSC_EXT;
+        let known = Features::RECEIVE_OFFLOADS;
         let wrong = offloads - known;
         if wrong != Features::NONE {
             return Err(Error::Invalid(format!("{wrong} is no offload of received packets")));

@@ -27,7 +27,39 @@ mod offset {
     pub const STATUS: usize = 6;
     pub const MAX_PAIRS: usize = 8;
     pub const MTU: usize = 10;
+    pub const SPEED: usize = 12;
     pub const RSS: usize = 17;
+}
+
+/// The line that a device is connected to (section 5.1.4, feature SPEED_DUPLEX).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Mbit/s, where the device knows.
+    pub speed: Option<u32>,
+    /// Whether both sides can send at once, where the device knows.
+    pub full_duplex: Option<bool>,
+}
+
+impl Line {
+    /// Reads it; unknown in a device without the feature.
+    pub(super) fn read(transport: &dyn Transport, accepted: Features) -> Result<Self> {
+        if !accepted.contains(Features::SPEED_DUPLEX) {
+            return Ok(Self::default());
+        }
+        let mut bytes = [0; 5];
+        transport.read_config(offset::SPEED, &mut bytes)?;
+        let [a, b, c, d, duplex] = bytes;
+        let speed = u32::from_le_bytes([a, b, c, d]);
+        Ok(Self {
+            // Anything above stands for unknown.
+            speed: (speed <= 0x7fff_ffff).then_some(speed),
+            full_duplex: match duplex {
+                0 => Some(false),
+                1 => Some(true),
+                _ => None,
+            },
+        })
+    }
 }
 
 /// What the device says of itself.
@@ -39,6 +71,8 @@ pub struct NetConfig {
     pub mtu: u16,
     /// Whether the link is up.
     pub link: bool,
+    /// How fast that is.
+    pub line: Line,
     /// How many queue pairs it has.
     pub max_pairs: u16,
     /// What it can hash, where it steers by hash or reports hashes.
@@ -91,6 +125,7 @@ impl NetConfig {
             mac,
             mtu,
             link: read_status(transport, accepted)?.0,
+            line: Line::read(transport, accepted)?,
             max_pairs,
             rss: if hashes { Some(read_rss(transport)?) } else { None },
         })

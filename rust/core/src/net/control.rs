@@ -3,7 +3,7 @@
 use super::queue::AnyRing;
 use crate::memory::{Chunk, Iova, Pool};
 use crate::notify::Doorbell;
-use crate::virtio::transport::{NO_VECTOR, QueueAddresses, Transport};
+use crate::virtio::transport::{NO_VECTOR, QueueAddresses};
 use crate::{Error, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -69,16 +69,28 @@ impl ControlQueue {
         QueueAddresses { size: inner.ring.size(), descriptors, driver, device, vector: NO_VECTOR }
     }
 
+    /// Starts over with an empty ring, after the device was reset.
+    pub(super) fn restart(&self, doorbell: Doorbell) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.ring.reset(|_| {});
+        inner.ring.disable_interrupts();
+        (inner.doorbell, inner.unanswered) = (doorbell, false);
+    }
+
+    pub(super) fn index(&self) -> u16 {
+        self.index
+    }
+
     /// Has the device carry a command out, and waits for its answer.
     ///
-    /// `arguments` are for the error only.
+    /// `arguments` are for the error only; an error of `alive` ends the wait.
     ///
     /// # Errors
     /// [`Error::Refused`] where the device refuses, [`Error::Invalid`] for a command that is too
     /// long, [`Error::Timeout`], [`Error::QemuDied`], [`Error::Device`].
     pub(super) fn run(
         &self,
-        transport: &dyn Transport,
+        alive: impl Fn() -> Result<()>,
         command: Command,
         payload: &[u8],
         arguments: &str,
@@ -99,7 +111,7 @@ impl ControlQueue {
         inner.send(self.index, [class, number], payload)?;
         let started = Instant::now();
         while !inner.collect()? {
-            transport.alive()?;
+            alive()?;
             if started.elapsed() > TIMEOUT {
                 return Err(Error::Timeout(format!(
                     "the device did not answer {name}({arguments}) within {TIMEOUT:?}"
@@ -137,7 +149,7 @@ impl Inner {
         }
         self.unanswered = true;
         if self.ring.publish() {
-            self.doorbell.ring(queue);
+            self.doorbell.ring(queue, self.ring.next_available());
         }
         Ok(())
     }

@@ -6,22 +6,33 @@ use crate::process::Home;
 use crate::virtio::Features;
 use crate::virtio::transport::Transport;
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 const RUNNING: u8 = 0;
 const CLOSED: u8 = 1;
 const BROKEN: u8 = 2;
 
+/// How long a command waits for a device that is away.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks whether the device is back.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// A device that was brought up.
 pub(super) struct Device {
     home: Home,
-    pub(super) transport: Arc<dyn Transport>,
+    /// Another one when its QEMU was started again.
+    transport: RwLock<Arc<dyn Transport>>,
     pub(super) pool: Arc<Pool>,
     pub(super) accepted: Features,
     pub(super) events: Option<Events>,
     state: AtomicU8,
-    broken: OnceLock<String>,
+    broken: Mutex<Option<String>>,
+    /// Whether the end of QEMU is an outage: somebody will start it again.
+    patient: AtomicBool,
+    /// Whether the device was lost, or is being reset, and its queues are set aside.
+    away: AtomicBool,
 }
 
 impl Device {
@@ -33,12 +44,14 @@ impl Device {
     ) -> Self {
         Self {
             home: Home::here(),
-            transport,
+            transport: RwLock::new(transport),
             pool,
             accepted,
             events,
             state: AtomicU8::new(RUNNING),
-            broken: OnceLock::new(),
+            broken: Mutex::new(None),
+            patient: AtomicBool::new(false),
+            away: AtomicBool::new(false),
         }
     }
 
@@ -57,17 +70,88 @@ impl Device {
         }
     }
 
-    /// The same, and an error where QEMU is gone.
+    /// The same, and an error where QEMU is gone for good.
+    #[inline]
     pub(super) fn alive(&self) -> Result<()> {
         self.check()?;
-        self.transport.alive()
+        self.connected()
+    }
+
+    /// An error where QEMU is gone for good.
+    #[inline]
+    pub(super) fn connected(&self) -> Result<()> {
+        let transport = self.transport.read().unwrap_or_else(PoisonError::into_inner);
+        match transport.alive() {
+            Err(_) if self.patient.load(Ordering::Relaxed) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The way to the registers of the device as it is now.
+    pub(super) fn transport(&self) -> Arc<dyn Transport> {
+        self.transport.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+    pub(super) fn set_transport(&self, transport: Arc<dyn Transport>) {
+        *self.transport.write().unwrap_or_else(PoisonError::into_inner) = transport;
+    }
+
+    /// Whether the end of QEMU is an outage, from now on. Where it no longer is, wakes everybody,
+    /// to look again.
+    pub(super) fn set_patient(&self, patient: bool) {
+        if self.patient.swap(patient, Ordering::AcqRel) && !patient {
+            self.signal_all();
+        }
+    }
+    pub(super) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Release);
+    }
+    /// Whether the device was lost and may come back, or is being reset.
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Acquire)
+            || (self.patient.load(Ordering::Acquire) && self.transport().alive().is_err())
+    }
+
+    /// Waits as long as the device is away, so that it can be asked for something.
+    pub(super) fn await_back(&self) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            self.alive()?;
+            if !self.is_away() {
+                return Ok(());
+            }
+            if since.elapsed() > PATIENCE {
+                return Err(Error::Timeout(format!(
+                    "the device did not come back within {PATIENCE:?}"
+                )));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// An error where it was closed; a device that broke a rule can be reset.
+    pub(super) fn check_resettable(&self) -> Result<()> {
+        self.at_home()?;
+        match self.state.load(Ordering::Acquire) {
+            CLOSED => Err(self.why(CLOSED)),
+            _ => Ok(()),
+        }
+    }
+
+    /// It was reset, and is as good as new.
+    pub(super) fn mended(&self) {
+        *self.rule() = None;
+        let _ = self.state.compare_exchange(BROKEN, RUNNING, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn rule(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cold]
     fn why(&self, state: u8) -> Error {
-        match self.broken.get() {
+        match &*self.rule() {
             Some(rule) if state == BROKEN => {
-                Error::Device(format!("the port is broken: {rule}; close it and open a new one"))
+                Error::Device(format!("the port is broken: {rule}; restart() resets the device"))
             }
             _ => Error::Closed("the port is closed".to_owned()),
         }
@@ -78,12 +162,17 @@ impl Device {
     pub(super) fn note(&self, error: Error) -> Error {
         if let Error::Device(rule) = &error {
             log::error!("the device broke a rule: {rule}");
-            let _ = self.broken.set(rule.clone());
-            let _ =
-                self.state.compare_exchange(RUNNING, BROKEN, Ordering::AcqRel, Ordering::Acquire);
-            self.signal_all();
+            self.fail(rule.clone());
         }
         error
+    }
+
+    /// Marks the port broken.
+    #[cold]
+    pub(super) fn fail(&self, why: String) {
+        self.rule().get_or_insert(why);
+        let _ = self.state.compare_exchange(RUNNING, BROKEN, Ordering::AcqRel, Ordering::Acquire);
+        self.signal_all();
     }
 
     /// Wakes everybody who waits.

@@ -1,5 +1,6 @@
 //! Frames on their way from the caller into buffers.
 
+use super::offload::Offload;
 use crate::memory::{BufferId, Pool};
 
 /// Frames to be copied and sent, one after the other.
@@ -11,6 +12,47 @@ pub trait FrameSource {
     /// # Errors
     /// In words.
     fn next(&mut self, buffer: &mut FrameBuffer<'_>) -> Result<usize, String>;
+    /// Whether it says what is left to do to its frames.
+    fn describes(&self) -> bool {
+        false
+    }
+    /// What is left to do to the frame that [`Self::next`] gave last.
+    fn offload(&self) -> Offload {
+        Offload::NONE
+    }
+}
+
+/// Frames, each with what is left to do to it.
+#[derive(Debug)]
+pub(super) struct Described<'a> {
+    frames: &'a [(Vec<u8>, Offload)],
+    last: Offload,
+}
+
+impl<'a> Described<'a> {
+    pub(super) fn new(frames: &'a [(Vec<u8>, Offload)]) -> Self {
+        Self { frames, last: Offload::NONE }
+    }
+}
+
+impl FrameSource for Described<'_> {
+    fn more(&mut self) -> bool {
+        !self.frames.is_empty()
+    }
+    fn next(&mut self, buffer: &mut FrameBuffer<'_>) -> Result<usize, String> {
+        let Some(((frame, offload), rest)) = self.frames.split_first() else {
+            return Err("no frame is left".to_owned());
+        };
+        self.frames = rest;
+        self.last = *offload;
+        buffer.fill(frame)
+    }
+    fn describes(&self) -> bool {
+        true
+    }
+    fn offload(&self) -> Offload {
+        self.last
+    }
 }
 
 impl<T: AsRef<[u8]>> FrameSource for &[T] {
@@ -43,6 +85,10 @@ impl<'a> FrameBuffer<'a> {
     /// The buffer that has the frame; the caller's if it is a jumbo buffer.
     pub(super) fn finish(mut self) -> BufferId {
         self.jumbo.take().unwrap_or(self.common)
+    }
+    /// Where the frame is.
+    pub(super) fn data(&self) -> *mut u8 {
+        self.pool.data_ptr(self.jumbo.unwrap_or(self.common))
     }
     /// Whether the frame was refused for want of a jumbo buffer.
     pub(super) fn starved(&self) -> bool {

@@ -6,6 +6,8 @@
 //! ```
 //! The device writes it right in front of the packet, so where it starts depends on its length.
 
+use super::offload::Offload;
+
 /// Bytes of the header with VERSION_1 (`num_buffers` is always there).
 pub const HEADER_LEN: usize = 12;
 /// Bytes of the header with HASH_REPORT as well.
@@ -33,6 +35,42 @@ pub(crate) unsafe fn clear(data: *mut u8, length: usize) {
         if length > HEADER_LEN {
             data.sub(16).cast::<u32>().write_volatile(0);
             data.sub(20).cast::<u32>().write_volatile(0);
+        }
+    }
+}
+
+/// Reads the front of the header: what is left to do to the frame.
+///
+/// # Safety
+/// The `length` (10, 12 or 20) bytes before `data` must be valid for reads, and `data` aligned to
+/// 2 bytes.
+pub(super) unsafe fn read(data: *const u8, length: usize) -> Offload {
+    // SAFETY: the caller vouches for these bytes; each is read once, whatever the device does.
+    let word = |at: usize| unsafe { data.sub(length).add(at).cast::<u16>().read_volatile() };
+    let [flags, gso_type] = word(0).to_ne_bytes();
+    let [hdr_len, gso_size, csum_start, csum_offset] =
+        [2, 4, 6, 8].map(|at| u16::from_le(word(at)));
+    Offload { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset }
+}
+
+/// Writes a whole header: this front, and zeros.
+///
+/// # Safety
+/// The `length` (10, 12 or 20) bytes before `data` must be valid for writes, and `data` aligned to
+/// 2 bytes.
+pub(super) unsafe fn write(data: *mut u8, length: usize, offload: Offload) {
+    let Offload { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset } = offload;
+    let first = u16::from_ne_bytes([flags, gso_type]);
+    let fields = [hdr_len, gso_size, csum_start, csum_offset].map(u16::to_le);
+    // SAFETY: the caller vouches for these bytes.
+    unsafe {
+        let words = data.sub(length).cast::<u16>();
+        words.write_volatile(first);
+        for (at, field) in (1..).zip(fields) {
+            words.add(at).write_volatile(field);
+        }
+        for at in 5..length / 2 {
+            words.add(at).write_volatile(0);
         }
     }
 }

@@ -41,6 +41,13 @@ impl IntxDispatcher {
     }
 }
 
+impl IntxDispatcher {
+    /// The eventfd of the line.
+    pub(crate) fn line(&self) -> &Arc<EventFd> {
+        &self.line
+    }
+}
+
 fn dispatch(line: &EventFd, stop: &AtomicBool, transport: &dyn Transport, events: &Events) {
     loop {
         // An error here is a signal that interrupted the wait: look again.

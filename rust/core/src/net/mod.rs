@@ -2,10 +2,13 @@
 //! packets, carried in [`Burst`]s.
 //!
 //! `bring_up` negotiates and makes a port, `port` is the whole of it, `device` what its queues
-//! share; `pair` moves frames, `waiting` and `wakeup` wait for them; `control` asks the device, `commands` and `rss` say what.
+//! share; `pair` moves frames, `offload` is what is left to do to one and `onward` sends it so,
+//! `waiting` and `wakeup` wait for them; `control` asks the device, `commands` and `rss` say what.
+//! `restart` brings a device up again that was reset, or lost with its QEMU.
 
 mod bring_up;
 mod burst;
+mod classes;
 mod commands;
 mod config;
 mod control;
@@ -15,9 +18,12 @@ mod header;
 mod intx;
 mod legacy;
 mod merge;
+mod offload;
+mod onward;
 mod pair;
 mod port;
 mod queue;
+mod restart;
 mod rss;
 mod slot;
 mod spin;
@@ -27,15 +33,17 @@ mod wakeup;
 
 pub use bring_up::{Events, PairEvents, PortOptions, RingFormat, Vectors};
 pub use burst::Burst;
+pub use classes::FrameClasses;
 pub use commands::{Coalescing, ReceiveMode};
-pub use config::{Mac, NetConfig, RssLimits};
+pub use config::{Line, Mac, NetConfig, RssLimits};
 pub use frame::{FrameBuffer, FrameSource};
 pub use header::{HASH_HEADER_LEN, HEADER_LEN};
+pub use offload::{Offload, Refusal, name as segmentation_name};
 pub use pair::QueuePair;
 pub use port::Port;
 pub use queue::SendStop;
 pub(crate) use queue::{Magazine, RxQueue, TxQueue};
 pub use rss::{HashTypes, Rss};
 pub(crate) use slot::Claim;
-pub use stats::{PortStats, QueueStats};
+pub use stats::{ExtendedStats, PortStats, QueueStats};
 pub use waiting::Wake;

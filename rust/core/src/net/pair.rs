@@ -4,9 +4,11 @@ use super::bring_up::PairEvents;
 use super::burst::Burst;
 use super::device::Device;
 use super::frame::{FrameBuffer, FrameSource};
+use super::header;
+use super::onward::copy_header;
 use super::queue::{RxQueue, SendStop, TxQueue};
 use super::slot::{Claim, Slot};
-use super::stats::{LivePairStats, PortStats};
+use super::stats::{ExtendedStats, LivePairStats, PortStats};
 use super::waiting::Waiting;
 use crate::memory::Holder;
 use crate::virtio::ring::Follower;
@@ -45,6 +47,8 @@ pub struct QueuePair {
     followers: [Option<Arc<Follower>>; 2],
     /// Whether the device writes hashes in front of received frames.
     hashes: bool,
+    /// Bytes of the header in front of each frame.
+    header_len: usize,
     pub(super) rx_waiting: Waiting,
     pub(super) tx_waiting: Waiting,
     /// Written with both queues locked.
@@ -63,6 +67,7 @@ impl QueuePair {
         let stats = LivePairStats { rx: rx.common.stats.clone(), tx: tx.common.stats.clone() };
         let events =
             device.events.as_ref().and_then(|all| all.pairs.get(usize::from(index)).cloned());
+        let header_len = tx.common.header_len;
         let followers = [rx.common.follower(), tx.common.follower()];
         let tx = Arc::new(Slot::new(tx, "transmit"));
         let holder: Arc<dyn Holder> = tx.clone();
@@ -77,6 +82,7 @@ impl QueuePair {
             addresses,
             followers,
             hashes,
+            header_len,
             rx_waiting: Waiting::default(),
             tx_waiting: Waiting::default(),
             mode: AtomicU8::new(Mode::Active as u8),
@@ -102,6 +108,11 @@ impl QueuePair {
     /// The counters.
     pub fn stats(&self) -> PortStats {
         self.stats.snapshot()
+    }
+    /// Everything that is counted of the receive and of the transmit queue. Reads atomics only:
+    /// nobody who moves frames is kept waiting.
+    pub fn extended_stats(&self) -> [ExtendedStats; 2] {
+        self.stats.extended()
     }
     /// Whether frames can be sent: it is neither stopped nor one too many.
     pub fn is_active(&self) -> bool {
@@ -140,7 +151,7 @@ impl QueuePair {
 
     /// The transmit queue, for frames.
     #[inline]
-    fn transmit(&self) -> Result<MutexGuard<'_, TxQueue>> {
+    pub(super) fn transmit(&self) -> Result<MutexGuard<'_, TxQueue>> {
         let tx = self.tx.lock()?;
         match self.mode() {
             Mode::Active => Ok(tx),
@@ -167,7 +178,7 @@ impl QueuePair {
         }
         if received == 0 {
             drop(rx);
-            self.device.transport.alive()?;
+            self.device.connected()?;
             if mode == Mode::Unused {
                 return Err(self.unusable(mode));
             }
@@ -178,6 +189,10 @@ impl QueuePair {
     /// Queues a burst's frames in order, as many as fit; these leave the burst. Nothing is
     /// copied but frames of which a view is alive, or whose memory is not this port's.
     ///
+    /// Frames that were received with something left to do to them are sent so. A checksum that
+    /// this device cannot calculate is calculated here; a frame that it cannot segment is dropped
+    /// and counted (`no_offload`), and so is one whose metadata does not fit it (`bad_offload`).
+    ///
     /// # Errors
     /// As for [`Self::recv`].
     pub fn send_burst(&self, burst: &mut Burst) -> Result<usize> {
@@ -185,28 +200,26 @@ impl QueuePair {
         if burst.is_empty() {
             return Ok(0);
         }
-        self.device.transport.alive()?;
+        self.device.connected()?;
         if !Arc::ptr_eq(burst.pool(), &self.device.pool) {
-            return self.send_foreign(burst);
+            let headers = burst.headers() > 0;
+            return if headers { self.send_foreign_on(burst) } else { self.send_foreign(burst) };
         }
         if self.device.pool.any_exported() && !self.replace_exported(burst) {
             self.sent_in_part(&mut *self.transmit()?);
             return Ok(0);
         }
         let mut tx = self.transmit()?;
-        let sent =
-            tx.send(burst.ids(), burst.lengths()).map_err(|error| self.device.note(error))?;
-        if sent < burst.len() {
+        let sent = tx.send_burst(burst).map_err(|error| self.device.note(error))?;
+        if !burst.is_empty() {
             self.sent_in_part(&mut tx);
         }
-        drop(tx);
-        burst.moved(sent);
         Ok(sent)
     }
 
     /// Exchanges frames of which a view is alive for copies; false when there is no buffer for one.
     #[cold]
-    fn replace_exported(&self, burst: &mut Burst) -> bool {
+    pub(super) fn replace_exported(&self, burst: &mut Burst) -> bool {
         let mut fresh = Vec::new();
         for index in 0..burst.len() {
             let id = burst.ids()[index];
@@ -225,7 +238,11 @@ impl QueuePair {
                 return false;
             };
             // SAFETY: both buffers are ours, differ, and hold `length` bytes.
-            unsafe { std::ptr::copy_nonoverlapping(from, self.device.pool.data_ptr(copy), length) };
+            unsafe {
+                let to = self.device.pool.data_ptr(copy);
+                std::ptr::copy_nonoverlapping(from, to, length);
+                copy_header(from, to, burst.headers());
+            }
             burst.ids_mut()[index] = copy;
             self.device.pool.give(&[id]);
             self.stats.tx.copied.add_shared(1);
@@ -265,6 +282,7 @@ impl QueuePair {
 
     fn send_some(&self, frames: &mut impl FrameSource) -> Result<(usize, Option<SendStop>)> {
         self.device.alive()?;
+        let describes = frames.describes();
         let mut queued = 0;
         let mut buffers = Vec::with_capacity(STAGE);
         while frames.more() {
@@ -279,6 +297,10 @@ impl QueuePair {
                 let mut buffer = FrameBuffer::new(&self.device.pool, buffers[used]);
                 match frames.next(&mut buffer) {
                     Ok(length) => {
+                        if describes && let Err(why) = self.describe(&buffer, length, frames) {
+                            stop = Some(SendStop::BadFrame(why));
+                            break;
+                        }
                         let id = buffer.finish();
                         used += usize::from(id == buffers[used]);
                         staged.push(id, length.min(self.device.pool.capacity_of(id)) as u32);
@@ -299,9 +321,12 @@ impl QueuePair {
             buffers.clear();
             if !staged.is_empty() {
                 let mut tx = self.transmit()?;
-                let sent = tx
-                    .send(staged.ids(), staged.lengths())
-                    .map_err(|error| self.device.note(error))?;
+                let sent = if describes {
+                    tx.send_ready(staged.ids(), staged.lengths())
+                } else {
+                    tx.send(staged.ids(), staged.lengths())
+                };
+                let sent = sent.map_err(|error| self.device.note(error))?;
                 drop(tx);
                 let all = sent == staged.len();
                 staged.moved(sent);
@@ -323,6 +348,28 @@ impl QueuePair {
             }
         }
         Ok((queued, None))
+    }
+
+    /// Writes the header of a frame that is in its buffer; or says why it cannot be sent so.
+    fn describe(
+        &self,
+        buffer: &FrameBuffer<'_>,
+        length: usize,
+        frames: &impl FrameSource,
+    ) -> Result<(), String> {
+        let data = buffer.data();
+        // SAFETY: the buffer is ours and holds the frame, which `fill` has checked; its data is
+        // 64-byte aligned and has DATA_OFFSET (64) bytes in front.
+        unsafe {
+            match frames.offload().checked(data, length, self.device.accepted) {
+                Ok(offload) => header::write(data, self.header_len, offload),
+                Err(why) => {
+                    self.stats.tx.bad_offload.add_shared(1);
+                    return Err(why.to_string());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes back the buffers of transmitted frames that the device has finished.

@@ -1,13 +1,14 @@
 //! A started device.
 
 use super::burst::Burst;
-use super::config::{Mac, NetConfig, RssLimits, read_status};
+use super::config::{Line, Mac, NetConfig, RssLimits, read_status};
 use super::control::ControlQueue;
 use super::device::Device;
 use super::frame::FrameSource;
 use super::intx::IntxDispatcher;
 use super::pair::{Mode, QueuePair};
 use super::queue::{RxQueue, SendStop, TxQueue};
+use super::restart::Journal;
 use super::rss::Rss;
 use super::slot::Claim;
 use super::stats::PortStats;
@@ -19,7 +20,7 @@ use crate::virtio::features::Outcome;
 use crate::virtio::transport::QueueAddresses;
 use crate::virtio::{Features, Status};
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,18 +35,32 @@ pub struct Port {
     pub(super) control: Option<ControlQueue>,
     pub(super) state: Mutex<Settings>,
     /// The pairs that the device uses.
-    active: AtomicU16,
-    config: NetConfig,
-    link: AtomicBool,
+    pub(super) active: AtomicU16,
+    pub(super) setup: Setup,
+    pub(super) link: AtomicBool,
     outcomes: Vec<Outcome>,
-    intx: Mutex<Option<IntxDispatcher>>,
+    pub(super) intx: Mutex<Option<IntxDispatcher>>,
+    pub(super) journal: Mutex<Journal>,
+    pub(super) restarts: AtomicU64,
 }
 
-/// What the device was told. Locked for as long as it takes to tell it.
+/// How the device was brought up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setup {
+    pub(super) config: NetConfig,
+    pub(super) config_vector: Option<u16>,
+    /// Whether queues are kicked in another way than through the transport.
+    pub(super) doorbells_given: bool,
+}
+
+/// What the device was told, as far as somebody asks for it; the rest is in the [`Journal`].
+/// Locked for as long as it takes to tell it, and while the device is reset.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) mac: Mac,
     pub(super) rss: Option<Rss>,
+    /// What it said of its line.
+    line: Line,
 }
 
 impl Port {
@@ -53,7 +68,7 @@ impl Port {
         device: Arc<Device>,
         pairs: Box<[QueuePair]>,
         control: Option<ControlQueue>,
-        config: NetConfig,
+        setup: Setup,
         outcomes: Vec<Outcome>,
         intx: Option<IntxDispatcher>,
     ) -> Self {
@@ -61,18 +76,24 @@ impl Port {
             device,
             pairs,
             control,
-            state: Mutex::new(Settings { mac: config.mac, rss: None }),
+            state: Mutex::new(Settings {
+                mac: setup.config.mac,
+                rss: None,
+                line: setup.config.line,
+            }),
             active: AtomicU16::new(1),
-            config,
-            link: AtomicBool::new(config.link),
+            setup,
+            link: AtomicBool::new(setup.config.link),
             outcomes,
             intx: Mutex::new(intx),
+            journal: Mutex::default(),
+            restarts: AtomicU64::new(0),
         }
     }
 
     /// The device's configuration as it was at the start.
     pub fn config(&self) -> &NetConfig {
-        &self.config
+        &self.setup.config
     }
     /// The MAC address it has now.
     pub fn mac(&self) -> Mac {
@@ -84,7 +105,7 @@ impl Port {
     }
     /// What the device can hash; `None` where it cannot.
     pub fn rss_limits(&self) -> Option<RssLimits> {
-        self.config.rss
+        self.setup.config.rss
     }
     pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -146,11 +167,15 @@ impl Port {
     }
     /// Whether the device is driven by its legacy interface.
     pub fn is_legacy(&self) -> bool {
-        self.device.transport.is_legacy()
+        self.device.transport().is_legacy()
     }
     /// Whether the link was up when last asked.
     pub fn link(&self) -> bool {
         self.link.load(Ordering::Relaxed)
+    }
+    /// How fast the line was when last asked.
+    pub fn line(&self) -> Line {
+        self.settings().line
     }
     /// Asks the device whether the link is up; announces the port where the device wants that.
     ///
@@ -158,8 +183,10 @@ impl Port {
     /// As for [`Self::recv`].
     pub fn refresh_link(&self) -> Result<bool> {
         self.device.check()?;
-        let (link, announce) = read_status(self.device.transport.as_ref(), self.device.accepted)?;
+        let (link, announce) = read_status(self.device.transport().as_ref(), self.device.accepted)?;
         self.link.store(link, Ordering::Relaxed);
+        // Section 5.1.5: it may be another now.
+        self.settings().line = Line::read(self.device.transport().as_ref(), self.device.accepted)?;
         if announce {
             self.announce()?;
         }
@@ -168,6 +195,14 @@ impl Port {
     /// The counters, summed over all pairs.
     pub fn stats(&self) -> PortStats {
         self.pairs.iter().map(QueuePair::stats).sum()
+    }
+
+    /// Counts from now on, or no longer, what kinds of frames all queues move
+    /// ([`FrameClasses`](super::FrameClasses)), also those of running loops.
+    pub fn count_classes(&self, on: bool) {
+        for pair in &self.pairs {
+            pair.stats.count_classes(on);
+        }
     }
 
     /// [`QueuePair::recv`] of the first pair.
@@ -273,6 +308,10 @@ impl Port {
                 "the port was opened with {most} queue pairs, so 1 to {most} can be used, not {count}"
             )));
         }
+        self.persist(|| self.try_set_queues(count))
+    }
+
+    fn try_set_queues(&self, count: u16) -> Result<()> {
         let mut settings = self.settings();
         let before = self.active_pairs();
         // Nothing may be queued any more where the device is about to stop looking (5.1.6.5.5.2).
@@ -282,6 +321,7 @@ impl Port {
             return Err(error);
         }
         settings.rss = None;
+        self.journal().forget_steering();
         self.active.store(count, Ordering::Relaxed);
         self.turn(before, count, Mode::Unused, Mode::Active)
     }
@@ -313,7 +353,7 @@ impl Port {
             return Ok(());
         }
         for queue in [2 * pair.index, 2 * pair.index + 1] {
-            self.device.transport.reset_queue(queue).map_err(|error| self.device.note(error))?;
+            self.device.transport().reset_queue(queue).map_err(|error| self.device.note(error))?;
         }
         pair.set_mode(Mode::Stopped);
         rx.reclaim_all();
@@ -335,7 +375,7 @@ impl Port {
         }
         for (queue, addresses) in (2 * pair.index..).zip(pair.addresses()) {
             self.device
-                .transport
+                .transport()
                 .setup_queue(queue, addresses)
                 .map_err(|error| self.device.note(error))?;
         }
@@ -345,7 +385,7 @@ impl Port {
         pair.received_all(&mut rx);
         pair.sent_in_part(&mut tx);
         drop((rx, tx));
-        self.device.transport.alive()
+        self.device.connected()
     }
 
     fn resettable(&self, index: usize, what: &str) -> Result<&QueuePair> {
@@ -372,7 +412,9 @@ impl Port {
         if !self.device.close() {
             return;
         }
-        if let Err(error) = self.device.transport.set_status(Status::empty()) {
+        // Not while it is being brought up again.
+        let _settings = self.settings();
+        if let Err(error) = self.device.transport().set_status(Status::empty()) {
             log::debug!("the device was not reset at the end: {error}");
         }
         drop(self.intx.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -391,7 +433,7 @@ impl Drop for Port {
 impl std::fmt::Debug for Port {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Port")
-            .field("config", &self.config)
+            .field("config", &self.setup.config)
             .field("accepted", &self.device.accepted)
             .field("pairs", &self.pairs)
             .finish_non_exhaustive()

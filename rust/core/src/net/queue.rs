@@ -3,12 +3,14 @@
 use super::burst::Burst;
 use super::header::{self, HEADER_LEN};
 use super::merge::{self, Merger};
+use super::onward::copy_header;
 use super::slot::Slot;
 use super::stats::LiveQueueStats;
 use super::wakeup::Interrupts;
 use crate::Result;
 use crate::memory::{BufferId, Holder, Iova, Pool, Region};
 use crate::notify::Doorbell;
+use crate::virtio::Features;
 use crate::virtio::ring::{Follower, PackedRing, Ring, RingOptions, SplitRing, Violation};
 use crate::virtio::transport::QueueAddresses;
 use std::collections::VecDeque;
@@ -88,10 +90,14 @@ impl AnyRing {
     ) -> bool {
         each!(self, ring => ring.add_chain(token, readable, writable))
     }
+    /// See [`Ring::next_available`].
+    pub(super) fn next_available(&self) -> u16 {
+        each!(self, ring => ring.next_available())
+    }
     pub(super) fn publish(&mut self) -> bool {
         each!(self, ring => ring.publish())
     }
-    fn reset(&mut self, returned: impl FnMut(u32)) {
+    pub(super) fn reset(&mut self, returned: impl FnMut(u32)) {
         each!(self, ring => ring.reset(returned));
     }
 }
@@ -108,6 +114,8 @@ pub(crate) struct Common {
     pub(super) header_len: usize,
     /// Buffers on their way between the pool and the ring.
     pub(super) stash: Vec<BufferId>,
+    /// The device is away: nothing goes to it.
+    suspended: bool,
 }
 
 impl Common {
@@ -119,7 +127,9 @@ impl Common {
         stats: Arc<LiveQueueStats>,
     ) -> Self {
         let stash = Vec::with_capacity(usize::from(ring.size()));
-        Self { index, ring, pool, doorbell, stats, header_len: HEADER_LEN, stash }
+        stats.ring_size.set(ring.size().into());
+        let header_len = HEADER_LEN;
+        Self { index, ring, pool, doorbell, stats, header_len, stash, suspended: false }
     }
 
     /// With a header of this length.
@@ -141,15 +151,29 @@ impl Common {
     /// Makes what was added visible, and rings if the device wants to be told.
     fn publish(&mut self) {
         if self.ring.publish() {
-            self.doorbell.ring(self.index);
+            self.doorbell.ring(self.index, self.ring.next_available());
             self.stats.kicks.add(1);
         } else {
             self.stats.kicks_suppressed.add(1);
         }
     }
 
+    /// Shows how full the ring is to whoever asks for statistics.
+    #[inline]
+    fn show_use(&self) {
+        let size = usize::from(self.ring.size());
+        self.stats.ring_used.set(size.saturating_sub(self.ring.free()) as u64);
+    }
+
     pub(crate) fn disable_interrupts(&mut self) {
         self.ring.disable_interrupts();
+    }
+
+    fn resume(&mut self, doorbell: Option<Doorbell>) {
+        if let Some(doorbell) = doorbell {
+            self.doorbell = doorbell;
+        }
+        self.suspended = false;
     }
 
     /// Received frames, each in one buffer.
@@ -195,6 +219,10 @@ pub(crate) struct RxQueue {
     refill_at: usize,
     /// Where `VIRTIO_NET_F_MRG_RXBUF` was negotiated.
     merger: Option<Box<Merger>>,
+    /// Frames that were taken from the ring before it was emptied; the next to be received.
+    held: Option<Box<Burst>>,
+    /// What bursts are told of the frames' headers: their length, 0 where they say nothing.
+    headers: u8,
 }
 
 impl RxQueue {
@@ -202,25 +230,98 @@ impl RxQueue {
     pub(crate) fn new(common: Common, merge: bool) -> Self {
         let refill_at = REFILL.min(usize::from(common.ring.size()) / 4).max(1);
         let merger = merge.then(|| Box::new(Merger::new(common.ring.size())));
-        Self { common, refill_at, merger }
+        Self { common, refill_at, merger, held: None, headers: 0 }
+    }
+
+    /// The device says in a header of so many bytes what is left to do to a frame.
+    pub(super) fn with_offloads(self, headers: u8) -> Self {
+        Self { headers, ..self }
     }
 
     /// Appends up to `max` received frames to the burst, and posts fresh buffers.
     #[inline]
     pub(crate) fn recv(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
-        let taken = match &mut self.merger {
-            None => self.common.recv_whole(max, burst)?,
-            Some(merger) => merger.recv(&mut self.common, max, burst)?,
-        };
+        if burst.headers() != usize::from(self.headers) {
+            if !burst.is_empty() {
+                return self.recv_beside(max, burst);
+            }
+            burst.expect_headers(self.headers);
+        }
+        if self.common.suspended || self.held.is_some() {
+            return Ok(self.recv_held(max, burst));
+        }
+        let taken = self.take(max, burst)?;
         if self.common.ring.free() >= self.refill_at {
             self.refill();
         }
+        if taken > 0 {
+            self.common.show_use();
+        }
         Ok(taken)
+    }
+
+    /// Appends up to `max` received frames to the burst.
+    #[inline]
+    fn take(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
+        let before = burst.len();
+        let taken = match &mut self.merger {
+            None => self.common.recv_whole(max, burst),
+            Some(merger) => merger.recv(&mut self.common, max, burst),
+        };
+        let Common { stats, pool, .. } = &self.common;
+        if stats.classes.on() {
+            let (ids, lengths) = (&burst.ids()[before..], &burst.lengths()[before..]);
+            stats.classes.count(pool, ids.len(), |i| (ids[i], lengths[i]));
+        }
+        taken
+    }
+
+    #[cold]
+    fn recv_held(&mut self, max: usize, burst: &mut Burst) -> usize {
+        let Some(held) = &mut self.held else { return 0 };
+        let taken = held.hand_over(max, burst);
+        if held.is_empty() {
+            self.held = None;
+        }
+        taken
+    }
+
+    /// The device was reset, or is gone: keeps what had arrived, and takes all buffers back.
+    /// Nothing goes to the device before [`Self::resume`].
+    pub(super) fn suspend(&mut self) {
+        let fresh = || {
+            let mut burst = Box::new(Burst::new(self.common.pool.clone()));
+            burst.expect_headers(self.headers);
+            burst
+        };
+        let mut held = self.held.take().unwrap_or_else(fresh);
+        // An error is one of the device that is gone; what it said before was right.
+        while matches!(self.take(usize::from(u16::MAX), &mut held), Ok(1..)) {}
+        self.empty();
+        self.held = (!held.is_empty()).then_some(held);
+        self.common.suspended = true;
+    }
+
+    /// The device is back; with a doorbell where that is another.
+    pub(super) fn resume(&mut self, doorbell: Option<Doorbell>) {
+        self.common.resume(doorbell);
+    }
+
+    /// The same where the burst has frames of a queue with other headers.
+    #[cold]
+    fn recv_beside(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
+        let mut fresh = Burst::new(self.common.pool.clone());
+        let result = self.recv(max, &mut fresh);
+        burst.append(&mut fresh);
+        result
     }
 
     /// Posts a buffer for every free descriptor, as far as the pool has them.
     pub(crate) fn refill(&mut self) {
         let common = &mut self.common;
+        if common.suspended {
+            return;
+        }
         let room = common.ring.free();
         if common.stash.len() < room {
             let wanted = room - common.stash.len();
@@ -244,12 +345,17 @@ impl RxQueue {
         });
         common.stash.drain(first..first + added);
         common.publish();
+        common.show_use();
     }
 }
 
 impl RxQueue {
     /// Takes every buffer back, after the device was reset.
     pub(crate) fn reclaim_all(&mut self) {
+        self.held = None;
+        self.empty();
+    }
+    fn empty(&mut self) {
         let stash = &mut self.common.stash;
         self.common.ring.reset(|id| stash.push(id));
         if let Some(merger) = &mut self.merger {
@@ -257,6 +363,7 @@ impl RxQueue {
         }
         self.common.pool.give(stash);
         stash.clear();
+        self.common.show_use();
     }
     /// Takes a burst's buffers back to post them again.
     #[inline]
@@ -271,11 +378,14 @@ impl RxQueue {
     }
     /// Whether [`Self::recv`] would find something now.
     pub(crate) fn has_used(&self) -> bool {
-        self.common.ring.has_used() || self.merger.as_ref().is_some_and(|merger| merger.has_more())
+        self.common.ring.has_used()
+            || self.held.is_some()
+            || self.merger.as_ref().is_some_and(|merger| merger.has_more())
     }
     /// Asks for an interrupt; true when there may be something already.
     pub(crate) fn enable_interrupts(&mut self) -> bool {
         self.common.ring.enable_interrupts()
+            || self.held.is_some()
             || self.merger.as_ref().is_some_and(|merger| merger.has_more())
     }
     /// Bytes received so far.
@@ -305,6 +415,8 @@ pub(crate) struct TxQueue {
     /// Jumbo buffers that are with the device. They are few, so they are taken back early.
     jumbos: usize,
     magazine: Option<Magazine>,
+    /// What the device can be told to do to frames: the features in force.
+    pub(super) can: Features,
 }
 
 /// Buffers with frames in them that are sent again and again.
@@ -335,7 +447,12 @@ impl Magazine {
 impl TxQueue {
     pub(crate) fn new(common: Common) -> Self {
         let reclaim_at = usize::from(common.ring.size()) / 2;
-        Self { common, reclaim_at, jumbos: 0, magazine: None }
+        Self { common, reclaim_at, jumbos: 0, magazine: None, can: Features::NONE }
+    }
+
+    /// With these features in force.
+    pub(super) fn with_features(self, can: Features) -> Self {
+        Self { can, ..self }
     }
 
     /// Entries of the ring.
@@ -390,6 +507,9 @@ impl TxQueue {
             self.reclaim()?;
         }
         let common = &mut self.common;
+        if common.suspended {
+            return Ok((0, 0));
+        }
         let Some(magazine) = &mut self.magazine else { return Ok((0, 0)) };
         let pool = &common.pool;
         let mut bytes = 0u64;
@@ -405,10 +525,17 @@ impl TxQueue {
             (index | FROM_MAGAZINE, Iova(header), length + header_len as u32)
         });
         if added > 0 {
+            common.publish();
+            if common.stats.classes.on() {
+                common.stats.classes.count(&common.pool, added, |i| {
+                    let index = ready[i] as usize;
+                    (ids[index], lengths[index])
+                });
+            }
             ready.drain(..added);
             common.stats.packets.add(added as u64);
             common.stats.bytes.add(bytes);
-            common.publish();
+            common.show_use();
         }
         Ok((added, bytes))
     }
@@ -425,6 +552,7 @@ impl TxQueue {
         }
         let pool = &self.common.pool;
         let mut staged = Burst::new(pool.clone());
+        staged.expect_those_of(burst);
         let mut consumed = 0;
         for &common in &ids {
             let Some((from, length)) = burst.frame(consumed) else { break };
@@ -445,13 +573,27 @@ impl TxQueue {
             }
             consumed += 1;
             // SAFETY: two buffers of two owners, both at least `length` bytes.
-            unsafe { std::ptr::copy_nonoverlapping(from, pool.data_ptr(id), length) };
+            unsafe {
+                std::ptr::copy_nonoverlapping(from, pool.data_ptr(id), length);
+                copy_header(from, pool.data_ptr(id), burst.headers());
+            }
             staged.push(id, length as u32);
         }
-        let sent = self.send(staged.ids(), staged.lengths())?;
-        staged.moved(sent);
+        let sent = self.send_burst(&mut staged)?;
         self.common.stats.copied.add(sent as u64);
         burst.clear_front(consumed);
+        Ok(sent)
+    }
+
+    /// Queues a burst's frames, in order, as many as fit, with what is left to do to them; these
+    /// leave the burst. Says how many.
+    #[inline]
+    pub(crate) fn send_burst(&mut self, burst: &mut Burst) -> Result<usize> {
+        if burst.headers() > 0 {
+            return self.send_on(burst);
+        }
+        let sent = self.send(burst.ids(), burst.lengths())?;
+        burst.moved(sent);
         Ok(sent)
     }
 
@@ -459,6 +601,16 @@ impl TxQueue {
     /// These buffers are the device's from here on.
     #[inline]
     pub(crate) fn send(&mut self, ids: &[BufferId], lengths: &[u32]) -> Result<usize> {
+        self.queue::<true>(ids, lengths)
+    }
+
+    /// The same for frames whose headers are written.
+    pub(super) fn send_ready(&mut self, ids: &[BufferId], lengths: &[u32]) -> Result<usize> {
+        self.queue::<false>(ids, lengths)
+    }
+
+    #[inline]
+    fn queue<const CLEAR: bool>(&mut self, ids: &[BufferId], lengths: &[u32]) -> Result<usize> {
         if self.common.ring.free() < self.reclaim_at.max(ids.len()) || self.jumbos > 0 {
             self.reclaim()?;
         }
@@ -466,13 +618,15 @@ impl TxQueue {
         let pool = &common.pool;
         let header_len = common.header_len;
         let mut bytes = 0u64;
-        let count = ids.len().min(lengths.len());
+        let count = if common.suspended { 0 } else { ids.len().min(lengths.len()) };
         let added = common.ring.add(false, count, |i| {
             let (id, length) = (ids[i], lengths[i]);
             let (data, iova) = pool.data(id);
-            // SAFETY: the buffer is ours until publish, its data is 64-byte aligned and has
-            // DATA_OFFSET (64) bytes in front.
-            unsafe { header::clear(data, header_len) };
+            if CLEAR {
+                // SAFETY: the buffer is ours until publish, its data is 64-byte aligned and has
+                // DATA_OFFSET (64) bytes in front.
+                unsafe { header::clear(data, header_len) };
+            }
             bytes += u64::from(length);
             let header = iova.0.wrapping_sub(header_len as u64);
             (id, Iova(header), length + header_len as u32)
@@ -484,9 +638,13 @@ impl TxQueue {
             common.stats.packets.add(added as u64);
             common.stats.bytes.add(bytes);
             common.publish();
+            if common.stats.classes.on() {
+                common.stats.classes.count(&common.pool, added, |i| (ids[i], lengths[i]));
+            }
+            common.show_use();
         }
-        if added < count {
-            common.stats.ring_full.add((count - added) as u64);
+        if added < ids.len() {
+            common.stats.ring_full.add((ids.len() - added) as u64);
         }
         Ok(added)
     }
@@ -507,6 +665,7 @@ impl TxQueue {
             stash.clear();
         }
         self.retire_magazine();
+        self.common.show_use();
         result?;
         Ok(())
     }
@@ -519,13 +678,40 @@ impl TxQueue {
 
     /// Takes every buffer back, after the device was reset.
     pub(crate) fn reclaim_all(&mut self) {
+        self.empty();
+        self.unload();
+    }
+
+    /// Empties the ring; says how many frames were still with the device.
+    fn empty(&mut self) -> u64 {
         let stash = &mut self.common.stash;
         let magazine = &mut self.magazine;
-        self.common.ring.reset(|token| sort(token, stash, magazine));
+        let mut left = 0;
+        self.common.ring.reset(|token| {
+            left += 1;
+            sort(token, stash, magazine);
+        });
         self.common.pool.give(stash);
         stash.clear();
         self.jumbos = 0;
-        self.unload();
+        self.common.show_use();
+        left
+    }
+
+    /// The device was reset, or is gone: counts what it had finished, and the rest as lost.
+    /// The queue is as a full one before [`Self::resume`].
+    pub(super) fn suspend(&mut self) {
+        // An error is one of the device that is gone; what it said before was right.
+        let _ = self.reclaim();
+        let lost = self.empty();
+        self.common.stats.lost.add(lost);
+        self.retire_magazine();
+        self.common.suspended = true;
+    }
+
+    /// The device is back; with a doorbell where that is another.
+    pub(super) fn resume(&mut self, doorbell: Option<Doorbell>) {
+        self.common.resume(doorbell);
     }
 
     /// How many frames fit now.
@@ -533,7 +719,7 @@ impl TxQueue {
         if self.common.ring.free() < self.reclaim_at {
             self.reclaim()?;
         }
-        Ok(self.common.ring.free())
+        Ok(if self.common.suspended { 0 } else { self.common.ring.free() })
     }
 }
 
@@ -553,13 +739,17 @@ impl Interrupts for RxQueue {
 impl Interrupts for TxQueue {
     fn ready(&mut self) -> bool {
         // An error is for the next call to find: the ring stays poisoned.
-        self.reclaim().is_err() || self.common.ring.free() >= self.reclaim_at.max(1)
+        self.reclaim().is_err()
+            || (!self.common.suspended && self.common.ring.free() >= self.reclaim_at.max(1))
     }
     fn enable(&mut self) -> bool {
         loop {
             if self.ready() {
                 self.common.disable_interrupts();
                 return true;
+            }
+            if self.common.suspended {
+                return false;
             }
             let missing = self.reclaim_at.max(1) - self.common.ring.free();
             if !self.common.ring.enable_interrupts_after(missing as u16) {

@@ -128,14 +128,24 @@ impl Port {
             rss.table.len(),
             rss.key.len()
         );
-        self.offered(feature, command, &arguments)?;
+        self.persist(|| self.try_set_rss(rss, feature, command, &arguments))
+    }
+
+    fn try_set_rss(
+        &self,
+        rss: &Rss,
+        feature: Features,
+        command: Command,
+        arguments: &str,
+    ) -> Result<()> {
+        self.offered(feature, command, arguments)?;
         let mut settings = self.settings();
         let active = self.active_pairs();
         if let Some(limits) = &self.rss_limits() {
             rss.check(limits, active)?;
         }
         let payload = if rss.table.is_empty() { rss.hash_config() } else { rss.rss_config(active) };
-        self.run(command, &payload, &arguments)?;
+        self.run(command, &payload, arguments)?;
         settings.rss = Some(rss.clone());
         Ok(())
     }

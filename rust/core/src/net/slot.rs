@@ -1,6 +1,7 @@
 //! A queue behind a lock, which a loop can claim for itself.
 
 use crate::{Error, Result};
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -10,12 +11,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 pub(crate) struct Slot<Q> {
     queue: Mutex<Q>,
     claimed: AtomicBool,
+    /// Somebody waits for a queue that may be claimed.
+    wanted: AtomicBool,
     name: &'static str,
 }
 
 impl<Q> Slot<Q> {
     pub(crate) fn new(queue: Q, name: &'static str) -> Self {
-        Self { queue: Mutex::new(queue), claimed: AtomicBool::new(false), name }
+        let (claimed, wanted) = Default::default();
+        Self { queue: Mutex::new(queue), claimed, wanted, name }
     }
 
     /// For one burst. [`Error::Busy`] while it is claimed, instead of a long wait: the caller
@@ -48,12 +52,21 @@ impl<Q> Slot<Q> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The queue, for a moment: a loop that has claimed it [lends](Claim::lend) it. For one
+    /// caller at a time, who may have no other queue meanwhile.
+    pub(crate) fn borrow(&self) -> MutexGuard<'_, Q> {
+        self.wanted.store(true, Ordering::Release);
+        let guard = self.wait_for_it();
+        self.wanted.store(false, Ordering::Release);
+        guard
+    }
+
     /// For as long as the claim lives.
     pub(crate) fn claim(&self) -> Result<Claim<'_, Q>> {
         if self.claimed.swap(true, Ordering::Relaxed) {
             return Err(self.busy());
         }
-        Ok(Claim { guard: self.wait_for_it(), claimed: &self.claimed })
+        Ok(Claim { guard: ManuallyDrop::new(self.wait_for_it()), slot: self })
     }
 
     #[cold]
@@ -68,13 +81,37 @@ impl<Q> Slot<Q> {
 /// A queue that is somebody's alone.
 #[derive(Debug)]
 pub(crate) struct Claim<'a, Q> {
-    guard: MutexGuard<'a, Q>,
-    claimed: &'a AtomicBool,
+    /// Always there, but inside of [`Self::give_way`].
+    guard: ManuallyDrop<MutexGuard<'a, Q>>,
+    slot: &'a Slot<Q>,
+}
+
+impl<Q> Claim<'_, Q> {
+    /// Lends the queue to whoever waits for it; a loop does so in every turn.
+    #[inline]
+    pub(crate) fn lend(&mut self) {
+        if self.slot.wanted.load(Ordering::Relaxed) {
+            self.give_way();
+        }
+    }
+
+    #[cold]
+    fn give_way(&mut self) {
+        // SAFETY: the guard is there, and is not used before there is another: nothing in
+        // between touches it or panics.
+        unsafe { ManuallyDrop::drop(&mut self.guard) };
+        while self.slot.wanted.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        self.guard = ManuallyDrop::new(self.slot.wait_for_it());
+    }
 }
 
 impl<Q> Drop for Claim<'_, Q> {
     fn drop(&mut self) {
-        self.claimed.store(false, Ordering::Relaxed);
+        // SAFETY: the guard is there, and this is its end.
+        unsafe { ManuallyDrop::drop(&mut self.guard) };
+        self.slot.claimed.store(false, Ordering::Relaxed);
     }
 }
 

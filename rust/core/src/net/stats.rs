@@ -1,6 +1,7 @@
 //! Counters. Each has one writer, the holder of its queue's lock, so counting is
 //! a load and a store; reading takes no lock and never stops traffic.
 
+use super::classes::{FrameClasses, LiveClasses};
 use std::iter::Sum;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,6 +19,9 @@ impl Counter {
     pub(crate) fn add_shared(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -26,7 +30,15 @@ impl Counter {
 macro_rules! counters {
     ($(#[$doc:meta])* $live:ident, $snapshot:ident: $($(#[$field_doc:meta])* $field:ident,)*) => {
         #[derive(Debug, Default)]
-        pub(crate) struct $live { $(pub(crate) $field: Counter,)* }
+        // On lines of its own: queues are counted by different threads.
+        #[repr(align(64))]
+        pub(crate) struct $live {
+            $(pub(crate) $field: Counter,)*
+            /// Descriptors of the ring, and how many of them hold a buffer.
+            pub(crate) ring_size: Counter,
+            pub(crate) ring_used: Counter,
+            pub(crate) classes: LiveClasses,
+        }
 
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +74,9 @@ counters! {
     bytes,
     /// Frames that the device has taken and given back (transmit only).
     completed,
+    /// Frames that were with the device when it was reset or died (transmit only): it may have
+    /// sent them or not. None is sent again.
+    lost,
     /// Frames offered to `send` that did not fit the ring.
     ring_full,
     /// Frames that could not be sent, or buffers that could not be posted, for want of a free buffer.
@@ -70,6 +85,11 @@ counters! {
     bad_length,
     /// Received frames dropped because a buffer of their chain was missing or too many.
     bad_chain,
+    /// Received frames that were sent on, but dropped because the device cannot do what is left to
+    /// do to them (transmit only).
+    no_offload,
+    /// Frames refused because what is left to do to them does not fit them (transmit only).
+    bad_offload,
     /// Frames of a burst that had to be copied: a view was alive, or the memory another.
     copied,
     /// Doorbells rung.
@@ -84,6 +104,56 @@ counters! {
     sleeps,
 }
 
+impl QueueStats {
+    /// Frames that were lost because something was wrong with them.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.bad_length.wrapping_add(self.bad_chain)
+    }
+}
+
+impl LiveQueueStats {
+    fn extended(&self) -> ExtendedStats {
+        ExtendedStats {
+            counters: self.snapshot(),
+            classes: self.classes.snapshot(),
+            ring_size: self.ring_size.get(),
+            ring_used: self.ring_used.get(),
+        }
+    }
+}
+
+/// Everything that is counted of one queue, and how full its ring is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExtendedStats {
+    /// The counters that are always there.
+    pub counters: QueueStats,
+    /// The kinds of frames, where they are counted.
+    pub classes: Option<FrameClasses>,
+    /// Descriptors of the ring.
+    pub ring_size: u64,
+    /// How many of them held a buffer after the last call that moved frames: one that the device
+    /// has, or one that it has finished and that was not taken back yet.
+    pub ring_used: u64,
+}
+
+impl ExtendedStats {
+    /// Each number with its name.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(String, u64)> {
+        let mut fields: Vec<_> =
+            self.counters.fields().into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+        fields.push(("errors".to_owned(), self.counters.errors()));
+        for (name, n) in self.classes.iter().flat_map(FrameClasses::fields) {
+            fields.push((format!("{name}_packets"), n));
+        }
+        fields.push(("ring_size".to_owned(), self.ring_size));
+        fields.push(("ring_used".to_owned(), self.ring_used));
+        fields.push(("ring_free".to_owned(), self.ring_size.saturating_sub(self.ring_used)));
+        fields
+    }
+}
+
 /// The live counters of one queue pair.
 #[derive(Debug)]
 pub(super) struct LivePairStats {
@@ -94,6 +164,13 @@ pub(super) struct LivePairStats {
 impl LivePairStats {
     pub(super) fn snapshot(&self) -> PortStats {
         PortStats { rx: self.rx.snapshot(), tx: self.tx.snapshot() }
+    }
+    pub(super) fn extended(&self) -> [ExtendedStats; 2] {
+        [self.rx.extended(), self.tx.extended()]
+    }
+    pub(super) fn count_classes(&self, on: bool) {
+        self.rx.classes.turn(on);
+        self.tx.classes.turn(on);
     }
 }
 

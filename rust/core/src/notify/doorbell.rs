@@ -5,16 +5,35 @@ use crate::qtest::QTest;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// What a notification of a modern device says (VIRTIO 1.3, section 4.1.5.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notification {
+    /// What stands for the queue (NOTIF_CONFIG_DATA); its index without.
+    pub value: Option<u16>,
+    /// Whether the ring's position is said as well (NOTIFICATION_DATA).
+    pub data: bool,
+}
+
+impl Notification {
+    /// How many bytes are written, and which number.
+    #[must_use]
+    pub fn of(self, queue: u16, next: u16) -> (u8, u64) {
+        let queue = u64::from(self.value.unwrap_or(queue));
+        if self.data { (4, u64::from(next) << 16 | queue) } else { (2, queue) }
+    }
+}
+
 /// How a queue's device side is told that buffers are available.
 #[derive(Clone, Debug)]
 pub enum Doorbell {
-    /// A 16-bit MMIO write of the queue index (or, with NOTIFICATION_DATA, a 32-bit one)
-    /// over QTest; nobody waits for the reply.
+    /// An MMIO write over QTest; nobody waits for the reply.
     Mmio {
         /// The connection.
         qtest: QTest,
         /// The queue's notification address.
         address: u64,
+        /// What is written there.
+        notification: Notification,
     },
     /// The same by a 16-bit port write, for the legacy interface.
     Port {
@@ -32,16 +51,18 @@ pub enum Doorbell {
 }
 
 impl Doorbell {
-    /// Rings it for this queue (VIRTIO 1.3, section 4.1.5.2).
+    /// Rings it for this queue (VIRTIO 1.3, section 4.1.5.2), whose ring has come to `next`
+    /// (section 2.9).
     ///
     /// A kick that cannot be delivered is logged: the connection has ended, which
     /// [`QTest::watch`] and every waiting call report, or QEMU has not read its
     /// socket for the whole timeout.
     #[inline]
-    pub fn ring(&self, queue: u16) {
+    pub fn ring(&self, queue: u16, next: u16) {
         match self {
-            Self::Mmio { qtest, address } => {
-                if let Err(error) = qtest.write(*address, 2, u64::from(queue)) {
+            Self::Mmio { qtest, address, notification } => {
+                let (width, value) = notification.of(queue, next);
+                if let Err(error) = qtest.write(*address, width, value) {
                     log::warn!("the kick of queue {queue} was not delivered: {error}");
                 }
             }
@@ -62,7 +83,7 @@ impl Doorbell {
 /// Ringing it costs one `write` and an uncontended lock, which is a twentieth of it: the
 /// only other who locks is whoever exchanges the eventfd, when the device comes or goes.
 /// The lock is held over the `write`, so that after [`Kick::disconnect`] has returned
-/// nobody writes to the old eventfd any more. An eventfd never blocks.
+/// nobody writes to the old eventfd any more. The `write` does not block ([`EventFd::signal`]).
 #[derive(Debug, Default)]
 pub struct Kick {
     event: Mutex<Option<Arc<EventFd>>>,
@@ -116,6 +137,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_notification_says_the_queue_and_where_the_ring_is() {
+        let plain = Notification::default();
+        assert_eq!(plain.of(3, 0xabcd), (2, 3));
+        assert_eq!(Notification { data: true, ..plain }.of(3, 0x8005), (4, 0x8005_0003));
+        let config = Notification { value: Some(0x1234), data: false };
+        assert_eq!(config.of(3, 1), (2, 0x1234));
+        assert_eq!(Notification { data: true, ..config }.of(3, 1), (4, 0x0001_1234));
+    }
+
+    #[test]
     fn a_kick_counts_what_it_loses() {
         let kick = Kick::default();
         kick.ring();
@@ -124,7 +155,7 @@ mod tests {
         kick.connect(Arc::clone(&event));
         assert_eq!(event.drain(), 1, "the first ring is for what was published before");
         kick.ring();
-        Doorbell::Kick(Arc::new(Kick::default())).ring(0);
+        Doorbell::Kick(Arc::new(Kick::default())).ring(0, 0);
         assert_eq!((event.drain(), kick.lost()), (1, 1));
         kick.disconnect();
         kick.ring();

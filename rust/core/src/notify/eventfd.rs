@@ -1,11 +1,21 @@
 //! An eventfd, non-blocking, close-on-exec.
+//!
+//! Whoever holds the descriptor too (QEMU, a backend) shares its file status flags, and can
+//! clear `O_NONBLOCK` under our feet. So no call here relies on the flag alone: a read says
+//! itself that it must not wait, and a write looks first whether the count has room. Between
+//! that look and the write a peer would have to fill the count to hold a thread, and could
+//! not hold it against a signal.
 
 use super::Wake;
 use crate::{Error, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::{FdFlags, fcntl_setfd, read, write};
+use rustix::io::{Errno, FdFlags, ReadWriteFlags, fcntl_setfd, preadv2, read, write};
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+
+/// preadv2(2): from where the file stands, which is all that an eventfd knows.
+const HERE: u64 = u64::MAX;
 
 /// A Linux eventfd (eventfd(2)) in non-blocking mode.
 #[derive(Debug)]
@@ -33,17 +43,27 @@ impl EventFd {
         Ok(Self(fd))
     }
 
-    /// Adds one; wakes whoever waits. Never blocks.
+    /// Adds one; wakes whoever waits. Does not block, whatever the descriptor's flags are.
     pub fn signal(&self) {
-        // The only failure of a valid eventfd is EAGAIN: the count is at its
-        // maximum, so it is signalled already.
-        let _ = write(&self.0, &1u64.to_ne_bytes());
+        // A count at its maximum has no room: it is signalled already.
+        if is_ready(self.as_fd(), PollFlags::OUT) {
+            let _ = write(&self.0, &1u64.to_ne_bytes());
+        }
     }
 
-    /// Sets the count to zero; says what it was (0: was not signalled).
+    /// Sets the count to zero; says what it was (0: was not signalled). Does not block,
+    /// whatever the descriptor's flags are.
     pub fn drain(&self) -> u64 {
         let mut count = [0; 8];
-        match read(&self.0, &mut count) {
+        let into = &mut [IoSliceMut::new(&mut count)];
+        let got = match preadv2(&self.0, into, HERE, ReadWriteFlags::NOWAIT) {
+            // A descriptor that is no eventfd, or a kernel that does not know the flag here.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if is_ready(self.as_fd(), PollFlags::IN) => {
+                read(&self.0, &mut count)
+            }
+            other => other,
+        };
+        match got {
             Ok(8) => u64::from_ne_bytes(count),
             _ => 0,
         }
@@ -74,6 +94,12 @@ impl Wake for EventFd {
     }
 }
 
+/// Whether a descriptor can be read or written right now.
+fn is_ready(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
+    let mut fds = [PollFd::new(&fd, what)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+}
+
 /// A duration as poll(2) takes it; one too long for it means for ever.
 pub(crate) fn timespec(timeout: Option<Duration>) -> Option<Timespec> {
     timeout.and_then(|t| Timespec::try_from(t).ok())
@@ -90,7 +116,7 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Re
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use std::sync::Arc;
     use std::time::Instant;
@@ -119,6 +145,32 @@ mod tests {
     fn a_received_eventfd_becomes_non_blocking() {
         let event = EventFd::from_fd(eventfd(0, EventfdFlags::empty()).unwrap()).unwrap();
         assert_eq!(event.drain(), 0);
+    }
+
+    /// `O_NONBLOCK` belongs to the open file, so a peer that was given the eventfd can clear it.
+    #[test]
+    fn a_peer_that_makes_it_blocking_holds_nobody() {
+        let event = Arc::new(EventFd::new().unwrap());
+        let peer = event.0.try_clone().unwrap();
+        rustix::io::ioctl_fionbio(&peer, false).unwrap();
+        let (done, finished) = std::sync::mpsc::channel();
+        let other = Arc::clone(&event);
+        let worker = std::thread::spawn(move || {
+            assert_eq!(other.drain(), 0);
+            write(&peer, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            other.signal();
+            assert_eq!(other.drain(), u64::MAX - 1);
+            other.signal();
+            assert_eq!(other.drain(), 1);
+            done.send(()).unwrap();
+        });
+        let ended = finished.recv_timeout(Duration::from_secs(5));
+        if ended.is_err() {
+            // Let it go, so that the failure is one.
+            write(&event.0, &1u64.to_ne_bytes()).unwrap();
+        }
+        ended.expect("no call waits for the peer");
+        worker.join().unwrap();
     }
 
     #[test]

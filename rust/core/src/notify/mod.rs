@@ -8,7 +8,7 @@ mod doorbell;
 mod eventfd;
 mod wait;
 
-pub use doorbell::{Doorbell, Kick};
+pub use doorbell::{Doorbell, Kick, Notification};
 pub use eventfd::EventFd;
 pub(crate) use eventfd::{timespec, wait_readable};
 pub use wait::{Wake, wait_until};

@@ -14,6 +14,8 @@ mod clock;
 mod connection;
 mod pipeline;
 mod sync;
+#[cfg(all(any(test, feature = "testing"), not(loom)))]
+pub mod testing;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod wire;

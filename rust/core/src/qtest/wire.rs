@@ -306,6 +306,12 @@ impl Splitter {
         self.hold(input)
     }
 
+    /// Bytes of a line whose end has not come.
+    #[cfg(all(any(test, feature = "testing"), not(loom)))]
+    pub(super) fn held(&self) -> usize {
+        self.partial.len()
+    }
+
     fn hold(&mut self, bytes: &[u8]) -> Result<(), String> {
         Self::check(self.partial.len() + bytes.len(), &self.partial)?;
         self.partial.extend_from_slice(bytes);

@@ -25,6 +25,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The longest that a waiting caller is not asked whether to go on.
 const SLICE: Duration = Duration::from_millis(100);
 
+/// How long a backend has to stop its rings after QEMU went.
+const STOPPING: Duration = Duration::from_secs(1);
+
 /// Where the backend is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -87,7 +90,8 @@ struct Shared {
 
 impl Interposer {
     /// Gets a connection to the backend at once (waiting up to `wait` for it), then listens
-    /// at `listen` for QEMU; the file gets mode 0600.
+    /// at `listen` for QEMU; the file gets mode 0600, in a directory
+    /// that others may write to 0660 or 0666.
     ///
     /// `calls[i]` is what the backend signals for queue `i`; where there is none, QEMU's
     /// own eventfd stays.
@@ -464,7 +468,12 @@ impl Relay {
                 link.count(&self.shared.to_backend, &self.shared.to_qemu);
                 match served {
                     Ok(()) => State::Linked(link),
-                    Err(cut) => self.parted(&cut),
+                    Err(cut) => {
+                        if cut.side == Side::Qemu {
+                            self.stop_rings(&mut link);
+                        }
+                        self.parted(&cut)
+                    }
                 }
             }
         }
@@ -512,6 +521,20 @@ impl Relay {
         self.shared.connected.store(true, Ordering::Release);
         self.shared.changed.signal();
         State::Linked(Box::new(Link::new(qemu, backend)))
+    }
+
+    /// Until it has stopped, a backend whose QEMU is gone may write into buffers.
+    fn stop_rings(&self, link: &mut Link) {
+        let kicks = (0..).zip(&self.shared.vrings.kicks);
+        let rings: Vec<u32> =
+            kicks.filter(|(_, kick)| kick.connected()).map(|(ring, _)| ring).collect();
+        self.shared.vrings.forget();
+        if !link.stop_rings(&rings, STOPPING) {
+            log::warn!(
+                "the vhost-user backend {} did not say that it stopped its rings",
+                self.source.path().display()
+            );
+        }
     }
 
     fn parted(&mut self, cut: &Cut) -> State {

@@ -1,9 +1,10 @@
 //! A QEMU and a backend, joined.
 
 use super::channel::{End, Reader, Writer};
-use super::message::Message;
+use super::message::{Message, request};
 use super::rewrite::Vrings;
-use rustix::event::PollFlags;
+use crate::notify::timespec;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{Shutdown, shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,6 +94,49 @@ impl Link {
         (of(&self.down, &self.up), of(&self.up, &self.down))
     }
 
+    /// QEMU is gone: has the backend stop these rings, as QEMU would have done, so that it writes
+    /// to our memory no more. Whether it answered in time.
+    pub(super) fn stop_rings(&mut self, rings: &[u32], patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        // What QEMU said last may be half on its way.
+        let mut stopped = self.write_out(until);
+        for ring in rings {
+            let mut message = Message::ask(request::GET_VRING_BASE);
+            message.payload.extend(ring.to_ne_bytes());
+            message.payload.extend([0; 4]);
+            self.down.writer.put(message);
+            stopped = stopped && self.write_out(until) && self.await_base(until);
+        }
+        stopped
+    }
+
+    fn write_out(&mut self, until: Instant) -> bool {
+        while self.down.writer.write(self.backend.as_fd()).is_ok() {
+            if !self.down.writer.busy() {
+                return true;
+            }
+            if !ready(self.backend.as_fd(), PollFlags::OUT, until) {
+                break;
+            }
+        }
+        false
+    }
+
+    fn await_base(&mut self, until: Instant) -> bool {
+        loop {
+            match self.up.reader.read(self.backend.as_fd()) {
+                Ok(Some(message)) if message.is_reply() => {
+                    if message.request == request::GET_VRING_BASE {
+                        return true;
+                    }
+                }
+                Ok(Some(_)) => {}
+                Ok(None) if ready(self.backend.as_fd(), PollFlags::IN, until) => {}
+                Ok(None) | Err(_) => return false,
+            }
+        }
+    }
+
     /// When patience is at an end.
     pub(super) fn deadline(&self) -> Option<Instant> {
         [self.owed, self.down.waiting, self.up.waiting]
@@ -157,6 +201,14 @@ impl Link {
     }
 }
 
+/// Waits for a socket, not for longer than that.
+fn ready(socket: BorrowedFd<'_>, flags: PollFlags, until: Instant) -> bool {
+    let left = until.saturating_duration_since(Instant::now());
+    let mut fds = [PollFd::from_borrowed_fd(socket, flags)];
+    // An interrupted wait is one that can be tried again.
+    !left.is_zero() && !matches!(poll(&mut fds, timespec(Some(left)).as_ref()), Ok(0))
+}
+
 /// What has passed.
 struct Passed {
     is_reply: bool,
@@ -202,7 +254,7 @@ fn pass(
 #[cfg(all(test, not(loom)))]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::message::{NEED_REPLY, REPLY, request};
+    use super::super::message::{NEED_REPLY, REPLY};
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
@@ -247,6 +299,33 @@ mod tests {
         backend.write_all(&bytes(request::GET_QUEUE_NUM, 1 | REPLY, &[0; 8])).unwrap();
         link.serve(&vrings(), ALL, ALL, start + PATIENCE * 2).unwrap();
         assert_eq!(link.deadline(), None);
+    }
+
+    #[test]
+    fn a_backend_without_qemu_stops_its_rings() {
+        let (qemu, mut link, mut backend) = link();
+        drop(qemu);
+        let served = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            for _ in 0..2 {
+                let mut message = [0; 20];
+                backend.read_exact(&mut message).unwrap();
+                assert_eq!(message[..4], request::GET_VRING_BASE.to_ne_bytes());
+                asked.push(message[12]);
+                // Something else may come before.
+                backend.write_all(&bytes(998, 1, &[1])).unwrap();
+                let reply = bytes(request::GET_VRING_BASE, 1 | REPLY, &message[12..]);
+                backend.write_all(&reply).unwrap();
+            }
+            (asked, backend)
+        });
+        assert!(link.stop_rings(&[0, 3], PATIENCE));
+        let (asked, backend) = served.join().unwrap();
+        assert_eq!(asked, [0, 3]);
+        // One that does not answer is not waited for for ever.
+        assert!(!link.stop_rings(&[0], Duration::from_millis(20)));
+        drop(backend);
+        assert!(!link.stop_rings(&[0], PATIENCE));
     }
 
     #[test]

@@ -28,6 +28,8 @@ mod link;
 mod message;
 mod rewrite;
 mod socket;
+#[cfg(all(any(test, feature = "testing"), not(loom)))]
+pub mod testing;
 
 pub use interposer::{Backend, Interposer, Stats};
 pub use rewrite::Position;

@@ -2,15 +2,13 @@
 
 use super::channel::{End, Reader, Writer};
 use super::message::{Message, request};
+use crate::Result;
 use crate::process::Home;
-use crate::{Error, Result};
+use crate::unix::{FileId, address, listen_at, remove, unconnected};
 use rustix::event::PollFlags;
-use rustix::fs::{FileType, Mode, fchmod, stat, unlink};
+use rustix::fs::{FileType, Mode, stat, unlink};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-    socket_with,
-};
+use rustix::net::{SocketAddrUnix, SocketFlags, accept_with, connect};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,54 +18,20 @@ use std::time::{Duration, Instant};
 pub(super) const GREETING: Duration = Duration::from_secs(2);
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-fn address(path: &Path) -> Result<SocketAddrUnix> {
-    SocketAddrUnix::new(path).map_err(|_| {
-        Error::Invalid(format!(
-            "{} is no path of a socket: 1 to 107 bytes without a zero byte",
-            path.display()
-        ))
-    })
-}
-
-fn unconnected() -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-}
-
 /// A listening socket; its file goes with it.
 #[derive(Debug)]
 pub(super) struct Listener {
     home: Home,
     socket: OwnedFd,
     path: PathBuf,
-    /// Device and inode: what is removed must be ours.
-    file: (u64, u64),
+    file: FileId,
 }
 
 impl Listener {
     /// Listens at `path`; with a mode for the file, else as the umask has it.
     pub(super) fn open(path: &Path, mode: Option<Mode>) -> Result<Self> {
-        let address = address(path)?;
-        let context = |e: Errno| match e {
-            Errno::ADDRINUSE => {
-                Error::os(format!("{} exists; remove it or use another path", path.display()), e)
-            }
-            _ => Error::os(format!("making the vhost-user socket {}", path.display()), e),
-        };
-        let socket = unconnected().map_err(context)?;
-        if let Some(mode) = mode {
-            // Linux gives the file the socket's own mode (less the umask).
-            fchmod(&socket, mode).map_err(context)?;
-        }
-        bind(&socket, &address).map_err(context)?;
-        let made = stat(path).and_then(|s| listen(&socket, 16).map(|()| (s.st_dev, s.st_ino)));
-        match made {
-            Ok(file) => Ok(Self { home: Home::here(), socket, path: path.to_owned(), file }),
-            Err(e) => {
-                let _ = unlink(path);
-                Err(context(e))
-            }
-        }
+        let (socket, file) = listen_at(path, "vhost-user", mode)?;
+        Ok(Self { home: Home::here(), socket, path: path.to_owned(), file })
     }
 
     /// Takes the next connection; `None` when there is none.
@@ -90,9 +54,8 @@ impl AsFd for Listener {
 impl Drop for Listener {
     /// Removes the file first: from then on nobody connects and waits in vain.
     fn drop(&mut self) {
-        if self.home.is_here() && stat(&self.path).is_ok_and(|s| (s.st_dev, s.st_ino) == self.file)
-        {
-            let _ = unlink(&self.path);
+        if self.home.is_here() {
+            remove(&self.path, self.file);
         }
     }
 }

@@ -133,35 +133,43 @@ use Support::{Accepted, OnRequest, Required, Unsupported};
 /// where the device's MTU makes longer frames.
 const MERGE_ON_REQUEST: Support =
     OnRequest("frames fit one buffer; merging, for longer ones, costs a header read for each");
-const NO_OFFLOADS: Support = Unsupported("segmentation and checksum offloads are not driven yet");
+/// What a device does to received frames surprises whoever does not look at `burst.offload`.
+const OFFLOAD_ON_REQUEST: Support =
+    OnRequest("received frames may then lack checksums or be 64 KiB long; ask by offload=True");
+const COALESCED_ON_REQUEST: Support =
+    OnRequest("coalesced frames cannot be sent on as the segments that they were");
+const NO_TUNNELS: Support =
+    Unsupported("VIRTIO 1.4; the longer header that says where tunnels are is not driven");
 
 features! {
     /// The device handles packets with partial checksum.
-    CSUM = 0, "5.1.3", NO_OFFLOADS;
+    CSUM = 0, "5.1.3", Accepted;
     /// The driver handles packets with partial checksum.
-    GUEST_CSUM = 1, "5.1.3", NO_OFFLOADS;
+    GUEST_CSUM = 1, "5.1.3", OFFLOAD_ON_REQUEST;
     /// Offloads can be changed at run time by the control queue.
     CTRL_GUEST_OFFLOADS = 2, "5.1.3", Accepted;
     /// The device says its MTU.
     MTU = 3, "5.1.3", Accepted;
     /// The device has a MAC address.
     MAC = 5, "5.1.3", Accepted;
+    /// The device can segment whatever it is given.
+    GSO = 6, "5.1.3.2", Unsupported("legacy; CSUM, HOST_TSO4 and the like say more");
     /// The driver can receive TSOv4.
-    GUEST_TSO4 = 7, "5.1.3", NO_OFFLOADS;
+    GUEST_TSO4 = 7, "5.1.3", OFFLOAD_ON_REQUEST;
     /// The driver can receive TSOv6.
-    GUEST_TSO6 = 8, "5.1.3", NO_OFFLOADS;
+    GUEST_TSO6 = 8, "5.1.3", OFFLOAD_ON_REQUEST;
     /// The driver can receive TSO with ECN.
-    GUEST_ECN = 9, "5.1.3", NO_OFFLOADS;
+    GUEST_ECN = 9, "5.1.3", OFFLOAD_ON_REQUEST;
     /// The driver can receive UFO.
-    GUEST_UFO = 10, "5.1.3", NO_OFFLOADS;
+    GUEST_UFO = 10, "5.1.3", OFFLOAD_ON_REQUEST;
     /// The device can receive TSOv4.
-    HOST_TSO4 = 11, "5.1.3", NO_OFFLOADS;
+    HOST_TSO4 = 11, "5.1.3", Accepted;
     /// The device can receive TSOv6.
-    HOST_TSO6 = 12, "5.1.3", NO_OFFLOADS;
+    HOST_TSO6 = 12, "5.1.3", Accepted;
     /// The device can receive TSO with ECN.
-    HOST_ECN = 13, "5.1.3", NO_OFFLOADS;
+    HOST_ECN = 13, "5.1.3", Accepted;
     /// The device can receive UFO.
-    HOST_UFO = 14, "5.1.3", NO_OFFLOADS;
+    HOST_UFO = 14, "5.1.3", Accepted;
     /// The driver can merge receive buffers.
     MRG_RXBUF = 15, "5.1.3", MERGE_ON_REQUEST;
     /// The configuration has a status field.
@@ -188,6 +196,8 @@ features! {
     INDIRECT_DESC = 28, "6", Accepted;
     /// Notifications are suppressed by index.
     EVENT_IDX = 29, "6", Accepted;
+    /// Not a feature: a check for early drivers.
+    UNUSED = 30, "6.3", Unsupported("legacy; a driver must not accept it");
     /// The device complies with version 1 of the specification.
     VERSION_1 = 32, "6", Required;
     /// The device's memory access is translated or limited by the platform.
@@ -201,9 +211,9 @@ features! {
     /// The device has virtual functions.
     SR_IOV = 37, "6", Unsupported("virtual functions cannot be reached over QTest");
     /// Notifications carry data.
-    NOTIFICATION_DATA = 38, "6", Unsupported("notifications carry the queue index only");
+    NOTIFICATION_DATA = 38, "6", Accepted;
     /// The notification value comes from the device.
-    NOTIF_CONFIG_DATA = 39, "6", Unsupported("notifications carry the queue index only");
+    NOTIF_CONFIG_DATA = 39, "6", Accepted;
     /// One queue can be reset alone.
     RING_RESET = 40, "6", Accepted;
     /// The device has an administration queue.
@@ -217,23 +227,31 @@ features! {
     /// Notifications can be coalesced.
     NOTF_COAL = 53, "5.1.3", Accepted;
     /// The driver can receive USOv4.
-    GUEST_USO4 = 54, "5.1.3", NO_OFFLOADS;
+    GUEST_USO4 = 54, "5.1.3", OFFLOAD_ON_REQUEST;
     /// The driver can receive USOv6.
-    GUEST_USO6 = 55, "5.1.3", NO_OFFLOADS;
+    GUEST_USO6 = 55, "5.1.3", OFFLOAD_ON_REQUEST;
     /// The device can receive USO.
-    HOST_USO = 56, "5.1.3", NO_OFFLOADS;
+    HOST_USO = 56, "5.1.3", Accepted;
     /// The device reports a hash with each packet.
     HASH_REPORT = 57, "5.1.3", Accepted;
     /// The driver gives the exact header length.
-    GUEST_HDRLEN = 59, "5.1.3", NO_OFFLOADS;
+    GUEST_HDRLEN = 59, "5.1.3", Accepted;
     /// The device steers by hash.
     RSS = 60, "5.1.3", Accepted;
     /// The device can merge TCP segments.
-    RSC_EXT = 61, "5.1.3", NO_OFFLOADS;
+    RSC_EXT = 61, "5.1.3", COALESCED_ON_REQUEST;
     /// The device stands by for another of the same MAC.
-    STANDBY = 62, "5.1.3", Unsupported("there is no primary device to stand by for");
+    STANDBY = 62, "5.1.3", OnRequest("there is no primary device to stand by for; port.standby says that it is offered");
     /// The device says its speed and duplex mode.
     SPEED_DUPLEX = 63, "5.1.3", Accepted;
+    /// The driver can receive segmented UDP tunnels.
+    GUEST_UDP_TUNNEL_GSO = 65, "5.1.3", NO_TUNNELS;
+    /// And such whose outer checksum is still to be calculated.
+    GUEST_UDP_TUNNEL_GSO_CSUM = 66, "5.1.3", NO_TUNNELS;
+    /// The device can receive segmented UDP tunnels.
+    HOST_UDP_TUNNEL_GSO = 67, "5.1.3", NO_TUNNELS;
+    /// And such whose outer checksum is still to be calculated.
+    HOST_UDP_TUNNEL_GSO_CSUM = 68, "5.1.3", NO_TUNNELS;
 }
 
 /// The feature of a bit, where it is known.
@@ -282,6 +300,8 @@ pub struct Wishes {
     pub refuse: Features,
     /// Accepted if offered, with no error if not.
     pub prefer: Features,
+    /// Work only with MRG_RXBUF: their frames fit no common buffer.
+    pub merged: Features,
 }
 
 /// Chooses from what the device offers (section 3.1.1, step 4).
@@ -290,32 +310,32 @@ pub struct Wishes {
 /// [`Error::Device`] when a required or insisted-on feature is not offered,
 /// [`Error::Invalid`] when one is insisted on that this driver cannot drive.
 pub fn negotiate(offered: Features, wishes: &Wishes) -> Result<(Features, Vec<Outcome>)> {
-    let mut accepted = Features::NONE;
     let mut outcomes = Vec::new();
-    let control = offered.contains(Features::CTRL_VQ) && !wishes.refuse.contains(Features::CTRL_VQ);
     for feature in TABLE {
-        let (mut on, mut why) = decide(feature, offered.contains(feature.set()), wishes)?;
-        // Section 5.1.3.1.
-        if on && !control && NEEDS_CONTROL.contains(feature.set()) {
-            if wishes.insist.contains(feature.set()) {
-                return Err(Error::Invalid(format!(
-                    "the feature {} cannot be insisted on without CTRL_VQ",
-                    feature.name
-                )));
-            }
-            (on, why) = (false, "needs CTRL_VQ".to_owned());
-        }
-        if on {
-            accepted |= feature.set();
-        }
+        let offered = offered.contains(feature.set());
+        let (accepted, why) = decide(feature, offered, wishes)?;
         outcomes.push(Outcome {
             name: feature.name.to_owned(),
             bit: feature.bit,
-            offered: offered.contains(feature.set()),
-            accepted: on,
+            offered,
+            accepted,
             why,
         });
     }
+    let merged = (wishes.merged, Features::MRG_RXBUF);
+    // Each pass takes out what lacks a prerequisite, until there is none.
+    while let Some((outcome, missing)) = lacking(&outcomes, merged) {
+        let outcome = &mut outcomes[outcome];
+        let missing = missing.to_string().replace(", ", " or ");
+        if wishes.insist.contains(Features::bit(outcome.bit)) {
+            return Err(Error::Invalid(format!(
+                "the feature {} cannot be insisted on without {missing}",
+                outcome.name
+            )));
+        }
+        (outcome.accepted, outcome.why) = (false, format!("needs {missing}"));
+    }
+    let accepted = accepted_of(&outcomes);
     for bit in offered.bits().filter(|bit| by_bit(*bit).is_none()) {
         outcomes.push(Outcome {
             name: format!("bit {bit}"),
@@ -328,6 +348,92 @@ pub fn negotiate(offered: Features, wishes: &Wishes) -> Result<(Features, Vec<Ou
     outcomes.sort_by_key(|outcome| outcome.bit);
     Ok((accepted, outcomes))
 }
+
+fn accepted_of(outcomes: &[Outcome]) -> Features {
+    let accepted = outcomes.iter().filter(|outcome| outcome.accepted);
+    accepted.fold(Features::NONE, |set, outcome| set | Features::bit(outcome.bit))
+}
+
+/// The first accepted feature that lacks a prerequisite, and what would be one.
+fn lacking(outcomes: &[Outcome], more: (Features, Features)) -> Option<(usize, Features)> {
+    let accepted = accepted_of(outcomes);
+    let rules = NEEDS.iter().copied().chain([more]);
+    let broken: Vec<_> = rules.filter(|(_, any)| accepted & *any == Features::NONE).collect();
+    outcomes.iter().enumerate().find_map(|(index, outcome)| {
+        let feature = Features::bit(outcome.bit);
+        let rule = broken.iter().find(|(which, _)| outcome.accepted && which.contains(feature))?;
+        Some((index, rule.1))
+    })
+}
+
+/// What features need to be accepted as well (section 5.1.3.1).
+#[must_use]
+pub fn prerequisites(wanted: Features) -> Features {
+    let mut all = wanted;
+    // ECN needs segmentation, which needs checksums.
+    for _ in 0..2 {
+        for (which, needed) in NEEDS {
+            if all & *which != Features::NONE {
+                all |= *needed;
+            }
+        }
+    }
+    all - wanted
+}
+
+impl Features {
+    /// What a device can be asked to do to frames before it sends them.
+    pub const SEND_OFFLOADS: Self = Self(
+        Self::CSUM.0
+            | Self::HOST_TSO4.0
+            | Self::HOST_TSO6.0
+            | Self::HOST_ECN.0
+            | Self::HOST_UFO.0
+            | Self::HOST_USO.0,
+    );
+    /// What makes received frames come with something left to do to them; each can be turned off
+    /// and on by the control queue.
+    pub const RECEIVE_OFFLOADS: Self =
+        Self(Self::GUEST_CSUM.0 | Self::GUEST_ECN.0 | Self::LARGE_RECEIVE.0);
+    /// What makes received frames up to 64 KiB long.
+    pub const LARGE_RECEIVE: Self = Self(
+        Self::GUEST_TSO4.0
+            | Self::GUEST_TSO6.0
+            | Self::GUEST_UFO.0
+            | Self::GUEST_USO4.0
+            | Self::GUEST_USO6.0
+            | Self::RSC_EXT.0,
+    );
+}
+
+/// Features, and what each of them needs at least one of (section 5.1.3.1).
+const NEEDS: &[(Features, Features)] = &[
+    (NEEDS_CONTROL, Features::CTRL_VQ),
+    (
+        Features(
+            Features::HOST_TSO4.0
+                | Features::HOST_TSO6.0
+                | Features::HOST_UFO.0
+                | Features::HOST_USO.0,
+        ),
+        Features::CSUM,
+    ),
+    (
+        Features(
+            Features::GUEST_TSO4.0
+                | Features::GUEST_TSO6.0
+                | Features::GUEST_UFO.0
+                | Features::GUEST_USO4.0
+                | Features::GUEST_USO6.0,
+        ),
+        Features::GUEST_CSUM,
+    ),
+    (
+        Features(Features::HOST_ECN.0 | Features::RSC_EXT.0),
+        Features(Features::HOST_TSO4.0 | Features::HOST_TSO6.0),
+    ),
+    (Features::GUEST_ECN, Features(Features::GUEST_TSO4.0 | Features::GUEST_TSO6.0)),
+];
 
 /// What works by the control queue only.
 const NEEDS_CONTROL: Features = Features(

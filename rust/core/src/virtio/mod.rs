@@ -1,5 +1,6 @@
 //! What all virtio devices share: feature bits, device status, transports, rings.
 
+pub mod catalogue;
 pub mod features;
 pub mod ring;
 pub mod status;

@@ -13,6 +13,7 @@
 
 mod event;
 mod fifo;
+mod follower;
 mod indirect;
 mod packed;
 mod shared;
@@ -23,7 +24,8 @@ mod table;
 pub mod testing;
 mod violation;
 
-pub use packed::{Follower, PackedRing};
+pub use follower::Follower;
+pub use packed::PackedRing;
 pub use split::SplitRing;
 pub use violation::Violation;
 
@@ -128,6 +130,11 @@ pub trait Ring: Sized {
     /// Whether the device wants a kick for what was published since this was
     /// last asked. False, without a fence, when nothing was.
     fn wants_kick(&mut self) -> bool;
+
+    /// Where the next buffer goes, as notifications say it (section 2.9, `VIRTIO_F_NOTIFICATION_DATA`):
+    /// the available index of a split ring; the offset of the next descriptor of a packed one, and
+    /// in bit 15 the wrap counter.
+    fn next_available(&self) -> u16;
 
     /// Takes up to `max` used buffers or chains, in the order the device used
     /// them: `used(token, written)` each. `written` is the number of bytes that

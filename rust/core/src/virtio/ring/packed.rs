@@ -9,7 +9,7 @@
 use super::indirect::Tables;
 use super::shared::{LINE, Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
-use super::{Ring, RingOptions, Violation, event, fifo::Fifo};
+use super::{Follower, Ring, RingOptions, Violation, event, fifo::Fifo};
 use crate::Result;
 use crate::memory::{Iova, Region};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ const ENABLE: u32 = 0;
 const DISABLE: u32 = 1 << 16;
 const DESC: u32 = 2 << 16;
 const EVENT_FLAGS: u32 = 3 << 16;
-const EVENT_WRAP: u16 = 1 << 15;
+pub(super) const EVENT_WRAP: u16 = 1 << 15;
 
 /// Byte offsets of the event suppression areas and the end.
 #[derive(Clone, Copy, Debug)]
@@ -93,41 +93,6 @@ pub struct PackedRing {
     layout: Layout,
     /// Last, so that it outlives the windows.
     memory: Arc<Memory>,
-}
-
-/// Follows a packed ring from another thread, without its lock.
-///
-/// A packed ring does not show how far its device has come to those who did not follow it.
-/// Somebody who introduces a new device to the ring has to know: see
-/// [`crate::vhost_user::Interposer::resume_at`].
-#[derive(Debug)]
-pub struct Follower {
-    size: u16,
-    descriptors: Window<u64>,
-    popped: Arc<AtomicU16>,
-    /// Last, so that it outlives the window.
-    _memory: Arc<Memory>,
-}
-
-impl Follower {
-    /// The index behind the last used descriptor, and in bit 15 its lap's wrap counter.
-    ///
-    /// Right for rings whose chains are of one descriptor each, as a network device's are.
-    pub fn position(&self) -> u16 {
-        let popped = self.popped.load(Acquire);
-        let (mut at, mut wrap) = (popped & !EVENT_WRAP, popped & EVENT_WRAP != 0);
-        for _ in 0..self.size {
-            let flags = self.descriptors.load(usize::from(at) * 2 + 1, Acquire) & (AVAIL | USED);
-            if flags != if wrap { AVAIL | USED } else { 0 } {
-                break;
-            }
-            at += 1;
-            if at >= self.size {
-                (at, wrap) = (0, !wrap);
-            }
-        }
-        at | if wrap { EVENT_WRAP } else { 0 }
-    }
 }
 
 impl PackedRing {
@@ -510,6 +475,11 @@ impl Ring for PackedRing {
         event::passed(at, new, new.wrapping_sub(new_descriptors))
     }
 
+    fn next_available(&self) -> u16 {
+        let wrap = if self.avail_flags & AVAIL != 0 { EVENT_WRAP } else { 0 };
+        self.next_avail | wrap
+    }
+
     #[inline]
     fn pop(&mut self, max: usize, mut used: impl FnMut(u32, u32)) -> Result<usize, Violation> {
         if let Some(violation) = self.broken {
@@ -581,11 +551,6 @@ impl Ring for PackedRing {
     }
 
     fn follower(&self) -> Option<Follower> {
-        Some(Follower {
-            size: self.size,
-            descriptors: self.descriptors,
-            popped: Arc::clone(&self.popped),
-            _memory: Arc::clone(&self.memory),
-        })
+        Some(Follower::new(self.size, self.descriptors, &self.popped, &self.memory))
     }
 }

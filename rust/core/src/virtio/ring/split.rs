@@ -432,6 +432,10 @@ impl Ring for SplitRing {
         }
     }
 
+    fn next_available(&self) -> u16 {
+        self.published
+    }
+
     #[inline]
     fn pop(&mut self, max: usize, mut used: impl FnMut(u32, u32)) -> Result<usize, Violation> {
         if let Some(violation) = self.broken {

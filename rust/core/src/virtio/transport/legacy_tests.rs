@@ -154,7 +154,7 @@ fn refused_vectors_are_noticed() {
 fn the_doorbell_is_one_register_for_all_queues() {
     let (device, state) = legacy(State::new(false, 0));
     for queue in [0, 1] {
-        device.doorbell(queue).unwrap().ring(queue);
+        device.doorbell(queue).unwrap().ring(queue, 0);
     }
     device.status().unwrap();
     assert_eq!(state.lock().unwrap().written, [(16, 2, 0), (16, 2, 1)]);

@@ -2,7 +2,7 @@
 
 use super::{QueueAddresses, Transport};
 use crate::memory::Iova;
-use crate::notify::Doorbell;
+use crate::notify::{Doorbell, Notification};
 use crate::qtest::QTest;
 use crate::virtio::{Features, Status};
 use crate::{Error, Result};
@@ -44,6 +44,7 @@ mod common {
     pub const QUEUE_DESC: u64 = 32;
     pub const QUEUE_DRIVER: u64 = 40;
     pub const QUEUE_DEVICE: u64 = 48;
+    pub const QUEUE_NOTIF_CONFIG_DATA: u64 = 56;
     pub const QUEUE_RESET: u64 = 58;
 }
 
@@ -59,13 +60,15 @@ pub struct ModernPci {
     registers: Registers,
     /// Held from a write of a select register to the last access it selects for.
     select: Mutex<()>,
+    /// What the driver accepted last: notifications depend on it.
+    accepted: Mutex<Features>,
 }
 
 impl ModernPci {
     /// The device whose registers lie there.
     #[must_use]
     pub fn new(qtest: QTest, registers: Registers) -> Self {
-        Self { qtest, registers, select: Mutex::new(()) }
+        Self { qtest, registers, select: Mutex::new(()), accepted: Mutex::default() }
     }
 
     fn at(&self, offset: u64) -> u64 {
@@ -126,6 +129,7 @@ impl Transport for ModernPci {
                 self.qtest.write(self.at(common::DRIVER_FEATURE), 4, features.word(word).into())?;
             }
         }
+        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = features;
         Ok(())
     }
 
@@ -226,15 +230,21 @@ impl Transport for ModernPci {
     }
 
     fn doorbell(&self, queue: u16) -> Result<Doorbell> {
-        let offset = {
-            let _guard = self.selecting(queue)?;
-            self.read16(common::QUEUE_NOTIFY_OFF)?
+        let accepted = *self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.selecting(queue)?;
+        let offset = self.read16(common::QUEUE_NOTIFY_OFF)?;
+        let value = if accepted.contains(Features::NOTIF_CONFIG_DATA) {
+            Some(self.read16(common::QUEUE_NOTIF_CONFIG_DATA)?)
+        } else {
+            None
         };
         let address = self
             .registers
             .notify
             .wrapping_add(u64::from(offset) * u64::from(self.registers.notify_multiplier));
-        Ok(Doorbell::Mmio { qtest: self.qtest.clone(), address })
+        let data = accepted.contains(Features::NOTIFICATION_DATA);
+        let notification = Notification { value, data };
+        Ok(Doorbell::Mmio { qtest: self.qtest.clone(), address, notification })
     }
 
     fn set_config_vector(&self, vector: u16) -> Result<()> {
@@ -259,3 +269,7 @@ impl Transport for ModernPci {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "modern_tests.rs"]
+mod tests;

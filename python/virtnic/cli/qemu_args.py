@@ -1,0 +1,171 @@
+"""``virtnic qemu-args``: how to start a QEMU elsewhere, for ``Qemu.connect``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from typing import TYPE_CHECKING, Any, get_args
+
+from virtnic.cli import options
+from virtnic.cli.output import EXIT_STATUSES, Status
+from virtnic.qemu import parse
+from virtnic.qemu.command import Accel, elsewhere
+from virtnic.qemu.rundir import QMP_SOCKET, QTEST_SOCKET, SOCKET_PATH_MAX
+
+if TYPE_CHECKING:
+    from virtnic.cli.output import Output
+    from virtnic.qemu import Spec
+    from virtnic.qemu.command import Sandbox
+
+__all__ = ["add", "run"]
+
+EXAMPLES = f"""\
+examples:
+  virtnic qemu-args --directory /run/virtnic
+  virtnic qemu-args --directory /run/virtnic --netdev tap,ifname=tap0 --json
+  virtnic qemu-args --directory /run/virtnic --script > start-qemu
+
+The QEMU may be started before the program or after it, by anybody, in any container that
+shares the directory. Then, where the program runs:
+
+  virtnic ping 10.0.2.2 --connect /run/virtnic
+  python -c 'import virtnic; virtnic.Qemu.connect("/run/virtnic").attach("user")'
+
+{EXIT_STATUSES}"""
+
+#: The longest name that is put into the directory, by us or by QEMU.
+_LONGEST_NAME = "vhost-999999.sock"
+
+SCRIPT = """\
+#!/bin/sh
+# Starts a QEMU that virtnic connects to. It runs no guest and needs no file and no privilege
+# of its own; all devices are plugged in later, over its sockets.
+# They are open to everybody who can enter {directory}.
+umask 0
+exec {command} "$@"
+"""
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "qemu-args",
+        help="the command line of a QEMU that somebody else starts, in another container",
+        description="Print the command line of a QEMU for Qemu.connect(): one that somebody else "
+        "starts, in\nanother container perhaps. It shares nothing with the program but a directory "
+        "of sockets.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, check=_check)
+    parser.add_argument(
+        "--directory",
+        required=True,
+        metavar="DIR",
+        help="the shared directory, as QEMU sees it",
+    )
+    parser.add_argument(
+        "--netdev",
+        action="append",
+        default=[],
+        metavar="NETDEV",
+        help="a netdev that will be attached; repeatable. The program plugs it in: here it only "
+        "decides what QEMU may do, and what it has to find where it runs",
+    )
+    parser.add_argument(
+        "--script", action="store_true", help="print a POSIX shell script that starts it"
+    )
+    group = parser.add_argument_group("QEMU")
+    group.add_argument(
+        "--qemu",
+        default="qemu-system-x86_64",
+        metavar="COMMAND",
+        help="the program there: a path or a quoted command line (default: %(default)s)",
+    )
+    group.add_argument(
+        "--accel",
+        choices=[name for name in get_args(Accel) if name != "kvm"],
+        default="auto",
+        help="accelerator; auto takes qtest where that QEMU has it, else tcg with a parked "
+        "processor (default: %(default)s)",
+    )
+    group.add_argument(
+        "--sandbox",
+        choices=tuple(options.SANDBOXES),
+        help="what QEMU may do: nothing but its work, also run the helpers and scripts that a "
+        "netdev needs (spawn), or anything (default: what the netdevs need)",
+    )
+    options.add_common(parser)
+
+
+def _check(arguments: argparse.Namespace) -> str | None:
+    """Return what is wrong with the options together."""
+    if arguments.script and arguments.json:
+        return "--script and --json are two forms of one answer; choose one"
+    longest = len(os.fsencode(os.path.join(arguments.directory, _LONGEST_NAME)))  # noqa: PTH118
+    if longest > SOCKET_PATH_MAX:
+        return (
+            f"--directory {arguments.directory} is too long for a UNIX socket: a name in it has "
+            f"{longest} bytes, {SOCKET_PATH_MAX} fit"
+        )
+    return None
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Print it."""
+    netdevs = [parse(netdev) for netdev in arguments.netdev]
+    sandbox = _sandbox(arguments.sandbox, netdevs)
+    argv = shlex.split(arguments.qemu)
+    argv += elsewhere(arguments.directory, accel=arguments.accel, sandbox=sandbox)
+    command = shlex.join(argv)
+    needs = [need for spec in netdevs for need in _needs(spec)]
+    if arguments.script:
+        script = SCRIPT.format(directory=arguments.directory, command=command)
+        output.line(script.rstrip("\n"))
+    else:
+        output.line(command)
+    if not output.json:
+        for need in needs:
+            output.note(need)
+    output.result(
+        {
+            "argv": argv,
+            "command": command,
+            "directory": arguments.directory,
+            "sockets": {
+                "qmp": f"{arguments.directory.rstrip('/')}/{QMP_SOCKET}",
+                "qtest": f"{arguments.directory.rstrip('/')}/{QTEST_SOCKET}",
+            },
+            "needs": needs,
+        }
+    )
+    return Status.OK
+
+
+def _sandbox(given: str | None, netdevs: list[Spec]) -> Sandbox:
+    """Return the sandbox to start in: one that lets QEMU run what the netdevs need."""
+    helpers = [helper for spec in netdevs if (helper := spec.needs_spawn)]
+    if given is None:
+        return "spawn" if helpers else True
+    if given == "on" and helpers:
+        raise ValueError(f"QEMU has to run {helpers[0]}, which --sandbox on denies; leave it out")
+    return options.SANDBOXES[given]
+
+
+def _needs(spec: Spec) -> list[str]:
+    """Return what a netdev has to find where QEMU runs."""
+    helper = spec.needs_spawn
+    found = [f"the netdev {spec.type} needs {helper} where QEMU runs"] if helper else []
+    if spec.type == "tap" and not spec.options.keys() & {"fd", "fds", "helper", "br"}:
+        name = spec.options.get("ifname", "a TAP device")
+        found.append(
+            f"the netdev tap needs /dev/net/tun where QEMU runs, and {name} in QEMU's network "
+            "namespace, made for QEMU's user (`ip tuntap add`) or with CAP_NET_ADMIN"
+        )
+    if spec.socket is not None:
+        found.append(
+            f"the vhost-user backend's socket {spec.socket.path} is opened by the program, not by "
+            "QEMU: put it into the shared directory, and give the path that the program sees"
+        )
+    return found

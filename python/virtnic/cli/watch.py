@@ -1,0 +1,118 @@
+"""``virtnic watch``: what happens to ports, as it happens."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from virtnic.cli import options
+from virtnic.cli.loops import Stop
+from virtnic.cli.output import EXIT_STATUSES, Output, Status
+
+if TYPE_CHECKING:
+    import virtnic
+
+__all__ = ["add", "run"]
+
+EXAMPLES = f"""\
+examples:
+  virtnic watch --port vhost-user,path=/run/vhu0 --port tap,ifname=tap0
+  virtnic watch --port vhost-user,path=/run/vhu0 --json | jq -r .event
+
+events: attached, detached, link-up, link-down, backend-lost, backend-back, qemu-died, qemu-back
+
+Without --seconds it goes on until Ctrl-C or SIGTERM, which is its end then: the status is 0.
+With it, a signal cuts it short: 130 (Ctrl-C) or 143 (SIGTERM). When QEMU dies the status is 1.
+
+{EXIT_STATUSES}"""
+
+#: How often a signal is looked for.
+_SLICE = 0.1
+
+
+def add(commands: Any) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "watch",
+        help="print what happens to ports: links, backends, QEMU",
+        description="Open ports and print, a line each, what happens to them: they come and go,\n"
+        "their links go up and down, vhost-user backends are lost and come back, QEMU dies.\n"
+        "What they receive is left alone.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    group = parser.add_argument_group("ports")
+    group.add_argument(
+        "--port",
+        action="append",
+        type=options.port_options,
+        metavar="NETDEV[;OPTION=VALUE]...",
+        help="what a port is connected to, as --netdev of the other commands takes it; repeatable "
+        "(default: user). Options of this port alone follow: mac=, queue-size=, ring=, notify=",
+    )
+    options.add_device(group)
+    group = parser.add_argument_group("watch")
+    group.add_argument(
+        "--seconds", type=options.seconds, metavar="N", help="how long (default: until Ctrl-C)"
+    )
+    options.add_qemu(parser)
+    options.add_memory(parser)
+    options.add_common(parser)
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    """Print events until it ends."""
+    output.by_line = True
+    wanted = [
+        port.otherwise(arguments) for port in arguments.port or [options.port_options("user")]
+    ]
+    memory = options.make_memory(arguments)
+    netdevs: dict[virtnic.Port, str] = {}
+    stop, died = Stop(), False
+
+    def show(event: virtnic.Event) -> None:
+        port = event.port
+        netdev = None if port is None else netdevs.get(port)
+        about = f" {netdev} ({port.mac})" if port is not None else ""
+        words = f": {event.detail}" if event.detail and port is None else ""
+        output.line(f"{_clock(event.time)}  {event.kind:<12}{about}{words}".rstrip())
+        output.result(
+            {
+                "time": event.time,
+                "event": event.kind,
+                "netdev": netdev,
+                "mac": None if port is None else port.mac,
+                "detail": event.detail,
+            }
+        )
+
+    with stop.noticed(), ExitStack() as stack:
+        qemu = stack.enter_context(options.start_qemu(arguments, memory))
+        events = qemu.events()
+        for each in wanted:
+            netdevs[each.attach(qemu)] = each.netdev
+        deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
+        while stop.signal is None and not died:
+            left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
+            if left <= 0:
+                break
+            event = events.wait(left)
+            if event is not None:
+                show(event)
+                died = event.kind == "qemu-died"
+    for event in events:  # that the ports went
+        show(event)
+    if died:
+        return Status.FAILED
+    if stop.signal is None or arguments.seconds is None:
+        return Status.OK
+    return 128 + stop.signal
+
+
+def _clock(seconds: float) -> str:
+    """Return a time of the day with milliseconds."""
+    whole, fraction = divmod(round(seconds * 1000), 1000)
+    return f"{time.strftime('%H:%M:%S', time.localtime(whole))}.{fraction:03}"

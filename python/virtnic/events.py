@@ -1,0 +1,279 @@
+"""What happens to a QEMU and its ports, told as it happens.
+
+Each subscriber has a queue of its own and an eventfd that is readable while there is
+something in it: plain threads wait in :meth:`Events.wait`, asyncio and ``select`` on the
+descriptor. Nobody polls, and no thread is there for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Self
+
+from virtnic._native import EventFd, PortClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from virtnic._native import Interposer, QemuDied
+    from virtnic.port import Port
+    from virtnic.qemu.loop import LoopThread
+
+__all__ = ["Event", "EventKind", "Events", "Feed"]
+
+_log = logging.getLogger(__name__)
+
+#: What can happen. A backend is that of a vhost-user port.
+EventKind = Literal[
+    "attached",
+    "detached",
+    "link-up",
+    "link-down",
+    "backend-lost",
+    "backend-back",
+    "qemu-died",
+    "qemu-back",
+]
+
+#: Events that a subscriber may leave unread; then the oldest go, and are counted.
+_CAPACITY = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened."""
+
+    kind: EventKind
+    #: The port that it happened to; None where it happened to QEMU.
+    port: Port | None = None
+    #: When, in seconds since 1970 (:func:`time.time`).
+    time: float = field(default_factory=time.time)
+    #: More in words: how QEMU died, which backend went.
+    detail: str = ""
+
+
+class Events:
+    """The events of one QEMU, from :meth:`virtnic.Qemu.events`: an iterator of both kinds.
+
+    It gets what happens after it was made, in the order in which it happened, and ends when
+    the QEMU is closed. For one thread or task at a time; others take one of their own.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._lock = feed.lock
+        self._queue: collections.deque[Event] = collections.deque()
+        self._event = EventFd()
+        self._owner = os.getpid()
+        self._ended = False
+        #: Events that were dropped because nobody read them.
+        self.missed = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come. What came before can still be read."""
+        return self._ended
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while :meth:`wait` would not wait."""
+        return self._event.fileno()
+
+    def wait(self, timeout: float | None = None) -> Event | None:
+        """Return the next event; None after the timeout (seconds), or when it has ended.
+
+        0 looks once, None waits for ever. Raises PortClosed in a forked child.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            event, ended = self._take()
+            if event is not None or ended:
+                return event
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._event.wait(left):
+                return None
+
+    def close(self) -> None:
+        """End it: who waits gets what is left, then the end. Closing twice is fine."""
+        if os.getpid() == self._owner:
+            self._feed.unsubscribe(self)
+
+    def _take(self) -> tuple[Event | None, bool]:
+        """Return the next event, and whether it has ended where there is none."""
+        if os.getpid() != self._owner:
+            raise PortClosed("these events go to the process that asked for them, not to its child")
+        with self._lock:
+            event = self._queue.popleft() if self._queue else None
+            if not self._queue and not self._ended:
+                self._event.drain()
+            return event, self._ended
+
+    def _put(self, event: Event) -> None:
+        """Queue an event; the caller has the lock."""
+        if len(self._queue) >= _CAPACITY:
+            self._queue.popleft()
+            self.missed += 1
+        self._queue.append(event)
+        self._event.signal()
+
+    def _end(self) -> None:
+        """Let it end after what is queued; the caller has the lock."""
+        self._ended = True
+        self._event.signal()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        event = self.wait()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            event, ended = self._take()
+            if event is not None:
+                return event
+            if ended:
+                raise StopAsyncIteration
+            await _readable(self.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def found() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, found)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+class Feed:
+    """Where the events of one QEMU come from."""
+
+    def __init__(self) -> None:
+        #: Held while an event is told: nobody sees one while its consequences are being made.
+        self.lock = threading.RLock()
+        # Who forgets its iterator has ended it.
+        self._subscribers: weakref.WeakSet[Events] = weakref.WeakSet()
+        self._ended = False
+
+    def subscribe(self) -> Events:
+        """Return a new subscriber; one that has ended when the feed has."""
+        events = Events(self)
+        with self.lock:
+            if self._ended:
+                events._end()
+            else:
+                self._subscribers.add(events)
+        return events
+
+    def unsubscribe(self, events: Events) -> None:
+        """Tell a subscriber nothing more."""
+        with self.lock:
+            self._subscribers.discard(events)
+            events._end()
+
+    def put(self, kind: EventKind, port: Port | None = None, detail: str = "") -> None:
+        """Tell everybody."""
+        event = Event(kind, port, detail=detail)
+        _log.debug("%s %s %s", kind, port, detail)
+        with self.lock:
+            for events in list(self._subscribers):
+                events._put(event)
+
+    def died(self, error: QemuDied) -> None:
+        """Tell that QEMU died."""
+        self.put("qemu-died", None, str(error))
+
+    def end(self) -> None:
+        """Nothing more will happen."""
+        with self.lock:
+            self._ended = True
+            for events in list(self._subscribers):
+                events._end()
+            self._subscribers.clear()
+
+    def call(self, callback: Callable[[Event], object], loop: LoopThread) -> Callable[[], None]:
+        """Call back for each event in the loop's thread; returns what ends that."""
+        events = self.subscribe()
+
+        def deliver() -> None:
+            while (event := events.wait(0)) is not None:
+                try:
+                    callback(event)
+                except Exception:
+                    _log.exception("a callback for the event %s failed", event.kind)
+            if events.ended:
+                unwatch()
+
+        unwatch = loop.watch_fd(events.fileno(), deliver)
+
+        def stop() -> None:
+            unwatch()
+            events.close()
+
+        return stop
+
+    def watch_backend(
+        self, port: Port, path: str, interposer: Interposer, loop: LoopThread
+    ) -> Callable[[], None]:
+        """Tell when a port's backend goes and comes back; returns what ends that."""
+        losses = interposer.stats()["backend_losses"]
+        there = True
+
+        def look() -> None:
+            nonlocal losses, there
+            interposer.changed.drain()
+            # A QEMU that went lost its backend too, which is not the backend's doing.
+            counted = interposer.stats()["backend_losses"]
+            if counted != losses:
+                losses = counted
+                if there:
+                    self.put("backend-lost", port, path)
+                there = False
+            if not there and interposer.connected:
+                there = True
+                self.put("backend-back", port, path)
+
+        # Lost already while it was being attached: the eventfd says so.
+        return loop.watch_fd(interposer.changed.fileno(), look)
+
+
+def tell_link(feed: Feed) -> Callable[[Port], None]:
+    """Return the link callback of a port that tells the feed."""
+
+    def changed(port: Port) -> None:
+        with contextlib.suppress(PortClosed):
+            feed.put("link-up" if port.link else "link-down", port)
+
+    return changed

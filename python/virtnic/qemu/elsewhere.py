@@ -1,0 +1,304 @@
+"""A QEMU that somebody else started, in another container perhaps.
+
+All we have in common is one directory of sockets. It may be mounted elsewhere for QEMU, and
+belong to another user there, so names that QEMU is to open are translated, and who may
+connect to a socket is who may make one: see :class:`SharedDirectory`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import re
+import socket
+import stat
+import threading
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from virtnic import _native
+from virtnic.errors import QemuDied, QemuError, QemuNotFound
+from virtnic.qemu import command, quirks
+from virtnic.qemu.monitor import Monitor, NobodyListens
+from virtnic.qemu.rundir import QMP_SOCKET, QTEST_SOCKET, SHMEM_SOCKET, SOCKET_PATH_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from virtnic.qemu.command import Accel, Sandbox
+
+__all__ = ["Elsewhere", "Joined", "SharedDirectory", "join"]
+
+_log = logging.getLogger(__name__)
+
+#: Names of the vhost-user interposers' sockets, one for each port.
+_VHOST_SOCKET = "vhost-{}.sock"
+_SHARE = (
+    "it is the directory that is shared with QEMU: mount it here, and start QEMU there as "
+    "`virtnic qemu-args --directory` says"
+)
+_LONGEST_NAME = _VHOST_SOCKET.format(999999)
+
+
+class SharedDirectory:
+    """The directory of sockets, as we see it and as QEMU does. It is not ours: it stays.
+
+    The sockets that we make in it are open to those for whom the directory is writable;
+    the core gives them that mode (``rust/core/src/unix.rs``).
+    """
+
+    def __init__(self, given: str | os.PathLike[str]) -> None:
+        self.path = Path(given).absolute()
+        try:
+            mode = self.path.stat().st_mode
+        except PermissionError:
+            raise PermissionError(_forbidden(self.path)) from None
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no {self.path}; {_SHARE}") from None
+        if not stat.S_ISDIR(mode):
+            raise NotADirectoryError(f"{self.path} is no directory; {_SHARE}")
+        self._seen_by_qemu = PurePosixPath(self.path)
+        self._numbers = itertools.count(1)
+        self._check_length(self._seen_by_qemu)
+
+    @property
+    def private(self) -> bool:
+        """Whether it was made here: never."""
+        return False
+
+    @property
+    def qmp(self) -> Path:
+        """QEMU's monitor socket (QEMU listens)."""
+        return self.path / QMP_SOCKET
+
+    @property
+    def qtest(self) -> Path:
+        """QEMU's QTest socket (QEMU listens)."""
+        return self.path / QTEST_SOCKET
+
+    @property
+    def shmem(self) -> Path:
+        """The ivshmem server's socket (we listen)."""
+        return self.path / SHMEM_SOCKET
+
+    def new_vhost_user(self) -> Path:
+        """Return a name for one more vhost-user interposer's socket (we listen)."""
+        return self.path / _VHOST_SOCKET.format(next(self._numbers))
+
+    def learn(self, chardevs: Iterable[Mapping[str, Any]]) -> None:
+        """Find out from QMP's ``query-chardev`` where QEMU has this directory."""
+        for chardev in chardevs:
+            name = re.fullmatch(r"unix:(.*),server.*", str(chardev["filename"]), re.DOTALL)
+            if name is not None and PurePosixPath(name[1]).name == QMP_SOCKET:
+                self._seen_by_qemu = PurePosixPath(name[1]).parent
+                self._check_length(self._seen_by_qemu)
+
+    def as_qemu_sees(self, path: str | os.PathLike[str]) -> str:
+        """Translate a path of ours; one outside of the directory stays as it is."""
+        with contextlib.suppress(ValueError):
+            return str(self._seen_by_qemu / Path(path).absolute().relative_to(self.path))
+        return os.fspath(path)
+
+    def clear(self) -> None:
+        """Remove the sockets that a program before us left. Raises OSError."""
+        for left in (self.shmem, *self.path.glob(_VHOST_SOCKET.format("*"))):
+            try:
+                left.unlink(missing_ok=True)
+            except PermissionError as error:
+                raise PermissionError(
+                    f"{left} was left by another program and cannot be removed: "
+                    f"{error.strerror}; remove it, or run as the user that it belongs to"
+                ) from None
+
+    def close(self) -> None:
+        """Do nothing: whoever made a socket in it removes it."""
+
+    @staticmethod
+    def _check_length(directory: PurePosixPath) -> None:
+        longest = len(os.fsencode(directory / _LONGEST_NAME))
+        if longest > SOCKET_PATH_MAX:
+            raise ValueError(
+                f"the directory {directory} is too long for a UNIX socket: "
+                f"{directory / _LONGEST_NAME} has {longest} bytes, {SOCKET_PATH_MAX} fit; "
+                "mount it at a shorter path"
+            )
+
+
+class Elsewhere:
+    """Stands where the process of a QEMU of our own does: its end is that of its QMP socket."""
+
+    #: What it says goes to whoever started it.
+    stderr = ""
+
+    def __init__(self, directory: Path) -> None:
+        #: Which it is, for people.
+        self.where = f"at {directory}"
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._closed = False
+        self._callbacks: list[Callable[[QemuDied], object]] = []
+
+    @property
+    def pid(self) -> int:
+        """Its number, which nobody knows here: raises QemuError."""
+        raise QemuError(
+            f"the QEMU {self.where} was started elsewhere, perhaps in another PID namespace: "
+            "it has no process number here"
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs, as far as we know."""
+        return not self._ended.is_set()
+
+    def death(self, patience: float = 1.0) -> str:
+        """Say how it ended. Waits up to ``patience`` seconds for that."""
+        if self._ended.wait(patience):
+            return (
+                f"the QEMU {self.where} closed its sockets: it ended, crashed or was killed; "
+                "whoever started it knows its last words"
+            )
+        return f"the QEMU {self.where} closed a socket but still runs"
+
+    def on_death(self, callback: Callable[[QemuDied], object]) -> None:
+        """Call back once, in the loop's thread, when it ends unasked (at once if it has)."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._callbacks.append(callback)
+                return
+        callback(QemuDied(self.death()))
+
+    def ended(self) -> None:
+        """Tell that it has: the QMP connection is at its end."""
+        with self._lock:
+            self._ended.set()
+            callbacks, self._callbacks = self._callbacks, []
+        if self._closed:
+            return
+        error = QemuDied(self.death())
+        _log.warning("%s", error)
+        for callback in callbacks:
+            try:
+                callback(error)
+            except Exception:
+                _log.exception("a callback for the death of QEMU failed")
+
+    def close(self) -> None:
+        """Let it be. It goes on without us."""
+        with self._lock:
+            self._closed = True
+            self._callbacks.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The connections to a QEMU started elsewhere, and what it said of itself."""
+
+    monitor: Monitor
+    qtest: _native.QTest
+    sandbox: Sandbox
+    accel: Accel
+
+
+def join(place: SharedDirectory, process: Elsewhere, timeout: float) -> Joined:
+    """Connect to a QEMU started elsewhere, and see that it is one that we can drive.
+
+    Raises QemuNotFound when there is none in time, PermissionError, QemuError when it is one
+    that was started otherwise, TimeoutError when somebody else has it.
+    """
+    start = f"start it there as `virtnic qemu-args --directory {place.path}` says"
+    with _explained(place.qmp, start, timeout):
+        monitor = Monitor(place.qmp, timeout=timeout, why=process.death, on_end=process.ended)
+    try:
+        name = monitor.execute("query-name").get("name")
+        sandbox = command.sandbox_of(name)
+        if sandbox is None:
+            raise QemuError(
+                f"the QEMU at {place.path} was started otherwise: its name is {name!r} and not "
+                f"{command.ELSEWHERE!r}, so it may run a guest or lack what is needed; {start}"
+            )
+        if monitor.version < quirks.OLDEST:
+            raise QemuError(
+                f"the QEMU at {place.path} is version {monitor.version}; "
+                f"{quirks.OLDEST.major}.{quirks.OLDEST.minor} is the oldest that works"
+            )
+        place.learn(monitor.execute("query-chardev"))
+        place.clear()
+        with _explained(place.qtest, start, timeout):
+            _end_line(place.qtest, process, timeout)
+            qtest = _native.QTest(os.fspath(place.qtest), timeout)
+        try:
+            return Joined(monitor, qtest, sandbox, _accelerator(qtest))
+        except BaseException:
+            qtest.close()
+            raise
+    except BaseException:
+        process.close()
+        monitor.close()
+        raise
+
+
+def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:
+    """End the QTest line that a killed program may have left half sent.
+
+    QEMU glues the next client's first line to it, and aborts on most of what comes out. With
+    this one a word of a command becomes none, and a number stays one: where nothing was left
+    QEMU just refuses it. Only an I/O port of four digits that nothing follows becomes too large.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(timeout)
+        client.connect(os.fspath(path))
+        try:
+            client.sendall(b"1 1 1\n")
+            with client.makefile("rb") as lines:
+                while (line := lines.readline()).startswith(b"IRQ "):
+                    pass
+        except TimeoutError:
+            raise TimeoutError(
+                f"QEMU did not answer on {path} within {timeout:g} s: it is blocked"
+            ) from None
+        except ConnectionError:
+            line = b""
+    if not line:
+        raise QemuDied(process.death())
+
+
+def _accelerator(qtest: _native.QTest) -> Accel:
+    """Tell qtest from tcg: only there does the clock stand still and can be stepped."""
+    try:
+        qtest.clock_step(1)
+    except QemuDied:
+        raise
+    except QemuError:
+        return "tcg"
+    return "qtest"
+
+
+@contextlib.contextmanager
+def _explained(path: Path, start: str, timeout: float) -> Iterator[None]:
+    """Say what to do where a socket of QEMU's cannot be connected to."""
+    try:
+        yield
+    except PermissionError:
+        raise PermissionError(_forbidden(path)) from None
+    except (NobodyListens, FileNotFoundError, ConnectionRefusedError):
+        found = "nobody listens at" if path.exists() else "there is no"
+        raise QemuNotFound(f"no QEMU within {timeout:g} s: {found} {path}; {start}") from None
+
+
+def _forbidden(path: Path) -> str:
+    """Say whose a directory or a socket is, and who we are."""
+    us = f"user {os.geteuid()}, group {os.getegid()}"
+    try:
+        found = path.stat()
+    except OSError:
+        return f"{path}: {us} may not search a directory above it"
+    return (
+        f"{path} belongs to user {found.st_uid}, group {found.st_gid} and has mode "
+        f"{found.st_mode & 0o777:03o}, but we are {us}: start QEMU with `umask 0`, as the script "
+        "of `virtnic qemu-args --script` does (then the directory says who may connect), or as the "
+        "same user"
+    )

@@ -1,0 +1,126 @@
+"""What happens when QEMU dies: another is started, and the ports go on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from virtnic.errors import VirtnicError
+
+if TYPE_CHECKING:
+    from virtnic.hotplug import Qemu
+
+__all__ = ["Recoverer", "Recovery"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How often, and after which pauses, a QEMU that died is started again.
+
+    ``attempts`` in a row that fail end it: then calls raise QemuDied, or DeviceError where QEMU
+    is back but the port is not. The first attempt is made at once; ``backoff`` seconds after
+    it the second, and each pause is twice as long as the one before, up to ``backoff_max``. A
+    QEMU that dies less than ``backoff_max`` seconds after it was started counts as a failure too.
+    """
+
+    attempts: int = 10
+    backoff: float = 0.05
+    backoff_max: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"recovery takes at least one attempt, not {self.attempts}")
+        if not 0.0 < self.backoff <= self.backoff_max:
+            raise ValueError(
+                f"the pause between attempts is above 0 and at most backoff_max "
+                f"({self.backoff_max:g} s), not {self.backoff:g} s"
+            )
+
+    def pause(self, failures: int) -> float:
+        """Return the seconds to wait after so many failures in a row."""
+        return min(self.backoff * 2.0 ** min(failures - 1, 32), self.backoff_max)
+
+
+class Recoverer:
+    """Brings one QEMU back, in a thread that lives as long as that takes."""
+
+    def __init__(self, qemu: Qemu, policy: Recovery) -> None:
+        self._qemu = weakref.ref(qemu)
+        self.policy = policy
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._again = False
+        self._failures = 0
+        self._recovered = 0.0  # when it last was
+        #: How often QEMU was brought back, and the seconds that the last time took.
+        self.recoveries = 0
+        self.outage = 0.0
+
+    def lost(self, *_: object) -> bool:
+        """Start to bring QEMU back; False where that is over. Any thread may call it, twice too."""
+        with self._lock:
+            if self._stop.is_set():
+                return False
+            if self._thread is not None:
+                self._again = True
+                return True
+            self._thread = threading.Thread(target=self._run, name="virtnic-recover", daemon=True)
+            self._thread.start()
+        return True
+
+    def close(self) -> None:
+        """End it; waits for a step that is under way. Twice is fine."""
+        self._stop.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._recover()
+            except Exception:
+                _log.exception("the recovery of QEMU failed")
+            with self._lock:
+                if not self._again or self._stop.is_set():
+                    self._thread = None
+                    return
+                self._again = False
+
+    def _recover(self) -> None:
+        qemu = self._qemu()
+        if qemu is None or qemu.closed or qemu._whole():
+            return
+        began = time.monotonic()
+        qemu._set_aside()
+        if began - self._recovered > self.policy.backoff_max:
+            self._failures = 0
+        else:
+            self._failures += 1
+        while not self._stop.is_set():
+            if self._failures and self._stop.wait(self.policy.pause(self._failures)):
+                return
+            try:
+                qemu._restore()
+            except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
+                self._failures += 1
+                # Its text: who keeps log records would keep all that the error refers to.
+                _log.warning("QEMU is not back (attempt %d): %s", self._failures, str(error))
+                if self._failures >= self.policy.attempts:
+                    self._stop.set()
+                    qemu._abandon(f"QEMU was not brought back: {error}")
+                    return
+                continue
+            self._recovered = time.monotonic()
+            self.outage = self._recovered - began
+            self.recoveries += 1
+            _log.info("QEMU is back after %.0f ms", self.outage * 1e3)
+            return

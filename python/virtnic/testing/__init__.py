@@ -1,0 +1,44 @@
+"""For tests of programs that use virtnic: bad wires, scripted devices, real sabotage.
+
+:class:`FaultyPort` wraps a port and loses, doubles, reorders, damages and delays what goes
+through it. :class:`ScriptedPort` is a port without a QEMU, whose device does what a script
+says. :func:`set_link`, :func:`kill_qemu` and :func:`lie` make a real device misbehave. The
+pytest plugin is :mod:`virtnic.testing.plugin`.
+"""
+
+from __future__ import annotations
+
+from virtnic.testing.faults import FaultyPort
+from virtnic.testing.frames import Frames, PacketPort
+from virtnic.testing.sabotage import kill_qemu, lie, set_link
+from virtnic.testing.script import (
+    Deliver,
+    Die,
+    Expect,
+    Lie,
+    Link,
+    Pause,
+    Refuse,
+    ScriptedPort,
+    Step,
+    Unplug,
+)
+
+__all__ = [  # noqa: RUF022 - by importance
+    "FaultyPort",
+    "ScriptedPort",
+    "Step",
+    "Deliver",
+    "Expect",
+    "Pause",
+    "Link",
+    "Refuse",
+    "Lie",
+    "Die",
+    "Unplug",
+    "set_link",
+    "kill_qemu",
+    "lie",
+    "Frames",
+    "PacketPort",
+]

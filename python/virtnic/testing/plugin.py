@@ -1,0 +1,108 @@
+"""The pytest plugin: ports and QEMUs as fixtures.
+
+It is there wherever virtnic is installed. ``--virtnic-qemu=COMMAND``, repeatable, runs every
+test that takes one of the fixtures once with each QEMU. Without a QEMU such tests are
+skipped; where ``CI`` is set, they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import virtnic
+from virtnic.qemu.find import find_qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Of these a test gets the QEMU; all others take it from them.
+_FIXTURE = "virtnic_qemu_command"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--virtnic-qemu``."""
+    parser.getgroup("virtnic").addoption(
+        "--virtnic-qemu",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="a QEMU for the fixtures of virtnic, a path or a command line; repeatable",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line(
+        "markers",
+        "virtnic(netdev='user', memory='32M', qemu={}, **options): what the fixtures virtnic_port, "
+        "virtnic_memory and virtnic_qemu are made of",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests that take a QEMU with each that was asked for."""
+    commands: list[str] = metafunc.config.getoption("--virtnic-qemu")
+    if commands and _FIXTURE in metafunc.fixturenames:
+        names = [Path(shlex.split(command)[-1]).name for command in commands]
+        ids = names if len(set(names)) == len(names) else commands
+        metafunc.parametrize(_FIXTURE, commands, ids=ids, indirect=True)
+
+
+@pytest.fixture
+def virtnic_qemu_command(request: pytest.FixtureRequest) -> str:
+    """Give the command line of the QEMU that the other fixtures start.
+
+    One of ``--virtnic-qemu``, else that of ``VIRTNIC_QEMU``, else the one in PATH.
+    """
+    given: str | None = getattr(request, "param", None)
+    try:
+        return shlex.join(find_qemu(given).argv)
+    except virtnic.QemuNotFound as error:
+        if given is not None:
+            pytest.fail(str(error), pytrace=False)
+        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+            pytest.fail(f"{error} (CI is set: no QEMU is a failure)", pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def virtnic_memory(request: pytest.FixtureRequest) -> virtnic.Memory:
+    """Make packet memory: 32 MiB of ordinary pages, or ``@pytest.mark.virtnic(memory=…)``."""
+    return virtnic.Memory(_marked(request).get("memory", "32M"), hugepages=None)
+
+
+@pytest.fixture
+def virtnic_qemu(
+    request: pytest.FixtureRequest, virtnic_qemu_command: str, virtnic_memory: virtnic.Memory
+) -> Iterator[virtnic.Qemu]:
+    """Start a QEMU without ports; ``@pytest.mark.virtnic(qemu={…})`` has more arguments of it."""
+    options: dict[str, Any] = _marked(request).get("qemu", {})
+    with virtnic.Qemu(virtnic_memory, **{"qemu": virtnic_qemu_command, **options}) as qemu:
+        yield qemu
+
+
+@pytest.fixture
+def virtnic_port(
+    request: pytest.FixtureRequest, virtnic_qemu: virtnic.Qemu
+) -> Iterator[virtnic.Port]:
+    """Open a port on user-mode network, or on that of ``@pytest.mark.virtnic(netdev, …)``."""
+    options = _marked(request)
+    for name in ("memory", "qemu"):
+        options.pop(name, None)
+    with virtnic_qemu.attach(options.pop("netdev", "user"), **options) as port:
+        yield port
+
+
+def _marked(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return what the test's markers ask for; the nearest wins."""
+    found: dict[str, Any] = {}
+    for marker in reversed(list(request.node.iter_markers("virtnic"))):
+        found |= marker.kwargs
+        if marker.args:
+            (found["netdev"],) = marker.args
+    return found

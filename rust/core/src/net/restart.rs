@@ -1,0 +1,314 @@
+//! A device that has to be reset, or was lost with its QEMU, and is brought up again (sections
+//! 2.1.1 and 2.1.2).
+//!
+//! The port stays what it is: its queues keep their memory, locks, eventfds and counters. They
+//! are set aside ([`Port::suspend`]: what had arrived is kept, buffers go back to the pool, what
+//! was to be sent is counted as lost), and go on when there is a device again that has been
+//! told all that the last one was told ([`Port::reattach`]).
+
+use super::commands::class;
+use super::config::NetConfig;
+use super::control::Command;
+use super::intx::IntxDispatcher;
+use super::pair::Mode;
+use super::port::Port;
+use crate::notify::Doorbell;
+use crate::virtio::Status;
+use crate::virtio::transport::Transport;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+/// What the device was told by the control queue, for the next one: the last command of each
+/// kind, in the order of classes and numbers.
+#[derive(Debug, Default)]
+pub(super) struct Journal(BTreeMap<(u8, u8, u16), Entry>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    command: Command,
+    payload: Vec<u8>,
+    arguments: String,
+}
+
+impl Journal {
+    /// The device has done this.
+    pub(super) fn note(&mut self, command: Command, payload: &[u8], arguments: &str) {
+        let Command { class, number, .. } = command;
+        // What a command is about, where there can be several: a VLAN, a queue.
+        let about = match payload {
+            [low, high, ..] => u16::from_le_bytes([*low, *high]),
+            _ => 0,
+        };
+        let entry =
+            || Entry { command, payload: payload.to_vec(), arguments: arguments.to_owned() };
+        match (class, number) {
+            (class::ANNOUNCE, _) => {}
+            (class::VLAN, 0) => {
+                self.0.insert((class, 0, about), entry());
+            }
+            (class::VLAN, _) => {
+                self.0.remove(&(class, 0, about));
+            }
+            (class::NOTF_COAL, 2) => {
+                self.0.insert((class, 2, about), entry());
+            }
+            (class::NOTF_COAL, _) => {
+                // It is for all queues of a direction: those set before are as the others now.
+                let odd = number == 0;
+                self.0.retain(|&(c, n, queue), _| (c, n) != (class, 2) || (queue % 2 == 1) != odd);
+                self.0.insert((class, number, 0), entry());
+            }
+            _ => {
+                self.0.insert((class, number, 0), entry());
+            }
+        }
+    }
+
+    /// The number of pairs ends steering.
+    pub(super) fn forget_steering(&mut self) {
+        self.0.retain(|&(c, number, _), _| c != class::MQ || number == 0);
+    }
+}
+
+impl Port {
+    pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error where no answer of the device is to be waited for.
+    pub(super) fn answering(&self) -> Result<()> {
+        self.device.check()?;
+        if self.device.is_away() {
+            return Err(Error::Timeout("the device is away".to_owned()));
+        }
+        self.device.transport().alive()
+    }
+
+    /// Tries until it is not the device's absence that makes it fail.
+    pub(super) fn persist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        loop {
+            self.device.await_back()?;
+            match attempt() {
+                Err(_) if self.device.is_away() => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Whether the end of QEMU is an outage from now on, and not an error: [`Self::reattach`]
+    /// will follow. Receiving finds nothing meanwhile, sending is as with a full ring, waiting
+    /// goes on, commands wait for the device (up to 30 s).
+    pub fn set_patient(&self, patient: bool) {
+        self.device.set_patient(patient);
+    }
+    /// There will be no other device: from now on every call says why.
+    pub fn abandon(&self, why: &str) {
+        if self.device.check_resettable().is_err() {
+            return;
+        }
+        if self.device.transport().alive().is_ok() {
+            self.device.fail(why.to_owned());
+        }
+        self.device.set_patient(false);
+    }
+    /// Whether the device was lost and may come back, or is being reset.
+    pub fn is_away(&self) -> bool {
+        self.device.is_away()
+    }
+    /// How often the device was brought up again.
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// Sets the queues aside: for a device that is gone, or was reset, and writes to memory no
+    /// more. Frames that had arrived are still received; those that were with the device are
+    /// counted as [`lost`](super::QueueStats::lost).
+    pub fn suspend(&self) {
+        if self.device.check_resettable().is_err() {
+            return;
+        }
+        self.device.set_away(true);
+        let _settings = self.settings();
+        self.set_aside();
+    }
+
+    fn set_aside(&self) {
+        // One queue at a time: a loop may have several, and lends one after the other.
+        for pair in &self.pairs {
+            pair.rx.borrow().suspend();
+            pair.tx.borrow().suspend();
+        }
+        self.link.store(false, Ordering::Relaxed);
+    }
+
+    /// Goes on with another device that is like the last one, after [`Self::suspend`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] where it is not like that, [`Error::Refused`] where it refuses what the
+    /// last one was told, [`Error::QemuDied`]: the port is still away, and this can be tried
+    /// again. [`Error::Closed`].
+    pub fn reattach(&self, transport: Arc<dyn Transport>) -> Result<()> {
+        self.device.check_resettable()?;
+        let _settings = self.settings();
+        self.device.check_resettable()?;
+        self.device.set_away(true);
+        transport.set_status(Status::empty())?;
+        self.device.set_transport(transport.clone());
+        // Nothing, but after another attempt.
+        self.set_aside();
+        self.start_again(transport.as_ref())
+    }
+
+    /// Resets the device and brings it up again as it was: its queues, and all that it was told.
+    /// Also for a port that is broken.
+    ///
+    /// # Errors
+    /// [`Error::Device`], [`Error::Refused`]: the port is broken then. [`Error::QemuDied`],
+    /// [`Error::Closed`].
+    pub fn restart(&self) -> Result<()> {
+        self.device.check_resettable()?;
+        self.device.set_away(true);
+        let _settings = self.settings();
+        self.device.check_resettable()?;
+        let transport = self.device.transport();
+        let result = transport.set_status(Status::empty()).and_then(|()| {
+            self.set_aside();
+            self.start_again(transport.as_ref())
+        });
+        if let Err(error) = &result
+            && transport.alive().is_ok()
+        {
+            self.device.set_away(false);
+            self.device.fail(format!("the device was reset, but not brought up again: {error}"));
+        }
+        result
+    }
+
+    /// [`Self::restart`] where the device says that it needs that (DEVICE_NEEDS_RESET, section
+    /// 2.1); whether it did.
+    ///
+    /// # Errors
+    /// As for [`Self::restart`].
+    pub fn restart_if_needed(&self) -> Result<bool> {
+        self.device.check_resettable()?;
+        if self.device.is_away() {
+            return Ok(false);
+        }
+        let status = self.device.transport().status()?;
+        if !status.contains(Status::DEVICE_NEEDS_RESET) {
+            return Ok(false);
+        }
+        log::warn!("the device met an error and needs a reset (status {:#x})", status.bits());
+        self.restart()?;
+        Ok(true)
+    }
+
+    /// Brings a device up that was reset. With the settings locked.
+    fn start_again(&self, transport: &dyn Transport) -> Result<()> {
+        let accepted = self.device.accepted;
+        let mut status = Status::ACKNOWLEDGE | Status::DRIVER;
+        transport.set_status(status)?;
+        let missing = accepted - transport.device_features()?;
+        if missing.0 != 0 {
+            return Err(Error::Device(format!("the device came back without {missing}")));
+        }
+        transport.set_driver_features(accepted)?;
+        if !transport.is_legacy() {
+            status |= Status::FEATURES_OK;
+            transport.set_status(status)?;
+            if !transport.status()?.contains(Status::FEATURES_OK) {
+                return Err(Error::Device(format!(
+                    "the device came back and refused the features {accepted}"
+                )));
+            }
+        }
+        let config = self.same(NetConfig::read(transport, accepted, self.setup.config.mac)?)?;
+        if let Some(vector) = self.setup.config_vector {
+            transport.set_config_vector(vector)?;
+        }
+        for pair in &self.pairs {
+            for (queue, addresses) in (2 * pair.index..).zip(pair.addresses()) {
+                transport.setup_queue(queue, addresses)?;
+            }
+        }
+        let journal = self.journal();
+        if let Some(control) = &self.control {
+            let index = control.index();
+            control.restart(transport.doorbell(index)?);
+            transport.setup_queue(index, &control.addresses())?;
+        }
+        self.dispatch_again()?;
+        transport.set_status(status | Status::DRIVER_OK)?;
+        for pair in self.pairs.iter().filter(|pair| pair.mode() == Mode::Stopped) {
+            transport.reset_queue(2 * pair.index)?;
+            transport.reset_queue(2 * pair.index + 1)?;
+        }
+        // Before there is a buffer to receive into: the first frame finds all filters in place.
+        self.tell_again(&journal, transport)?;
+        drop(journal);
+        self.device.mended();
+        for pair in &self.pairs {
+            self.resume(pair, transport)?;
+        }
+        transport.alive()?;
+        self.link.store(config.link, Ordering::Relaxed);
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        self.device.set_away(false);
+        Ok(())
+    }
+
+    fn resume(&self, pair: &super::QueuePair, transport: &dyn Transport) -> Result<()> {
+        let doorbell = |queue: u16| -> Result<Option<Doorbell>> {
+            if self.setup.doorbells_given {
+                return Ok(None);
+            }
+            transport.doorbell(queue).map(Some)
+        };
+        let (rx_doorbell, tx_doorbell) = (doorbell(2 * pair.index)?, doorbell(2 * pair.index + 1)?);
+        let mut rx = pair.rx.borrow();
+        rx.resume(rx_doorbell);
+        if pair.mode() != Mode::Stopped {
+            rx.refill();
+        }
+        pair.received_all(&mut rx);
+        drop(rx);
+        let mut tx = pair.tx.borrow();
+        tx.resume(tx_doorbell);
+        pair.sent_in_part(&mut tx);
+        Ok(())
+    }
+
+    /// An error where the device is not like the one that the port was made for.
+    fn same(&self, config: NetConfig) -> Result<NetConfig> {
+        let before = &self.setup.config;
+        if config.max_pairs == before.max_pairs && config.mtu <= before.mtu {
+            return Ok(config);
+        }
+        Err(Error::Device(format!(
+            "the device came back with {} queue pairs and an MTU of {}; it had {} and {}",
+            config.max_pairs, config.mtu, before.max_pairs, before.mtu
+        )))
+    }
+
+    /// Interrupts of the line are those of this device from now on.
+    fn dispatch_again(&self) -> Result<()> {
+        let mut intx = self.intx.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(events) = &self.device.events else { return Ok(()) };
+        if let Some(before) = intx.take() {
+            let line = before.line().clone();
+            drop(before);
+            *intx = Some(IntxDispatcher::start(line, self.device.transport(), events.clone())?);
+        }
+        Ok(())
+    }
+
+    fn tell_again(&self, journal: &Journal, transport: &dyn Transport) -> Result<()> {
+        let Some(control) = &self.control else { return Ok(()) };
+        for Entry { command, payload, arguments } in journal.0.values() {
+            control.run(|| transport.alive(), *command, payload, arguments)?;
+        }
+        Ok(())
+    }
+}

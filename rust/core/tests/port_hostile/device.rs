@@ -1,0 +1,200 @@
+//! A device that exists only as its rings: a port on a transport that agrees to everything.
+
+use std::sync::{Arc, Mutex};
+use virtnic::Result;
+use virtnic::memory::{Iova, PageRequest, PageSize, Placement, Pool, Region, RegionOptions};
+use virtnic::net::{Port, PortOptions};
+use virtnic::notify::Doorbell;
+use virtnic::virtio::ring::RingOptions;
+use virtnic::virtio::ring::testing::Device;
+use virtnic::virtio::transport::{QueueAddresses, Transport};
+use virtnic::virtio::{Features, Status};
+
+pub const SIZE: u16 = 64;
+pub const HEADER: usize = 12;
+
+/// Which rings, and whether frames may be spread over buffers.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    pub event_idx: bool,
+    pub in_order: bool,
+    pub merge: bool,
+}
+
+impl Kind {
+    pub const ALL: [Self; 4] = [
+        Self { event_idx: false, in_order: false, merge: false },
+        Self { event_idx: true, in_order: false, merge: true },
+        Self { event_idx: false, in_order: true, merge: true },
+        Self { event_idx: true, in_order: true, merge: false },
+    ];
+}
+
+/// The two formats, each with its device.
+pub trait Format: Device + Send {
+    const PACKED: bool;
+}
+
+impl Format for virtnic::virtio::ring::testing::SplitDevice {
+    const PACKED: bool = false;
+}
+
+impl Format for virtnic::virtio::ring::testing::PackedDevice {
+    const PACKED: bool = true;
+}
+
+/// Registers that believe what they are told.
+struct Registers {
+    features: Features,
+    status: Mutex<Status>,
+    queues: Mutex<Vec<(u16, QueueAddresses)>>,
+}
+
+impl Transport for Registers {
+    fn reset_queue(&self, _: u16) -> Result<()> {
+        Ok(())
+    }
+    fn device_features(&self) -> Result<Features> {
+        Ok(self.features)
+    }
+    fn set_driver_features(&self, _: Features) -> Result<()> {
+        Ok(())
+    }
+    fn status(&self) -> Result<Status> {
+        Ok(*self.status.lock().unwrap())
+    }
+    fn set_status(&self, status: Status) -> Result<()> {
+        *self.status.lock().unwrap() = status;
+        Ok(())
+    }
+    fn read_config(&self, _: usize, out: &mut [u8]) -> Result<()> {
+        out.fill(0x52);
+        Ok(())
+    }
+    fn write_config(&self, _: usize, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn queue_count(&self) -> Result<u16> {
+        Ok(2)
+    }
+    fn queue_max_size(&self, _: u16) -> Result<u16> {
+        Ok(SIZE)
+    }
+    fn setup_queue(&self, queue: u16, addresses: &QueueAddresses) -> Result<()> {
+        self.queues.lock().unwrap().push((queue, *addresses));
+        Ok(())
+    }
+    fn doorbell(&self, _: u16) -> Result<Doorbell> {
+        Ok(Doorbell::Silent)
+    }
+    fn set_config_vector(&self, _: u16) -> Result<()> {
+        Ok(())
+    }
+    fn take_isr(&self) -> Result<u8> {
+        Ok(0)
+    }
+    fn alive(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub fn pool() -> Arc<Pool> {
+    let options = RegionOptions {
+        size: 4 << 20,
+        pages: PageRequest::Exactly(PageSize::Base),
+        placement: Placement::At(Iova(1 << 36)),
+        node: None,
+        directory: None,
+        buffer_size: 2048,
+        jumbo_buffers: Some(4),
+    };
+    Region::new(&options).unwrap().pool()
+}
+
+/// A started port and the device's side of its queues: receive, transmit.
+pub struct Rig<D> {
+    pub port: Port,
+    pub pool: Arc<Pool>,
+    pub rx: D,
+    pub tx: D,
+    /// Where each queue's memory lies.
+    pub queues: [QueueAddresses; 2],
+}
+
+impl<D: Format> Rig<D> {
+    pub fn new(pool: &Arc<Pool>, kind: Kind) -> Self {
+        let mut offered = Features::VERSION_1;
+        for (wanted, feature) in [
+            (D::PACKED, Features::RING_PACKED),
+            (kind.event_idx, Features::EVENT_IDX),
+            (kind.in_order, Features::IN_ORDER),
+            (kind.merge, Features::MRG_RXBUF),
+        ] {
+            if wanted {
+                offered |= feature;
+            }
+        }
+        let registers = Arc::new(Registers {
+            features: offered,
+            status: Mutex::new(Status::empty()),
+            queues: Mutex::default(),
+        });
+        let mut options = PortOptions::default();
+        // All of them: some are taken only by who asks.
+        options.wishes.insist = offered;
+        let port = Port::start(registers.clone(), pool.clone(), options).unwrap();
+        let queue = |index: u16| {
+            let queues = registers.queues.lock().unwrap();
+            queues.iter().find(|(queue, _)| *queue == index).unwrap().1
+        };
+        let queues = [queue(0), queue(1)];
+        let ring = RingOptions {
+            size: SIZE,
+            event_idx: kind.event_idx,
+            indirect: false,
+            in_order: kind.in_order,
+        };
+        let [rx, tx] =
+            queues.map(|at| D::new(pool.region(), (at.descriptors, at.driver, at.device), &ring));
+        Self { port, pool: pool.clone(), rx, tx, queues }
+    }
+
+    /// Stops the port: every buffer is back.
+    pub fn finish(self) {
+        self.port.stop();
+        drop(self.port);
+        accounted(&self.pool);
+    }
+}
+
+pub fn accounted(pool: &Pool) {
+    assert_eq!(pool.free(), pool.count(), "buffers are missing");
+    assert_eq!(pool.jumbo_free(), pool.jumbo_count(), "jumbo buffers are missing");
+}
+
+/// The areas of a queue that the driver writes and those that the device does, in bytes.
+pub fn areas(packed: bool, at: &QueueAddresses) -> [(Iova, usize); 3] {
+    let size = usize::from(at.size);
+    let descriptors = (at.descriptors, 16 * size);
+    if packed {
+        [descriptors, (at.driver, 4), (at.device, 4)]
+    } else {
+        [descriptors, (at.driver, 6 + 2 * size), (at.device, 6 + 8 * size)]
+    }
+}
+
+/// Numbers that look random and come again with the same seed.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next() >> 11) as usize % limit
+    }
+}

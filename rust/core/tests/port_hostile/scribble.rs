@@ -1,0 +1,260 @@
+//! Memory that changes while it is read: a second thread writes at random over the rings and
+//! the headers while bursts are received and sent, and while the engine's loops run.
+
+use super::device::{Format, HEADER, Kind, Random, Rig, accounted, areas, pool};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use virtnic::engine::{self, Control, Load, Mode, Report};
+use virtnic::memory::{Iova, Pool};
+use virtnic::net::{Burst, Port};
+use virtnic::virtio::ring::testing::{PackedDevice, SplitDevice, View};
+use virtnic::{Error, Result};
+
+/// How long one port is tormented at most; most break sooner.
+const ROUND: Duration = Duration::from_millis(30);
+
+/// What is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aim {
+    /// All areas of both queues.
+    Everything,
+    /// What the device reports: the used ring, or the descriptors.
+    Reports,
+    /// What nobody may be harmed by: event suppression, and what only the driver writes.
+    Hints,
+}
+
+/// Parts of memory that a scribbler writes to.
+fn targets<D: Format>(rig: &Rig<D>, aim: Aim) -> Vec<(Iova, usize)> {
+    let queues = rig.queues.iter().map(|at| areas(D::PACKED, at));
+    match aim {
+        Aim::Everything => queues.flatten().collect(),
+        Aim::Reports if D::PACKED => queues.map(|[descriptors, ..]| descriptors).collect(),
+        Aim::Reports => queues.map(|[.., device]| device).collect(),
+        Aim::Hints if D::PACKED => {
+            queues.flat_map(|[_, driver, device]| [driver, device]).collect()
+        }
+        // avail.flags; used_event behind the ring; used.flags; avail_event behind the ring.
+        Aim::Hints => rig
+            .queues
+            .iter()
+            .flat_map(|at| {
+                let size = u64::from(at.size);
+                [
+                    (at.driver, 2),
+                    (at.driver.plus(4 + 2 * size), 2),
+                    (at.device, 2),
+                    (at.device.plus(4 + 8 * size), 2),
+                ]
+            })
+            .collect(),
+    }
+}
+
+/// Writes until it is told to stop: at random, and small changes of what is there.
+fn scribble(view: &View, targets: &[(Iova, usize)], seed: u64, pause: u64, stop: &AtomicBool) {
+    let mut random = Random(seed | 1);
+    while !stop.load(Ordering::Relaxed) {
+        let (at, len) = targets[random.below(targets.len())];
+        let count = (1 << random.below(4)).min(len);
+        let at = at.plus((random.below(len / count) * count) as u64);
+        let bytes = match random.below(4) {
+            0 => random.next().to_le_bytes()[..count].to_vec(),
+            1 => vec![[0, 1, 0x7f, 0x80, 0xff][random.below(5)]; count],
+            _ => {
+                let mut bytes = view.read(at, count);
+                let which = random.below(count);
+                bytes[which] = match random.below(3) {
+                    0 => bytes[which].wrapping_add(1),
+                    1 => bytes[which].wrapping_sub(1),
+                    _ => bytes[which] ^ 1 << random.below(8),
+                };
+                bytes
+            }
+        };
+        view.write(at, &bytes);
+        for _ in 0..pause {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// The device's side, which goes on whatever it reads: headers say one buffer, or a lie.
+fn serve<D: Format>(rx: &mut D, tx: &mut D, pool: &Pool, stop: &AtomicBool) {
+    let mut random = Random(77);
+    let view = rx.view().clone();
+    while !stop.load(Ordering::Relaxed) {
+        for _ in 0..8 {
+            let says = if random.below(64) == 0 { random.next() as u16 } else { 1 };
+            let buffer = random.below(pool.count()) as u32;
+            let header = pool.data_iova(buffer).0 - HEADER as u64;
+            view.write(Iova(header + 10), &says.to_le_bytes());
+        }
+        rx.echo(1 + random.below(16));
+        tx.echo(64);
+    }
+}
+
+/// The same for a device that is honest, in rings of which only hints change.
+fn serve_honestly<D: Format>(rx: &mut D, tx: &mut D, stop: &AtomicBool) {
+    let header = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    while !stop.load(Ordering::Relaxed) {
+        if let Some(chain) = rx.take() {
+            rx.view().write(chain.parts[0].iova, &header);
+            rx.put(&chain, HEADER as u32 + 60);
+            rx.flush();
+        }
+        if let Some(chain) = tx.take() {
+            tx.put(&chain, 0);
+            tx.flush();
+        }
+    }
+}
+
+/// What a program does with a port.
+type Work = fn(&Port, Instant) -> Result<u64>;
+
+fn by_bursts(port: &Port, until: Instant) -> Result<u64> {
+    let mut done = 0;
+    let mut burst = Burst::new(port.pool().clone());
+    while Instant::now() < until {
+        done += port.recv(32, &mut burst)? as u64;
+        for index in 0..burst.len() {
+            let frame = burst.copy_out(index).unwrap();
+            assert!(!frame.is_empty() && frame.len() <= port.pool().largest_frame());
+        }
+        port.send_burst(&mut burst)?;
+        burst.clear();
+        done += port.send(&mut &[[1u8; 60], [2u8; 60]][..])?.0 as u64;
+        port.wait(Some(Duration::ZERO))?;
+    }
+    Ok(done)
+}
+
+fn by_loop(until: Instant, run: impl FnOnce(Control<'_>) -> Result<Report>) -> Result<u64> {
+    let mut tick = |_: &Report| Ok(true);
+    let left = until.saturating_duration_since(Instant::now());
+    run(Control::new(Some(left), None, &mut tick)).map(|report| report.packets())
+}
+
+fn load() -> Load {
+    Load { frames: vec![vec![7; 60], vec![8; 1500]], rate: None }
+}
+
+const WORKS: [(&str, Work); 5] = [
+    ("bursts", by_bursts),
+    ("reflect", |port, until| by_loop(until, |c| engine::reflect(port, Mode::MacSwap, c))),
+    ("drop", |port, until| by_loop(until, |c| engine::drop_all(port, c))),
+    ("generate", |port, until| by_loop(until, |c| engine::generate(port, &load(), c))),
+    ("exchange", |port, until| by_loop(until, |c| engine::exchange(port, &load(), c))),
+];
+
+/// Ends the other threads, also when a check fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One port under attack: packets and whether it broke.
+fn torment<D: Format>(
+    pool: &Arc<Pool>,
+    kind: Kind,
+    aim: Aim,
+    work: Work,
+    seed: u64,
+) -> (u64, bool) {
+    let rig = Rig::<D>::new(pool, kind);
+    let targets = targets(&rig, aim);
+    let Rig { port, mut rx, mut tx, .. } = rig;
+    let stop = AtomicBool::new(false);
+    let view = rx.view().clone();
+    let pause = [0, 1000, 50_000][seed as usize % 3];
+    let result = std::thread::scope(|scope| {
+        let device = scope.spawn(|| match aim {
+            Aim::Hints => serve_honestly(&mut rx, &mut tx, &stop),
+            _ => serve(&mut rx, &mut tx, pool, &stop),
+        });
+        scope.spawn(|| scribble(&view, &targets, seed, pause, &stop));
+        let over = Over(&stop);
+        let began = Instant::now();
+        let result = work(&port, began + ROUND);
+        // A peer that lies does not stop because we do; an honest device does.
+        let over = if aim == Aim::Hints {
+            drop(over);
+            device.join().unwrap();
+            None
+        } else {
+            Some(over)
+        };
+        port.stop();
+        let elapsed = began.elapsed();
+        drop(over);
+        assert!(elapsed < Duration::from_secs(5), "{elapsed:?}");
+        result
+    });
+    drop(port);
+    accounted(pool);
+    match result {
+        Ok(packets) => (packets, false),
+        Err(Error::Device(why)) => {
+            assert!(!why.is_empty());
+            (0, true)
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+fn rounds<D: Format>(aim: Aim, rounds: u64) {
+    let pool = pool();
+    let (broken, packets) = (AtomicU64::new(0), AtomicU64::new(0));
+    for seed in 0..rounds {
+        for (number, (name, work)) in WORKS.into_iter().enumerate() {
+            let kind = Kind::ALL[(seed as usize + number) % Kind::ALL.len()];
+            let (done, broke) = torment::<D>(&pool, kind, aim, work, seed * 97 + number as u64);
+            assert!(aim != Aim::Hints || !broke, "{name} {kind:?} broke over a hint");
+            packets.fetch_add(done, Ordering::Relaxed);
+            broken.fetch_add(broke.into(), Ordering::Relaxed);
+        }
+    }
+    println!("{aim:?}: {packets:?} packets, {broken:?} of {} ports broken", rounds * 5);
+    if aim == Aim::Hints {
+        assert!(packets.into_inner() > 0, "no progress");
+    } else {
+        assert!(broken.into_inner() > 0, "nobody noticed");
+    }
+}
+
+/// `VIRTNIC_ROUNDS=1000 cargo test …` goes on for longer.
+fn wanted() -> u64 {
+    std::env::var("VIRTNIC_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(8)
+}
+
+#[test]
+fn everything_changes_under_a_split_ring() {
+    rounds::<SplitDevice>(Aim::Everything, wanted());
+}
+
+#[test]
+fn everything_changes_under_a_packed_ring() {
+    rounds::<PackedDevice>(Aim::Everything, wanted());
+}
+
+#[test]
+fn reports_change_under_a_split_ring() {
+    rounds::<SplitDevice>(Aim::Reports, wanted());
+}
+
+#[test]
+fn reports_change_under_a_packed_ring() {
+    rounds::<PackedDevice>(Aim::Reports, wanted());
+}
+
+#[test]
+fn hints_that_change_harm_nobody() {
+    rounds::<SplitDevice>(Aim::Hints, wanted());
+    rounds::<PackedDevice>(Aim::Hints, wanted());
+}

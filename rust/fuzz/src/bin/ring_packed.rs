@@ -1,0 +1,5 @@
+//! A packed ring whose device writes anything anywhere.
+
+#![cfg_attr(fuzzing, no_main)]
+
+virtnic_fuzz::program!(virtnic_fuzz::ring::packed);

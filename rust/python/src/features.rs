@@ -1,0 +1,36 @@
+//! The table of features, for the page of the documentation that is made of it.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use virtnic::virtio::catalogue::entry;
+use virtnic::virtio::features::{Support, TABLE};
+
+/// Each feature bit: its number, name and section, whether it is supported and why, and what the
+/// catalogue says of it.
+#[pyfunction]
+pub(crate) fn features_table(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    let row = |feature: &virtnic::virtio::features::Feature| {
+        let (support, why) = match feature.support {
+            Support::Required => ("required", ""),
+            Support::Accepted => ("accepted", ""),
+            Support::OnRequest(why) => ("on request", why),
+            Support::Unsupported(why) => ("unsupported", why),
+        };
+        let row = PyDict::new(py);
+        row.set_item("bit", feature.bit)?;
+        row.set_item("name", feature.name)?;
+        row.set_item("section", feature.section)?;
+        row.set_item("support", support)?;
+        row.set_item("why", why)?;
+        if let Some(entry) = entry(feature.bit) {
+            row.set_item("about", entry.about)?;
+            row.set_item("since", entry.since)?;
+            row.set_item("netdev", entry.netdev)?;
+            row.set_item("properties", entry.properties)?;
+            row.set_item("argument", entry.argument)?;
+            row.set_item("tests", entry.tests.to_vec())?;
+        }
+        Ok(row)
+    };
+    TABLE.iter().map(row).collect()
+}
