@@ -24,7 +24,7 @@ export PYO3_BUILD_EXTENSION_MODULE := 1
 CARGO := PYO3_PYTHON=$(abspath $(BIN)/python) cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name '*.toml')
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust/core rust/python -name '*.rs' -o -name '*.toml')
 
 # Flags for pytest, as in `make test ARGS='-k slirp'`.
 ARGS ?=
@@ -62,15 +62,36 @@ format: $(STAMPS)/tools ## Format the sources
 	$(BIN)/ruff format --quiet
 	$(BIN)/ruff check --fix --quiet
 
+.PHONY: docs
+docs: $(STAMPS)/extension ## Write docs/features.md from the table in the sources
+	$(BIN)/python tests/features_page.py
+
 ##@ Longer
+
+# Without a seed, another one each time; it is printed.
+SECONDS ?= 600
+SEED ?=
+
+.PHONY: soak
+soak: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Numbered traffic while QEMUs, backends and links die: SECONDS=600 SEED=7
+	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: bench
 bench: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Benchmarks; prints them and writes build/bench.json
 	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: fuzz
+fuzz: SECONDS ?= 60
+fuzz: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Fuzz what a hostile peer may send, SECONDS=60 for each target; writes build/fuzz
+	FUZZ_PYTHON=$(BIN)/python .ci/fuzz $(SECONDS) $(TARGETS)
+
 .PHONY: matrix
 matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools ## End-to-end tests on QEMU 5.2, 7.2, 10.0 and 11.1; writes build/matrix.json
 	$(BIN)/python tests/matrix $(ARGS)
+
+.PHONY: containers
+containers: setup-containers $(STAMPS)/extension $(STAMPS)/tools ## Program, QEMU and backend in containers with a Debian root each
+	$(BIN)/python tests/containers $(ARGS)
 
 ##@ House
 
@@ -83,11 +104,11 @@ clean: ## Remove everything that was built or installed here
 .PHONY: help
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- Set-up: each step does nothing when nothing changed --------------------------
 
-.PHONY: setup-demo setup-lint setup-test setup-matrix
+.PHONY: setup-demo setup-lint setup-test setup-matrix setup-containers
 setup-demo:
 	@.ci/system qemu hugepages
 setup-lint:
@@ -97,6 +118,8 @@ setup-test:
 	@.ci/system qemu test hugepages
 setup-matrix:
 	@.ci/system qemu matrix hugepages
+setup-containers:
+	@.ci/system qemu test matrix hugepages
 
 $(STAMPS)/venv: pyproject.toml
 	@.ci/system build

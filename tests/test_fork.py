@@ -22,6 +22,7 @@ import pytest
 import virtnic
 from frames import arp_request, is_arp_reply, number_of, numbered
 from virtnic import _native
+from virtnic.qemu.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,6 +156,7 @@ def test_a_child_that_drops_each_native_object(port: virtnic.Port) -> None:
 
     def child() -> None:
         qemu = port.qemu
+        assert isinstance(qemu.process, Process)
         process = qemu.process._child
         assert process is not None
         assert qemu.server is not None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from . import costs, linerate, machine, ring, session, tap
+from . import changes, costs, counters, linerate, machine, ring, session, tap
 from .bench import Bench
 from .report import Report
 
@@ -22,6 +22,8 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Bench], None]]] = {
     "ring": ("what the ring code alone costs per packet", "cargo", ring.run),
     "tap": ("TAP from Python: virtnic beside os.read and os.write", "ip", tap.run),
     "costs": ("kicks and interrupts beside bare eventfds", "dpdk-testpmd", costs.run),
+    "counters": ("what extended statistics cost an echo", "dpdk-testpmd", counters.run),
+    "changes": ("attach, detach, and those who come back", "dpdk-testpmd", changes.run),
     "linerate": ("beside DPDK's virtio-user", "dpdk-testpmd", linerate.run),
     "forward": ("two ports, beside DPDK's virtio-user", "dpdk-testpmd", linerate.run_forward),
 }

@@ -9,7 +9,7 @@ import re
 import select
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -47,8 +47,14 @@ class Testpmd:
         device_options: str = "",
         extra: Sequence[str] = (),
         timeout: float = 30.0,
+        seen_at: str | None = None,
+        contain: Callable[[list[str]], list[str]] = mortal,
     ) -> None:
-        """Start it and wait until it takes commands and its sockets are there."""
+        """Start it and wait until it takes commands and its sockets are there.
+
+        ``contain`` makes the command line that runs a command in a container, where the
+        sockets' directory is seen at ``seen_at``.
+        """
         self.sockets = [Path(path) for path in sockets]
         self._timeout = timeout
         self._output = b""
@@ -59,7 +65,7 @@ class Testpmd:
         devices = [
             f"--vdev=net_vhost{number},iface={path},queues={queues},client={int(client)}"
             + (f",{device_options}" if device_options else "")
-            for number, path in enumerate(self.sockets)
+            for number, path in enumerate(Path(seen_at or p.parent, p.name) for p in self.sockets)
         ]
         # fmt: off
         argv = [
@@ -74,7 +80,7 @@ class Testpmd:
         ]
         # fmt: on
         self._process = subprocess.Popen(
-            mortal(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            contain(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         try:
             self._read_to_prompt(after=b"")
@@ -111,6 +117,18 @@ class Testpmd:
     def clear_stats(self) -> None:
         """Set all counters to zero."""
         self.command("clear port stats all")
+
+    def drain(self) -> None:
+        """Take what it has printed: it stands still when its pipe is full.
+
+        Only who makes many connections and gives no commands has to do this.
+        """
+        stdout = self._process.stdout
+        assert stdout is not None
+        while select.select([stdout], [], [], 0.0)[0] and (
+            chunk := os.read(stdout.fileno(), 65536)
+        ):
+            self._output = (self._output + chunk)[-65536:]
 
     @property
     def output(self) -> str:

@@ -1,0 +1,128 @@
+"""The schedule: what is done to the stage, when, and whether everybody recovers."""
+
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .flow import Flow
+from .ledger import balance_sheet
+from .stage import Machine, Stage
+
+#: How often each is done.
+WEIGHTS = {"kill QEMU": 5, "kill backend": 2, "detach": 2, "guest": 3, "flip": 3}
+#: What counts as a kill.
+KILLS = ("kill QEMU", "kill backend")
+
+
+@dataclass
+class Outcome:
+    """What happened."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    #: Seconds from each act to traffic again, on all ports that it met.
+    recovery: dict[str, list[float]] = field(default_factory=dict)
+    #: Kilobytes of ordinary memory, whenever all was up and quiet.
+    resident: list[int] = field(default_factory=list)
+    balanced: bool = False
+    failure: str | None = None
+
+    @property
+    def kills(self) -> int:
+        """QEMUs and backends that were killed."""
+        return sum(self.done[name] for name in KILLS)
+
+
+class Conductor:
+    """Does what the seed says."""
+
+    def __init__(self, stage: Stage, seed: int, say: Callable[[str], object]) -> None:
+        self._stage = stage
+        self._random = random.Random(seed)
+        self._say = say
+        self.outcome = Outcome()
+
+    def run(self, seconds: float) -> Outcome:
+        """Go on for so long; the outcome says whether all went well."""
+        outcome = self.outcome
+        try:
+            self._warm_up()
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                time.sleep(self._random.uniform(0.02, 0.3))
+                self._act()
+                outcome.resident.append(resident_kb())
+            for flow in self._stage.flows.values():
+                flow.settle()
+        except Exception as error:
+            outcome.failure = f"{type(error).__name__}: {error}"
+        ledgers = {name: flow.ledger for name, flow in self._stage.flows.items()}
+        for ledger in ledgers.values():
+            # Whatever is on the way now has had all the time that it needed.
+            if not outcome.failure and ledger.on_the_way:
+                outcome.failure = f"{len(ledger.on_the_way)} frames never came"
+        outcome.balanced = balance_sheet(ledgers, self._say) and outcome.failure is None
+        return outcome
+
+    def _warm_up(self) -> None:
+        for machine in self._stage.machines:
+            for seat in machine.taken:
+                seat.flow.wait_for_traffic()
+
+    def _act(self) -> None:
+        act = self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        machine = self._random.choice(self._stage.machines)
+        began = time.monotonic()
+        met = self._do(act, machine)
+        for flow in met:
+            flow.wait_for_traffic()
+        took = time.monotonic() - began
+        self._stage.backend.drain()
+        for flow in self._stage.flows.values():
+            flow.check()
+        self.outcome.done[act] += 1
+        self.outcome.recovery.setdefault(act, []).append(took)
+        if self.outcome.kills and self.outcome.kills % 50 == 0 and act in KILLS:
+            self._say(f"{self.outcome.kills} kills survived")
+
+    def _do(self, act: str, machine: Machine) -> list[Flow]:
+        """Do it; return whose traffic has to go on."""
+        if act == "kill QEMU":
+            machine.kill()
+            return [seat.flow for seat in machine.taken]
+        if act == "kill backend":
+            self._stage.kill_backend()
+            return [seat.flow for seat in self._stage.backend_seats()]
+        seat = self._random.choice(sorted(machine.taken, key=lambda seat: seat.name))
+        if act == "flip":
+            machine.flip(seat)
+            return [seat.flow]
+        if act == "detach":
+            machine.detach(seat)
+            machine.attach(seat)
+            return [seat.flow]
+        if machine.guest in machine.taken:
+            machine.detach(machine.guest)
+            return [other.flow for other in machine.taken]
+        machine.attach(machine.guest)
+        return [seat.flow for seat in machine.taken]
+
+
+def resident_kb() -> int:
+    """Return this process's ordinary memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1])
+    return 0
+
+
+def growth_kb(resident: list[int]) -> int:
+    """Return by how much memory grew from the first to the last quarter of a run."""
+    quarter = max(1, len(resident) // 4)
+    if len(resident) < 8:
+        return 0
+    first = resident[quarter // 2 :][:quarter]  # the very first acts fill caches
+    return round(statistics.median(resident[-quarter:]) - statistics.median(first))

@@ -1,0 +1,429 @@
+"""What happens to a QEMU and its ports is told: to threads, to asyncio, to callbacks."""
+
+import asyncio
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import virtnic
+from peers.testpmd import Testpmd
+from virtnic.events import Feed
+
+Kinds = list[str]
+
+
+def kinds(events: virtnic.Events, count: int, seconds: float = 20.0) -> Kinds:
+    """Wait for so many events."""
+    found: Kinds = []
+    deadline = time.monotonic() + seconds
+    while len(found) < count:
+        event = events.wait(deadline - time.monotonic())
+        assert event is not None, f"only {found} came"
+        found.append(event.kind)
+    return found
+
+
+def set_link(port: virtnic.Port, up: bool) -> None:
+    """Pull the cable out, or put it in again."""
+    port.qemu.execute("set_link", name=port._attachment.handle.id, up=up)
+
+
+def test_attach_link_detach(qemu: virtnic.Qemu) -> None:
+    before = time.time()
+    events = qemu.events()
+    port = qemu.attach("user")
+    set_link(port, up=False)
+    set_link(port, up=True)
+    port.close()
+    found = [events.wait(5.0) for _ in range(4)]
+    assert [event.kind for event in found if event] == [
+        "attached",
+        "link-down",
+        "link-up",
+        "detached",
+    ]
+    assert {event.port for event in found if event} == {port}
+    times = [event.time for event in found if event]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= time.time()
+    assert events.wait(0) is None
+    # Detaching twice is told once; what fails to attach is not told.
+    qemu.detach(port)
+    with pytest.raises(virtnic.QemuError):
+        qemu.attach("user,hostfwd=nonsense")
+    assert events.wait(0.1) is None
+
+
+@pytest.mark.parametrize("interrupts", ["msix", "intx"])
+def test_every_flip_of_a_link_is_told(qemu: virtnic.Qemu, interrupts: str) -> None:
+    with qemu.attach("user", interrupts=interrupts) as port:  # type: ignore[arg-type]
+        events = qemu.events()
+        for _ in range(20):
+            for up, kind in ((False, "link-down"), (True, "link-up")):
+                set_link(port, up)
+                event = events.wait(5.0)
+                assert event is not None
+                assert (event.kind, event.port) == (kind, port)
+                assert port.link is up
+
+
+def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
+    """Not even one who asks before the interrupt was looked at."""
+    client = qemu.monitor._client
+
+    async def pull_and_look_away(port: virtnic.Port) -> None:
+        handle = port._attachment.handle
+        pulling = asyncio.ensure_future(
+            client.execute("set_link", {"name": handle.id, "up": False})
+        )
+        for _ in range(10):
+            await asyncio.sleep(0)
+        time.sleep(0.5)  # the thread that would see the interrupt is in here
+        await pulling
+
+    with qemu.attach("user") as port:
+        events = qemu.events()
+        qemu.monitor.loop.start(pull_and_look_away(port))
+        deadline = time.monotonic() + 0.4
+        while port.refresh_link():
+            assert time.monotonic() < deadline
+        assert events.wait(0) is None
+        assert kinds(events, 1, 5.0) == ["link-down"]
+
+
+def test_a_thread_waits_without_work(qemu: virtnic.Qemu) -> None:
+    """It sleeps until something happens, and hears of it at once."""
+    port = qemu.attach("user")
+    heard: list[tuple[str, float]] = []
+    used: list[float] = []
+
+    def listen() -> None:
+        began = time.thread_time()
+        heard.extend((event.kind, time.monotonic()) for event in events)
+        used.append(time.thread_time() - began)
+
+    events = qemu.events()
+    listener = threading.Thread(target=listen)
+    listener.start()
+    time.sleep(1.0)
+    began = time.monotonic()
+    set_link(port, up=False)
+    time.sleep(0.2)
+    qemu.close()
+    listener.join(5.0)
+    assert not listener.is_alive(), "the iterator did not end with the QEMU"
+    assert [kind for kind, _ in heard] == ["link-down", "detached"]
+    assert heard[0][1] - began < 0.1
+    assert used[0] < 0.05
+    assert list(qemu.events()) == []
+
+
+def test_asyncio(qemu: virtnic.Qemu) -> None:
+    port = qemu.attach("user")
+
+    async def listen(events: virtnic.Events) -> Kinds:
+        return [event.kind async for event in events]
+
+    async def main() -> tuple[Kinds, Kinds, int]:
+        ticks = 0
+        listeners = [asyncio.create_task(listen(qemu.events())) for _ in range(2)]
+        await asyncio.sleep(0)
+        for up in (False, True):
+            await asyncio.to_thread(set_link, port, up)
+            await asyncio.sleep(0.05)
+            ticks += 1
+        closing = asyncio.create_task(asyncio.to_thread(qemu.close))
+        first, second = await asyncio.gather(*listeners)
+        await closing
+        return first, second, ticks
+
+    first, second, ticks = asyncio.run(main())
+    assert first == second == ["link-down", "link-up", "detached"]
+    assert ticks == 2
+
+
+def test_a_task_that_listens_can_be_cancelled(qemu: virtnic.Qemu) -> None:
+    async def main() -> None:
+        events = qemu.events()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(events), 0.1)
+        port = await asyncio.to_thread(qemu.attach, "user")
+        assert (await anext(events)).port is port
+
+    asyncio.run(main())
+
+
+def test_select(qemu: virtnic.Qemu) -> None:
+    with qemu.events() as events:
+        assert select.select([events], [], [], 0)[0] == []
+        qemu.attach("user")
+        assert select.select([events], [], [], 0)[0] == [events]
+        assert kinds(events, 1) == ["attached"]
+        assert select.select([events], [], [], 0)[0] == []
+    # Closed, it wakes whoever waits: with the end.
+    assert select.select([events], [], [], 0)[0] == [events]
+    assert events.ended
+    assert events.wait() is None
+
+
+def test_callbacks(qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture) -> None:
+    heard: Kinds = []
+    threads: set[str] = set()
+
+    def note(event: virtnic.Event) -> None:
+        heard.append(event.kind)
+        threads.add(threading.current_thread().name)
+
+    def fail(event: virtnic.Event) -> None:
+        raise LookupError(event.kind)
+
+    stop_failing = qemu.watch(fail)
+    stop = qemu.watch(note)
+    with qemu.attach("user") as port:
+        set_link(port, up=False)
+    deadline = time.monotonic() + 5.0
+    while len(heard) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert heard == ["attached", "link-down", "detached"]
+    assert threads == {"virtnic-qemu"}
+    assert caplog.text.count("a callback for the event") == 3
+    stop_failing()
+    stop()
+    stop()
+    qemu.attach("user").close()
+    assert len(heard) == 3
+    caplog.clear()  # its tracebacks keep everything alive
+
+
+def test_a_callback_hears_of_the_end(qemu: virtnic.Qemu) -> None:
+    heard: Kinds = []
+    qemu.watch(lambda event: heard.append(event.kind))
+    qemu.attach("user")
+    qemu.close()
+    assert heard == ["attached", "detached"]
+
+
+def test_qemu_dies(qemu: virtnic.Qemu) -> None:
+    port = qemu.attach("user")
+    events = qemu.events()
+    began = time.monotonic()
+    os.kill(qemu.process.pid, signal.SIGKILL)
+    event = events.wait(5.0)
+    assert time.monotonic() - began < 1.0
+    assert event is not None
+    assert (event.kind, event.port) == ("qemu-died", None)
+    assert "SIGKILL" in event.detail
+    # The port is still there to be detached, and the events go on until the end.
+    assert not events.ended
+    port.close()
+    assert kinds(events, 1) == ["detached"]
+    qemu.close()
+    assert list(events) == []
+
+
+def test_a_qemu_that_is_closed_did_not_die(qemu: virtnic.Qemu) -> None:
+    qemu.attach("user")
+    events = qemu.events()
+    qemu.close()
+    assert [event.kind for event in events] == ["detached"]
+
+
+@pytest.mark.needs("testpmd")
+@pytest.mark.parametrize("ring", ["packed", "split"])
+def test_a_backend_goes_and_comes_back(qemu: virtnic.Qemu, scratch: Path, ring: str) -> None:
+    path = scratch / "vhu0"
+    with Testpmd([path]) as pmd:
+        port = qemu.attach(f"vhost-user,path={path}", ring=ring)  # type: ignore[arg-type]
+        events = qemu.events()
+        pmd.kill()
+        # The interposer and the device each tell what they know.
+        assert sorted(kinds(events, 2)) == ["backend-lost", "link-down"]
+        for _ in range(2):
+            with Testpmd([path]) as pmd:
+                first = events.wait(20.0)
+                assert first is not None
+                assert (first.kind, first.port, first.detail) == ("backend-back", port, str(path))
+                assert kinds(events, 1) == ["link-up"]
+            assert sorted(kinds(events, 2)) == ["backend-lost", "link-down"]
+        port.close()
+        assert kinds(events, 1) == ["detached"]
+
+
+def test_a_qemu_that_recovers_is_back(qemu_command: str, memory: virtnic.Memory) -> None:
+    with virtnic.Qemu(memory, qemu=qemu_command, recover=True) as qemu:
+        qemu.attach("user")
+        events = qemu.events()
+        os.kill(qemu.process.pid, signal.SIGKILL)
+        seen: Kinds = []
+        while "qemu-back" not in seen:
+            event = events.wait(10.0)
+            assert event is not None, seen
+            seen.append(event.kind)
+        assert seen[0] == "qemu-died"
+
+
+@pytest.mark.needs("testpmd")
+def test_a_backend_is_not_lost_with_its_qemu(
+    qemu: virtnic.Qemu, testpmd: Callable[..., Testpmd]
+) -> None:
+    qemu.attach(f"vhost-user,path={testpmd().sockets[0]}")
+    events = qemu.events()
+    os.kill(qemu.process.pid, signal.SIGKILL)
+    assert kinds(events, 1) == ["qemu-died"]
+    assert events.wait(0.3) is None
+    qemu.close()
+    assert kinds(events, 1) == ["detached"]
+
+
+def test_what_nobody_reads_is_bounded_and_counted() -> None:
+    feed = Feed()
+    events = feed.subscribe()
+    for number in range(5000):
+        feed.put("qemu-died", None, str(number))
+    feed.end()
+    left = [int(event.detail) for event in events]
+    assert left == list(range(904, 5000))
+    assert events.missed == 904
+
+
+def test_many_threads_lose_nothing() -> None:
+    feed = Feed()
+    subscribers = [feed.subscribe() for _ in range(4)]
+    heard: list[list[str]] = [[] for _ in subscribers]
+
+    def tell(name: int) -> None:
+        for number in range(500):
+            feed.put("link-up", None, f"{name}:{number}")
+
+    def listen(index: int) -> None:
+        heard[index] += [event.detail for event in subscribers[index]]
+
+    tellers = [threading.Thread(target=tell, args=(name,)) for name in range(2)]
+    listeners = [threading.Thread(target=listen, args=(index,)) for index in range(4)]
+    for thread in (*listeners, *tellers):
+        thread.start()
+    for thread in tellers:
+        thread.join()
+    feed.end()
+    for thread in listeners:
+        thread.join(10.0)
+    assert all(each == heard[0] for each in heard), "each hears the same in the same order"
+    assert len(heard[0]) == 1000
+    for name in range(2):
+        own = [word for word in heard[0] if word.startswith(f"{name}:")]
+        assert own == [f"{name}:{number}" for number in range(500)]
+
+
+def test_a_forgotten_iterator_costs_nothing() -> None:
+    feed = Feed()
+    feed.subscribe()
+    gc.collect()
+    assert len(feed._subscribers) == 0
+
+
+def test_a_forked_child_has_no_events(qemu: virtnic.Qemu) -> None:
+    events = qemu.events()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            events.wait(0)
+        except virtnic.PortClosed as error:
+            os._exit(0 if "child" in str(error) else 2)
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    qemu.attach("user")
+    assert kinds(events, 1) == ["attached"]
+
+
+# The command.
+
+
+def watch(*arguments: str) -> subprocess.Popen[str]:
+    """Start ``virtnic watch``."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "virtnic.cli", "watch", "--hugepages", "none", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_watch_prints_lines(qemu_command: str) -> None:
+    with watch("--seconds", "0.3") as process:
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split()[1:3] for line in lines] == [["attached", "user"], ["detached", "user"]]
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments", "status"),
+    [
+        (signal.SIGINT, (), 0),
+        (signal.SIGTERM, (), 0),
+        (signal.SIGINT, ("--seconds", "60"), 130),
+        (signal.SIGTERM, ("--seconds", "60"), 143),
+    ],
+)
+def test_watch_ends_by_a_signal(
+    qemu_command: str, number: signal.Signals, arguments: tuple[str, ...], status: int
+) -> None:
+    with watch(*arguments) as process:
+        assert process.stdout is not None
+        assert "attached" in process.stdout.readline()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (status, "")
+    assert [line.split()[1] for line in out.splitlines()] == ["detached"]
+
+
+@pytest.mark.needs("testpmd")
+def test_watch_in_json_tells_of_a_backend(qemu_command: str, scratch: Path) -> None:
+    path = scratch / "vhu0"
+    netdev = f"vhost-user,path={path}"
+    with Testpmd([path]) as pmd, watch("--json", "--port", netdev, "--port", "user") as process:
+        assert process.stdout is not None
+        first = [json.loads(process.stdout.readline()) for _ in range(2)]
+        assert [(event["event"], event["netdev"]) for event in first] == [
+            ("attached", netdev),
+            ("attached", "user"),
+        ]
+        pmd.kill()
+        lost = [json.loads(process.stdout.readline()) for _ in range(2)]
+        assert {event["event"] for event in lost} == {"backend-lost", "link-down"}
+        assert {event["mac"] for event in lost} == {first[0]["mac"]}
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["detached", "detached"]
+
+
+def test_watch_tells_that_qemu_died(qemu_command: str) -> None:
+    with watch("--json") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "attached"
+        children = Path(f"/proc/{process.pid}/task")
+        pids = [
+            int(pid)
+            for task in children.iterdir()
+            for pid in (task / "children").read_text().split()
+        ]
+        assert pids, "QEMU is not among the children"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    died, detached = (json.loads(line) for line in out.splitlines())
+    assert (died["event"], detached["event"]) == ("qemu-died", "detached")
+    assert "SIGKILL" in died["detail"]
+    assert "Traceback" not in err
