@@ -6,6 +6,7 @@ The peers are slirp, the Linux kernel behind a TAP device, and DPDK's testpmd.
 import asyncio
 import functools
 import os
+import select
 import signal
 import threading
 import time
@@ -356,6 +357,13 @@ def test_it_gives_up(qemu_command: str, tmp_path: Path, monkeypatch: pytest.Monk
             port.set_promiscuous()
         memory = port.memory
     assert memory.buffers_free == memory.buffers
+
+
+@pytest.mark.parametrize("recover", [False, True])
+def test_nothing_wakes_the_reader_of_a_fresh_port(qemu_command: str, recover: bool) -> None:
+    """A signal that stands for nothing would be taken for the end of QEMU, or for frames."""
+    with virtnic.open("user,ipv6=off", recover=recover) as port:
+        assert select.select([port.fileno()], [], [], 0.2)[0] == []
 
 
 def test_closed_in_the_outage(qemu_command: str) -> None:
