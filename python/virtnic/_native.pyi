@@ -266,11 +266,14 @@ class Interposer:
         server: bool = False,
         wait: float = 0.0,
         calls: Sequence[EventFd | None] = (),
+        retry: tuple[int, float, float] | None = None,
     ) -> Interposer:
         """Connect to the backend, waiting for it up to ``wait`` seconds, then listen for QEMU.
 
         ``server``: listen at ``backend``, and the backend connects. ``calls``: what the
         backend signals, by queue; None, or a queue past the end, leaves QEMU's own eventfd.
+        ``retry``: how often a backend that went is looked for, and the first and the longest
+        pause in seconds; None is for ever, every 0.1 s.
 
         Raises FileNotFoundError or ConnectionRefusedError when no backend listens,
         TimeoutError when none connects, QemuError when it does not answer as a vhost-user
@@ -283,8 +286,11 @@ class Interposer:
     def features(self) -> int:
         """The feature bits that the backend offered when it came last."""
     @property
+    def given_up(self) -> str | None:
+        """Why no backend is looked for any more; None while one is."""
+    @property
     def changed(self) -> EventFd:
-        """Signalled when ``connected`` changes."""
+        """Signalled when ``connected`` or ``given_up`` changes."""
     def kick(self, queue: int) -> None:
         """Kick the backend that serves a queue at the moment, as a port does."""
     def stats(self) -> dict[str, int]:

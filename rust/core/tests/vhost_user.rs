@@ -4,6 +4,8 @@
 
 #[path = "vhost_user/peers.rs"]
 mod peers;
+#[path = "vhost_user/retry.rs"]
+mod retry;
 #[path = "vhost_user/start.rs"]
 mod start;
 

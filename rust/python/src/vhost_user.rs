@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use virtnic::vhost_user::Backend;
+use virtnic::vhost_user::{Backend, Retry};
 
 /// Stands between a QEMU and a vhost-user backend and learns how to notify each other directly.
 #[pyclass(frozen, module = "virtnic._native")]
@@ -24,8 +24,8 @@ impl Interposer {
 #[pymethods]
 impl Interposer {
     #[new]
-    #[pyo3(signature = (listen, backend, server=false, wait=0.0, calls=Vec::new()),
-           text_signature = "(listen, backend, server=False, wait=0.0, calls=())")]
+    #[pyo3(signature = (listen, backend, server=false, wait=0.0, calls=Vec::new(), retry=None),
+           text_signature = "(listen, backend, server=False, wait=0.0, calls=(), retry=None)")]
     fn new(
         py: Python<'_>,
         listen: PathBuf,
@@ -33,7 +33,15 @@ impl Interposer {
         server: bool,
         wait: f64,
         calls: Vec<Option<PyRef<'_, EventFd>>>,
+        retry: Option<(u32, f64, f64)>,
     ) -> PyResult<Self> {
+        let retry = match retry {
+            None => Retry::default(),
+            Some((attempts, first, longest)) => {
+                let pause = |seconds| Ok::<_, PyErr>(span(Some(seconds))?.unwrap_or(Duration::MAX));
+                Retry { attempts: Some(attempts), pause: pause(first)?, longest: pause(longest)? }
+            }
+        };
         let wait = span(Some(wait))?.unwrap_or(Duration::MAX);
         let backend = if server { Backend::Listen(backend) } else { Backend::Connect(backend) };
         let calls: Vec<_> =
@@ -44,6 +52,7 @@ impl Interposer {
                 backend,
                 wait,
                 calls,
+                retry,
                 Some(patience),
             )
         })
@@ -63,7 +72,13 @@ impl Interposer {
         self.0.features()
     }
 
-    /// Signalled when ``connected`` changes.
+    /// Why no backend is looked for any more; None while one is.
+    #[getter]
+    fn given_up(&self) -> Option<&str> {
+        self.0.given_up()
+    }
+
+    /// Signalled when ``connected`` or ``given_up`` changes.
     #[getter]
     fn changed(&self) -> EventFd {
         Arc::clone(self.0.changed()).into()

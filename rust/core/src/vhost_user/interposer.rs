@@ -3,6 +3,7 @@
 use super::channel::End;
 use super::link::{Cut, Link, Side};
 use super::message::MAX_QUEUES;
+use super::retry::{Attempts, Retry};
 use super::rewrite::{Position, Vrings};
 use super::socket::{GREETING, Greeting, Listener, Source, may_come};
 use crate::notify::{EventFd, Kick, timespec, wait_readable};
@@ -15,12 +16,11 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The shortest time between two attempts to get a backend: one that is not there, or goes
-/// as soon as it has come, costs nothing.
+/// The pause after something that should not happen and may happen again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The longest that a waiting caller is not asked whether to go on.
 const SLICE: Duration = Duration::from_millis(100);
@@ -81,6 +81,8 @@ struct Shared {
     features: AtomicU64,
     changed: Arc<EventFd>,
     stop: EventFd,
+    /// Why no backend is looked for any more.
+    over: OnceLock<String>,
     to_backend: AtomicU64,
     to_qemu: AtomicU64,
     links: AtomicU64,
@@ -106,11 +108,11 @@ impl Interposer {
         wait: Duration,
         calls: Vec<Option<Arc<EventFd>>>,
     ) -> Result<Self> {
-        Self::start_patiently(listen, backend, wait, calls, None)
+        Self::start_patiently(listen, backend, wait, calls, Retry::default(), None)
     }
 
-    /// As [`Self::start`]; every 100 ms of waiting asks `patience`, in its own thread,
-    /// whether to go on.
+    /// As [`Self::start`], with another way to look for a backend that went; every 100 ms of
+    /// waiting asks `patience`, in its own thread, whether to go on.
     ///
     /// # Errors
     /// See [`Self::start`], and what `patience` returns.
@@ -119,6 +121,7 @@ impl Interposer {
         backend: Backend,
         wait: Duration,
         calls: Vec<Option<Arc<EventFd>>>,
+        retry: Retry,
         patience: Option<Patience>,
     ) -> Result<Self> {
         if calls.len() > MAX_QUEUES {
@@ -139,6 +142,7 @@ impl Interposer {
             features: AtomicU64::new(features),
             changed: Arc::new(EventFd::new()?),
             stop: EventFd::new()?,
+            over: OnceLock::new(),
             to_backend: AtomicU64::new(0),
             to_qemu: AtomicU64::new(0),
             links: AtomicU64::new(0),
@@ -149,7 +153,8 @@ impl Interposer {
             shared: Arc::clone(&shared),
             source,
             listen: listen.to_owned(),
-            attempted: Instant::now(),
+            attempts: Attempts::new(retry),
+            joined: Instant::now(),
             last_failure: String::new(),
         };
         let thread = std::thread::Builder::new()
@@ -198,7 +203,12 @@ impl Interposer {
         self.shared.features.load(Ordering::Relaxed)
     }
 
-    /// Signalled when [`Self::connected`] changes.
+    /// Why no backend is looked for any more, once that is so: see [`Retry::attempts`].
+    pub fn given_up(&self) -> Option<&str> {
+        self.shared.over.get().map(String::as_str)
+    }
+
+    /// Signalled when [`Self::connected`] or [`Self::given_up`] changes.
     pub fn changed(&self) -> &Arc<EventFd> {
         &self.shared.changed
     }
@@ -349,8 +359,9 @@ struct Relay {
     source: Source,
     /// Where QEMU connects to.
     listen: PathBuf,
-    /// When a backend was last tried for.
-    attempted: Instant,
+    attempts: Attempts,
+    /// When QEMU and the backend were joined last.
+    joined: Instant,
     /// What was logged last, to say it once only.
     last_failure: String,
 }
@@ -366,6 +377,8 @@ enum State {
     Ready { backend: OwnedFd, gate: Listener, deaf: Option<Instant> },
     /// They talk.
     Linked(Box<Link>),
+    /// No backend is looked for any more.
+    Over,
 }
 
 impl Relay {
@@ -390,17 +403,17 @@ impl Relay {
     /// the two sockets of a link, or the first is that of the one socket there is.
     fn wait(&self, state: &State) -> Result<Option<[PollFlags; 2]>, Errno> {
         let nothing = PollFlags::empty();
-        let again = self.attempted + PAUSE;
         let mut watched: [Option<(BorrowedFd<'_>, PollFlags)>; 2] = [None, None];
         let until = match state {
-            State::Away if Instant::now() >= again => match self.source.listener() {
-                Some(listener) => {
+            State::Away => match self.source.listener() {
+                // Nothing to count: whoever comes is let in when it comes.
+                Some(listener) if self.attempts.are_endless() && self.attempts.is_due() => {
                     watched[0] = Some((listener, PollFlags::IN));
                     None
                 }
-                None => Some(again),
+                _ => Some(self.attempts.due()),
             },
-            State::Away => Some(again),
+            State::Over => None,
             State::Greeting(greeting) => {
                 watched[0] = Some((greeting.as_fd(), Greeting::INTEREST));
                 Some(greeting.until)
@@ -440,6 +453,7 @@ impl Relay {
     fn step(&mut self, state: State, [first, second]: [PollFlags; 2]) -> State {
         match state {
             State::Away => self.try_for_backend(),
+            State::Over => State::Over,
             State::Greeting(mut greeting) => match greeting.proceed() {
                 Ok(None) => State::Greeting(greeting),
                 Ok(Some(features)) => {
@@ -481,17 +495,15 @@ impl Relay {
 
     /// Tries for a backend, if it is time.
     fn try_for_backend(&mut self) -> State {
-        let now = Instant::now();
-        if now < self.attempted + PAUSE {
+        if !self.attempts.is_due() {
             return State::Away;
         }
-        self.attempted = now;
         match self.source.attempt() {
             Ok(Some(socket)) => match Greeting::begin(socket, GREETING) {
                 Ok(greeting) => State::Greeting(greeting),
                 Err(end) => self.failed(end.to_string()),
             },
-            Ok(None) => State::Away,
+            Ok(None) => self.failed("none has connected".into()),
             Err(e) => self.failed(e.to_string()),
         }
     }
@@ -512,12 +524,32 @@ impl Relay {
             log::info!("no vhost-user backend from {}: {why}", self.source.path().display());
             self.last_failure = why;
         }
-        State::Away
+        self.attempts.failed();
+        self.again_or_over()
+    }
+
+    /// Waits before the next attempt, if there is to be one.
+    fn again_or_over(&mut self) -> State {
+        if self.attempts.left() {
+            return State::Away;
+        }
+        let path = self.source.path().display();
+        let why = if self.attempts.are_none() {
+            format!("the vhost-user backend {path} went")
+        } else {
+            let (attempts, last) = (self.attempts.failures(), &self.last_failure);
+            format!("no vhost-user backend from {path} in {attempts} attempts: {last}")
+        };
+        log::warn!("{why}");
+        let _ = self.shared.over.set(why); // nobody else sets it
+        self.shared.changed.signal();
+        State::Over
     }
 
     fn joined(&mut self, qemu: OwnedFd, backend: OwnedFd) -> State {
         log::debug!("QEMU is joined with its backend {}", self.source.path().display());
         self.shared.links.fetch_add(1, Ordering::Relaxed);
+        self.joined = Instant::now();
         self.shared.connected.store(true, Ordering::Release);
         self.shared.changed.signal();
         State::Linked(Box::new(Link::new(qemu, backend)))
@@ -549,6 +581,11 @@ impl Relay {
             End::Broken(why) => log::warn!("vhost-user {path}: {who} is cut off: {why}"),
         }
         self.shared.disconnected();
-        State::Away
+        self.attempts.ended(self.joined.elapsed());
+        self.last_failure = format!("{who} went as soon as it had come");
+        if cut.side == Side::Qemu {
+            return State::Away; // no fault of the backend, whom another QEMU may want
+        }
+        self.again_or_over()
     }
 }

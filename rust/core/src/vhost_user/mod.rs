@@ -26,10 +26,12 @@ mod channel;
 mod interposer;
 mod link;
 mod message;
+mod retry;
 mod rewrite;
 mod socket;
 #[cfg(all(any(test, feature = "testing"), not(loom)))]
 pub mod testing;
 
 pub use interposer::{Backend, Interposer, Stats};
+pub use retry::Retry;
 pub use rewrite::Position;

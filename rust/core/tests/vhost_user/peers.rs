@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use virtnic::notify::EventFd;
-use virtnic::vhost_user::{Backend, Interposer};
+use virtnic::vhost_user::{Backend, Interposer, Retry};
 
 pub const LONG: Duration = Duration::from_secs(10);
 pub const FEATURES: u64 = 1 << 30 | 1 << 34;
@@ -244,11 +244,15 @@ pub struct Trio {
 
 impl Trio {
     pub fn new(room: &Room, calls: Vec<Option<Arc<EventFd>>>) -> Self {
+        Self::with(room, calls, Retry::default())
+    }
+
+    pub fn with(room: &Room, calls: Vec<Option<Arc<EventFd>>>, retry: Retry) -> Self {
         let host = Host::new(&room.back());
         let (interposer, backend) = std::thread::scope(|scope| {
             let backend = scope.spawn(|| host.greet());
-            let started =
-                Interposer::start(&room.front(), Backend::Connect(room.back()), LONG, calls);
+            let at = Backend::Connect(room.back());
+            let started = Interposer::start_patiently(&room.front(), at, LONG, calls, retry, None);
             (started.unwrap(), backend.join().unwrap())
         });
         let qemu = Peer::connect(&room.front());

@@ -1,0 +1,96 @@
+//! How often a backend that went is looked for.
+
+use super::peers::{LONG, Peer, Room, Trio, until};
+use std::time::{Duration, Instant};
+use virtnic::vhost_user::{Backend, Interposer, Retry};
+
+const SHORT: Duration = Duration::from_millis(5);
+
+fn hang_up(peer: &Peer) {
+    peer.0.shutdown(std::net::Shutdown::Both).unwrap();
+}
+
+#[test]
+fn without_attempts_it_is_over_when_the_backend_goes() {
+    let room = Room::new("off");
+    let retry = Retry { attempts: Some(0), ..Retry::default() };
+    let Trio { host, backend, qemu, interposer } = Trio::with(&room, Vec::new(), retry);
+    assert_eq!(interposer.given_up(), None);
+    drop(backend);
+    assert!(qemu.ended());
+    until("it is over", || interposer.given_up().is_some());
+    let why = interposer.given_up().unwrap();
+    assert!(why.contains("/back went"), "{why}");
+    assert!(interposer.changed().drain() > 0 && !interposer.connected());
+    // Nobody comes to the backend that listens again, nor is QEMU let in.
+    host.0.set_nonblocking(true).unwrap();
+    std::thread::sleep(3 * SHORT);
+    assert!(host.0.accept().is_err() && !room.front().exists());
+    interposer.close();
+}
+
+#[test]
+fn attempts_that_fail_end_it_and_say_why() {
+    let room = Room::new("few");
+    let retry = Retry { attempts: Some(4), pause: SHORT, longest: 2 * SHORT };
+    let Trio { host, backend, qemu, interposer } = Trio::with(&room, Vec::new(), retry);
+    std::thread::sleep(3 * SHORT); // long enough to count as success
+    let started = Instant::now();
+    drop((host, backend));
+    assert!(qemu.ended());
+    until("it is over", || interposer.given_up().is_some());
+    // The first at once, then pauses of 5, 10 and 10 ms.
+    assert!(started.elapsed() >= 5 * SHORT, "{:?}", started.elapsed());
+    let why = interposer.given_up().unwrap();
+    assert!(why.contains("/back in 4 attempts: ") && why.contains("refused"), "{why}");
+}
+
+#[test]
+fn a_backend_that_comes_back_in_time_is_taken_and_counted_anew() {
+    let room = Room::new("intime");
+    let retry = Retry { attempts: Some(3), pause: 20 * SHORT, longest: 20 * SHORT };
+    let mut trio = Trio::with(&room, Vec::new(), retry);
+    for _ in 0..5 {
+        std::thread::sleep(21 * SHORT); // long enough to count as success
+        hang_up(&trio.backend);
+        assert!(trio.qemu.ended());
+        trio.again(&room);
+    }
+    assert_eq!(trio.interposer.given_up(), None);
+}
+
+#[test]
+fn a_backend_that_goes_as_soon_as_it_has_come_is_given_up() {
+    let room = Room::new("fickle");
+    let retry = Retry { attempts: Some(3), pause: SHORT, longest: LONG };
+    let mut trio = Trio::with(&room, Vec::new(), retry);
+    for _ in 0..2 {
+        hang_up(&trio.backend);
+        assert!(trio.qemu.ended());
+        trio.again(&room);
+    }
+    hang_up(&trio.backend);
+    until("it is over", || trio.interposer.given_up().is_some());
+    let why = trio.interposer.given_up().unwrap();
+    assert!(why.contains("in 3 attempts: the backend went as soon as it had come"), "{why}");
+    assert_eq!(trio.interposer.stats().backend_losses, 3);
+}
+
+#[test]
+fn who_must_come_has_as_long_as_the_pauses_take() {
+    let room = Room::new("listening");
+    let retry = Retry { attempts: Some(3), pause: SHORT, longest: SHORT };
+    let interposer = std::thread::scope(|scope| {
+        let backend = scope.spawn(|| {
+            until("it listens", || room.back().exists());
+            Peer::connect(&room.back()).greet()
+        });
+        let at = Backend::Listen(room.back());
+        let started = Interposer::start_patiently(&room.front(), at, LONG, Vec::new(), retry, None);
+        drop(backend.join().unwrap());
+        started.unwrap()
+    });
+    until("it is over", || interposer.given_up().is_some());
+    let why = interposer.given_up().unwrap();
+    assert!(why.contains("/back in 3 attempts: none has connected"), "{why}");
+}
