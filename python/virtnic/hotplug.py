@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
-import os
 import threading
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from virtnic._native import EventFd, IvshmemServer, NetPort, PortClosed, QemuDied, QemuError
-from virtnic.errors import VirtnicError
+from virtnic._native import EventFd, PortClosed, QemuError
 from virtnic.events import Event, Events, Feed, tell_link
 from virtnic.memory import Memory
 from virtnic.pci import (
     Function,
-    MsixTable,
     PciBus,
-    doorbell_message,
     find_ivshmems,
     find_virtio_nets,
     speaks_modern,
@@ -29,11 +23,13 @@ from virtnic.pci import (
 )
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, parse
-from virtnic.qemu.process import Process
 from virtnic.recovery import Recoverer, Recovery
 from virtnic.vhost_user import Backend
+from virtnic.wiring import Wiring
+from virtnic.wishes import device_wishes, offload_wishes, one_of, with_queues
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
 
 __all__ = ["Attachment", "Qemu"]
@@ -42,22 +38,6 @@ _log = logging.getLogger(__name__)
 
 #: BAR of an ivshmem device that is the shared memory (QEMU: docs/specs/ivshmem-spec).
 _SHARED_MEMORY_BAR = 2
-#: Queue pairs that there can be: vhost-user numbers 256 queues.
-_MAX_QUEUES = 128
-#: Netdevs that take the number of their queue pairs; the others have one.
-_SEVERAL_QUEUES = frozenset({"tap", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"})
-#: The MSI-X vector that means none (VIRTIO 1.3, section 4.1.5.1.2).
-_NO_VECTOR = 0xFFFF
-#: Seconds that the interposer has to see that QEMU is gone.
-_PARTING = 2.0
-#: Entries of a vhost-user device's queues: what QEMU allows.
-_VHOST_USER_QUEUE = 1024
-#: What a device can be asked to do to frames, and what may be left to do to received ones.
-_SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
-_RECEIVE_OFFLOADS = (
-    *("GUEST_CSUM", "GUEST_TSO4", "GUEST_TSO6", "GUEST_ECN", "GUEST_UFO"),
-    *("GUEST_USO4", "GUEST_USO6"),
-)
 
 
 @dataclass(slots=True)
@@ -82,14 +62,12 @@ class Attachment:
     #: What the interrupt line signals.
     line: EventFd | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class _Wiring:
-    """How a device's interrupts reach us: the arguments of a port."""
-
-    vectors: tuple[list[tuple[int, int]], int] | None = None
-    events: tuple[list[tuple[EventFd, EventFd]], EventFd] | None = None
-    intx: EventFd | None = None
+    def registers(self) -> dict[str, Any]:
+        """Return where a port finds the device's registers: its arguments."""
+        assert self.function is not None
+        if self.legacy or not speaks_modern(self.function):
+            return {"legacy_io": (*virtio_legacy(self.function), self.interrupts == "msix")}
+        return {"registers": tuple(virtio_registers(self.function))}
 
 
 class Qemu(Machine):
@@ -110,7 +88,6 @@ class Qemu(Machine):
         self._recoverer: Recoverer | None = None
         self._ports: list[Port] = []
         self._attach_lock = threading.RLock()
-        self._intercepted = False
         self._feed = Feed()
         super().__init__(
             Memory() if memory is None else memory, restartable=bool(recover), **options
@@ -127,7 +104,6 @@ class Qemu(Machine):
             self.on_death(self._recoverer.lost)
 
     def _take_bus(self) -> None:
-        self._intercepted = False
         self.bus = PciBus(self.qtest, self.machine)
         self.bus.scan()
         if self.shared is not None:
@@ -141,6 +117,7 @@ class Qemu(Machine):
             )
         placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: self.memory.iova})
         self._ivshmem = self.bus.enable(placed)
+        self._wiring = Wiring(self.bus, self.qtest, self._ivshmem, self.server)
 
     @property
     def recovery(self) -> Recoverer | None:
@@ -257,13 +234,13 @@ class Qemu(Machine):
         for bad arguments, DeviceError, MemoryUnavailable, QemuDied.
 
         """
-        _one_of("interrupts", interrupts, ("msix", "intx", "none", None))
-        _one_of("notify", notify, ("eventfd", "qtest", None))
-        _one_of("ring", ring, ("split", "packed", None))
-        _one_of("statistics", statistics, ("basic", "extended"))
+        one_of("interrupts", interrupts, ("msix", "intx", "none", None))
+        one_of("notify", notify, ("eventfd", "qtest", None))
+        one_of("ring", ring, ("split", "packed", None))
+        one_of("statistics", statistics, ("basic", "extended"))
         if queue_size and (queue_size not in range(1, 32769) or queue_size & (queue_size - 1)):
             raise ValueError(f"queue_size is a power of two up to 32768, not {queue_size}")
-        spec, pairs = _with_queues(parse(netdev), queues)
+        spec, pairs = with_queues(parse(netdev), queues)
         if notify == "eventfd" and spec.socket is None:
             raise ValueError(
                 "only a vhost-user backend can be kicked by eventfd, and only one that is "
@@ -281,7 +258,7 @@ class Qemu(Machine):
                     spec, undo, pairs, interrupts=chosen != "none", shared=self.shared
                 )
                 spec = backend.spec
-            device, wishes = _device(spec, backend, mac, pairs, queue_size, ring)
+            device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
             if legacy:
                 device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
             device.update(properties or {})
@@ -292,22 +269,19 @@ class Qemu(Machine):
                 self, handle, chosen, backend, spec=spec, properties=device, legacy=legacy
             )
             undo.callback(self._unplug, attachment)
-            attachment.function = self._find_new()
-            function = self.bus.enable(self.bus.place(attachment.function))
-            attachment.function = function
-            wiring = self._wire(attachment, function, pairs, undo)
+            wires = self._wiring.connect(attachment, self._take_new(attachment), pairs, undo)
             port = Port(
                 attachment=attachment,
                 memory=self.memory,
                 qtest=self.qtest,
-                **_registers(function, legacy=legacy, msix=chosen == "msix"),
+                **attachment.registers(),
                 queues=pairs,
                 queue_size=queue_size,
-                vectors=wiring.vectors,
-                events=wiring.events,
-                intx=wiring.intx,
+                vectors=wires.vectors,
+                events=wires.events,
+                intx=wires.intx,
                 kicks=None if backend is None else backend.interposer,
-                features={**wishes, **_offload_wishes(spec, offload), **(features or {})},
+                features={**wishes, **offload_wishes(spec, offload), **(features or {})},
             )
             undo.callback(port.stop)
             port.set_patient(self._recoverer is not None)
@@ -318,8 +292,8 @@ class Qemu(Machine):
                     "%s does not offer packed rings: split ones are used, which are slower",
                     "QEMU" if backend.offers_packed_rings else "the backend",
                 )
-            if wiring.events is not None:
-                undo.callback(self._watch_configuration(port, wiring.events[1]))
+            if wires.events is not None:
+                undo.callback(self._watch_configuration(port, wires.events[1]))
             if on_link is not None:
                 port.on_link(on_link)
             with self._feed.lock:
@@ -405,13 +379,16 @@ class Qemu(Machine):
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
             _log.debug("leaving %r: %s", self, error)
 
-    def _find_new(self) -> Function:
+    def _take_new(self, attachment: Attachment) -> Function:
+        """Find the device that was just plugged in, and make it ours."""
         new = find_virtio_nets(self.bus.rescan())
         if len(new) != 1:
             raise QemuError(
                 f"QEMU accepted the device, but {len(new)} new virtio-net devices are on the bus"
             )
-        return new[0]
+        (attachment.function,) = new  # it can be ejected from here on, whatever fails
+        attachment.function = self.bus.enable(self.bus.place(attachment.function))
+        return attachment.function
 
     def _unplug(self, attachment: Attachment) -> None:
         """Remove the device; that it cannot be removed from a dead QEMU is no error."""
@@ -421,136 +398,6 @@ class Qemu(Machine):
             self.remove_nic(attachment.handle, eject)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
             _log.debug("unplugging %s: %s", attachment.handle, error)
-
-    def _wire(
-        self,
-        attachment: Attachment,
-        function: Function,
-        pairs: int,
-        undo: ExitStack,
-    ) -> _Wiring:
-        """Lead the device's interrupts to eventfds. A backend of ours signals its own."""
-        backend = attachment.backend
-        if attachment.interrupts == "none":
-            return _Wiring()
-        if attachment.interrupts == "intx":
-            attachment.line = EventFd()
-            self._lead(attachment, function)
-            several = _pairs_of_events(pairs) if backend is None else backend.events
-            return _Wiring(events=(several, EventFd()), intx=attachment.line)
-        assert self.server is not None
-        # Receive and transmit for each pair, and configuration; the control queue has none.
-        wanted = 1 if backend is not None else 2 * pairs + 1
-        events = []
-        for _ in range(wanted):
-            vector, value, event = self.server.take_vector()
-            undo.callback(_give_vector, self.server, vector)
-            attachment.messages.append(value)
-            events.append(event)
-        self._lead(attachment, function)
-        config = events.pop()
-        if backend is not None:
-            return _Wiring(([(_NO_VECTOR, _NO_VECTOR)] * pairs, 0), (backend.events, config))
-        signalled = list(zip(events[::2], events[1::2], strict=True))
-        numbers = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
-        return _Wiring((numbers, 2 * pairs), (signalled, config))
-
-    def _lead(self, attachment: Attachment, function: Function) -> None:
-        """Have the device raise the interrupts that the port has eventfds for."""
-        if attachment.line is not None:
-            number = self.bus.route_intx(function)
-            if not self._intercepted:
-                self.qtest.intercept("ioapic")
-                self._intercepted = True
-            self.qtest.on_irq(number, attachment.line)
-        if attachment.messages:
-            table = MsixTable(self.qtest, self.bus.config, function)
-            wanted = len(attachment.messages)
-            if table.size < wanted:
-                raise QemuError(
-                    f"the device has {table.size} MSI-X vectors, {wanted} are needed; "
-                    f"give it vectors={wanted + 1}, or use interrupts='intx'"
-                )
-            for entry, value in enumerate(attachment.messages):
-                table.set(entry, *doorbell_message(self._ivshmem, value))
-            table.enable()
-
-    # Another QEMU in the place of one that died: called by the recoverer, in its thread.
-
-    def _whole(self) -> bool:
-        """Whether QEMU runs, answers, and has all our ports."""
-        alive = self.qtest.death is None and self.process.alive
-        return alive and not any(port.away for port in self.ports)
-
-    def _set_aside(self) -> None:
-        """Make sure that QEMU is gone, and have the ports wait."""
-        with self._attach_lock:
-            self.qtest.close()
-            assert isinstance(self.process, Process)  # only our own QEMUs are started again
-            self.process.bury()  # whatever it was that it did last, it writes no more
-            ports = self.ports
-            down = [port for port in ports if _native_link(port)]
-            for port in ports:
-                _await_parting(port._attachment.backend)
-                port.suspend()
-        for port in down:
-            port.link_changed()
-
-    def _restore(self) -> None:
-        """Start another QEMU, unless one runs, and attach the ports that wait.
-
-        Raises what the first port failed with, once all were tried.
-        """
-        failures = []
-        back = []
-        with self._attach_lock:
-            if self.closed:
-                return
-            if self.qtest.death is not None or not self.process.alive:
-                self._relaunch()
-                self._take_bus()
-            for port in self._ports:
-                if not port.away or port.closed:
-                    continue
-                try:
-                    self._attach_again(port)
-                except QemuDied:
-                    raise
-                except (VirtnicError, OSError, ValueError) as error:
-                    failures.append(error)
-                else:
-                    back.append(port)
-        if back or not self._ports:
-            self._feed.put("qemu-back")
-        for port in back:
-            if _native_link(port):
-                port.link_changed()
-        if failures:
-            raise failures[0]
-
-    def _attach_again(self, port: Port) -> None:
-        attachment = port._attachment
-        assert attachment.spec is not None
-        with ExitStack() as undo:
-            attachment.function = None
-            if attachment.backend is not None:
-                attachment.backend.wait(_PARTING)
-            attachment.handle = self.add_nic(attachment.spec, attachment.properties)
-            undo.callback(self._unplug, attachment)
-            attachment.function = self._find_new()
-            function = self.bus.enable(self.bus.place(attachment.function))
-            attachment.function = function
-            self._lead(attachment, function)
-            msix = attachment.interrupts == "msix"
-            port.reattach(self.qtest, **_registers(function, legacy=attachment.legacy, msix=msix))
-            undo.pop_all()
-
-    def _abandon(self, why: str) -> None:
-        """Give the ports up that did not come back."""
-        for port in self.ports:
-            if port.away:
-                port.abandon(why)
-                port.ended()
 
     def _watch_configuration(self, port: Port, event: EventFd) -> Callable[[], None]:
         def changed() -> None:
@@ -568,97 +415,3 @@ class Qemu(Machine):
 
         unwatch = self.watch_fd(event.fileno(), changed)
         return unwatch
-
-
-def _native_link(port: Port) -> bool:
-    """Whether the link was up when last asked; a device that is gone cannot be asked."""
-    return NetPort.link.__get__(port)  # type: ignore[no-any-return]
-
-
-def _await_parting(backend: Backend | None) -> None:
-    """Wait until a backend serves our rings no more, after its QEMU went."""
-    deadline = time.monotonic() + _PARTING
-    while backend is not None and backend.interposer.connected and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
-def _offload_wishes(spec: Spec, offload: bool | None) -> dict[str, bool | None]:
-    """Return the offload features to ask for and to refuse."""
-    if offload:
-        return dict.fromkeys(_SEND_OFFLOADS + _RECEIVE_OFFLOADS)
-    if offload is None and spec.type != "vhost-user":
-        return {}
-    # A backend that was told of them reads every header: one cache line more for each frame.
-    return dict.fromkeys(_SEND_OFFLOADS, False)
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
-
-
-def _device(
-    spec: Spec,
-    backend: Backend | None,
-    mac: str | None,
-    queues: int,
-    queue_size: int,
-    ring: Literal["split", "packed"] | None,
-) -> tuple[dict[str, Any], dict[str, bool | None]]:
-    """Return QEMU's properties of the device, and the features to ask for."""
-    device: dict[str, Any] = {}
-    wishes: dict[str, bool | None] = {}
-    # QEMU's own default is the same in every QEMU, which no switch would stand.
-    device["mac"] = mac or f"52:54:00:{os.urandom(3).hex(':')}"
-    if queues > 1:
-        # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
-        device["mq"], device["vectors"] = True, 2 * queues + 2
-    if spec.type == "vhost-user":
-        size = max(queue_size, 256) if queue_size else _VHOST_USER_QUEUE
-        device["rx_queue_size"] = device["tx_queue_size"] = size
-        # A backend that polls looks at neither; one write less to a shared line.
-        wishes["EVENT_IDX"] = False
-    elif queue_size > 256:
-        device["rx_queue_size"] = queue_size
-    if ring == "packed" or (ring is None and backend is not None):
-        device["packed"] = True
-    if ring is not None:
-        wishes["RING_PACKED"] = ring == "packed"
-    return device, wishes
-
-
-def _with_queues(spec: Spec, queues: int | None) -> tuple[Spec, int]:
-    """Return the netdev with so many queue pairs, and how many. Raises ValueError."""
-    named = str(spec.options.get("queues", ""))
-    if queues is None:
-        # What is no number is for QEMU to complain about.
-        queues = max(int(named), 1) if named.isascii() and named.isdigit() else 1
-    if not 1 <= queues <= _MAX_QUEUES:
-        raise ValueError(f"a port has 1 to {_MAX_QUEUES} queue pairs, not {queues}")
-    if queues > 1 and not named and spec.type in _SEVERAL_QUEUES:
-        spec = dataclasses.replace(spec, options={**spec.options, "queues": queues})
-    elif queues > 1 and spec.type not in _SEVERAL_QUEUES:
-        raise ValueError(
-            f"queues={queues}: a netdev of type {spec.type!r} has 1 queue pair; "
-            f"those of type {', '.join(sorted(_SEVERAL_QUEUES))} can have more"
-        )
-    elif named.isascii() and named.isdigit() and queues > int(named):
-        raise ValueError(
-            f"queues={queues}: the netdev has {named} queue pairs (its own queues={named})"
-        )
-    return spec, queues
-
-
-def _pairs_of_events(count: int) -> list[tuple[EventFd, EventFd]]:
-    return [(EventFd(), EventFd()) for _ in range(count)]
-
-
-def _registers(function: Function, *, legacy: bool, msix: bool) -> dict[str, Any]:
-    """Return where a port finds the device's registers: its arguments."""
-    if legacy or not speaks_modern(function):
-        return {"legacy_io": (*virtio_legacy(function), msix)}
-    return {"registers": tuple(virtio_registers(function))}
-
-
-def _give_vector(server: IvshmemServer, vector: int) -> None:
-    server.give_vector(vector)

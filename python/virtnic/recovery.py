@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from virtnic.errors import VirtnicError
+from virtnic.restore import abandon, restore, set_aside, whole
 
 if TYPE_CHECKING:
     from virtnic.hotplug import Qemu
@@ -97,10 +98,10 @@ class Recoverer:
 
     def _recover(self) -> None:
         qemu = self._qemu()
-        if qemu is None or qemu.closed or qemu._whole():
+        if qemu is None or qemu.closed or whole(qemu):
             return
         began = time.monotonic()
-        qemu._set_aside()
+        set_aside(qemu)
         if began - self._recovered > self.policy.backoff_max:
             self._failures = 0
         else:
@@ -109,14 +110,14 @@ class Recoverer:
             if self._failures and self._stop.wait(self.policy.pause(self._failures)):
                 return
             try:
-                qemu._restore()
+                restore(qemu)
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 self._failures += 1
                 # Its text: who keeps log records would keep all that the error refers to.
                 _log.warning("QEMU is not back (attempt %d): %s", self._failures, str(error))
                 if self._failures >= self.policy.attempts:
                     self._stop.set()
-                    qemu._abandon(f"QEMU was not brought back: {error}")
+                    abandon(qemu, f"QEMU was not brought back: {error}")
                     return
                 continue
             self._recovered = time.monotonic()

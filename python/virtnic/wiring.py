@@ -1,0 +1,105 @@
+"""How a device's interrupts reach us: the eventfds of a port, and what signals them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from virtnic._native import EventFd, QemuError
+from virtnic.pci import MsixTable, doorbell_message
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from virtnic._native import IvshmemServer, QTest
+    from virtnic.hotplug import Attachment
+    from virtnic.pci import Function, PciBus
+
+__all__ = ["Wires", "Wiring"]
+
+#: The MSI-X vector that means none (VIRTIO 1.3, section 4.1.5.1.2).
+_NO_VECTOR = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """How a device's interrupts reach us: the arguments of a port."""
+
+    vectors: tuple[list[tuple[int, int]], int] | None = None
+    events: tuple[list[tuple[EventFd, EventFd]], EventFd] | None = None
+    intx: EventFd | None = None
+
+
+class Wiring:
+    """The interrupts of one QEMU's devices."""
+
+    def __init__(
+        self, bus: PciBus, qtest: QTest, ivshmem: Function, server: IvshmemServer | None
+    ) -> None:
+        """``ivshmem`` is the device whose doorbell signals our eventfds, those of ``server``."""
+        self._bus = bus
+        self._qtest = qtest
+        self._ivshmem = ivshmem
+        self._server = server
+        self._intercepted = False
+
+    def connect(
+        self,
+        attachment: Attachment,
+        function: Function,
+        pairs: int,
+        undo: ExitStack,
+    ) -> Wires:
+        """Lead the device's interrupts to eventfds. A backend of ours signals its own."""
+        backend = attachment.backend
+        if attachment.interrupts == "none":
+            return Wires()
+        if attachment.interrupts == "intx":
+            attachment.line = EventFd()
+            self.lead(attachment, function)
+            several = _pairs_of_events(pairs) if backend is None else backend.events
+            return Wires(events=(several, EventFd()), intx=attachment.line)
+        assert self._server is not None
+        # Receive and transmit for each pair, and configuration; the control queue has none.
+        wanted = 1 if backend is not None else 2 * pairs + 1
+        events = []
+        for _ in range(wanted):
+            vector, value, event = self._server.take_vector()
+            undo.callback(_give_vector, self._server, vector)
+            attachment.messages.append(value)
+            events.append(event)
+        self.lead(attachment, function)
+        config = events.pop()
+        if backend is not None:
+            return Wires(([(_NO_VECTOR, _NO_VECTOR)] * pairs, 0), (backend.events, config))
+        signalled = list(zip(events[::2], events[1::2], strict=True))
+        numbers = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
+        return Wires((numbers, 2 * pairs), (signalled, config))
+
+    def lead(self, attachment: Attachment, function: Function) -> None:
+        """Have the device raise the interrupts that the port has eventfds for."""
+        if attachment.line is not None:
+            number = self._bus.route_intx(function)
+            if not self._intercepted:
+                self._qtest.intercept("ioapic")
+                self._intercepted = True
+            self._qtest.on_irq(number, attachment.line)
+        if attachment.messages:
+            table = MsixTable(self._qtest, self._bus.config, function)
+            wanted = len(attachment.messages)
+            if table.size < wanted:
+                raise QemuError(
+                    f"the device has {table.size} MSI-X vectors, {wanted} are needed; "
+                    f"give it vectors={wanted + 1}, or use interrupts='intx'"
+                )
+            for entry, value in enumerate(attachment.messages):
+                table.set(entry, *doorbell_message(self._ivshmem, value))
+            table.enable()
+
+
+def _pairs_of_events(count: int) -> list[tuple[EventFd, EventFd]]:
+    return [(EventFd(), EventFd()) for _ in range(count)]
+
+
+def _give_vector(server: IvshmemServer, vector: int) -> None:
+    server.give_vector(vector)

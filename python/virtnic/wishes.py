@@ -1,0 +1,94 @@
+"""What a port asks of QEMU, as properties, and of its device, as features."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from virtnic.qemu import Spec
+    from virtnic.vhost_user import Backend
+
+__all__ = ["device_wishes", "offload_wishes", "one_of", "with_queues"]
+
+#: Queue pairs that there can be: vhost-user numbers 256 queues.
+_MAX_QUEUES = 128
+#: Netdevs that take the number of their queue pairs; the others have one.
+_SEVERAL_QUEUES = frozenset({"tap", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"})
+#: Entries of a vhost-user device's queues: what QEMU allows.
+_VHOST_USER_QUEUE = 1024
+#: What a device can be asked to do to frames, and what may be left to do to received ones.
+_SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
+_RECEIVE_OFFLOADS = (
+    *("GUEST_CSUM", "GUEST_TSO4", "GUEST_TSO6", "GUEST_ECN", "GUEST_UFO"),
+    *("GUEST_USO4", "GUEST_USO6"),
+)
+
+
+def offload_wishes(spec: Spec, offload: bool | None) -> dict[str, bool | None]:
+    """Return the offload features to ask for and to refuse."""
+    if offload:
+        return dict.fromkeys(_SEND_OFFLOADS + _RECEIVE_OFFLOADS)
+    if offload is None and spec.type != "vhost-user":
+        return {}
+    # A backend that was told of them reads every header: one cache line more for each frame.
+    return dict.fromkeys(_SEND_OFFLOADS, False)
+
+
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ValueError for a value that is not allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def device_wishes(
+    spec: Spec,
+    backend: Backend | None,
+    mac: str | None,
+    queues: int,
+    queue_size: int,
+    ring: Literal["split", "packed"] | None,
+) -> tuple[dict[str, Any], dict[str, bool | None]]:
+    """Return QEMU's properties of a device, and the features to ask for."""
+    device: dict[str, Any] = {}
+    wishes: dict[str, bool | None] = {}
+    # QEMU's own default is the same in every QEMU, which no switch would stand.
+    device["mac"] = mac or f"52:54:00:{os.urandom(3).hex(':')}"
+    if queues > 1:
+        # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
+        device["mq"], device["vectors"] = True, 2 * queues + 2
+    if spec.type == "vhost-user":
+        size = max(queue_size, 256) if queue_size else _VHOST_USER_QUEUE
+        device["rx_queue_size"] = device["tx_queue_size"] = size
+        # A backend that polls looks at neither; one write less to a shared line.
+        wishes["EVENT_IDX"] = False
+    elif queue_size > 256:
+        device["rx_queue_size"] = queue_size
+    if ring == "packed" or (ring is None and backend is not None):
+        device["packed"] = True
+    if ring is not None:
+        wishes["RING_PACKED"] = ring == "packed"
+    return device, wishes
+
+
+def with_queues(spec: Spec, queues: int | None) -> tuple[Spec, int]:
+    """Return the netdev with so many queue pairs, and how many. Raises ValueError."""
+    named = str(spec.options.get("queues", ""))
+    if queues is None:
+        # What is no number is for QEMU to complain about.
+        queues = max(int(named), 1) if named.isascii() and named.isdigit() else 1
+    if not 1 <= queues <= _MAX_QUEUES:
+        raise ValueError(f"a port has 1 to {_MAX_QUEUES} queue pairs, not {queues}")
+    if queues > 1 and not named and spec.type in _SEVERAL_QUEUES:
+        spec = dataclasses.replace(spec, options={**spec.options, "queues": queues})
+    elif queues > 1 and spec.type not in _SEVERAL_QUEUES:
+        raise ValueError(
+            f"queues={queues}: a netdev of type {spec.type!r} has 1 queue pair; "
+            f"those of type {', '.join(sorted(_SEVERAL_QUEUES))} can have more"
+        )
+    elif named.isascii() and named.isdigit() and queues > int(named):
+        raise ValueError(
+            f"queues={queues}: the netdev has {named} queue pairs (its own queues={named})"
+        )
+    return spec, queues
