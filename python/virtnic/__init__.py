@@ -103,7 +103,6 @@ _QEMU_OPTIONS = (
     "timeout",
     "vectors",
     "connect",
-    "recover",
 )
 #: The interrupt vectors that a Qemu has without being asked are enough for so many queue pairs.
 _FEW_QUEUES = 31
@@ -123,13 +122,16 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     exists), of :class:`Qemu` (``qemu``, ``accel``, ``machine``, …; or ``connect``, the directory of
     one that was started elsewhere: see :meth:`Qemu.connect`) and of
     :meth:`Qemu.attach` (``mac``, ``queues``, ``queue_size``, ``interrupts``, ``features``,
-    ``offload``, ``on_link``, …).
+    ``offload``, ``on_link``, …). ``recover`` goes to both.
     Closing the port ends a QEMU that was started here.
 
     Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError.
     """
     for_memory = {name: options.pop(name) for name in _MEMORY_OPTIONS if name in options}
     for_qemu = {name: options.pop(name) for name in _QEMU_OPTIONS if name in options}
+    recover = options.get("recover")
+    if recover is not None and for_qemu.get("connect") is None:
+        for_qemu["recover"] = recover
     memory = options.pop("memory", None)
     if memory is None:
         memory = Memory(**for_memory)

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from virtnic._native import Interposer, QemuDied
+    from virtnic._native import QemuDied
     from virtnic.port import Port
     from virtnic.qemu.loop import LoopThread
+    from virtnic.vhost_user import Backend
 
 __all__ = ["Event", "EventKind", "Events", "Feed"]
 
@@ -244,10 +245,12 @@ class Feed:
 
         return stop
 
-    def watch_backend(
-        self, port: Port, path: str, interposer: Interposer, loop: LoopThread
-    ) -> Callable[[], None]:
-        """Tell when a port's backend goes and comes back; returns what ends that."""
+    def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> Callable[[], None]:
+        """Tell when a port's backend goes and comes back, and end the port that has none any more.
+
+        Returns what ends that.
+        """
+        interposer, path = backend.interposer, backend.path
         losses = interposer.stats()["backend_losses"]
         there = True
 
@@ -264,6 +267,9 @@ class Feed:
             if not there and interposer.connected:
                 there = True
                 self.put("backend-back", port, path)
+            if (why := backend.given_up()) is not None:
+                port.abandon(why)
+                port.ended()
 
         # Lost already while it was being attached: the eventfd says so.
         return loop.watch_fd(interposer.changed.fileno(), look)

@@ -23,7 +23,7 @@ from virtnic.pci import (
 )
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, parse
-from virtnic.recovery import Recoverer, Recovery
+from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.vhost_user import Backend
 from virtnic.wiring import Wiring
 from virtnic.wishes import device_wishes, offload_wishes, one_of, with_queues
@@ -31,6 +31,8 @@ from virtnic.wishes import device_wishes, offload_wishes, one_of, with_queues
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
+
+    from virtnic._native import QTest
 
 __all__ = ["Attachment", "Qemu"]
 
@@ -45,6 +47,7 @@ class Attachment:
     """What a port has of its QEMU."""
 
     qemu: Qemu
+    qtest: QTest
     handle: NicHandle
     interrupts: Interrupts
     #: The vhost-user backend, where there is an interposer in front of it.
@@ -61,6 +64,15 @@ class Attachment:
     messages: list[int] = field(default_factory=list)
     #: What the interrupt line signals.
     line: EventFd | None = None
+    #: Whether it is attached again to the QEMU that takes the place of one that died.
+    returns: bool = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its QEMU is gone, with the device: there may be another QEMU by now."""
+        if self.qemu.closed or self.qtest.death is not None:
+            return True
+        return self.qtest is not self.qemu.qtest
 
     def registers(self) -> dict[str, Any]:
         """Return where a port finds the device's registers: its arguments."""
@@ -81,8 +93,7 @@ class Qemu(Machine):
     def __init__(
         self, memory: Memory | None = None, *, recover: bool | Recovery = False, **options: Any
     ) -> None:
-        if not isinstance(recover, (bool, Recovery)):
-            raise TypeError(f"recover is True, False or a virtnic.Recovery, not {recover!r}")
+        policy(recover)
         if recover and options.get("connect") is not None:
             raise ValueError("a QEMU that somebody else started is not started again here: recover")
         self._recoverer: Recoverer | None = None
@@ -99,8 +110,7 @@ class Qemu(Machine):
             self.close()
             raise
         if recover:
-            policy = recover if isinstance(recover, Recovery) else Recovery()
-            self._recoverer = Recoverer(self, policy)
+            self._recoverer = Recoverer(self, policy(recover) or Recovery())
             self.on_death(self._recoverer.lost)
 
     def _take_bus(self) -> None:
@@ -186,6 +196,7 @@ class Qemu(Machine):
         legacy: bool = False,
         statistics: Literal["basic", "extended"] = "basic",
         offload: bool | None = None,
+        recover: bool | Recovery | None = None,
     ) -> Port:
         """Plug a NIC in and start it.
 
@@ -229,6 +240,12 @@ class Qemu(Machine):
             long, as ``burst.offload`` says; needs a memory with jumbo buffers. None: only frames
             that are sent may be described (``send(…, offload=…)``), with a vhost-user
             backend neither. False: neither. ``features`` has the last word on each of them.
+        recover
+            None: a QEMU with ``recover`` that died comes back with this port, and a vhost-user
+            backend that went is looked for every 0.1 s, for as long as it takes. False: the port
+            ends with its QEMU or backend. A :class:`virtnic.Recovery` says how often, and after
+            which pauses, the backend is looked for; then calls raise DeviceError. True: as
+            None, and a ValueError where nothing would bring the port back.
 
         Raises QemuError quoting QEMU when it refuses the netdev or a property, ValueError
         for bad arguments, DeviceError, MemoryUnavailable, QemuDied.
@@ -251,11 +268,23 @@ class Qemu(Machine):
         chosen: Interrupts = interrupts or ("intx" if self.server is None else "msix")
         if chosen == "none" and on_link is not None:
             raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
+        policy(recover, also=None)
+        interposed = spec.socket is not None and notify != "qtest"
+        if recover and self._recoverer is None and not interposed:
+            raise ValueError(
+                f"recover={recover!r}: nothing brings this port back; that is for QEMU to do, "
+                "virtnic.Qemu(recover=True), or for a vhost-user backend given by its path"
+            )
         with self._attach_lock, ExitStack() as undo:
             backend = None
-            if spec.socket is not None and notify != "qtest":
+            if interposed:
                 backend = Backend(
-                    spec, undo, pairs, interrupts=chosen != "none", shared=self.shared
+                    spec,
+                    undo,
+                    pairs,
+                    interrupts=chosen != "none",
+                    shared=self.shared,
+                    recover=recover,
                 )
                 spec = backend.spec
             device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
@@ -266,7 +295,15 @@ class Qemu(Machine):
             if chosen == "msix" and backend is None and not handle.queue_vectors:
                 chosen = "intx"  # this QEMU would crash (quirk vhost-user-msix-crash)
             attachment = Attachment(
-                self, handle, chosen, backend, spec=spec, properties=device, legacy=legacy
+                self,
+                self.qtest,
+                handle,
+                chosen,
+                backend,
+                spec=spec,
+                properties=device,
+                legacy=legacy,
+                returns=self._recoverer is not None and recover is not False,
             )
             undo.callback(self._unplug, attachment)
             wires = self._wiring.connect(attachment, self._take_new(attachment), pairs, undo)
@@ -284,7 +321,7 @@ class Qemu(Machine):
                 features={**wishes, **offload_wishes(spec, offload), **(features or {})},
             )
             undo.callback(port.stop)
-            port.set_patient(self._recoverer is not None)
+            port.set_patient(attachment.returns)
             port.set_polling(spin)
             port.set_statistics(statistics)
             if ring is None and backend is not None and port.ring != "packed":
@@ -301,11 +338,7 @@ class Qemu(Machine):
                 if chosen != "none":
                     port.on_link(tell_link(self._feed))
             if backend is not None:
-                undo.callback(
-                    self._feed.watch_backend(
-                        port, backend.path, backend.interposer, self.monitor.loop
-                    )
-                )
+                undo.callback(self._feed.watch_backend(port, backend, self.monitor.loop))
             self._ports.append(port)
             attachment.undo = undo.pop_all()
         return port
@@ -392,6 +425,8 @@ class Qemu(Machine):
 
     def _unplug(self, attachment: Attachment) -> None:
         """Remove the device; that it cannot be removed from a dead QEMU is no error."""
+        if attachment.is_lost:
+            return  # what has its place on another QEMU's bus is somebody else's
         function = attachment.function
         eject = None if function is None else functools.partial(self.bus.eject, function)
         try:
@@ -403,10 +438,11 @@ class Qemu(Machine):
         def changed() -> None:
             event.drain()
             over = port.closed
-            if not over and self.qtest.death is not None:
-                over = self._recoverer is None or not self._recoverer.lost()
-                if not over:
+            if not over and port._attachment.is_lost:
+                recoverer = self._recoverer if port._attachment.returns else None
+                if recoverer is not None and recoverer.lost():
                     return
+                over = True
             if over:
                 unwatch()
                 port.ended()

@@ -15,14 +15,14 @@ from virtnic.restore import abandon, restore, set_aside, whole
 if TYPE_CHECKING:
     from virtnic.hotplug import Qemu
 
-__all__ = ["Recoverer", "Recovery"]
+__all__ = ["Recoverer", "Recovery", "policy"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """How often, and after which pauses, a QEMU that died is started again.
+    """How often, and after which pauses, a QEMU that died is started again, or a backend found.
 
     ``attempts`` in a row that fail end it: then calls raise QemuDied, or DeviceError where QEMU
     is back but the port is not. The first attempt is made at once; ``backoff`` seconds after
@@ -46,6 +46,18 @@ class Recovery:
     def pause(self, failures: int) -> float:
         """Return the seconds to wait after so many failures in a row."""
         return min(self.backoff * 2.0 ** min(failures - 1, 32), self.backoff_max)
+
+
+def policy(recover: object, *, also: object = False) -> Recovery | None:
+    """Return what an argument ``recover`` is if it is a policy. Raises TypeError.
+
+    ``also`` is what it may be beside True, False and a policy.
+    """
+    if isinstance(recover, Recovery):
+        return recover
+    if not isinstance(recover, bool) and recover is not also:
+        raise TypeError(f"recover is True, False or a virtnic.Recovery, not {recover!r}")
+    return None
 
 
 class Recoverer:

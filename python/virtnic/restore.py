@@ -36,7 +36,7 @@ def set_aside(qemu: Qemu) -> None:
         qemu.qtest.close()
         assert isinstance(qemu.process, Process)  # only our own QEMUs are started again
         qemu.process.bury()  # whatever it was that it did last, it writes no more
-        ports = qemu.ports
+        ports = _returning(qemu)
         down = [port for port in ports if _link(port)]
         for port in ports:
             _await_parting(port._attachment.backend)
@@ -58,7 +58,8 @@ def restore(qemu: Qemu) -> None:
         if qemu.qtest.death is not None or not qemu.process.alive:
             qemu._relaunch()
             qemu._take_bus()
-        for port in qemu._ports:
+        returning = _returning(qemu)
+        for port in returning:
             if not port.away or port.closed:
                 continue
             try:
@@ -69,7 +70,7 @@ def restore(qemu: Qemu) -> None:
                 failures.append(error)
             else:
                 back.append(port)
-    if back or not qemu._ports:
+    if back or not returning:
         qemu._feed.put("qemu-back")
     for port in back:
         if _link(port):
@@ -86,6 +87,11 @@ def abandon(qemu: Qemu, why: str) -> None:
             port.ended()
 
 
+def _returning(qemu: Qemu) -> list[Port]:
+    """Return the ports that come back with QEMU."""
+    return [port for port in qemu.ports if port._attachment.returns]
+
+
 def _attach_again(port: Port) -> None:
     attachment = port._attachment
     qemu = attachment.qemu
@@ -95,6 +101,7 @@ def _attach_again(port: Port) -> None:
         if attachment.backend is not None:
             attachment.backend.wait(_PARTING)
         attachment.handle = qemu.add_nic(attachment.spec, attachment.properties)
+        attachment.qtest = qemu.qtest
         undo.callback(qemu._unplug, attachment)
         qemu._wiring.lead(attachment, qemu._take_new(attachment))
         port.reattach(qemu.qtest, **attachment.registers())

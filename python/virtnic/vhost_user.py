@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from virtnic._native import EventFd, Interposer, QemuError
 from virtnic.qemu.netdev import VhostUserSocket
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.recovery import Recovery
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -31,6 +32,15 @@ RING_PACKED = 34
 _QEMU_CONNECTS = 5.0
 
 
+def _retry(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
+    """Return a policy as the interposer takes it."""
+    if recover is False:
+        return 0, 0.0, 0.0
+    if isinstance(recover, Recovery):
+        return recover.attempts, recover.backoff, recover.backoff_max
+    return None
+
+
 class Backend:
     """A vhost-user backend and the interposer in front of it."""
 
@@ -42,16 +52,19 @@ class Backend:
         *,
         interrupts: bool,
         shared: SharedDirectory | None = None,
+        recover: bool | Recovery | None = None,
     ) -> None:
         """Connect to the backend of a netdev. ``undo`` gets what takes it down again.
 
         ``shared`` is where QEMU finds the interposer's socket, when it was started elsewhere.
+        ``recover`` says whether, and how often, a backend that went is looked for.
 
         Raises QemuError when no backend is there, TimeoutError when none came in time.
         """
         socket = spec.socket
         if socket is None:
             raise ValueError("the netdev names no vhost-user socket")
+        self._recover = recover
         #: Its socket.
         self.path = socket.path
         #: What the backend signals for each pair: frames received, frames finished.
@@ -64,7 +77,9 @@ class Backend:
             listen = os.fspath(shared.new_vhost_user())
         calls = [event for pair in self.events for event in pair] if interrupts else []
         try:
-            self.interposer = Interposer(listen, socket.path, socket.server, socket.wait, calls)
+            self.interposer = Interposer(
+                listen, socket.path, socket.server, socket.wait, calls, _retry(recover)
+            )
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise QemuError(error.strerror or str(error)) from None
         undo.callback(self.interposer.close)
@@ -72,6 +87,15 @@ class Backend:
         self.spec = dataclasses.replace(
             spec, socket=VhostUserSocket(listen, server=False, wait=_QEMU_CONNECTS)
         )
+
+    def given_up(self) -> str | None:
+        """Say why no backend is looked for any more; None while one is."""
+        why = self.interposer.given_up
+        if why is None:
+            return None
+        if self._recover is False:
+            return f"{why}; it is not looked for again (recover=False): attach the port anew"
+        return f"{why}; start it and attach the port anew"
 
     def wait(self, seconds: float) -> bool:
         """Wait until the interposer has the backend again and lets a QEMU in."""
