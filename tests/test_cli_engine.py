@@ -430,6 +430,23 @@ def test_qemu_killed_in_mid_loop(qemu_command: str) -> None:
     assert "Traceback" not in err
 
 
+def test_qemu_killed_in_mid_loop_with_recovery(qemu_command: str) -> None:
+    with started("generate", "--rate", "1000", "--seconds", "2", "--recover") as process:
+        time.sleep(0.8)
+        (first,) = qemus_of(process)
+        os.kill(first, signal.SIGKILL)
+        deadline = time.monotonic() + 10.0
+        while not set(qemus_of(process)) - {first}:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    # It had sent about 800 when QEMU was killed.
+    frames = re.search(r"^(\d+) frames, ", out, re.MULTILINE)
+    assert frames
+    assert int(frames[1]) > 1200
+
+
 @needs_backend
 def test_vhost_user_generate(qemu_command: str, testpmd: Callable[..., Testpmd]) -> None:
     backend = testpmd(mode="rxonly")

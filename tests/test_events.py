@@ -408,22 +408,41 @@ def test_watch_in_json_tells_of_a_backend(qemu_command: str, scratch: Path) -> N
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["detached", "detached"]
 
 
+def kill_children(process: subprocess.Popen[str]) -> None:
+    """Kill its QEMU."""
+    pids = [
+        int(pid)
+        for task in Path(f"/proc/{process.pid}/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    ]
+    assert pids, "QEMU is not among the children"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
 def test_watch_tells_that_qemu_died(qemu_command: str) -> None:
     with watch("--json") as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["event"] == "attached"
-        children = Path(f"/proc/{process.pid}/task")
-        pids = [
-            int(pid)
-            for task in children.iterdir()
-            for pid in (task / "children").read_text().split()
-        ]
-        assert pids, "QEMU is not among the children"
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        kill_children(process)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 1
     died, detached = (json.loads(line) for line in out.splitlines())
     assert (died["event"], detached["event"]) == ("qemu-died", "detached")
     assert "SIGKILL" in died["detail"]
     assert "Traceback" not in err
+
+
+def test_watch_goes_on_with_recovery(qemu_command: str) -> None:
+    expected = ["qemu-died", "link-down", "qemu-back", "link-up"]
+    with watch("--json", "--recover") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "attached"
+        for _ in range(2):
+            kill_children(process)
+            events = [json.loads(process.stdout.readline())["event"] for _ in expected]
+            assert events == expected
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert json.loads(out)["event"] == "detached"

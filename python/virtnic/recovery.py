@@ -76,6 +76,11 @@ class Recoverer:
         self.recoveries = 0
         self.outage = 0.0
 
+    @property
+    def over(self) -> bool:
+        """Whether QEMU is not brought back any more: too many attempts failed, or it was closed."""
+        return self._stop.is_set()
+
     def lost(self, *_: object) -> bool:
         """Start to bring QEMU back; False where that is over. Any thread may call it, twice too."""
         with self._lock:

@@ -58,6 +58,7 @@ def add(commands: Any) -> None:
     options.add_port(parser)
     options.add_qemu(parser)
     options.add_connect(parser)
+    options.add_recover(parser)
     options.add_memory(parser)
     options.add_common(parser)
 

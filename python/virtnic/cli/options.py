@@ -27,6 +27,7 @@ __all__ = [
     "add_memory",
     "add_port",
     "add_qemu",
+    "add_recover",
     "attach",
     "check_address",
     "configure",
@@ -101,6 +102,16 @@ def add_connect(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="start no QEMU, but drive the one whose sockets are in this directory; it was started "
         "as `virtnic qemu-args --directory` says",
+    )
+
+
+def add_recover(parser: argparse.ArgumentParser) -> None:
+    """Add what becomes of a QEMU that dies."""
+    parser.add_argument_group("when QEMU dies").add_argument(
+        "--recover",
+        action="store_true",
+        help="start it again, with all its ports, up to ten times in a row (default: end with an "
+        "error); a vhost-user backend that goes is waited for either way",
     )
 
 
@@ -275,6 +286,7 @@ def start_qemu(arguments: argparse.Namespace, memory: virtnic.Memory) -> virtnic
         machine=arguments.machine,
         sandbox=SANDBOXES[arguments.sandbox],
         connect=getattr(arguments, "connect", None),
+        recover=getattr(arguments, "recover", False),
     )
 
 

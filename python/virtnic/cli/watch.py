@@ -24,7 +24,8 @@ examples:
 events: attached, detached, link-up, link-down, backend-lost, backend-back, qemu-died, qemu-back
 
 Without --seconds it goes on until Ctrl-C or SIGTERM, which is its end then: the status is 0.
-With it, a signal cuts it short: 130 (Ctrl-C) or 143 (SIGTERM). When QEMU dies the status is 1.
+With it, a signal cuts it short: 130 (Ctrl-C) or 143 (SIGTERM). When QEMU dies the status is 1,
+unless --recover brings it back.
 
 {EXIT_STATUSES}"""
 
@@ -59,6 +60,7 @@ def add(commands: Any) -> None:
         "--seconds", type=options.seconds, metavar="N", help="how long (default: until Ctrl-C)"
     )
     options.add_qemu(parser)
+    options.add_recover(parser)
     options.add_memory(parser)
     options.add_common(parser)
 
@@ -102,7 +104,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             event = events.wait(left)
             if event is not None:
                 show(event)
-                died = event.kind == "qemu-died"
+                died = event.kind == "qemu-died" and qemu.recovery is None
+            elif qemu.recovery is not None:
+                died = qemu.recovery.over
     for event in events:  # that the ports went
         show(event)
     if died:
