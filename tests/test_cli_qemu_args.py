@@ -46,6 +46,15 @@ def test_it_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["needs"] == []
 
 
+def test_a_q35_has_a_root_port_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    """One for the memory and 16 for NICs; hotplug stays as this QEMU, whichever it is, has it."""
+    argv = shlex.split(printed(capsys, "--directory", "/d", "--machine", "q35")[0])
+    assert argv[argv.index("-machine") + 1] == "q35"
+    ports = [word for word in argv if word.startswith("pcie-root-port,")]
+    assert [port.split(",")[1] for port in ports] == [f"id=port{number}" for number in range(17)]
+    assert "-global" not in argv
+
+
 def test_no_qemu_is_needed_here(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

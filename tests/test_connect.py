@@ -68,12 +68,21 @@ def directory(scratch: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def start(directory: Path, qemu_command: str, accel: str) -> Iterator[StartQemu]:
+def machine(request: pytest.FixtureRequest) -> str:
+    """The machine type: that of a test on both, else the usual one."""
+    return str(getattr(request, "param", "pc"))
+
+
+both_machines = pytest.mark.parametrize("machine", ["pc", "q35"], indirect=True)
+
+
+@pytest.fixture
+def start(directory: Path, machine: str, qemu_command: str, accel: str) -> Iterator[StartQemu]:
     """Start what ``virtnic qemu-args`` says, with more options of QEMU."""
     with contextlib.ExitStack() as stack:
 
         def start(*extra: str, name: str | None = None) -> subprocess.Popen[bytes]:
-            argv = arguments(directory, qemu_command, accel)
+            argv = arguments(directory, machine, qemu_command, accel)
             if name is not None:
                 argv[argv.index("-name") + 1] = name
             process = subprocess.Popen(mortal([*argv, *extra]), stdin=subprocess.DEVNULL)
@@ -90,10 +99,10 @@ def running(start: StartQemu) -> "subprocess.Popen[bytes]":
     return start()
 
 
-def arguments(directory: Path, qemu: str, accel: str) -> list[str]:
+def arguments(directory: Path, machine: str, qemu: str, accel: str) -> list[str]:
     """Return the command line that the command prints."""
     command = [sys.executable, "-m", "virtnic.cli", "qemu-args", "--json", "--qemu", qemu]
-    command += ["--directory", str(directory), "--accel", accel]
+    command += ["--directory", str(directory), "--machine", machine, "--accel", accel]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     argv: list[str] = json.loads(done.stdout)["argv"]
     return argv
@@ -101,8 +110,7 @@ def arguments(directory: Path, qemu: str, accel: str) -> list[str]:
 
 def in_the_way(qemu: virtnic.Qemu) -> list[str]:
     """Return what is in QEMU of those that connect to it."""
-    (bus, *_) = qemu.execute("query-pci")
-    found = [device["qdev_id"] for device in bus["devices"] if device["qdev_id"]]
+    found = [item["name"] for item in qemu.execute("qom-list", path="/machine/peripheral")]
     found += [chardev["label"] for chardev in qemu.execute("query-chardev")]
     words: dict[str, Any] = {"command-line": "info network"}
     return [*found, qemu.execute("human-monitor-command", **words)]
@@ -112,9 +120,15 @@ def in_the_way(qemu: virtnic.Qemu) -> list[str]:
 
 
 @pytest.mark.matrix
+@both_machines
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 def test_a_port(
-    running: object, directory: Path, qemu_command: str, accel: str, interrupts: Any
+    running: object,
+    directory: Path,
+    machine: str,
+    qemu_command: str,
+    accel: str,
+    interrupts: Any,
 ) -> None:
     """It is the same as with a QEMU of our own."""
     with connect(directory) as qemu, qemu.attach("user", interrupts=interrupts) as port:
@@ -122,12 +136,13 @@ def test_a_port(
         stack = virtnic.Stack(port)
         assert stack.ping(stack.dhcp()["gateway"]) is not None
         assert qemu.accel in {"qtest", "tcg"} if accel == "auto" else qemu.accel == accel
-        assert qemu.machine == "pc"
+        assert qemu.machine == machine
         assert qemu.binary is None
-        assert repr(qemu) == f"<Qemu pc at {directory}>"
+        assert repr(qemu) == f"<Qemu {machine} at {directory}>"
 
 
 @pytest.mark.matrix
+@both_machines
 def test_the_processor_is_parked(
     running: object, directory: Path, qemu_command: str, accel: str
 ) -> None:
@@ -144,11 +159,17 @@ def test_the_processor_is_parked(
             arp(port)
 
 
-def test_ports_come_and_go(running: object, directory: Path) -> None:
+@pytest.mark.matrix
+@both_machines
+def test_ports_come_and_go(
+    running: object, directory: Path, machine: str, qemu_command: str, accel: str
+) -> None:
     """As many as there are slots, while one of them carries traffic."""
     large = virtnic.Memory("256M", hugepages=None)
     with virtnic.Qemu.connect(directory, large) as qemu, qemu.attach("user") as first:
-        ports = [qemu.attach("user", interrupts="none") for _ in range(28)]
+        ports = [
+            qemu.attach("user", interrupts="none") for _ in range({"pc": 28, "q35": 15}[machine])
+        ]
         with pytest.raises(ValueError, match="slots of this machine are taken"):
             qemu.attach("user")
         arp(first)
@@ -173,6 +194,7 @@ def test_link_changes_are_seen(running: object, directory: Path) -> None:
         assert port.link is False
 
 
+@both_machines
 @pytest.mark.needs("testpmd")
 @pytest.mark.parametrize("notify", ["eventfd", "qtest"])
 def test_a_vhost_user_backend(
@@ -208,8 +230,13 @@ def test_commands(
 
 
 @pytest.mark.matrix
+@both_machines
 def test_connecting_again(
-    running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: str
+    running: "subprocess.Popen[bytes]",
+    directory: Path,
+    machine: str,
+    qemu_command: str,
+    accel: str,
 ) -> None:
     """Nothing of ours is in QEMU when we have gone, and the next may come."""
     found = []
@@ -220,8 +247,8 @@ def test_connecting_again(
                 arp(port)
         monitor = Monitor(directory / "qmp.sock")
         try:
-            (bus, *_) = monitor.execute("query-pci")
-            found.append([device["qdev_id"] for device in bus["devices"]])
+            devices = monitor.execute("qom-list", path="/machine/peripheral")
+            found.append({item["name"] for item in devices})
             labels = {chardev["label"] for chardev in monitor.execute("query-chardev")}
             assert not {label for label in labels if label.startswith(("shmem", "char"))}
             words: dict[str, Any] = {"command-line": "info network"}
@@ -229,11 +256,13 @@ def test_connecting_again(
         finally:
             monitor.close()
         assert all(port.closed for port in ports)
-    assert found == [[""] * len(found[0])] * 3
+    slots = {f"port{number}" for number in range(17)} if machine == "q35" else set()
+    assert found == [{"type"} | slots] * 3
     assert running.poll() is None
 
 
 @pytest.mark.matrix
+@both_machines
 def test_what_a_killed_program_left_is_removed(
     running: object, directory: Path, qemu_command: str, accel: str
 ) -> None:
@@ -261,7 +290,11 @@ os.kill(os.getpid(), signal.SIGKILL)
             arp(port)
 
 
-def test_what_a_program_left_half_done_is_removed(running: object, directory: Path) -> None:
+@pytest.mark.matrix
+@both_machines
+def test_what_a_program_left_half_done_is_removed(
+    running: object, directory: Path, machine: str, qemu_command: str, accel: str
+) -> None:
     """It was killed between the steps of attaching or detaching."""
     deadline = time.monotonic() + 10.0
     while not (directory / "qmp.sock").exists() and time.monotonic() < deadline:
@@ -274,7 +307,10 @@ def test_what_a_program_left_half_done_is_removed(running: object, directory: Pa
         monitor.execute("chardev-add", id="char3", backend=backend)
         monitor.execute("netdev_add", type="user", id="net7")
         monitor.execute("netdev_add", type="user", id="net9")
-        monitor.execute("device_add", driver="virtio-net-pci", id="nic9", netdev="net9", addr="4")
+        place: dict[str, Any] = {"bus": "port4"} if machine == "q35" else {"addr": "4"}
+        monitor.execute(
+            "device_add", driver="virtio-net-pci", id="nic9", netdev="net9", romfile="", **place
+        )
         monitor.execute("device_del", id="nic9")
     finally:
         monitor.close()
@@ -409,6 +445,12 @@ def test_the_command_says_so_with_3(directory: Path, capsys: pytest.CaptureFixtu
 def test_a_qemu_that_was_started_otherwise(start: StartQemu, directory: Path, name: str) -> None:
     start(name=name)
     with pytest.raises(virtnic.QemuError, match="was started otherwise: its name is"):
+        connect(directory)
+
+
+def test_a_machine_without_pci(start: StartQemu, directory: Path) -> None:
+    start("-machine", "microvm")
+    with pytest.raises(virtnic.QemuError, match="is a microvm-machine; virtnic drives pc and q35"):
         connect(directory)
 
 

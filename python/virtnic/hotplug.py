@@ -397,9 +397,10 @@ class Qemu(Machine):
             port._attachment.undo.close()
 
     def _eject(self, slot: int) -> None:
-        """Let go of what is in a slot of the root bus."""
+        """Let go of what is in a slot of the root bus, or behind the root port there."""
         for function in self.bus.functions:
-            if (function.bdf.bus, function.bdf.slot) == (0, slot):
+            top = function.path[0] if function.path else function.bdf
+            if (top.bus, top.slot) == (0, slot) and not function.is_bridge:
                 self.bus.eject(function)
 
     def _leave(self, ports: list[Port]) -> None:

@@ -72,7 +72,7 @@ class Backend:
         if shared is None:
             directory = RunDirectory()
             undo.callback(directory.close)
-            listen = os.fspath(directory.vhost_user)
+            listen = os.fspath(directory.vhost_user())
         else:
             listen = os.fspath(shared.new_vhost_user())
         calls = [event for pair in self.events for event in pair] if interrupts else []

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from typing import TYPE_CHECKING, Any, get_args
 
 from virtnic.cli import options
 from virtnic.cli.output import EXIT_STATUSES, Status
 from virtnic.qemu import parse
-from virtnic.qemu.command import Accel, elsewhere
-from virtnic.qemu.rundir import QMP_SOCKET, QTEST_SOCKET, SOCKET_PATH_MAX
+from virtnic.qemu.command import Accel, MachineType, elsewhere
+from virtnic.qemu.sockets import Sockets
 
 if TYPE_CHECKING:
     from virtnic.cli.output import Output
@@ -33,9 +32,6 @@ shares the directory. Then, where the program runs:
   python -c 'import virtnic; virtnic.Qemu.connect("/run/virtnic").attach("user")'
 
 {EXIT_STATUSES}"""
-
-#: The longest name that is put into the directory, by us or by QEMU.
-_LONGEST_NAME = "vhost-999999.sock"
 
 SCRIPT = """\
 #!/bin/sh
@@ -91,6 +87,13 @@ def add(commands: Any) -> None:
         "processor (default: %(default)s)",
     )
     group.add_argument(
+        "--machine",
+        choices=get_args(MachineType),
+        default="pc",
+        help="machine type: pc takes 29 NICs, q35 takes 16, behind root ports as in a new "
+        "machine (default: %(default)s)",
+    )
+    group.add_argument(
         "--sandbox",
         choices=tuple(options.SANDBOXES),
         help="what QEMU may do: nothing but its work, also run the helpers and scripts that a "
@@ -103,21 +106,22 @@ def _check(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options together."""
     if arguments.script and arguments.json:
         return "--script and --json are two forms of one answer; choose one"
-    longest = len(os.fsencode(os.path.join(arguments.directory, _LONGEST_NAME)))  # noqa: PTH118
-    if longest > SOCKET_PATH_MAX:
-        return (
-            f"--directory {arguments.directory} is too long for a UNIX socket: a name in it has "
-            f"{longest} bytes, {SOCKET_PATH_MAX} fit"
-        )
+    try:
+        Sockets(arguments.directory).check_length("mount it at a shorter path")
+    except ValueError as error:
+        return str(error)
     return None
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Print it."""
+    sockets = Sockets(arguments.directory)
     netdevs = [parse(netdev) for netdev in arguments.netdev]
     sandbox = _sandbox(arguments.sandbox, netdevs)
     argv = shlex.split(arguments.qemu)
-    argv += elsewhere(arguments.directory, accel=arguments.accel, sandbox=sandbox)
+    argv += elsewhere(
+        arguments.directory, accel=arguments.accel, machine=arguments.machine, sandbox=sandbox
+    )
     command = shlex.join(argv)
     needs = [need for spec in netdevs for need in _needs(spec)]
     if arguments.script:
@@ -133,10 +137,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             "argv": argv,
             "command": command,
             "directory": arguments.directory,
-            "sockets": {
-                "qmp": f"{arguments.directory.rstrip('/')}/{QMP_SOCKET}",
-                "qtest": f"{arguments.directory.rstrip('/')}/{QTEST_SOCKET}",
-            },
+            "sockets": {"qmp": str(sockets.qmp), "qtest": str(sockets.qtest)},
             "needs": needs,
         }
     )

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from virtnic.qemu import quirks
-from virtnic.qemu.rundir import QMP_SOCKET, QTEST_SOCKET
+from virtnic.qemu.sockets import Sockets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +31,10 @@ ROOT_PORTS = 16
 FIRST_ROOT_PORT = 2
 #: PCI device numbers for NICs on the root bus (pc): 0 is the host bridge, 1 the PIIX3.
 PC_SLOTS = range(3, 32)
-#: PCI device number of the shared-memory device on either machine: free on both.
+#: What QEMU's types of these machines begin with; a version follows.
+MACHINES: dict[str, MachineType] = {"pc-i440fx-": "pc", "pc-q35-": "q35"}
+#: PCI device number of the shared-memory device on either machine: free on both. On a
+#: q35 that somebody else starts, a root port of its own is there, and the device behind it.
 SHMEM_SLOT = {"pc": 2, "q35": 1}
 
 #: 64 KiB that end where the processor starts: at its reset vector, 16 bytes before
@@ -85,7 +87,8 @@ def options(plan: Plan) -> list[str]:
     argv += _sockets(plan.qmp, plan.qtest)
     argv += _shared_memory(plan)
     if plan.machine == "q35":
-        argv += _root_ports(plan.version)
+        argv += _native_hotplug(plan.version)
+        argv += _root_ports(FIRST_ROOT_PORT)
     return [*argv, *plan.extra]
 
 
@@ -93,22 +96,26 @@ def elsewhere(
     directory: str | os.PathLike[str],
     *,
     accel: Accel = "auto",
+    machine: MachineType = "pc",
     sandbox: Sandbox = True,
     extra: Sequence[str] = (),
 ) -> list[str]:
     """Build the options of a QEMU that somebody else starts, for ``Qemu.connect``.
 
     ``directory`` is where QEMU sees it. Nothing else is shared: all devices, the shared memory
-    first, are plugged in by whoever connects. It is a ``pc``, because the root bus of a ``q35``
-    takes no device later on. ``accel`` is not kvm.
+    first, are plugged in by whoever connects: into root ports on a ``q35``, whose root bus takes
+    no device later on. Its hotplug is left as that QEMU has it, whose version is not known
+    here. ``accel`` is not kvm.
     """
     if accel == "kvm":
         raise ValueError("kvm does not start where QEMU's loader says; use auto, tcg or qtest")
-    place = Path(directory)
     names: tuple[Accel, ...] = ("qtest", "tcg") if accel == "auto" else (accel,)
-    argv = _bare(ELSEWHERE + _SANDBOX_NAMES[sandbox], "pc", sandbox)
+    argv = _bare(ELSEWHERE + _SANDBOX_NAMES[sandbox], machine, sandbox)
     argv += [word for name in names for word in ("-accel", name)]
-    argv += [*_PARKING_LOADER, *_sockets(place / QMP_SOCKET, place / QTEST_SOCKET)]
+    place = Sockets(directory)
+    argv += [*_PARKING_LOADER, *_sockets(place.qmp, place.qtest)]
+    if machine == "q35":
+        argv += _root_ports(SHMEM_SLOT[machine])
     return [*argv, *extra]
 
 
@@ -177,18 +184,27 @@ def _shared_memory(plan: Plan) -> list[str]:
     ]
 
 
-def _root_ports(version: Version | None) -> list[str]:
+def _native_hotplug(version: Version | None) -> list[str]:
     if version is None:
         raise ValueError("the version decides how q35 is told to leave hotplug to its ports")
-    argv = []
     if quirks.has(version, "q35-acpi-hotplug"):
-        argv += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
-    for number in range(1, ROOT_PORTS + 1):
-        slot = FIRST_ROOT_PORT + number - 1
+        return ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
+    return []
+
+
+def root_port(slot: int) -> str:
+    """Return QEMU's id of the root port at a PCI device number of the root bus (q35)."""
+    return f"port{slot - FIRST_ROOT_PORT + 1}"
+
+
+def _root_ports(first: int) -> list[str]:
+    argv = []
+    for slot in range(first, FIRST_ROOT_PORT + ROOT_PORTS):
+        number = slot - FIRST_ROOT_PORT + 1
         argv += [
             "-device",
             (
-                f"pcie-root-port,id=port{number},bus=pcie.0,addr={slot:x},chassis={number},"
+                f"pcie-root-port,id={root_port(slot)},bus=pcie.0,addr={slot:x},chassis={number},"
                 f"slot={number},power_controller_present=off"
             ),
         ]

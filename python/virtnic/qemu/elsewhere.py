@@ -16,34 +16,32 @@ import socket
 import stat
 import threading
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, quirks
 from virtnic.qemu.monitor import Monitor, NobodyListens
-from virtnic.qemu.rundir import QMP_SOCKET, QTEST_SOCKET, SHMEM_SOCKET, SOCKET_PATH_MAX
+from virtnic.qemu.sockets import Sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from virtnic.qemu.command import Accel, Sandbox
+    from virtnic.qemu.command import Accel, MachineType, Sandbox
 
 __all__ = ["Elsewhere", "Joined", "SharedDirectory", "join"]
 
 _log = logging.getLogger(__name__)
 
-#: Names of the vhost-user interposers' sockets, one for each port.
-_VHOST_SOCKET = "vhost-{}.sock"
 _SHARE = (
     "it is the directory that is shared with QEMU: mount it here, and start QEMU there as "
     "`virtnic qemu-args --directory` says"
 )
-_LONGEST_NAME = _VHOST_SOCKET.format(999999)
+_TOO_LONG = "mount it at a shorter path"
 
 
-class SharedDirectory:
+class SharedDirectory(Sockets):
     """The directory of sockets, as we see it and as QEMU does. It is not ours: it stays.
 
     The sockets that we make in it are open to those for whom the directory is writable;
@@ -51,7 +49,7 @@ class SharedDirectory:
     """
 
     def __init__(self, given: str | os.PathLike[str]) -> None:
-        self.path = Path(given).absolute()
+        super().__init__(Path(given).absolute())
         try:
             mode = self.path.stat().st_mode
         except PermissionError:
@@ -60,51 +58,31 @@ class SharedDirectory:
             raise FileNotFoundError(f"there is no {self.path}; {_SHARE}") from None
         if not stat.S_ISDIR(mode):
             raise NotADirectoryError(f"{self.path} is no directory; {_SHARE}")
-        self._seen_by_qemu = PurePosixPath(self.path)
+        self._seen_by_qemu = Sockets(self.path)
         self._numbers = itertools.count(1)
-        self._check_length(self._seen_by_qemu)
-
-    @property
-    def private(self) -> bool:
-        """Whether it was made here: never."""
-        return False
-
-    @property
-    def qmp(self) -> Path:
-        """QEMU's monitor socket (QEMU listens)."""
-        return self.path / QMP_SOCKET
-
-    @property
-    def qtest(self) -> Path:
-        """QEMU's QTest socket (QEMU listens)."""
-        return self.path / QTEST_SOCKET
-
-    @property
-    def shmem(self) -> Path:
-        """The ivshmem server's socket (we listen)."""
-        return self.path / SHMEM_SOCKET
+        self.check_length(_TOO_LONG)
 
     def new_vhost_user(self) -> Path:
         """Return a name for one more vhost-user interposer's socket (we listen)."""
-        return self.path / _VHOST_SOCKET.format(next(self._numbers))
+        return self.vhost_user(next(self._numbers))
 
     def learn(self, chardevs: Iterable[Mapping[str, Any]]) -> None:
         """Find out from QMP's ``query-chardev`` where QEMU has this directory."""
         for chardev in chardevs:
             name = re.fullmatch(r"unix:(.*),server.*", str(chardev["filename"]), re.DOTALL)
-            if name is not None and PurePosixPath(name[1]).name == QMP_SOCKET:
-                self._seen_by_qemu = PurePosixPath(name[1]).parent
-                self._check_length(self._seen_by_qemu)
+            if name is not None and Path(name[1]).name == self.qmp.name:
+                self._seen_by_qemu = Sockets(Path(name[1]).parent)
+                self._seen_by_qemu.check_length(_TOO_LONG)
 
     def as_qemu_sees(self, path: str | os.PathLike[str]) -> str:
         """Translate a path of ours; one outside of the directory stays as it is."""
         with contextlib.suppress(ValueError):
-            return str(self._seen_by_qemu / Path(path).absolute().relative_to(self.path))
+            return str(self._seen_by_qemu.path / Path(path).absolute().relative_to(self.path))
         return os.fspath(path)
 
     def clear(self) -> None:
         """Remove the sockets that a program before us left. Raises OSError."""
-        for left in (self.shmem, *self.path.glob(_VHOST_SOCKET.format("*"))):
+        for left in (self.shmem, *self.path.glob(self.vhost_user("*").name)):
             try:
                 left.unlink(missing_ok=True)
             except PermissionError as error:
@@ -115,16 +93,6 @@ class SharedDirectory:
 
     def close(self) -> None:
         """Do nothing: whoever made a socket in it removes it."""
-
-    @staticmethod
-    def _check_length(directory: PurePosixPath) -> None:
-        longest = len(os.fsencode(directory / _LONGEST_NAME))
-        if longest > SOCKET_PATH_MAX:
-            raise ValueError(
-                f"the directory {directory} is too long for a UNIX socket: "
-                f"{directory / _LONGEST_NAME} has {longest} bytes, {SOCKET_PATH_MAX} fit; "
-                "mount it at a shorter path"
-            )
 
 
 class Elsewhere:
@@ -199,6 +167,7 @@ class Joined:
 
     monitor: Monitor
     qtest: _native.QTest
+    machine: MachineType
     sandbox: Sandbox
     accel: Accel
 
@@ -225,13 +194,14 @@ def join(place: SharedDirectory, process: Elsewhere, timeout: float) -> Joined:
                 f"the QEMU at {place.path} is version {monitor.version}; "
                 f"{quirks.OLDEST.major}.{quirks.OLDEST.minor} is the oldest that works"
             )
+        machine = _machine(monitor, place)
         place.learn(monitor.execute("query-chardev"))
         place.clear()
         with _explained(place.qtest, start, timeout):
             _end_line(place.qtest, process, timeout)
             qtest = _native.QTest(os.fspath(place.qtest), timeout)
         try:
-            return Joined(monitor, qtest, sandbox, _accelerator(qtest))
+            return Joined(monitor, qtest, machine, sandbox, _accelerator(qtest))
         except BaseException:
             qtest.close()
             raise
@@ -239,6 +209,18 @@ def join(place: SharedDirectory, process: Elsewhere, timeout: float) -> Joined:
         process.close()
         monitor.close()
         raise
+
+
+def _machine(monitor: Monitor, place: SharedDirectory) -> MachineType:
+    """Return the machine that it is, such as ``pc-q35-7.2-machine``."""
+    kind = monitor.execute("qom-get", path="/machine", property="type")
+    for beginning, machine in command.MACHINES.items():
+        if str(kind).startswith(beginning):
+            return machine
+    raise QemuError(
+        f"the QEMU at {place.path} is a {kind}; virtnic drives pc and q35: start it with the "
+        "-machine that `virtnic qemu-args` says"
+    )
 
 
 def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:

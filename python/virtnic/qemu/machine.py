@@ -199,7 +199,7 @@ class Machine:
         process = self._process = Elsewhere(place.path)
         joined = join(place, process, self.timeout)
         self._monitor, self._qtest = joined.monitor, joined.qtest
-        self.sandbox, self._accel = joined.sandbox, joined.accel
+        self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
         self._silence_timer(self.qtest)
         self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory, vectors)
         self._nics = Nics(self.monitor, self.machine, None, lambda: "")

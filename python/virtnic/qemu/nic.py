@@ -34,6 +34,8 @@ _OURS = frozenset({"id", "driver", "bus", "addr", "netdev", "multifunction"})
 
 #: QEMU's ids: of the shared memory's device and chardev, and of a NIC and what belongs to it.
 SHMEM, SHMEM_CHARDEV = "shmem0", "shmem"
+#: Where QEMU's object tree has the devices that were given an id.
+_DEVICES = "/machine/peripheral"
 _OUR_ID = re.compile(r"\b(nic|net|char)(\d+)\b")
 
 # What a binary says about itself never changes: asked once for each that is ours.
@@ -78,6 +80,7 @@ class Nics:
         self._stderr = stderr
         self._lock = threading.Lock()
         self._count = 0
+        self._machine = machine
         self._behind_port = machine == "q35"
         first = command.FIRST_ROOT_PORT
         self._slots = (
@@ -105,16 +108,13 @@ class Nics:
                 undo.callback(self._try, "chardev-remove", id=chardev)
             self._add_netdev(spec, netdev, chardev)
             undo.callback(self._try, "netdev_del", id=netdev)
-            bus = f"port{slot - self._slots[0] + 1}" if self._behind_port else "pci.0"
-            addr = "0" if self._behind_port else f"{slot:x}"
             self._monitor.execute(
                 "device_add",
                 **{
                     "driver": DRIVER,
                     "id": nic,
                     "netdev": netdev,
-                    "bus": bus,
-                    "addr": addr,
+                    **self._at(slot),
                     "romfile": "",
                     **typed,
                 },
@@ -129,7 +129,7 @@ class Nics:
         return handle
 
     def add_memory(self, socket: str, vectors: int) -> None:
-        """Plug the shared memory in, by the ivshmem server at a socket (``pc`` only)."""
+        """Plug the shared memory in, by the ivshmem server at a socket."""
         address = {"type": "unix", "data": {"path": socket}}
         data = {"addr": address, "server": False}
         backend = {"type": "socket", "data": data}
@@ -141,8 +141,7 @@ class Nics:
                 id=SHMEM,
                 chardev=SHMEM_CHARDEV,
                 vectors=vectors,
-                bus="pci.0",
-                addr=f"{command.SHMEM_SLOT['pc']:x}",
+                **self._at(command.SHMEM_SLOT[self._machine]),
             )
         except BaseException:
             self._try("chardev-remove", id=SHMEM_CHARDEV)
@@ -156,12 +155,13 @@ class Nics:
     def adopt(self) -> None:
         """Take over the NICs that a program before us left, to be removed; what they had, goes."""
         execute = self._monitor.execute
-        (root_bus, *_) = execute("query-pci")
-        slots = {device["qdev_id"]: device["slot"] for device in root_bus["devices"]}
+        listed = execute("qom-list", path=_DEVICES)
+        with understanding("qom-list"):
+            present = {item["name"] for item in listed}
         words: dict[str, Any] = {"command-line": "info network"}
         said = " ".join(
             [
-                *slots,
+                *present,
                 *(chardev["label"] for chardev in execute("query-chardev")),
                 execute("human-monitor-command", **words),
             ]
@@ -169,13 +169,30 @@ class Nics:
         for kind, digits in sorted(set(_OUR_ID.findall(said))):
             name, number = kind + digits, int(digits)
             self._count = max(self._count, number)
-            if name in slots:
-                spec = Spec("left by another program")
-                slot = slots[name]
-                self._used[slot] = NicHandle(name, f"net{number}", spec, slot, False, True)
-            elif f"nic{number}" not in slots:
+            if name in present:
+                spec, slot = Spec("left by another program"), self._slot_of(name)
+                self._used[slot] = NicHandle(
+                    name, f"net{number}", spec, slot, self._behind_port, True
+                )
+            elif f"nic{number}" not in present:
                 # Of an attempt that did not get as far as a device.
                 self._try("netdev_del" if kind == "net" else "chardev-remove", id=name)
+
+    def _at(self, slot: int) -> dict[str, Any]:
+        """Return the properties of a device that is to be in a slot."""
+        if self._behind_port:
+            return {"bus": command.root_port(slot), "addr": "0"}
+        return {"bus": "pci.0", "addr": f"{slot:x}"}
+
+    def _slot_of(self, device: str) -> int:
+        """Return the slot that a NIC is in."""
+        what = "parent_bus" if self._behind_port else "addr"
+        found = self._monitor.execute("qom-get", path=f"{_DEVICES}/{device}", property=what)
+        with understanding("qom-get"):
+            if self._behind_port:  # /machine/peripheral/port1/port1
+                ports = {command.root_port(slot): slot for slot in self._slots}
+                return ports[found.rpartition("/")[2]]
+            return int(found >> 3)  # device and function number
 
     def remove(self, handle: NicHandle, eject: Callable[[], object] | None, timeout: float) -> None:
         """Unplug one; its slot is free afterwards, unless nobody ejects it."""

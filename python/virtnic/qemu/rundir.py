@@ -10,20 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-#: Longest path of a UNIX socket: ``sun_path`` is 108 bytes with its NUL (unix(7)).
-SOCKET_PATH_MAX = 107
+from virtnic.qemu.sockets import Sockets
 
-#: QEMU's monitor and QTest sockets, and the ivshmem server's, in any directory.
-QMP_SOCKET = "qmp.sock"
-QTEST_SOCKET = "qtest.sock"
-SHMEM_SOCKET = "shmem.sock"
-
-#: Longest name that is put into the directory.
-_LONGEST_NAME = SHMEM_SOCKET
 _PREFIX = "virtnic-"
 
 
-class RunDirectory:
+class RunDirectory(Sockets):
     """A directory of mode 0700, removed with all that is in it by :meth:`close`.
 
     Made under ``XDG_RUNTIME_DIR``, else where ``tempfile`` makes its own (``TMPDIR``, ``/tmp``).
@@ -34,51 +26,25 @@ class RunDirectory:
     """
 
     def __init__(self, given: str | os.PathLike[str] | None = None) -> None:
-        self._mine = given is None
+        self.private = given is None
         self._lock: int | None = None
         if given is None:
             parent = _parent()
             _sweep(Path(parent))
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            super().__init__(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         else:
-            self.path = Path(given).absolute()
-        longest = len(os.fsencode(self.path / _LONGEST_NAME))
-        if longest > SOCKET_PATH_MAX:
-            self.close()
-            raise ValueError(
-                f"the directory {self.path} is too long for a UNIX socket: "
-                f"{self.path / _LONGEST_NAME} has {longest} bytes, {SOCKET_PATH_MAX} fit; "
+            super().__init__(Path(given).absolute())
+        try:
+            self.check_length(
                 "name a shorter one with directory=, or set XDG_RUNTIME_DIR or TMPDIR"
             )
+        except ValueError:
+            self.close()
+            raise
         if given is not None:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    @property
-    def private(self) -> bool:
-        """Whether it was made here."""
-        return self._mine
-
-    @property
-    def qmp(self) -> Path:
-        """QEMU's monitor socket (QEMU listens)."""
-        return self.path / QMP_SOCKET
-
-    @property
-    def qtest(self) -> Path:
-        """QEMU's QTest socket (QEMU listens)."""
-        return self.path / QTEST_SOCKET
-
-    @property
-    def shmem(self) -> Path:
-        """The ivshmem server's socket (we listen)."""
-        return self.path / SHMEM_SOCKET
-
-    @property
-    def vhost_user(self) -> Path:
-        """The vhost-user interposer's socket (we listen)."""
-        return self.path / "vhost.sock"
 
     @property
     def firmware(self) -> Path:
@@ -87,7 +53,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Remove it. Never raises; a second call does nothing."""
-        if self._mine:
+        if self.private:
             shutil.rmtree(self.path, ignore_errors=True)
             if self._lock is not None:
                 os.close(self._lock)
