@@ -29,10 +29,10 @@ def test_it_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert argv[0] == "qemu-system-x86_64"
     assert "unix:/run/virtnic/qmp.sock,server=on,wait=off" in argv
     assert "unix:/run/virtnic/qtest.sock,server=on,wait=off" in argv
-    # Devices come later; of files there is none but the sockets.
+    # Devices come later; of files there is none but the sockets and a lock.
     assert not [word for word in argv if "ivshmem" in word or "virtio" in word]
     paths = [word for word in argv if "/" in word and not word.startswith("unix:/run/virtnic/")]
-    assert paths == ["/dev/null"]
+    assert paths == ["/run/virtnic/qemu.pid", "/dev/null"]
 
 
 def test_it_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

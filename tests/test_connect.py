@@ -64,7 +64,7 @@ def directory(scratch: Path) -> Iterator[Path]:
     for file in path.iterdir():
         file.unlink()
     path.rmdir()
-    assert left <= {"qmp.sock", "qtest.sock"}
+    assert left <= {"qemu.pid", "qmp.sock", "qtest.sock"}
 
 
 @pytest.fixture
@@ -347,6 +347,24 @@ def test_a_half_line_of_qtest_is_ended(
     assert running.poll() is None
 
 
+@pytest.mark.matrix
+def test_a_second_qemu_in_the_directory(
+    start: StartQemu, directory: Path, qemu_command: str, accel: str
+) -> None:
+    """It ends at once and takes nothing away; killed, the first leaves no lock."""
+    first = start()
+    with connect(directory) as qemu:
+        assert start().wait(10.0) == 1
+        with qemu.attach("user") as port:
+            arp(port)
+    with connect(directory):
+        first.kill()
+    first.wait()
+    start()
+    with connect(directory):
+        pass
+
+
 def test_qemu_comes_later(start: StartQemu, directory: Path) -> None:
     with ThreadPoolExecutor(1) as executor:
         connecting = executor.submit(connect, directory, timeout=20)
@@ -366,9 +384,13 @@ def test_qemu_dies(
     with connect(directory) as qemu:
         qemu.on_death(died.append)
         port = qemu.attach("user")
+        events = qemu.events()
         threading.Timer(0.2, running.kill).start()
         with pytest.raises(virtnic.QemuDied, match=f"the QEMU at {directory} closed its sockets"):
             port.recv(1, timeout=10.0)
+        event = events.wait(5.0)
+        assert event is not None
+        assert event.kind == "qemu-died"
         with pytest.raises(virtnic.QemuDied):
             qemu.attach("user")
         with pytest.raises(virtnic.QemuDied):
@@ -407,6 +429,22 @@ def test_one_program_at_a_time(running: object, directory: Path) -> None:
             connect(directory, timeout=0.5)
         with qemu.attach("user") as port:
             arp(port)
+
+
+def test_programs_take_turns(running: object, directory: Path) -> None:
+    """Of two that come at once one gets in; the other waits, as long as it was told to."""
+    turns: list[str] = []
+
+    def take_turn() -> None:
+        with connect(directory, timeout=20.0) as qemu, qemu.attach("user") as port:
+            turns.append("in")
+            arp(port)
+            turns.append("out")
+
+    with ThreadPoolExecutor(3) as executor:
+        for turn in [executor.submit(take_turn) for _ in range(3)]:
+            turn.result(60.0)
+    assert turns == ["in", "out"] * 3
 
 
 def test_the_directory_is_missing(scratch: Path) -> None:

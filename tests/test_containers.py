@@ -149,7 +149,7 @@ result = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}", str(found
         lambda: tuple(memory) not in shared_memory(pids["qemu"]), "QEMU gives our memory back"
     )
     left = {path.name for path in containers.directory.iterdir()}
-    assert left == {"qmp.sock", "qtest.sock", "vhu0"}
+    assert left == {"qemu.pid", "qmp.sock", "qtest.sock", "vhu0"}
 
 
 def test_other_netdevs_are_in_qemus_network(containers: Containers) -> None:
@@ -252,3 +252,19 @@ def test_sockets_without_permission(containers: Containers) -> None:
     containers.directory.chmod(0o700)
     with pytest.raises(ProgramError, match=r"PermissionError: .*may not"):
         program.run(CONNECT)
+
+
+def test_a_directory_without_permission(containers: Containers) -> None:
+    """Where sockets of ours cannot be made, or QEMU cannot connect to them."""
+    containers.qemu()
+    wait_until((containers.directory / "qtest.sock").exists, "QEMU makes its sockets")
+    program = containers.program()
+    containers.directory.chmod(0o2750)
+    with pytest.raises(ProgramError, match=r"PermissionError: .*shmem\.sock.*writable for us"):
+        program.run(CONNECT)
+    containers.directory.chmod(0o1777)
+    with pytest.raises(ProgramError, match=r"QemuError: .*Permission denied.*sticky bit"):
+        program.run(CONNECT)
+    containers.directory.chmod(0o2770)
+    program.run(CONNECT)
+    program.run("qemu.attach('user'); qemu.close()")

@@ -38,6 +38,7 @@ SCRIPT = """\
 # Starts a QEMU that virtnic connects to. It runs no guest and needs no file and no privilege
 # of its own; all devices are plugged in later, over its sockets.
 # They are open to everybody who can enter {directory}.
+# `invalid accelerator qtest` is no error: QEMU takes the next one then.
 umask 0
 exec {command} "$@"
 """

@@ -113,6 +113,9 @@ def elsewhere(
     argv = _bare(ELSEWHERE + _SANDBOX_NAMES[sandbox], machine, sandbox)
     argv += [word for name in names for word in ("-accel", name)]
     place = Sockets(directory)
+    # QEMU locks this file first of all. A second one would take the sockets' names, and the first
+    # to end would remove the other's.
+    argv += ["-pidfile", str(place.lock)]
     argv += [*_PARKING_LOADER, *_sockets(place.qmp, place.qtest)]
     if machine == "q35":
         argv += _root_ports(SHMEM_SLOT[machine])

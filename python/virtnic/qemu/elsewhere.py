@@ -8,6 +8,7 @@ connect to a socket is who may make one: see :class:`SharedDirectory`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from virtnic.qemu.command import Accel, MachineType, Sandbox
 
-__all__ = ["Elsewhere", "Joined", "SharedDirectory", "join"]
+__all__ = ["Elsewhere", "Joined", "SharedDirectory", "join", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +91,16 @@ class SharedDirectory(Sockets):
                     f"{left} was left by another program and cannot be removed: "
                     f"{error.strerror}; remove it, or run as the user that it belongs to"
                 ) from None
+
+    @property
+    def who_connects(self) -> str:
+        """Who may connect to the sockets that we make in it, in words."""
+        if self.path.stat().st_mode & stat.S_ISVTX:
+            return (
+                "the directory has the sticky bit, as /tmp does, so only our own user may; share "
+                "one without it"
+            )
+        return "whoever may write to the directory"
 
     def close(self) -> None:
         """Do nothing: whoever made a socket in it removes it."""
@@ -211,6 +222,20 @@ def join(place: SharedDirectory, process: Elsewhere, timeout: float) -> Joined:
         raise
 
 
+def serve(place: SharedDirectory, memory: _native.Memory, vectors: int) -> _native.IvshmemServer:
+    """Listen for QEMU, which is to map our memory. Raises OSError."""
+    try:
+        return _native.IvshmemServer(os.fspath(place.shmem), memory, vectors)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        raise type(error)(
+            error.errno,
+            f"{error.strerror}: {_owned(place.path)}; we make sockets in it, so it has to be "
+            "writable for us: mount it so, and give it the group of all three and mode 2770",
+        ) from None
+
+
 def _machine(monitor: Monitor, place: SharedDirectory) -> MachineType:
     """Return the machine that it is, such as ``pc-q35-7.2-machine``."""
     kind = monitor.execute("qom-get", path="/machine", property="type")
@@ -273,14 +298,23 @@ def _explained(path: Path, start: str, timeout: float) -> Iterator[None]:
 
 def _forbidden(path: Path) -> str:
     """Say whose a directory or a socket is, and who we are."""
-    us = f"user {os.geteuid()}, group {os.getegid()}"
     try:
-        found = path.stat()
+        whose = _owned(path)
     except OSError:
-        return f"{path}: {us} may not search a directory above it"
+        return f"{path}: {_us()} may not search a directory above it"
+    return (
+        f"{whose}: start QEMU with `umask 0`, as the script of `virtnic qemu-args --script` does "
+        "(then the directory says who may connect), or as the same user"
+    )
+
+
+def _owned(path: Path) -> str:
+    found = path.stat()
     return (
         f"{path} belongs to user {found.st_uid}, group {found.st_gid} and has mode "
-        f"{found.st_mode & 0o777:03o}, but we are {us}: start QEMU with `umask 0`, as the script "
-        "of `virtnic qemu-args --script` does (then the directory says who may connect), or as the "
-        "same user"
+        f"{found.st_mode & 0o777:03o}, but we are {_us()}"
     )
+
+
+def _us() -> str:
+    return f"user {os.geteuid()}, group {os.getegid()}"

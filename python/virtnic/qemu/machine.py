@@ -20,7 +20,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
-from virtnic.qemu.elsewhere import Elsewhere, SharedDirectory, join
+from virtnic.qemu.elsewhere import Elsewhere, SharedDirectory, join, serve
 from virtnic.qemu.find import ACCELERATORS, find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
 from virtnic.qemu.netdev import Netdev, Spec, parse
@@ -200,10 +200,10 @@ class Machine:
         joined = join(place, process, self.timeout)
         self._monitor, self._qtest = joined.monitor, joined.qtest
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
-        self._silence_timer(self.qtest)
-        self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory, vectors)
         self._nics = Nics(self.monitor, self.machine, None, lambda: "")
+        self._silence_timer(self.qtest)
         self._nics.adopt()
+        self._server = serve(place, self.memory, vectors)
 
     def _relaunch(self) -> None:
         """End what is left of a QEMU and start another; the memory and its interrupts stay.
@@ -385,11 +385,13 @@ class Machine:
         except QemuError as error:
             raise QemuError(
                 f"{error}; the QEMU at {shared.path} needs the device ivshmem-doorbell, and to be "
-                f"allowed to connect to {shared.shmem}: that is, to write to the directory"
+                f"allowed to connect to {shared.shmem}: {shared.who_connects}"
             ) from None
 
     def unplug_memory(self, eject: Callable[[int], object]) -> None:
         """Unplug our memory from a QEMU started elsewhere; fine where there is none."""
+        if self._server is None:
+            return  # it did not get as far as that
         slot = command.SHMEM_SLOT[self.machine]
         self._nics.remove_memory(functools.partial(eject, slot), self.timeout)
 

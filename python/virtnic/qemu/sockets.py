@@ -1,4 +1,4 @@
-"""The sockets between us and one QEMU: their names, which are the same in every directory."""
+"""The sockets between us and one QEMU: their names, the same in every directory."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ class Sockets:
     def shmem(self) -> Path:
         """The ivshmem server's socket (we listen)."""
         return self.path / "shmem.sock"
+
+    @property
+    def lock(self) -> Path:
+        """What a QEMU that was started elsewhere keeps locked: its process number."""
+        return self.path / "qemu.pid"
 
     def vhost_user(self, number: int | str = 1) -> Path:
         """Return a vhost-user interposer's socket (we listen), one for each port."""
