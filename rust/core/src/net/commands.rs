@@ -172,9 +172,9 @@ impl Port {
             )));
         }
         self.persist(|| {
-            let mut settings = self.settings();
+            let _change = self.change();
             self.ask_once(Features::CTRL_MAC_ADDR, MAC_ADDR_SET, &mac.0, &mac.to_string())?;
-            settings.mac = mac;
+            self.settings().mac = mac;
             Ok(())
         })
     }

@@ -41,6 +41,7 @@ pub struct Port {
     outcomes: Vec<Outcome>,
     pub(super) intx: Mutex<Option<IntxDispatcher>>,
     pub(super) journal: Mutex<Journal>,
+    changing: Mutex<()>,
     pub(super) restarts: AtomicU64,
 }
 
@@ -54,7 +55,8 @@ pub(super) struct Setup {
 }
 
 /// What the device was told, as far as somebody asks for it; the rest is in the [`Journal`].
-/// Locked for as long as it takes to tell it, and while the device is reset.
+/// Locked for a moment only: who asks may hold what others need to go on, Python's interpreter lock
+/// for one.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) mac: Mac,
@@ -87,6 +89,7 @@ impl Port {
             outcomes,
             intx: Mutex::new(intx),
             journal: Mutex::default(),
+            changing: Mutex::default(),
             restarts: AtomicU64::new(0),
         }
     }
@@ -106,6 +109,10 @@ impl Port {
     /// What the device can hash; `None` where it cannot.
     pub fn rss_limits(&self) -> Option<RssLimits> {
         self.setup.config.rss
+    }
+    /// One change at a time: held for as long as it takes to tell the device, and while it is reset.
+    pub(super) fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
     pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -312,7 +319,7 @@ impl Port {
     }
 
     fn try_set_queues(&self, count: u16) -> Result<()> {
-        let mut settings = self.settings();
+        let _change = self.change();
         let before = self.active_pairs();
         // Nothing may be queued any more where the device is about to stop looking (5.1.6.5.5.2).
         self.turn(count, before, Mode::Active, Mode::Unused)?;
@@ -320,7 +327,7 @@ impl Port {
             self.turn(count, before, Mode::Unused, Mode::Active)?;
             return Err(error);
         }
-        settings.rss = None;
+        self.settings().rss = None;
         self.journal().forget_steering();
         self.active.store(count, Ordering::Relaxed);
         self.turn(before, count, Mode::Unused, Mode::Active)
@@ -347,7 +354,7 @@ impl Port {
     /// RING_RESET; [`Error::Busy`] while a loop has one of the queues; and as for [`Self::recv`].
     pub fn stop_pair(&self, index: usize) -> Result<()> {
         let pair = self.resettable(index, "stopped")?;
-        let _settings = self.settings();
+        let _change = self.change();
         let (mut rx, mut tx) = (pair.rx.lock()?, pair.tx.lock()?);
         if pair.mode() == Mode::Stopped {
             return Ok(());
@@ -368,7 +375,7 @@ impl Port {
     /// As for [`Self::stop_pair`].
     pub fn start_pair(&self, index: usize) -> Result<()> {
         let pair = self.resettable(index, "started")?;
-        let _settings = self.settings();
+        let _change = self.change();
         let (mut rx, mut tx) = (pair.rx.lock()?, pair.tx.lock()?);
         if pair.mode() != Mode::Stopped {
             return Ok(());
@@ -413,7 +420,7 @@ impl Port {
             return;
         }
         // Not while it is being brought up again.
-        let _settings = self.settings();
+        let _change = self.change();
         if let Err(error) = self.device.transport().set_status(Status::empty()) {
             log::debug!("the device was not reset at the end: {error}");
         }

@@ -130,7 +130,7 @@ impl Port {
             return;
         }
         self.device.set_away(true);
-        let _settings = self.settings();
+        let _change = self.change();
         self.set_aside();
     }
 
@@ -151,7 +151,7 @@ impl Port {
     /// again. [`Error::Closed`].
     pub fn reattach(&self, transport: Arc<dyn Transport>) -> Result<()> {
         self.device.check_resettable()?;
-        let _settings = self.settings();
+        let _change = self.change();
         self.device.check_resettable()?;
         self.device.set_away(true);
         transport.set_status(Status::empty())?;
@@ -170,7 +170,7 @@ impl Port {
     pub fn restart(&self) -> Result<()> {
         self.device.check_resettable()?;
         self.device.set_away(true);
-        let _settings = self.settings();
+        let _change = self.change();
         self.device.check_resettable()?;
         let transport = self.device.transport();
         let result = transport.set_status(Status::empty()).and_then(|()| {
@@ -205,7 +205,7 @@ impl Port {
         Ok(true)
     }
 
-    /// Brings a device up that was reset. With the settings locked.
+    /// Brings a device up that was reset. In a [`Self::change`].
     fn start_again(&self, transport: &dyn Transport) -> Result<()> {
         let accepted = self.device.accepted;
         let mut status = Status::ACKNOWLEDGE | Status::DRIVER;

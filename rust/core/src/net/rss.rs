@@ -139,14 +139,14 @@ impl Port {
         arguments: &str,
     ) -> Result<()> {
         self.offered(feature, command, arguments)?;
-        let mut settings = self.settings();
+        let _change = self.change();
         let active = self.active_pairs();
         if let Some(limits) = &self.rss_limits() {
             rss.check(limits, active)?;
         }
         let payload = if rss.table.is_empty() { rss.hash_config() } else { rss.rss_config(active) };
         self.run(command, &payload, arguments)?;
-        settings.rss = Some(rss.clone());
+        self.settings().rss = Some(rss.clone());
         Ok(())
     }
 }
