@@ -1,5 +1,7 @@
 """Starting helper processes that cannot outlive the tests."""
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,6 +22,17 @@ def run(argv: Sequence[str], timeout: float = 30.0) -> str:
 def mortal(argv: Sequence[str]) -> list[str]:
     """Return the command line that makes a program die with the thread that starts it."""
     return ["setpriv", "--pdeathsig", "KILL", *argv]
+
+
+def freeze(pid: int, seconds: float = 5.0) -> None:
+    """Stop a process (SIGSTOP), and wait until each of its threads stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + seconds
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"process {pid} does not stop")
+            time.sleep(0.001)
 
 
 def gone(pid: int, seconds: float = 5.0) -> bool:

@@ -15,7 +15,7 @@ const USED: [u16; 2] = [0, 0x8080];
 
 /// Goes `start` descriptors into the ring, makes six available, and lets a device use those of
 /// `used` only. Returns where the next device has to go on, and what the driver gets.
-fn after(start: u16, used: &[u16]) -> (u16, Vec<(u32, u32)>) {
+fn after(start: u16, used: &[u16], gap: u32) -> (u16, Vec<(u32, u32)>) {
     let region = region();
     let options = RingOptions::new(SIZE);
     let mut ring = PackedRing::new(&region, &options).unwrap();
@@ -36,9 +36,14 @@ fn after(start: u16, used: &[u16]) -> (u16, Vec<(u32, u32)>) {
         view.write(place.plus(8), &7u32.to_le_bytes());
         view.write(place.plus(14), &flags.to_le_bytes());
     }
-    let follower = ring.follower().unwrap();
-    let position = follower.position();
-    assert_eq!(follower.position(), position, "there is nothing left to do");
+    let follower = ring.follower().closing_with(gap);
+    let place = follower.place();
+    let position = follower.position().unwrap();
+    assert_eq!(follower.position(), Some(position), "there is nothing left to do");
+    assert_eq!(follower.place(), position);
+    assert_eq!(place, position);
+    let count = used.iter().max().map_or(0, |last| last + 1);
+    assert_eq!(follower.distance(self::place(start, 0), position), count);
     let mut got = Vec::new();
     ring.pop(usize::MAX, |token, len| got.push((token, len))).unwrap();
     (position, got)
@@ -53,19 +58,19 @@ fn place(start: u16, count: u16) -> u16 {
 #[test]
 fn without_gaps_nothing_is_given_up() {
     for start in 0..4 * SIZE {
-        assert_eq!(after(start, &[]), (place(start, 0), vec![]));
-        assert_eq!(after(start, &[0, 1]), (place(start, 2), vec![(0, 7), (1, 7)]));
+        assert_eq!(after(start, &[], 0), (place(start, 0), vec![]));
+        assert_eq!(after(start, &[0, 1], 0), (place(start, 2), vec![(0, 7), (1, 7)]));
     }
 }
 
 #[test]
-fn what_lies_in_a_gap_is_used_with_no_length() {
+fn what_lies_in_a_gap_is_used_with_the_length_of_gaps() {
     for start in 0..4 * SIZE {
-        let (position, got) = after(start, &[0, 3, 4]);
+        let (position, got) = after(start, &[0, 3, 4], 0);
         assert_eq!(position, place(start, 5), "from {start}");
         assert_eq!(got, [(0, 7), (1, 0), (2, 0), (3, 7), (4, 7)], "from {start}");
-        let (position, got) = after(start, &[1, 5]);
+        let (position, got) = after(start, &[1, 5], 9);
         assert_eq!(position, place(start, 6), "from {start}");
-        assert_eq!(got, [(0, 0), (1, 7), (2, 0), (3, 0), (4, 0), (5, 7)], "from {start}");
+        assert_eq!(got, [(0, 9), (1, 7), (2, 9), (3, 9), (4, 9), (5, 7)], "from {start}");
     }
 }

@@ -17,9 +17,11 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use virtnic::Error;
 use virtnic::notify::{Doorbell, EventFd};
+use virtnic::vhost_user::Driver;
 
 const SET_MEM_TABLE: u32 = 5;
 const RESET_OWNER: u32 = 4;
@@ -204,14 +206,65 @@ fn the_driver_says_where_a_new_backend_goes_on() {
     let trio = Trio::new(&room, Vec::new());
     let state = |index: u32, num: u32| u64::from(num) << 32 | u64::from(index);
     assert_eq!(trio.down(SET_VRING_BASE, state(1, 7), &[]).number(), state(1, 7));
-    trio.interposer.resume_at(1, Some(Arc::new(|| Some(0x8005))));
-    trio.interposer.resume_at(2, Some(Arc::new(|| None)));
+    trio.interposer.follow(1, Some(Arc::new(|| Some(0x8005))));
+    trio.interposer.follow(2, Some(Arc::new(|| None)));
     assert_eq!(trio.down(SET_VRING_BASE, state(1, 7), &[]).number(), state(1, 0x8005_8005));
     for index in [0, 2, 0x1_0001, u32::MAX] {
         assert_eq!(trio.down(SET_VRING_BASE, state(index, 7), &[]).number(), state(index, 7));
     }
-    trio.interposer.resume_at(1, None);
+    trio.interposer.follow(1, None);
     assert_eq!(trio.down(SET_VRING_BASE, state(1, 7), &[]).number(), state(1, 7));
+}
+
+/// A driver that counts what it is told.
+#[derive(Default)]
+struct Told {
+    stopped: AtomicUsize,
+    starting: AtomicUsize,
+}
+
+impl Driver for Told {
+    fn stopped(&self) {
+        self.stopped.fetch_add(1, Ordering::SeqCst);
+    }
+    fn starting(&self) -> Option<u16> {
+        self.starting.fetch_add(1, Ordering::SeqCst);
+        None
+    }
+}
+
+#[test]
+fn the_driver_is_told_before_qemu_has_the_ring() {
+    let room = Room::new("told");
+    let mut trio = Trio::new(&room, Vec::new());
+    let drivers = [0; 2].map(|_| Arc::<Told>::default());
+    for (queue, driver) in (0..).zip(&drivers) {
+        trio.interposer.follow(queue, Some(driver.clone()));
+    }
+    let told = || drivers.each_ref().map(|driver| driver.stopped.load(Ordering::SeqCst));
+    // A ring that is stopped: when the backend has, not when it is asked to.
+    trio.down(GET_VRING_BASE, 1, &[]);
+    assert_eq!(told(), [0, 0]);
+    trio.backend.send(GET_VRING_BASE, 1 | 4, &1u64.to_ne_bytes(), &[]);
+    trio.qemu.next();
+    assert_eq!(told(), [0, 1]);
+    // A ring that nobody has, and a reply to something else.
+    for (request, ring) in [(GET_VRING_BASE, 2u64), (GET_VRING_BASE, u64::MAX), (UNKNOWN, 0)] {
+        trio.backend.send(request, 1 | 4, &ring.to_ne_bytes(), &[]);
+        trio.qemu.next();
+    }
+    assert_eq!(told(), [0, 1]);
+    // A backend that is gone: all of them, before QEMU sees the end.
+    trio.backend = Peer::new(pair());
+    assert!(trio.qemu.ended());
+    assert_eq!(told(), [1, 2]);
+    trio.again(&room);
+    trio.down(SET_VRING_BASE, 0, &[]);
+    assert_eq!(drivers.each_ref().map(|d| d.starting.load(Ordering::SeqCst)), [1, 0]);
+    // A QEMU that is gone has no ring any more.
+    trio.qemu = Peer::new(pair());
+    assert!(trio.backend.ended());
+    assert_eq!(told(), [1, 2]);
 }
 
 #[test]
@@ -446,7 +499,7 @@ fn odd_notification_messages_are_passed_on_for_the_backend_to_judge() {
     trio.down(SET_VRING_KICK, 0, &[good.as_fd()]);
     let looked_into =
         [SET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL, SET_PROTOCOL_FEATURES, GET_VRING_BASE];
-    trio.interposer.resume_at(0, Some(Arc::new(|| Some(1))));
+    trio.interposer.follow(0, Some(Arc::new(|| Some(1))));
     for request in looked_into {
         for payload in [&[][..], &[0; 3], &[0xff; 7], &[0xff; 9]] {
             trio.qemu.send(request, 1, payload, &[good.as_fd()]);

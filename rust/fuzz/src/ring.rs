@@ -206,8 +206,8 @@ fn run<R: Ring, D: Device>(data: &[u8], power_of_two: bool) {
             _ => rig.reset(),
         }
         let _ = (rig.ring.has_used(), rig.ring.wants_kick());
-        if let Some(follower) = rig.ring.follower() {
-            assert!(follower.position() & 0x7fff < rig.options.size);
+        if let Some(position) = rig.ring.follower().position() {
+            assert!(position & 0x7fff < rig.options.size);
         }
     }
     rig.pop(usize::MAX);

@@ -7,7 +7,7 @@ use crate::frames::{self, raise};
 use crate::memory::Memory;
 use crate::qtest::QTest;
 use crate::queue::NetQueue;
-use crate::vhost_user::Interposer;
+use crate::vhost_user::{Interposer, Served};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -223,10 +223,9 @@ impl NetPort {
         let port =
             py.detach(|| virtnic::net::Port::start(transport, pool, options)).map_err(to_py)?;
         // A backend that comes back goes on where the last one ended.
-        for (queue, follower) in (0..).zip(port.pairs().iter().flat_map(|pair| pair.followers())) {
-            if let (Some(kicks), Some(follower)) = (&kicks, follower.clone()) {
-                let position = Arc::new(move || Some(follower.position()));
-                kicks.get().core().resume_at(queue, Some(position));
+        for (queue, vacancy) in (0..).zip(port.pairs().iter().flat_map(|pair| pair.vacancies())) {
+            if let Some(kicks) = &kicks {
+                kicks.get().core().follow(queue, Some(Arc::new(Served(vacancy.clone()))));
             }
         }
         watch(&port, &qtest);

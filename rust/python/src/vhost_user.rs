@@ -113,3 +113,15 @@ impl Interposer {
         py.detach(|| self.0.close());
     }
 }
+
+/// Tells a queue of a port whether a backend serves it.
+pub(crate) struct Served(pub(crate) Arc<virtnic::net::Vacancy>);
+
+impl virtnic::vhost_user::Driver for Served {
+    fn stopped(&self) {
+        self.0.begin();
+    }
+    fn starting(&self) -> Option<u16> {
+        self.0.end()
+    }
+}

@@ -4,6 +4,7 @@
 //! `bring_up` negotiates and makes a port, `port` is the whole of it, `device` what its queues
 //! share; `pair` moves frames, `offload` is what is left to do to one and `onward` sends it so,
 //! `waiting` and `wakeup` wait for them; `control` asks the device, `commands` and `rss` say what.
+//! `vacancy` is a ring whose backend is gone;
 //! `restart` brings a device up again that was reset, or lost with its QEMU.
 
 mod bring_up;
@@ -28,6 +29,7 @@ mod rss;
 mod slot;
 mod spin;
 mod stats;
+mod vacancy;
 mod waiting;
 mod wakeup;
 
@@ -46,4 +48,5 @@ pub(crate) use queue::{Magazine, RxQueue, TxQueue};
 pub use rss::{HashTypes, Rss};
 pub(crate) use slot::Claim;
 pub use stats::{ExtendedStats, PortStats, QueueStats};
+pub use vacancy::Vacancy;
 pub use waiting::Wake;

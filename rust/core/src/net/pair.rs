@@ -9,9 +9,9 @@ use super::onward::copy_header;
 use super::queue::{RxQueue, SendStop, TxQueue};
 use super::slot::{Claim, Slot};
 use super::stats::{ExtendedStats, LivePairStats, PortStats};
+use super::vacancy::Vacancy;
 use super::waiting::Waiting;
 use crate::memory::Holder;
-use crate::virtio::ring::Follower;
 use crate::virtio::transport::QueueAddresses;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -44,7 +44,7 @@ pub struct QueuePair {
     pub(super) stats: LivePairStats,
     pub(super) events: Option<PairEvents>,
     addresses: [QueueAddresses; 2],
-    followers: [Option<Arc<Follower>>; 2],
+    vacancies: [Arc<Vacancy>; 2],
     /// Whether the device writes hashes in front of received frames.
     hashes: bool,
     /// Bytes of the header in front of each frame.
@@ -68,7 +68,7 @@ impl QueuePair {
         let events =
             device.events.as_ref().and_then(|all| all.pairs.get(usize::from(index)).cloned());
         let header_len = tx.common.header_len;
-        let followers = [rx.common.follower(), tx.common.follower()];
+        let vacancies = [rx.vacancy(), tx.vacancy()];
         let tx = Arc::new(Slot::new(tx, "transmit"));
         let holder: Arc<dyn Holder> = tx.clone();
         device.pool.add_holder(Arc::downgrade(&holder));
@@ -80,7 +80,7 @@ impl QueuePair {
             stats,
             events,
             addresses,
-            followers,
+            vacancies,
             hashes,
             header_len,
             rx_waiting: Waiting::default(),
@@ -101,9 +101,10 @@ impl QueuePair {
     pub fn addresses(&self) -> &[QueueAddresses; 2] {
         &self.addresses
     }
-    /// What follows the receive and the transmit queue where they are packed rings.
-    pub fn followers(&self) -> &[Option<Arc<Follower>>; 2] {
-        &self.followers
+    /// What has to be told when the receive or the transmit queue has no vhost-user backend any
+    /// more, and when it gets one again.
+    pub fn vacancies(&self) -> &[Arc<Vacancy>; 2] {
+        &self.vacancies
     }
     /// The counters.
     pub fn stats(&self) -> PortStats {

@@ -6,6 +6,7 @@ use super::merge::{self, Merger};
 use super::onward::copy_header;
 use super::slot::Slot;
 use super::stats::LiveQueueStats;
+use super::vacancy::Vacancy;
 use super::wakeup::Interrupts;
 use crate::Result;
 use crate::memory::{BufferId, Holder, Iova, Pool, Region};
@@ -138,8 +139,8 @@ impl Common {
     }
 
     /// What tells others how far the device has come.
-    pub(crate) fn follower(&self) -> Option<Arc<Follower>> {
-        each!(&self.ring, ring => ring.follower()).map(Arc::new)
+    fn follower(&self) -> Follower {
+        each!(&self.ring, ring => ring.follower())
     }
 
     /// What the device is told of the queue.
@@ -231,6 +232,12 @@ impl RxQueue {
         let refill_at = REFILL.min(usize::from(common.ring.size()) / 4).max(1);
         let merger = merge.then(|| Box::new(Merger::new(common.ring.size())));
         Self { common, refill_at, merger, held: None, headers: 0 }
+    }
+
+    /// A buffer in a gap is one with a header and nothing behind it.
+    pub(super) fn vacancy(&self) -> Arc<Vacancy> {
+        let follower = self.common.follower().closing_with(self.common.header_len as u32);
+        Arc::new(Vacancy::new(follower, None))
     }
 
     /// The device says in a header of so many bytes what is left to do to a frame.
@@ -415,6 +422,7 @@ pub(crate) struct TxQueue {
     /// Jumbo buffers that are with the device. They are few, so they are taken back early.
     jumbos: usize,
     magazine: Option<Magazine>,
+    vacancy: Arc<Vacancy>,
     /// What the device can be told to do to frames: the features in force.
     pub(super) can: Features,
 }
@@ -447,12 +455,18 @@ impl Magazine {
 impl TxQueue {
     pub(crate) fn new(common: Common) -> Self {
         let reclaim_at = usize::from(common.ring.size()) / 2;
-        Self { common, reclaim_at, jumbos: 0, magazine: None, can: Features::NONE }
+        let vacancy = Vacancy::new(common.follower(), Some(common.stats.clone()));
+        let (vacancy, can) = (Arc::new(vacancy), Features::NONE);
+        Self { common, reclaim_at, jumbos: 0, magazine: None, vacancy, can }
     }
 
     /// With these features in force.
     pub(super) fn with_features(self, can: Features) -> Self {
         Self { can, ..self }
+    }
+
+    pub(super) fn vacancy(&self) -> Arc<Vacancy> {
+        self.vacancy.clone()
     }
 
     /// Entries of the ring.
@@ -701,6 +715,7 @@ impl TxQueue {
     /// The device was reset, or is gone: counts what it had finished, and the rest as lost.
     /// The queue is as a full one before [`Self::resume`].
     pub(super) fn suspend(&mut self) {
+        self.vacancy.close();
         // An error is one of the device that is gone; what it said before was right.
         let _ = self.reclaim();
         let lost = self.empty();

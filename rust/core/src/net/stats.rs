@@ -77,6 +77,9 @@ counters! {
     /// Frames that were with the device when it was reset or died (transmit only): it may have
     /// sent them or not. None is sent again.
     lost,
+    /// Of the completed frames, those that QEMU dropped while there was no vhost-user backend to take
+    /// them (transmit only).
+    no_backend,
     /// Frames offered to `send` that did not fit the ring.
     ring_full,
     /// Frames that could not be sent, or buffers that could not be posted, for want of a free buffer.

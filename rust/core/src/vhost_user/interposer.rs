@@ -4,7 +4,7 @@ use super::channel::End;
 use super::link::{Cut, Link, Side};
 use super::message::MAX_QUEUES;
 use super::retry::{Attempts, Retry};
-use super::rewrite::{Position, Vrings};
+use super::rewrite::{Driver, Vrings};
 use super::socket::{GREETING, Greeting, Listener, Source, may_come};
 use crate::notify::{EventFd, Kick, timespec, wait_readable};
 use crate::process::Home;
@@ -174,7 +174,8 @@ impl Interposer {
         })
     }
 
-    /// Says where a backend that comes back goes on in a packed ring.
+    /// Tells a queue's driver when a backend stops, or is gone, and when the next starts; the driver
+    /// says where that goes on in a packed ring.
     ///
     /// QEMU asks a backend for its position when it stops it. One that died answers nothing,
     /// and a packed ring does not show the position to those who did not follow it, so QEMU
@@ -182,13 +183,12 @@ impl Interposer {
     /// behind the last descriptor that the device has used. With a split ring QEMU reads it
     /// in the ring, and nothing needs to be said.
     ///
-    /// `position` is called from the interposer's thread each time that QEMU sets the ring up;
     /// `None` takes it away.
-    pub fn resume_at(&self, queue: u16, position: Option<Arc<Position>>) {
-        let mut positions = self.shared.vrings.positions();
-        match position {
-            Some(position) => positions.insert(queue, position),
-            None => positions.remove(&queue),
+    pub fn follow(&self, queue: u16, driver: Option<Arc<dyn Driver>>) {
+        let mut drivers = self.shared.vrings.drivers();
+        match driver {
+            Some(driver) => drivers.insert(queue, driver),
+            None => drivers.remove(&queue),
         };
     }
 
@@ -483,8 +483,10 @@ impl Relay {
                 match served {
                     Ok(()) => State::Linked(link),
                     Err(cut) => {
-                        if cut.side == Side::Qemu {
-                            self.stop_rings(&mut link);
+                        match cut.side {
+                            Side::Qemu => self.stop_rings(&mut link),
+                            // QEMU learns of it when the link is dropped.
+                            Side::Backend => self.shared.vrings.stopped(),
                         }
                         self.parted(&cut)
                     }

@@ -34,4 +34,4 @@ pub mod testing;
 
 pub use interposer::{Backend, Interposer, Stats};
 pub use retry::Retry;
-pub use rewrite::Position;
+pub use rewrite::Driver;

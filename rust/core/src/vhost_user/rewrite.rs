@@ -9,17 +9,30 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Where the device is to go on in a packed ring: the index of a descriptor, and in bit 15
-/// the wrap counter of its lap. `None` leaves it to QEMU.
-pub type Position = dyn Fn() -> Option<u16> + Send + Sync;
+/// Who drives a ring, and wants to know whether a backend serves it. Called from the interposer's
+/// thread.
+pub trait Driver: Send + Sync {
+    /// The backend has stopped the ring, or is gone; QEMU will have it, but does not know yet.
+    fn stopped(&self) {}
+
+    /// A backend is about to start. Where it is to go on in a packed ring: the index of a
+    /// descriptor, and in bit 15 the wrap counter of its lap. `None` leaves it to QEMU.
+    fn starting(&self) -> Option<u16>;
+}
+
+impl<F: Fn() -> Option<u16> + Send + Sync> Driver for F {
+    fn starting(&self) -> Option<u16> {
+        self()
+    }
+}
 
 /// Our ends of the queues' notifications, by the index of the queue.
 pub(super) struct Vrings {
     pub kicks: Vec<Arc<Kick>>,
     /// What the backend signals; `None` leaves QEMU's own in place.
     pub calls: Vec<Option<Arc<EventFd>>>,
-    /// Where backends go on; by queue, few or none.
-    pub positions: Mutex<BTreeMap<u16, Arc<Position>>>,
+    /// Who wants to know of a backend; by queue, few or none.
+    pub drivers: Mutex<BTreeMap<u16, Arc<dyn Driver>>>,
     /// Kick eventfds learnt.
     pub learnt: AtomicU64,
     /// Call eventfds put in.
@@ -31,14 +44,27 @@ impl Vrings {
         Self {
             kicks: (0..MAX_QUEUES).map(|_| Arc::default()).collect(),
             calls,
-            positions: Mutex::default(),
+            drivers: Mutex::default(),
             learnt: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn positions(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<Position>>> {
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn drivers(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<dyn Driver>>> {
+        self.drivers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The driver of a queue. What it does is not done with the lock held.
+    fn driver(&self, vring: Option<u32>) -> Option<Arc<dyn Driver>> {
+        self.drivers().get(&u16::try_from(vring?).ok()?).cloned()
+    }
+
+    /// The backend is gone, and its last write to the rings with it.
+    pub(super) fn stopped(&self) {
+        let drivers: Vec<_> = self.drivers().values().cloned().collect();
+        for driver in drivers {
+            driver.stopped();
+        }
     }
 
     /// Looks at a request on its way from QEMU to the backend.
@@ -63,6 +89,12 @@ impl Vrings {
     pub(super) fn reply(&self, message: &mut Message) {
         if message.request == request::GET_PROTOCOL_FEATURES && message.is_reply() {
             without_inband(message);
+        }
+        if message.request == request::GET_VRING_BASE
+            && message.is_reply()
+            && let Some(driver) = self.driver(message.vring())
+        {
+            driver.stopped();
         }
     }
 
@@ -107,12 +139,8 @@ impl Vrings {
 
     /// Tells the backend where to go on where we know better than QEMU.
     fn set_position(&self, message: &mut Message) {
-        let Some(index) = message.vring().and_then(|index| u16::try_from(index).ok()) else {
-            return;
-        };
-        // Not with the lock held: what it does is the driver's affair.
-        let position = self.positions().get(&index).cloned();
-        if let Some(at) = position.and_then(|position| position()) {
+        let driver = self.driver(message.vring());
+        if let Some(at) = driver.and_then(|driver| driver.starting()) {
             // The next available descriptor in the lower half, the next used in the upper.
             message.set_vring_num(u32::from(at) << 16 | u32::from(at));
         }

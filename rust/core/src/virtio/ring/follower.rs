@@ -1,4 +1,4 @@
-//! Where a packed ring's device is, for those who are not its driver.
+//! Where a ring's device is, for those who are not its driver.
 
 use super::packed::{AVAIL, EVENT_WRAP, USED};
 use super::shared::{Memory, Window};
@@ -6,29 +6,49 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-/// Follows a packed ring from another thread, without its lock.
+/// How often a look at a ring is repeated whose driver went on meanwhile.
+const ATTEMPTS: usize = 64;
+
+/// Follows a ring from another thread, without its lock.
 ///
 /// A packed ring does not show how far its device has come to those who did not follow it.
 /// Somebody who introduces a new device to the ring has to know: see
-/// [`crate::vhost_user::Interposer::resume_at`].
+/// [`crate::vhost_user::Interposer::follow`].
 #[derive(Debug)]
 pub struct Follower {
+    ring: Followed,
     size: u16,
-    descriptors: Window<u64>,
-    /// The driver's `next_used` and its wrap counter.
-    popped: Arc<AtomicU16>,
-    /// Last, so that it outlives the window.
+    /// What stands for the length in a gap.
+    gap: u32,
+    /// Last, so that it outlives the windows.
     _memory: Arc<Memory>,
 }
 
+#[derive(Debug)]
+enum Followed {
+    /// The index of the used ring.
+    Split(Window<u16>),
+    Packed {
+        descriptors: Window<u64>,
+        /// The driver's `next_used` and its wrap counter.
+        popped: Arc<AtomicU16>,
+    },
+}
+
 /// An index, and the wrap counter of its lap (VIRTIO 1.3, section 2.8.1).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     at: u16,
     wrap: bool,
 }
 
 impl Place {
+    fn of(packed: u16) -> Self {
+        Self { at: packed & !EVENT_WRAP, wrap: packed & EVENT_WRAP != 0 }
+    }
+    fn packed(self) -> u16 {
+        self.at | if self.wrap { EVENT_WRAP } else { 0 }
+    }
     fn next(self, size: u16) -> Self {
         match self.at + 1 {
             at if at < size => Self { at, ..self },
@@ -46,53 +66,100 @@ impl Place {
 }
 
 impl Follower {
-    pub(super) fn new(
+    pub(super) fn of_split(size: u16, used_idx: Window<u16>, memory: &Arc<Memory>) -> Self {
+        Self { ring: Followed::Split(used_idx), size, gap: 0, _memory: Arc::clone(memory) }
+    }
+
+    pub(super) fn of_packed(
         size: u16,
         descriptors: Window<u64>,
         popped: &Arc<AtomicU16>,
         memory: &Arc<Memory>,
     ) -> Self {
-        let (popped, memory) = (Arc::clone(popped), Arc::clone(memory));
-        Self { size, descriptors, popped, _memory: memory }
+        let ring = Followed::Packed { descriptors, popped: Arc::clone(popped) };
+        Self { ring, size, gap: 0, _memory: Arc::clone(memory) }
     }
 
-    /// The index behind the last used descriptor, and in bit 15 its lap's wrap counter.
+    /// Closes gaps with this length: see [`Self::position`].
+    #[must_use]
+    pub fn closing_with(self, length: u32) -> Self {
+        Self { gap: length, ..self }
+    }
+
+    /// How far the device has come: the index of a split ring's used ring; the index behind the last
+    /// used descriptor of a packed one, and in bit 15 its lap's wrap counter.
+    pub fn place(&self) -> u16 {
+        match &self.ring {
+            Followed::Split(used_idx) => used_idx.load(0, Acquire),
+            Followed::Packed { .. } => self.behind_last_used().map_or(0, |(_, end)| end.packed()),
+        }
+    }
+
+    /// How many descriptors lie from one [place](Self::place) to a later one; no more than the
+    /// ring has.
+    pub fn distance(&self, from: u16, to: u16) -> u16 {
+        match &self.ring {
+            Followed::Split(_) => to.wrapping_sub(from).min(self.size),
+            Followed::Packed { .. } => {
+                let (from, to, size) = (Place::of(from), Place::of(to), i32::from(self.size));
+                let lap = if from.wrap == to.wrap { 0 } else { size };
+                (i32::from(to.at) - i32::from(from.at) + lap).clamp(0, size) as u16
+            }
+        }
+    }
+
+    /// Where the next device of a packed ring goes on, as [`Self::place`] says it. `None` for a
+    /// split ring, which shows that itself.
     ///
     /// Only while the ring has no device. One that died may have left gaps: descriptors that it
     /// has not used before others that it has. So does QEMU, which takes a ring over from a
     /// vhost-user backend that is gone at a place where the ring was long ago, and drops what it
     /// finds there. A new device would stop behind the gap for ever. So gaps are closed:
-    /// what is in them is used, with a length of 0.
+    /// what is in them is used, with the length of [`Self::closing_with`], else 0.
     ///
     /// Right for rings whose chains are of one descriptor each, as a network device's are.
-    pub fn position(&self) -> u16 {
-        let popped = self.popped.load(Acquire);
-        let mut here = Place { at: popped & !EVENT_WRAP, wrap: popped & EVENT_WRAP != 0 };
-        for _ in 0..self.last_used(here) {
+    pub fn position(&self) -> Option<u16> {
+        let (mut here, end) = self.behind_last_used()?;
+        let Followed::Packed { descriptors, .. } = &self.ring else { return None };
+        while here != end {
             let word = usize::from(here.at) * 2 + 1;
-            let rest = self.descriptors.load(word, Acquire);
-            if rest & (AVAIL | USED) != here.used() {
+            let rest = descriptors.load(word, Acquire);
+            // What is neither was taken back, and made available for the next lap, meanwhile.
+            if rest & (AVAIL | USED) == here.available() {
                 // The driver knows the descriptor by its id, and that stays.
                 let id = rest & 0xffff << 32;
-                self.descriptors.store(word, id | here.used(), Release);
+                descriptors.store(word, id | u64::from(self.gap) | here.used(), Release);
             }
             here = here.next(self.size);
         }
-        here.at | if here.wrap { EVENT_WRAP } else { 0 }
+        Some(end.packed())
     }
 
-    /// How many descriptors there are from a place to the last used one.
-    fn last_used(&self, mut here: Place) -> u16 {
-        let mut last = 0;
-        for distance in 1..=self.size {
-            let flags = self.descriptors.load(usize::from(here.at) * 2 + 1, Acquire);
-            match flags & (AVAIL | USED) {
-                flags if flags == here.used() => last = distance,
-                flags if flags == here.available() => {}
-                _ => break,
+    /// Where the driver is in a packed ring, and the place behind the last used descriptor.
+    fn behind_last_used(&self) -> Option<(Place, Place)> {
+        let Followed::Packed { descriptors, popped } = &self.ring else { return None };
+        let mut found = None;
+        // The driver may take back what was used. With no device that comes to an end.
+        for _ in 0..ATTEMPTS {
+            let before = popped.load(Acquire);
+            let start = Place::of(before);
+            let (mut here, mut end) = (start, start);
+            for _ in 0..self.size {
+                let flags = descriptors.load(usize::from(here.at) * 2 + 1, Acquire);
+                let used = flags & (AVAIL | USED) == here.used();
+                if !used && flags & (AVAIL | USED) != here.available() {
+                    break;
+                }
+                here = here.next(self.size);
+                if used {
+                    end = here;
+                }
             }
-            here = here.next(self.size);
+            found = Some((start, end));
+            if popped.load(Acquire) == before {
+                break;
+            }
         }
-        last
+        found
     }
 }

@@ -172,9 +172,6 @@ pub trait Ring: Sized {
     /// The violation that poisoned the ring.
     fn poisoned(&self) -> Option<Violation>;
 
-    /// What tells another thread how far the device has come, for a packed ring. A split
-    /// ring shows it to everybody: `idx` of the used ring.
-    fn follower(&self) -> Option<Follower> {
-        None
-    }
+    /// What tells another thread how far the device has come.
+    fn follower(&self) -> Follower;
 }

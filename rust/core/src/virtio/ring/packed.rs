@@ -550,7 +550,7 @@ impl Ring for PackedRing {
         self.broken
     }
 
-    fn follower(&self) -> Option<Follower> {
-        Some(Follower::new(self.size, self.descriptors, &self.popped, &self.memory))
+    fn follower(&self) -> Follower {
+        Follower::of_packed(self.size, self.descriptors, &self.popped, &self.memory)
     }
 }

@@ -9,7 +9,7 @@ use super::indirect::Tables;
 use super::shared::{Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
 use super::table::Table;
-use super::{MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo};
+use super::{Follower, MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo};
 use crate::Result;
 use crate::memory::{Iova, Region};
 use std::sync::Arc;
@@ -110,7 +110,7 @@ pub struct SplitRing {
 
     layout: Layout,
     /// Last, so that it outlives the windows.
-    memory: Memory,
+    memory: Arc<Memory>,
 }
 
 impl SplitRing {
@@ -266,7 +266,7 @@ impl Ring for SplitRing {
         let size = options.size;
         let count = usize::from(size);
         let layout = Layout::new(size);
-        let memory = Memory::new(region, layout.len, ALIGN)?;
+        let memory = Arc::new(Memory::new(region, layout.len, ALIGN)?);
         // SAFETY: the ring keeps the memory as long as the windows.
         let areas = unsafe { Areas::new(&memory, layout, count) };
         let mut ring = Self {
@@ -516,5 +516,9 @@ impl Ring for SplitRing {
 
     fn poisoned(&self) -> Option<Violation> {
         self.broken
+    }
+
+    fn follower(&self) -> Follower {
+        Follower::of_split(self.size, self.areas.used_idx, &self.memory)
     }
 }

@@ -1,0 +1,63 @@
+//! A ring that nobody serves: its vhost-user backend stopped, or died, and the next has not come.
+
+use super::stats::LiveQueueStats;
+use crate::virtio::ring::Follower;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
+
+/// There is none.
+const NONE: u32 = u32::MAX;
+
+/// The time in which a ring has no backend.
+///
+/// What moves then is not the work of a backend. QEMU, which takes the rings over, empties a
+/// transmit ring when it is kicked while the link is down: nobody gets these frames
+/// (`virtio_net_drop_tx_queue_data` in QEMU's `hw/net/virtio-net.c`).
+///
+/// Told by those who stand between QEMU and the backend, in their thread: when the backend has
+/// gone but QEMU does not know yet, and when another is about to come.
+#[derive(Debug)]
+pub struct Vacancy {
+    follower: Follower,
+    /// Where the ring was when it began.
+    began: AtomicU32,
+    /// Where it is counted; nowhere for a receive queue.
+    stats: Option<Arc<LiveQueueStats>>,
+}
+
+impl Vacancy {
+    pub(super) fn new(follower: Follower, stats: Option<Arc<LiveQueueStats>>) -> Self {
+        Self { follower, began: AtomicU32::new(NONE), stats }
+    }
+
+    /// The backend writes to the ring no more, and QEMU does not yet.
+    pub fn begin(&self) {
+        let place = u32::from(self.follower.place());
+        // One that has begun goes on.
+        let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
+    }
+
+    /// Another backend is about to start; where it goes on in a packed ring.
+    pub fn end(&self) -> Option<u16> {
+        let position = self.follower.position();
+        self.settle();
+        position
+    }
+
+    /// The device is gone for good, with what it had in the ring. It is over if it had begun.
+    pub(super) fn close(&self) {
+        if self.began.load(Acquire) != NONE {
+            self.end();
+        }
+    }
+
+    /// Counts what has moved since it began.
+    fn settle(&self) {
+        let Ok(began) = u16::try_from(self.began.swap(NONE, AcqRel)) else { return };
+        if let Some(stats) = &self.stats {
+            let moved = self.follower.distance(began, self.follower.place());
+            stats.no_backend.add_shared(moved.into());
+        }
+    }
+}
