@@ -1,0 +1,249 @@
+//! The receive queue.
+
+use super::Common;
+use crate::Result;
+use crate::memory::Iova;
+use crate::net::burst::Burst;
+use crate::net::merge::{self, Merger};
+use crate::net::vacancy::Vacancy;
+use crate::net::wakeup::Interrupts;
+use crate::notify::Doorbell;
+use std::sync::Arc;
+
+/// Buffers are posted to the device in groups of at least so many, where the ring is large enough.
+const REFILL: usize = 32;
+
+/// Receives: the device writes into buffers that were posted before.
+#[derive(Debug)]
+pub(crate) struct RxQueue {
+    pub(in crate::net) common: Common,
+    refill_at: usize,
+    /// Where `VIRTIO_NET_F_MRG_RXBUF` was negotiated.
+    merger: Option<Box<Merger>>,
+    /// Frames that were taken from the ring before it was emptied; the next to be received.
+    held: Option<Box<Burst>>,
+    /// What bursts are told of the frames' headers: their length, 0 where they say nothing.
+    headers: u8,
+}
+
+impl RxQueue {
+    /// `merge`: the device may spread a frame over several buffers.
+    pub(in crate::net) fn new(common: Common, merge: bool) -> Self {
+        let refill_at = REFILL.min(usize::from(common.ring.size()) / 4).max(1);
+        let merger = merge.then(|| Box::new(Merger::new(common.ring.size())));
+        Self { common, refill_at, merger, held: None, headers: 0 }
+    }
+
+    /// A buffer in a gap is one with a header and nothing behind it.
+    pub(in crate::net) fn vacancy(&self) -> Arc<Vacancy> {
+        let follower = self.common.follower().closing_with(self.common.header_len as u32);
+        Arc::new(Vacancy::new(follower, None))
+    }
+
+    /// The device says in a header of so many bytes what is left to do to a frame.
+    pub(in crate::net) fn with_offloads(self, headers: u8) -> Self {
+        Self { headers, ..self }
+    }
+
+    /// Appends up to `max` received frames to the burst, and posts fresh buffers.
+    #[inline]
+    pub(crate) fn recv(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
+        if burst.headers() != usize::from(self.headers) {
+            if !burst.is_empty() {
+                return self.recv_beside(max, burst);
+            }
+            burst.expect_headers(self.headers);
+        }
+        if self.common.suspended || self.held.is_some() {
+            return Ok(self.recv_held(max, burst));
+        }
+        let taken = self.take(max, burst)?;
+        if self.common.ring.free() >= self.refill_at {
+            self.refill();
+        }
+        if taken > 0 {
+            self.common.show_use();
+        }
+        Ok(taken)
+    }
+
+    /// The same where the burst has frames of a queue with other headers.
+    #[cold]
+    fn recv_beside(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
+        let mut fresh = Burst::new(self.common.pool.clone());
+        let result = self.recv(max, &mut fresh);
+        burst.append(&mut fresh);
+        result
+    }
+
+    /// Appends up to `max` received frames to the burst.
+    #[inline]
+    fn take(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
+        let before = burst.len();
+        let taken = match &mut self.merger {
+            None => recv_whole(&mut self.common, max, burst),
+            Some(merger) => merger.recv(&mut self.common, max, burst),
+        };
+        let Common { stats, pool, .. } = &self.common;
+        if stats.classes.on() {
+            let (ids, lengths) = (&burst.ids()[before..], &burst.lengths()[before..]);
+            stats.classes.count(pool, ids.len(), |i| (ids[i], lengths[i]));
+        }
+        taken
+    }
+
+    #[cold]
+    fn recv_held(&mut self, max: usize, burst: &mut Burst) -> usize {
+        let Some(held) = &mut self.held else { return 0 };
+        let taken = held.hand_over(max, burst);
+        if held.is_empty() {
+            self.held = None;
+        }
+        taken
+    }
+
+    /// The device was reset, or is gone: keeps what had arrived, and takes all buffers back.
+    /// Nothing goes to the device before [`Self::resume`].
+    pub(in crate::net) fn suspend(&mut self) {
+        let fresh = || {
+            let mut burst = Box::new(Burst::new(self.common.pool.clone()));
+            burst.expect_headers(self.headers);
+            burst
+        };
+        let mut held = self.held.take().unwrap_or_else(fresh);
+        // An error is one of the device that is gone; what it said before was right.
+        while matches!(self.take(usize::from(u16::MAX), &mut held), Ok(1..)) {}
+        self.empty();
+        self.held = (!held.is_empty()).then_some(held);
+        self.common.suspended = true;
+    }
+
+    /// The device is back; with a doorbell where that is another.
+    pub(in crate::net) fn resume(&mut self, doorbell: Option<Doorbell>) {
+        self.common.resume(doorbell);
+    }
+
+    /// Posts a buffer for every free descriptor, as far as the pool has them.
+    pub(in crate::net) fn refill(&mut self) {
+        let common = &mut self.common;
+        if common.suspended {
+            return;
+        }
+        let room = common.ring.free();
+        if common.stash.len() < room {
+            let wanted = room - common.stash.len();
+            let got = common.pool.take(&mut common.stash, wanted);
+            if got < wanted {
+                common.stats.no_buffer.add((wanted - got) as u64);
+            }
+        }
+        let count = room.min(common.stash.len());
+        if count == 0 {
+            return;
+        }
+        let first = common.stash.len() - count;
+        let ids = &common.stash[first..];
+        let pool = &common.pool;
+        let header_len = common.header_len;
+        let length = (pool.capacity() + header_len) as u32;
+        let added = common.ring.add(true, count, |i| {
+            let id = ids[i];
+            (id, Iova(pool.common_iova(id).0.wrapping_sub(header_len as u64)), length)
+        });
+        common.stash.drain(first..first + added);
+        common.publish();
+        common.show_use();
+    }
+
+    /// Takes every buffer back, after the device was reset.
+    pub(in crate::net) fn reclaim_all(&mut self) {
+        self.held = None;
+        self.empty();
+    }
+    fn empty(&mut self) {
+        let stash = &mut self.common.stash;
+        self.common.ring.reset(|id| stash.push(id));
+        if let Some(merger) = &mut self.merger {
+            merger.reset(stash);
+        }
+        self.common.pool.give(stash);
+        stash.clear();
+        self.common.show_use();
+    }
+    /// Takes a burst's buffers back to post them again.
+    #[inline]
+    pub(crate) fn recycle(&mut self, burst: &mut Burst) {
+        let pool = &self.common.pool;
+        if !Arc::ptr_eq(burst.pool(), pool) || pool.any_exported() || pool.any_jumbo(burst.ids()) {
+            burst.clear();
+            return;
+        }
+        self.common.stash.extend_from_slice(burst.ids());
+        burst.moved(usize::MAX);
+    }
+    /// Whether [`Self::recv`] would find something now.
+    pub(in crate::net) fn has_used(&self) -> bool {
+        self.common.ring.has_used() || self.has_kept()
+    }
+    /// Asks for an interrupt; true when there may be something already.
+    pub(in crate::net) fn enable_interrupts(&mut self) -> bool {
+        self.common.ring.enable_interrupts() || self.has_kept()
+    }
+    /// Whether there are frames that left the ring before.
+    fn has_kept(&self) -> bool {
+        self.held.is_some() || self.merger.as_ref().is_some_and(|merger| merger.has_more())
+    }
+    /// Bytes received so far.
+    #[inline]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.common.stats.bytes.get()
+    }
+}
+
+impl Interrupts for RxQueue {
+    fn ready(&mut self) -> bool {
+        self.has_used()
+    }
+    fn enable(&mut self) -> bool {
+        self.enable_interrupts()
+    }
+    fn disable(&mut self) {
+        self.common.disable_interrupts();
+    }
+}
+
+/// Received frames, each in one buffer.
+#[inline]
+fn recv_whole(common: &mut Common, max: usize, burst: &mut Burst) -> Result<usize> {
+    let Common { ring, stats, stash, header_len, .. } = common;
+    let header_len = *header_len;
+    let mut bytes = 0u64;
+    let (mut short, mut taken) = (None, 0usize);
+    let popped = ring.pop(max, |id, written| {
+        match (written as usize).checked_sub(header_len) {
+            // At least one byte of a frame behind the header.
+            Some(length) if length > 0 => {
+                bytes += length as u64;
+                taken += 1;
+                burst.push(id, length as u32);
+            }
+            Some(_) => stash.push(id),
+            None => {
+                short = Some(written);
+                stash.push(id);
+            }
+        }
+    });
+    if taken > 0 {
+        stats.packets.add(taken as u64);
+        stats.bytes.add(bytes);
+    }
+    let popped = popped?;
+    if let Some(written) = short {
+        return Err(merge::short(written, header_len));
+    }
+    if popped > taken {
+        stats.bad_length.add((popped - taken) as u64);
+    }
+    Ok(taken)
+}

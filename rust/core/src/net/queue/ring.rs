@@ -1,0 +1,96 @@
+//! A ring of either format.
+
+use crate::Result;
+use crate::memory::{Iova, Region};
+use crate::virtio::ring::{Follower, PackedRing, Ring, RingOptions, SplitRing, Violation};
+use std::sync::Arc;
+
+/// Either ring. One branch for each burst picks the code that was compiled for it.
+#[derive(Debug)]
+pub(in crate::net) enum AnyRing {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
+
+macro_rules! each {
+    ($any:expr, $ring:ident => $body:expr) => {
+        match $any {
+            AnyRing::Split($ring) => $body,
+            AnyRing::Packed($ring) => $body,
+        }
+    };
+}
+
+impl AnyRing {
+    pub(in crate::net) fn new(
+        packed: bool,
+        region: &Arc<Region>,
+        options: &RingOptions,
+    ) -> Result<Self> {
+        Ok(if packed {
+            Self::Packed(PackedRing::new(region, options)?)
+        } else {
+            Self::Split(SplitRing::new(region, options)?)
+        })
+    }
+    pub(in crate::net) fn addresses(&self) -> (Iova, Iova, Iova) {
+        each!(self, ring => ring.addresses())
+    }
+    pub(in crate::net) fn size(&self) -> u16 {
+        each!(self, ring => ring.size())
+    }
+    pub(super) fn follower(&self) -> Follower {
+        each!(self, ring => ring.follower())
+    }
+    pub(super) fn free(&self) -> usize {
+        each!(self, ring => ring.free())
+    }
+    pub(in crate::net) fn has_used(&self) -> bool {
+        each!(self, ring => ring.has_used())
+    }
+    pub(super) fn enable_interrupts(&mut self) -> bool {
+        each!(self, ring => ring.enable_interrupts())
+    }
+    pub(super) fn enable_interrupts_after(&mut self, n: u16) -> bool {
+        each!(self, ring => ring.enable_interrupts_after(n))
+    }
+    pub(in crate::net) fn disable_interrupts(&mut self) {
+        each!(self, ring => ring.disable_interrupts());
+    }
+    #[inline]
+    pub(super) fn add(
+        &mut self,
+        writable: bool,
+        count: usize,
+        buffer: impl FnMut(usize) -> (u32, Iova, u32),
+    ) -> usize {
+        each!(self, ring => ring.add(writable, count, buffer))
+    }
+    #[inline]
+    pub(in crate::net) fn pop(
+        &mut self,
+        max: usize,
+        used: impl FnMut(u32, u32),
+    ) -> Result<usize, Violation> {
+        each!(self, ring => ring.pop(max, used))
+    }
+    #[inline]
+    pub(in crate::net) fn add_chain(
+        &mut self,
+        token: u32,
+        readable: &[(Iova, u32)],
+        writable: &[(Iova, u32)],
+    ) -> bool {
+        each!(self, ring => ring.add_chain(token, readable, writable))
+    }
+    /// See [`Ring::next_available`].
+    pub(in crate::net) fn next_available(&self) -> u16 {
+        each!(self, ring => ring.next_available())
+    }
+    pub(in crate::net) fn publish(&mut self) -> bool {
+        each!(self, ring => ring.publish())
+    }
+    pub(in crate::net) fn reset(&mut self, returned: impl FnMut(u32)) {
+        each!(self, ring => ring.reset(returned));
+    }
+}

@@ -1,0 +1,340 @@
+//! The transmit queue.
+
+use super::{Common, Magazine};
+use crate::Result;
+use crate::memory::{BufferId, Holder, Iova, Pool};
+use crate::net::burst::Burst;
+use crate::net::header;
+use crate::net::onward::copy_header;
+use crate::net::slot::Slot;
+use crate::net::vacancy::Vacancy;
+use crate::net::wakeup::Interrupts;
+use crate::notify::Doorbell;
+use crate::virtio::Features;
+use std::sync::Arc;
+
+/// Where a [`crate::net::Port::send`] of frames stopped, where it did not take all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendStop {
+    /// The ring is full.
+    RingFull,
+    /// The pool has no free buffer.
+    NoBuffer,
+    /// This frame cannot be sent; the text says why.
+    BadFrame(String),
+}
+
+/// Transmits: the device reads from buffers and gives them back.
+#[derive(Debug)]
+pub(crate) struct TxQueue {
+    pub(in crate::net) common: Common,
+    /// With fewer free descriptors than this, finished buffers are taken back.
+    reclaim_at: usize,
+    /// Jumbo buffers that are with the device. They are few, so they are taken back early.
+    jumbos: usize,
+    magazine: Option<Magazine>,
+    vacancy: Arc<Vacancy>,
+    /// What the device can be told to do to frames: the features in force.
+    pub(in crate::net) can: Features,
+}
+
+impl TxQueue {
+    pub(in crate::net) fn new(common: Common) -> Self {
+        let reclaim_at = usize::from(common.ring.size()) / 2;
+        let vacancy = Vacancy::new(common.follower(), Some(common.stats.clone()));
+        let (vacancy, can) = (Arc::new(vacancy), Features::NONE);
+        Self { common, reclaim_at, jumbos: 0, magazine: None, vacancy, can }
+    }
+
+    /// With these features in force.
+    pub(in crate::net) fn with_features(self, can: Features) -> Self {
+        Self { can, ..self }
+    }
+
+    pub(in crate::net) fn vacancy(&self) -> Arc<Vacancy> {
+        self.vacancy.clone()
+    }
+
+    /// Entries of the ring.
+    pub(crate) fn size(&self) -> usize {
+        usize::from(self.common.ring.size())
+    }
+    /// Bytes queued so far.
+    #[inline]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.common.stats.bytes.get()
+    }
+
+    pub(crate) fn has_magazine(&self) -> bool {
+        self.magazine.is_some()
+    }
+    /// Makes frames ready to be sent repeatedly.
+    pub(crate) fn load(&mut self, magazine: Magazine) {
+        magazine.clear_headers(&self.common);
+        self.magazine = Some(magazine);
+    }
+    /// No more from the magazine: its buffers go to the pool, those with the device later.
+    pub(crate) fn unload(&mut self) {
+        if let Some(magazine) = &mut self.magazine {
+            magazine.end();
+        }
+        self.retire_magazine();
+    }
+
+    fn retire_magazine(&mut self) {
+        if self.magazine.as_mut().is_some_and(|magazine| magazine.retire(&self.common.pool)) {
+            self.magazine = None;
+        }
+    }
+
+    /// Sends up to `most` frames of the magazine; says how many, and their bytes.
+    #[inline]
+    pub(crate) fn send_from_magazine(&mut self, most: usize) -> Result<(usize, u64)> {
+        if self.common.ring.free() < self.reclaim_at.max(most) {
+            self.reclaim()?;
+        }
+        match &mut self.magazine {
+            Some(magazine) if !self.common.suspended => Ok(magazine.send(&mut self.common, most)),
+            _ => Ok((0, 0)),
+        }
+    }
+
+    /// Sends copies of frames of another memory; the burst keeps what did not fit.
+    #[cold]
+    pub(crate) fn send_copies(&mut self, burst: &mut Burst) -> Result<usize> {
+        self.release_jumbos()?;
+        let room = self.room()?.min(burst.len());
+        let mut ids = Vec::with_capacity(room);
+        let got = self.common.pool.take(&mut ids, room);
+        if got < room {
+            self.common.stats.no_buffer.add((room - got) as u64);
+        }
+        let pool = &self.common.pool;
+        let mut staged = Burst::new(pool.clone());
+        staged.expect_those_of(burst);
+        let mut consumed = 0;
+        for &common in &ids {
+            let Some((from, length)) = burst.frame(consumed) else { break };
+            let mut id = common;
+            if length > pool.capacity() {
+                pool.give(&[common]);
+                if length > pool.largest_frame() {
+                    self.common.stats.bad_length.add(1);
+                    consumed += 1;
+                    continue;
+                }
+                let Some(jumbo) = pool.take_jumbo() else {
+                    self.common.stats.no_buffer.add(1);
+                    consumed += 1;
+                    continue;
+                };
+                id = jumbo;
+            }
+            consumed += 1;
+            // SAFETY: two buffers of two owners, both at least `length` bytes.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from, pool.data_ptr(id), length);
+                copy_header(from, pool.data_ptr(id), burst.headers());
+            }
+            staged.push(id, length as u32);
+        }
+        let sent = self.send_burst(&mut staged)?;
+        self.common.stats.copied.add(sent as u64);
+        burst.clear_front(consumed);
+        Ok(sent)
+    }
+
+    /// Queues a burst's frames, in order, as many as fit, with what is left to do to them; these
+    /// leave the burst. Says how many.
+    #[inline]
+    pub(crate) fn send_burst(&mut self, burst: &mut Burst) -> Result<usize> {
+        if burst.headers() > 0 {
+            return self.send_on(burst);
+        }
+        let sent = self.send(burst.ids(), burst.lengths())?;
+        burst.moved(sent);
+        Ok(sent)
+    }
+
+    /// Queues frames that lie in buffers of the pool, in order, as many as fit; says how many.
+    /// These buffers are the device's from here on.
+    #[inline]
+    pub(in crate::net) fn send(&mut self, ids: &[BufferId], lengths: &[u32]) -> Result<usize> {
+        self.queue::<true>(ids, lengths)
+    }
+
+    /// The same for frames whose headers are written.
+    pub(in crate::net) fn send_ready(
+        &mut self,
+        ids: &[BufferId],
+        lengths: &[u32],
+    ) -> Result<usize> {
+        self.queue::<false>(ids, lengths)
+    }
+
+    #[inline]
+    fn queue<const CLEAR: bool>(&mut self, ids: &[BufferId], lengths: &[u32]) -> Result<usize> {
+        if self.common.ring.free() < self.reclaim_at.max(ids.len()) || self.jumbos > 0 {
+            self.reclaim()?;
+        }
+        let common = &mut self.common;
+        let pool = &common.pool;
+        let header_len = common.header_len;
+        let mut bytes = 0u64;
+        let count = if common.suspended { 0 } else { ids.len().min(lengths.len()) };
+        let added = common.ring.add(false, count, |i| {
+            let (id, length) = (ids[i], lengths[i]);
+            let (data, iova) = pool.data(id);
+            if CLEAR {
+                // SAFETY: the buffer is ours until publish, its data is 64-byte aligned and has
+                // DATA_OFFSET (64) bytes in front.
+                unsafe { header::clear(data, header_len) };
+            }
+            bytes += u64::from(length);
+            let header = iova.0.wrapping_sub(header_len as u64);
+            (id, Iova(header), length + header_len as u32)
+        });
+        if added > 0 {
+            if common.pool.any_jumbo(&ids[..added]) {
+                self.jumbos += jumbos_among(&ids[..added], &common.pool);
+            }
+            common.stats.packets.add(added as u64);
+            common.stats.bytes.add(bytes);
+            common.publish();
+            if common.stats.classes.on() {
+                common.stats.classes.count(&common.pool, added, |i| (ids[i], lengths[i]));
+            }
+            common.show_use();
+        }
+        if added < ids.len() {
+            common.stats.ring_full.add((ids.len() - added) as u64);
+        }
+        Ok(added)
+    }
+
+    /// Gives the buffers of finished frames back to the pool.
+    pub(crate) fn reclaim(&mut self) -> Result<()> {
+        let common = &mut self.common;
+        let stash = &mut common.stash;
+        let magazine = &mut self.magazine;
+        let result = common.ring.pop(usize::MAX, |token, _| sort(token, stash, magazine));
+        let popped = *result.as_ref().unwrap_or(&stash.len());
+        common.stats.completed.add(popped as u64);
+        if !stash.is_empty() {
+            if self.jumbos > 0 {
+                self.jumbos -= jumbos_among(stash, &common.pool).min(self.jumbos);
+            }
+            common.pool.give(stash);
+            stash.clear();
+        }
+        self.retire_magazine();
+        self.common.show_use();
+        result?;
+        Ok(())
+    }
+
+    /// Takes finished jumbo buffers back, where there may be some.
+    #[inline]
+    pub(crate) fn release_jumbos(&mut self) -> Result<()> {
+        if self.jumbos > 0 { self.reclaim() } else { Ok(()) }
+    }
+
+    /// Takes every buffer back, after the device was reset.
+    pub(in crate::net) fn reclaim_all(&mut self) {
+        self.empty();
+        self.unload();
+    }
+
+    /// Empties the ring; says how many frames were still with the device.
+    fn empty(&mut self) -> u64 {
+        let stash = &mut self.common.stash;
+        let magazine = &mut self.magazine;
+        let mut left = 0;
+        self.common.ring.reset(|token| {
+            left += 1;
+            sort(token, stash, magazine);
+        });
+        self.common.pool.give(stash);
+        stash.clear();
+        self.jumbos = 0;
+        self.common.show_use();
+        left
+    }
+
+    /// The device was reset, or is gone: counts what it had finished, and the rest as lost.
+    /// The queue is as a full one before [`Self::resume`].
+    pub(in crate::net) fn suspend(&mut self) {
+        self.vacancy.close();
+        // An error is one of the device that is gone; what it said before was right.
+        let _ = self.reclaim();
+        let lost = self.empty();
+        self.common.stats.lost.add(lost);
+        self.retire_magazine();
+        self.common.suspended = true;
+    }
+
+    /// The device is back; with a doorbell where that is another.
+    pub(in crate::net) fn resume(&mut self, doorbell: Option<Doorbell>) {
+        self.common.resume(doorbell);
+    }
+
+    /// How many frames fit now.
+    pub(in crate::net) fn room(&mut self) -> Result<usize> {
+        if self.common.ring.free() < self.reclaim_at {
+            self.reclaim()?;
+        }
+        Ok(if self.common.suspended { 0 } else { self.common.ring.free() })
+    }
+}
+
+/// A transmit queue is ready when half of it is free: one interrupt for many frames.
+impl Interrupts for TxQueue {
+    fn ready(&mut self) -> bool {
+        // An error is for the next call to find: the ring stays poisoned.
+        self.reclaim().is_err()
+            || (!self.common.suspended && self.common.ring.free() >= self.reclaim_at.max(1))
+    }
+    fn enable(&mut self) -> bool {
+        loop {
+            if self.ready() {
+                self.common.disable_interrupts();
+                return true;
+            }
+            if self.common.suspended {
+                return false;
+            }
+            let missing = self.reclaim_at.max(1) - self.common.ring.free();
+            if !self.common.ring.enable_interrupts_after(missing as u16) {
+                return false;
+            }
+        }
+    }
+    fn disable(&mut self) {
+        self.common.disable_interrupts();
+    }
+}
+
+impl Holder for Slot<TxQueue> {
+    fn release(&self) {
+        if let Some(mut queue) = self.try_lock()
+            && let Err(error) = queue.release_jumbos()
+        {
+            // The ring is poisoned: whoever uses it next gets the error.
+            log::debug!("no buffers from a transmit queue: {error}");
+        }
+    }
+}
+
+#[cold]
+fn jumbos_among(ids: &[BufferId], pool: &Pool) -> usize {
+    ids.iter().filter(|&&id| pool.is_jumbo(id)).count()
+}
+
+/// A finished buffer goes back to where it came from.
+#[inline]
+fn sort(token: u32, stash: &mut Vec<BufferId>, magazine: &mut Option<Magazine>) {
+    match magazine {
+        Some(magazine) if Magazine::issued(token) => magazine.take_back(token),
+        _ => stash.push(token),
+    }
+}
