@@ -11,22 +11,13 @@ import pytest
 import features_page
 import virtnic
 from frames import arp_request, is_arp_reply
+from negotiated import accepted, offered
 from peers.netns import Netns
 from virtnic._native import features_table
 from virtnic.qemu import quirks
 from virtnic.qemu.quirks import Version
 
 TOP = Path(__file__).resolve().parents[1]
-
-
-def accepted(port: virtnic.Port) -> set[str]:
-    """Return the names of the features in force."""
-    return {name for name, _, _, accepted, _ in port.features if accepted}
-
-
-def offered(port: virtnic.Port) -> set[str]:
-    """Return the names of the features that the device has."""
-    return {name for name, _, offered, _, _ in port.features if offered}
 
 
 def properties_of(text: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 
 import virtnic
 from frames import number_of, numbered
+from negotiated import accepted
 from peers.netns import Netns
 from virtnic import _native
 
@@ -29,11 +30,6 @@ def _jumbo_netns(netns: Netns) -> Netns:
     """A namespace whose TAP has an MTU of 9,000."""
     netns.run("ip", "link", "set", netns.tap, "mtu", str(MTU))
     return netns
-
-
-def accepted(port: virtnic.Port) -> set[str]:
-    """Return the names of the features in force."""
-    return {name for name, _, _, accepted, _ in port.features if accepted}
 
 
 def all_free(memory: _native.Memory) -> bool:

@@ -51,10 +51,10 @@ macro_rules! catalogue {
 catalogue! {
     0 "finishes the checksums of frames that are sent",
         Some("5.2"), tap "", "`port.send(…, offload=…)`",
-        ["tests/test_offload.py::test_checksums_are_calculated_by_the_device", "tests/test_offload.py::test_forward_calculates_what_the_other_port_cannot"];
+        ["tests/test_offload_send.py::test_checksums_are_calculated_by_the_device", "tests/test_offload_forward.py::test_forward_calculates_what_the_other_port_cannot"];
     1 "hands over frames whose checksum is not finished",
         Some("5.2"), tap "", "`offload=True`, `burst.offload`",
-        ["tests/test_offload.py::test_offloads_are_turned_off_and_on_at_run_time"];
+        ["tests/test_offload_receive.py::test_offloads_are_turned_off_and_on_at_run_time"];
     2 "turns offloads of received frames on and off at run time",
         Some("5.2"), user "", "`port.set_guest_offloads()`",
         ["rust/core/src/net/command_tests.rs::guest_offloads_and_hashes_are_told"];
@@ -71,7 +71,7 @@ catalogue! {
         Some("5.2"), user "disable-modern=on", "", [];
     7 "hands over TCP/IPv4 segments in one piece",
         Some("5.2"), tap "", "`offload=True`, `burst.offload`",
-        ["tests/test_offload.py::test_the_kernel_sends_long_tcp_frames", "tests/test_offload.py::test_forward_keeps_segmentation"];
+        ["tests/test_offload_receive.py::test_the_kernel_sends_long_tcp_frames", "tests/test_offload_forward.py::test_forward_keeps_segmentation"];
     8 "hands over TCP/IPv6 segments in one piece",
         Some("5.2"), tap "", "`offload=True`, `burst.offload`",
         ["tests/test_offload.py::test_what_is_offered_is_accepted"];
@@ -83,16 +83,16 @@ catalogue! {
         ["tests/test_offload.py::test_what_is_offered_is_accepted"];
     11 "segments TCP/IPv4",
         Some("5.2"), tap "", "`port.send(…, offload=…)`",
-        ["tests/test_offload.py::test_one_long_frame_becomes_segments"];
+        ["tests/test_offload_send.py::test_one_long_frame_becomes_segments"];
     12 "segments TCP/IPv6",
         Some("5.2"), tap "", "`port.send(…, offload=…)`",
-        ["tests/test_offload.py::test_one_long_frame_becomes_segments"];
+        ["tests/test_offload_send.py::test_one_long_frame_becomes_segments"];
     13 "and such with congestion marks",
         Some("5.2"), tap "", "`port.send(…, offload=…)`",
-        ["tests/test_offload.py::test_one_long_frame_becomes_segments"];
+        ["tests/test_offload_send.py::test_one_long_frame_becomes_segments"];
     14 "fragments UDP",
         Some("5.2"), tap "", "`port.send(…, offload=…)`",
-        ["tests/test_offload.py::test_a_datagram_in_fragments"];
+        ["tests/test_offload_send.py::test_a_datagram_in_fragments"];
     15 "spreads a received frame over several buffers",
         Some("5.2"), user "", "`features={\"MRG_RXBUF\": True}`; without it where the MTU needs it",
         ["tests/test_port_jumbo.py::test_frames_of_every_length_both_ways"];
@@ -189,13 +189,13 @@ catalogue! {
         ["rust/core/src/net/command_tests.rs::coalescing_is_told_as_the_specification_says"];
     54 "hands over UDP/IPv4 segments in one piece",
         Some("10.0"), tap "", "`offload=True`, `burst.offload`",
-        ["tests/test_offload.py::test_udp_segments_arrive_as_one_frame"];
+        ["tests/test_offload_receive.py::test_udp_segments_arrive_as_one_frame"];
     55 "hands over UDP/IPv6 segments in one piece",
         Some("10.0"), tap "", "`offload=True`, `burst.offload`",
         ["tests/test_offload.py::test_what_is_offered_is_accepted"];
     56 "segments UDP",
         Some("10.0"), tap "", "`port.send(…, offload=…)`",
-        ["tests/test_offload.py::test_many_datagrams_in_one_frame"];
+        ["tests/test_offload_send.py::test_many_datagrams_in_one_frame"];
     57 "says the hash of each received frame",
         Some("5.2"), tap "hash=on", "`properties={\"hash\": True}`; `burst.hashes`",
         ["tests/test_rss.py::test_hashes_come_with_the_frames"];
@@ -207,7 +207,7 @@ catalogue! {
         ["tests/test_rss.py::test_flows_land_where_toeplitz_says"];
     61 "coalesces received TCP segments, and says how many",
         Some("5.2"), user "guest_rsc_ext=on", "`features={\"RSC_EXT\": True}`",
-        ["tests/test_offload.py::test_the_device_coalesces_segments"];
+        ["tests/test_offload_receive.py::test_the_device_coalesces_segments"];
     62 "stands by for another device with the same MAC address",
         Some("5.2"), user "failover=on", "`port.standby`; `features={\"STANDBY\": True}`",
         ["tests/test_features.py::test_a_standby_device_says_so"];
