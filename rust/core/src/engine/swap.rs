@@ -1,5 +1,6 @@
 //! What forwarding changes in a frame: its MAC addresses.
 
+use crate::memory;
 use crate::net::{Burst, Mac};
 
 /// Frames shorter than their two addresses are left alone.
@@ -9,14 +10,7 @@ const ADDRESSES: usize = 12;
 #[inline]
 pub(super) fn prefetch(burst: &Burst) {
     for &id in burst.ids() {
-        let data = burst.pool().data_ptr(id);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch has no effect but on the cache, whatever the address.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(data.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = data;
+        memory::prefetch(burst.pool().data_ptr(id));
     }
 }
 

@@ -27,6 +27,7 @@ mod numa;
 mod pages;
 mod physical;
 mod pool;
+mod prefetch;
 mod region;
 #[cfg(test)]
 mod reserved;
@@ -36,4 +37,5 @@ pub use iova::{IOVA_LIMIT, Iova, Placement};
 pub use pages::{HugepageCount, PageRequest, PageSize, hugepages};
 pub(crate) use pool::Holder;
 pub use pool::{BufferId, DATA_OFFSET, JUMBO_SIZE, Pool};
+pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionOptions};

@@ -4,7 +4,7 @@
 //! bytes, which a loop that only passes frames on does not touch otherwise.
 
 use super::stats::Counter;
-use crate::memory::{BufferId, Pool};
+use crate::memory::{BufferId, Pool, prefetch};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The first bytes of so many frames are on their way into the cache before they are read.
@@ -96,18 +96,6 @@ impl LiveClasses {
             self.casts[cast(u64::from_le(first), length)].add(1);
         }
     }
-}
-
-#[inline]
-fn prefetch(data: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no effect but on the cache, whatever the address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(data.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = data;
 }
 
 /// Which of [`FrameClasses::SIZE_NAMES`] a length is, without a branch.

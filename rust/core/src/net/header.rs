@@ -75,19 +75,6 @@ pub(super) unsafe fn write(data: *mut u8, length: usize, offload: Offload) {
     }
 }
 
-/// Asks the cache for the header in front of `data`.
-#[inline]
-pub(crate) fn prefetch(data: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no effect but on the cache, whatever the address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(data.wrapping_sub(HEADER_LEN).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = data;
-}
-
 /// `num_buffers`: over how many buffers a received packet is spread (section 5.1.6.4).
 ///
 /// # Safety

@@ -10,7 +10,7 @@ use super::burst::Burst;
 use super::header;
 use super::queue::Common;
 use super::stats::LiveQueueStats;
-use crate::memory::{BufferId, Pool};
+use crate::memory::{BufferId, Pool, prefetch};
 use crate::{Error, Result};
 
 /// The headers of so many buffers are on their way into the cache before they are read.
@@ -97,7 +97,7 @@ impl Merger {
         {
             self.sorted += 1;
             if let Some(&(later, _)) = self.popped.get(self.sorted + AHEAD) {
-                header::prefetch(pool.data_ptr(later));
+                prefetch(pool.data_ptr(later).wrapping_sub(header_len));
             }
             let partial = match &mut self.partial {
                 // Where the next frame starts is not known any more.
