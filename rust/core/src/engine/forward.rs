@@ -51,23 +51,37 @@ impl Path<'_> {
                 swap::swap_addresses(burst);
             }
         }
-        let (before, refused) = (tx.bytes(), tx.refused());
-        let sent = if Arc::ptr_eq(burst.pool(), self.to.pool()) {
-            tx.send_burst(burst)
-        } else {
-            tx.send_copies(burst)
-        };
-        let sent = sent.map_err(|error| self.to.fault(error))?;
-        let refused = tx.refused() - refused;
         report.received += received as u64;
-        report.sent += sent as u64;
-        report.bytes += tx.bytes() - before;
-        report.ring_full += ((received - sent) as u64).saturating_sub(refused);
-        report.no_offload += refused;
         report.bursts += 1;
-        burst.clear();
+        pass_on(burst, self.to, tx, report)?;
         Ok(received)
     }
+}
+
+/// Sends a burst by a port, copied where that is of another memory. What does not fit, or cannot be
+/// sent so, is dropped; everything is counted.
+#[inline]
+pub(super) fn pass_on(
+    burst: &mut Burst,
+    to: &Port,
+    tx: &mut TxQueue,
+    report: &mut Report,
+) -> Result<()> {
+    let wanted = burst.len();
+    let (before, refused) = (tx.bytes(), tx.refused());
+    let sent = if Arc::ptr_eq(burst.pool(), to.pool()) {
+        tx.send_burst(burst)
+    } else {
+        tx.send_copies(burst)
+    };
+    let sent = sent.map_err(|error| to.fault(error))?;
+    let refused = tx.refused() - refused;
+    report.sent += sent as u64;
+    report.bytes += tx.bytes() - before;
+    report.ring_full += ((wanted - sent) as u64).saturating_sub(refused);
+    report.no_offload += refused;
+    burst.clear();
+    Ok(())
 }
 
 /// Forwards between two ports in both directions. Ports of one memory exchange buffers, no

@@ -1,10 +1,10 @@
 //! A user's own compiled function, run once for each burst.
 
 use super::control::{Control, Report};
+use super::forward::pass_on;
 use super::{BURST, swap};
 use crate::net::{Burst, Port};
 use crate::{Error, Result};
-use std::sync::Arc;
 
 /// What a packet function is, in C:
 ///
@@ -118,20 +118,7 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
                     tx.release_jumbos().map_err(|error| port.fault(error))?;
                     continue;
                 }
-                let wanted = out.len();
-                let (before, refused) = (tx.bytes(), tx.refused());
-                let sent = if Arc::ptr_eq(pool, port.pool()) {
-                    tx.send_burst(out)
-                } else {
-                    tx.send_copies(out)
-                };
-                let sent = sent.map_err(|error| port.fault(error))?;
-                let refused = tx.refused() - refused;
-                report.sent += sent as u64;
-                report.bytes += tx.bytes() - before;
-                report.ring_full += ((wanted - sent) as u64).saturating_sub(refused);
-                report.no_offload += refused;
-                out.clear();
+                pass_on(out, port, tx, &mut report)?;
             }
         }
         let alive = || ports.iter().try_for_each(|port| port.running());
