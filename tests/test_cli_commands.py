@@ -5,18 +5,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from peers.netns import Netns
-
-QUICK = ["--hugepages", "none"]
-"""Do not depend on what the machine has reserved, and warn of nothing."""
+from program import command, virtnic, virtnic_json
 
 
 @pytest.fixture(autouse=True)
@@ -24,28 +20,9 @@ def _qemu(qemu_command: str) -> None:
     """Every test here needs one; the processes find it through VIRTNIC_QEMU."""
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "virtnic.cli", *arguments]
-
-
-def virtnic(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def virtnic_json(*arguments: str, status: int = 0) -> dict[str, Any]:
-    value = json.loads(virtnic(*arguments, "--json", status=status).stdout)
-    assert isinstance(value, dict)
-    return value
-
-
 @pytest.mark.matrix
 def test_demo_takes_a_lease_and_pings_the_gateway(accel: str) -> None:
-    done = virtnic("demo", "--count", "5", "--accel", accel, *QUICK)
+    done = virtnic("demo", "--count", "5", "--accel", accel)
     assert done.stderr == ""
     steps = re.findall(r"^ *\d+\.\d{3} s  (\w+)", done.stdout, re.MULTILINE)
     assert steps == [
@@ -61,9 +38,7 @@ def test_demo_takes_a_lease_and_pings_the_gateway(accel: str) -> None:
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 def test_demo_in_json_on_every_machine_with_every_interrupt(machine: str, interrupts: str) -> None:
-    found = virtnic_json(
-        "demo", "--machine", machine, "--interrupts", interrupts, "--count", "3", *QUICK
-    )
+    found = virtnic_json("demo", "--machine", machine, "--interrupts", interrupts, "--count", "3")
     assert found["ok"] is True
     steps = {step["step"]: step for step in found["steps"]}
     assert steps["qemu"]["machine"] == machine
@@ -78,9 +53,7 @@ def test_demo_in_json_on_every_machine_with_every_interrupt(machine: str, interr
 
 
 def test_ping_prints_each_reply_and_a_summary() -> None:
-    done = virtnic(
-        "ping", "10.0.2.2", "--count", "3", "--interval", "0.01", "--size", "100", *QUICK
-    )
+    done = virtnic("ping", "10.0.2.2", "--count", "3", "--interval", "0.01", "--size", "100")
     first, *replies, header, counts, times = done.stdout.splitlines()
     assert first == "PING 10.0.2.2 from 10.0.2.15/24, leased, netdev user: 100 data bytes"
     for number, reply in enumerate(replies):
@@ -94,7 +67,7 @@ def test_ping_prints_each_reply_and_a_summary() -> None:
 
 
 def test_ping_in_json_has_every_reply() -> None:
-    found = virtnic_json("ping", "10.0.2.2", "--count", "20", "--interval", "0", *QUICK)
+    found = virtnic_json("ping", "10.0.2.2", "--count", "20", "--interval", "0")
     assert (found["sent"], found["received"], found["loss"]) == (20, 20, 0.0)
     assert [reply["sequence"] for reply in found["replies"]] == list(range(20))
     times = sorted(reply["seconds"] for reply in found["replies"])
@@ -105,13 +78,13 @@ def test_ping_in_json_has_every_reply() -> None:
 
 
 def test_ping_waits_between_requests() -> None:
-    found = virtnic_json("ping", "10.0.2.2", "--count", "4", "--interval", "0.2", *QUICK)
+    found = virtnic_json("ping", "10.0.2.2", "--count", "4", "--interval", "0.2")
     assert 0.6 <= found["seconds"] < 1.5
 
 
 def test_ping_without_any_reply_is_1() -> None:
     # Nobody has this address: not even ARP is answered.
-    options = ["--count", "2", "--interval", "0", "--timeout", "0.2", *QUICK]
+    options = ["--count", "2", "--interval", "0", "--timeout", "0.2"]
     done = virtnic("ping", "10.0.2.99", *options, status=1)
     assert done.stdout.count("no reply from 10.0.2.99") == 2
     assert "2 sent, 0 received, 100 % lost" in done.stdout
@@ -122,7 +95,7 @@ def test_ping_without_any_reply_is_1() -> None:
 
 def test_ping_the_kernel_through_a_tap_without_dhcp(netns: Netns) -> None:
     network = netns.address.rpartition(".")[0]
-    options = ["--netdev", netns.netdev, "--address", f"{network}.2/24", *QUICK]
+    options = ["--netdev", netns.netdev, "--address", f"{network}.2/24"]
     found = virtnic_json("ping", netns.address, "--count", "50", "--interval", "0", *options)
     assert found["received"] == 50
     assert found["address"] == f"{network}.2/24"
@@ -130,7 +103,7 @@ def test_ping_the_kernel_through_a_tap_without_dhcp(netns: Netns) -> None:
 
 
 def test_probe_decodes_the_bus_and_the_features() -> None:
-    found = virtnic_json("probe", *QUICK)
+    found = virtnic_json("probe")
     by_id = {function["id"]: function for function in found["functions"]}
     shared = by_id["1af4:1110"]
     [memory] = [bar for bar in shared["bars"] if bar["index"] == 2]
@@ -151,49 +124,49 @@ def test_probe_decodes_the_bus_and_the_features() -> None:
 
 
 def test_probe_in_words() -> None:
-    text = virtnic("probe", "--machine", "q35", *QUICK).stdout
+    text = virtnic("probe", "--machine", "q35").stdout
     assert "8086:29c0" in text
     assert "ivshmem shared memory" in text
     assert re.search(r"^ +32  VERSION_1 +yes +yes", text, re.MULTILINE)
-    more = virtnic("probe", "--machine", "q35", "-v", *QUICK).stdout
+    more = virtnic("probe", "--machine", "q35", "-v").stdout
     assert more.count("root port") > text.count("root port")
 
 
 @pytest.mark.parametrize("place", ["0x100000000", "0x2000000000"])
 def test_probe_puts_the_memory_where_it_is_told(place: str) -> None:
-    found = virtnic_json("probe", "--iova", place, "--memory", "16M", *QUICK)
+    found = virtnic_json("probe", "--iova", place, "--memory", "16M")
     assert found["memory"]["iova"] == int(place, 16)
     assert found["memory"]["size"] == 16 << 20
 
 
 def test_doctor_opens_a_port() -> None:
-    found = virtnic_json("doctor", *QUICK)
+    found = virtnic_json("doctor")
     assert found["ok"] is True
     assert found["checks"][-1]["name"] == "a port"
     assert {check["status"] for check in found["checks"]} <= {"ok", "warn", "missing"}
-    text = virtnic("doctor", *QUICK).stdout
+    text = virtnic("doctor").stdout
     assert text.endswith("virtnic works here.\n")
 
 
 def test_doctor_tries_the_options_given() -> None:
-    done = virtnic("doctor", "--netdev", "tap,ifname=nosuchtap0/0", *QUICK, status=3)
+    done = virtnic("doctor", "--netdev", "tap,ifname=nosuchtap0/0", status=3)
     assert "missing  a port" in done.stdout
 
 
 def test_a_netdev_that_qemu_rejects_is_1_in_its_words() -> None:
-    error = virtnic_json("ping", "10.0.2.2", "--netdev", "user,net=nonsense", *QUICK, status=1)
+    error = virtnic_json("ping", "10.0.2.2", "--netdev", "user,net=nonsense", status=1)
     assert error["error"]["type"] == "QemuError"
     assert "net" in error["error"]["message"]
 
 
 def test_a_netdev_that_nobody_knows_is_2() -> None:
-    done = virtnic("probe", "--netdev", "carrier-pigeon", *QUICK, status=2)
+    done = virtnic("probe", "--netdev", "carrier-pigeon", status=2)
     assert "carrier-pigeon" in done.stderr
     assert "user" in done.stderr  # what there is
 
 
 def test_a_memory_that_is_no_power_of_two_is_2() -> None:
-    done = virtnic("probe", "--memory", "3M", *QUICK, status=2)
+    done = virtnic("probe", "--memory", "3M", status=2)
     assert "power of two" in done.stderr
 
 
@@ -213,7 +186,7 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 @pytest.fixture
 def endless() -> Iterator[subprocess.Popen[str]]:
     """A ping that has had its first reply and goes on for ever."""
-    with started("ping", "10.0.2.2", "--count", "0", "--interval", "0.05", *QUICK) as process:
+    with started("ping", "10.0.2.2", "--count", "0", "--interval", "0.05") as process:
         assert process.stdout is not None
         while "seq=1" not in process.stdout.readline():
             assert process.poll() is None
@@ -256,7 +229,7 @@ def test_ctrl_c_prints_the_summary_and_leaves_nothing(endless: subprocess.Popen[
 
 def test_ctrl_c_during_a_wait_is_one_line() -> None:
     # Nobody else is on this hub: the command waits ten seconds for a DHCP server.
-    with started("ping", "10.0.2.2", "-v", "--netdev", "hubport,hubid=0", *QUICK) as process:
+    with started("ping", "10.0.2.2", "-v", "--netdev", "hubport,hubid=0") as process:
         deadline = time.monotonic() + 10
         while not (qemus := qemus_of(process)):
             assert time.monotonic() < deadline
@@ -284,9 +257,7 @@ def test_a_signal_to_end_leaves_nothing(
 
 def test_qemu_killed_is_told_within_a_second() -> None:
     # The error object, not stderr: a log line there names the signal too, at times.
-    with started(
-        "ping", "10.0.2.2", "--count", "0", "--interval", "0.05", "--json", *QUICK
-    ) as ping:
+    with started("ping", "10.0.2.2", "--count", "0", "--interval", "0.05", "--json") as ping:
         deadline = time.monotonic() + 10
         while not (qemus := qemus_of(ping)):
             assert time.monotonic() < deadline
@@ -302,7 +273,7 @@ def test_qemu_killed_is_told_within_a_second() -> None:
 
 
 def test_no_dhcp_server_is_1_and_says_what_to_do() -> None:
-    done = virtnic("ping", "10.0.2.2", "--netdev", "hubport,hubid=0", *QUICK, status=1)
+    done = virtnic("ping", "10.0.2.2", "--netdev", "hubport,hubid=0", status=1)
     assert "--address A.B.C.D/N" in done.stderr
 
 

@@ -10,12 +10,10 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,34 +21,13 @@ from frames import mac_bytes, number_of, numbered
 from peers.netns import Netns, PingResult
 from peers.process import gone
 from peers.testpmd import Testpmd
+from program import command, virtnic, virtnic_json
 from virtnic.cli import main
 from virtnic.cli.live import Live, drops_text, occupancy_text, rate_text
 from virtnic.engine import Result
 
-QUICK = ["--hugepages", "none"]
-"""Do not depend on what the machine has reserved, and warn of nothing."""
-
 needs_kernel = pytest.mark.needs("qemu", "netns")
 needs_backend = pytest.mark.needs("qemu", "testpmd", "hugepages")
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "virtnic.cli", *arguments, *QUICK]
-
-
-def virtnic(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def virtnic_json(*arguments: str, status: int = 0) -> dict[str, Any]:
-    value = json.loads(virtnic(*arguments, "--json", status=status).stdout)
-    assert isinstance(value, dict)
-    return value
 
 
 @contextlib.contextmanager
