@@ -37,9 +37,7 @@ impl TxQueue {
             let data = self.common.pool.data_ptr(id);
             // SAFETY: the buffer is the burst's and holds `length` bytes; its data is 64-byte
             // aligned and has DATA_OFFSET (64) bytes in front, more than either header.
-            let adapted =
-                unsafe { header::read(data, from).adapted(data, length as usize, self.can) };
-            match adapted {
+            match unsafe { header::read(data, from).adapted(data, length as usize, self.can) } {
                 Ok(offload) => {
                     // SAFETY: as above.
                     unsafe { header::write(data, to, offload) };
