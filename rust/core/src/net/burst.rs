@@ -164,7 +164,7 @@ impl Burst {
             self.hashed = hashes && self.is_empty();
         }
     }
-    /// Adds a buffer that the caller owns. `length` is at most the pool's capacity.
+    /// Adds a buffer that the caller owns. `length` is at most what it holds.
     #[inline]
     pub(crate) fn push(&mut self, id: BufferId, length: u32) {
         self.storage.ids.push(id);
