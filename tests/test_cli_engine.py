@@ -500,7 +500,7 @@ def test_wrong_usage_is_2_and_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
-        (["generate", "--size", "9000"], 2, "64 to 2052 bytes"),
+        (["generate", "--size", "70000"], 2, "64 to 65553 bytes"),
         (["forward", "--port", "carrier-pigeon"], 2, "carrier-pigeon"),
         (["forward", "--port", "user", "--port", "user,net=nonsense"], 1, "net"),
         (["forward", "--port", ""], 2, "the netdev is empty"),

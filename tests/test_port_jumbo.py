@@ -1,6 +1,7 @@
 """Frames longer than a common buffer: merged where they come, one piece where they go."""
 
 import threading
+import time
 
 import pytest
 
@@ -274,3 +275,39 @@ def test_an_mtu_that_no_buffer_holds(jumbo_netns: Netns) -> None:
 def test_more_jumbo_buffers_than_fit(count: int) -> None:
     with pytest.raises((ValueError, OverflowError), match=r"jumbo|negative"):
         virtnic.Memory("32M", jumbo_buffers=count)
+
+
+def test_generate_jumbo_frames(jumbo_netns: Netns) -> None:
+    """Again and again from a few jumbo buffers, which come back; short frames among them."""
+    memory = virtnic.Memory("32M", jumbo_buffers=8)
+    with virtnic.open(jumbo_netns.netdev, memory=memory) as port:
+        jumbo_netns.wait_for_carrier()
+        short = numbered(port.mac, 1, 60)
+        long = numbered(port.mac, 2, LONGEST)
+        for frames, count in (([long], 2000), ([short, long, long], 3000), ([short], 1000)):
+            before = jumbo_netns.statistics()
+            result = virtnic.generate(port, frames=frames, packets=count, seconds=60)
+            assert result.sent == count
+            assert result.bytes == count // len(frames) * sum(map(len, frames))
+            # What is still with the device comes back to whoever wants a jumbo buffer.
+            assert port.send([long] * 2) == 2
+            deadline = time.monotonic() + 10
+            while (
+                memory.jumbo_buffers_free < memory.jumbo_buffers
+                or port.stats()["tx_packets"] > port.stats()["tx_completed"]
+            ):
+                assert time.monotonic() < deadline, port.stats()
+                port.reclaim()
+            after = jumbo_netns.statistics()
+            assert after["rx_packets"] - before["rx_packets"] == count + 2
+            assert after["rx_bytes"] - before["rx_bytes"] == result.bytes + 2 * LONGEST
+        with pytest.raises(
+            virtnic.MemoryUnavailable, match=r"5 of 5 frames .* more than 2048 .*\(8 of 8\)"
+        ):
+            virtnic.generate(port, frames=[long] * 5, packets=5)
+        with pytest.raises(ValueError, match=f"holds 1 to {memory.largest_frame}"):
+            virtnic.generate(port, frames=[bytes(memory.largest_frame + 1)], packets=1)
+        result = virtnic.generate(port, size=LONGEST + 4, packets=100, seconds=60)
+        assert result.bytes == 100 * LONGEST
+        port.reclaim()
+    assert all_free(memory)

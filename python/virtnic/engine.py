@@ -44,6 +44,8 @@ Mode = Literal["io", "mac", "macswap"]
 IMIX = (60,) * 7 + (590,) * 4 + (1514,)
 _MIN_FRAME = 14
 _MIN_UDP_FRAME = 14 + 20 + 8
+#: With the longest IPv4 packet.
+_MAX_FRAME = _MIN_FRAME + 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,8 @@ def generate(
     """Send frames, in turn and again and again.
 
     ``frames``: which; else UDP frames of ``size`` bytes on the wire (so with the four bytes of
-    checksum that no software sees, 64 is the least), or the simple IMIX.
+    checksum that no software sees, 64 is the least), or the simple IMIX. Frames longer than a
+    buffer take jumbo buffers, at most half of those that are free.
     ``rate``: frames a second, or text such as ``"10Mpps"`` or ``"1Gbps"``;
     None for as fast as they are taken.
     """
@@ -180,10 +183,10 @@ def _load(
 def _frames_of(port: Port, size: int | str) -> list[Buffer]:
     if size == "imix":
         return [make_frame(length, source=port.mac) for length in IMIX]
-    if isinstance(size, str) or not 64 <= size <= port.memory.buffer_size + 4:
+    most = min(port.memory.largest_frame, _MAX_FRAME) + 4
+    if isinstance(size, str) or not 64 <= size <= most:
         raise ValueError(
-            f"a frame has 64 to {port.memory.buffer_size + 4} bytes on the wire, "
-            f"or size is 'imix', not {size!r}"
+            f"a frame has 64 to {most} bytes on the wire, or size is 'imix', not {size!r}"
         )
     return [make_frame(size - 4, source=port.mac)]
 
@@ -198,8 +201,8 @@ def make_frame(
 
     The addresses are those set aside for benchmarks (RFC 2544, appendix C).
     """
-    if length < _MIN_UDP_FRAME:
-        raise ValueError(f"a UDP frame has {_MIN_UDP_FRAME} bytes or more, not {length}")
+    if not _MIN_UDP_FRAME <= length <= _MAX_FRAME:
+        raise ValueError(f"a UDP frame has {_MIN_UDP_FRAME} to {_MAX_FRAME} bytes, not {length}")
     ethernet = bytes.fromhex(destination.replace(":", "") + source.replace(":", "") + "0800")
     total = length - _MIN_FRAME
     header = bytearray.fromhex("4500 0000 0000 0000 4011 0000 c6120001 c6120002".replace(" ", ""))

@@ -119,34 +119,59 @@ fn check(load: &Load, pool: &Pool) -> Result<()> {
         return Err(Error::Invalid(format!("a rate is above 0 frames a second, not {rate}")));
     }
     for (i, frame) in load.frames.iter().enumerate() {
-        if frame.is_empty() || frame.len() > pool.capacity() {
+        if frame.is_empty() || frame.len() > pool.largest_frame() {
             return Err(Error::Invalid(format!(
                 "frame {i} has {} bytes; a buffer holds 1 to {}",
                 frame.len(),
-                pool.capacity()
+                pool.largest_frame()
             )));
         }
     }
     Ok(())
 }
 
-/// A buffer for each place in the ring and for two bursts besides, filled in turn.
+/// A buffer for each place in the ring and for two bursts besides, filled in turn. Long frames
+/// take half of the free jumbo buffers at most: received ones need some too.
 fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Magazine> {
-    let wanted = (ring + 2 * BURST).next_multiple_of(load.frames.len());
-    let mut ids = Vec::with_capacity(wanted);
-    let got = pool.take(&mut ids, wanted);
-    if got < wanted {
-        pool.give(&ids);
-        return Err(Error::MemoryUnavailable(format!(
-            "generating {} frames over a ring of {ring} takes {wanted} buffers, and {got} of {} are free",
-            load.frames.len(),
-            pool.count()
-        )));
+    let frames = load.frames.len();
+    let is_long = |frame: &Vec<u8>| frame.len() > pool.capacity();
+    let long = load.frames.iter().filter(|frame| is_long(frame)).count();
+    let mut turns = (ring + 2 * BURST).div_ceil(frames);
+    let free = pool.jumbo_free();
+    if let Some(most) = free.div_ceil(2).checked_div(long) {
+        turns = turns.min(most);
+        if turns == 0 {
+            return Err(Error::MemoryUnavailable(format!(
+                "{long} of {frames} frames to generate have more than {} bytes and take a jumbo \
+                 buffer each, together at most half of those that are free ({free} of {}); make \
+                 the memory with jumbo_buffers={} or more",
+                pool.capacity(),
+                pool.jumbo_count(),
+                pool.jumbo_count() - free + 2 * long
+            )));
+        }
     }
-    for (&id, frame) in ids.iter().zip(load.frames.iter().cycle()) {
+    let mut common = Vec::with_capacity(turns * (frames - long));
+    pool.take(&mut common, turns * (frames - long));
+    let mut common = common.into_iter();
+    let wanted = turns * frames;
+    let mut ids = Vec::with_capacity(wanted);
+    for frame in load.frames.iter().cycle().take(wanted) {
+        let id = if is_long(frame) { pool.take_jumbo() } else { common.next() };
+        let Some(id) = id else {
+            let got = ids.len() + common.len();
+            pool.give(&ids);
+            pool.give(common.as_slice());
+            return Err(Error::MemoryUnavailable(format!(
+                "generating {frames} frames over a ring of {ring} takes {wanted} buffers, and \
+                 {got} of {} are free",
+                pool.count() + pool.jumbo_count()
+            )));
+        };
         // SAFETY: the buffer is ours and holds the frame (checked before); the frame is
         // private memory, so they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), pool.data_ptr(id), frame.len()) };
+        ids.push(id);
     }
     let lengths = load.frames.iter().cycle().take(wanted).map(|frame| frame.len() as u32);
     Ok(Magazine::new(ids, lengths.collect()))

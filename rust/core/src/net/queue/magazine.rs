@@ -69,6 +69,12 @@ impl Magazine {
         (added, bytes)
     }
 
+    /// How many of its frames are not with the device.
+    #[inline]
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Whether a ring's token is of a magazine's buffer.
     #[inline]
     pub(super) fn issued(token: u32) -> bool {

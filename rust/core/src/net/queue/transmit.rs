@@ -90,7 +90,9 @@ impl TxQueue {
     /// Sends up to `most` frames of the magazine; says how many, and their bytes.
     #[inline]
     pub(crate) fn send_from_magazine(&mut self, most: usize) -> Result<(usize, u64)> {
-        if self.common.ring.free() < self.reclaim_at.max(most) {
+        // A magazine of jumbo buffers may be far smaller than the ring.
+        let few = self.magazine.as_ref().is_some_and(|magazine| magazine.ready() < most);
+        if few || self.common.ring.free() < self.reclaim_at.max(most) {
             self.reclaim()?;
         }
         match &mut self.magazine {
@@ -233,10 +235,10 @@ impl TxQueue {
         Ok(())
     }
 
-    /// Takes finished jumbo buffers back, where there may be some.
+    /// Takes finished jumbo buffers back, where there may be some; a magazine may have any.
     #[inline]
     pub(crate) fn release_jumbos(&mut self) -> Result<()> {
-        if self.jumbos > 0 { self.reclaim() } else { Ok(()) }
+        if self.jumbos > 0 || self.magazine.is_some() { self.reclaim() } else { Ok(()) }
     }
 
     /// Takes every buffer back, after the device was reset.
