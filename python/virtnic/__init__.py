@@ -105,7 +105,7 @@ _QEMU_OPTIONS = (
     "connect",
 )
 #: The interrupt vectors that a Qemu has without being asked are enough for so many queue pairs.
-_FEW_QUEUES = 31
+_FEW_QUEUES = 63
 
 
 def __getattr__(name: str) -> Any:

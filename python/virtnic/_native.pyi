@@ -234,7 +234,7 @@ class QTest:
 class IvshmemServer:
     """Gives QEMU the memory and our interrupt eventfds over one UNIX socket."""
 
-    def __new__(cls, path: str, memory: Memory, vectors: int = 64) -> Self: ...
+    def __new__(cls, path: str, memory: Memory, vectors: int = 128) -> Self: ...
     @property
     def vectors(self) -> int:
         """How many; QEMU's ``vectors=`` must say the same."""

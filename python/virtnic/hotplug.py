@@ -141,7 +141,7 @@ class Qemu(Machine):
         memory: Memory | None = None,
         *,
         timeout: float = 10.0,
-        vectors: int = 64,
+        vectors: int = 128,
     ) -> Self:
         """Drive a QEMU that somebody else started, in another container perhaps.
 

@@ -75,7 +75,7 @@ class Plan:
     shmem_socket: str | os.PathLike[str] | None
     #: The memory's file for ivshmem-plain.
     memory_path: str | os.PathLike[str] | None = None
-    vectors: int = 64
+    vectors: int = 128
     sandbox: Sandbox = True
     extra: Sequence[str] = ()
 

@@ -64,7 +64,7 @@ class Machine:
         accel: Accel = "auto",
         machine: MachineType = "pc",
         shmem: Shmem = "doorbell",
-        vectors: int = 64,
+        vectors: int = 128,
         timeout: float = 10.0,
         sandbox: Sandbox = True,
         directory: str | os.PathLike[str] | None = None,

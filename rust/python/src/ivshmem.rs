@@ -16,7 +16,7 @@ pub(crate) struct IvshmemServer(Server);
 #[pymethods]
 impl IvshmemServer {
     #[new]
-    #[pyo3(signature = (path, memory, vectors=64))]
+    #[pyo3(signature = (path, memory, vectors=128))]
     fn new(path: PathBuf, memory: &Bound<'_, Memory>, vectors: i64) -> PyResult<Self> {
         let vectors = u16::try_from(vectors).map_err(|_| {
             PyValueError::new_err(format!("an ivshmem device has 1 to 1024 vectors, not {vectors}"))

@@ -126,7 +126,8 @@ impl Server {
                 Ok((vector, event))
             }
             None => Err(Error::Invalid(format!(
-                "all {} interrupt vectors are in use; make the server with more",
+                "all {} interrupt vectors are in use: two for each queue pair and one for each port; \
+                 start QEMU with more (Qemu(vectors=…))",
                 self.vectors()
             ))),
         }

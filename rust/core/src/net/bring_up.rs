@@ -236,7 +236,8 @@ fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<
         } else {
             queue_size(index, options.queue_size, most)?
         };
-        let ring = make_ring(&device.pool, accepted, size)?;
+        // A frame is one descriptor, so tables would only take memory.
+        let ring = make_ring(&device.pool, accepted - Features::INDIRECT_DESC, size)?;
         let mut common = Common::new(index, ring, device.pool.clone(), doorbell, Arc::default())
             .with_header(header_len);
         common.disable_interrupts();
