@@ -195,7 +195,7 @@ def test_callbacks(qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture) -> None
     while len(heard) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert heard == ["attached", "link-down", "detached"]
-    assert threads == {"virtnic-qemu"}
+    assert threads == {"virtnic-watch"}
     assert caplog.text.count("a callback for the event") == 3
     stop_failing()
     stop()
@@ -322,6 +322,152 @@ def test_many_threads_lose_nothing() -> None:
     for name in range(2):
         own = [word for word in heard[0] if word.startswith(f"{name}:")]
         assert own == [f"{name}:{number}" for number in range(500)]
+
+
+def test_a_callback_may_take_ports_away_and_bring_others(qemu: virtnic.Qemu) -> None:
+    """It has a thread of its own, so it may wait for QEMU, and for long."""
+    told: Kinds = []
+    replaced = threading.Event()
+
+    def replace(event: virtnic.Event) -> None:
+        told.append(event.kind)
+        if event.kind == "link-down":
+            assert event.port is not None
+            qemu.detach(event.port)
+            qemu.attach("user")
+            replaced.set()
+
+    stop = qemu.watch(replace)
+    port = qemu.attach("user")
+    set_link(port, up=False)
+    assert replaced.wait(10.0)
+    assert port.closed
+    (other,) = qemu.ports
+    assert other.link
+    stop()
+    qemu.detach(other)
+    assert told[:2] == ["attached", "link-down"]
+    assert len(qemu.nics) == 0
+
+
+def test_a_callback_may_close_the_qemu(qemu: virtnic.Qemu) -> None:
+    closed = threading.Event()
+
+    def close(event: virtnic.Event) -> None:
+        if event.kind == "link-down":
+            qemu.close()
+            closed.set()
+
+    qemu.watch(close)
+    set_link(qemu.attach("user"), up=False)
+    assert closed.wait(10.0)
+    assert qemu.closed
+
+
+def test_a_callback_that_wants_to_end_the_program_ends_nothing(
+    qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SystemExit in a thread that is not the main one ends that thread at most, not ours."""
+    kinds_told: Kinds = []
+
+    def leave(event: object) -> None:
+        raise SystemExit(3)
+
+    stop = qemu.watch(leave)
+    qemu.watch(lambda event: kinds_told.append(event.kind))
+    port = qemu.attach("user", on_link=leave)
+    events = qemu.events()
+    for up in (False, True):
+        set_link(port, up)
+        assert kinds(events, 1, 5.0) == ["link-up" if up else "link-down"]
+    assert "a link callback failed" in caplog.text
+    assert "a callback for the event attached failed" in caplog.text
+    stop()
+    qemu.close()
+    caplog.clear()
+    assert kinds_told[:3] == ["attached", "link-down", "link-up"]
+
+
+def test_a_link_callback_cannot_detach(
+    qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would wait for itself. It is told so, and the port is as before."""
+    tried = threading.Event()
+
+    def close(port: virtnic.Port) -> None:
+        try:
+            port.close()
+        finally:
+            tried.set()
+
+    port = qemu.attach("user", on_link=close)
+    set_link(port, up=False)
+    assert tried.wait(5.0)
+    assert not port.closed
+    assert qemu.ports == (port,)
+    set_link(port, up=True)
+    qemu.detach(port)
+    assert "a callback of virtnic must not wait for QEMU; do that in another thread" in caplog.text
+    caplog.clear()
+
+
+def test_what_is_no_callback_is_refused(qemu: virtnic.Qemu) -> None:
+    with pytest.raises(TypeError, match="a callback takes an event, 3 takes none"):
+        qemu.watch(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a link callback takes a port, 3 takes none"):
+        qemu.attach("user", on_link=3)  # type: ignore[arg-type]
+    assert qemu.ports == ()
+    assert qemu.nics == []
+
+
+def test_two_tasks_cannot_share_an_iterator(qemu: virtnic.Qemu) -> None:
+    """The second is told so; the first goes on."""
+    events = qemu.events()
+
+    async def main() -> None:
+        first = asyncio.create_task(anext(events))
+        await asyncio.sleep(0.01)
+        with pytest.raises(RuntimeError, match=r"take events\(\) for each task"):
+            await anext(events)
+        await asyncio.to_thread(qemu.attach, "user")
+        assert (await asyncio.wait_for(first, 5.0)).kind == "attached"
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_loses_no_event(qemu: virtnic.Qemu) -> None:
+    events = qemu.events()
+
+    async def main() -> None:
+        task = asyncio.create_task(anext(events))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(qemu.attach, "user")
+        assert (await asyncio.wait_for(anext(events), 5.0)).kind == "attached"
+
+    asyncio.run(main())
+
+
+def test_trio(qemu: virtnic.Qemu) -> None:
+    trio = pytest.importorskip("trio")
+    found: Kinds = []
+
+    async def listen(events: virtnic.Events) -> None:
+        found.extend([event.kind async for event in events])
+
+    async def main() -> None:
+        with trio.fail_after(20.0):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen, qemu.events())
+                await trio.sleep(0.01)
+                qemu.attach("user")
+                await trio.sleep(0.01)
+                qemu.close()
+
+    trio.run(main)
+    assert found == ["attached", "detached"]
 
 
 def test_a_forgotten_iterator_costs_nothing() -> None:

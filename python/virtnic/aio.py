@@ -15,26 +15,25 @@ Every call is a checkpoint: others run meanwhile, and it can be cancelled. A can
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
-import sys
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import virtnic
 from virtnic._native import Burst, EventFd, PortClosed, QemuDied
+from virtnic.async_library import running
 from virtnic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
     from types import TracebackType
 
     from typing_extensions import Buffer
 
     from virtnic._native import Memory, Offload, Offloads
+    from virtnic.async_library import Library
     from virtnic.hotplug import Qemu
     from virtnic.port import Interrupts
     from virtnic.port import Port as BlockingPort
@@ -47,112 +46,8 @@ _T = TypeVar("_T")
 _LINK_CHANGES = 1024
 
 
-class _Lock(Protocol):
-    async def acquire(self) -> object: ...
-    def release(self) -> None: ...
-
-
-class _Library(Protocol):
-    """What we need of an event loop."""
-
-    def lock(self) -> _Lock:
-        """Return a lock that is given in the order in which it was asked for."""
-
-    async def readable(self, fd: int) -> None:
-        """Wait until a descriptor is readable."""
-
-    async def finished(self, fd: int) -> BaseException | None:
-        """Do the same whatever happens; a cancellation that came meanwhile is returned."""
-
-    async def checkpoint(self) -> None:
-        """Let others run."""
-
-    async def sleep(self, seconds: float) -> None:
-        """Pause."""
-
-
-@contextlib.contextmanager
-def _reader(fd: int) -> Iterator[asyncio.Future[None]]:
-    """Have a future that is done when a descriptor is readable."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(fd, wake)
-    try:
-        yield ready
-    finally:
-        loop.remove_reader(fd)
-
-
-class _Asyncio:
-    def lock(self) -> _Lock:
-        return asyncio.Lock()
-
-    async def readable(self, fd: int) -> None:
-        with _reader(fd) as ready:
-            await ready
-
-    async def finished(self, fd: int) -> BaseException | None:
-        cancelled = None
-        with _reader(fd) as ready:
-            # anyio cancels again and again, so the future must outlive each time.
-            while not ready.done():
-                try:
-                    await asyncio.shield(ready)
-                except asyncio.CancelledError as error:
-                    cancelled = error
-        return cancelled
-
-    async def checkpoint(self) -> None:
-        await asyncio.sleep(0)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-class _Trio:
-    def __init__(self, trio: Any) -> None:
-        self._trio = trio
-
-    def lock(self) -> _Lock:
-        lock: _Lock = self._trio.Lock()
-        return lock
-
-    async def readable(self, fd: int) -> None:
-        await self._trio.lowlevel.wait_readable(fd)
-
-    async def finished(self, fd: int) -> BaseException | None:
-        with self._trio.CancelScope(shield=True):
-            await self._trio.lowlevel.wait_readable(fd)
-        return None  # a cancellation is still there at the next checkpoint
-
-    async def checkpoint(self) -> None:
-        await self._trio.lowlevel.checkpoint()
-
-    async def sleep(self, seconds: float) -> None:
-        await self._trio.sleep(seconds)
-
-
-def _running() -> _Library:
-    """Return the library that runs the caller; trio first, which can be a guest in asyncio."""
-    trio = sys.modules.get("trio")
-    if trio is not None:
-        with contextlib.suppress(RuntimeError):
-            trio.lowlevel.current_task()
-            return _Trio(trio)
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise RuntimeError("virtnic.aio works inside asyncio, trio or anyio only") from None
-    return _Asyncio()
-
-
 async def _in_thread(
-    library: _Library, call: Callable[[], _T], undo: Callable[[_T], object] | None = None
+    library: Library, call: Callable[[], _T], undo: Callable[[_T], object] | None = None
 ) -> _T:
     """Call in a thread that lives for this call. A cancellation waits for its end, and undoes."""
     done = EventFd()
@@ -200,7 +95,7 @@ class Opening:
                 raise
             return port
 
-        return Port(await _in_thread(_running(), call, virtnic.Port.close))
+        return Port(await _in_thread(running(), call, virtnic.Port.close))
 
     def __await__(self) -> Generator[Any, Any, Port]:
         return self._open().__await__()
@@ -245,7 +140,7 @@ class Port:
     def __init__(self, port: BlockingPort) -> None:
         """Wrap a port that is open. Raises ValueError when it has no interrupts."""
         self.port = port
-        self._library = _running()
+        self._library = running()
         self._fd = port.fileno()
         self._receiving = self._library.lock()
         self._sending = self._library.lock()
@@ -376,7 +271,7 @@ class Port:
 class LinkChanges:
     """An asynchronous iterator: True when the link went up, False when it went down."""
 
-    def __init__(self, port: BlockingPort, library: _Library) -> None:
+    def __init__(self, port: BlockingPort, library: Library) -> None:
         self._port = port
         self._library = library
         changes: deque[bool] = deque(maxlen=_LINK_CHANGES)

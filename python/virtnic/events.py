@@ -1,13 +1,12 @@
 """What happens to a QEMU and its ports, told as it happens.
 
 Each subscriber has a queue of its own and an eventfd that is readable while there is
-something in it: plain threads wait in :meth:`Events.wait`, asyncio and ``select`` on the
-descriptor. Nobody polls, and no thread is there for it.
+something in it: plain threads wait in :meth:`Events.wait`, asyncio, trio and ``select`` on the
+descriptor. Nobody polls, and only callbacks have a thread.
 """
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
 import logging
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
 
 from virtnic._native import EventFd, PortClosed
+from virtnic.async_library import running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +76,7 @@ class Events:
         self._event = EventFd()
         self._owner = os.getpid()
         self._ended = False
+        self._awaited = False
         #: Events that were dropped because nobody read them.
         self.missed = 0
 
@@ -149,7 +150,15 @@ class Events:
                 return event
             if ended:
                 raise StopAsyncIteration
-            await _readable(self.fileno())
+            if self._awaited:
+                raise RuntimeError(
+                    "another task waits for these events already; take events() for each task"
+                )
+            self._awaited = True
+            try:
+                await running().readable(self.fileno())
+            finally:
+                self._awaited = False
 
     def __enter__(self) -> Self:
         return self
@@ -161,21 +170,6 @@ class Events:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def found() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(fd, found)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(fd)
 
 
 class Feed:
@@ -224,25 +218,25 @@ class Feed:
                 events._end()
             self._subscribers.clear()
 
-    def call(self, callback: Callable[[Event], object], loop: LoopThread) -> Callable[[], None]:
-        """Call back for each event in the loop's thread; returns what ends that."""
+    def call(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Call back for each event, in a thread of its own; returns what ends that."""
         events = self.subscribe()
+        stopped = threading.Event()
 
         def deliver() -> None:
-            while (event := events.wait(0)) is not None:
+            for event in events:
+                if stopped.is_set():
+                    return
                 try:
                     callback(event)
-                except Exception:
+                except BaseException:
                     _log.exception("a callback for the event %s failed", event.kind)
-            if events.ended:
-                unwatch()
-
-        unwatch = loop.watch_fd(events.fileno(), deliver)
 
         def stop() -> None:
-            unwatch()
+            stopped.set()
             events.close()
 
+        threading.Thread(target=deliver, name="virtnic-watch", daemon=True).start()
         return stop
 
     def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from virtnic._native import EventFd, PortClosed, QemuError
+from virtnic._native import EventFd, PortClosed, QemuDied, QemuError
 from virtnic.events import Event, Events, Feed, tell_link
 from virtnic.memory import Memory
 from virtnic.pci import (
@@ -22,7 +22,7 @@ from virtnic.pci import (
     virtio_registers,
 )
 from virtnic.port import Interrupts, LinkCallback, Port
-from virtnic.qemu import Machine, Netdev, NicHandle, Spec, parse
+from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.vhost_user import Backend
 from virtnic.wiring import Wiring
@@ -89,6 +89,9 @@ class Qemu(Machine):
     is started again, with all its ports (True, or a :class:`virtnic.Recovery` that says how
     often). As a context manager it closes itself and all its ports.
     """
+
+    #: What its devices see; another Qemu can have the same.
+    memory: Memory
 
     def __init__(
         self, memory: Memory | None = None, *, recover: bool | Recovery = False, **options: Any
@@ -251,6 +254,9 @@ class Qemu(Machine):
         for bad arguments, DeviceError, MemoryUnavailable, QemuDied.
 
         """
+        loop.check_outside()
+        if self.closed:
+            raise QemuError("this Qemu is closed: nothing can be attached to it any more")
         one_of("interrupts", interrupts, ("msix", "intx", "none", None))
         one_of("notify", notify, ("eventfd", "qtest", None))
         one_of("ring", ring, ("split", "packed", None))
@@ -347,9 +353,17 @@ class Qemu(Machine):
         """Stop a port and unplug its device. Detaching twice is fine.
 
         Calls that wait on the port raise PortClosed; bursts stay readable.
+
+        Raises TypeError for what is no port, ValueError for a port of another Qemu, RuntimeError
+        in a link callback, which must not wait for QEMU.
         """
+        if not isinstance(port, Port):
+            raise TypeError(f"what is detached is a port, not {port!r}")
+        if port.qemu is not self:
+            raise ValueError(f"{port!r} is a port of another Qemu: port.close() detaches it there")
         if self._is_forked:
             return
+        loop.check_outside()
         with self._attach_lock:
             if port not in self._ports:
                 port.stop()
@@ -370,18 +384,22 @@ class Qemu(Machine):
     def watch(self, callback: Callable[[Event], object]) -> Callable[[], None]:
         """Call ``callback(event)`` for what :meth:`events` would give; returns what ends that.
 
-        Callbacks run one after another in a thread of virtnic's: they must be quick and must
-        not wait for QEMU.
+        Callbacks run one after another in a thread of their own, so they may take their time,
+        and attach, detach and close. Their exceptions are logged. One that runs when that is
+        ended is not waited for.
         """
-        return self._feed.call(callback, self.monitor.loop)
+        if not callable(callback):
+            raise TypeError(f"a callback takes an event, {callback!r} takes none")
+        return self._feed.call(callback)
 
     def close(self) -> None:
         """Stop all ports, end QEMU, and leave nothing behind. Closing twice is fine.
 
-        A forked child closes nothing: QEMU is its parent's.
+        A forked child closes nothing: QEMU is its parent's. Raises RuntimeError in a link callback.
         """
         if self._is_forked:
             return
+        loop.check_outside()
         if self._recoverer is not None:
             self._recoverer.close()
         ports, self._ports = self._ports, []
@@ -433,7 +451,13 @@ class Qemu(Machine):
         try:
             self.remove_nic(attachment.handle, eject)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
-            _log.debug("unplugging %s: %s", attachment.handle, error)
+            gone = self.closed or isinstance(error, (QemuDied, PortClosed))
+            _log.log(
+                logging.DEBUG if gone else logging.WARNING,
+                "%s is not unplugged and keeps its slot: %s",
+                attachment.handle.id,
+                str(error),  # a record that somebody keeps would keep all that the error has
+            )
 
     def _watch_configuration(self, port: Port, event: EventFd) -> Callable[[], None]:
         def changed() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from virtnic.hotplug import Attachment, Qemu
+    from virtnic.memory import Memory
 
 __all__ = ["Interrupts", "LinkCallback", "Port"]
 
@@ -59,7 +60,7 @@ class Port(_native.NetPort):
         return self._attachment.qemu
 
     @property
-    def memory(self) -> _native.Memory:
+    def memory(self) -> Memory:
         """The memory that its frames lie in."""
         return self.qemu.memory
 
@@ -137,8 +138,12 @@ class Port(_native.NetPort):
     def on_link(self, callback: LinkCallback) -> None:
         """Have ``callback(port)`` called when the link goes up or down (``port.link`` says which).
 
+        It is called in a thread of virtnic's that does other things too: it must be quick, and must
+        not attach, detach or close; :meth:`virtnic.Qemu.watch` is for that.
         Raises ValueError when the port has no interrupts.
         """
+        if not callable(callback):
+            raise TypeError(f"a link callback takes a port, {callback!r} takes none")
         if self.interrupts == "none":
             raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
         self._callbacks.append(callback)
@@ -213,7 +218,7 @@ class Port(_native.NetPort):
         for callback in list(self._callbacks):
             try:
                 callback(self)
-            except Exception:
+            except BaseException:  # such as SystemExit, which would end the thread for all
                 _log.exception("a link callback failed")
 
     def _obituary(self) -> str:

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_INSIDE = "a callback of virtnic must not wait for QEMU; do that in another thread"
+
 
 class LoopThread:
     """The thread and its loop. Get it from :func:`acquire`."""
@@ -64,9 +66,7 @@ class LoopThread:
             raise PortClosed("QEMU belongs to the process that opened it; this is a forked child")
         if self.inside:
             coroutine.close()
-            raise RuntimeError(
-                "a callback of virtnic must not wait for QEMU; do that in another thread"
-            )
+            raise RuntimeError(_INSIDE)
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:
@@ -100,7 +100,7 @@ class LoopThread:
         def guarded() -> None:
             try:
                 callback()
-            except Exception:
+            except BaseException:  # such as SystemExit, which would end the thread for all
                 _log.exception("a callback of descriptor %d failed; it is watched no more", fd)
                 self._loop.remove_reader(fd)
 
@@ -182,6 +182,13 @@ def release() -> None:
             return
         last, _shared.loop = _shared.loop, None
     last.stop()
+
+
+def check_outside() -> None:
+    """Raise RuntimeError in the loop's own thread, in which nobody must wait for QEMU."""
+    current = _shared.loop
+    if current is not None and current.inside:
+        raise RuntimeError(_INSIDE)
 
 
 def _after_fork_in_child() -> None:

@@ -221,7 +221,7 @@ class Monitor:
                 continue
             try:
                 callback(message)
-            except Exception:
+            except BaseException:  # such as SystemExit, which would end the thread for all
                 _log.exception("a callback for the event %s failed", message["event"])
 
     async def _disconnect(self) -> None:
