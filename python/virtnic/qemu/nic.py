@@ -38,6 +38,9 @@ SHMEM, SHMEM_CHARDEV = "shmem0", "shmem"
 _DEVICES = "/machine/peripheral"
 _OUR_ID = re.compile(r"\b(nic|net|char)(\d+)\b")
 
+#: Seconds that a device has which did not go the first time; most go in less than a tenth.
+_SECOND_TRY = 0.5
+
 # What a binary says about itself never changes: asked once for each that is ours.
 _schemas: dict[tuple[str, ...], Schema] = {}
 _property_types: dict[tuple[str, ...], dict[str, str]] = {}
@@ -87,6 +90,8 @@ class Nics:
             range(first, first + command.ROOT_PORTS) if self._behind_port else command.PC_SLOTS
         )
         self._used: dict[int, NicHandle | None] = {}
+        #: Those that did not go in time, and what ejects them; tried again when slots run out.
+        self._stuck: list[tuple[NicHandle, Callable[[], object] | None]] = []
 
     def all(self) -> list[NicHandle]:
         """Return those plugged in, in the order of their slots."""
@@ -96,6 +101,7 @@ class Nics:
     def add(self, spec: Spec, properties: Mapping[str, Any]) -> NicHandle:
         """Plug one in; leaves nothing behind when that fails."""
         typed = self._typed(properties)
+        self._make_room()
         slot, number = self._reserve()
         nic, netdev = f"nic{number}", f"net{number}"
         undo = contextlib.ExitStack()
@@ -199,9 +205,14 @@ class Nics:
         with self._lock:
             if self._used.get(handle.slot) is not handle:
                 return
-        if self._unplug(handle.id, eject, timeout):
-            self._monitor.execute("netdev_del", id=handle.netdev_id)
-            self._free(handle.slot)
+        try:
+            if self._unplug(handle.id, eject, timeout):
+                self._monitor.execute("netdev_del", id=handle.netdev_id)
+                self._free(handle.slot)
+        except TimeoutError:
+            with self._lock:
+                self._stuck.append((handle, eject))
+            raise
 
     def _unplug(self, device: str, eject: Callable[[], object] | None, timeout: float) -> bool:
         """Remove a device; False when nobody ejects it. One that is gone is removed already."""
@@ -236,6 +247,16 @@ class Nics:
         finally:
             stop()
         return True
+
+    def _make_room(self) -> None:
+        """Where all slots are taken, try again to remove what did not go when it was to."""
+        with self._lock:
+            if not self._stuck or not all(slot in self._used for slot in self._slots):
+                return
+            stuck, self._stuck = self._stuck, []
+        for handle, eject in stuck:
+            with contextlib.suppress(QemuError, TimeoutError):
+                self.remove(handle, eject, _SECOND_TRY)
 
     def _reserve(self) -> tuple[int, int]:
         with self._lock:
