@@ -67,6 +67,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--hugepages", "4M"], "4M"),
         (["probe", "--accel", "hvf"], "hvf"),
         (["doctor", "--machine", "microvm"], "microvm"),
+        (["watch", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["forward", *["--port", "user"] * 3], "--port is given once or twice"),
     ],
 )
 def test_wrong_usage_is_2_and_says_what_is_wrong(
@@ -76,7 +78,8 @@ def test_wrong_usage_is_2_and_says_what_is_wrong(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert complaint in captured.err
-    assert "--help" in captured.err
+    command = f" {arguments[0]}" if arguments and arguments[0] in NAMES else ""
+    assert f"try `virtnic{command} --help`" in captured.err
 
     assert main([*arguments, "--json"]) == 2
     captured = capsys.readouterr()
@@ -283,3 +286,30 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == Status.FAILED
+
+
+@pytest.mark.parametrize("closed", ["", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(closed: str) -> None:
+    """What is opened next must not be taken for a standard stream, and nothing is printed."""
+    command = f"{sys.executable} -m virtnic.cli doctor --qemu /nowhere {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "should not happen" not in done.stderr
+    assert (done.stdout == "") is bool(closed)
+
+
+@pytest.mark.parametrize("json_wanted", [(), ("--json",)])
+def test_a_full_disk_is_said(json_wanted: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - no path of a file
+        done = subprocess.run(
+            [sys.executable, "-m", "virtnic.cli", "doctor", "--qemu", "/nowhere", *json_wanted],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr == "virtnic: standard output: No space left on device\n"

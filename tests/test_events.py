@@ -533,6 +533,27 @@ def test_watch_ends_by_a_signal(
     assert [line.split()[1] for line in out.splitlines()] == ["detached"]
 
 
+def qemus_of(process: subprocess.Popen[str]) -> list[int]:
+    """Return the children of a command."""
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def test_watch_goes_on_with_another_qemu(qemu_command: str) -> None:
+    with watch("--json", "--recover") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "attached"
+        (pid,) = qemus_of(process)
+        os.kill(pid, signal.SIGKILL)
+        found = [json.loads(process.stdout.readline()) for _ in range(4)]
+        process.send_signal(signal.SIGINT)
+        out, _err = process.communicate(timeout=30)
+    assert [event["event"] for event in found] == ["qemu-died", "link-down", "qemu-back", "link-up"]
+    assert found[0]["detail"] == f"QEMU (pid {pid}) was killed by SIGKILL and said nothing"
+    assert process.returncode == 0
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["detached"]
+
+
 @pytest.mark.needs("testpmd")
 def test_watch_in_json_tells_of_a_backend(qemu_command: str, scratch: Path) -> None:
     path = scratch / "vhu0"
@@ -554,41 +575,15 @@ def test_watch_in_json_tells_of_a_backend(qemu_command: str, scratch: Path) -> N
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["detached", "detached"]
 
 
-def kill_children(process: subprocess.Popen[str]) -> None:
-    """Kill its QEMU."""
-    pids = [
-        int(pid)
-        for task in Path(f"/proc/{process.pid}/task").iterdir()
-        for pid in (task / "children").read_text().split()
-    ]
-    assert pids, "QEMU is not among the children"
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-
-
 def test_watch_tells_that_qemu_died(qemu_command: str) -> None:
     with watch("--json") as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["event"] == "attached"
-        kill_children(process)
+        for pid in qemus_of(process):
+            os.kill(pid, signal.SIGKILL)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 1
     died, detached = (json.loads(line) for line in out.splitlines())
     assert (died["event"], detached["event"]) == ("qemu-died", "detached")
     assert "SIGKILL" in died["detail"]
     assert "Traceback" not in err
-
-
-def test_watch_goes_on_with_recovery(qemu_command: str) -> None:
-    expected = ["qemu-died", "link-down", "qemu-back", "link-up"]
-    with watch("--json", "--recover") as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["event"] == "attached"
-        for _ in range(2):
-            kill_children(process)
-            events = [json.loads(process.stdout.readline())["event"] for _ in expected]
-            assert events == expected
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert json.loads(out)["event"] == "detached"

@@ -267,14 +267,21 @@ def test_killed_while_a_call_waits(machine: Machine) -> None:
     assert len(late) == len(died) == 1
 
 
-def test_death_quotes_what_qemu_said(
+def test_death_quotes_what_qemu_said_last(
     memory: _native.Memory, qemu_command: str, tmp_path: Path
 ) -> None:
-    talker = tmp_path / "qemu"
-    talker.write_text(f'#!/bin/sh\necho "on my last legs" >&2\nexec {qemu_command} "$@"\n')
+    """Not what it said when it started, such as which accelerators it has not."""
+    talker, done = tmp_path / "qemu", tmp_path / "done"
+    later = f'(while [ ! -e {done} ]; do sleep 0.01; done; echo "on my last legs" >&2) &'
+    talker.write_text(f'#!/bin/sh\necho "invalid start" >&2\n{later}\nexec {qemu_command} "$@"\n')
     talker.chmod(0o755)
     with Machine(memory, qemu=talker) as machine:
         died = threading.Event()
+        assert "invalid start" in machine.process.stderr
+        done.touch()
+        deadline = time.monotonic() + 5.0
+        while "legs" not in machine.process.stderr and time.monotonic() < deadline:
+            time.sleep(0.01)
         machine.on_death(lambda _error: died.set())
         os.kill(machine.process.pid, signal.SIGTERM)
         assert died.wait(5.0)

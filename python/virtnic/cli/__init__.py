@@ -54,6 +54,15 @@ class Parser(argparse.ArgumentParser):
 
     wants_json = False
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read words; those of a command that it does not know are its own mistake to tell."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if not hasattr(found, "parser"):
+            found.parser = self  # the command's: it reads before the whole has been read
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line, and exit."""
         if Parser.wants_json:
@@ -79,18 +88,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Read a command line; exit where it is wrong."""
-    parser = build_parser()
-    arguments = parser.parse_args(words)
+    arguments = build_parser().parse_args(words)
     check = getattr(arguments, "check", None)
     wrong = check(arguments) if check is not None else None
     if wrong is not None:
-        parser.error(wrong)
+        arguments.parser.error(wrong)
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     Parser.wants_json = "--json" in words
     try:
         arguments = parse(words)
@@ -110,6 +119,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BaseException as error:  # whatever it is, the user gets one paragraph
             return output.failure(error)
         return status
+
+
+def _open_streams() -> None:
+    """Put /dev/null where a standard stream was closed (``virtnic … >&-``).
+
+    Else the next descriptor that is made would be taken for it, and Python has no such stream.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 class Terminated(BaseException):

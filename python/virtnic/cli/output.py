@@ -61,13 +61,13 @@ class Output:
     def line(self, text: str = "") -> None:
         """Print a line for people."""
         if not self.json:
-            print(text, flush=True)
+            _print(text)
 
     def result(self, value: Mapping[str, Any]) -> None:
         """Print the result for scripts."""
         if self.json:
             indent = None if self.by_line else 2
-            print(json_module.dumps(value, indent=indent, ensure_ascii=False), flush=True)
+            _print(json_module.dumps(value, indent=indent, ensure_ascii=False))
 
     def warning(self, text: str) -> None:
         """Print a warning on stderr."""
@@ -80,13 +80,14 @@ class Output:
     def error(self, kind: str, message: str) -> None:
         """Print an error: a paragraph on stderr, or an object on stdout for scripts."""
         if self.json:
-            self.result({"error": {"type": kind, "message": message}})
-        else:
-            _say(
-                textwrap.fill(
-                    f"virtnic: {message}", 100, break_long_words=False, break_on_hyphens=False
-                )
+            with contextlib.suppress(OSError):
+                self.result({"error": {"type": kind, "message": message}})
+                return
+        _say(
+            textwrap.fill(
+                f"virtnic: {message}", 100, break_long_words=False, break_on_hyphens=False
             )
+        )
 
     def failure(self, error: BaseException) -> int:
         """Tell of an exception that ended the command; return the exit status."""
@@ -148,6 +149,15 @@ class _Handler(logging.Handler):
         _say(f"virtnic: {_LEVELS.get(record.levelno, '')}{record.getMessage()}")
         if record.exc_info:
             _say("".join(traceback.format_exception(*record.exc_info)).rstrip())
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def _say(text: str) -> None:

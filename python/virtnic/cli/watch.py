@@ -20,12 +20,14 @@ EXAMPLES = f"""\
 examples:
   virtnic watch --port vhost-user,path=/run/vhu0 --port tap,ifname=tap0
   virtnic watch --port vhost-user,path=/run/vhu0 --json | jq -r .event
+  virtnic watch --connect /run/virtnic
 
 events: attached, detached, link-up, link-down, backend-lost, backend-back, qemu-died, qemu-back
 
 Without --seconds it goes on until Ctrl-C or SIGTERM, which is its end then: the status is 0.
-With it, a signal cuts it short: 130 (Ctrl-C) or 143 (SIGTERM). When QEMU dies the status is 1,
-unless --recover brings it back.
+With it, a signal cuts it short: 130 (Ctrl-C) or 143 (SIGTERM). When QEMU dies the status is 1;
+with --recover that is no end, and qemu-back follows. The ports are detached when it ends, which is
+printed as well.
 
 {EXIT_STATUSES}"""
 
@@ -60,6 +62,7 @@ def add(commands: Any) -> None:
         "--seconds", type=options.seconds, metavar="N", help="how long (default: until Ctrl-C)"
     )
     options.add_qemu(parser)
+    options.add_connect(parser)
     options.add_recover(parser)
     options.add_memory(parser)
     options.add_common(parser)

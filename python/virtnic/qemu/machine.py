@@ -191,6 +191,7 @@ class Machine:
         if self.version < quirks.OLDEST:
             _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
         self._accel = _settle(wanted, process.stderr)
+        process.started()
         self._silence_timer(self.qtest)
         self._nics = Nics(self.monitor, self.machine, binary, lambda: process.stderr)
 

@@ -34,6 +34,8 @@ class _Stderr:
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
         self._kept = bytearray()
+        #: Bytes that came since :meth:`mark`.
+        self._fresh = 0
         self._lock = threading.Lock()
 
     def fileno(self) -> int:
@@ -56,12 +58,22 @@ class _Stderr:
                     return False
                 _log.debug("QEMU: %s", chunk.decode(errors="replace").rstrip())
                 self._kept += chunk
+                self._fresh += len(chunk)
                 del self._kept[:-_STDERR_KEPT]
             return False
 
     def text(self) -> str:
         self.drain()
         return self._kept.decode(errors="replace")
+
+    def mark(self) -> None:
+        self.drain()
+        self._fresh = 0
+
+    def since_mark(self) -> str:
+        self.drain()
+        old = max(0, len(self._kept) - self._fresh)
+        return self._kept[old:].decode(errors="replace")
 
     def close(self) -> None:
         self.close_writer()
@@ -124,6 +136,10 @@ class Process:
         """The last 16 KiB that QEMU wrote to stderr."""
         return self._stderr.text()
 
+    def started(self) -> None:
+        """Take what it said so far for its first words; its last ones are yet to come."""
+        self._stderr.mark()
+
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
         status = self.wait(patience)
@@ -133,7 +149,7 @@ class Process:
             how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
         else:
             how = f"QEMU (pid {self.pid}) ended with exit status {status}"
-        words = [line for line in self.stderr.splitlines() if line.strip()][-4:]
+        words = [line for line in self._stderr.since_mark().splitlines() if line.strip()][-4:]
         if words:
             return f"{how}; it said: " + " | ".join(words)
         return f"{how} and said nothing"
