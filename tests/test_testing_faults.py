@@ -1,6 +1,7 @@
 """``virtnic.testing.FaultyPort``: what it does to frames, and what it says about that."""
 
 import asyncio
+import contextlib
 import itertools
 import select
 import threading
@@ -13,7 +14,17 @@ import pytest
 
 import virtnic
 from frames import arp_request, is_arp_reply, number_of, numbered
-from virtnic.testing import Deliver, Expect, FaultyPort, Frames, ScriptedPort, Step
+from virtnic.testing import (
+    Deliver,
+    Die,
+    Expect,
+    FaultyPort,
+    Frames,
+    Refuse,
+    ScriptedPort,
+    Step,
+    set_link,
+)
 
 MAC = "52:54:00:00:00:01"
 
@@ -229,23 +240,82 @@ def test_errors_are_those_of_the_port() -> None:
             port.send([b""])
         with pytest.raises(TypeError):
             port.send([3])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match=r"for one frame write send\(\[frame\]\)"):
+            port.send(b"x" * 60)  # type: ignore[arg-type]
+        for wrong in (-1.0, float("nan")):
+            with pytest.raises(ValueError, match="a timeout is a number of seconds"):
+                port.recv(1, timeout=wrong)
         assert port.mac == MAC
         with pytest.raises(AttributeError):
             _ = port.colour
     assert port.closed
-    with pytest.raises(virtnic.PortClosed):
-        port.recv()
-    with pytest.raises(virtnic.PortClosed):
-        port.send(frames(1))
+    for call in (port.recv, port.fileno, lambda: port.send(frames(1))):
+        with pytest.raises(virtnic.PortClosed):
+            call()
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"drop": 1.5}, {"corrupt": -0.1}, {"delay": -1.0}, {"delay": (2.0, 1.0)}, {"on": "air"}],
+    [
+        *({"drop": wrong} for wrong in (1.5, float("nan"), "half", None)),
+        {"corrupt": -0.1},
+        *({"delay": wrong} for wrong in (-1.0, (2.0, 1.0), (1.0,), "long", float("nan"))),
+        {"on": "air"},
+    ],
 )
 def test_wrong_arguments(wrong: dict[str, Any]) -> None:
     with ScriptedPort([]) as inner, pytest.raises(ValueError, match=str(next(iter(wrong)))):
         FaultyPort(inner, **wrong)
+
+
+def test_nothing_passes_the_wire_by(port: virtnic.Port) -> None:
+    """What is sent goes through it, or is refused, whichever way it is sent."""
+    faulty = FaultyPort(port, drop=1.0)
+    assert faulty.send_all(iter(frames(1000))) == 1000
+
+    async def main() -> None:
+        await virtnic.aio.Port(faulty).send(frames(500))
+
+    asyncio.run(main())
+    assert faulty.faults()["tx_dropped"] == 1500
+    with pytest.raises(ValueError, match=r"queue\(0\) has no bad wire"):
+        faulty.queue(0)
+    with pytest.raises(ValueError, match="send them without offload"):
+        faulty.send(frames(1), virtnic.Offload())  # type: ignore[arg-type]
+    assert port.stats()["tx_packets"] == 0
+
+
+def test_its_link_callbacks_get_the_bad_port(port: virtnic.Port) -> None:
+    faulty = FaultyPort(port)
+    told: list[object] = []
+    faulty.on_link(told.append)
+    events = port.qemu.events()
+    set_link(port, up=False)
+    assert events.wait(5.0) is not None
+    assert told == [faulty]
+
+
+def test_asyncio_by_a_script() -> None:
+    """A program for asyncio meets the same, without a QEMU: a full ring, answers, the end."""
+
+    def script() -> Generator[Step, list[bytes], None]:
+        yield Refuse(2)
+        got = yield Expect(600)
+        yield Deliver(*got[-3:])
+        yield Die("QEMU was killed")
+
+    async def program(inner: ScriptedPort) -> list[bytes]:
+        port = virtnic.aio.Port(FaultyPort(inner))
+        await port.send(frames(600))
+        got: list[bytes] = []
+        with contextlib.suppress(virtnic.QemuDied):
+            async for burst in port:
+                got += burst.tobytes()
+        return got
+
+    with ScriptedPort(script(), room=64) as inner:
+        assert asyncio.run(program(inner)) == frames(600)[-3:]
+        inner.finish()
 
 
 def test_received_frames_are_as_a_burst() -> None:

@@ -148,6 +148,21 @@ def test_close_wakes_who_waits() -> None:
     port.close()
 
 
+def test_sending_all_waits_for_the_script() -> None:
+    def script() -> Generator[Step, list[bytes], None]:
+        yield Refuse(3)
+        assert (yield Expect(100)) == [A] * 100
+
+    with ScriptedPort(script(), room=8) as port:
+        assert port.send_all([A] * 100, timeout=5.0) == 100
+        port.finish()
+    with ScriptedPort([Pause(60)], room=8) as port:
+        assert port.send_all([A] * 100, timeout=0.05) == 8
+        assert port.wait_writable(0.01) is False
+        with pytest.raises(ValueError, match="offloads nothing"):
+            port.send([A], virtnic.Offload())  # type: ignore[arg-type]
+
+
 def test_it_refuses_what_a_port_refuses(port: virtnic.Port) -> None:
     with ScriptedPort([]) as scripted:
         both: list[PacketPort] = [scripted, port]

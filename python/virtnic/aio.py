@@ -19,7 +19,7 @@ import functools
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import virtnic
 from virtnic._native import Burst, EventFd, PortClosed, QemuDied
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from virtnic.port import Interrupts
     from virtnic.port import Port as BlockingPort
     from virtnic.qemu import Netdev
+    from virtnic.testing import FaultyPort, ScriptedPort
 
 __all__ = ["LinkChanges", "Port", "attach", "open"]
 
@@ -95,7 +96,8 @@ class Opening:
                 raise
             return port
 
-        return Port(await _in_thread(running(), call, virtnic.Port.close))
+        port: BlockingPort = await _in_thread(running(), call, virtnic.Port.close)
+        return Port(port)
 
     def __await__(self) -> Generator[Any, Any, Port]:
         return self._open().__await__()
@@ -137,11 +139,14 @@ class Port:
     or QemuDied as soon as the port is closed or its QEMU gone.
     """
 
-    def __init__(self, port: BlockingPort) -> None:
-        """Wrap a port that is open. Raises ValueError when it has no interrupts."""
-        self.port = port
+    def __init__(self, port: BlockingPort | FaultyPort | ScriptedPort) -> None:
+        """Wrap a port that is open, or one of :mod:`virtnic.testing`.
+
+        Raises ValueError when it has no interrupts.
+        """
+        self.port = cast("BlockingPort", port)
         self._library = running()
-        self._fd = port.fileno()
+        self._fd = self.port.fileno()
         self._receiving = self._library.lock()
         self._sending = self._library.lock()
 

@@ -13,11 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from virtnic._native import EventFd, VirtnicError
-from virtnic.testing.frames import Frames, PacketPort
+from virtnic._native import EventFd, PortClosed, VirtnicError
+from virtnic.sending import BACKOFF
+from virtnic.testing.frames import Frames, PacketPort, send_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from typing_extensions import Buffer
@@ -133,9 +134,10 @@ class _Wire:
 class FaultyPort:
     """A port that drops, duplicates, reorders, corrupts and delays, repeatably by seed.
 
-    ``send``, ``recv``, ``fileno``, ``stats`` and ``close`` are those of a port; everything else
-    is the wrapped port's. Received frames are copies, and the loops of the core
-    (:func:`virtnic.forward` and others) do not take it.
+    ``send``, ``send_all``, ``recv``, ``fileno``, ``stats``, ``on_link`` and ``close`` are those
+    of a port, also under :class:`virtnic.aio.Port`; everything else is the wrapped port's.
+    Received frames are copies. What would pass the wire by is refused: other queues than the
+    first, frames with offloads, and the loops of the core (:func:`virtnic.forward` and others).
 
     >>> port = FaultyPort(virtnic.open("user"), seed=7, drop=0.01, delay=(0.001, 0.020))
 
@@ -169,9 +171,9 @@ class FaultyPort:
             ("reorder", reorder),
             ("corrupt", corrupt),
         ):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is a probability from 0 to 1, not {value}")
-        low, high = delay if isinstance(delay, tuple) else (delay, delay)
+            if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
+                raise ValueError(f"{name} is a probability from 0 to 1, not {value!r}")
+        low, high = _range(delay)
         if not 0.0 <= low <= high < float("inf"):
             raise ValueError(f"delay is seconds, or a range (low, high) of them, not {delay!r}")
         if on not in ("both", "rx", "tx"):
@@ -195,11 +197,20 @@ class FaultyPort:
         """The port that is wrapped."""
         return self._port
 
-    def send(self, frames: Iterable[Buffer]) -> int:
+    def send(self, frames: Iterable[Buffer], offload: None = None) -> int:
         """Send frames as a port does, some of them badly; return how many were taken.
 
-        All are, or none while too many wait. Raises as the wrapped port does.
+        All are, or none while too many wait. Raises as the wrapped port does, and ValueError
+        for frames with an ``offload``.
         """
+        self._check()
+        if offload is not None:
+            raise ValueError("this wire takes finished frames only: send them without offload")
+        if isinstance(frames, (bytes, bytearray, memoryview, str)):
+            raise TypeError(
+                f"send takes a burst or an iterable of frames, not {type(frames).__name__}; "
+                "for one frame write send([frame])"
+            )
         with self._tx.lock:
             now = time.monotonic()
             self._transmit(now)
@@ -213,18 +224,39 @@ class FaultyPort:
                 self._tx.put(view.tobytes(), now)
                 count += 1
             self._transmit(now)
-            due = self._tx.due()
+            due = self._tx_due(now)
         release = getattr(frames, "release", None)
-        if release is not None and not isinstance(frames, memoryview):
+        if release is not None:
             release()  # a burst is moved
         self._expect(due)
         return count
+
+    def send_all(self, frames: Iterable[Buffer], timeout: float | None = None) -> int:
+        """Send all frames, waiting while too many are under way.
+
+        See :meth:`virtnic.Port.send_all`.
+        """
+        return send_all(self, frames, timeout)
+
+    def queue(self, index: int) -> Any:
+        """Refuse: what went by a queue would pass the wire by."""
+        raise ValueError(
+            f"queue({index}) has no bad wire; `.port.queue({index})` is without faults"
+        )
+
+    def on_link(self, callback: Callable[[Any], object]) -> None:
+        """Have ``callback(port)`` called, with this port, when the link goes up or down."""
+        port: Any = self._port
+        port.on_link(lambda _port: callback(self))
 
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Frames:
         """Receive frames as a port does; return up to ``maximum`` of those that have come out.
 
         Raises as the wrapped port does.
         """
+        self._check()
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {timeout}")
         deadline = None if timeout is None else time.monotonic() + timeout
         patience: float | None = 0.0
         while True:
@@ -261,6 +293,7 @@ class FaultyPort:
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when :meth:`recv` would find frames or an error."""
+        self._check()
         if self._epoll is None:
             epoll = select.epoll()
             epoll.register(self._port.fileno(), select.EPOLLIN)
@@ -300,6 +333,10 @@ class FaultyPort:
             self._epoll.close()
         self._port.close()
 
+    def _check(self) -> None:
+        if self._closed or self._port.closed:
+            raise PortClosed("the port is closed")
+
     def _refuse(self, frame: Buffer, before: int) -> None:
         """Let the wrapped port say what is wrong with a frame."""
         try:
@@ -321,6 +358,10 @@ class FaultyPort:
             if sent < len(batch):
                 return
 
+    def _tx_due(self, now: float) -> float | None:
+        """When there is something to hand to the wrapped port; its ring may have been full."""
+        return now + BACKOFF if self._tx.ready else self._tx.due()
+
     # Frames come out while nobody calls, too: a thread sees to it, while there are any.
 
     def _expect(self, due: float | None) -> None:
@@ -340,10 +381,10 @@ class FaultyPort:
             with self._wake:
                 self._news = False
             now = time.monotonic()
+            times: list[float | None] = []
             with self._tx.lock, contextlib.suppress(VirtnicError, OSError):
                 self._transmit(now)  # the caller's next call meets the same error
-            with self._tx.lock:
-                times = [self._tx.due()]
+                times.append(self._tx_due(now))
             with self._rx.lock:
                 self._rx.advance(now)
                 if self._rx.ready:
@@ -375,6 +416,14 @@ class FaultyPort:
 
     def __repr__(self) -> str:
         return f"<FaultyPort on {self._port!r}>"
+
+
+def _range(delay: Any) -> tuple[float, float]:
+    """Return the least and the longest delay; NaN where it says neither."""
+    ends = tuple(delay) if isinstance(delay, (tuple, list)) else (delay, delay)
+    if len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends):
+        return ends
+    return (float("nan"),) * 2
 
 
 def _rest(seconds: float | None) -> Frames:

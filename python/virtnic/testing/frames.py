@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import array
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, overload
+
+from virtnic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -98,6 +101,17 @@ class Frames(Sequence[memoryview]):
     def release(self) -> None:
         """Forget the frames; views of them stay."""
         self.keep(())
+
+
+def send_all(port: Any, frames: Iterable[Buffer], timeout: float | None) -> int:
+    """Do what :meth:`virtnic.Port.send_all` does, for a port that does not say when it has room."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pending = Pending(port, frames)
+    while not pending.push():
+        if deadline is not None and time.monotonic() >= deadline:
+            break
+        time.sleep(BACKOFF)
+    return pending.queued
 
 
 class PacketPort(Protocol):

@@ -17,7 +17,7 @@ from virtnic._native import (
     QemuDied,
     VirtnicError,
 )
-from virtnic.testing.frames import Frames
+from virtnic.testing.frames import Frames, send_all
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -140,6 +140,8 @@ class ScriptedPort:
         self.mac, self.mtu = mac, mtu
         self._room = room
         self._event = EventFd()
+        self._room_event = EventFd()
+        self._room_event.signal()
         self._changed = threading.Condition()
         self._arrived: collections.deque[bytes] = collections.deque()
         self._sent: collections.deque[bytes] = collections.deque()
@@ -158,8 +160,13 @@ class ScriptedPort:
         )
         self._thread.start()
 
-    def send(self, frames: Iterable[Buffer]) -> int:
-        """Queue frames and return how many fitted the ring; see :meth:`virtnic.Port.send`."""
+    def send(self, frames: Iterable[Buffer], offload: None = None) -> int:
+        """Queue frames and return how many fitted the ring; see :meth:`virtnic.Port.send`.
+
+        This device offloads nothing: an ``offload`` is a ValueError.
+        """
+        if offload is not None:
+            raise ValueError("a scripted device offloads nothing: send finished frames")
         copies: list[bytes] = []
         wrong: Exception | None = None
         for number, frame in enumerate(frames):
@@ -191,6 +198,24 @@ class ScriptedPort:
         if isinstance(frames, Frames):
             frames.keep(copies[len(taken) :])  # what was sent has left it
         return len(taken)
+
+    def send_all(self, frames: Iterable[Buffer], timeout: float | None = None) -> int:
+        """Queue all frames, waiting for room; see :meth:`virtnic.Port.send_all`."""
+        return send_all(self, frames, timeout)
+
+    def wait_writable(self, timeout: float | None = None) -> bool:
+        """Wait for room in the ring; False after the timeout."""
+        with self._changed:
+            self._check()
+            self._changed.wait_for(
+                lambda: self._closed or self._failure or len(self._sent) < self._room, timeout
+            )
+            self._check()
+            return len(self._sent) < self._room
+
+    def tx_fileno(self) -> int:
+        """Return a descriptor that is always readable: whether there is room, ``send`` tells."""
+        return self._room_event.fileno()
 
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Frames:
         """Return up to ``maximum`` frames that arrived; see :meth:`virtnic.Port.recv`."""
