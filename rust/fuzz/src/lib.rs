@@ -35,6 +35,14 @@ macro_rules! program {
     ($target:path) => {
         #[cfg(fuzzing)]
         libfuzzer_sys::fuzz_target!(|data: &[u8]| $target(data));
+        /// A region is mapped between 64 GiB and 1 TiB, which AddressSanitizer leaves unused
+        /// otherwise. It asks for this function by its name; without the sanitizer nobody does.
+        // SAFETY: a name of the sanitizer's, with the signature that it declares.
+        #[cfg(fuzzing)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn __asan_default_options() -> *const std::ffi::c_char {
+            c"protect_shadow_gap=0".as_ptr()
+        }
         #[cfg(not(fuzzing))]
         fn main() -> std::io::Result<()> {
             $crate::replay($target)

@@ -24,7 +24,7 @@ fn every_target_has_a_corpus_and_every_corpus_a_target() {
     assert_eq!(names(&corpus()), targets);
     for target in targets {
         let count = names(&corpus().join(&target)).len();
-        assert!((5..200).contains(&count), "{target} has {count} inputs");
+        assert!(count >= 5, "{target} has {count} inputs");
     }
 }
 
