@@ -1,7 +1,7 @@
 //! Frames from one port to another, or back to where they came from.
 
 use super::control::{Control, Report};
-use super::{BURST, swap};
+use super::{BURST, blame, running, swap};
 use crate::Result;
 use crate::net::{Burst, Port, RxQueue, TxQueue};
 use std::sync::Arc;
@@ -34,10 +34,10 @@ impl Path<'_> {
         most: usize,
         report: &mut Report,
     ) -> Result<usize> {
-        let received = rx.recv(most, burst).map_err(|error| self.from.fault(error))?;
+        let received = rx.recv(most, burst).map_err(|error| blame(self.from, error))?;
         if received == 0 {
             // Perhaps for want of jumbo buffers, which only this queue can give back.
-            tx.release_jumbos().map_err(|error| self.to.fault(error))?;
+            tx.release_jumbos().map_err(|error| blame(self.to, error))?;
             return Ok(0);
         }
         match self.mode {
@@ -74,7 +74,7 @@ pub(super) fn pass_on(
     } else {
         tx.send_copies(burst)
     };
-    let sent = sent.map_err(|error| to.fault(error))?;
+    let sent = sent.map_err(|error| blame(to, error))?;
     let refused = tx.refused() - refused;
     report.sent += sent as u64;
     report.bytes += tx.bytes() - before;
@@ -107,7 +107,7 @@ pub fn forward(a: &Port, b: &Port, mode: Mode, mut control: Control<'_>) -> Resu
         let most = BURST.min(control.left(report.sent));
         let second = back.turn(&mut rx_b, &mut tx_a, &mut bursts.1, most, &mut report)?;
         report.idle += u64::from(first + second == 0);
-        let alive = || a.running().and_then(|()| b.running());
+        let alive = || running(a).and_then(|()| running(b));
         if control.left(report.sent) == 0 || !control.go_on(&mut report, alive)? {
             break;
         }

@@ -2,7 +2,7 @@
 
 use super::control::{Control, Report};
 use super::forward::pass_on;
-use super::{BURST, swap};
+use super::{BURST, blame, running, swap};
 use crate::net::{Burst, Port};
 use crate::{Error, Result};
 
@@ -75,12 +75,12 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
             tx.lend();
         }
         let most = BURST.min(control.left(report.received));
-        let received = rx.recv(most, &mut burst).map_err(|error| first.fault(error))?;
+        let received = rx.recv(most, &mut burst).map_err(|error| blame(first, error))?;
         if received == 0 {
             report.idle += 1;
             // Perhaps for want of jumbo buffers, which only these queues can give back.
             for (tx, port) in txs.iter_mut().zip(ports) {
-                tx.release_jumbos().map_err(|error| port.fault(error))?;
+                tx.release_jumbos().map_err(|error| blame(port, error))?;
             }
         } else {
             swap::prefetch(&burst);
@@ -115,13 +115,13 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
             report.bursts += 1;
             for ((out, tx), port) in outs.iter_mut().zip(&mut txs).zip(ports) {
                 if out.is_empty() {
-                    tx.release_jumbos().map_err(|error| port.fault(error))?;
+                    tx.release_jumbos().map_err(|error| blame(port, error))?;
                     continue;
                 }
                 pass_on(out, port, tx, &mut report)?;
             }
         }
-        let alive = || ports.iter().try_for_each(|port| port.running());
+        let alive = || ports.iter().try_for_each(|port| running(port));
         control.rest(received);
         if control.left(report.received) == 0 || !control.go_on(&mut report, alive)? {
             break;

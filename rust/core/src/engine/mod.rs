@@ -19,5 +19,26 @@ pub use function::{PacketFunction, RawFunction, run};
 pub use generate::{Load, generate};
 pub use sink::drop_all;
 
+use crate::net::Port;
+use crate::{Error, Result};
+
 /// Frames taken from a ring at once.
 const BURST: usize = 64;
+
+/// An error of a claimed queue, where a loop has several ports: says whose device it was.
+#[cold]
+fn blame(port: &Port, error: Error) -> Error {
+    named(port, port.fault(error))
+}
+
+/// An error unless the port runs.
+fn running(port: &Port) -> Result<()> {
+    port.running().map_err(|error| named(port, error))
+}
+
+fn named(port: &Port, error: Error) -> Error {
+    match error {
+        Error::Device(rule) => Error::Device(format!("port {}: {rule}", port.mac())),
+        other => other,
+    }
+}

@@ -123,7 +123,12 @@ pub struct Rig<D> {
 
 impl<D: Format> Rig<D> {
     pub fn new(pool: &Arc<Pool>, kind: Kind) -> Self {
-        let mut offered = Features::VERSION_1;
+        Self::with(pool, kind, Features::NONE)
+    }
+
+    /// With further features, such as offloads.
+    pub fn with(pool: &Arc<Pool>, kind: Kind, more: Features) -> Self {
+        let mut offered = Features::VERSION_1 | more;
         for (wanted, feature) in [
             (D::PACKED, Features::RING_PACKED),
             (kind.event_idx, Features::EVENT_IDX),

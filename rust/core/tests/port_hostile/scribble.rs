@@ -12,11 +12,11 @@ use virtnic::virtio::ring::testing::{PackedDevice, SplitDevice, View};
 use virtnic::{Error, Result};
 
 /// How long one port is tormented at most; most break sooner.
-const ROUND: Duration = Duration::from_millis(30);
+pub(super) const ROUND: Duration = Duration::from_millis(30);
 
 /// What is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Aim {
+pub(super) enum Aim {
     /// All areas of both queues.
     Everything,
     /// What the device reports: the used ring, or the descriptors.
@@ -26,7 +26,7 @@ enum Aim {
 }
 
 /// Parts of memory that a scribbler writes to.
-fn targets<D: Format>(rig: &Rig<D>, aim: Aim) -> Vec<(Iova, usize)> {
+pub(super) fn targets<D: Format>(rig: &Rig<D>, aim: Aim) -> Vec<(Iova, usize)> {
     let queues = rig.queues.iter().map(|at| areas(D::PACKED, at));
     match aim {
         Aim::Everything => queues.flatten().collect(),
@@ -53,7 +53,13 @@ fn targets<D: Format>(rig: &Rig<D>, aim: Aim) -> Vec<(Iova, usize)> {
 }
 
 /// Writes until it is told to stop: at random, and small changes of what is there.
-fn scribble(view: &View, targets: &[(Iova, usize)], seed: u64, pause: u64, stop: &AtomicBool) {
+pub(super) fn scribble(
+    view: &View,
+    targets: &[(Iova, usize)],
+    seed: u64,
+    pause: u64,
+    stop: &AtomicBool,
+) {
     let mut random = Random(seed | 1);
     while !stop.load(Ordering::Relaxed) {
         let (at, len) = targets[random.below(targets.len())];
@@ -80,13 +86,20 @@ fn scribble(view: &View, targets: &[(Iova, usize)], seed: u64, pause: u64, stop:
     }
 }
 
-/// The device's side, which goes on whatever it reads: headers say one buffer, or a lie.
-fn serve<D: Format>(rx: &mut D, tx: &mut D, pool: &Pool, stop: &AtomicBool) {
+/// The device's side, which goes on whatever it reads: headers say one buffer, or, one of
+/// `honest` times, a lie.
+pub(super) fn serve<D: Format>(
+    rx: &mut D,
+    tx: &mut D,
+    pool: &Pool,
+    honest: usize,
+    stop: &AtomicBool,
+) {
     let mut random = Random(77);
     let view = rx.view().clone();
     while !stop.load(Ordering::Relaxed) {
         for _ in 0..8 {
-            let says = if random.below(64) == 0 { random.next() as u16 } else { 1 };
+            let says = if random.below(honest) == 1 { random.next() as u16 } else { 1 };
             let buffer = random.below(pool.count()) as u32;
             let header = pool.data_iova(buffer).0 - HEADER as u64;
             view.write(Iova(header + 10), &says.to_le_bytes());
@@ -97,7 +110,7 @@ fn serve<D: Format>(rx: &mut D, tx: &mut D, pool: &Pool, stop: &AtomicBool) {
 }
 
 /// The same for a device that is honest, in rings of which only hints change.
-fn serve_honestly<D: Format>(rx: &mut D, tx: &mut D, stop: &AtomicBool) {
+pub(super) fn serve_honestly<D: Format>(rx: &mut D, tx: &mut D, stop: &AtomicBool) {
     let header = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
     while !stop.load(Ordering::Relaxed) {
         if let Some(chain) = rx.take() {
@@ -115,7 +128,7 @@ fn serve_honestly<D: Format>(rx: &mut D, tx: &mut D, stop: &AtomicBool) {
 /// What a program does with a port.
 type Work = fn(&Port, Instant) -> Result<u64>;
 
-fn by_bursts(port: &Port, until: Instant) -> Result<u64> {
+pub(super) fn by_bursts(port: &Port, until: Instant) -> Result<u64> {
     let mut done = 0;
     let mut burst = Burst::new(port.pool().clone());
     while Instant::now() < until {
@@ -132,7 +145,10 @@ fn by_bursts(port: &Port, until: Instant) -> Result<u64> {
     Ok(done)
 }
 
-fn by_loop(until: Instant, run: impl FnOnce(Control<'_>) -> Result<Report>) -> Result<u64> {
+pub(super) fn by_loop(
+    until: Instant,
+    run: impl FnOnce(Control<'_>) -> Result<Report>,
+) -> Result<u64> {
     let mut tick = |_: &Report| Ok(true);
     let left = until.saturating_duration_since(Instant::now());
     run(Control::new(Some(left), None, &mut tick)).map(|report| report.packets())
@@ -151,7 +167,7 @@ const WORKS: [(&str, Work); 5] = [
 ];
 
 /// Ends the other threads, also when a check fails.
-struct Over<'a>(&'a AtomicBool);
+pub(super) struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
@@ -176,7 +192,7 @@ fn torment<D: Format>(
     let result = std::thread::scope(|scope| {
         let device = scope.spawn(|| match aim {
             Aim::Hints => serve_honestly(&mut rx, &mut tx, &stop),
-            _ => serve(&mut rx, &mut tx, pool, &stop),
+            _ => serve(&mut rx, &mut tx, pool, 64, &stop),
         });
         scope.spawn(|| scribble(&view, &targets, seed, pause, &stop));
         let over = Over(&stop);
@@ -229,7 +245,7 @@ fn rounds<D: Format>(aim: Aim, rounds: u64) {
 }
 
 /// `VIRTNIC_ROUNDS=1000 cargo test …` goes on for longer.
-fn wanted() -> u64 {
+pub(super) fn wanted() -> u64 {
     std::env::var("VIRTNIC_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(8)
 }
 
