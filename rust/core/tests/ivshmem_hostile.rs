@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{
-    FallocateFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, ftruncate,
+    FallocateFlags, Mode, OFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals,
+    ftruncate, open as open_file,
 };
 use rustix::io::Errno;
 use rustix::net::{
@@ -144,6 +146,56 @@ fn a_client_that_talks_is_thrown_out_and_its_descriptors_are_closed() {
     }
     drop(room.introduce());
     drop((pipe, _writer));
+    room.settle();
+}
+
+/// What the server has no use for, at each moment of an introduction: closed, and not followed.
+#[test]
+fn descriptors_of_every_kind_at_every_message_are_closed() {
+    let room = Room::new("kinds", PageRequest::Exactly(PageSize::Base));
+    let memory = room.introduce();
+    let path = |name: &str, flags| open_file(name, flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let (pipe, _) = std::io::pipe().unwrap();
+    let (socket, _) = UnixStream::pair().unwrap();
+    let kinds: Vec<OwnedFd> = vec![
+        path("/", OFlags::DIRECTORY),
+        path("/proc/self/stat", OFlags::PATH),
+        path("/dev/null", OFlags::RDWR),
+        eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+        pipe.into(),
+        socket.into(),
+        memory,
+    ];
+    for fd in &kinds {
+        for after in 0..=MESSAGES {
+            for count in [1, 16, 253] {
+                let client = room.connect();
+                for _ in 0..after {
+                    assert!(message(&client).is_some());
+                }
+                let mine = vec![fd.as_fd(); count];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                assert!(control.push(SendAncillaryMessage::ScmRights(&mine)));
+                let bytes = (after as i64 - 1).to_le_bytes();
+                let _ =
+                    sendmsg(&client, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL);
+                let rest = std::iter::from_fn(|| message(&client)).count();
+                assert!(after + rest <= MESSAGES, "{after} and {rest}");
+            }
+        }
+    }
+    // The socket itself, in itself: only the end of both frees it.
+    {
+        let client = room.connect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let mine = [client.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&mine)));
+        let _ = sendmsg(&client, &[IoSlice::new(&[0; 8])], &mut control, SendFlags::NOSIGNAL);
+    }
+    drop(kinds);
+    drop(room.introduce());
     room.settle();
 }
 

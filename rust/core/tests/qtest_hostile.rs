@@ -5,8 +5,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use std::io::{BufRead, BufReader, Write};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -231,4 +235,51 @@ fn the_first_reply_broken_in_every_way() {
             }
         });
     }
+}
+
+/// QTest passes no descriptors; what comes with a reply, or with a part of one, is closed.
+#[test]
+fn descriptors_that_come_with_replies_are_closed() {
+    // A process of its own would be cleaner; these have names that no other test opens.
+    let mine = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        links.filter(|link| names_ours(&link.as_ref().unwrap().path())).count()
+    };
+    let room = Room::new("rights");
+    let path = room.0.join("qtest");
+    let listener = UnixListener::bind(&path).unwrap();
+    let file = memfd_create(OURS, MemfdFlags::CLOEXEC).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (socket, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(socket.try_clone().unwrap());
+            let mut line = String::new();
+            while reader.read_line(&mut line).unwrap_or(0) > 0 {
+                let reply = if line.starts_with("endianness") { "OK little\n" } else { "OK 0x1\n" };
+                // Some with the first half of it, many with the other.
+                for (part, count) in [(&reply[..3], 1), (&reply[3..], 253)] {
+                    let fds = vec![file.as_fd(); count];
+                    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+                    let mut control = SendAncillaryBuffer::new(&mut space);
+                    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+                    let bytes = [IoSlice::new(part.as_bytes())];
+                    sendmsg(&socket, &bytes, &mut control, SendFlags::NOSIGNAL).unwrap();
+                }
+                line.clear();
+            }
+        });
+        let qtest = QTest::connect(&path, Duration::from_secs(5)).unwrap();
+        for _ in 0..50 {
+            assert_eq!(qtest.port_in(0xcfc, 4).unwrap(), 1);
+        }
+        assert_eq!(mine(), 1, "descriptors were taken");
+        qtest.close();
+    });
+    assert_eq!(mine(), 1);
+}
+
+const OURS: &str = "virtnic-qtest-rights";
+
+fn names_ours(link: &std::path::Path) -> bool {
+    std::fs::read_link(link).is_ok_and(|target| target.to_string_lossy().contains(OURS))
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "vhost_user/descriptors.rs"]
+mod descriptors;
 #[path = "vhost_user/peers.rs"]
 mod peers;
 #[path = "vhost_user/retry.rs"]
