@@ -1,5 +1,6 @@
 """The soak, for a minute; and that it would notice."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from soak.ledger import Ledger, Unbalanced, balance_sheet
+from soak.samples import bound, growth
 
 TESTS = Path(__file__).parent
 
@@ -91,3 +93,44 @@ def test_the_ports_own_counters_are_compared() -> None:
     accounts.check({"tx_packets": 3, "rx_packets": 0})
     with pytest.raises(Unbalanced, match="4 tx_packets"):
         accounts.check({"tx_packets": 4, "rx_packets": 0})
+
+
+@pytest.mark.slow
+@pytest.mark.needs("testpmd", "netns")
+@pytest.mark.timeout(120)
+def test_nothing_grows(qemu_command: str, tmp_path: Path) -> None:
+    """A few seconds of `make soak ARGS=--steady`: echo in every way, and nothing grows."""
+    found = tmp_path / "found.json"
+    arguments = ("--steady", "--seconds", "12", "--turn", "0.02", "--json", str(found))
+    done = soak(*arguments, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing grows, and everything was given back" in done.stdout
+    counted = json.loads(found.read_text())
+    assert min(counted["frames"].values()) > 1000
+    assert {"our descriptors", "our packet buffers", "QEMU's threads"} <= set(counted["series"])
+    print(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("testpmd", "netns")
+@pytest.mark.timeout(120)
+def test_it_notices_what_grows(qemu_command: str) -> None:
+    """One of each is lost in each round; it says which."""
+    leaks = [f"--leak={kind}" for kind in ("object", "memory", "descriptor", "buffer")]
+    done = soak("--steady", "--seconds", "8", "--turn", "0.02", *leaks, timeout=110)
+    assert done.returncode == 1, done.stdout + done.stderr
+    for what in ("Python blocks", "private anonymous kB", "descriptors", "packet buffers"):
+        assert f"FAILED: our {what} grow by" in done.stdout, done.stdout
+
+
+def test_the_growth_of_a_series() -> None:
+    assert growth([7.0] * 40) == 0
+    # What happens in the warm-up, and a peak, do not count; a slope does.
+    assert growth([0.0] * 9 + [50.0] * 16 + [900.0] + [50.0] * 14) == 0
+    assert growth([float(n // 3) for n in range(40)]) == pytest.approx(29 / 3, abs=0.5)
+    assert growth([100.0 - n for n in range(40)]) == -29
+    # One object in each round is more than what is allowed, however long it takes.
+    for rounds in (16, 400, 4000):
+        assert growth(list(range(rounds))) > bound("our Python blocks", rounds)
+    with pytest.raises(ValueError, match="run it for longer"):
+        growth([1.0, 2.0, 3.0, 4.0])

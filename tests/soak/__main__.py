@@ -2,17 +2,21 @@
 
 import argparse
 import functools
+import json
 import logging
 import os
 import sys
 import time
 import warnings
+from pathlib import Path
 
 from peers import leaks
 from virtnic.testing import FaultyPort
 
 from .conductor import Conductor, Outcome, growth_kb
+from .samples import table
 from .stage import Stage
+from .steady import LEAKS, Steady
 
 #: Kilobytes that the process may have grown by: Python's own allocator comes and goes.
 GROWTH = 16 * 1024
@@ -30,7 +34,25 @@ def main() -> int:
         metavar="P",
         help="lose frames behind the soak's back with this probability: it has to notice",
     )
+    parser.add_argument(
+        "--steady",
+        action="store_true",
+        help="no faults: echo in every way, and fail when anything grows",
+    )
+    parser.add_argument(
+        "--turn", type=float, default=0.25, help="with --steady: seconds for each way in turn"
+    )
+    parser.add_argument(
+        "--leak",
+        action="append",
+        default=[],
+        choices=LEAKS,
+        help="with --steady: leak one of these in each round: it has to notice",
+    )
+    parser.add_argument("--json", type=Path, help="with --steady: write what was found here")
     arguments = parser.parse_args()
+    if arguments.steady:
+        return steady(arguments, functools.partial(print, flush=True))
     seed = arguments.seed
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")
@@ -77,6 +99,43 @@ def main() -> int:
         return 1
     say("balanced: every frame is accounted for, and everything was given back")
     return 0
+
+
+def steady(arguments: argparse.Namespace, say: functools.partial[None]) -> int:
+    """Echo without faults; return 0 when nothing grows."""
+    session = leaks.Session()
+    before = leaks.snapshot(session)
+    try:
+        with Steady(session.directory, arguments.leak) as stage:
+            began = time.monotonic()
+            samples = stage.run(arguments.seconds, arguments.turn)
+            seconds = time.monotonic() - began
+            judged = samples.judge()
+            tally, slowest = stage.tally(), stage.slowest()
+            buffers = stage.memory
+        wrong = [
+            f"{name} grow by {row['growth']:g}" for name, row in judged.items() if not row["ok"]
+        ]
+        if buffers.buffers_free != buffers.buffers:
+            wrong.append(f"{buffers.buffers - buffers.buffers_free} packet buffers are lost")
+        del stage, buffers
+        wrong += [f"left behind: {what}" for what in leaks.wait_for_none(session, before)]
+    finally:
+        session.close()
+    say(f"in {seconds:.0f} s {len(samples)} rounds; frames echoed:")
+    for name, count in tally.items():
+        say(f"  {name:<18}{count:>12,}")
+    say(f"slowest window of frames: {slowest:.3f} s")
+    table(judged, say)
+    if arguments.json:
+        found = {"seconds": seconds, "rounds": len(samples), "frames": tally}
+        found |= {"slowest": slowest, "series": judged}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    for what in wrong:
+        say(f"FAILED: {what}")
+    if not wrong:
+        say("nothing grows, and everything was given back")
+    return 1 if wrong else 0
 
 
 def tell(outcome: Outcome, seconds: float, grown: int, say: functools.partial[None]) -> None:
