@@ -73,7 +73,7 @@ SECONDS ?= 600
 SEED ?=
 
 .PHONY: soak
-soak: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Numbered traffic while QEMUs, backends and links die: SECONDS=600 SEED=7
+soak: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Numbered traffic while QEMUs, backends and links die: SECONDS=600 SEED=7; ARGS=--steady: memory
 	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: bench
