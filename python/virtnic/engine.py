@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
+from virtnic._native import QemuDied
 from virtnic.port import Port
 
 if TYPE_CHECKING:
@@ -90,6 +91,17 @@ def _until(
     return seconds, packets, tell
 
 
+def _loop(ports: Sequence[Port], loop: Callable[..., dict[str, Any]], *arguments: object) -> Result:
+    """Run a loop; the one whose QEMU died says how that was."""
+    try:
+        return Result(**loop(*arguments))
+    except QemuDied:
+        for port in ports:
+            if port.qemu.qtest.death is not None:
+                raise QemuDied(port._obituary()) from None
+        raise
+
+
 def forward(
     a: Port,
     b: Port,
@@ -104,7 +116,7 @@ def forward(
     Ports of one memory exchange buffers: no byte is copied. ``mode``: ``io`` changes nothing,
     ``mac`` makes the sending port's address the source, ``macswap`` exchanges the two addresses.
     """
-    return Result(**_native.forward(a, b, mode, _until(seconds, packets, progress)))
+    return _loop((a, b), _native.forward, a, b, mode, _until(seconds, packets, progress))
 
 
 def reflect(
@@ -116,7 +128,7 @@ def reflect(
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
     """Send every frame back by the port it came from; ``mode`` as for :func:`forward`."""
-    return Result(**_native.reflect(port, mode, _until(seconds, packets, progress)))
+    return _loop((port,), _native.reflect, port, mode, _until(seconds, packets, progress))
 
 
 def drop(
@@ -127,7 +139,7 @@ def drop(
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
     """Receive frames and forget them."""
-    return Result(**_native.drop(port, _until(seconds, packets, progress)))
+    return _loop((port,), _native.drop, port, _until(seconds, packets, progress))
 
 
 def generate(
@@ -150,7 +162,7 @@ def generate(
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
-    return Result(**_native.generate(port, load, per_second, until))
+    return _loop((port,), _native.generate, port, load, per_second, until)
 
 
 def exchange(
@@ -169,7 +181,7 @@ def exchange(
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
-    return Result(**_native.exchange(port, load, per_second, until))
+    return _loop((port,), _native.exchange, port, load, per_second, until)
 
 
 def _load(
@@ -348,4 +360,4 @@ def run(
     compiled = packet_function(function)
     chosen = [ports] if isinstance(ports, Port) else list(ports)
     until = _until(seconds, packets, progress)
-    return Result(**_native.run(chosen, compiled.address, until))
+    return _loop(chosen, _native.run, chosen, compiled.address, until)
