@@ -30,6 +30,7 @@ def test_we_ping_the_kernel(netns: Netns) -> None:
     with virtnic.open(netns.netdev) as port:
         stack = virtnic.Stack(port)
         stack.configure("10.99.0.2/24")
+        netns.wait_for_carrier()
         assert stack.arp("10.99.0.1")[0] == netns.mac
         for sequence in range(100):
             assert stack.ping("10.99.0.1", sequence=sequence, payload=1000) is not None
