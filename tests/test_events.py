@@ -18,6 +18,7 @@ import pytest
 import virtnic
 from peers.testpmd import Testpmd
 from virtnic.events import Feed
+from virtnic.qemu import quirks
 
 Kinds = list[str]
 
@@ -31,6 +32,12 @@ def kinds(events: virtnic.Events, count: int, seconds: float = 20.0) -> Kinds:
         assert event is not None, f"only {found} came"
         found.append(event.kind)
     return found
+
+
+def let_it_settle(qemu: virtnic.Qemu) -> None:
+    """Leave a QEMU alone with its backend that may die when it goes at once."""
+    if quirks.has(qemu.version, "vhost-user-loss-crash"):
+        time.sleep(0.5)
 
 
 def set_link(port: virtnic.Port, up: bool) -> None:
@@ -245,6 +252,7 @@ def test_a_backend_goes_and_comes_back(qemu: virtnic.Qemu, scratch: Path, ring: 
     with Testpmd([path]) as pmd:
         port = qemu.attach(f"vhost-user,path={path}", ring=ring)  # type: ignore[arg-type]
         events = qemu.events()
+        let_it_settle(qemu)
         pmd.kill()
         # The interposer and the device each tell what they know.
         assert sorted(kinds(events, 2)) == ["backend-lost", "link-down"]
@@ -254,9 +262,30 @@ def test_a_backend_goes_and_comes_back(qemu: virtnic.Qemu, scratch: Path, ring: 
                 assert first is not None
                 assert (first.kind, first.port, first.detail) == ("backend-back", port, str(path))
                 assert kinds(events, 1) == ["link-up"]
+                let_it_settle(qemu)
             assert sorted(kinds(events, 2)) == ["backend-lost", "link-down"]
         port.close()
         assert kinds(events, 1) == ["detached"]
+
+
+@pytest.mark.needs("testpmd")
+@pytest.mark.parametrize("ring", ["packed", "split"])
+def test_a_backend_that_goes_at_once(qemu: virtnic.Qemu, scratch: Path, ring: str) -> None:
+    """While QEMU still sets the device up: it goes on, or it has the quirk and is known dead."""
+    path = scratch / "vhu0"
+    try:
+        for _ in range(5):
+            with Testpmd([path]):
+                port = qemu.attach(f"vhost-user,path={path}", ring=ring)  # type: ignore[arg-type]
+                events = qemu.events()
+            found = kinds(events, 2)
+            if "qemu-died" not in found:
+                assert sorted(found) == ["backend-lost", "link-down"]
+            assert qemu.execute("query-status")["running"] is True
+            qemu.detach(port)
+    except virtnic.QemuDied as died:
+        if not quirks.has(qemu.version, "vhost-user-loss-crash") or "SIGSEGV" not in str(died):
+            raise
 
 
 def test_a_qemu_that_recovers_is_back(qemu_command: str, memory: virtnic.Memory) -> None:
