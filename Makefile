@@ -86,8 +86,8 @@ fuzz: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Fuzz what a hostile peer
 	FUZZ_PYTHON=$(BIN)/python .ci/fuzz $(SECONDS) $(TARGETS)
 
 .PHONY: matrix
-matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools ## End-to-end tests on QEMU 5.2, 7.2, 10.0 and 11.1; writes build/matrix.json
-	$(BIN)/python tests/matrix $(ARGS)
+matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools $(STAMPS)/tox ## One table: tests on QEMU 5.2, 7.2, 10.0, 11.1 and on each Python; writes build/matrix.json
+	PYTHONPATH=tests $(BIN)/python -m matrix $(ARGS)
 
 .PHONY: containers
 containers: setup-containers $(STAMPS)/extension $(STAMPS)/tools ## Program, QEMU and backend in containers with a Debian root each
@@ -117,7 +117,7 @@ setup-lint:
 setup-test:
 	@.ci/system qemu test hugepages
 setup-matrix:
-	@.ci/system qemu matrix hugepages
+	@.ci/system qemu test matrix hugepages
 setup-containers:
 	@.ci/system qemu test matrix hugepages
 
@@ -135,4 +135,8 @@ $(STAMPS)/extension: $(STAMPS)/venv $(RUST)
 
 $(STAMPS)/tools: $(STAMPS)/venv
 	$(PIP) --group test --group lint
+	@touch $@
+
+$(STAMPS)/tox: $(STAMPS)/venv
+	$(PIP) --group matrix
 	@touch $@

@@ -19,6 +19,7 @@ from peers.components import needs, qemu_command
 from peers.netns import Netns
 from peers.ovs import Ovs
 from peers.testpmd import Testpmd
+from virtnic.qemu import find, machine
 
 # Its threads would otherwise appear to belong to the first test that uses it.
 with contextlib.suppress(ImportError):
@@ -29,7 +30,7 @@ FAILED = pytest.StashKey[bool]()
 
 MARKERS = [
     "needs(*components): skip when the machine lacks one of them; with CI=true, fail",
-    "matrix: end to end through slirp; `make matrix` runs it on every QEMU",
+    "starts_qemu: takes the fixture qemu_command; given by itself",
     "slow: takes more than a few seconds; tox leaves it out",
     "leaks(reason): does not give everything back, on purpose",
 ]
@@ -85,12 +86,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Refuse a matrix test that would run on the same QEMU every time."""
-    fixtures = getattr(item, "fixturenames", [])
-    if item.get_closest_marker("matrix") and not {"qemu_command", "accel"} <= set(fixtures):
-        raise pytest.UsageError(
-            f"{item.nodeid} is marked matrix but does not take both qemu_command and accel"
-        )
+    """Mark what starts a QEMU: `make matrix` runs no other test once for each."""
+    if "qemu_command" in getattr(item, "fixturenames", []):
+        item.add_marker("starts_qemu")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -117,6 +115,8 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     node = request.node
     if node.stash.get(FAILED, False) or node.get_closest_marker("leaks"):
         return
+    if node.funcargs is None:
+        return  # interrupted: what the test holds goes with the process
     # The other fixtures are torn down by now; pytest would keep their values a moment longer.
     node.funcargs.clear()
     left = leaks.wait_for_none(session, before)
@@ -133,20 +133,26 @@ def scratch(request: pytest.FixtureRequest) -> Path:
     return request.config.stash[SESSION].directory
 
 
+@pytest.fixture
+def accel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The accelerator under test: what ``auto`` is, too, for tests that choose none."""
+    name = str(getattr(request, "param", "auto"))
+    if name != "auto":
+        monkeypatch.setattr(find, "ACCELERATORS", (name,))
+        monkeypatch.setattr(machine, "_auto", {})
+    return name
+
+
 @pytest.fixture(name="qemu_command")
-def _qemu_command(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def _qemu_command(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, accel: str
+) -> str:
     """The command line of the QEMU under test, which VIRTNIC_QEMU says to the library."""
     command = str(getattr(request, "param", "") or qemu_command())
     monkeypatch.setenv("VIRTNIC_QEMU", command)
     if not hasattr(request, "param"):
         needs("qemu")
     return command
-
-
-@pytest.fixture
-def accel(request: pytest.FixtureRequest) -> str:
-    """The accelerator under test."""
-    return str(getattr(request, "param", "auto"))
 
 
 @pytest.fixture

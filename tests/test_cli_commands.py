@@ -20,7 +20,6 @@ def _qemu(qemu_command: str) -> None:
     """Every test here needs one; the processes find it through VIRTNIC_QEMU."""
 
 
-@pytest.mark.matrix
 def test_demo_takes_a_lease_and_pings_the_gateway(accel: str) -> None:
     done = virtnic("demo", "--count", "5", "--accel", accel)
     assert done.stderr == ""

@@ -119,7 +119,6 @@ def in_the_way(qemu: virtnic.Qemu) -> list[str]:
 # Using it.
 
 
-@pytest.mark.matrix
 @both_machines
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 def test_a_port(
@@ -141,7 +140,6 @@ def test_a_port(
         assert repr(qemu) == f"<Qemu {machine} at {directory}>"
 
 
-@pytest.mark.matrix
 @both_machines
 def test_the_processor_is_parked(
     running: object, directory: Path, qemu_command: str, accel: str
@@ -159,7 +157,6 @@ def test_the_processor_is_parked(
             arp(port)
 
 
-@pytest.mark.matrix
 @both_machines
 def test_ports_come_and_go(
     running: object, directory: Path, machine: str, qemu_command: str, accel: str
@@ -229,7 +226,6 @@ def test_commands(
 # Coming back.
 
 
-@pytest.mark.matrix
 @both_machines
 def test_connecting_again(
     running: "subprocess.Popen[bytes]",
@@ -261,7 +257,6 @@ def test_connecting_again(
     assert running.poll() is None
 
 
-@pytest.mark.matrix
 @both_machines
 def test_what_a_killed_program_left_is_removed(
     running: object, directory: Path, qemu_command: str, accel: str
@@ -290,7 +285,6 @@ os.kill(os.getpid(), signal.SIGKILL)
             arp(port)
 
 
-@pytest.mark.matrix
 @both_machines
 def test_what_a_program_left_half_done_is_removed(
     running: object, directory: Path, machine: str, qemu_command: str, accel: str
@@ -326,7 +320,6 @@ def test_what_a_program_left_half_done_is_removed(
         assert not (directory / "vhost-17.sock").exists()
 
 
-@pytest.mark.matrix
 def test_a_half_line_of_qtest_is_ended(
     running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: str
 ) -> None:
@@ -347,7 +340,6 @@ def test_a_half_line_of_qtest_is_ended(
     assert running.poll() is None
 
 
-@pytest.mark.matrix
 def test_a_second_qemu_in_the_directory(
     start: StartQemu, directory: Path, qemu_command: str, accel: str
 ) -> None:
@@ -375,7 +367,6 @@ def test_qemu_comes_later(start: StartQemu, directory: Path) -> None:
             arp(port)
 
 
-@pytest.mark.matrix
 def test_qemu_dies(
     running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: str
 ) -> None:

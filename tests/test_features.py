@@ -76,13 +76,11 @@ def answered(port: virtnic.Port) -> None:
         assert time.monotonic() < deadline, "no answer"
 
 
-@pytest.mark.matrix
 def test_offered_as_the_catalogue_says(qemu_command: str, accel: str) -> None:
     """Every set of properties, and frames pass with what is accepted then."""
     compare("user", {"accel": accel, "size": "16M"}, tap=False)
 
 
-@pytest.mark.matrix
 @pytest.mark.needs("netns")
 def test_offered_to_a_tap_as_the_catalogue_says(
     qemu_command: str, accel: str, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +90,6 @@ def test_offered_to_a_tap_as_the_catalogue_says(
         compare(netns.netdev, {"accel": accel, "queues": 2, "size": "32M"}, tap=True)
 
 
-@pytest.mark.matrix
 def test_mtu_speed_and_duplex_are_read(qemu_command: str, accel: str) -> None:
     properties = {"host_mtu": 1400, "speed": 10000, "duplex": "full"}
     with virtnic.open("user", accel=accel, properties=properties) as port:
@@ -106,7 +103,6 @@ def test_mtu_speed_and_duplex_are_read(qemu_command: str, accel: str) -> None:
         assert (port.mtu, port.speed, port.duplex) == (1500, None, None)
 
 
-@pytest.mark.matrix
 def test_a_standby_device_says_so(qemu_command: str, accel: str) -> None:
     with virtnic.open("user", accel=accel, properties={"failover": True}) as port:
         assert port.standby
@@ -121,7 +117,6 @@ def test_a_standby_device_says_so(qemu_command: str, accel: str) -> None:
         assert not port.standby
 
 
-@pytest.mark.matrix
 def test_unplugging_behind_the_platform(qemu: virtnic.Qemu, qemu_command: str, accel: str) -> None:
     properties = {"iommu_platform": True, "disable-legacy": "on"}
     port = qemu.attach("user", properties=properties)
@@ -135,7 +130,6 @@ def test_unplugging_behind_the_platform(qemu: virtnic.Qemu, qemu_command: str, a
     answered(qemu.attach("user"))
 
 
-@pytest.mark.matrix
 def test_coalescing_is_refused_where_it_is_not_offered(qemu_command: str, accel: str) -> None:
     with virtnic.open("user", accel=accel) as port:
         with pytest.raises(virtnic.CommandRefused, match="NOTF_COAL"):

@@ -94,7 +94,6 @@ def test_a_missing_component_skips_here_and_fails_in_ci(monkeypatch: pytest.Monk
         components.needs("moon")
 
 
-@pytest.mark.matrix
 def test_the_qemu_and_accelerator_under_test_are_those_asked_for(
     qemu: virtnic.Qemu, qemu_command: str, accel: str
 ) -> None:

@@ -20,7 +20,7 @@ from test_recovery import arp_works, balanced, wait_until
 from traffic import drain
 from virtnic.pci import virtio_registers
 
-pytestmark = [pytest.mark.needs("qemu"), pytest.mark.matrix]
+pytestmark = pytest.mark.needs("qemu")
 
 RINGS = pytest.mark.parametrize("ring", ["split", "packed"])
 

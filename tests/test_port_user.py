@@ -17,7 +17,6 @@ def exchange(port: virtnic.Port, timeout: float = 5.0) -> list[bytes]:
     return port.recv(64, timeout=timeout).tobytes()
 
 
-@pytest.mark.matrix
 def test_open_says_what_the_device_is(port: virtnic.Port) -> None:
     assert port.mac.startswith("52:54:00:")
     assert port.mtu == 1500
@@ -26,7 +25,6 @@ def test_open_says_what_the_device_is(port: virtnic.Port) -> None:
     assert not port.closed
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 @pytest.mark.parametrize("machine", ["pc", "q35"])
 def test_arp_round_trip(qemu_command: str, accel: str, machine: str, interrupts: str) -> None:
@@ -39,7 +37,6 @@ def test_arp_round_trip(qemu_command: str, accel: str, machine: str, interrupts:
     assert (stats["rx_interrupts"] > 0) == (interrupts != "none")
 
 
-@pytest.mark.matrix
 def test_dhcp_arp_and_ping(port: virtnic.Port) -> None:
     stack = virtnic.Stack(port)
     lease = stack.dhcp(timeout=10)

@@ -65,7 +65,6 @@ def wait_for_another(port: virtnic.Port, pid: int, times: int) -> None:
     wait_until(lambda: port.restarts == times and port.qemu.process.pid != pid, 20.0)
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 def test_killed(qemu_command: str, accel: str, interrupts: Any) -> None:
     """Twenty times in a row; a thread that waits for frames notices nothing."""

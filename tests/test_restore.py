@@ -22,7 +22,7 @@ from test_recovery import EAGER, kill, wait_for_another
 from test_rss import expected
 from traffic import drain
 
-pytestmark = [pytest.mark.needs("qemu", "netns"), pytest.mark.matrix]
+pytestmark = pytest.mark.needs("qemu", "netns")
 
 QUEUES = 4
 US = "10.99.0.2"

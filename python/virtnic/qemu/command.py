@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from virtnic.qemu import quirks
+from virtnic.qemu import find, quirks
 from virtnic.qemu.sockets import Sockets
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def quote(value: str | os.PathLike[str]) -> str:
 
 def _accelerators(accel: Accel) -> list[str]:
     """``auto`` is a list: QEMU takes the first that it has and names those it has not."""
-    names = ("qtest", "tcg", "kvm") if accel == "auto" else (accel,)
+    names = find.ACCELERATORS if accel == "auto" else (accel,)
     return [word for name in names for word in ("-accel", name)]
 
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
-from virtnic.qemu import command, loop, quirks
+from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
 from virtnic.qemu.elsewhere import Elsewhere, SharedDirectory, join, serve
-from virtnic.qemu.find import ACCELERATORS, find_qemu, last_line
+from virtnic.qemu.find import find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
 from virtnic.qemu.netdev import Netdev, Spec, parse
 from virtnic.qemu.nic import NicHandle, Nics
@@ -474,10 +474,10 @@ def _settle(wanted: Accel, stderr: str) -> Accel:
     """Which accelerator runs: with ``auto`` QEMU names on stderr those that it could not have."""
     if wanted != "auto":
         return wanted
-    for name in ACCELERATORS:
+    for name in find.ACCELERATORS:
         if f"invalid accelerator {name}" not in stderr:
             return name
-    raise QemuError("QEMU started with none of the accelerators " + ", ".join(ACCELERATORS))
+    raise QemuError("QEMU started with none of the accelerators " + ", ".join(find.ACCELERATORS))
 
 
 @atexit.register
