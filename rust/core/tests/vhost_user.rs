@@ -223,16 +223,39 @@ fn the_driver_says_where_a_new_backend_goes_on() {
 struct Told {
     stopped: AtomicUsize,
     starting: AtomicUsize,
+    packed: bool,
 }
 
 impl Driver for Told {
-    fn stopped(&self) {
+    fn stopped(&self) -> bool {
         self.stopped.fetch_add(1, Ordering::SeqCst);
+        self.packed
     }
     fn starting(&self) -> Option<u16> {
         self.starting.fetch_add(1, Ordering::SeqCst);
         None
     }
+}
+
+#[test]
+fn qemu_finds_nothing_in_a_packed_ring_that_stopped() {
+    let room = Room::new("where");
+    let trio = Trio::new(&room, Vec::new());
+    trio.interposer.follow(1, Some(Arc::new(Told { packed: true, ..Told::default() })));
+    trio.interposer.follow(2, Some(Arc::<Told>::default()));
+    let state = |index: u64, num: u64| index | num << 32;
+    for (answer, passed) in [
+        (state(1, 0x8022), state(1, 0x0022)),
+        (state(1, 0x8021_0022), state(1, 0x8021_8022)),
+        (state(2, 0x8022), state(2, 0x8022)), // a split ring
+        (state(3, 0x8022), state(3, 0x8022)), // nobody's
+    ] {
+        trio.backend.send(GET_VRING_BASE, 1 | 4, &answer.to_ne_bytes(), &[]);
+        assert_eq!(trio.qemu.next().number(), passed);
+    }
+    // No state at all.
+    trio.backend.send(GET_VRING_BASE, 1 | 4, &1u32.to_ne_bytes(), &[]);
+    assert_eq!(trio.qemu.next().payload, 1u32.to_ne_bytes());
 }
 
 #[test]

@@ -118,8 +118,8 @@ impl Interposer {
 pub(crate) struct Served(pub(crate) Arc<virtnic::net::Vacancy>);
 
 impl virtnic::vhost_user::Driver for Served {
-    fn stopped(&self) {
-        self.0.begin();
+    fn stopped(&self) -> bool {
+        self.0.begin()
     }
     fn starting(&self) -> Option<u16> {
         self.0.end()

@@ -31,11 +31,12 @@ impl Vacancy {
         Self { follower, began: AtomicU32::new(NONE), stats }
     }
 
-    /// The backend writes to the ring no more, and QEMU does not yet.
-    pub fn begin(&self) {
+    /// The backend writes to the ring no more, and QEMU does not yet. Whether it is a packed ring.
+    pub fn begin(&self) -> bool {
         let place = u32::from(self.follower.place());
         // One that has begun goes on.
         let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
+        self.follower.is_packed()
     }
 
     /// Another backend is about to start; where it goes on in a packed ring.

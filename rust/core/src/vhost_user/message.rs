@@ -89,6 +89,12 @@ impl Message {
         Some(u32::from_ne_bytes(*self.payload.first_chunk()?))
     }
 
+    /// The number of a vring state description.
+    pub(super) fn vring_num(&self) -> Option<u32> {
+        let (8, Some(bytes)) = (self.payload.len(), self.payload.last_chunk()) else { return None };
+        Some(u32::from_ne_bytes(*bytes))
+    }
+
     /// Sets the number of a vring state description, its second 32 bits.
     pub(super) fn set_vring_num(&mut self, num: u32) {
         if let (8, Some(bytes)) = (self.payload.len(), self.payload.last_chunk_mut()) {

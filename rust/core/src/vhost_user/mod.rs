@@ -10,6 +10,7 @@
 //! | SET_VRING_CALL | the backend gets our eventfd, also where QEMU withdraws its own |
 //! | SET_VRING_BASE | in a packed ring the driver knows better where a new backend goes on |
 //! | GET_VRING_BASE, RESET_OWNER, RESET_DEVICE | the ring stops: its kick is forgotten |
+//! | the answer to GET_VRING_BASE | a packed ring is hidden from QEMU, which would spoil it |
 //! | GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES | without in-band notifications, which would make messages of kicks |
 //!
 //! Back channels, in-flight memory, logs and dirty bitmaps are descriptors in messages, and

@@ -9,11 +9,17 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// The wrap counter in a position.
+const OTHER_LAP: u16 = 1 << 15;
+
 /// Who drives a ring, and wants to know whether a backend serves it. Called from the interposer's
 /// thread.
 pub trait Driver: Send + Sync {
     /// The backend has stopped the ring, or is gone; QEMU will have it, but does not know yet.
-    fn stopped(&self) {}
+    /// Whether it is a packed ring.
+    fn stopped(&self) -> bool {
+        false
+    }
 
     /// A backend is about to start. Where it is to go on in a packed ring: the index of a
     /// descriptor, and in bit 15 the wrap counter of its lap. `None` leaves it to QEMU.
@@ -93,8 +99,9 @@ impl Vrings {
         if message.request == request::GET_VRING_BASE
             && message.is_reply()
             && let Some(driver) = self.driver(message.vring())
+            && driver.stopped()
         {
-            driver.stopped();
+            hide_from_qemu(message);
         }
     }
 
@@ -165,6 +172,18 @@ impl fmt::Debug for Vrings {
             .field("learnt", &self.learnt)
             .field("replaced", &self.replaced)
             .finish_non_exhaustive()
+    }
+}
+
+/// Lets QEMU find nothing in a packed ring that its backend has stopped: it gets the position with
+/// the wrap counter of the other lap. The next backend gets the right one from the driver.
+///
+/// Otherwise QEMU drops what waits there while the link is down, and says so at the wrong place:
+/// the answer's upper half, where used descriptors are written, is 0 with DPDK 22.11, and what
+/// else it may be goes through a mask that is a bit too wide (QEMU 7.2 then aborts).
+fn hide_from_qemu(message: &mut Message) {
+    if let Some(num) = message.vring_num() {
+        message.set_vring_num(num ^ u32::from(OTHER_LAP));
     }
 }
 

@@ -95,6 +95,11 @@ impl Follower {
         }
     }
 
+    /// Whether the ring is a packed one.
+    pub fn is_packed(&self) -> bool {
+        matches!(self.ring, Followed::Packed { .. })
+    }
+
     /// How many descriptors lie from one [place](Self::place) to a later one; no more than the
     /// ring has.
     pub fn distance(&self, from: u16, to: u16) -> u16 {
