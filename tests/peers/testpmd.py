@@ -80,7 +80,11 @@ class Testpmd:
         ]
         # fmt: on
         self._process = subprocess.Popen(
-            contain(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            contain(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # a Ctrl-C is for who started it
         )
         try:
             self._read_to_prompt(after=b"")

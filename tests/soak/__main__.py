@@ -1,14 +1,19 @@
 """``python -m soak --seconds 600 --seed 7``; see ``make soak``."""
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from peers import leaks
 from virtnic.testing import FaultyPort
@@ -24,8 +29,13 @@ GROWTH = 16 * 1024
 
 def main() -> int:
     """Run the soak; return 0 when everything balances."""
-    parser = argparse.ArgumentParser(prog="soak", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser = argparse.ArgumentParser(
+        prog="soak",
+        description="Numbered traffic while QEMUs, backends, ports and links come and go. Ctrl-C "
+        "ends it early, with the accounts so far. The status is 0 when every frame is accounted "
+        "for and everything was given back, 1 when not.",
+    )
+    parser.add_argument("--seconds", type=_seconds, default=60.0, help="default: 60")
     parser.add_argument("--seed", type=int, default=None, help="default: another each time")
     parser.add_argument(
         "--lose",
@@ -49,7 +59,7 @@ def main() -> int:
         choices=LEAKS,
         help="with --steady: leak one of these in each round: it has to notice",
     )
-    parser.add_argument("--json", type=Path, help="with --steady: write what was found here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found here")
     arguments = parser.parse_args()
     if arguments.steady:
         return steady(arguments, functools.partial(print, flush=True))
@@ -70,7 +80,10 @@ def main() -> int:
     try:
         began = time.monotonic()
         stage = Stage(session.directory, wrap)
-        outcome = Conductor(stage, seed, say).run(arguments.seconds)
+        conductor = Conductor(stage, seed, say)
+        with _ended_early(conductor, say):
+            outcome = conductor.run(arguments.seconds)
+        accounts = {name: flow.ledger.totals() for name, flow in stage.flows.items()}
         seconds = time.monotonic() - began
         wrong = [] if outcome.failure is None else [outcome.failure]
         for line in stage.describe() if wrong else ():
@@ -82,7 +95,8 @@ def main() -> int:
         memory = stage.memory
         if memory.buffers_free != memory.buffers:
             wrong.append(f"{memory.buffers - memory.buffers_free} packet buffers are lost")
-        del stage, memory, wrap
+        interrupted = conductor.stop
+        del stage, memory, wrap, conductor
         wrong += [f"left behind: {what}" for what in leaks.wait_for_none(session, before)]
         grown = growth_kb(outcome.resident)
         if grown > GROWTH:
@@ -92,6 +106,19 @@ def main() -> int:
     finally:
         session.close()
     tell(outcome, seconds, grown, say)
+    if arguments.json is not None:
+        found = {
+            "seed": seed,
+            "seconds": seconds,
+            "interrupted": interrupted,
+            "kills": outcome.kills,
+            "acts": outcome.done,
+            "recovery": outcome.recovery,
+            "ports": accounts,
+            "growth_kb": grown,
+            "failures": wrong,
+        }
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     for what in wrong:
         say(f"FAILED: {what}")
     if wrong:
@@ -136,6 +163,39 @@ def steady(arguments: argparse.Namespace, say: functools.partial[None]) -> int:
     if not wrong:
         say("nothing grows, and everything was given back")
     return 1 if wrong else 0
+
+
+def _seconds(text: str) -> float:
+    """Parse a number of seconds above zero."""
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # argparse says it
+
+
+@contextlib.contextmanager
+def _ended_early(conductor: Conductor, say: Callable[[str], object]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the soak after the act that it is at; a second one at once."""
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        restore()
+        conductor.stop = True
+        say("interrupted: the accounts so far follow")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def tell(outcome: Outcome, seconds: float, grown: int, say: functools.partial[None]) -> None:

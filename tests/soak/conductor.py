@@ -14,6 +14,8 @@ from .stage import Machine, Stage
 
 #: How often each is done.
 WEIGHTS = {"kill QEMU": 5, "kill backend": 2, "detach": 2, "guest": 3, "flip": 3}
+#: Seconds between two lines that say how far it is.
+PROGRESS = 10.0
 #: What counts as a kill.
 KILLS = ("kill QEMU", "kill backend")
 
@@ -44,17 +46,22 @@ class Conductor:
         self._random = random.Random(seed)
         self._say = say
         self.outcome = Outcome()
+        #: Set by whoever wants it to end after the act that it is at.
+        self.stop = False
 
     def run(self, seconds: float) -> Outcome:
         """Go on for so long; the outcome says whether all went well."""
         outcome = self.outcome
         try:
             self._warm_up()
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
+            began = told = time.monotonic()
+            while (now := time.monotonic()) < began + seconds and not self.stop:
                 time.sleep(self._random.uniform(0.02, 0.3))
                 self._act()
                 outcome.resident.append(resident_kb())
+                if now - told >= PROGRESS:
+                    told = now
+                    self._tell(now - began)
             for flow in self._stage.flows.values():
                 flow.settle()
         except Exception as error:
@@ -66,6 +73,15 @@ class Conductor:
                 outcome.failure = f"{len(ledger.on_the_way)} frames never came"
         outcome.balanced = balance_sheet(ledgers, self._say) and outcome.failure is None
         return outcome
+
+    def _tell(self, seconds: float) -> None:
+        ledgers = [flow.ledger for flow in self._stage.flows.values()]
+        self._say(
+            f"{seconds:4.0f} s: {self.outcome.kills} kills survived, "
+            f"{sum(self.outcome.done.values())} acts, "
+            f"{sum(ledger.received for ledger in ledgers)} frames came back, "
+            f"{sum(sum(ledger.lost.values()) for ledger in ledgers)} lost and accounted for"
+        )
 
     def _warm_up(self) -> None:
         for machine in self._stage.machines:
@@ -85,8 +101,6 @@ class Conductor:
             flow.check()
         self.outcome.done[act] += 1
         self.outcome.recovery.setdefault(act, []).append(took)
-        if self.outcome.kills and self.outcome.kills % 50 == 0 and act in KILLS:
-            self._say(f"{self.outcome.kills} kills survived")
 
     def _do(self, act: str, machine: Machine) -> list[Flow]:
         """Do it; return whose traffic has to go on."""

@@ -62,6 +62,11 @@ class Ledger:
             if stats[name] != ours:
                 raise Unbalanced(f"the port counts {stats[name]} {name}, and we {ours}")
 
+    def totals(self) -> dict[str, object]:
+        """Return the accounts."""
+        names = ("sent", "received", "lost", "unexplained")
+        return {name: getattr(self, name) for name in names} | {"lives": self.life}
+
     @property
     def unexplained(self) -> int:
         """Frames that are neither here nor there."""
