@@ -22,11 +22,22 @@ KINDS: dict[str, tuple[str, ...]] = {
     "start": ("test_qemu_start", "test_harness"),
     "end-to-end": ("test_port_user", "test_port_tap", "test_port_jumbo"),
     "vhost-user": ("test_vhost_user", "test_vhost_user_loss", "test_qemu_vhost_user"),
-    "hotplug": ("test_qemu_hotplug", "test_events"),
-    "recovery": ("test_recovery",),
+    "hotplug": ("test_hotplug", "test_qemu_hotplug", "test_events"),
+    "recovery": (
+        "test_recovery",
+        "test_recovery_moments",
+        "test_recovery_policy",
+        "test_restore",
+        "test_needs_reset",
+    ),
     "connect": ("test_connect",),
     "features": ("test_features", "test_legacy", "test_control_queue"),
-    "offload": ("test_offload",),
+    "offload": (
+        "test_offload",
+        "test_offload_forward",
+        "test_offload_receive",
+        "test_offload_send",
+    ),
     "queues": ("test_multiqueue", "test_rss"),
 }
 OTHER = "other"
