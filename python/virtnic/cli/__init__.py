@@ -111,14 +111,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int = arguments.run(arguments, output)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader has seen enough (`virtnic … | head`). What is still buffered
-            # has nowhere to go; without this the interpreter complains at its end.
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return Status.FAILED
+            status = Status.FAILED  # the reader has seen enough (`virtnic … | head`)
         except BaseException as error:  # whatever it is, the user gets one paragraph
-            return output.failure(error)
+            status = output.failure(error)
+        _forget_unwritten()
         return status
+
+
+def _forget_unwritten() -> None:
+    """Let what is still buffered for stdout go, where it can be written nowhere.
+
+    Else the interpreter tries again at its end, complains, and has a status of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_streams() -> None:
