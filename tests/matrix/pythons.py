@@ -84,7 +84,7 @@ def run_in_root(row: Row, version: str, wheel: Path, roots: Path, arguments: Seq
     name = f"py{version.replace('.', '')}"
     library = BUILD / f"{name}-packages"
     _install(version, wheel, library)
-    inside = _inside(root, library)
+    inside = _inside(root, library, version)
     row.python = _version(*inside, f"python{version}")
     row.qemu = version_of(*inside, "qemu-system-x86_64")
     # fmt: off
@@ -108,16 +108,22 @@ def _install(version: str, wheel: Path, place: Path) -> None:
     done = subprocess.run(argv, check=False, cwd=TOP, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"pip install for Python {version} failed:\n{done.stderr[-2000:]}")
+    # pip's own script would run the Python that pip runs on.
+    script = place / "bin" / "virtnic"
+    script.write_text(f'#!/bin/sh\nexec python{version} -m virtnic.cli "$@"\n')
+    script.chmod(0o755)
 
 
-def _inside(root: Path, library: Path) -> list[str]:
+def _inside(root: Path, library: Path, version: str) -> list[str]:
     """Return what runs a command in a root, with all of the machine but its files."""
+    packages = f"/usr/local/lib/python{version}/dist-packages"  # where Debian's Python looks
     return [
         "bwrap", "--die-with-parent", "--cap-add", "ALL", "--bind", str(root), "/",
         "--dev-bind", "/dev", "/dev", "--bind", "/proc", "/proc", "--bind", "/sys", "/sys",
         "--perms", "1777", "--tmpfs", "/tmp", "--tmpfs", "/run",
         "--ro-bind", str(TOP), str(TOP), "--bind", str(BUILD), str(BUILD), "--chdir", str(TOP),
-        "--clearenv", "--setenv", "PATH", "/usr/sbin:/usr/bin:/sbin:/bin", "--setenv", "HOME",
-        "/root", "--setenv", "PYTHONPATH", str(library), "--setenv", "PYTHONDONTWRITEBYTECODE", "1",
+        "--ro-bind", str(library), packages, "--ro-bind", str(library / "bin"), "/usr/local/bin",
+        "--clearenv", "--setenv", "PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "--setenv", "HOME", "/root", "--setenv", "PYTHONDONTWRITEBYTECODE", "1",
         "--setenv", "LC_ALL", "C.UTF-8", "--",
     ]  # fmt: skip
