@@ -1,6 +1,7 @@
 """Starting and ending QEMU: what is there, what is left, and what is said when it fails."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -431,3 +432,14 @@ def test_a_forked_child_does_not_end_it(qemu_command: str) -> None:
     with child(body, qemu_command) as process:
         out, err = process.communicate(timeout=30)
     assert out.split()[1:] == ["True"], err
+
+
+def test_a_disk_without_room_is_named(memory: _native.Memory, qemu_command: str) -> None:
+    """The kernel's error names no file where writing failed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match=r"park\.bin"):
+            Machine(memory, qemu=qemu_command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -147,7 +147,11 @@ class Machine:
         restartable: bool,
     ) -> None:
         place = self._directory = RunDirectory(directory)
-        place.firmware.write_bytes(command.PARKING_FIRMWARE)
+        try:
+            place.firmware.write_bytes(command.PARKING_FIRMWARE)
+        except OSError as error:
+            error.filename = error.filename or str(place.firmware)  # a full disk has no name
+            raise
         if shmem == "doorbell":
             self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory, vectors)
         wanted = _auto.get(binary.argv, accel) if accel == "auto" else accel
