@@ -26,7 +26,7 @@ from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.vhost_user import Backend
 from virtnic.wiring import Wiring
-from virtnic.wishes import device_wishes, offload_wishes, one_of, with_queues
+from virtnic.wishes import device_wishes, offload_wishes, one_of, usual_size, with_queues
 
 if TYPE_CHECKING:
     import os
@@ -74,10 +74,16 @@ class Attachment:
             return True
         return self.qtest is not self.qemu.qtest
 
+    @property
+    def by_legacy(self) -> bool:
+        """Whether the device is driven by its legacy interface."""
+        assert self.function is not None
+        return self.legacy or not speaks_modern(self.function)
+
     def registers(self) -> dict[str, Any]:
         """Return where a port finds the device's registers: its arguments."""
         assert self.function is not None
-        if self.legacy or not speaks_modern(self.function):
+        if self.by_legacy:
             return {"legacy_io": (*virtio_legacy(self.function), self.interrupts == "msix")}
         return {"registers": tuple(virtio_registers(self.function))}
 
@@ -214,7 +220,9 @@ class Qemu(Machine):
             :meth:`Port.queue`. Without it as many as the netdev names (``tap,queues=4``), else 1.
             The backend must have as many.
         queue_size
-            Entries of each queue, a power of two; 0 for what the device has, at most 1,024.
+            Entries of each queue, a power of two. 0 is 256; with a vhost-user backend, by the
+            legacy interface, or with ``properties`` that say it, what the device has, at most
+            1,024.
         ring
             ``"packed"`` or ``"split"``; without it packed where a vhost-user backend offers
             it, else split.
@@ -319,7 +327,7 @@ class Qemu(Machine):
                 qtest=self.qtest,
                 **attachment.registers(),
                 queues=pairs,
-                queue_size=queue_size,
+                queue_size=queue_size or usual_size(spec, device, attachment.by_legacy),
                 vectors=wires.vectors,
                 events=wires.events,
                 intx=wires.intx,

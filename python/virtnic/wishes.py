@@ -7,10 +7,12 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from virtnic.qemu import Spec
     from virtnic.vhost_user import Backend
 
-__all__ = ["device_wishes", "offload_wishes", "one_of", "with_queues"]
+__all__ = ["device_wishes", "offload_wishes", "one_of", "usual_size", "with_queues"]
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.
 _MAX_QUEUES = 128
@@ -18,6 +20,8 @@ _MAX_QUEUES = 128
 _SEVERAL_QUEUES = frozenset({"tap", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"})
 #: Entries of a vhost-user device's queues: what QEMU allows.
 _VHOST_USER_QUEUE = 1024
+#: Entries of all others' queues.
+_QUEUE = 256
 #: What a device can be asked to do to frames, and what may be left to do to received ones.
 _SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
 _RECEIVE_OFFLOADS = (
@@ -70,6 +74,15 @@ def device_wishes(
     if ring is not None:
         wishes["RING_PACKED"] = ring == "packed"
     return device, wishes
+
+
+def usual_size(spec: Spec, device: Mapping[str, Any], legacy: bool) -> int:
+    """Return the entries of queues for which nobody asked; 0 leaves them to the device.
+
+    256 is QEMU's own default, here also for one that ignores it (quirk queue-size-ignored).
+    """
+    named = not device.keys().isdisjoint(("rx_queue_size", "tx_queue_size"))
+    return 0 if legacy or named or spec.type.startswith("vhost-") else _QUEUE
 
 
 def with_queues(spec: Spec, queues: int | None) -> tuple[Spec, int]:

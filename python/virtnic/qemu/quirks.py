@@ -117,8 +117,8 @@ QUIRKS: tuple[Quirk, ...] = (
         before=Version(10, 1),
         symptom="a receive queue has 1024 entries, whatever `rx_queue_size` says, which is still "
         "read back as it was set (seen on 10.0.13; not on 5.2, 7.2 and 11.1)",
-        action="the size that the device reports is taken; by the legacy interface, which cannot "
-        "change it, queue_size= may only be 1024",
+        action="the driver makes it 256 where nobody asked for more; by the legacy interface, "
+        "which cannot change it, queue_size= may only be 1024",
         test="tests/test_legacy.py::test_the_queue_size_is_the_devices",
     ),
     Quirk(
