@@ -1,12 +1,16 @@
 """What tests of offloads share: who talks to whom, over which device."""
 
 import random
+import socket
+import threading
 import time
 from typing import Any
 
 import pytest
 
 import virtnic
+from packets import TinyTcp
+from peers.netns import Netns
 
 US, KERNEL = "10.99.0.2", "10.99.0.1"
 
@@ -23,6 +27,24 @@ on_all_kinds = pytest.mark.parametrize("kind", KINDS)
 def filling(length: int, seed: int = 1) -> bytes:
     """Return random bytes."""
     return random.Random(seed).randbytes(length)
+
+
+def download(netns: Netns, port: virtnic.Port, payload: bytes) -> TinyTcp:
+    """Have the kernel send this by TCP to port 2000, and return the connection that took it."""
+    with netns.open_socket(kind=socket.SOCK_STREAM) as client:
+        client.settimeout(20)
+
+        def send() -> None:
+            client.connect((US, 2000))
+            client.sendall(payload)
+            client.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        connection = TinyTcp(port, US, netns.mac)
+        assert connection.run() == payload
+        thread.join()
+    return connection
 
 
 def collect(port: virtnic.Port, count: int) -> virtnic.Burst:

@@ -1,15 +1,14 @@
 """Frames that the Linux kernel hands over without checksums, and up to 64 KiB long."""
 
 import socket
-import threading
 import time
 
 import pytest
 
 import virtnic
 from negotiated import accepted
-from offloads import KERNEL, KINDS, US, collect, filling, on_all_kinds
-from packets import Packet, TinyTcp, parse, tcp
+from offloads import KERNEL, KINDS, US, collect, download, filling, on_all_kinds
+from packets import Packet, parse, tcp
 from peers.netns import Netns
 from virtnic import Offload
 
@@ -27,19 +26,7 @@ def test_the_kernel_sends_long_tcp_frames(netns: Netns, kind: str) -> None:
         memory = port.memory
         netns.run("ip", "neigh", "add", US, "lladdr", port.mac, "dev", netns.tap)
         netns.wait_for_carrier()
-        with netns.open_socket(kind=socket.SOCK_STREAM) as client:
-            client.settimeout(20)
-
-            def send() -> None:
-                client.connect((US, 2000))
-                client.sendall(payload)
-                client.shutdown(socket.SHUT_WR)
-
-            thread = threading.Thread(target=send)
-            thread.start()
-            connection = TinyTcp(port, US, netns.mac)
-            assert connection.run() == payload
-            thread.join()
+        connection = download(netns, port, payload)
         segmented = [(n, offload) for n, offload in connection.frames if offload.segmentation]
         assert max(n for n, _ in segmented) > 60_000
         for length, offload in segmented:

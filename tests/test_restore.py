@@ -4,9 +4,7 @@ The peer is the Linux kernel behind a TAP device.
 """
 
 import random
-import socket
 import struct
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +13,8 @@ import pytest
 
 import virtnic
 from frames import number_of, numbered
-from packets import Packet, TinyTcp, parse
+from offloads import US, download, filling
+from packets import Packet, parse
 from peers.netns import Netns
 from test_multiqueue import SENDERS, collect, kernel_sends, udp_of
 from test_recovery import EAGER, kill, wait_for_another
@@ -25,7 +24,6 @@ from traffic import drain
 pytestmark = pytest.mark.needs("qemu", "netns")
 
 QUEUES = 4
-US = "10.99.0.2"
 
 
 @pytest.fixture
@@ -154,7 +152,7 @@ def test_what_the_kernel_leaves_to_do(netns: Netns, accel: str) -> None:
         for times, wanted in enumerate(([], whole, []), 1):
             port.set_guest_offloads(wanted)
             killed(netns, port, times)
-            longest, checksums = download(netns, port)
+            longest, checksums = long_tcp(netns, port)
             if wanted:
                 assert longest > 20_000
                 assert "needed" in checksums
@@ -166,22 +164,9 @@ def test_what_the_kernel_leaves_to_do(netns: Netns, accel: str) -> None:
                 assert datagram(port).valid == (not wanted)
 
 
-def download(netns: Netns, port: virtnic.Port) -> tuple[int, set[str | None]]:
+def long_tcp(netns: Netns, port: virtnic.Port) -> tuple[int, set[str | None]]:
     """Have the kernel send a megabyte by TCP: the longest frame, and what its checksums were."""
-    payload = random.Random(3).randbytes(1 << 20)
-    with netns.open_socket(kind=socket.SOCK_STREAM) as client:
-        client.settimeout(20)
-
-        def send() -> None:
-            client.connect((US, 2000))
-            client.sendall(payload)
-            client.shutdown(socket.SHUT_WR)
-
-        thread = threading.Thread(target=send)
-        thread.start()
-        connection = TinyTcp(port, US, netns.mac)
-        assert connection.run() == payload
-        thread.join()
+    connection = download(netns, port, filling(1 << 20))
     return (
         max(length for length, _ in connection.frames),
         {offload.checksum for _, offload in connection.frames},
