@@ -292,9 +292,9 @@ impl Bytes {
     /// Asks an object for its contiguous bytes; TypeError or BufferError from it.
     pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let mut view = Box::new(ffi::Py_buffer::new());
+        let into = &raw mut *view;
         // SAFETY: `view` is a fresh Py_buffer at a stable address; we are attached.
-        let result =
-            unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *view, ffi::PyBUF_SIMPLE) };
+        let result = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), into, ffi::PyBUF_SIMPLE) };
         if result == 0 { Ok(Self(view)) } else { Err(PyErr::fetch(object.py())) }
     }
     pub(crate) fn as_ptr(&self) -> *const u8 {

@@ -85,10 +85,10 @@ pub(super) unsafe fn bind(address: *mut c_void, len: usize, node: u32) -> Result
     mask[index / BITS] = 1 << (index % BITS);
     // The kernel reads one bit less than `maxnode` says (set_mempolicy(2), BUGS).
     let maxnode = MAX_NODES as c_long + 1;
+    let mask = mask.as_ptr();
     // SAFETY: `mbind` reads the mask, which outlives the call, and changes only
     // where future pages of the range come from; the range is the caller's mapping.
-    let result =
-        unsafe { syscall(number, address, len, MPOL_BIND, mask.as_ptr(), maxnode, 0 as c_long) };
+    let result = unsafe { syscall(number, address, len, MPOL_BIND, mask, maxnode, 0 as c_long) };
     if result == 0 {
         return Ok(());
     }
