@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from typing_extensions import Buffer
-
     from virtnic.hotplug import Attachment, Qemu
     from virtnic.memory import Memory
+    from virtnic.sending import Frame
 
 __all__ = ["Interrupts", "LinkCallback", "Port"]
 
@@ -175,7 +174,7 @@ class Port(_native.NetPort):
 
     def send_all(
         self,
-        frames: _native.Burst | Iterable[Buffer],
+        frames: _native.Burst | Iterable[Frame],
         timeout: float | None = None,
         offload: _native.Offload
         | _native.Offloads
