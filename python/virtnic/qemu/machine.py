@@ -27,6 +27,7 @@ from virtnic.qemu.netdev import Netdev, Spec, parse
 from virtnic.qemu.nic import NicHandle, Nics
 from virtnic.qemu.process import Process
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.qemu.text import check_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +109,8 @@ class Machine:
         _one_of("shmem", shmem, Shmem)
         if sandbox not in (True, False, "spawn"):
             raise ValueError(f"sandbox={sandbox!r} is not True, False or 'spawn'")
-        chosen = (qemu, accel, machine, shmem, sandbox, directory, tuple(extra))
+        extra = check_words(extra, "extra")
+        chosen = (qemu, accel, machine, shmem, sandbox, directory, extra)
         if connect is not None and chosen != (None, "auto", "pc", "doorbell", True, None, ()):
             raise ValueError(
                 "connect= goes with timeout= and vectors= only: the program, accelerator, machine "

@@ -21,7 +21,7 @@ from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import ExecuteError
 
 from virtnic.errors import QemuDied, QemuError
-from virtnic.qemu import loop
+from virtnic.qemu import loop, text
 from virtnic.qemu.quirks import Version
 
 _log = logging.getLogger(__name__)
@@ -109,10 +109,13 @@ class Monitor:
     def execute(self, command: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Execute a QMP command and return its result.
 
-        Raises QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
+        Raises ValueError and TypeError for arguments that QMP cannot carry (text that is not
+        UTF-8, for one), QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
         TimeoutError when it does not answer in ``timeout`` seconds (default: the monitor's).
         """
         limit = self._timeout if timeout is None else timeout
+        text.check(command, "the command")
+        text.check(arguments, command)
         self.check()
         try:
             return self.loop.call(self._client.execute(command, arguments or None), limit)
