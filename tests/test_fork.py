@@ -86,7 +86,7 @@ def still_works(port: virtnic.Port) -> None:
     nic = port.qemu.nics[0].id
     for up in (False, True):
         port.qemu.execute("set_link", name=nic, up=up)
-        assert eventually(lambda: port.link is up)
+        assert eventually(lambda up=up: port.link is up)  # type: ignore[misc]
     wanted = [False, True] if port.interrupts != "none" else []
     assert eventually(lambda: changed == wanted)
 
