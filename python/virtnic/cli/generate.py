@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import virtnic
 from virtnic.cli import options
@@ -27,16 +27,13 @@ examples:
 _LEAST = 64
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "generate",
-        help="send frames at a rate",
-        description="Send UDP frames from 198.18.0.1 to 198.18.0.2 (the addresses of RFC 2544), as "
-        "fast as\nthey are taken or at a rate, and count them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser.description = (
+        "Send UDP frames from 198.18.0.1 to 198.18.0.2 (the addresses of RFC 2544), as "
+        "fast as\nthey are taken or at a rate, and count them."
     )
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run)
     group = parser.add_argument_group("frames")
     group.add_argument(
