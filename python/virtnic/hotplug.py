@@ -180,8 +180,9 @@ class Qemu(Machine):
     @property
     def ports(self) -> tuple[Port, ...]:
         """The attached ports, in the order in which they came."""
-        with self._attach_lock:
-            return tuple(self._ports)
+        # Without the lock of attaching, which is held while QEMU is waited for: a link callback may
+        # ask, in the thread by which QEMU's answers come.
+        return tuple(self._ports)
 
     @property
     def ivshmem(self) -> Function:

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::memory::Iova;
 use crate::net::burst::Burst;
 use crate::net::merge::{self, Merger};
+use crate::net::slot::Reclaim;
 use crate::net::vacancy::Vacancy;
 use crate::net::wakeup::Interrupts;
 use crate::notify::Doorbell;
@@ -155,11 +156,6 @@ impl RxQueue {
         common.show_use();
     }
 
-    /// Takes every buffer back, after the device was reset.
-    pub(in crate::net) fn reclaim_all(&mut self) {
-        self.held = None;
-        self.empty();
-    }
     fn empty(&mut self) {
         let stash = &mut self.common.stash;
         self.common.ring.reset(|id| stash.push(id));
@@ -197,6 +193,13 @@ impl RxQueue {
     #[inline]
     pub(crate) fn bytes(&self) -> u64 {
         self.common.stats.bytes.get()
+    }
+}
+
+impl Reclaim for RxQueue {
+    fn reclaim_all(&mut self) {
+        self.held = None;
+        self.empty();
     }
 }
 

@@ -6,7 +6,7 @@ use crate::memory::{BufferId, Holder, Iova, Pool};
 use crate::net::burst::Burst;
 use crate::net::header;
 use crate::net::onward::copy_header;
-use crate::net::slot::Slot;
+use crate::net::slot::{Reclaim, Slot};
 use crate::net::vacancy::Vacancy;
 use crate::net::wakeup::Interrupts;
 use crate::notify::Doorbell;
@@ -241,12 +241,6 @@ impl TxQueue {
         if self.jumbos > 0 || self.magazine.is_some() { self.reclaim() } else { Ok(()) }
     }
 
-    /// Takes every buffer back, after the device was reset.
-    pub(in crate::net) fn reclaim_all(&mut self) {
-        self.empty();
-        self.unload();
-    }
-
     /// Empties the ring; says how many frames were still with the device.
     fn empty(&mut self) -> u64 {
         let stash = &mut self.common.stash;
@@ -286,6 +280,13 @@ impl TxQueue {
             self.reclaim()?;
         }
         Ok(if self.common.suspended { 0 } else { self.common.ring.free() })
+    }
+}
+
+impl Reclaim for TxQueue {
+    fn reclaim_all(&mut self) {
+        self.empty();
+        self.unload();
     }
 }
 
