@@ -11,7 +11,7 @@ use super::slot::{Claim, Locked, Reclaim, Slot};
 use super::stats::{ExtendedStats, LivePairStats, PortStats};
 use super::vacancy::Vacancy;
 use super::waiting::Waiting;
-use crate::memory::Holder;
+use crate::memory::{Demand, Holder};
 use crate::virtio::transport::QueueAddresses;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -59,6 +59,8 @@ pub struct QueuePair {
     hashes: bool,
     /// Bytes of the header in front of each frame.
     header_len: usize,
+    /// The transmit queue's.
+    demand: Arc<Demand>,
     pub(super) rx_waiting: Waiting,
     pub(super) tx_waiting: Waiting,
     /// Written in a change of the port, with both queues locked.
@@ -79,6 +81,9 @@ impl QueuePair {
             device.events.as_ref().and_then(|all| all.pairs.get(usize::from(index)).cloned());
         let header_len = tx.common.header_len;
         let vacancies = [rx.vacancy(), tx.vacancy()];
+        let rx = rx.told_by(events.as_ref().map(|events| events.rx.clone()));
+        let tx = tx.told_by(events.as_ref().map(|events| events.tx.clone()));
+        let demand = tx.demand().clone();
         let tx = Arc::new(Slot::new(tx, "transmit"));
         let holder: Arc<dyn Holder> = tx.clone();
         device.pool.add_holder(Arc::downgrade(&holder));
@@ -93,6 +98,7 @@ impl QueuePair {
             vacancies,
             hashes,
             header_len,
+            demand,
             rx_waiting: Waiting::default(),
             tx_waiting: Waiting::default(),
             mode: AtomicU8::new(Mode::Active as u8),
@@ -247,9 +253,9 @@ impl QueuePair {
             }
             let Some((from, length)) = burst.frame(index) else { continue };
             let copy = if length > self.device.pool.capacity() {
-                self.device.pool.take_jumbo()
+                self.device.pool.take_jumbo_to_send(&self.demand)
             } else {
-                self.device.pool.take(&mut fresh, 1);
+                self.device.pool.take_to_send(&mut fresh, 1, &self.demand);
                 fresh.pop()
             };
             let Some(copy) = copy else {
@@ -307,14 +313,14 @@ impl QueuePair {
         while frames.more() {
             let room = self.transmit()?.room();
             let room = room.map_err(|error| self.device.note(error))?.min(STAGE);
-            let got = self.device.pool.take(&mut buffers, room);
+            let got = self.device.pool.take_to_send(&mut buffers, room, &self.demand);
             let mut staged = Burst::new(self.device.pool.clone());
             let mut stop = None;
             // Buffers are used from the front; whatever is left, such as for long frames, which
             // took jumbo buffers, goes back to the pool.
             let mut used = 0;
             while staged.len() < got && frames.more() {
-                let mut buffer = FrameBuffer::new(&self.device.pool, buffers[used]);
+                let mut buffer = FrameBuffer::new(&self.device.pool, &self.demand, buffers[used]);
                 match frames.next(&mut buffer) {
                     Ok(length) => {
                         if describes && let Err(why) = self.describe(&buffer, length, frames) {

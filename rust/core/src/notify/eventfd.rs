@@ -6,7 +6,6 @@
 //! whether the count has room. Between that look and the write a peer would have to clear the
 //! flag or fill the count to hold a thread, and could not hold it against a signal.
 
-use super::Wake;
 use crate::{Error, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -85,15 +84,6 @@ impl EventFd {
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-impl Wake for EventFd {
-    fn drain(&self) -> u64 {
-        self.drain()
-    }
-    fn wait(&self, timeout: Option<Duration>) -> Result<bool> {
-        self.wait(timeout)
     }
 }
 
