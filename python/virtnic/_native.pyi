@@ -817,10 +817,10 @@ def as_frames(frames: Burst | Iterable[_Frame]) -> Burst | list[Buffer] | tuple[
     (anything that shows or makes bytes), and what an object's ``__bytes__`` raises.
     """
 
-def forward(a: NetPort, b: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+def forward(a: NetPort, b: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
     """Forward between two ports, in both directions; see virtnic.forward."""
 
-def reflect(port: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+def reflect(port: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
     """Send frames back by the port they came from; see virtnic.reflect."""
 
 def drop(port: NetPort, until: _Until) -> dict[str, Any]:
