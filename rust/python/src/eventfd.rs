@@ -50,6 +50,11 @@ pub(crate) fn patience() -> Result<()> {
     })
 }
 
+/// Raises what a signal handler raised during a call that went on nevertheless, as a clean-up does.
+pub(crate) fn interruption() -> PyResult<()> {
+    RAISED.take().map_or(Ok(()), Err)
+}
+
 /// The exception of an error that a call with [`patience`] returned.
 pub(crate) fn raise(error: Error) -> PyErr {
     match error {

@@ -2,7 +2,7 @@
 
 use crate::burst::Burst;
 use crate::errors::to_py;
-use crate::eventfd::EventFd;
+use crate::eventfd::{EventFd, interruption};
 use crate::frames::{self, raise};
 use crate::memory::Memory;
 use crate::qtest::QTest;
@@ -497,7 +497,8 @@ impl NetPort {
         self.port.is_closed()
     }
 
-    fn stop(&self, py: Python<'_>) {
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.port.stop());
+        interruption()
     }
 }
