@@ -25,6 +25,7 @@ import virtnic
 from virtnic._native import Burst, EventFd, PortClosed, QemuDied
 from virtnic.async_library import running
 from virtnic.sending import BACKOFF, Pending
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -79,7 +80,7 @@ async def _in_thread(
     return results[0]
 
 
-class Opening:
+class Opening(Owner):
     """A port that is about to be opened: ``async with`` it, or ``await`` it."""
 
     def __init__(self, call: Callable[[], BlockingPort]) -> None:
@@ -131,7 +132,7 @@ def attach(qemu: Qemu, netdev: Netdev = "user", **options: Any) -> Opening:
     return Opening(functools.partial(qemu.attach, netdev, **options))
 
 
-class Port:
+class Port(Owner):
     """A port whose calls are awaited. ``port`` is the :class:`virtnic.Port` underneath.
 
     Belongs to the event loop that it was made in. Any number of tasks may send and receive:
@@ -273,7 +274,7 @@ class Port:
         return f"<virtnic.aio.Port of {self.port!r}>"
 
 
-class LinkChanges:
+class LinkChanges(Owner):
     """An asynchronous iterator: True when the link went up, False when it went down."""
 
     def __init__(self, port: BlockingPort, library: Library) -> None:

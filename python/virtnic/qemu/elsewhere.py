@@ -25,6 +25,7 @@ from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, quirks
 from virtnic.qemu.monitor import NobodyListens
 from virtnic.qemu.sockets import Sockets
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,7 +108,7 @@ class SharedDirectory(Sockets):
         """Do nothing: whoever made a socket in it removes it."""
 
 
-class Elsewhere:
+class Elsewhere(Owner):
     """Stands where the process of a QEMU of our own does: its end is that of its QMP socket."""
 
     #: What it says goes to whoever started it.

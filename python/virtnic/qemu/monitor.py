@@ -23,6 +23,7 @@ from qemu.qmp.qmp_client import ExecuteError
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu.loop import Hold, LoopThread
 from virtnic.qemu.quirks import Version
+from virtnic.teardown import Owner
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class _Direct(EventListener):
         await asyncio.sleep(0)
 
 
-class Monitor:
+class Monitor(Owner):
     """A connection to QEMU's QMP socket. Any thread may use it."""
 
     def __init__(

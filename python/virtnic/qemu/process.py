@@ -16,7 +16,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuNotFound
 from virtnic.qemu import loop
 from virtnic.qemu.find import INSTALL
-from virtnic.teardown import uninterrupted
+from virtnic.teardown import Owner, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ class _Stderr:
                 self._reader.close()
 
 
-class Process:
+class Process(Owner):
     """A QEMU that is started here. It dies with us, even when we are killed."""
 
     def __init__(self, argv: Sequence[str]) -> None:
