@@ -28,37 +28,62 @@ _OURS = str(Path(virtnic.__file__).parent)
 @functools.cache
 def _looks(code: CodeType) -> frozenset[int]:
     """Where, in a function, the instructions lie before which signals are looked at."""
+    handlers: Any = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+
+    def handler(offset: int) -> Any:
+        return next((entry for entry in handlers if entry.start <= offset < entry.end), None)
+
     found = set()
-    before = ""
+    before = None
     for instruction in dis.get_instructions(code):
-        if before.startswith("CALL") or instruction.opname == "JUMP_BACKWARD":
+        if instruction.opname == "JUMP_BACKWARD" or (
+            before is not None
+            and before.opname.startswith("CALL")
+            # What is raised in the end of a call is handled as the call's; `return f()` in a
+            # `try` is outside of that from the next instruction on.
+            and handler(before.offset) == handler(instruction.offset)
+        ):
             found.add(instruction.offset)
-        before = instruction.opname
+        before = instruction
     return frozenset(found)
 
 
-class _Moments:
-    """Counts them, and interrupts at one."""
+def _goes_on(frame: FrameType) -> bool:
+    """Whether a coroutine goes on after an ``await``: there signals are not looked at."""
+    code = frame.f_code.co_code
+    at = max(frame.f_lasti, 0)
+    return dis.opname[code[at]] == "RESUME" and code[at + 1] & 3 >= 2
 
-    def __init__(self, interrupt_at: int | None) -> None:
+
+def _ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+class _Moments:
+    """Counts them, and runs a signal handler at one."""
+
+    def __init__(self, interrupt_at: int | None, handler: Callable[[], object] = _ctrl_c) -> None:
         self.count = 0
         self.where = ""
         self._at = interrupt_at
+        self._handler = handler
 
     def _pass(self, frame: FrameType) -> None:
         if self.count == self._at:
             code = frame.f_code
             self.where = f"{Path(code.co_filename).name}:{frame.f_lineno} ({code.co_qualname})"
-            sys.settrace(None)
-            raise KeyboardInterrupt(self.where)
-        self.count += 1
+            self.count += 1
+            self._handler()
+        else:
+            self.count += 1
 
     def begun(self, frame: FrameType, event: str, arg: Any) -> Any:
         # What is raised in __del__ is lost, wherever it comes from.
         if not frame.f_code.co_filename.startswith(_OURS) or frame.f_code.co_name == "__del__":
             return None
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
-        self._pass(frame)
+        if not _goes_on(frame):
+            self._pass(frame)
         return self._step
 
     def _step(self, frame: FrameType, event: str, arg: Any) -> Any:
@@ -78,9 +103,11 @@ def moments_of(call: Callable[[], object]) -> int:
     return moments.count
 
 
-def interrupted_at(moment: int, call: Callable[[], object]) -> str:
+def interrupted_at(
+    moment: int, call: Callable[[], object], handler: Callable[[], object] = _ctrl_c
+) -> str:
     """Call it and interrupt it at that moment; return where that was, "" where it did not come."""
-    moments = _Moments(moment)
+    moments = _Moments(moment, handler)
     sys.settrace(moments.begun)
     try:
         call()

@@ -76,6 +76,13 @@ def test_a_port_that_is_forgotten_is_closed(qemu_command: str, body: str) -> Non
 
 
 @needs_qemu
+def test_where_warnings_are_errors(qemu_command: str) -> None:
+    """Nobody can catch those; it is closed all the same."""
+    lines = forgetting('import warnings; warnings.simplefilter("error"); port = forget()')
+    assert "ResourceWarning: unclosed <Qemu" in "".join(lines)
+
+
+@needs_qemu
 def test_one_after_the_other_in_the_same_name(qemu_command: str) -> None:
     """As a cell of a notebook does that is run again and again."""
     lines = forgetting("for _ in range(4): port = forget(); gc.collect()")

@@ -4,6 +4,9 @@ The moments are counted and chosen, see ``interrupting``; ``VIRTNIC_INTERRUPTION
 of them, 0 all. ``leak_check`` sees to it that nothing is left after each test.
 """
 
+import asyncio
+import contextlib
+import functools
 import gc
 import json
 import os
@@ -12,12 +15,14 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 import virtnic
+import virtnic.aio
 from interrupting import TRIES, alarm, interrupted_at, moments_of, sampled
 from peers.process import mortal
 from virtnic.cli import main
@@ -140,6 +145,17 @@ class Stop(OnOneQemu):
         tried.port.stop()
 
 
+class Await(Operation):
+    """In asyncio's loop, which the interruption ends."""
+
+    def run(self, tried: Tried) -> None:
+        async def use() -> None:
+            async with virtnic.aio.open("user", memory=tried.memory) as port:
+                tried.port = port.port
+
+        asyncio.run(use())
+
+
 class MakeMemory(Operation):
     def run(self, tried: Tried) -> None:
         tried.memory = virtnic.Memory("8M", hugepages=None)
@@ -179,7 +195,9 @@ def interrupt(operation: Operation) -> None:
             raise
 
 
-@pytest.mark.parametrize("operation", [Open, Start, Close, Watch, MakeMemory])
+# What is interrupted between making a coroutine and awaiting it, in whoever's code, is told so.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("operation", [Open, Start, Close, Watch, Await, MakeMemory])
 def test_a_qemu_of_its_own(qemu_command: str, operation: type[Operation]) -> None:
     interrupt(operation())
 
@@ -189,6 +207,68 @@ def test_a_qemu_that_goes_on(qemu: virtnic.Qemu, operation: type[OnOneQemu]) -> 
     with qemu.attach("user"):
         pass  # what is asked once for each QEMU is asked
     interrupt(operation(qemu))
+
+
+@pytest.mark.parametrize("operation", [Attach, Detach, Close])
+def test_a_signal_handler_closes(qemu_command: str, operation: type[Operation]) -> None:
+    """As that of SIGTERM does in many a program. What was under way ends, with an error perhaps."""
+    tried = Tried()
+
+    def prepared() -> Operation:
+        if operation is Close:
+            made: Operation = Close()
+        else:
+            tried.qemu = virtnic.Qemu(tried.memory)
+            made = operation(tried.qemu)  # type: ignore[call-arg]
+        made.prepare(tried)
+        return made
+
+    def close() -> None:
+        if tried.qemu is not None:
+            tried.qemu.close()
+        elif tried.port is not None:
+            tried.port.close()
+
+    def run(made: Operation) -> None:
+        with contextlib.suppress(virtnic.VirtnicError):
+            made.run(tried)
+
+    made = prepared()
+    moments = moments_of(functools.partial(run, made))
+    close()
+    made = Operation()
+    tried.qemu = tried.port = None
+    before = descriptors()
+    for moment in sampled(moments, operation.__name__)[::2]:
+        made = prepared()
+        where = interrupted_at(moment, functools.partial(run, made), close)
+        try:
+            close()
+            made, tried.qemu, tried.port = Operation(), None, None
+            settled(before)
+        except BaseException as error:
+            error.add_note(f"after closing at moment {moment} of {moments}: {where}")
+            raise
+
+
+def test_two_threads_close_and_one_is_interrupted(qemu_command: str) -> None:
+    """The other one finishes, and does not return before all is closed."""
+    tried = Tried()
+    port = virtnic.open("user", memory=tried.memory)
+    moments = moments_of(port.close)
+    for moment in sampled(moments, "two")[::2]:
+        port = virtnic.open("user", memory=tried.memory)
+        pid = port.qemu.process.pid
+        with ThreadPoolExecutor(1) as other:
+            closing: list[Future[None]] = []
+
+            def handler(port: virtnic.Port = port) -> None:
+                closing.append(other.submit(port.close))  # noqa: B023
+                raise KeyboardInterrupt
+
+            where = interrupted_at(moment, port.close, handler)
+            closing[0].result(30.0)
+            assert not Path(f"/proc/{pid}").exists(), where
 
 
 class Connect(Operation):
@@ -269,7 +349,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("module", [4, 20, 60, 120, 180])
+@pytest.mark.parametrize("module", [4, 20, 60, 90, 120])
 def test_the_imports_of_a_command(module: int) -> None:
     """Ctrl-C while the n-th module is imported; an import can take half a second."""
     done = subprocess.run(

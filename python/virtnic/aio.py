@@ -51,23 +51,41 @@ _LINK_CHANGES = 1024
 async def _in_thread(
     library: Library, call: Callable[[], _T], undo: Callable[[_T], object] | None = None
 ) -> _T:
-    """Call in a thread that lives for this call. A cancellation waits for its end, and undoes."""
+    """Call in a thread that lives for this call. A cancellation waits for its end, and undoes.
+
+    Where nobody can wait any more, because the event loop itself was ended, the thread undoes.
+    """
     done = EventFd()
     results: list[_T] = []
     errors: list[BaseException] = []
+    lock = threading.RLock()
+    left = False
 
     def run() -> None:
         try:
-            results.append(call())
+            result = call()
+            with lock:
+                if not left:
+                    results.append(result)
+                    return
+            if undo is not None:
+                undo(result)
         except BaseException as error:
             errors.append(error)
         finally:
             done.signal()
 
     thread = threading.Thread(target=run, name="virtnic-aio")
-    thread.start()
-    cancelled = await library.finished(done.fileno())
-    thread.join()
+    try:
+        thread.start()
+        cancelled = await library.finished(done.fileno())
+        thread.join()
+    except BaseException:
+        with lock:
+            left = True
+        if results and undo is not None:
+            undo(results[0])
+        raise
     if cancelled is not None:
         if results and undo is not None:
             await _in_thread(library, functools.partial(undo, results[0]))
@@ -86,10 +104,13 @@ class Opening(Owner):
     def __init__(self, call: Callable[[], BlockingPort]) -> None:
         self._call = call
         self._port: Port | None = None
+        self._remember_caller()
 
     async def _open(self) -> Port:
         def call() -> BlockingPort:
             port = self._call()
+            if port._owns_qemu:
+                port.qemu._made_at = self._made_at  # and not in this thread
             try:
                 port.fileno()  # a port without interrupts has none: ValueError
             except BaseException:
@@ -98,7 +119,11 @@ class Opening(Owner):
             return port
 
         port: BlockingPort = await _in_thread(running(), call, virtnic.Port.close)
-        return Port(port)
+        try:
+            return Port(port)
+        except BaseException:  # Ctrl-C: the event loop comes to no further call
+            port.close()
+            raise
 
     def __await__(self) -> Generator[Any, Any, Port]:
         return self._open().__await__()

@@ -474,9 +474,11 @@ class Machine(Owner):
     def __del__(self) -> None:
         if getattr(self, "_is_over", True) or self._is_forked:
             return
-        if not self._closed:
-            self._warn_unclosed()
-        close_later(self.close)
+        try:
+            if not self._closed:
+                self._warn_unclosed()  # which may be an error
+        finally:
+            close_later(self.close)
 
     def __repr__(self) -> str:
         process = self._process

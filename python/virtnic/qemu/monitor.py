@@ -23,7 +23,7 @@ from qemu.qmp.qmp_client import ExecuteError
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu.loop import Hold, LoopThread
 from virtnic.qemu.quirks import Version
-from virtnic.teardown import Owner
+from virtnic.teardown import Latch, Owner
 
 _log = logging.getLogger(__name__)
 
@@ -84,10 +84,10 @@ class Monitor(Owner):
         self._why = why
         self._on_end = on_end
         self._listeners: list[tuple[frozenset[str] | None, EventCallback]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._close_lock = threading.RLock()
         self._closed = False
-        self._ended_event = threading.Event()
+        self._ended_event = Latch()
         self._client = QMPClient("virtnic")
         # The client's own listener would keep every event until somebody takes it: nobody does.
         self._client.events.event_filter = lambda _event: False

@@ -40,7 +40,7 @@ class _Stderr:
         self._kept = bytearray()
         #: Bytes that came since :meth:`mark`.
         self._fresh = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def open(self) -> None:
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -97,7 +97,7 @@ class Process(Owner):
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
         self._callbacks: list[Callable[[QemuDied], object]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._close_lock = threading.RLock()
         self._reported = False
         self._stderr = _Stderr()

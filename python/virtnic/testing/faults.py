@@ -58,7 +58,7 @@ class _Wire:
     """One direction. The caller holds the lock."""
 
     def __init__(self, seed: str, faults: _Faults) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.counts = _Counts()
         self._random = random.Random(seed)  # noqa: S311 - it has to be repeatable
         self._faults = faults
