@@ -24,6 +24,7 @@ from virtnic.pci import (
 )
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
+from virtnic.qemu.machine import present
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
 from virtnic.vhost_user import Backend
@@ -137,6 +138,7 @@ class Qemu(Machine):
         self._attachments: list[Attachment] = []
         self._attach_lock = threading.RLock()
         self._feed = Feed()
+        self._wiring: Wiring | None = None
         super().__init__(
             Memory() if memory is None else memory, restartable=bool(recover), **options
         )
@@ -351,7 +353,7 @@ class Qemu(Machine):
                 if chosen == "msix" and backend is None and not handle.queue_vectors:
                     # This QEMU would crash (quirk vhost-user-msix-crash).
                     attachment.interrupts = chosen = "intx"
-                wires = self._wiring.connect(attachment, self._take_new(attachment), pairs)
+                wires = present(self._wiring).connect(attachment, self._take_new(attachment), pairs)
                 port = Port(
                     attachment=attachment,
                     memory=self.memory,
@@ -459,13 +461,14 @@ class Qemu(Machine):
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for attachment in going:
             self._let_go(attachment)
+        self._wiring = None  # and with it the eventfds
 
     def _let_go(self, attachment: Attachment) -> None:
         """Undo all that attaching did; what an interruption leaves of it, the next call undoes."""
         attachment.leaving = True
         attachment.undo.run()
         if not attachment.undo:
-            attachment.port = None
+            attachment.port = attachment.farewell = None  # what refers to the port it belongs to
             with contextlib.suppress(ValueError):
                 self._attachments.remove(attachment)
 
