@@ -25,7 +25,7 @@ from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.vhost_user import Backend
-from virtnic.wiring import Wiring
+from virtnic.wiring import Wiring, vectors_of
 from virtnic.wishes import device_wishes, offload_wishes, one_of, usual_size, with_queues
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Qemu(Machine):
             )
         placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: self.memory.iova})
         self._ivshmem = self.bus.enable(placed)
-        self._wiring = Wiring(self.bus, self.qtest, self._ivshmem, self.server)
+        self._wiring = Wiring(self.bus, self.qtest, self._ivshmem, self.server, self.timeout)
 
     @property
     def recovery(self) -> Recoverer | None:
@@ -150,7 +150,6 @@ class Qemu(Machine):
         memory: Memory | None = None,
         *,
         timeout: float = 10.0,
-        vectors: int = 128,
     ) -> Self:
         """Drive a QEMU that somebody else started, in another container perhaps.
 
@@ -167,15 +166,13 @@ class Qemu(Machine):
             The memory to share; 32 MiB without it.
         timeout
             Seconds to wait for QEMU to be there, and for each of its answers.
-        vectors
-            Interrupt eventfds, at most 1,024.
 
         Raises FileNotFoundError without the directory, QemuNotFound when no QEMU is there in time,
         PermissionError when it may not be connected to, TimeoutError when somebody else has it,
         QemuError when it was started otherwise or is too old, QemuDied.
 
         """
-        return cls(memory, connect=directory, timeout=timeout, vectors=vectors)
+        return cls(memory, connect=directory, timeout=timeout)
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -308,6 +305,8 @@ class Qemu(Machine):
             handle = self.add_nic(spec, device)
             if chosen == "msix" and backend is None and not handle.queue_vectors:
                 chosen = "intx"  # this QEMU would crash (quirk vhost-user-msix-crash)
+            if chosen == "msix" and interrupts is None and not self._has_vectors(pairs, interposed):
+                chosen = "intx"  # it was started for one port
             attachment = Attachment(
                 self,
                 self.qtest,
@@ -438,6 +437,11 @@ class Qemu(Machine):
             self.unplug_memory(self._eject)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
             _log.debug("leaving %r: %s", self, error)
+
+    def _has_vectors(self, pairs: int, interposed: bool) -> bool:
+        """Whether there are interrupt vectors for one more port, or can be."""
+        left = None if self.server is None else self.server.left
+        return left is None or left >= vectors_of(pairs, interposed=interposed)
 
     def _take_new(self, attachment: Attachment) -> Function:
         """Find the device that was just plugged in, and make it ours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from virtnic.hotplug import Attachment
     from virtnic.pci import Function, PciBus
 
-__all__ = ["Wires", "Wiring"]
+__all__ = ["Wires", "Wiring", "vectors_of"]
 
 #: The MSI-X vector that means none (VIRTIO 1.3, section 4.1.5.1.2).
 _NO_VECTOR = 0xFFFF
@@ -34,14 +35,22 @@ class Wiring:
     """The interrupts of one QEMU's devices."""
 
     def __init__(
-        self, bus: PciBus, qtest: QTest, ivshmem: Function, server: IvshmemServer | None
+        self,
+        bus: PciBus,
+        qtest: QTest,
+        ivshmem: Function,
+        server: IvshmemServer | None,
+        timeout: float,
     ) -> None:
         """``ivshmem`` is the device whose doorbell signals our eventfds, those of ``server``."""
+        self._timeout = timeout
         self._bus = bus
         self._qtest = qtest
         self._ivshmem = ivshmem
         self._server = server
         self._intercepted = False
+        #: The vectors that QEMU is known to have.
+        self._proven: set[int] = set()
 
     def connect(
         self,
@@ -60,14 +69,17 @@ class Wiring:
             several = _pairs_of_events(pairs) if backend is None else backend.events
             return Wires(events=(several, EventFd()), intx=attachment.line)
         assert self._server is not None
-        # Receive and transmit for each pair, and configuration; the control queue has none.
-        wanted = 1 if backend is not None else 2 * pairs + 1
+        wanted = vectors_of(pairs, interposed=backend is not None)
         events = []
+        fresh = {}
         for _ in range(wanted):
             vector, value, event = self._server.take_vector()
             undo.callback(_give_vector, self._server, vector)
+            if vector not in self._proven:
+                fresh[vector] = value, event
             attachment.messages.append(value)
             events.append(event)
+        self._prove(fresh)
         self.lead(attachment, function)
         config = events.pop()
         if backend is not None:
@@ -75,6 +87,27 @@ class Wiring:
         signalled = list(zip(events[::2], events[1::2], strict=True))
         numbers = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
         return Wires((numbers, 2 * pairs), (signalled, config))
+
+    def _prove(self, vectors: dict[int, tuple[int, EventFd]]) -> None:
+        """Ring new vectors until QEMU has them: it is told, and does not say when it has heard."""
+        assert self._server is not None
+        deadline = time.monotonic() + self._timeout
+        while vectors:
+            self._server.tell()
+            for value, _ in vectors.values():
+                self._qtest.writel(*doorbell_message(self._ivshmem, value))
+            self._qtest.flush()
+            heard = {vector for vector, (_, event) in vectors.items() if event.drain()}
+            self._proven |= heard
+            vectors = {vector: vectors[vector] for vector in vectors if vector not in heard}
+            if vectors and time.monotonic() > deadline:
+                for vector in vectors:
+                    self._server.lose_vector(vector)
+                raise QemuError(
+                    f"QEMU has not taken {len(vectors)} of our interrupt eventfds within "
+                    f"{self._timeout:g} s: it has no descriptor left, perhaps; raise its limit, "
+                    "`ulimit -n`, or use interrupts='none' or fewer queues"
+                )
 
     def lead(self, attachment: Attachment, function: Function) -> None:
         """Have the device raise the interrupts that the port has eventfds for."""
@@ -95,6 +128,15 @@ class Wiring:
             for entry, value in enumerate(attachment.messages):
                 table.set(entry, *doorbell_message(self._ivshmem, value))
             table.enable()
+
+
+def vectors_of(pairs: int, *, interposed: bool) -> int:
+    """Return how many vectors a port takes.
+
+    Receive and transmit for each pair, and configuration; the control queue has none. A
+    vhost-user backend signals eventfds of its own.
+    """
+    return 1 if interposed else 2 * pairs + 1
 
 
 def _pairs_of_events(count: int) -> list[tuple[EventFd, EventFd]]:
