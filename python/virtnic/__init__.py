@@ -136,8 +136,8 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     try:
         port = machine.attach(netdev, **options)
         machine.keep_little(memory=given is None)
+        port._owns_qemu = True
     except BaseException:
         machine.close()
         raise
-    port._owns_qemu = True
     return port

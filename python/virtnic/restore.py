@@ -102,9 +102,9 @@ def _attach_again(port: Port) -> None:
         attachment.function = None
         if attachment.backend is not None:
             attachment.backend.wait(_PARTING)
-        attachment.handle = qemu.add_nic(attachment.spec, attachment.properties)
-        attachment.qtest = qemu.qtest
+        attachment.qtest, attachment.plugged = qemu.qtest, None
         undo.callback(qemu._unplug, attachment)
+        qemu.add_nic(attachment.spec, attachment.properties, attachment.plugging)
         qemu._wiring.lead(attachment, qemu._take_new(attachment))
         port.reattach(qemu.qtest, **attachment.registers())
         undo.pop_all()
