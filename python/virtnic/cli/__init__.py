@@ -29,6 +29,14 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except (KeyboardInterrupt, Terminated) as error:
+        # Before there was a command, after it, or again while it was ending.
+        return Output(json="--json" in words).failure(error)
+
+
+def _run(words: Sequence[str]) -> int:
     _open_streams()
     try:
         arguments = parse(words)

@@ -24,7 +24,7 @@ fn run_loop<'py>(
     let duration = span(*seconds)?;
     let mut failure = None;
     let mut tick = |report: &Report| {
-        let told = Python::attach(|py| {
+        let told = Python::try_attach(|py| {
             py.check_signals()?;
             match progress {
                 // Anything but False goes on, so that a plain function needs no return.
@@ -35,6 +35,8 @@ fn run_loop<'py>(
                 None => Ok(true),
             }
         });
+        // The interpreter is ending: so does the loop.
+        let told = told.unwrap_or(Ok(false));
         Ok(match told {
             Ok(go_on) => go_on,
             Err(error) => {
