@@ -2,7 +2,7 @@
 
 import sys
 
-from virtnic.cli import main
+from _virtnic import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(words)
     except (KeyboardInterrupt, Terminated) as error:
         # Before there was a command, after it, or again while it was ending.
+        from virtnic.cli.output import Output
+
         return Output(json="--json" in words).failure(error)
 
 
