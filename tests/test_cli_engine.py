@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -569,6 +570,21 @@ def test_rates_are_those_since_the_last_refresh(capsys: pytest.CaptureFixture[st
     ]
 
 
+#: From <linux/if_packet.h>.
+SOL_PACKET, PACKET_AUXDATA = 263, 8
+
+
+def with_its_tag(raw: socket.socket) -> bytes:
+    """Receive a frame, and put the VLAN tag back that the kernel keeps beside it (packet(7))."""
+    frame, auxiliary, _, _ = raw.recvmsg(4096, 256)
+    for _, kind, data in auxiliary:
+        if kind == PACKET_AUXDATA:
+            tag, protocol = struct.unpack_from("12x2x2xHH", data)
+            if protocol:
+                frame = frame[:12] + struct.pack("!HH", protocol, tag) + frame[12:]
+    return frame
+
+
 @needs_kernel
 def test_generate_sends_the_frames_that_are_described(netns: Netns, scratch: Path) -> None:
     """With addresses, ports and a VLAN; from a capture; as digits."""
@@ -601,8 +617,9 @@ def test_generate_sends_the_frames_that_are_described(netns: Netns, scratch: Pat
             (digits, captured),
         ):
             with netns.packet_socket() as raw:
+                raw.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
                 virtnic("generate", "--netdev", netns.netdev, *words, "--packets", "4")
-                got = [raw.recv(4096) for _ in range(4)]
+                got = [with_its_tag(raw) for _ in range(4)]
             assert got == wanted * (4 // len(wanted))
     finally:
         capture.unlink()
