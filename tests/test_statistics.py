@@ -52,7 +52,7 @@ def classes(frames: list[bytes]) -> dict[str, int]:
     """Count frames as an extended statistic does, from their bytes."""
     counts = dict.fromkeys([*SIZES, *CASTS.values()], 0)
     for frame in frames:
-        counts[next(name for name, lengths in SIZES.items() if len(frame) in lengths)] += 1
+        counts[next(name for name, on_wire in SIZES.items() if len(frame) + FCS in on_wire)] += 1
         counts[CASTS[frame[:6].hex(":")]] += 1
     return {f"{name}_packets": count for name, count in counts.items()}
 
