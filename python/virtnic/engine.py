@@ -215,7 +215,7 @@ def _given(port: Port, frames: Iterable[Frame]) -> list[Buffer]:
             raise TypeError(f"frame {number} of those to send: {error}") from None
         if not 0 < length <= most:
             raise ValueError(
-                f"frame {number} of those to send has {length} bytes; a buffer of this port's memory "
+                f"frame {number} of those to send has {length} bytes; a buffer of this port "
                 f"holds 1 to {most}"
             )
     return load
