@@ -18,6 +18,7 @@ from virtnic.qemu import command, quirks
 from virtnic.qemu.monitor import understanding
 from virtnic.qemu.netdev import Spec
 from virtnic.qemu.schema import Schema, convert
+from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,7 +87,7 @@ class Nics:
         self._schemas = {} if binary is None else _schemas
         self._property_types = {} if binary is None else _property_types
         self._stderr = stderr
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._count = 0
         self._machine = machine
         self._behind_port = machine == "q35"
@@ -151,7 +152,7 @@ class Nics:
             raise
         return handle
 
-    def add_memory(self, socket: str, vectors: int) -> None:
+    def add_memory(self, socket: str) -> None:
         """Plug the shared memory in, by the ivshmem server at a socket."""
         address = {"type": "unix", "data": {"path": socket}}
         data = {"addr": address, "server": False}
@@ -163,7 +164,7 @@ class Nics:
                 driver="ivshmem-doorbell",
                 id=SHMEM,
                 chardev=SHMEM_CHARDEV,
-                vectors=vectors,
+                vectors=1,
                 **self._at(command.SHMEM_SLOT[self._machine]),
             )
         except BaseException:
@@ -249,7 +250,7 @@ class Nics:
     def _unplug(self, device: str, eject: Callable[[], object] | None, timeout: float) -> bool:
         """Remove a device; False when nobody ejects it. One that is gone is removed already."""
         deadline = time.monotonic() + timeout
-        deleted = threading.Event()
+        deleted = Latch()
 
         def seen(event: Event) -> None:
             if event["data"].get("device") == device:

@@ -305,7 +305,8 @@ impl TxQueue {
     }
 
     /// How many frames fit now.
-    pub(in crate::net) fn room(&mut self) -> Result<usize> {
+    #[inline]
+    pub(crate) fn room(&mut self) -> Result<usize> {
         if self.common.ring.free() < self.reclaim_at {
             self.reclaim()?;
         }
