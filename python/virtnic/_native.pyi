@@ -611,15 +611,16 @@ class NetPort:
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
-        After that it is readable again once half of the queue is free and, where there was none, the
-        memory has a buffer again, or when there is an error.
+        After that it is readable again once half of the queue is free and, where there was none,
+        the memory has a buffer again, or when there is an error.
         Raises ValueError when the port has no interrupts.
         """
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
-        By the transmit interrupt, where the port has interrupts. After a ``send`` that found no free
-        buffer in the memory, also until there is one, whoever gives it back. Raises as ``recv``.
+        By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
+        free buffer in the memory, also until there is one, whoever gives it back. Raises as
+        ``recv``.
         """
     @property
     def polling(self) -> float:

@@ -23,13 +23,17 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 /// What the device was told by the control queue, for the next one: the last command of each
 /// kind, in the order of classes and numbers.
 #[derive(Debug, Default)]
-pub(super) struct Journal(BTreeMap<(u8, u8, u16), Entry>);
+pub(super) struct Journal {
+    told: BTreeMap<(u8, u8, u16), Entry>,
+    /// Whether the device may use other pairs, or steer otherwise, than it was told last.
+    pub(super) steering_unknown: bool,
+}
 
 #[derive(Clone, Debug)]
-struct Entry {
-    command: Command,
-    payload: Vec<u8>,
-    arguments: String,
+pub(super) struct Entry {
+    pub(super) command: Command,
+    pub(super) payload: Vec<u8>,
+    pub(super) arguments: String,
 }
 
 impl Journal {
@@ -46,29 +50,36 @@ impl Journal {
         match (class, number) {
             (class::ANNOUNCE, _) => {}
             (class::VLAN, 0) => {
-                self.0.insert((class, 0, about), entry());
+                self.told.insert((class, 0, about), entry());
             }
             (class::VLAN, _) => {
-                self.0.remove(&(class, 0, about));
+                self.told.remove(&(class, 0, about));
             }
             (class::NOTF_COAL, 2) => {
-                self.0.insert((class, 2, about), entry());
+                self.told.insert((class, 2, about), entry());
             }
             (class::NOTF_COAL, _) => {
                 // It is for all queues of a direction: those set before are as the others now.
                 let odd = number == 0;
-                self.0.retain(|&(c, n, queue), _| (c, n) != (class, 2) || (queue % 2 == 1) != odd);
-                self.0.insert((class, number, 0), entry());
+                self.told
+                    .retain(|&(c, n, queue), _| (c, n) != (class, 2) || (queue % 2 == 1) != odd);
+                self.told.insert((class, number, 0), entry());
             }
             _ => {
-                self.0.insert((class, number, 0), entry());
+                self.told.insert((class, number, 0), entry());
             }
         }
     }
 
+    /// How the device was told to steer, beside the number of pairs.
+    pub(super) fn steering(&self) -> impl Iterator<Item = &Entry> {
+        let entries = self.told.iter();
+        entries.filter(|((c, number, _), _)| *c == class::MQ && *number > 0).map(|(_, entry)| entry)
+    }
+
     /// The number of pairs ends steering.
     pub(super) fn forget_steering(&mut self) {
-        self.0.retain(|&(c, number, _), _| c != class::MQ || number == 0);
+        self.told.retain(|&(c, number, _), _| c != class::MQ || number == 0);
     }
 }
 
@@ -233,7 +244,8 @@ impl Port {
                 transport.setup_queue(queue, addresses)?;
             }
         }
-        let journal = self.journal();
+        let mut journal = self.journal();
+        journal.steering_unknown = false;
         if let Some(control) = &self.control {
             let index = control.index();
             control.restart(transport.doorbell(index)?);
@@ -306,8 +318,8 @@ impl Port {
 
     fn tell_again(&self, journal: &Journal, transport: &dyn Transport) -> Result<()> {
         let Some(control) = &self.control else { return Ok(()) };
-        for Entry { command, payload, arguments } in journal.0.values() {
-            control.run(|| transport.alive(), *command, payload, arguments)?;
+        for Entry { command, payload, arguments } in journal.told.values() {
+            control.run(|| transport.alive(), *command, payload, arguments, &mut None)?;
         }
         Ok(())
     }

@@ -5,6 +5,10 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+/// The pause between two attempts to borrow a queue.
+const BORROW: Duration = Duration::from_micros(50);
 
 /// A queue: locked for the short time of a burst, or claimed for long.
 #[derive(Debug)]
@@ -59,6 +63,22 @@ impl<Q> Slot<Q> {
         let guard = self.wait_for_it();
         self.wanted.store(false, Ordering::Release);
         guard
+    }
+
+    /// The queue, as [`Self::borrow`] gets it, unless that takes longer than this: for whoever must
+    /// not wait for long.
+    pub(crate) fn borrow_within(&self, limit: Duration) -> Option<MutexGuard<'_, Q>> {
+        let start = Instant::now();
+        loop {
+            // Again each time: another who borrows takes it back.
+            self.wanted.store(true, Ordering::Release);
+            let guard = self.try_lock();
+            if guard.is_some() || start.elapsed() > limit {
+                self.wanted.store(false, Ordering::Release);
+                return guard;
+            }
+            std::thread::sleep(BORROW);
+        }
     }
 
     /// For as long as the claim lives.
