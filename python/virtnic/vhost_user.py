@@ -17,12 +17,12 @@ from virtnic._native import EventFd, Interposer, QemuError
 from virtnic.qemu.netdev import VhostUserSocket
 from virtnic.qemu.rundir import RunDirectory
 from virtnic.recovery import Recovery
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from virtnic.qemu import Spec
     from virtnic.qemu.elsewhere import SharedDirectory
+    from virtnic.teardown import Teardown
 
 __all__ = ["RING_PACKED", "Backend"]
 
@@ -41,13 +41,13 @@ def _retry(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
     return None
 
 
-class Backend:
+class Backend(Owner):
     """A vhost-user backend and the interposer in front of it."""
 
     def __init__(
         self,
         spec: Spec,
-        undo: ExitStack,
+        undo: Teardown,
         queues: int = 1,
         *,
         interrupts: bool,
@@ -71,7 +71,8 @@ class Backend:
         self.events = [(EventFd(), EventFd()) for _ in range(queues)]
         if shared is None:
             directory = RunDirectory()
-            undo.callback(directory.close)
+            undo.add(directory.close)
+            directory.make()
             listen = os.fspath(directory.vhost_user())
         else:
             listen = os.fspath(shared.new_vhost_user())
@@ -82,7 +83,7 @@ class Backend:
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise QemuError(error.strerror or str(error)) from None
-        undo.callback(self.interposer.close)
+        undo.add(self.interposer.close)
         #: The netdev that makes QEMU connect to the interposer.
         self.spec = dataclasses.replace(
             spec, socket=VhostUserSocket(listen, server=False, wait=_QEMU_CONNECTS)

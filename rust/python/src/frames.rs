@@ -3,13 +3,14 @@
 use crate::burst::Burst;
 use crate::errors::{QemuDied, to_py};
 use crate::eventfd::wait_in_slices;
+use crate::given::Given;
 use crate::offload::Says;
 use crate::port::NetPort;
 use crate::time::span;
 use crate::views::Bytes;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict};
 use std::time::Duration;
 use virtnic::net::{FrameBuffer, FrameSource, Offload, PortStats, QueuePair, SendStop, Wake};
 
@@ -34,21 +35,21 @@ pub(crate) fn send(
     offload: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<usize> {
     if let Ok(burst) = frames.cast::<Burst>() {
-        let mut burst = burst.get().lock();
-        let (queued, stop) = match offload {
-            None => pair.send_burst(&mut burst).map(|sent| (sent, None)),
-            Some(offload) => {
-                // Reading it runs Python code, which may use the burst.
-                let count = burst.len();
-                drop(burst);
-                let says = Says::of(offload, count)?;
-                burst = frames.cast::<Burst>()?.get().lock();
-                pair.send_burst_as(&mut burst, &|index| says.at(index))
-            }
-        }
-        .map_err(|error| raise(port, error))?;
-        let left = !burst.is_empty();
-        drop(burst);
+        let (py, burst) = (port.py(), burst.get());
+        // Reading it runs Python code, which may use the burst, and so may that of an exception.
+        let says = match offload {
+            None => None,
+            Some(offload) => Some(Says::of(offload, burst.lock(py).len())?),
+        };
+        let (sent, left) = {
+            let mut burst = burst.lock(py);
+            let sent = match &says {
+                None => pair.send_burst(&mut burst).map(|sent| (sent, None)),
+                Some(says) => pair.send_burst_as(&mut burst, &|index| says.at(index)),
+            };
+            (sent, !burst.is_empty())
+        };
+        let (queued, stop) = sent.map_err(|error| raise(port, error))?;
         if let Some(SendStop::BadFrame(why)) = stop {
             return Err(bad_frame(frames.py(), &why, queued)?);
         }
@@ -58,7 +59,7 @@ pub(crate) fn send(
         return Ok(queued);
     }
     let mut source = PythonFrames::new(frames)?;
-    source.says = offload.map(|offload| Says::of(offload, source.len())).transpose()?;
+    source.says = offload.map(|offload| Says::of(offload, source.frames.len())).transpose()?;
     let (queued, stop) = pair.send(&mut source).map_err(|error| raise(port, error))?;
     let failure = source.failure.take();
     match (failure, stop) {
@@ -172,59 +173,19 @@ fn with_progress(py: Python<'_>, error: PyErr, queued: usize) -> PyResult<PyErr>
 
 /// The frames of a Python iterable.
 struct PythonFrames<'py> {
-    frames: Frames<'py>,
+    frames: Given<'py>,
     next: usize,
     failure: Option<PyErr>,
     says: Option<Says>,
 }
 
-enum Frames<'py> {
-    List(Bound<'py, PyList>),
-    Tuple(Bound<'py, PyTuple>),
-}
-
 impl<'py> PythonFrames<'py> {
     fn new(frames: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let single = frames.is_instance_of::<PyBytes>()
-            || frames.is_instance_of::<PyByteArray>()
-            || frames.is_instance_of::<PyMemoryView>()
-            || frames.is_instance_of::<PyString>();
-        if single {
-            return Err(PyTypeError::new_err(format!(
-                "send takes a burst or an iterable of frames, not {}; for one frame write send([frame])",
-                frames.get_type().name()?
-            )));
-        }
-        let frames = if let Ok(list) = frames.cast::<PyList>() {
-            Frames::List(list.clone())
-        } else if let Ok(tuple) = frames.cast::<PyTuple>() {
-            Frames::Tuple(tuple.clone())
-        } else {
-            let list = PyList::empty(frames.py());
-            for frame in frames.try_iter()? {
-                list.append(frame?)?;
-            }
-            Frames::List(list)
-        };
-        Ok(Self { frames, next: 0, failure: None, says: None })
-    }
-
-    fn len(&self) -> usize {
-        match &self.frames {
-            Frames::List(list) => list.len(),
-            Frames::Tuple(tuple) => tuple.len(),
-        }
-    }
-
-    fn item(&self, index: usize) -> PyResult<Bound<'py, PyAny>> {
-        match &self.frames {
-            Frames::List(list) => list.get_item(index),
-            Frames::Tuple(tuple) => tuple.get_item(index),
-        }
+        Ok(Self { frames: Given::of(frames)?, next: 0, failure: None, says: None })
     }
 
     fn copy(&mut self, buffer: &mut FrameBuffer) -> PyResult<Result<usize, String>> {
-        let item = self.item(self.next)?;
+        let item = self.frames.item(self.next)?;
         if let Ok(bytes) = item.cast::<PyBytes>() {
             return Ok(buffer.fill(bytes.as_bytes()));
         }
@@ -245,7 +206,7 @@ impl<'py> PythonFrames<'py> {
 
 impl FrameSource for PythonFrames<'_> {
     fn more(&mut self) -> bool {
-        self.next < self.len()
+        self.next < self.frames.len()
     }
 
     fn describes(&self) -> bool {

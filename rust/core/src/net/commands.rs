@@ -2,6 +2,7 @@
 
 use super::config::Mac;
 use super::control::{Command, ControlQueue, Late};
+use super::patiently::Patiently;
 use super::port::Port;
 use super::restart::{Entry, Journal};
 use crate::virtio::Features;
@@ -121,17 +122,20 @@ impl Port {
                 command.name
             )));
         };
-        let mut journal = self.journal();
+        let transport = self.device.transport();
+        let _asking = self.asking.enter(|| transport.patience())?;
+        let patient = Patiently::new(transport.as_ref());
+        let alive = || self.answering().and_then(|()| patient.ask());
         let mut late = None;
-        let done = control.run(|| self.answering(), command, payload, arguments, &mut late);
+        let done = control.run(alive, command, payload, arguments, &mut late);
         if let Some(late) = late {
-            self.adopt(&mut journal, late);
+            self.adopt(&mut self.journal(), late);
         }
         done.map_err(|error| self.device.note(error))?;
-        journal.note(command, payload, arguments);
+        self.journal().note(command, payload, arguments);
         if command.class == class::MQ {
-            journal.steering_unknown = false;
-        } else if let Err(error) = self.steer_as_known(&mut journal, control) {
+            self.journal().steering_unknown = false;
+        } else if let Err(error) = self.steer_as_known(control, alive) {
             // The next command tries again.
             log::warn!("the device may use other queues than it was told to: {error}");
         }
@@ -167,21 +171,25 @@ impl Port {
     }
 
     /// Undoes a change of the queues that was carried out when it had been given up.
-    fn steer_as_known(&self, journal: &mut Journal, control: &ControlQueue) -> Result<()> {
-        if !journal.steering_unknown {
-            return Ok(());
-        }
+    fn steer_as_known(&self, control: &ControlQueue, alive: impl Fn() -> Result<()>) -> Result<()> {
+        let steering: Vec<Entry> = {
+            let journal = self.journal();
+            if !journal.steering_unknown {
+                return Ok(());
+            }
+            journal.steering().cloned().collect()
+        };
         let tell = |command: Command, payload: &[u8], arguments: &str| {
             control
-                .run(|| self.answering(), command, payload, arguments, &mut None)
+                .run(&alive, command, payload, arguments, &mut None)
                 .map_err(|error| self.device.note(error))
         };
         let count = self.active_pairs();
         tell(VQ_PAIRS_SET, &count.to_le_bytes(), &count.to_string())?;
-        for Entry { command, payload, arguments } in journal.steering() {
+        for Entry { command, payload, arguments } in &steering {
             tell(*command, payload, arguments)?;
         }
-        journal.steering_unknown = false;
+        self.journal().steering_unknown = false;
         Ok(())
     }
 
@@ -229,7 +237,7 @@ impl Port {
             )));
         }
         self.persist(|| {
-            let _change = self.change();
+            let _change = self.change()?;
             self.ask_once(Features::CTRL_MAC_ADDR, MAC_ADDR_SET, &mac.0, &mac.to_string())?;
             self.settings().mac = mac;
             Ok(())

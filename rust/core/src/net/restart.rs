@@ -11,6 +11,7 @@ use super::config::NetConfig;
 use super::control::Command;
 use super::intx::IntxDispatcher;
 use super::pair::Mode;
+use super::patiently::Patiently;
 use super::port::Port;
 use crate::notify::Doorbell;
 use crate::virtio::Status;
@@ -141,8 +142,15 @@ impl Port {
             return;
         }
         self.device.set_away(true);
-        let _change = self.change();
+        let Ok(_change) = self.change() else {
+            return; // interrupted, or in a change that will set them aside
+        };
         self.set_aside();
+    }
+
+    /// An error where a loop of this thread has one of the queues.
+    fn not_ours(&self) -> Result<()> {
+        self.pairs.iter().try_for_each(super::QueuePair::not_ours)
     }
 
     fn set_aside(&self) {
@@ -162,7 +170,8 @@ impl Port {
     /// again. [`Error::Closed`].
     pub fn reattach(&self, transport: Arc<dyn Transport>) -> Result<()> {
         self.device.check_resettable()?;
-        let _change = self.change();
+        self.not_ours()?;
+        let _change = self.change()?;
         self.device.check_resettable()?;
         self.device.set_away(true);
         transport.set_status(Status::empty())?;
@@ -180,9 +189,10 @@ impl Port {
     /// [`Error::Closed`].
     pub fn restart(&self) -> Result<()> {
         self.device.check_resettable()?;
-        self.device.set_away(true);
-        let _change = self.change();
+        self.not_ours()?;
+        let _change = self.change()?;
         self.device.check_resettable()?;
+        self.device.set_away(true);
         let transport = self.device.transport();
         let result = transport.set_status(Status::empty()).and_then(|()| {
             self.set_aside();
@@ -244,8 +254,8 @@ impl Port {
                 transport.setup_queue(queue, addresses)?;
             }
         }
-        let mut journal = self.journal();
-        journal.steering_unknown = false;
+        let _asking = self.asking.enter(|| transport.patience())?;
+        self.journal().steering_unknown = false;
         if let Some(control) = &self.control {
             let index = control.index();
             control.restart(transport.doorbell(index)?);
@@ -253,13 +263,13 @@ impl Port {
         }
         self.dispatch_again()?;
         transport.set_status(status | Status::DRIVER_OK)?;
-        for pair in self.pairs.iter().filter(|pair| pair.mode() == Mode::Stopped) {
+        for pair in self.pairs.iter().filter(|pair| pair.mode().is_off()) {
             transport.reset_queue(2 * pair.index)?;
             transport.reset_queue(2 * pair.index + 1)?;
+            pair.set_mode(Mode::Stopped);
         }
         // Before there is a buffer to receive into: the first frame finds all filters in place.
-        self.tell_again(&journal, transport)?;
-        drop(journal);
+        self.tell_again(transport)?;
         self.device.mended();
         for pair in &self.pairs {
             self.resume(pair, transport)?;
@@ -281,7 +291,7 @@ impl Port {
         let (rx_doorbell, tx_doorbell) = (doorbell(2 * pair.index)?, doorbell(2 * pair.index + 1)?);
         let mut rx = pair.rx.borrow();
         rx.resume(rx_doorbell);
-        if pair.mode() != Mode::Stopped {
+        if !pair.mode().is_off() {
             rx.refill();
         }
         pair.received_all(&mut rx);
@@ -316,10 +326,13 @@ impl Port {
         Ok(())
     }
 
-    fn tell_again(&self, journal: &Journal, transport: &dyn Transport) -> Result<()> {
+    fn tell_again(&self, transport: &dyn Transport) -> Result<()> {
         let Some(control) = &self.control else { return Ok(()) };
-        for Entry { command, payload, arguments } in journal.told.values() {
-            control.run(|| transport.alive(), *command, payload, arguments, &mut None)?;
+        let told: Vec<Entry> = self.journal().told.values().cloned().collect();
+        for Entry { command, payload, arguments } in &told {
+            let patient = Patiently::new(transport);
+            let alive = || transport.alive().and_then(|()| patient.ask());
+            control.run(alive, *command, payload, arguments, &mut None)?;
         }
         Ok(())
     }
