@@ -682,7 +682,8 @@ class NetPort:
         ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
         :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
         ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
-        frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64 bytes),
+        frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
+        bytes on the wire, so with the four of the checksum that nobody sees),
         ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
         ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
         ``size_1519_max_packets`` (lengths are without frame check sequence),

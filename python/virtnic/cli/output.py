@@ -9,36 +9,17 @@ import sys
 import textwrap
 import traceback
 import warnings
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TextIO
 
 import virtnic
 from virtnic import _native
+from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = ["EXIT_STATUSES", "Output", "Status", "bytes_text", "message_of", "seconds_text"]
 
-
-class Status(IntEnum):
-    """Exit statuses."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    ENVIRONMENT = 3
-    INTERRUPTED = 130
-
-
-EXIT_STATUSES = """\
-exit status:
-  0    it worked
-  1    it failed: no reply came, QEMU or the device refused something
-  2    the command line is wrong, or an option's value
-  3    the machine lacks something: QEMU, memory, a permission, a socket (see `virtnic doctor`)
-  130  interrupted by Ctrl-C
-"""
 
 #: What a log message's level is called at the start of its line.
 _LEVELS = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
