@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import running
+from virtnic.vhost_user import quoting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,7 @@ EventKind = Literal[
     "link-down",
     "backend-lost",
     "backend-back",
+    "backend-refused",
     "qemu-died",
     "qemu-back",
 ]
@@ -242,26 +244,35 @@ class Feed:
     def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> Callable[[], None]:
         """Tell when a port's backend goes and comes back, and end the port that has none any more.
 
-        Returns what ends that.
+        It is back when it serves: its rings are started, and it answers. Returns what ends that.
         """
         interposer, path = backend.interposer, backend.path
-        losses = interposer.stats()["backend_losses"]
+        before = interposer.stats()
+        losses, refusals = before["backend_losses"], before["refusals"]
         there = True
+        told: str | None = None
 
         def look() -> None:
-            nonlocal losses, there
+            nonlocal losses, refusals, there, told
             interposer.changed.drain()
+            stats, refusal = interposer.stats(), interposer.refusal
+            refused = stats["refusals"] != refusals
             # A QEMU that went lost its backend too, which is not the backend's doing.
-            counted = interposer.stats()["backend_losses"]
-            if counted != losses:
-                losses = counted
-                if there:
-                    self.put("backend-lost", port, path)
+            gone = stats["backend_losses"] != losses or refused
+            losses, refusals = stats["backend_losses"], stats["refusals"]
+            if there and gone:
                 there = False
-            if not there and interposer.connected:
-                there = True
+                self.put("backend-lost", port, path)
+            elif refused and refusal is not None and refusal != told:
+                # One that is there again, and does not serve: why is said once.
+                told = refusal
+                words = quoting(refusal, port.qemu.process.stderr)
+                _log.warning("the vhost-user backend %s does not serve: %s", path, words)
+                self.put("backend-refused", port, f"{path}: {words}")
+            if not there and interposer.serving:
+                there, told = True, None
                 self.put("backend-back", port, path)
-            if (why := backend.given_up()) is not None:
+            if (why := backend.given_up(port.qemu.process.stderr)) is not None:
                 port.abandon(why)
                 port.ended()
 

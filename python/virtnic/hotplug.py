@@ -299,13 +299,19 @@ class Qemu(Machine):
                     interrupts=chosen != "none",
                     shared=self.shared,
                     recover=recover,
+                    # A backend that hangs is let go before it is QEMU that seems to.
+                    patience=self.timeout / 2.0,
                 )
                 spec = backend.spec
+                queue_size = queue_size or backend.queue_size
             device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
             if legacy:
                 device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
             device.update(properties or {})
-            handle = self.add_nic(spec, device)
+            if backend is None:
+                handle = self.add_nic(spec, device)
+            else:
+                handle = self.add_nic(spec, device, backend.expect_netdev())
             if chosen == "msix" and backend is None and not handle.queue_vectors:
                 chosen = "intx"  # this QEMU would crash (quirk vhost-user-msix-crash)
             attachment = Attachment(

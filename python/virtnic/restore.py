@@ -98,9 +98,12 @@ def _attach_again(port: Port) -> None:
     assert attachment.spec is not None
     with ExitStack() as undo:
         attachment.function = None
-        if attachment.backend is not None:
-            attachment.backend.wait(_PARTING)
-        attachment.handle = qemu.add_nic(attachment.spec, attachment.properties)
+        backend, netdev = attachment.backend, (attachment.spec, attachment.properties)
+        if backend is None:
+            attachment.handle = qemu.add_nic(*netdev)
+        else:
+            backend.wait(_PARTING)
+            attachment.handle = qemu.add_nic(*netdev, backend.expect_netdev())
         attachment.qtest = qemu.qtest
         undo.callback(qemu._unplug, attachment)
         qemu._wiring.lead(attachment, qemu._take_new(attachment))

@@ -118,6 +118,7 @@ class Elsewhere:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._closed = False
+        self._verdict: str | None = None
         self._callbacks: list[Callable[[QemuDied], object]] = []
 
     @property
@@ -135,6 +136,8 @@ class Elsewhere:
 
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended. Waits up to ``patience`` seconds for that."""
+        if self._verdict is not None:
+            return f"the QEMU {self.where} {self._verdict}: whoever started it has to end it"
         if self._ended.wait(patience):
             return (
                 f"the QEMU {self.where} closed its sockets: it ended, crashed or was killed; "
@@ -149,6 +152,10 @@ class Elsewhere:
                 self._callbacks.append(callback)
                 return
         callback(QemuDied(self.death()))
+
+    def condemn(self, why: str) -> None:
+        """Take it for dead: it does not answer. It is not ours to kill."""
+        self._verdict = why
 
     def ended(self) -> None:
         """Tell that it has: the QMP connection is at its end."""
@@ -191,7 +198,13 @@ def join(place: SharedDirectory, process: Elsewhere, timeout: float) -> Joined:
     """
     start = f"start it there as `virtnic qemu-args --directory {place.path}` says"
     with _explained(place.qmp, start, timeout):
-        monitor = Monitor(place.qmp, timeout=timeout, why=process.death, on_end=process.ended)
+        monitor = Monitor(
+            place.qmp,
+            timeout=timeout,
+            why=process.death,
+            on_end=process.ended,
+            on_hang=process.condemn,
+        )
     try:
         name = monitor.execute("query-name").get("name")
         sandbox = command.sandbox_of(name)

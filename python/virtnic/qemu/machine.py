@@ -188,6 +188,7 @@ class Machine:
                 timeout=self.timeout,
                 gone=lambda patience: process.wait(patience) is not None,
                 why=process.death,
+                on_hang=process.condemn,
             )
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
@@ -204,6 +205,8 @@ class Machine:
         process = self._process = Elsewhere(place.path)
         joined = join(place, process, self.timeout)
         self._monitor, self._qtest = joined.monitor, joined.qtest
+        # One that hangs has both its sockets open.
+        process.on_death(lambda _error: joined.qtest.close())
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
         self._nics = Nics(self.monitor, self.machine, None, lambda: "")
         self._silence_timer(self.qtest)
@@ -330,11 +333,16 @@ class Machine:
     # Devices.
 
     def add_nic(
-        self, netdev: Netdev | Spec, properties: Mapping[str, Any] | None = None
+        self,
+        netdev: Netdev | Spec,
+        properties: Mapping[str, Any] | None = None,
+        made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
         """Plug in a virtio-net device on a new netdev. It still has to be probed on the bus.
 
         ``properties`` are those of virtio-net-pci (``mac``, ``mq``, ``rx_queue_size``, …).
+        ``made`` is called when the netdev is there, before the device is, with what QEMU said
+        meanwhile; what it raises undoes that.
 
         Raises ValueError (syntax, a key or type this QEMU does not know, no free slot),
         QemuError quoting QEMU, QemuDied, TimeoutError.
@@ -350,7 +358,7 @@ class Machine:
                 "pass sandbox='spawn' if that is wanted"
                 + (" to `virtnic qemu-args`" if self.shared is not None else "")
             )
-        handle = self._nics.add(spec, properties or {})
+        handle = self._nics.add(spec, properties or {}, made)
         if spec.needs_clock and self._accel == "qtest" and not self._clock_runs:
             self.qtest.run_clock(CLOCK_PERIOD)
             self._clock_runs = True

@@ -98,8 +98,17 @@ class Nics:
         with self._lock:
             return [handle for _slot, handle in sorted(self._used.items()) if handle is not None]
 
-    def add(self, spec: Spec, properties: Mapping[str, Any]) -> NicHandle:
-        """Plug one in; leaves nothing behind when that fails."""
+    def add(
+        self,
+        spec: Spec,
+        properties: Mapping[str, Any],
+        made: Callable[[str], object] = lambda _said: None,
+    ) -> NicHandle:
+        """Plug one in; leaves nothing behind when that fails.
+
+        ``made`` is called when there is a netdev but no device yet, with what QEMU said meanwhile;
+        what it raises is a failure too.
+        """
         typed = self._typed(properties)
         self._make_room()
         slot, number = self._reserve()
@@ -112,9 +121,11 @@ class Nics:
                 chardev = f"char{number}"
                 self._add_chardev(chardev, spec.socket)
                 undo.callback(self._try, "chardev-remove", id=chardev)
+            before = len(self._stderr())
             self._add_netdev(spec, netdev, chardev)
             undo.callback(self._try, "netdev_del", id=netdev)
-            self._monitor.execute(
+            made(self._stderr()[before:])
+            self._monitor.finish(
                 "device_add",
                 **{
                     "driver": DRIVER,
@@ -207,7 +218,7 @@ class Nics:
                 return
         try:
             if self._unplug(handle.id, eject, timeout):
-                self._monitor.execute("netdev_del", id=handle.netdev_id)
+                self._monitor.finish("netdev_del", id=handle.netdev_id)
                 self._free(handle.slot)
         except TimeoutError:
             with self._lock:
@@ -283,7 +294,7 @@ class Nics:
         """
         plain = spec.arguments(netdev, chardev)
         try:
-            self._monitor.execute("netdev_add", **plain)
+            self._monitor.finish("netdev_add", **plain)
         except QemuDied:
             raise
         except QemuError:
@@ -292,7 +303,7 @@ class Nics:
                 typed = schema.arguments("netdev_add", plain, what="netdev")
             if typed == plain:
                 raise
-            self._monitor.execute("netdev_add", **typed)
+            self._monitor.finish("netdev_add", **typed)
 
     def _schema(self) -> Schema:
         if self._key not in self._schemas:

@@ -93,6 +93,7 @@ class Process:
         self._lock = threading.Lock()
         self._reported = False
         self._closed = False
+        self._verdict: str | None = None
         self._stderr = _Stderr()
         try:
             child = _native.spawn(self.argv, self._stderr.writer)
@@ -143,7 +144,9 @@ class Process:
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
         status = self.wait(patience)
-        if status is None:
+        if self._verdict is not None:
+            how = f"QEMU (pid {self.pid}) {self._verdict}, and was killed"
+        elif status is None:
             how = f"QEMU (pid {self.pid}) closed its socket but still runs"
         elif status < 0:
             how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
@@ -161,6 +164,13 @@ class Process:
                 self._callbacks.append(callback)
                 return
         callback(QemuDied(self.death()))
+
+    def condemn(self, why: str) -> None:
+        """End one that hangs: ``why`` goes into what is said of its death."""
+        child = self._child
+        if child is not None and self.alive:
+            self._verdict = why
+            child.kill()
 
     def bury(self, grace: float = 1.0) -> None:
         """See it end, by SIGKILL after ``grace`` seconds, and tell those who want to know."""

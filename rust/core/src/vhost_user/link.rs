@@ -3,16 +3,20 @@
 use super::channel::{End, Reader, Writer};
 use super::message::{Message, request};
 use super::rewrite::Vrings;
+use super::service::{Told, first_pair};
 use crate::notify::timespec;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{Shutdown, shutdown};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a side may leave a message unread, or a request unanswered. The slowest of a
-/// backend's tasks, mapping a large memory, takes a second or two.
+/// How long a side may leave a message unread, or a request unanswered, unless it was said
+/// otherwise. The slowest of a backend's tasks, mapping a large memory, takes a second or two.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// When QEMU has said nothing for so long, a device in use has no more rings than were started.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,25 @@ pub(super) struct Link {
     up: Lane,
     /// Since when the backend owes QEMU a reply.
     owed: Option<Instant>,
+    /// For how long it may.
+    patience: Duration,
+    told: Told,
+    /// The rings that the backend serves when it is back.
+    expected: BTreeSet<u32>,
+    service: Service,
+    /// When QEMU said something last.
+    heard: Instant,
+}
+
+/// Whether the backend serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    /// Its rings were not started yet.
+    Awaited,
+    /// They were; it is asked whether it got that far, and QEMU waits meanwhile.
+    Asked(Instant),
+    /// It did.
+    Found,
 }
 
 impl Drop for Link {
@@ -72,7 +95,34 @@ impl Link {
     /// Joins two non-blocking sockets.
     pub(super) fn new(qemu: OwnedFd, backend: OwnedFd) -> Self {
         let (down, up) = (Lane::new(Reader::new()), Lane::new(Reader::new()));
-        Self { qemu, backend, down, up, owed: None }
+        Self {
+            qemu,
+            backend,
+            down,
+            up,
+            owed: None,
+            patience: PATIENCE,
+            told: Told::default(),
+            expected: first_pair(),
+            service: Service::Awaited,
+            heard: Instant::now(),
+        }
+    }
+
+    /// Each side has so long for its messages, and the backend serves when it has these rings.
+    pub(super) fn expecting(mut self, rings: BTreeSet<u32>, patience: Duration) -> Self {
+        (self.expected, self.patience) = (rings, patience);
+        self
+    }
+
+    /// Whether the backend has started its rings, and said something since.
+    pub(super) fn serves(&self) -> bool {
+        self.service == Service::Found
+    }
+
+    /// What QEMU told the backend.
+    pub(super) fn told(&self) -> &Told {
+        &self.told
     }
 
     pub(super) fn qemu(&self) -> BorrowedFd<'_> {
@@ -85,13 +135,13 @@ impl Link {
     /// What to wait for: at QEMU's socket, and at the backend's. A socket that is waited on
     /// for nothing must not be polled at all: one that hung up would report that for ever.
     pub(super) fn interest(&self) -> (PollFlags, PollFlags) {
-        let of = |from: &Lane, to: &Lane| {
+        let of = |from: &Lane, to: &Lane, held: bool| {
             let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, !from.writer.busy());
+            flags.set(PollFlags::IN, !from.writer.busy() && !held);
             flags.set(PollFlags::OUT, to.writer.busy());
             flags
         };
-        (of(&self.down, &self.up), of(&self.up, &self.down))
+        (of(&self.down, &self.up, self.holds_qemu()), of(&self.up, &self.down, false))
     }
 
     /// QEMU is gone: has the backend stop these rings, as QEMU would have done, so that it writes
@@ -139,11 +189,40 @@ impl Link {
 
     /// When patience is at an end.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.owed, self.down.waiting, self.up.waiting]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|since| since + PATIENCE)
+        let asked = self.asked();
+        let late = [self.owed, self.down.waiting, self.up.waiting, asked].into_iter().flatten();
+        let quiet = match self.service {
+            Service::Awaited if self.told.has(&first_pair()) => Some(self.heard + QUIET),
+            _ => None,
+        };
+        late.min().map(|since| since + self.patience).into_iter().chain(quiet).min()
+    }
+
+    /// Since when it owes us an answer.
+    fn asked(&self) -> Option<Instant> {
+        match self.service {
+            Service::Asked(since) => Some(since),
+            _ => None,
+        }
+    }
+
+    /// Whether QEMU is not listened to: what it asked would be answered to us.
+    fn holds_qemu(&self) -> bool {
+        self.asked().is_some()
+    }
+
+    /// Asks a backend whose rings were started whether it got that far. GET_FEATURES is
+    /// answered at any time, after all that was said before.
+    fn ask(&mut self, now: Instant) -> Result<(), Cut> {
+        let quiet = now >= self.heard + QUIET && self.told.has(&first_pair());
+        let due = self.service == Service::Awaited && (quiet || self.told.has(&self.expected));
+        if !due || self.owed.is_some() || self.down.writer.busy() {
+            return Ok(());
+        }
+        self.service = Service::Asked(now);
+        self.down.writer.put(Message::ask(request::GET_FEATURES));
+        let written = self.down.writer.write(self.backend.as_fd());
+        written.map_err(|end| Cut { side: Side::Backend, end })
     }
 
     /// Passes on what there is, one message at most in each direction.
@@ -155,26 +234,46 @@ impl Link {
         now: Instant,
     ) -> Result<(), Cut> {
         // The backend first: a reply that came before it went is still delivered.
-        if let Some(reply) = pass(
+        let asked = self.asked().is_some();
+        let reply = pass(
             &mut self.up,
             (self.backend.as_fd(), at_backend, Side::Backend),
             (self.qemu.as_fd(), at_qemu, Side::Qemu),
-            |message| vrings.reply(message),
+            |message| {
+                if asked && message.is_reply() && message.request == request::GET_FEATURES {
+                    return false;
+                }
+                vrings.reply(message);
+                true
+            },
             now,
-        )? && reply.is_reply
-        {
-            self.owed = None;
+        )?;
+        match reply {
+            Some(Passed { kept: true, .. }) => self.service = Service::Found,
+            Some(Passed { is_reply: true, .. }) => self.owed = None,
+            _ => {}
         }
-        if let Some(request) = pass(
+        // Nothing is taken from QEMU while we have a question of our own.
+        let at_qemu = if self.holds_qemu() { PollFlags::empty() } else { at_qemu };
+        let told = &mut self.told;
+        let request = pass(
             &mut self.down,
             (self.qemu.as_fd(), at_qemu, Side::Qemu),
             (self.backend.as_fd(), at_backend, Side::Backend),
-            |message| vrings.request(message),
+            |message| {
+                vrings.request(message);
+                told.request(message);
+                true
+            },
             now,
-        )? && request.wants_reply
-        {
-            self.owed = Some(now);
+        )?;
+        if let Some(request) = request {
+            self.heard = now;
+            if request.wants_reply {
+                self.owed = Some(now);
+            }
         }
+        self.ask(now)?;
         self.check(now)
     }
 
@@ -186,9 +285,9 @@ impl Link {
     }
 
     fn check(&self, now: Instant) -> Result<(), Cut> {
-        let late = |since: Option<Instant>| since.is_some_and(|s| now >= s + PATIENCE);
-        let seconds = PATIENCE.as_secs();
-        let (side, what) = if late(self.owed) {
+        let late = |since: Option<Instant>| since.is_some_and(|s| now >= s + self.patience);
+        let seconds = self.patience.as_secs_f32();
+        let (side, what) = if late(self.owed) || late(self.asked()) {
             (Side::Backend, "answered nothing")
         } else if late(self.down.waiting) {
             (Side::Backend, "read nothing")
@@ -213,16 +312,19 @@ fn ready(socket: BorrowedFd<'_>, flags: PollFlags, until: Instant) -> bool {
 struct Passed {
     is_reply: bool,
     wants_reply: bool,
+    /// It was for us, and went no further.
+    kept: bool,
 }
 
 type Socket<'a> = (BorrowedFd<'a>, PollFlags, Side);
 
-/// One direction: writes on, and takes the next message when the last has gone.
+/// One direction: writes on, and takes the next message when the last has gone. `edit` says whether
+/// it is passed on.
 fn pass(
     lane: &mut Lane,
     (from, at_from, source): Socket<'_>,
     (to, at_to, sink): Socket<'_>,
-    edit: impl Fn(&mut Message),
+    mut edit: impl FnMut(&mut Message) -> bool,
     now: Instant,
 ) -> Result<Option<Passed>, Cut> {
     let broken = |end| Cut { side: sink, end };
@@ -234,12 +336,14 @@ fn pass(
     } else if !at_from.is_empty() {
         let read = lane.reader.read(from).map_err(|end| Cut { side: source, end })?;
         if let Some(mut message) = read {
-            edit(&mut message);
+            let kept = !edit(&mut message);
             let (is_reply, wants_reply) = (message.is_reply(), message.wants_reply());
-            passed = Some(Passed { is_reply, wants_reply });
-            lane.writer.put(message);
-            lane.writer.write(to).map_err(broken)?;
-            lane.passed += 1;
+            passed = Some(Passed { is_reply, wants_reply, kept });
+            if !kept {
+                lane.writer.put(message);
+                lane.writer.write(to).map_err(broken)?;
+                lane.passed += 1;
+            }
         }
     }
     // A writer that gets on has patience anew with each message only: a message is short.

@@ -21,12 +21,15 @@ pub(super) const NEED_REPLY: u32 = 1 << 3;
 pub(super) const VERSION: u32 = 1;
 /// In SET_VRING_KICK and SET_VRING_CALL: there is no descriptor.
 pub(super) const NO_FD: u64 = 1 << 8;
+/// Feature 30: there are protocol features, and rings have to be enabled.
+pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Protocol feature 14: kicks and calls may be messages.
 pub(super) const F_INBAND_NOTIFICATIONS: u64 = 1 << 14;
 
 /// The requests that are more to us than bytes.
 pub(super) mod request {
     pub const GET_FEATURES: u32 = 1;
+    pub const SET_FEATURES: u32 = 2;
     pub const RESET_OWNER: u32 = 4;
     pub const SET_VRING_BASE: u32 = 10;
     pub const GET_VRING_BASE: u32 = 11;
@@ -35,6 +38,7 @@ pub(super) mod request {
     pub const GET_PROTOCOL_FEATURES: u32 = 15;
     pub const SET_PROTOCOL_FEATURES: u32 = 16;
     pub const GET_QUEUE_NUM: u32 = 17;
+    pub const SET_VRING_ENABLE: u32 = 18;
     pub const GET_CONFIG: u32 = 24;
     pub const GET_INFLIGHT_FD: u32 = 31;
     pub const RESET_DEVICE: u32 = 34;
