@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.needs("qemu")
 
 #: A backend may leave QEMU without an answer for half of this.
-TIMEOUT = 3.0
+TIMEOUT = 2.0
 #: Three attempts, in a tenth of a second.
 FEW = virtnic.Recovery(attempts=3, backoff=0.02, backoff_max=0.05)
 
@@ -156,8 +156,19 @@ def misbehaves(at: Request, manner: str) -> Callable[[Connection, Message], bool
     return hook
 
 
-@pytest.mark.parametrize("manner", MANNERS)
-@pytest.mark.parametrize("at", MESSAGES, ids=lambda message: message.name)
+#: Waiting takes its time: it is tried where QEMU does something else than at the others.
+WAITS = (Request.GET_FEATURES, Request.GET_QUEUE_NUM, Request.SET_MEM_TABLE, Request.SET_VRING_KICK)
+
+
+@pytest.mark.parametrize(
+    ("at", "manner"),
+    [
+        pytest.param(at, manner, id=f"{manner}-at-{at.name}")
+        for manner in MANNERS
+        for at in MESSAGES
+        if manner != "hangs" or at in WAITS
+    ],
+)
 def test_a_backend_that_misbehaves_when_it_is_attached(
     hasty: virtnic.Qemu, backend: ScriptedBackend, at: Request, manner: str
 ) -> None:
@@ -258,8 +269,9 @@ def test_a_backend_that_returns_with_less_and_then_with_all(
     next_of(events, "backend-refused")
     assert not port.link
     backend.features = features
-    assert next_of(events, "backend-back", "backend-refused").kind == "backend-back"
-    next_of(events, "link-up")
+    # The device tells of its link before its rings are started.
+    found = {next_of(events, "backend-back", "backend-refused", "link-up").kind for _ in range(2)}
+    assert found == {"backend-back", "link-up"}
     assert port.link
 
 

@@ -43,14 +43,17 @@ impl Demands {
             return Some(format!("it is there, but without {named}{also}, which the port uses"));
         }
         match offer.pairs {
-            Some(pairs) if pairs < self.pairs.into() => Some(format!(
-                "it has {pairs} queue pair{}, and {} are asked for",
-                if pairs == 1 { "" } else { "s" },
-                self.pairs
-            )),
+            Some(pairs) if pairs < self.pairs.into() => Some(few_pairs(pairs, self.pairs)),
             _ => None,
         }
     }
+}
+
+/// There are too few queue pairs.
+pub(super) fn few_pairs(found: u64, wanted: u16) -> String {
+    let s = |count: u64| if count == 1 { "" } else { "s" };
+    let are = if wanted == 1 { "is" } else { "are" };
+    format!("it has {found} queue pair{}, and {wanted} {are} asked for", s(found))
 }
 
 #[cfg(test)]

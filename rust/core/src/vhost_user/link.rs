@@ -1,9 +1,11 @@
 //! A QEMU and a backend, joined.
 
 use super::channel::{End, Reader, Writer};
+use super::demands::few_pairs;
 use super::message::{Message, request};
 use super::rewrite::Vrings;
 use super::service::{Told, first_pair};
+use super::stand_in::StandIn;
 use crate::notify::timespec;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{Shutdown, shutdown};
@@ -49,20 +51,47 @@ impl Lane {
     }
 }
 
+/// A connection that ends with this value.
+///
+/// Closing would not do where a forked child of this process has copies of the descriptor: the
+/// other side would see no end.
+#[derive(Debug)]
+pub(super) struct Line(OwnedFd);
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+}
+
+impl AsFd for Line {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Line {
+    fn from(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+}
+
 /// A QEMU, the backend it was joined with, and the messages between them.
 #[derive(Debug)]
 pub(super) struct Link {
-    qemu: OwnedFd,
-    backend: OwnedFd,
+    qemu: Line,
+    backend: Line,
     /// From QEMU to the backend.
     down: Lane,
     /// From the backend to QEMU.
     up: Lane,
-    /// Since when the backend owes QEMU a reply.
-    owed: Option<Instant>,
+    /// What QEMU waits for an answer to, and since when.
+    owed: Option<(Message, Instant)>,
     /// For how long it may.
     patience: Duration,
     told: Told,
+    /// The queue pairs that there must be.
+    pairs: u16,
     /// The rings that the backend serves when it is back.
     expected: BTreeSet<u32>,
     service: Service,
@@ -81,38 +110,41 @@ enum Service {
     Found,
 }
 
-impl Drop for Link {
-    /// Closing would not do where a forked child of this process has copies of the descriptors:
-    /// neither side would see an end.
-    fn drop(&mut self) {
-        for socket in [&self.qemu, &self.backend] {
-            let _ = shutdown(socket, Shutdown::Both);
-        }
-    }
-}
-
 impl Link {
     /// Joins two non-blocking sockets.
     pub(super) fn new(qemu: OwnedFd, backend: OwnedFd) -> Self {
         let (down, up) = (Lane::new(Reader::new()), Lane::new(Reader::new()));
         Self {
-            qemu,
-            backend,
+            qemu: qemu.into(),
+            backend: backend.into(),
             down,
             up,
             owed: None,
             patience: PATIENCE,
             told: Told::default(),
+            pairs: 0,
             expected: first_pair(),
             service: Service::Awaited,
             heard: Instant::now(),
         }
     }
 
-    /// Each side has so long for its messages, and the backend serves when it has these rings.
-    pub(super) fn expecting(mut self, rings: BTreeSet<u32>, patience: Duration) -> Self {
-        (self.expected, self.patience) = (rings, patience);
+    /// Each side has so long for its messages; the backend has so many queue pairs, and serves
+    /// when it has these rings.
+    pub(super) fn expecting(
+        mut self,
+        pairs: u16,
+        rings: BTreeSet<u32>,
+        patience: Duration,
+    ) -> Self {
+        (self.pairs, self.expected, self.patience) = (pairs, rings, patience);
         self
+    }
+
+    /// Leaves QEMU, which has not seen that the backend failed, to one that serves nobody.
+    pub(super) fn into_stand_in(self) -> Option<StandIn> {
+        let Self { qemu, down, up, owed, .. } = self;
+        StandIn::taking_over(qemu, down.reader, up.writer, owed.map(|(message, _)| message))
     }
 
     /// Whether the backend has started its rings, and said something since.
@@ -190,7 +222,8 @@ impl Link {
     /// When patience is at an end.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let asked = self.asked();
-        let late = [self.owed, self.down.waiting, self.up.waiting, asked].into_iter().flatten();
+        let owed = self.owed.as_ref().map(|(_, since)| *since);
+        let late = [owed, self.down.waiting, self.up.waiting, asked].into_iter().flatten();
         let quiet = match self.service {
             Service::Awaited if self.told.has(&first_pair()) => Some(self.heard + QUIET),
             _ => None,
@@ -235,6 +268,8 @@ impl Link {
     ) -> Result<(), Cut> {
         // The backend first: a reply that came before it went is still delivered.
         let asked = self.asked().is_some();
+        let mut wrong = None;
+        let (owed, pairs) = (&self.owed, self.pairs);
         let reply = pass(
             &mut self.up,
             (self.backend.as_fd(), at_backend, Side::Backend),
@@ -243,11 +278,19 @@ impl Link {
                 if asked && message.is_reply() && message.request == request::GET_FEATURES {
                     return false;
                 }
+                if let Some((question, _)) = owed
+                    && message.is_reply()
+                {
+                    wrong = objection(question, message, pairs);
+                }
                 vrings.reply(message);
-                true
+                wrong.is_none()
             },
             now,
         )?;
+        if let Some(why) = wrong {
+            return Err(Cut { side: Side::Backend, end: End::Broken(why) });
+        }
         match reply {
             Some(Passed { kept: true, .. }) => self.service = Service::Found,
             Some(Passed { is_reply: true, .. }) => self.owed = None,
@@ -255,7 +298,7 @@ impl Link {
         }
         // Nothing is taken from QEMU while we have a question of our own.
         let at_qemu = if self.holds_qemu() { PollFlags::empty() } else { at_qemu };
-        let told = &mut self.told;
+        let (told, mut owed) = (&mut self.told, None);
         let request = pass(
             &mut self.down,
             (self.qemu.as_fd(), at_qemu, Side::Qemu),
@@ -263,15 +306,18 @@ impl Link {
             |message| {
                 vrings.request(message);
                 told.request(message);
+                if message.wants_reply() {
+                    owed = Some((message.words(), now));
+                }
                 true
             },
             now,
         )?;
-        if let Some(request) = request {
+        if request.is_some() {
             self.heard = now;
-            if request.wants_reply {
-                self.owed = Some(now);
-            }
+        }
+        if owed.is_some() {
+            self.owed = owed;
         }
         self.ask(now)?;
         self.check(now)
@@ -287,7 +333,14 @@ impl Link {
     fn check(&self, now: Instant) -> Result<(), Cut> {
         let late = |since: Option<Instant>| since.is_some_and(|s| now >= s + self.patience);
         let seconds = self.patience.as_secs_f32();
-        let (side, what) = if late(self.owed) || late(self.asked()) {
+        if let Some((question, since)) = &self.owed
+            && late(Some(*since))
+        {
+            let name = request::name(question.request);
+            let end = End::Broken(format!("it answered nothing to {name} for {seconds} s"));
+            return Err(Cut { side: Side::Backend, end });
+        }
+        let (side, what) = if late(self.asked()) {
             (Side::Backend, "answered nothing")
         } else if late(self.down.waiting) {
             (Side::Backend, "read nothing")
@@ -308,10 +361,25 @@ fn ready(socket: BorrowedFd<'_>, flags: PollFlags, until: Instant) -> bool {
     !left.is_zero() && !matches!(poll(&mut fds, timespec(Some(left)).as_ref()), Ok(0))
 }
 
+/// Why QEMU must not have an answer: it would hang up for it, or stay with a backend that has not
+/// done what it was told.
+fn objection(question: &Message, answer: &Message, pairs: u16) -> Option<String> {
+    let name = request::name(question.request);
+    if answer.request != question.request {
+        return Some(format!("it answered {name} with {}", request::name(answer.request)));
+    }
+    match answer.number() {
+        Some(1..) if !question.is_question() => Some(format!("it refused {name}")),
+        Some(number) if question.request == request::GET_QUEUE_NUM && number < pairs.into() => {
+            Some(few_pairs(number, pairs))
+        }
+        _ => None,
+    }
+}
+
 /// What has passed.
 struct Passed {
     is_reply: bool,
-    wants_reply: bool,
     /// It was for us, and went no further.
     kept: bool,
 }
@@ -337,8 +405,7 @@ fn pass(
         let read = lane.reader.read(from).map_err(|end| Cut { side: source, end })?;
         if let Some(mut message) = read {
             let kept = !edit(&mut message);
-            let (is_reply, wants_reply) = (message.is_reply(), message.wants_reply());
-            passed = Some(Passed { is_reply, wants_reply, kept });
+            passed = Some(Passed { is_reply: message.is_reply(), kept });
             if !kept {
                 lane.writer.put(message);
                 lane.writer.write(to).map_err(broken)?;
@@ -395,7 +462,12 @@ mod tests {
             backend.write_all(&bytes(request, 1, &[])).unwrap();
             let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
             assert_eq!(cut.side, Side::Backend);
-            assert!(cut.end.to_string().contains("answered nothing for 10 s"), "{}", cut.end);
+            assert!(
+                cut.end.to_string().contains("answered nothing to")
+                    && cut.end.to_string().contains("for 10 s"),
+                "{}",
+                cut.end
+            );
         }
         let (mut qemu, mut link, mut backend) = link();
         qemu.write_all(&bytes(request::GET_QUEUE_NUM, 1, &[])).unwrap();

@@ -123,7 +123,7 @@ impl Relay {
             }
             State::LetOut(qemu) => {
                 watched[0] = Some((qemu.as_fd(), qemu.interest()));
-                Some(Instant::now() + PAUSE)
+                None
             }
             State::Greeting(greeting) => {
                 watched[0] = Some((greeting.as_fd(), Greeting::INTEREST));
@@ -170,9 +170,7 @@ impl Relay {
                 Ok(Some(offer)) => self.met(greeting.into_socket(), &offer),
                 Err(end) => self.refused(format!("it was there, but {end}")),
             },
-            State::Letting(_) | State::LetOut(_) if !self.shared.trial_failed() => {
-                self.again_or_over()
-            }
+            State::Letting(_) if !self.shared.trial_failed() => self.again_or_over(),
             State::Letting(gate) => match gate.accept() {
                 Ok(Some(qemu)) => State::LetOut(StandIn::new(qemu)),
                 Ok(None) => State::Letting(gate),
@@ -215,9 +213,7 @@ impl Relay {
                             // QEMU learns of it when the link is dropped.
                             Side::Backend => self.shared.vrings.stopped(),
                         }
-                        let served = link.serves();
-                        drop(link); // a backend that is looked for again must see that it is free
-                        self.parted(&cut, served)
+                        self.parted(&cut, *link)
                     }
                 }
             }
@@ -285,7 +281,7 @@ impl Relay {
         self.next(self.last_failure.clone())
     }
 
-    /// What comes after a failure: while QEMU makes its netdev it must not stand still.
+    /// What comes after a failure before QEMU came: while it makes its netdev it is let in.
     fn next(&mut self, why: String) -> State {
         if !self.shared.fail_trial(why) {
             return self.again_or_over();
@@ -323,7 +319,11 @@ impl Relay {
         self.joined = Instant::now();
         self.shared.connected.store(true, Ordering::Release);
         self.shared.changed.signal();
-        let link = Link::new(qemu, backend).expecting(self.rings.clone(), self.patience);
+        let link = Link::new(qemu, backend).expecting(
+            self.demands.pairs,
+            self.rings.clone(),
+            self.patience,
+        );
         State::Linked(Box::new(link))
     }
 
@@ -341,7 +341,8 @@ impl Relay {
         }
     }
 
-    fn parted(&mut self, cut: &Cut, served: bool) -> State {
+    fn parted(&mut self, cut: &Cut, link: Link) -> State {
+        let served = link.serves();
         let (who, counter) = match cut.side {
             Side::Qemu => ("QEMU", &self.shared.qemu_losses),
             Side::Backend => ("the backend", &self.shared.backend_losses),
@@ -365,9 +366,17 @@ impl Relay {
             self.shared.refuse(&self.last_failure);
         }
         self.shared.disconnected();
-        if cut.side == Side::Qemu && served {
-            return State::Away; // no fault of the backend, whom another QEMU may want
+        if cut.side == Side::Qemu {
+            drop(link);
+            // Where it served that is no fault of the backend, whom another QEMU may want. And a
+            // QEMU that hangs up while it makes its netdev is lost: it does so for ever.
+            return if served { State::Away } else { self.again_or_over() };
         }
-        self.next(self.last_failure.clone())
+        if self.shared.fail_trial(self.last_failure.clone())
+            && let Some(qemu) = link.into_stand_in()
+        {
+            return State::LetOut(qemu);
+        }
+        self.again_or_over()
     }
 }

@@ -7,9 +7,9 @@
 
 use super::channel::{End, Reader, Writer};
 use super::demands::PROTOCOL_F_MQ;
+use super::link::Line;
 use super::message::{F_PROTOCOL_FEATURES, MAX_QUEUES, Message, NEED_REPLY, REPLY, request};
 use rustix::event::PollFlags;
-use rustix::net::{Shutdown, shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// VERSION_1 (VIRTIO 1.3, section 6).
@@ -18,14 +18,34 @@ const VERSION_1: u64 = 1 << 32;
 /// A QEMU that talks to nobody.
 #[derive(Debug)]
 pub(super) struct StandIn {
-    qemu: OwnedFd,
+    qemu: Line,
     reader: Reader,
     writer: Writer,
 }
 
 impl StandIn {
     pub(super) fn new(qemu: OwnedFd) -> Self {
-        Self { qemu, reader: Reader::new(), writer: Writer::default() }
+        Self { qemu: qemu.into(), reader: Reader::new(), writer: Writer::default() }
+    }
+
+    /// Goes on where a backend went that QEMU was talking to, with the message that is half read
+    /// and the one that is half written, and answers what that left open. QEMU does not notice: it
+    /// would begin anew, with a watch of the old connection left behind that brings it down later
+    /// (seen on 7.2). `None` where an answer cannot be finished that nobody but the backend knows.
+    pub(super) fn taking_over(
+        qemu: Line,
+        reader: Reader,
+        writer: Writer,
+        question: Option<Message>,
+    ) -> Option<Self> {
+        let mut stand_in = Self { qemu, reader, writer };
+        if let Some(question) = question {
+            if stand_in.writer.busy() {
+                return None;
+            }
+            stand_in.writer.put(answer(&question)?);
+        }
+        Some(stand_in)
     }
 
     /// What to wait for.
@@ -51,12 +71,6 @@ impl StandIn {
 impl AsFd for StandIn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.qemu.as_fd()
-    }
-}
-
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        let _ = shutdown(&self.qemu, Shutdown::Both);
     }
 }
 

@@ -123,7 +123,7 @@ fn a_backend_that_never_serves_is_given_up_however_long_it_stays() {
 fn a_backend_that_lacks_what_was_in_use_never_meets_qemu() {
     const SET_FEATURES: u32 = 2;
     let room = Room::new("lacks");
-    let retry = Retry { attempts: Some(2), pause: SHORT, longest: SHORT };
+    let retry = Retry { attempts: Some(3), pause: SHORT, longest: SHORT };
     let trio = Trio::with(&room, Vec::new(), retry);
     trio.down(SET_FEATURES, FEATURES, &[]);
     hang_up(&trio.backend);

@@ -202,11 +202,17 @@ fn a_backend_with_too_few_queue_pairs_is_refused_before_qemu_comes() {
 fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
     let room = Room::new("trial");
     let mut trio = Trio::new(&room, Vec::new());
-    trio.interposer.begin_trial();
-    drop(trio.backend);
-    assert!(trio.qemu.ended());
-    for _ in 0..2 {
-        trio.qemu = Peer::connect(&room.front());
+    for asked in [None, Some(GET_QUEUE_NUM)] {
+        trio.interposer.begin_trial();
+        if let Some(question) = asked {
+            // It lies: QEMU would hang up, so it hears something better.
+            trio.qemu.send(question, 1, &[], &[]);
+            assert_eq!(trio.backend.next().request, question);
+            trio.backend.send(UNKNOWN, 5, &[1; 8], &[]);
+            assert_eq!(trio.qemu.next().number(), 256);
+        }
+        drop(std::mem::replace(&mut trio.backend, Peer::new(pair())));
+        until("the loss is noticed", || !trio.interposer.connected());
         for (question, flags, expected) in [
             (GET_FEATURES, 1, 1 << 32 | 1 << 30),
             (GET_PROTOCOL_FEATURES, 1, 1),
@@ -219,19 +225,38 @@ fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
             let answer = trio.qemu.next();
             assert_eq!((answer.request, answer.flags, answer.number()), (question, 5, expected));
         }
-        drop(std::mem::replace(&mut trio.qemu, Peer::new(pair())));
-        // Until the netdev is made, whoever comes is let out.
-        assert!(!trio.interposer.connected());
         let why = trio.interposer.end_trial().unwrap();
-        assert!(why.contains("went before its rings were started"), "{why}");
+        let words =
+            if asked.is_some() { "it answered GET_QUEUE_NUM with" } else { "it went before" };
+        assert!(why.contains(words), "{why}");
         assert_eq!(trio.interposer.end_trial(), None);
-        // The next backend is for real, and the next trial as well.
-        trio.backend = trio.host.greet();
-        trio.interposer.begin_trial();
-        trio.qemu = Peer::connect(&room.front());
-        until("the two are joined", || trio.interposer.connected());
+        // With its netdev QEMU goes, and the next backend is for real.
+        drop(std::mem::replace(&mut trio.qemu, Peer::new(pair())));
+        trio.again(&room);
         assert_eq!(trio.down(UNKNOWN, 7, &[]).number(), 7);
-        drop(std::mem::replace(&mut trio.backend, Peer::new(pair())));
-        assert!(trio.qemu.ended());
     }
+    // It goes before QEMU comes.
+    drop(std::mem::replace(&mut trio.qemu, Peer::new(pair())));
+    trio.backend = trio.host.greet();
+    trio.interposer.begin_trial();
+    drop(std::mem::replace(&mut trio.backend, Peer::new(pair())));
+    let early = || trio.interposer.refusal().is_some_and(|why| why.contains("before QEMU came"));
+    until("the loss is noticed", early);
+    trio.qemu = Peer::connect(&room.front());
+    trio.qemu.send(GET_QUEUE_NUM, 1, &[], &[]);
+    assert_eq!(trio.qemu.next().number(), 256);
+    assert!(trio.interposer.end_trial().unwrap().contains("before QEMU came"));
+}
+
+#[test]
+fn a_backend_that_refuses_what_it_is_told_does_not_serve() {
+    const SET_MEM_TABLE: u32 = 5;
+    let room = Room::new("refuses");
+    let trio = Trio::new(&room, Vec::new());
+    trio.qemu.send(SET_MEM_TABLE, 9, &[0; 8], &[]);
+    trio.backend.next();
+    trio.backend.send(SET_MEM_TABLE, 5, &1u64.to_ne_bytes(), &[]);
+    assert!(trio.qemu.ended());
+    let why = trio.interposer.refusal().unwrap();
+    assert!(why.contains("it refused SET_MEM_TABLE"), "{why}");
 }
