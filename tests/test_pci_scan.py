@@ -52,7 +52,7 @@ def test_devices_are_found_by_identity() -> None:
     bus.scan()
     assert [f.bdf.slot for f in find_virtio_nets(bus.functions)] == [7, 31]
     assert [f.bdf.slot for f in find_ivshmems(bus.functions)] == [9]
-    assert [device_name(f) for f in bus.functions[2:]] == [
+    assert [device_name(f.vendor, f.device, f.subsystem) for f in bus.functions[2:]] == [
         "virtio network (transitional)",
         "virtio block (transitional)",
         "ivshmem shared memory",

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import running
+from virtnic.qemu.loop import Watch
+from virtnic.teardown import Owner
 from virtnic.vhost_user import quoting
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ EventKind = Literal[
 _CAPACITY = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Event:
     """Something that happened."""
 
@@ -64,7 +66,7 @@ class Event:
     detail: str = ""
 
 
-class Events:
+class Events(Owner):
     """The events of one QEMU, from :meth:`virtnic.Qemu.events`: an iterator of both kinds.
 
     It gets what happens after it was made, in the order in which it happened, and ends when
@@ -79,6 +81,8 @@ class Events:
         self._owner = os.getpid()
         self._ended = False
         self._awaited = False
+        # The one that came last, which others may have taken by now.
+        self._latest: Callable[[], Event | None] = lambda: None
         #: Events that were dropped because nobody read them.
         self.missed = 0
 
@@ -122,6 +126,9 @@ class Events:
 
     def _put(self, event: Event) -> None:
         """Queue an event; the caller has the lock."""
+        if event is self._latest():
+            return  # who told it was interrupted, and tells it again
+        self._latest = weakref.ref(event)
         if len(self._queue) >= _CAPACITY:
             self._queue.popleft()
             self.missed += 1
@@ -197,13 +204,17 @@ class Feed:
     def unsubscribe(self, events: Events) -> None:
         """Tell a subscriber nothing more."""
         with self.lock:
+            events._end()  # first: one that was forgotten here would not end with the feed
             self._subscribers.discard(events)
-            events._end()
 
     def put(self, kind: EventKind, port: Port | None = None, detail: str = "") -> None:
         """Tell everybody."""
-        event = Event(kind, port, detail=detail)
-        _log.debug("%s %s %s", kind, port, detail)
+        self.tell(Event(kind, port, detail=detail))
+
+    def tell(self, event: Event) -> None:
+        """Tell everybody of an event; who was told it, is not when that is repeated."""
+        # Its text: who keeps log records would keep the port.
+        _log.debug("%s %s %s", event.kind, str(event.port), event.detail)
         with self.lock:
             for events in list(self._subscribers):
                 events._put(event)
@@ -226,13 +237,13 @@ class Feed:
         stopped = threading.Event()
 
         def deliver() -> None:
-            for event in events:
-                if stopped.is_set():
-                    return
+            # No name for the event but here: while the next is awaited, its port is not kept.
+            while (event := events.wait()) is not None and not stopped.is_set():
                 try:
                     callback(event)
                 except BaseException:
                     _log.exception("a callback for the event %s failed", event.kind)
+                event = None
 
         def stop() -> None:
             stopped.set()
@@ -241,22 +252,24 @@ class Feed:
         threading.Thread(target=deliver, name="virtnic-watch", daemon=True).start()
         return stop
 
-    def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> Callable[[], None]:
+    def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> None:
         """Tell when a port's backend goes and comes back, and end the port that has none any more.
 
-        It is back when it serves: its rings are started, and it answers. Returns what ends that.
+        It is back when it serves: its rings are started, and it answers. It ends with the port.
         """
         interposer, path = backend.interposer, backend.path
         before = interposer.stats()
         losses, refusals = before["backend_losses"], before["refusals"]
         there = True
         told: str | None = None
+        weak = weakref.ref(port)  # one that is forgotten is collected
 
         def look() -> None:
             nonlocal losses, refusals, there, told
             interposer.changed.drain()
             stats, refusal = interposer.stats(), interposer.refusal
             refused = stats["refusals"] != refusals
+            port = weak()
             # A QEMU that went lost its backend too, which is not the backend's doing.
             gone = stats["backend_losses"] != losses or refused
             losses, refusals = stats["backend_losses"], stats["refusals"]
@@ -266,18 +279,20 @@ class Feed:
             elif refused and refusal is not None and refusal != told:
                 # One that is there again, and does not serve: why is said once.
                 told = refusal
-                words = quoting(refusal, port.qemu.process.stderr)
+                words = refusal if port is None else quoting(refusal, port.qemu.process.stderr)
                 _log.warning("the vhost-user backend %s does not serve: %s", path, words)
                 self.put("backend-refused", port, f"{path}: {words}")
             if not there and interposer.serving:
                 there, told = True, None
                 self.put("backend-back", port, path)
-            if (why := backend.given_up(port.qemu.process.stderr)) is not None:
+            if port is not None and (why := backend.given_up(port.qemu.process.stderr)) is not None:
                 port.abandon(why)
                 port.ended()
 
         # Lost already while it was being attached: the eventfd says so.
-        return loop.watch_fd(interposer.changed.fileno(), look)
+        watch = Watch(loop, interposer.changed.fileno(), look)
+        port._attachment.undo.add(watch.close)
+        watch.begin()
 
 
 def tell_link(feed: Feed) -> Callable[[Port], None]:

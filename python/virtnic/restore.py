@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from virtnic._native import NetPort, QemuDied
 from virtnic.errors import VirtnicError
+from virtnic.qemu.machine import present
 from virtnic.qemu.process import Process
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def restore(qemu: Qemu) -> None:
                 failures.append(error)
             else:
                 back.append(port)
+        if qemu._keeps_little:
+            qemu.keep_little()
     if back or not returning:
         qemu._feed.put("qemu-back")
     for port in back:
@@ -98,15 +101,14 @@ def _attach_again(port: Port) -> None:
     assert attachment.spec is not None
     with ExitStack() as undo:
         attachment.function = None
-        backend, netdev = attachment.backend, (attachment.spec, attachment.properties)
-        if backend is None:
-            attachment.handle = qemu.add_nic(*netdev)
-        else:
+        backend = attachment.backend
+        if backend is not None:
             backend.wait(_PARTING)
-            attachment.handle = qemu.add_nic(*netdev, backend.expect_netdev())
-        attachment.qtest = qemu.qtest
+        attachment.qtest, attachment.plugged = qemu.qtest, None
         undo.callback(qemu._unplug, attachment)
-        qemu._wiring.lead(attachment, qemu._take_new(attachment))
+        made = () if backend is None else (backend.expect_netdev(),)
+        qemu.add_nic(attachment.spec, attachment.properties, attachment.plugging, *made)
+        present(qemu._wiring).lead(attachment, qemu._take_new(attachment))
         port.reattach(qemu.qtest, **attachment.registers())
         undo.pop_all()
 

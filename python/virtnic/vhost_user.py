@@ -18,13 +18,14 @@ from virtnic.qemu.backends import process_of, queue_size_for
 from virtnic.qemu.netdev import VhostUserSocket
 from virtnic.qemu.rundir import RunDirectory
 from virtnic.recovery import Recovery
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import ExitStack
 
     from virtnic.qemu import Spec
     from virtnic.qemu.elsewhere import SharedDirectory
+    from virtnic.teardown import Teardown
 
 __all__ = ["RING_PACKED", "Backend", "quoting"]
 
@@ -53,13 +54,13 @@ def _retry(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
     return None
 
 
-class Backend:
+class Backend(Owner):
     """A vhost-user backend and the interposer in front of it."""
 
     def __init__(
         self,
         spec: Spec,
-        undo: ExitStack,
+        undo: Teardown,
         queues: int = 1,
         *,
         interrupts: bool,
@@ -87,7 +88,8 @@ class Backend:
         self.events = [(EventFd(), EventFd()) for _ in range(queues)]
         if shared is None:
             directory = RunDirectory()
-            undo.callback(directory.close)
+            undo.add(directory.close)
+            directory.make()
             listen = os.fspath(directory.vhost_user())
         else:
             listen = os.fspath(shared.new_vhost_user())
@@ -105,7 +107,7 @@ class Backend:
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise QemuError(error.strerror or str(error)) from None
-        undo.callback(self.interposer.close)
+        undo.add(self.interposer.close)
         #: The most entries that a queue is to have for which nobody asked; 0 for any number.
         self.queue_size = queue_size_for(self._process())
         #: The netdev that makes QEMU connect to the interposer.

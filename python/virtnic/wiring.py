@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from virtnic._native import EventFd, QemuError
 from virtnic.pci import MsixTable, doorbell_message
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from virtnic._native import IvshmemServer, QTest
     from virtnic.hotplug import Attachment
     from virtnic.pci import Function, PciBus
+    from virtnic.vhost_user import Backend
 
-__all__ = ["Wires", "Wiring"]
+__all__ = ["Wires", "Wiring", "vectors_of"]
 
 #: The MSI-X vector that means none (VIRTIO 1.3, section 4.1.5.1.2).
 _NO_VECTOR = 0xFFFF
@@ -34,21 +35,28 @@ class Wiring:
     """The interrupts of one QEMU's devices."""
 
     def __init__(
-        self, bus: PciBus, qtest: QTest, ivshmem: Function, server: IvshmemServer | None
+        self,
+        bus: PciBus,
+        qtest: QTest,
+        ivshmem: Function,
+        server: IvshmemServer | None,
+        timeout: float,
     ) -> None:
         """``ivshmem`` is the device whose doorbell signals our eventfds, those of ``server``."""
+        self._timeout = timeout
         self._bus = bus
         self._qtest = qtest
         self._ivshmem = ivshmem
         self._server = server
         self._intercepted = False
+        #: The vectors that QEMU is known to have.
+        self._proven: set[int] = set()
 
     def connect(
         self,
         attachment: Attachment,
         function: Function,
         pairs: int,
-        undo: ExitStack,
     ) -> Wires:
         """Lead the device's interrupts to eventfds. A backend of ours signals its own."""
         backend = attachment.backend
@@ -60,14 +68,12 @@ class Wiring:
             several = _pairs_of_events(pairs) if backend is None else backend.events
             return Wires(events=(several, EventFd()), intx=attachment.line)
         assert self._server is not None
-        # Receive and transmit for each pair, and configuration; the control queue has none.
-        wanted = 1 if backend is not None else 2 * pairs + 1
-        events = []
-        for _ in range(wanted):
-            vector, value, event = self._server.take_vector()
-            undo.callback(_give_vector, self._server, vector)
-            attachment.messages.append(value)
-            events.append(event)
+        server = self._server
+        wanted = vectors_of(pairs, backend)
+        events: list[EventFd] = []
+        attachment.undo.add(lambda: _give_vectors(server, attachment.vectors))
+        uninterrupted(lambda: _take_vectors(server, wanted, attachment, events))
+        self._prove(attachment, events)
         self.lead(attachment, function)
         config = events.pop()
         if backend is not None:
@@ -75,6 +81,28 @@ class Wiring:
         signalled = list(zip(events[::2], events[1::2], strict=True))
         numbers = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
         return Wires((numbers, 2 * pairs), (signalled, config))
+
+    def _prove(self, attachment: Attachment, events: list[EventFd]) -> None:
+        """Ring new vectors until QEMU has them: it is told, and does not say when it has heard."""
+        assert self._server is not None
+        deadline = time.monotonic() + self._timeout
+        taken = zip(attachment.vectors, attachment.messages, events, strict=True)
+        silent = [entry for entry in taken if entry[0] not in self._proven]
+        while silent:
+            self._server.tell()
+            for _, value, _ in silent:
+                self._qtest.writel(*doorbell_message(self._ivshmem, value))
+            self._qtest.flush()
+            self._proven.update(vector for vector, _, event in silent if event.drain())
+            silent = [entry for entry in silent if entry[0] not in self._proven]
+            if silent and time.monotonic() > deadline:
+                for vector, _, _ in silent:
+                    self._server.lose_vector(vector)
+                raise QemuError(
+                    f"QEMU has not taken {len(silent)} of our interrupt eventfds within "
+                    f"{self._timeout:g} s: it has its descriptors open, perhaps; raise its limit "
+                    "(RLIMIT_NOFILE, ulimit -n), or give it fewer ports or queues"
+                )
 
     def lead(self, attachment: Attachment, function: Function) -> None:
         """Have the device raise the interrupts that the port has eventfds for."""
@@ -97,9 +125,30 @@ class Wiring:
             table.enable()
 
 
+def vectors_of(pairs: int, backend: Backend | None) -> int:
+    """Return how many vectors a port takes.
+
+    Receive and transmit for each pair, and configuration; the control queue has none. A
+    vhost-user backend signals eventfds of its own.
+    """
+    return 2 * pairs + 1 if backend is None else 1
+
+
 def _pairs_of_events(count: int) -> list[tuple[EventFd, EventFd]]:
     return [(EventFd(), EventFd()) for _ in range(count)]
 
 
-def _give_vector(server: IvshmemServer, vector: int) -> None:
-    server.give_vector(vector)
+def _take_vectors(
+    server: IvshmemServer, wanted: int, attachment: Attachment, events: list[EventFd]
+) -> None:
+    for _ in range(wanted):
+        vector, value, event = server.take_vector()
+        attachment.vectors.append(vector)
+        attachment.messages.append(value)
+        events.append(event)
+
+
+def _give_vectors(server: IvshmemServer, vectors: list[int]) -> None:
+    while vectors:
+        server.give_vector(vectors[-1])
+        vectors.pop()

@@ -141,7 +141,7 @@ def describe_function(function: Function) -> dict[str, Any]:
         "id": f"{function.vendor:04x}:{function.device:04x}",
         "subsystem_id": f"{function.subsystem_vendor:04x}:{function.subsystem:04x}",
         "vendor": vendor_name(function.vendor),
-        "name": device_name(function),
+        "name": device_name(function.vendor, function.device, function.subsystem),
         "class": class_name(function.class_code),
         "revision": function.revision,
         "interrupt_pin": function.pin,

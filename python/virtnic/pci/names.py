@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from virtnic.pci.function import Function
-
 __all__ = ["capability_name", "class_name", "device_name", "vendor_name", "virtio_structure_name"]
 
 _VENDORS = {
@@ -103,14 +98,14 @@ def vendor_name(vendor: int) -> str:
     return _VENDORS.get(vendor, f"vendor {vendor:04x}")
 
 
-def device_name(function: Function) -> str:
+def device_name(vendor: int, device: int, subsystem: int) -> str:
     """Return the device's name, for a virtio device with its type and interface."""
-    if function.vendor == 0x1AF4 and 0x1000 <= function.device <= 0x107F:
-        transitional = function.device < 0x1040
-        number = function.subsystem if transitional else function.device - 0x1040
+    if vendor == 0x1AF4 and 0x1000 <= device <= 0x107F:
+        transitional = device < 0x1040
+        number = subsystem if transitional else device - 0x1040
         kind = _VIRTIO_TYPES.get(number, f"device of type {number}")
         return f"virtio {kind} ({'transitional' if transitional else 'modern'})"
-    return _DEVICES.get((function.vendor, function.device), f"device {function.device:04x}")
+    return _DEVICES.get((vendor, device), f"device {device:04x}")
 
 
 def class_name(class_code: int) -> str:

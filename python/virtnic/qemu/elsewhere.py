@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, quirks
-from virtnic.qemu.monitor import Monitor, NobodyListens
+from virtnic.qemu.monitor import NobodyListens
 from virtnic.qemu.sockets import Sockets
+from virtnic.teardown import Latch, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from virtnic.qemu.command import Accel, MachineType, Sandbox
+    from virtnic.qemu.monitor import Monitor
 
 __all__ = ["Elsewhere", "Joined", "SharedDirectory", "join", "serve"]
 
@@ -106,7 +108,7 @@ class SharedDirectory(Sockets):
         """Do nothing: whoever made a socket in it removes it."""
 
 
-class Elsewhere:
+class Elsewhere(Owner):
     """Stands where the process of a QEMU of our own does: its end is that of its QMP socket."""
 
     #: What it says goes to whoever started it.
@@ -115,8 +117,8 @@ class Elsewhere:
     def __init__(self, directory: Path) -> None:
         #: Which it is, for people.
         self.where = f"at {directory}"
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._ended = Latch()
         self._closed = False
         self._verdict: str | None = None
         self._callbacks: list[Callable[[QemuDied], object]] = []
@@ -181,64 +183,50 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The connections to a QEMU started elsewhere, and what it said of itself."""
+    """The QTest connection to a QEMU started elsewhere, and what it said of itself."""
 
-    monitor: Monitor
     qtest: _native.QTest
     machine: MachineType
     sandbox: Sandbox
     accel: Accel
 
 
-def join(place: SharedDirectory, process: Elsewhere, timeout: float) -> Joined:
+def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: float) -> Joined:
     """Connect to a QEMU started elsewhere, and see that it is one that we can drive.
 
     Raises QemuNotFound when there is none in time, PermissionError, QemuError when it is one
-    that was started otherwise, TimeoutError when somebody else has it.
+    that was started otherwise, TimeoutError when somebody else has it. The caller closes the
+    monitor and the process then.
     """
     start = f"start it there as `virtnic qemu-args --directory {place.path}` says"
     with _explained(place.qmp, start, timeout):
-        monitor = Monitor(
-            place.qmp,
-            timeout=timeout,
-            why=process.death,
-            on_end=process.ended,
-            on_hang=process.condemn,
+        monitor.connect()
+    name = monitor.execute("query-name").get("name")
+    sandbox = command.sandbox_of(name)
+    if sandbox is None:
+        raise QemuError(
+            f"the QEMU at {place.path} was started otherwise: its name is {name!r} and not "
+            f"{command.ELSEWHERE!r}, so it may run a guest or lack what is needed; {start}"
         )
-    try:
-        name = monitor.execute("query-name").get("name")
-        sandbox = command.sandbox_of(name)
-        if sandbox is None:
-            raise QemuError(
-                f"the QEMU at {place.path} was started otherwise: its name is {name!r} and not "
-                f"{command.ELSEWHERE!r}, so it may run a guest or lack what is needed; {start}"
-            )
-        if monitor.version < quirks.OLDEST:
-            raise QemuError(
-                f"the QEMU at {place.path} is version {monitor.version}; "
-                f"{quirks.OLDEST.major}.{quirks.OLDEST.minor} is the oldest that works"
-            )
-        machine = _machine(monitor, place)
-        place.learn(monitor.execute("query-chardev"))
-        place.clear()
-        with _explained(place.qtest, start, timeout):
-            _end_line(place.qtest, process, timeout)
-            qtest = _native.QTest(os.fspath(place.qtest), timeout)
-        try:
-            return Joined(monitor, qtest, machine, sandbox, _accelerator(qtest))
-        except BaseException:
-            qtest.close()
-            raise
-    except BaseException:
-        process.close()
-        monitor.close()
-        raise
+    if monitor.version < quirks.OLDEST:
+        raise QemuError(
+            f"the QEMU at {place.path} is version {monitor.version}; "
+            f"{quirks.OLDEST.major}.{quirks.OLDEST.minor} is the oldest that works"
+        )
+    machine = _machine(monitor, place)
+    place.learn(monitor.execute("query-chardev"))
+    place.clear()
+    with _explained(place.qtest, start, timeout):
+        _end_line(place.qtest, process, timeout)
+        qtest = _native.QTest(os.fspath(place.qtest), timeout)
+    return Joined(qtest, machine, sandbox, _accelerator(qtest))
 
 
-def serve(place: SharedDirectory, memory: _native.Memory, vectors: int) -> _native.IvshmemServer:
+def serve(place: SharedDirectory, memory: _native.Memory) -> _native.IvshmemServer:
     """Listen for QEMU, which is to map our memory. Raises OSError."""
+    server = _native.IvshmemServer(os.fspath(place.shmem), memory)
     try:
-        return _native.IvshmemServer(os.fspath(place.shmem), memory, vectors)
+        server.listen()
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS):
             raise
@@ -247,6 +235,7 @@ def serve(place: SharedDirectory, memory: _native.Memory, vectors: int) -> _nati
             f"{error.strerror}: {_owned(place.path)}; we make sockets in it, so it has to be "
             "writable for us: mount it so, and give it the group of all three and mode 2770",
         ) from None
+    return server
 
 
 def _machine(monitor: Monitor, place: SharedDirectory) -> MachineType:

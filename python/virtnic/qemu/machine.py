@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
-import contextlib
 import dataclasses
 import functools
 import logging
 import os
-import sys
 import threading
 import time
-import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
@@ -27,6 +23,8 @@ from virtnic.qemu.netdev import Netdev, Spec, parse
 from virtnic.qemu.nic import NicHandle, Nics
 from virtnic.qemu.process import Process
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.qemu.text import check_words
+from virtnic.teardown import Owner, close_later, finish_forgotten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from virtnic.qemu.find import Binary
-    from virtnic.qemu.loop import LoopThread
     from virtnic.qemu.quirks import Version
 
 _log = logging.getLogger(__name__)
@@ -49,7 +46,7 @@ _auto: dict[tuple[str, ...], Accel] = {}
 _live: weakref.WeakSet[Machine] = weakref.WeakSet()
 
 
-class Machine:
+class Machine(Owner):
     """QEMU with our memory on its PCI bus; NICs come and go with :meth:`add_nic`.
 
     It is ready when the constructor returns and gone after :meth:`close`, the ``with``
@@ -64,7 +61,6 @@ class Machine:
         accel: Accel = "auto",
         machine: MachineType = "pc",
         shmem: Shmem = "doorbell",
-        vectors: int = 128,
         timeout: float = 10.0,
         sandbox: Sandbox = True,
         directory: str | os.PathLike[str] | None = None,
@@ -78,29 +74,33 @@ class Machine:
         ``accel``: ``auto`` is qtest where QEMU has it, else tcg with a parked vCPU.
         ``shmem``: ``doorbell`` gives interrupts by eventfd and shares only a socket, ``plain``
         shares the memory's file by path and gives none.
-        ``vectors``: interrupt eventfds, at most 1,024. ``timeout``: seconds for the start and
-        for each answer. ``sandbox``: True denies QEMU all that can be, ``"spawn"``
-        lets it run helpers and scripts, False is none. ``directory``: where the sockets go and
-        stay; by default they are in a private one that is removed once all are connected.
+        ``timeout``: seconds for the start and for each answer. ``sandbox``: True denies QEMU
+        all that can be, ``"spawn"`` lets it run helpers and scripts, False is none.
+        ``directory``: where the sockets go and stay; by default they are in a private one that
+        is removed once all are connected.
         ``extra``: further QEMU options, word by word.
         ``connect``: start none, but drive the one whose sockets are in this directory: see
-        :meth:`virtnic.Qemu.connect`. Only ``vectors`` and ``timeout`` go with it.
+        :meth:`virtnic.Qemu.connect`. Only ``timeout`` goes with it.
         ``restartable``: keep what another start takes, the sockets' directory above all; see
         :class:`virtnic.Recovery`.
 
         Raises QemuNotFound, QemuError quoting QEMU, ValueError, TimeoutError.
         """
         self._owner = os.getpid()
+        self._remember_caller()
         self._closed = True
-        self._close_lock = threading.Lock()
+        self._is_over = True  #: Whether there is nothing to give back.
+        self._close_lock = threading.RLock()
         self._directory: RunDirectory | SharedDirectory | None = None
         self._server: _native.IvshmemServer | None = None
         self._process: Process | Elsewhere | None = None
         self._monitor: Monitor | None = None
         self._qtest: _native.QTest | None = None
         self._clock_runs = False
-        self._loop: LoopThread | None = None
+        self._hold: loop.Hold | None = None
         self._mourners: list[Callable[[QemuDied], object]] = []
+        self._restartable = restartable
+        self._keeps_little = False
         if not isinstance(memory, _native.Memory):
             raise TypeError(f"memory is the virtnic.Memory that QEMU is to see, not {memory!r}")
         _one_of("accel", accel, Accel)
@@ -108,10 +108,11 @@ class Machine:
         _one_of("shmem", shmem, Shmem)
         if sandbox not in (True, False, "spawn"):
             raise ValueError(f"sandbox={sandbox!r} is not True, False or 'spawn'")
-        chosen = (qemu, accel, machine, shmem, sandbox, directory, tuple(extra))
+        extra = check_words(extra, "extra")
+        chosen = (qemu, accel, machine, shmem, sandbox, directory, extra)
         if connect is not None and chosen != (None, "auto", "pc", "doorbell", True, None, ()):
             raise ValueError(
-                "connect= goes with timeout= and vectors= only: the program, accelerator, machine "
+                "connect= goes with timeout= only: the program, accelerator, machine "
                 "and sandbox are chosen by whoever starts QEMU, with `virtnic qemu-args`"
             )
         self.memory = memory
@@ -120,40 +121,45 @@ class Machine:
         self.timeout = timeout
         #: The program; None when somebody else started it.
         self.binary = find_qemu(qemu) if connect is None else None
-        self._closed = False
+        finish_forgotten()
+        self._closed = self._is_over = False
         _live.add(self)
         try:
             if restartable:
-                self._loop = loop.acquire()  # descriptors are watched from one QEMU to the next
+                # Descriptors are watched from one QEMU to the next.
+                self._hold = loop.Hold()
+                self._hold.take()
             if self.binary is not None:
-                self._start(
-                    self.binary, accel, shmem, vectors, directory, extra, restartable=restartable
-                )
+                self._start(self.binary, accel, shmem, directory, extra, restartable=restartable)
             elif connect is not None:
-                self._join(connect, vectors)
+                self._join(connect)
+            self._started()
         except BaseException:
             self.close()
             raise
+
+    def _started(self) -> None:
+        """Do what a subclass does with a QEMU that has just been started."""
 
     def _start(
         self,
         binary: Binary,
         accel: Accel,
         shmem: Shmem,
-        vectors: int,
         directory: str | os.PathLike[str] | None,
         extra: Sequence[str],
         *,
         restartable: bool,
     ) -> None:
         place = self._directory = RunDirectory(directory)
+        place.make()
         try:
             place.firmware.write_bytes(command.PARKING_FIRMWARE)
         except OSError as error:
             error.filename = error.filename or str(place.firmware)  # a full disk has no name
             raise
         if shmem == "doorbell":
-            self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory, vectors)
+            self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory)
         wanted = _auto.get(binary.argv, accel) if accel == "auto" else accel
         self._asked_for = accel
         self._plan = command.Plan(
@@ -166,7 +172,6 @@ class Machine:
             memory_size=self.memory.size,
             shmem_socket=place.shmem if self._server is not None else None,
             memory_path=self.memory.path or f"/proc/{os.getpid()}/fd/{self.memory.fileno()}",
-            vectors=vectors,
             sandbox=self.sandbox,
             extra=extra,
         )
@@ -180,19 +185,30 @@ class Machine:
     def _launch(self, binary: Binary, place: RunDirectory) -> None:
         """Start a QEMU and connect to it."""
         wanted = self._plan.accel
+        if self._server is not None:
+            self._server.listen()
         process = self._process = Process([*binary.argv, *command.options(self._plan)])
+        process.start()
         _log.debug("started %s (pid %d)", binary, process.pid)
-        try:
-            self._monitor = Monitor(
+        before, self._monitor = (
+            self._monitor,
+            Monitor(
                 place.qmp,
                 timeout=self.timeout,
                 gone=lambda patience: process.wait(patience) is not None,
                 why=process.death,
                 on_hang=process.condemn,
-            )
+            ),
+        )
+        if before is not None:
+            before.hand_over(self._monitor)
+        try:
+            self._monitor.connect()
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
             self._explain(binary, process, error)
+        if self._server is not None:
+            self._server.stop_listening()  # it has the memory
         if self.version < quirks.OLDEST:
             _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
         self._accel = _settle(wanted, process.stderr)
@@ -200,34 +216,40 @@ class Machine:
         self._silence_timer(self.qtest)
         self._nics = Nics(self.monitor, self.machine, binary, lambda: process.stderr)
 
-    def _join(self, directory: str | os.PathLike[str], vectors: int) -> None:
+    def _join(self, directory: str | os.PathLike[str]) -> None:
         place = self._directory = SharedDirectory(directory)
         process = self._process = Elsewhere(place.path)
-        joined = join(place, process, self.timeout)
-        self._monitor, self._qtest = joined.monitor, joined.qtest
+        self._monitor = Monitor(
+            place.qmp,
+            timeout=self.timeout,
+            why=process.death,
+            on_end=process.ended,
+            on_hang=process.condemn,
+        )
+        joined = join(place, process, self._monitor, self.timeout)
+        self._qtest = joined.qtest
         # One that hangs has both its sockets open.
         process.on_death(lambda _error: joined.qtest.close())
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
         self._nics = Nics(self.monitor, self.machine, None, lambda: "")
         self._silence_timer(self.qtest)
         self._nics.adopt()
-        self._server = serve(place, self.memory, vectors)
+        self._server = serve(place, self.memory)
 
     def _relaunch(self) -> None:
         """End what is left of a QEMU and start another; the memory and its interrupts stay.
 
         Raises as the constructor; then this can be tried again.
         """
-        before, place = self.monitor, self._directory
+        place = self._directory
         assert isinstance(place, RunDirectory)  # only our own QEMUs are started again
         self.qtest.close()
         self.process.close()
-        before.close()
+        self.monitor.close()
         place.qmp.unlink(missing_ok=True)
         place.qtest.unlink(missing_ok=True)
         self._clock_runs = False
-        self._launch(_present(self.binary), place)
-        before.hand_over(self.monitor)
+        self._launch(present(self.binary), place)
         for callback in self._mourners:
             self.process.on_death(callback)
 
@@ -265,12 +287,12 @@ class Machine:
     @property
     def qtest(self) -> _native.QTest:
         """The QTest connection."""
-        return _present(self._qtest)
+        return present(self._qtest)
 
     @property
     def monitor(self) -> Monitor:
         """The QMP connection."""
-        return _present(self._monitor)
+        return present(self._monitor)
 
     @property
     def process(self) -> Process | Elsewhere:
@@ -326,9 +348,11 @@ class Machine:
     def watch_fd(self, fd: int, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back from the loop's thread while a descriptor is readable.
 
-        Returns what ends that: see :meth:`virtnic.qemu.loop.LoopThread.watch_fd`.
+        Returns what ends that: see :class:`virtnic.qemu.loop.Watch`.
         """
-        return self.monitor.loop.watch_fd(fd, callback)
+        watch = loop.Watch(self.monitor.loop, fd, callback)
+        watch.begin()
+        return watch.close
 
     # Devices.
 
@@ -336,11 +360,13 @@ class Machine:
         self,
         netdev: Netdev | Spec,
         properties: Mapping[str, Any] | None = None,
+        plugging: Callable[[NicHandle], object] = lambda _handle: None,
         made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
         """Plug in a virtio-net device on a new netdev. It still has to be probed on the bus.
 
         ``properties`` are those of virtio-net-pci (``mac``, ``mq``, ``rx_queue_size``, …).
+        ``plugging`` is told the handle before QEMU is asked: what to remove after an interruption.
         ``made`` is called when the netdev is there, before the device is, with what QEMU said
         meanwhile; what it raises undoes that.
 
@@ -358,7 +384,7 @@ class Machine:
                 "pass sandbox='spawn' if that is wanted"
                 + (" to `virtnic qemu-args`" if self.shared is not None else "")
             )
-        handle = self._nics.add(spec, properties or {}, made)
+        handle = self._nics.add(spec, properties or {}, plugging, made)
         if spec.needs_clock and self._accel == "qtest" and not self._clock_runs:
             self.qtest.run_clock(CLOCK_PERIOD)
             self._clock_runs = True
@@ -386,13 +412,13 @@ class Machine:
         ``eject`` lets go of what is in a slot of the root bus: see :meth:`remove_nic`.
         Raises QemuError, QemuDied, TimeoutError.
         """
-        shared, server = _present(self.shared), _present(self._server)
+        shared, server = present(self.shared), present(self._server)
         for left in self._nics.all():
             _log.info("removing %s, which another program left", left.id)
             self._nics.remove(left, functools.partial(eject, left.slot), self.timeout)
         self.unplug_memory(eject)
         try:
-            self._nics.add_memory(shared.as_qemu_sees(shared.shmem), server.vectors)
+            self._nics.add_memory(shared.as_qemu_sees(shared.shmem))
         except QemuDied:
             raise
         except QemuError as error:
@@ -400,6 +426,21 @@ class Machine:
                 f"{error}; the QEMU at {shared.path} needs the device ivshmem-doorbell, and to be "
                 f"allowed to connect to {shared.shmem}: {shared.who_connects}"
             ) from None
+        server.stop_listening()
+
+    def keep_little(self, *, memory: bool = True) -> None:
+        """Let go of what only more devices would need, and ``memory``'s file where it is ours.
+
+        From now on QEMU is told of no more interrupt vectors. What another start takes stays.
+        Nothing of a QEMU that somebody else started, whose end of it we do not see.
+        """
+        if self.shared is not None:
+            return
+        if self._server is not None:
+            self._server.hang_up()
+        self._keeps_little = True
+        if memory and not self._restartable:
+            self.memory.forget_file()
 
     def unplug_memory(self, eject: Callable[[int], object]) -> None:
         """Unplug our memory from a QEMU started elsewhere; fine where there is none."""
@@ -421,28 +462,31 @@ class Machine:
         return os.getpid() != self._owner
 
     def close(self) -> None:
-        """End QEMU and all that belongs to it. Never raises; a second call does nothing."""
+        """End QEMU and all that belongs to it. A second call finishes what the first did not."""
         if self._is_forked:
             return
         with self._close_lock:
-            if self._closed:
-                return
             self._closed = True
-        started = time.monotonic()
-        for part in (self._qtest, self._process, self._monitor, self._server, self._directory):
-            if part is None:
-                continue
-            try:
-                part.close()
-            except Exception:
-                _log.exception("closing %s failed", part)
-        # Their descriptors go with them, whoever keeps this object.
-        self._qtest = self._server = None
-        if self._loop is not None:
-            self._loop = None
-            loop.release()
-        _live.discard(self)
-        _log.debug("closed in %.0f ms", (time.monotonic() - started) * 1e3)
+            if self._is_over:
+                return
+            started = time.monotonic()
+            left = True
+            for part in (self._qtest, self._process, self._monitor, self._server, self._directory):
+                if part is None:
+                    continue
+                try:
+                    part.close()
+                except Exception:
+                    left = False  # tried again by the next call
+                    _log.exception("closing %s failed", part)
+            if self._hold is not None:
+                self._hold.release()
+            if left:
+                # Their descriptors go with them, whoever keeps this object.
+                self._qtest = self._server = None
+                _live.discard(self)
+                self._is_over = True
+                _log.debug("closed in %.0f ms", (time.monotonic() - started) * 1e3)
 
     def __enter__(self) -> Self:
         return self
@@ -456,13 +500,13 @@ class Machine:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", True) or self._is_forked:
+        if getattr(self, "_is_over", True) or self._is_forked:
             return
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
-        # This may run at any allocation of any thread, with any lock held: close elsewhere.
-        if not sys.is_finalizing():
-            with contextlib.suppress(RuntimeError):
-                _thread.start_new_thread(self.close, ())
+        try:
+            if not self._closed:
+                self._warn_unclosed()  # which may be an error
+        finally:
+            close_later(self.close)
 
     def __repr__(self) -> str:
         process = self._process
@@ -476,7 +520,8 @@ def _one_of(name: str, value: object, literal: Any) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
-def _present(part: T | None) -> T:
+def present(part: T | None) -> T:
+    """Return a part that is there until all is closed. Raises QemuError."""
     if part is None:
         raise QemuError("this QEMU is closed")
     return part
@@ -494,5 +539,6 @@ def _settle(wanted: Accel, stderr: str) -> Accel:
 
 @atexit.register
 def _close_all() -> None:
+    finish_forgotten()
     for machine in list(_live):
         machine.close()

@@ -18,6 +18,7 @@ from virtnic.qemu import command, quirks
 from virtnic.qemu.monitor import understanding
 from virtnic.qemu.netdev import Spec
 from virtnic.qemu.schema import Schema, convert
+from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,6 +64,11 @@ class NicHandle:
     #: False where this QEMU would crash with MSI-X vectors on the queues of this device.
     queue_vectors: bool
 
+    @property
+    def chardev_id(self) -> str:
+        """QEMU's id of the connection to a vhost-user backend, where it has one."""
+        return self.netdev_id.replace("net", "char")
+
 
 class Nics:
     """The NICs of one QEMU and the slots they sit in."""
@@ -81,7 +87,7 @@ class Nics:
         self._schemas = {} if binary is None else _schemas
         self._property_types = {} if binary is None else _property_types
         self._stderr = stderr
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._count = 0
         self._machine = machine
         self._behind_port = machine == "q35"
@@ -89,63 +95,68 @@ class Nics:
         self._slots = (
             range(first, first + command.ROOT_PORTS) if self._behind_port else command.PC_SLOTS
         )
-        self._used: dict[int, NicHandle | None] = {}
+        self._used: dict[int, NicHandle] = {}
         #: Those that did not go in time, and what ejects them; tried again when slots run out.
         self._stuck: list[tuple[NicHandle, Callable[[], object] | None]] = []
 
     def all(self) -> list[NicHandle]:
         """Return those plugged in, in the order of their slots."""
         with self._lock:
-            return [handle for _slot, handle in sorted(self._used.items()) if handle is not None]
+            return [handle for _slot, handle in sorted(self._used.items())]
 
     def add(
         self,
         spec: Spec,
         properties: Mapping[str, Any],
+        plugging: Callable[[NicHandle], object] = lambda _handle: None,
         made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
-        """Plug one in; leaves nothing behind when that fails.
+        """Plug one in; leaves nothing behind when QEMU refuses.
 
-        ``made`` is called when there is a netdev but no device yet, with what QEMU said meanwhile;
-        what it raises is a failure too.
+        ``plugging`` is told the handle before QEMU is told anything: whoever is interrupted
+        removes that. ``made`` is called when there is a netdev but no device yet, with what QEMU
+        said meanwhile; what it raises is a refusal too.
         """
         typed = self._typed(properties)
         self._make_room()
-        slot, number = self._reserve()
-        nic, netdev = f"nic{number}", f"net{number}"
-        undo = contextlib.ExitStack()
-        with undo:
-            undo.callback(self._free, slot)
-            chardev = None
+        crashes = spec.type == "vhost-user" and quirks.has(
+            self._monitor.version, "vhost-user-msix-crash"
+        )
+        handle = self._reserve(spec, queue_vectors=not crashes)
+        plugging(handle)
+        chardev = None
+        try:
             if spec.socket is not None:
-                chardev = f"char{number}"
+                chardev = handle.chardev_id
                 self._add_chardev(chardev, spec.socket)
-                undo.callback(self._try, "chardev-remove", id=chardev)
             before = len(self._stderr())
-            self._add_netdev(spec, netdev, chardev)
-            undo.callback(self._try, "netdev_del", id=netdev)
+            self._add_netdev(spec, handle.netdev_id, chardev)
             made(self._stderr()[before:])
             self._monitor.finish(
                 "device_add",
                 **{
                     "driver": DRIVER,
-                    "id": nic,
-                    "netdev": netdev,
-                    **self._at(slot),
+                    "id": handle.id,
+                    "netdev": handle.netdev_id,
+                    **self._at(handle.slot),
                     "romfile": "",
                     **typed,
                 },
             )
-            crashes = spec.type == "vhost-user" and quirks.has(
-                self._monitor.version, "vhost-user-msix-crash"
-            )
-            handle = NicHandle(nic, netdev, spec, slot, self._behind_port, not crashes)
+        except TimeoutError:
             with self._lock:
-                self._used[slot] = handle
-            undo.pop_all()
+                self._stuck.append((handle, None))  # QEMU may yet do what it did not answer
+            raise
+        except QemuDied:
+            raise
+        except (QemuError, ValueError):
+            # What QEMU refused is not there; what came before it is.
+            self._clear_away(handle)
+            self._free(handle)
+            raise
         return handle
 
-    def add_memory(self, socket: str, vectors: int) -> None:
+    def add_memory(self, socket: str) -> None:
         """Plug the shared memory in, by the ivshmem server at a socket."""
         address = {"type": "unix", "data": {"path": socket}}
         data = {"addr": address, "server": False}
@@ -157,7 +168,7 @@ class Nics:
                 driver="ivshmem-doorbell",
                 id=SHMEM,
                 chardev=SHMEM_CHARDEV,
-                vectors=vectors,
+                vectors=1,
                 **self._at(command.SHMEM_SLOT[self._machine]),
             )
         except BaseException:
@@ -212,23 +223,38 @@ class Nics:
             return int(found >> 3)  # device and function number
 
     def remove(self, handle: NicHandle, eject: Callable[[], object] | None, timeout: float) -> None:
-        """Unplug one; its slot is free afterwards, unless nobody ejects it."""
+        """Unplug one; its slot is free afterwards, unless nobody ejects it.
+
+        One that was plugged in by half, or removed by half, is removed as far as it is there.
+        """
         with self._lock:
             if self._used.get(handle.slot) is not handle:
                 return
         try:
             if self._unplug(handle.id, eject, timeout):
-                self._monitor.finish("netdev_del", id=handle.netdev_id)
-                self._free(handle.slot)
+                self._clear_away(handle)
+                self._free(handle)
         except TimeoutError:
             with self._lock:
                 self._stuck.append((handle, eject))
             raise
 
+    def _clear_away(self, handle: NicHandle) -> None:
+        """Delete what a device that is gone was connected to. Raises QemuDied, TimeoutError."""
+        try:
+            self._monitor.execute("netdev_del", id=handle.netdev_id)
+        except QemuDied:
+            raise
+        except QemuError as error:
+            if "not found" not in str(error):
+                raise
+        if handle.spec.socket is not None:
+            self._try("chardev-remove", id=handle.chardev_id)  # it may have gone with the netdev
+
     def _unplug(self, device: str, eject: Callable[[], object] | None, timeout: float) -> bool:
         """Remove a device; False when nobody ejects it. One that is gone is removed already."""
         deadline = time.monotonic() + timeout
-        deleted = threading.Event()
+        deleted = Latch()
 
         def seen(event: Event) -> None:
             if event["data"].get("device") == device:
@@ -269,18 +295,27 @@ class Nics:
             with contextlib.suppress(QemuError, TimeoutError):
                 self.remove(handle, eject, _SECOND_TRY)
 
-    def _reserve(self) -> tuple[int, int]:
+    def _reserve(self, spec: Spec, *, queue_vectors: bool) -> NicHandle:
         with self._lock:
             for slot in self._slots:
                 if slot not in self._used:
-                    self._used[slot] = None
                     self._count += 1
-                    return slot, self._count
+                    handle = NicHandle(
+                        f"nic{self._count}",
+                        f"net{self._count}",
+                        spec,
+                        slot,
+                        self._behind_port,
+                        queue_vectors,
+                    )
+                    self._used[slot] = handle
+                    return handle
         raise ValueError(f"all {len(self._slots)} slots of this machine are taken; detach a port")
 
-    def _free(self, slot: int) -> None:
+    def _free(self, handle: NicHandle) -> None:
         with self._lock:
-            self._used.pop(slot, None)
+            if self._used.get(handle.slot) is handle:
+                del self._used[handle.slot]
 
     def _try(self, name: str, **arguments: Any) -> None:
         """Undo a step; QEMU may be gone, or may have undone it itself."""

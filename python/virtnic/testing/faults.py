@@ -13,8 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from virtnic._native import EventFd, PortClosed, VirtnicError
+from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
 from virtnic.sending import BACKOFF
+from virtnic.teardown import Owner
 from virtnic.testing.frames import Frames, PacketPort, send_all
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Buffer
+
+    from virtnic.sending import Frame
 
 __all__ = ["FaultyPort"]
 
@@ -57,7 +60,7 @@ class _Wire:
     """One direction. The caller holds the lock."""
 
     def __init__(self, seed: str, faults: _Faults) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.counts = _Counts()
         self._random = random.Random(seed)  # noqa: S311 - it has to be repeatable
         self._faults = faults
@@ -131,7 +134,7 @@ class _Wire:
             heapq.heappush(self._delayed, (now + delay, self._order, frame))
 
 
-class FaultyPort:
+class FaultyPort(Owner):
     """A port that drops, duplicates, reorders, corrupts and delays, repeatably by seed.
 
     ``send``, ``send_all``, ``recv``, ``fileno``, ``stats``, ``on_link`` and ``close`` are those
@@ -197,7 +200,7 @@ class FaultyPort:
         """The port that is wrapped."""
         return self._port
 
-    def send(self, frames: Iterable[Buffer], offload: None = None) -> int:
+    def send(self, frames: Iterable[Frame], offload: None = None) -> int:
         """Send frames as a port does, some of them badly; return how many were taken.
 
         All are, or none while too many wait. Raises as the wrapped port does, and ValueError
@@ -206,18 +209,14 @@ class FaultyPort:
         self._check()
         if offload is not None:
             raise ValueError("this wire takes finished frames only: send them without offload")
-        if isinstance(frames, (bytes, bytearray, memoryview, str)):
-            raise TypeError(
-                f"send takes a burst or an iterable of frames, not {type(frames).__name__}; "
-                "for one frame write send([frame])"
-            )
+        several = as_frames(frames)
         with self._tx.lock:
             now = time.monotonic()
             self._transmit(now)
             if self._tx.waiting >= _ROOM:
                 return 0
             count = 0
-            for frame in frames:
+            for frame in several:
                 view = memoryview(frame)
                 if not 0 < view.nbytes <= self._longest:
                     self._refuse(frame, count)
@@ -231,7 +230,7 @@ class FaultyPort:
         self._expect(due)
         return count
 
-    def send_all(self, frames: Iterable[Buffer], timeout: float | None = None) -> int:
+    def send_all(self, frames: Iterable[Frame], timeout: float | None = None) -> int:
         """Send all frames, waiting while too many are under way.
 
         See :meth:`virtnic.Port.send_all`.
@@ -373,8 +372,9 @@ class FaultyPort:
             self._news = True
             self._wake.notify_all()
             if self._pump is None:
-                self._pump = threading.Thread(target=self._run, name="virtnic-faults", daemon=True)
-                self._pump.start()
+                pump = threading.Thread(target=self._run, name="virtnic-faults", daemon=True)
+                pump.start()  # it waits for us, and is none where it cannot be started
+                self._pump = pump
 
     def _run(self) -> None:
         while True:

@@ -6,7 +6,6 @@
 //! whether the count has room. Between that look and the write a peer would have to clear the
 //! flag or fill the count to hold a thread, and could not hold it against a signal.
 
-use super::Wake;
 use crate::{Error, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -88,15 +87,6 @@ impl AsFd for EventFd {
     }
 }
 
-impl Wake for EventFd {
-    fn drain(&self) -> u64 {
-        self.drain()
-    }
-    fn wait(&self, timeout: Option<Duration>) -> Result<bool> {
-        self.wait(timeout)
-    }
-}
-
 /// Whether a descriptor can be read or written right now.
 fn is_ready(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
     let mut fds = [PollFd::new(&fd, what)];
@@ -110,6 +100,9 @@ pub(crate) fn timespec(timeout: Option<Duration>) -> Option<Timespec> {
 
 /// Waits until a descriptor is readable or hung up; `false` after the timeout.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool> {
+    if timeout != Some(Duration::ZERO) {
+        crate::locks::may_wait("an eventfd or process");
+    }
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     match poll(&mut fds, timespec(timeout).as_ref()) {
         Ok(ready) => Ok(ready > 0),

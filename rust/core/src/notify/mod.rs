@@ -2,13 +2,10 @@
 //!
 //! An [`EventFd`] carries an interrupt to us. A [`Doorbell`] carries a kick to
 //! the device: a QTest write that nobody waits for, or a write to an eventfd.
-//! [`wait_until`] is the one way to sleep until an interrupt without losing one.
 
 mod doorbell;
 mod eventfd;
-mod wait;
 
 pub use doorbell::{Doorbell, Kick, Notification};
 pub use eventfd::EventFd;
 pub(crate) use eventfd::{timespec, wait_readable};
-pub use wait::{Wake, wait_until};
