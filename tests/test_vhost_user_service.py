@@ -301,6 +301,59 @@ def test_a_backend_that_misbehaves_when_it_returns(
     assert backend.wait(lambda: backend.serving)
 
 
+# When it is to stop, and when it is not alone.
+
+
+@pytest.mark.parametrize("how", ["detach", "set_link"])
+def test_a_backend_that_does_not_say_that_it_stopped(
+    hasty: virtnic.Qemu, backend: ScriptedBackend, how: str
+) -> None:
+    """GET_VRING_BASE: QEMU does nothing else until it has the answer, and gets none."""
+    other = hasty.attach("user")
+    port = hasty.attach(netdev(backend))
+    assert backend.wait(lambda: backend.serving)
+    events = hasty.events()
+    backend.hook = misbehaves(Request.GET_VRING_BASE, "hangs")
+    began = time.monotonic()
+    if how == "detach":
+        port.close()
+    else:
+        hasty.execute("set_link", name=port._attachment.handle.id, up=False)
+        next_of(events, "backend-lost")
+    assert time.monotonic() - began < TIMEOUT + 2.0
+    assert arp_works(other)
+
+
+def test_a_backend_that_is_stopped_while_it_has_a_socket(
+    qemu: virtnic.Qemu, backend: ScriptedBackend
+) -> None:
+    """Its kernel takes the connection; nobody answers on it: no backend is back."""
+    events = qemu.events()
+    few = virtnic.Recovery(attempts=2, backoff=0.02, backoff_max=0.05)
+    port = qemu.attach(netdev(backend), recover=few)
+    assert backend.wait(lambda: backend.serving)
+    backend.hook = hangs
+    backend.drop()
+    next_of(events, "backend-lost")
+    with pytest.raises(virtnic.DeviceError, match="did not answer GET_FEATURES"):
+        port.recv(1, timeout=20.0)
+    assert not any(event.kind == "backend-back" for event in drained(events))
+
+
+def test_two_ports_at_a_backend_that_takes_one(
+    qemu: virtnic.Qemu, backend: ScriptedBackend
+) -> None:
+    """The second is told that nobody answers, and the first does not notice."""
+    with qemu.attach(netdev(backend)) as port:
+        assert backend.wait(lambda: backend.serving)
+        with pytest.raises(virtnic.QemuError, match="did not answer GET_FEATURES"):
+            qemu.attach(netdev(backend))
+        assert port.link
+        assert backend.serving
+    with qemu.attach(netdev(backend)):
+        assert backend.wait(lambda: backend.serving)
+
+
 # QEMU itself.
 
 
