@@ -260,34 +260,39 @@ class Feed:
         interposer, path = backend.interposer, backend.path
         before = interposer.stats()
         losses, refusals = before["backend_losses"], before["refusals"]
+        doubts = 0
         there = True
         told: str | None = None
         weak = weakref.ref(port)  # one that is forgotten is collected
 
         def look() -> None:
-            nonlocal losses, refusals, there, told
+            nonlocal losses, refusals, doubts, there, told
             interposer.changed.drain()
             stats, refusal = interposer.stats(), interposer.refusal
             refused = stats["refusals"] != refusals
             port = weak()
-            # A QEMU that went lost its backend too, which is not the backend's doing.
-            gone = stats["backend_losses"] != losses or refused
+            # A QEMU that went lost its backend too, which is not the backend's doing; one that
+            # hangs up and lives does so again.
+            doubts += refused
+            gone = stats["backend_losses"] != losses or doubts > 1
             losses, refusals = stats["backend_losses"], stats["refusals"]
             if there and gone:
                 there = False
                 self.put("backend-lost", port, path)
-            elif refused and refusal is not None and refusal != told:
+                interposer.changed.signal()  # whether it is back is looked at once more
+            elif not there and refused and refusal is not None and refusal != told:
                 # One that is there again, and does not serve: why is said once.
                 told = refusal
                 words = refusal if port is None else quoting(refusal, port.qemu.process.stderr)
                 _log.warning("the vhost-user backend %s does not serve: %s", path, words)
                 self.put("backend-refused", port, f"{path}: {words}")
-            if not there and interposer.serving:
-                there, told = True, None
-                self.put("backend-back", port, path)
+            elif interposer.serving:
+                doubts = 0
+                if not there:
+                    there, told = True, None
+                    self.put("backend-back", port, path)
             if port is not None and (why := backend.given_up(port.qemu.process.stderr)) is not None:
                 port.abandon(why)
-                port.ended()
 
         # Lost already while it was being attached: the eventfd says so.
         watch = Watch(loop, interposer.changed.fileno(), look)

@@ -87,7 +87,6 @@ def abandon(qemu: Qemu, why: str) -> None:
     for port in qemu.ports:
         if port.away:
             port.abandon(why)
-            port.ended()
 
 
 def _returning(qemu: Qemu) -> list[Port]:
