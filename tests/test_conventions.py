@@ -20,7 +20,7 @@ CORE_MAY_USE: dict[str, set[str]] = {
     "notify": {"qtest"},
     "qtest": {"notify"},
     "ivshmem": {"memory", "notify"},
-    "vhost_user": {"memory", "notify", "qtest"},
+    "vhost_user": {"memory", "notify", "qtest", "virtio"},
     "virtio": {"memory", "notify", "qtest"},
     "net": {"memory", "notify", "qtest", "virtio"},
     "stack": {"net"},

@@ -120,6 +120,7 @@ class Elsewhere(Owner):
         self._lock = threading.RLock()
         self._ended = Latch()
         self._closed = False
+        self._verdict: str | None = None
         self._callbacks: list[Callable[[QemuDied], object]] = []
 
     @property
@@ -137,6 +138,8 @@ class Elsewhere(Owner):
 
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended. Waits up to ``patience`` seconds for that."""
+        if self._verdict is not None:
+            return f"the QEMU {self.where} {self._verdict}: whoever started it has to end it"
         if self._ended.wait(patience):
             return (
                 f"the QEMU {self.where} closed its sockets: it ended, crashed or was killed; "
@@ -151,6 +154,10 @@ class Elsewhere(Owner):
                 self._callbacks.append(callback)
                 return
         callback(QemuDied(self.death()))
+
+    def condemn(self, why: str) -> None:
+        """Take it for dead: it does not answer. It is not ours to kill."""
+        self._verdict = why
 
     def ended(self) -> None:
         """Tell that it has: the QMP connection is at its end."""

@@ -197,6 +197,7 @@ class Machine(Owner):
                 timeout=self.timeout,
                 gone=lambda patience: process.wait(patience) is not None,
                 why=process.death,
+                on_hang=process.condemn,
             ),
         )
         if before is not None:
@@ -219,10 +220,16 @@ class Machine(Owner):
         place = self._directory = SharedDirectory(directory)
         process = self._process = Elsewhere(place.path)
         self._monitor = Monitor(
-            place.qmp, timeout=self.timeout, why=process.death, on_end=process.ended
+            place.qmp,
+            timeout=self.timeout,
+            why=process.death,
+            on_end=process.ended,
+            on_hang=process.condemn,
         )
         joined = join(place, process, self._monitor, self.timeout)
         self._qtest = joined.qtest
+        # One that hangs has both its sockets open.
+        process.on_death(lambda _error: joined.qtest.close())
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
         self._nics = Nics(self.monitor, self.machine, None, lambda: "")
         self._silence_timer(self.qtest)
@@ -354,11 +361,14 @@ class Machine(Owner):
         netdev: Netdev | Spec,
         properties: Mapping[str, Any] | None = None,
         plugging: Callable[[NicHandle], object] = lambda _handle: None,
+        made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
         """Plug in a virtio-net device on a new netdev. It still has to be probed on the bus.
 
         ``properties`` are those of virtio-net-pci (``mac``, ``mq``, ``rx_queue_size``, …).
         ``plugging`` is told the handle before QEMU is asked: what to remove after an interruption.
+        ``made`` is called when the netdev is there, before the device is, with what QEMU said
+        meanwhile; what it raises undoes that.
 
         Raises ValueError (syntax, a key or type this QEMU does not know, no free slot),
         QemuError quoting QEMU, QemuDied, TimeoutError.
@@ -374,7 +384,7 @@ class Machine(Owner):
                 "pass sandbox='spawn' if that is wanted"
                 + (" to `virtnic qemu-args`" if self.shared is not None else "")
             )
-        handle = self._nics.add(spec, properties or {}, plugging)
+        handle = self._nics.add(spec, properties or {}, plugging, made)
         if spec.needs_clock and self._accel == "qtest" and not self._clock_runs:
             self.qtest.run_clock(CLOCK_PERIOD)
             self._clock_runs = True

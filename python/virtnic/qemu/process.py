@@ -100,6 +100,7 @@ class Process(Owner):
         self._lock = threading.RLock()
         self._close_lock = threading.RLock()
         self._reported = False
+        self._verdict: str | None = None
         self._stderr = _Stderr()
         self._child: _native.Child | None = None
         self._status: int | None = None
@@ -152,7 +153,9 @@ class Process(Owner):
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
         status = self.wait(patience)
-        if status is None:
+        if self._verdict is not None:
+            how = f"QEMU (pid {self.pid}) {self._verdict}, and was killed"
+        elif status is None:
             how = f"QEMU (pid {self.pid}) closed its socket but still runs"
         elif status < 0:
             how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
@@ -170,6 +173,13 @@ class Process(Owner):
                 self._callbacks.append(callback)
                 return
         callback(QemuDied(self.death()))
+
+    def condemn(self, why: str) -> None:
+        """End one that hangs: ``why`` goes into what is said of its death."""
+        child = self._child
+        if child is not None and self.alive:
+            self._verdict = why
+            child.kill()
 
     def bury(self, grace: float = 1.0) -> None:
         """See it end, by SIGKILL after ``grace`` seconds, and tell those who want to know."""

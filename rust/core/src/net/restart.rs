@@ -123,6 +123,7 @@ impl Port {
         if self.device.transport().alive().is_ok() {
             self.device.fail(why.to_owned());
         }
+        self.link.store(false, Ordering::Relaxed);
         self.device.set_patient(false);
     }
     /// Whether the device was lost and may come back, or is being reset.
