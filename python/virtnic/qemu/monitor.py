@@ -156,6 +156,13 @@ class Monitor(Owner):
         except QMPError as error:
             raise QemuError(f"QMP broke down during {command}: {error}") from error
 
+    def quit(self) -> None:
+        """Ask QEMU to end; whether it does, its process tells. Never raises."""
+        try:
+            self.execute("quit", timeout=1.0)
+        except Exception as error:
+            _log.debug("QEMU was asked to quit: %s", error)
+
     def check(self) -> None:
         """Raise QemuDied when the connection has ended."""
         if self._closed or self._ended_event.is_set():

@@ -7,7 +7,7 @@ use super::retry::{Attempts, Retry};
 use super::rewrite::{Driver, Vrings};
 use super::socket::{GREETING, Greeting, Listener, Source, may_come};
 use crate::notify::{EventFd, Kick, timespec, wait_readable};
-use crate::process::Home;
+use crate::process::{Home, background};
 use crate::qtest::Patience;
 use crate::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -157,9 +157,8 @@ impl Interposer {
             joined: Instant::now(),
             last_failure: String::new(),
         };
-        let thread = std::thread::Builder::new()
-            .name("virtnic-vhost".into())
-            .spawn(move || relay.run(State::Ready { backend: socket, gate, deaf: None }))
+        let ready = State::Ready { backend: socket, gate, deaf: None };
+        let thread = background("virtnic-vhost", move || relay.run(ready))
             .map_err(|e| Error::os("starting the vhost-user interposer's thread", e))?;
         Ok(Self { home: Home::here(), shared, thread: Mutex::new(Some(thread)) })
     }
