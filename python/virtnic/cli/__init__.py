@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import virtnic
 from virtnic.cli import demo, doctor, drop, forward, generate, ping, probe, qemu_args, watch
-from virtnic.cli.output import EXIT_STATUSES, Output, Status
+from virtnic.cli.output import EXIT_STATUSES, Output, Status, any_encoding
+from virtnic.qemu.environment import keep_standard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     _open_streams()
+    with any_encoding():
+        return _main(words)
+
+
+def _main(words: Sequence[str]) -> int:
     Parser.wants_json = "--json" in words
     try:
         arguments = parse(words)
@@ -139,15 +145,9 @@ def _forget_unwritten() -> None:
 
 
 def _open_streams() -> None:
-    """Put /dev/null where a standard stream was closed (``virtnic … >&-``).
-
-    Else the next descriptor that is made would be taken for it, and Python has no such stream.
-    """
+    """Put /dev/null where a standard stream was closed (``virtnic … >&-``), for Python too."""
+    keep_standard_streams()
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import json as json_module
 import logging
 import sys
@@ -18,7 +20,15 @@ from virtnic import _native
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["EXIT_STATUSES", "Output", "Status", "bytes_text", "message_of", "seconds_text"]
+__all__ = [
+    "EXIT_STATUSES",
+    "Output",
+    "Status",
+    "any_encoding",
+    "bytes_text",
+    "message_of",
+    "seconds_text",
+]
 
 
 class Status(IntEnum):
@@ -67,7 +77,9 @@ class Output:
         """Print the result for scripts."""
         if self.json:
             indent = None if self.by_line else 2
-            _print(json_module.dumps(value, indent=indent, ensure_ascii=False))
+            text = json_module.dumps(value, indent=indent, ensure_ascii=False)
+            # JSON can say any character in ASCII: nothing is lost.
+            _print(text if _has(text) else json_module.dumps(value, indent=indent))
 
     def warning(self, text: str) -> None:
         """Print a warning on stderr."""
@@ -149,6 +161,43 @@ class _Handler(logging.Handler):
         _say(f"virtnic: {_LEVELS.get(record.levelno, '')}{record.getMessage()}")
         if record.exc_info:
             _say("".join(traceback.format_exception(*record.exc_info)).rstrip())
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding has not, the few characters of ours by what looks like them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_ALIKE.get(character, "?") for character in text), error.end
+
+
+_ALIKE = {"µ": "u", "…": "...", "→": "->"}
+codecs.register_error("virtnic", _replaced)
+
+
+@contextlib.contextmanager
+def any_encoding() -> Iterator[None]:
+    """Let stdout and stderr take any text, whatever their encoding (``LC_ALL=C``, an old GBK)."""
+    changed = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # and not what a test has put there
+            changed.append((stream, stream.errors))
+            stream.reconfigure(errors="virtnic")
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            with contextlib.suppress(ValueError):  # it was closed
+                stream.reconfigure(errors=errors)
+
+
+def _has(text: str) -> bool:
+    """Whether the encoding of stdout has all of a text's characters."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _print(text: str) -> None:
