@@ -356,13 +356,15 @@ class Child:
         """Return a pidfd: readable when the child has ended."""
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end: exit code, or minus the signal; None after the timeout."""
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-    def kill(self) -> None:
-        """Send SIGKILL."""
+    def terminate(self) -> bool:
+        """Send SIGTERM; False when it runs as another user than we do by now, so we may not."""
+    def kill(self) -> bool:
+        """Send SIGKILL, to its process group too; False as :meth:`terminate` says."""
 
-def spawn(argv: Sequence[str], stderr: int) -> Child:
+def spawn(argv: Sequence[str], environment: dict[str, str], stderr: int) -> Child:
     """Start a program whose stderr goes to a duplicate of the descriptor given.
+
+    It blocks and ignores no signal, and is killed when this process ends, whoever both run as then.
 
     Raises FileNotFoundError, OSError.
     """

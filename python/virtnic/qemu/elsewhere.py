@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from virtnic.qemu.command import Accel, MachineType, Sandbox
     from virtnic.qemu.monitor import Monitor
 
-__all__ = ["Elsewhere", "Joined", "SharedDirectory", "join", "serve"]
+__all__ = ["Elsewhere", "Joined", "SharedDirectory", "accelerator_in_use", "join", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: 
     with _explained(place.qtest, start, timeout):
         _end_line(place.qtest, process, timeout)
         qtest = _native.QTest(os.fspath(place.qtest), timeout)
-    return Joined(qtest, machine, sandbox, _accelerator(qtest))
+    return Joined(qtest, machine, sandbox, accelerator_in_use(monitor, qtest))
 
 
 def serve(place: SharedDirectory, memory: _native.Memory) -> _native.IvshmemServer:
@@ -275,14 +275,17 @@ def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:
         raise QemuDied(process.death())
 
 
-def _accelerator(qtest: _native.QTest) -> Accel:
-    """Tell qtest from tcg: only there does the clock stand still and can be stepped."""
+def accelerator_in_use(monitor: Monitor, qtest: _native.QTest) -> Accel:
+    """Tell the accelerators apart: only with qtest does the clock stand still and can be stepped.
+
+    Raises QemuDied.
+    """
     try:
         qtest.clock_step(1)
     except QemuDied:
         raise
     except QemuError:
-        return "tcg"
+        return "kvm" if monitor.execute("query-kvm").get("enabled") else "tcg"
     return "qtest"
 
 

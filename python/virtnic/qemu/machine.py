@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
@@ -16,7 +17,13 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
-from virtnic.qemu.elsewhere import Elsewhere, SharedDirectory, join, serve
+from virtnic.qemu.elsewhere import (
+    Elsewhere,
+    SharedDirectory,
+    accelerator_in_use,
+    join,
+    serve,
+)
 from virtnic.qemu.find import find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
 from virtnic.qemu.netdev import Netdev, Spec, parse
@@ -160,12 +167,10 @@ class Machine(Owner):
             raise
         if shmem == "doorbell":
             self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory)
-        wanted = _auto.get(binary.argv, accel) if accel == "auto" else accel
-        self._asked_for = accel
         self._plan = command.Plan(
             version=binary.version if self.machine == "q35" else None,
             machine=self.machine,
-            accel=wanted,
+            accelerators=_accelerators(binary, accel),
             qmp=place.qmp,
             qtest=place.qtest,
             firmware=place.firmware,
@@ -184,7 +189,6 @@ class Machine(Owner):
 
     def _launch(self, binary: Binary, place: RunDirectory) -> None:
         """Start a QEMU and connect to it."""
-        wanted = self._plan.accel
         if self._server is not None:
             self._server.listen()
         process = self._process = Process([*binary.argv, *command.options(self._plan)])
@@ -204,6 +208,7 @@ class Machine(Owner):
             before.hand_over(self._monitor)
         try:
             self._monitor.connect()
+            process.asked_by(self._monitor.quit)
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
             self._explain(binary, process, error)
@@ -211,7 +216,7 @@ class Machine(Owner):
             self._server.stop_listening()  # it has the memory
         if self.version < quirks.OLDEST:
             _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
-        self._accel = _settle(wanted, process.stderr)
+        self._accel = accelerator_in_use(self.monitor, self.qtest)
         process.started()
         self._silence_timer(self.qtest)
         self._nics = Nics(self.monitor, self.machine, binary, lambda: process.stderr)
@@ -476,6 +481,9 @@ class Machine(Owner):
                     continue
                 try:
                     part.close()
+                except QemuError as error:
+                    left = False
+                    warnings.warn(str(error), RuntimeWarning, stacklevel=2)
                 except Exception:
                     left = False  # tried again by the next call
                     _log.exception("closing %s failed", part)
@@ -527,14 +535,15 @@ def present(part: T | None) -> T:
     return part
 
 
-def _settle(wanted: Accel, stderr: str) -> Accel:
-    """Which accelerator runs: with ``auto`` QEMU names on stderr those that it could not have."""
-    if wanted != "auto":
-        return wanted
-    for name in find.ACCELERATORS:
-        if f"invalid accelerator {name}" not in stderr:
-            return name
-    raise QemuError("QEMU started with none of the accelerators " + ", ".join(find.ACCELERATORS))
+def _accelerators(binary: Binary, accel: Accel) -> list[str]:
+    """Return what ``-accel`` takes; nothing where the command chooses for itself."""
+    names: tuple[Accel, ...] = (accel,)
+    if accel == "auto":
+        if binary.chooses_accelerator:
+            return []
+        known = _auto.get(binary.argv)
+        names = find.ACCELERATORS if known is None else (known,)
+    return [binary.accelerator(name) for name in names]
 
 
 @atexit.register

@@ -174,6 +174,13 @@ class Monitor(Owner):
         """
         return self.execute(command, timeout=threading.TIMEOUT_MAX, **arguments)
 
+    def quit(self) -> None:
+        """Ask QEMU to end; whether it does, its process tells. Never raises."""
+        try:
+            self.execute("quit", timeout=1.0)
+        except Exception as error:
+            _log.debug("QEMU was asked to quit: %s", error)
+
     def check(self) -> None:
         """Raise QemuDied when the connection has ended."""
         if self._closed or self._ended_event.is_set():

@@ -9,7 +9,7 @@ use super::retry::{Attempts, Retry};
 use super::rewrite::{Driver, Vrings};
 use super::socket::{GREETING, Greeting, Listener, Source, may_come};
 use crate::notify::{EventFd, Kick, wait_readable};
-use crate::process::Home;
+use crate::process::{Home, background};
 use crate::qtest::Patience;
 use crate::{Error, Result};
 use rustix::fs::Mode;
@@ -191,9 +191,8 @@ impl Interposer {
         let attempts = Attempts::new(terms.retry);
         let (listen, patience) = (listen.to_owned(), terms.patience);
         let relay = Relay::new(Arc::clone(&shared), source, listen, attempts, patience, demands);
-        let thread = std::thread::Builder::new()
-            .name("virtnic-vhost".into())
-            .spawn(move || relay.run(State::Ready { backend: socket, gate, deaf: None }))
+        let ready = State::Ready { backend: socket, gate, deaf: None };
+        let thread = background("virtnic-vhost", move || relay.run(ready))
             .map_err(|e| Error::os("starting the vhost-user interposer's thread", e))?;
         let (thread, first) = (Mutex::new(Some(thread)), Mutex::new(first));
         Ok(Self { home: Home::here(), shared, thread, first })

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::process::Home;
 use crate::unix::{FileId, address, listen_at, remove, unconnected};
 use rustix::event::PollFlags;
-use rustix::fs::{FileType, Mode, stat, unlink};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketFlags, accept_with, connect};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -75,16 +75,7 @@ impl Source {
         Ok(Self::Connect(path.to_owned(), address(path)?))
     }
 
-    /// Takes over the path from a process that is no more: a socket file at which nobody
-    /// listens.
     pub(super) fn listen(path: &Path) -> Result<Self> {
-        let is_socket = |mode| FileType::from_raw_mode(mode) == FileType::Socket;
-        if stat(path).is_ok_and(|s| is_socket(s.st_mode)) {
-            let address = address(path)?;
-            if unconnected().and_then(|s| connect(s, &address)) == Err(Errno::CONNREFUSED) {
-                let _ = unlink(path);
-            }
-        }
         Listener::open(path, None).map(Self::Listen)
     }
 
