@@ -153,7 +153,9 @@ class Monitor(Owner):
             raise QemuError(f"QMP broke down during {command}: {error}") from error
 
     def check(self) -> None:
-        """Raise QemuDied when the connection has ended."""
+        """Raise QemuDied when the connection has ended, or was never made."""
+        if self._loop is None:
+            raise QemuDied("there is no connection to QEMU's QMP socket yet")
         if self._closed or self._ended_event.is_set():
             raise QemuDied(self._ended())
 
