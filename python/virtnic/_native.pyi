@@ -5,7 +5,7 @@ Sizes are bytes, times are seconds, addresses are integers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Self, TypeAlias, final, overload
+from typing import Any, Literal, Self, SupportsBytes, TypeAlias, final, overload
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -33,6 +33,7 @@ __all__ = [
     "VirtnicError",
     "__version__",
     "after_fork_in_child",
+    "as_frames",
     "drop",
     "exchange",
     "features_table",
@@ -147,7 +148,13 @@ class Memory:
     def largest_frame(self) -> int:
         """Bytes of the longest frame that fits a buffer."""
     def fileno(self) -> int:
-        """Return the file's descriptor."""
+        """Return the file's descriptor.
+
+        Raises ValueError where it was closed: :func:`virtnic.open` keeps none of a memory that
+        it makes.
+        """
+    def forget_file(self) -> None:
+        """Close the file, where it has no path; what is mapped stays."""
     def read(self, offset: int, length: int) -> bytes:
         """Copy bytes out, for diagnosis. Raises ValueError outside the file."""
     def write(self, offset: int, data: Buffer) -> None:
@@ -232,22 +239,41 @@ class QTest:
 
 @final
 class IvshmemServer:
-    """Gives QEMU the memory and our interrupt eventfds over one UNIX socket."""
+    """Gives QEMU the memory and our interrupt eventfds over one UNIX socket.
 
-    def __new__(cls, path: str, memory: Memory, vectors: int = 128) -> Self: ...
+    Each vector is a peer of its own, so the device's ``vectors=`` is 1. A QEMU hears of those
+    that come later as long as it is connected.
+    """
+
+    def __new__(cls, path: str, memory: Memory) -> Self:
+        """Make one that does not listen yet."""
     @property
     def vectors(self) -> int:
-        """How many; QEMU's ``vectors=`` must say the same."""
+        """How many vectors there are, those given back among them."""
     @property
-    def peer(self) -> int:
-        """Our peer number."""
+    def left(self) -> int | None:
+        """How many vectors can be taken; None: as many as are wanted."""
+    def listen(self) -> None:
+        """Let QEMUs connect that know of no vector yet; who was connected is gone.
+
+        Raises OSError, ValueError (the path, or a memory whose file was closed).
+        """
+    def stop_listening(self) -> None:
+        """Let nobody connect any more; who is connected stays so."""
     def take_vector(self) -> tuple[int, int, EventFd]:
         """Reserve a vector: its number, the doorbell value that fires it, its eventfd.
 
-        Raises ValueError when all are taken.
+        QEMU may not know of it yet: ring until it is heard. Raises OSError without a
+        descriptor, ValueError after :meth:`hang_up`.
         """
+    def tell(self) -> None:
+        """Tell those who are connected what they have not heard yet, as far as they listen."""
     def give_vector(self, vector: int) -> None:
         """Give a vector back."""
+    def lose_vector(self, vector: int) -> None:
+        """Give a vector back that QEMU has not got: nobody takes it before another QEMU comes."""
+    def hang_up(self) -> None:
+        """End the connections; the vectors that there are go on."""
     def close(self) -> None:
         """Stop listening and end the connections."""
 
@@ -405,6 +431,14 @@ class Offloads(Sequence[Offload]):
     def __getitem__(self, index: int, /) -> Offload: ...
     @overload
     def __getitem__(self, index: slice, /) -> list[Offload]: ...
+    def __iter__(self) -> Iterator[Offload]: ...
+    def __contains__(self, value: object, /) -> bool: ...
+    def __reversed__(self) -> Iterator[Offload]: ...
+    def index(self, value: object, start: int = 0, stop: int | None = None) -> int: ...
+    def count(self, value: object) -> int: ...
+
+#: One frame: an object that shows its bytes, or that ``bytes()`` takes, as a scapy packet.
+_Frame: TypeAlias = Buffer | SupportsBytes
 
 #: What is left to do to frames: the same to all, or something to each.
 _Offload: TypeAlias = Offload | Offloads | Iterable[Offload | None] | None
@@ -423,6 +457,10 @@ class Burst(Sequence[memoryview]):
     @overload
     def __getitem__(self, index: slice, /) -> list[memoryview]: ...
     def __iter__(self) -> Iterator[memoryview]: ...
+    def __contains__(self, value: object, /) -> bool: ...
+    def __reversed__(self) -> Iterator[memoryview]: ...
+    def index(self, value: object, start: int = 0, stop: int | None = None) -> int: ...
+    def count(self, value: object) -> int: ...
     @property
     def lengths(self) -> memoryview:
         """The frames' lengths, a read-only view of 32-bit unsigned integers (a snapshot)."""
@@ -576,7 +614,7 @@ class NetPort:
     @property
     def legacy(self) -> bool:
         """Whether the device is driven by its legacy interface, that of virtio 0.9.5."""
-    def send(self, frames: Burst | Iterable[Buffer], offload: _Offload = None) -> int:
+    def send(self, frames: Burst | Iterable[_Frame], offload: _Offload = None) -> int:
         """Queue frames for transmission and return how many fitted the ring.
 
         ``offload``: what is left to do to them (an :class:`Offload` for all, one or None for each).
@@ -588,7 +626,8 @@ class NetPort:
 
         A burst is moved: what fitted leaves it, no byte is copied (except for frames
         of which a view is alive, or that live in another memory: these are copied
-        and counted). Other frames are bytes-like objects and copied once. Frames
+        and counted). Other frames are copied once: bytes-like objects, and what ``bytes()`` takes,
+        such as packets of scapy. One frame in the place of several is a TypeError. Frames
         that did not fit are not an error: they are counted and can be sent again.
 
         Raises ValueError (an empty frame, one longer than a buffer) and TypeError (not
@@ -611,14 +650,16 @@ class NetPort:
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
-        After that it is readable again once half of the queue is free, or when there is an error.
+        After that it is readable again once half of the queue is free and, where there was none,
+        the memory has a buffer again, or when there is an error.
         Raises ValueError when the port has no interrupts.
         """
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
-        By the transmit interrupt, where the port has interrupts. Where the memory has no free
-        buffer, ``send`` can take nothing all the same. Raises as ``recv``.
+        By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
+        free buffer in the memory, also until there is one, whoever gives it back. Raises as
+        ``recv``.
         """
     @property
     def polling(self) -> float:
@@ -736,7 +777,7 @@ class NetQueue:
     @property
     def active(self) -> bool:
         """Whether it moves frames: neither stopped nor one more than the device uses."""
-    def send(self, frames: Burst | Iterable[Buffer], offload: _Offload = None) -> int:
+    def send(self, frames: Burst | Iterable[_Frame], offload: _Offload = None) -> int:
         """Queue frames; as :meth:`NetPort.send`. Raises PortClosed where it is not active."""
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst:
         """Return received frames; as :meth:`NetPort.recv`.
@@ -793,10 +834,18 @@ class Stack:
 #: Seconds, packets, and a function that gets the counters 20 times a second; False from it stops.
 _Until: TypeAlias = tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]
 
-def forward(a: NetPort, b: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+def as_frames(frames: Burst | Iterable[_Frame]) -> Burst | list[Buffer] | tuple[Buffer, ...]:
+    """Make a burst, a list or a tuple of what was given as frames, of which there are several.
+
+    What shows no bytes but makes some (``__bytes__``) is made bytes of; a list or a tuple in which
+    there is no such thing is returned as it is. Raises TypeError for one frame in their place
+    (anything that shows or makes bytes), and what an object's ``__bytes__`` raises.
+    """
+
+def forward(a: NetPort, b: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
     """Forward between two ports, in both directions; see virtnic.forward."""
 
-def reflect(port: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+def reflect(port: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
     """Send frames back by the port they came from; see virtnic.reflect."""
 
 def drop(port: NetPort, until: _Until) -> dict[str, Any]:

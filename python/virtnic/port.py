@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic import _native
 from virtnic._native import CommandRefused
+from virtnic.qemu import loop
 from virtnic.rss import DEFAULT_KEY, Rss, names_of, types_of
 from virtnic.sending import BACKOFF, Pending
 from virtnic.teardown import Owner
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from typing_extensions import Buffer
-
     from virtnic.hotplug import Attachment, Qemu
     from virtnic.memory import Memory
+    from virtnic.sending import Frame
 
 __all__ = ["Interrupts", "LinkCallback", "Port"]
 
@@ -177,7 +177,7 @@ class Port(Owner, _native.NetPort):
 
     def send_all(
         self,
-        frames: _native.Burst | Iterable[Buffer],
+        frames: _native.Burst | Iterable[Frame],
         timeout: float | None = None,
         offload: _native.Offload
         | _native.Offloads
@@ -236,6 +236,7 @@ class Port(Owner, _native.NetPort):
         """
         if self.qemu._is_forked:
             return  # and somebody who is not here may have the lock
+        loop.check_outside()  # and who has the lock may wait for this very thread
         with self._close_lock:
             if self._owns_qemu:
                 self.qemu.close()

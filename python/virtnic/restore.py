@@ -71,6 +71,8 @@ def restore(qemu: Qemu) -> None:
                 failures.append(error)
             else:
                 back.append(port)
+        if qemu._keeps_little:
+            qemu.keep_little()
     if back or not returning:
         qemu._feed.put("qemu-back")
     for port in back:

@@ -215,10 +215,11 @@ def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: 
     return Joined(qtest, machine, sandbox, _accelerator(qtest))
 
 
-def serve(place: SharedDirectory, memory: _native.Memory, vectors: int) -> _native.IvshmemServer:
+def serve(place: SharedDirectory, memory: _native.Memory) -> _native.IvshmemServer:
     """Listen for QEMU, which is to map our memory. Raises OSError."""
+    server = _native.IvshmemServer(os.fspath(place.shmem), memory)
     try:
-        return _native.IvshmemServer(os.fspath(place.shmem), memory, vectors)
+        server.listen()
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS):
             raise
@@ -227,6 +228,7 @@ def serve(place: SharedDirectory, memory: _native.Memory, vectors: int) -> _nati
             f"{error.strerror}: {_owned(place.path)}; we make sockets in it, so it has to be "
             "writable for us: mount it so, and give it the group of all three and mode 2770",
         ) from None
+    return server
 
 
 def _machine(monitor: Monitor, place: SharedDirectory) -> MachineType:

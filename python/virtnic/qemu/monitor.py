@@ -21,6 +21,7 @@ from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import ExecuteError
 
 from virtnic.errors import QemuDied, QemuError
+from virtnic.qemu import text
 from virtnic.qemu.loop import Hold, LoopThread
 from virtnic.qemu.quirks import Version
 from virtnic.teardown import Latch, Owner
@@ -133,10 +134,13 @@ class Monitor(Owner):
     def execute(self, command: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Execute a QMP command and return its result.
 
-        Raises QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
+        Raises ValueError and TypeError for arguments that QMP cannot carry (text that is not
+        UTF-8, for one), QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
         TimeoutError when it does not answer in ``timeout`` seconds (default: the monitor's).
         """
         limit = self._timeout if timeout is None else timeout
+        text.check(command, "the command")
+        text.check(arguments, command)
         self.check()
         try:
             return self.loop.call(lambda: self._client.execute(command, arguments or None), limit)

@@ -153,7 +153,7 @@ class Nics:
             raise
         return handle
 
-    def add_memory(self, socket: str, vectors: int) -> None:
+    def add_memory(self, socket: str) -> None:
         """Plug the shared memory in, by the ivshmem server at a socket."""
         address = {"type": "unix", "data": {"path": socket}}
         data = {"addr": address, "server": False}
@@ -165,7 +165,7 @@ class Nics:
                 driver="ivshmem-doorbell",
                 id=SHMEM,
                 chardev=SHMEM_CHARDEV,
-                vectors=vectors,
+                vectors=1,
                 **self._at(command.SHMEM_SLOT[self._machine]),
             )
         except BaseException:

@@ -2,7 +2,7 @@
 
 use crate::burst::Burst;
 use crate::errors::to_py;
-use crate::eventfd::{EventFd, interruption};
+use crate::eventfd::EventFd;
 use crate::frames::{self, raise};
 use crate::memory::Memory;
 use crate::qtest::QTest;
@@ -46,6 +46,14 @@ pub(crate) fn ask(
 ) -> PyResult<()> {
     let core = port.get().core();
     port.py().detach(|| what(core)).map_err(|error| raise(port, error))
+}
+
+impl Drop for NetPort {
+    /// A port that nobody closed: QEMU is waited for without the interpreter.
+    fn drop(&mut self) {
+        // None: the interpreter has ended, and nobody else wants it.
+        Python::try_attach(|py| py.detach(|| self.port.stop()));
+    }
 }
 
 /// A MAC address, as `52:54:00:12:34:56`.
@@ -498,7 +506,6 @@ impl NetPort {
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.port.stop());
-        interruption()
+        py.detach(|| self.port.try_stop()).map_err(to_py)
     }
 }
