@@ -393,6 +393,7 @@ class Qemu(Machine):
                     self._feed.watch_backend(port, backend, self.monitor.loop)
                 attachment.port = port
             except BaseException:
+                attachment.leaving = True
                 self._let_go(attachment)
                 raise
         return port

@@ -20,14 +20,17 @@ import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from virtnic.errors import QemuError, QemuNotFound
 from virtnic.qemu import environment, quirks
 from virtnic.qemu.quirks import Version
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+T = TypeVar("T")
 
 #: Names looked up in PATH, in this order.
 NAMES = ("qemu-system-x86_64", "qemu-kvm")
@@ -173,17 +176,28 @@ def _command(text: str, source: str) -> Binary:
 def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, str, str]:
     """Run QEMU for a moment: exit status, stdout, stderr."""
     command = [*argv, *options]
-    try:
-        done = subprocess.run(
+
+    def run(started: list[subprocess.Popen[str]]) -> tuple[int, str, str]:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
             command,
-            input=stdin,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
             env=environment.for_qemu(),
-            capture_output=True,
             text=True,
             errors="replace",
-            timeout=_QUICK,
-            check=False,
-        )
+        ) as process:
+            started.append(process)
+            try:
+                out, err = process.communicate(stdin, timeout=_QUICK)
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode, out, err
+
+    try:
+        return _whole(run)
     except subprocess.TimeoutExpired:
         raise QemuNotFound(
             f"`{shlex.join(command)}` did not end within {_QUICK:.0f} s; is that QEMU?"
@@ -192,7 +206,20 @@ def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, st
         raise QemuNotFound(
             f"`{shlex.join(command)}` cannot be run: {error.strerror or error}; {INSTALL}"
         ) from None
-    return done.returncode, done.stdout, done.stderr
+
+
+def _whole(run: Callable[[list[subprocess.Popen[str]]], T]) -> T:
+    """Run a child where nothing cuts the program between its start and its end.
+
+    ``run`` adds it to the list that it is given; an interruption kills it.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def kill() -> None:
+        for process in started:
+            process.kill()
+
+    return uninterrupted(lambda: run(started), hurry=kill)
 
 
 def last_line(text: str) -> str:
@@ -251,6 +278,15 @@ def _error_with(argv: tuple[str, ...], options: tuple[str, ...]) -> str | None:
 
 
 def _ask(argv: tuple[str, ...], options: Sequence[str], *commands: str) -> list[Any]:
+    return _whole(lambda started: _ask_here(argv, options, commands, started))
+
+
+def _ask_here(
+    argv: tuple[str, ...],
+    options: Sequence[str],
+    commands: Sequence[str],
+    started: list[subprocess.Popen[str]],
+) -> list[Any]:
     empty = ["-no-user-config", "-nodefaults", "-display", "none", "-S", "-machine", "none"]
     words = [*argv, *empty, *options, "-qmp", "stdio"]
     with tempfile.TemporaryFile("w+", errors="replace") as err:
@@ -266,6 +302,7 @@ def _ask(argv: tuple[str, ...], options: Sequence[str], *commands: str) -> list[
             )
         except OSError as error:
             raise QemuNotFound(f"`{shlex.join(argv)}` cannot be run: {error}") from None
+        started.append(process)
         # One that does not answer is killed: then its output ends.
         watchdog = threading.Timer(_QUICK, process.kill)
         watchdog.start()

@@ -101,6 +101,7 @@ class Machine(Owner):
         self._directory: RunDirectory | SharedDirectory | None = None
         self._server: _native.IvshmemServer | None = None
         self._process: Process | Elsewhere | None = None
+        self._starting: Process | None = None  #: The same, from before there is one.
         self._monitor: Monitor | None = None
         self._qtest: _native.QTest | None = None
         self._clock_runs = False
@@ -191,8 +192,9 @@ class Machine(Owner):
         """Start a QEMU and connect to it."""
         if self._server is not None:
             self._server.listen()
-        process = self._process = Process([*binary.argv, *command.options(self._plan)])
+        process = self._starting = Process([*binary.argv, *command.options(self._plan)])
         process.start()
+        self._process = process
         _log.debug("started %s (pid %d)", binary, process.pid)
         before, self._monitor = (
             self._monitor,
@@ -250,6 +252,8 @@ class Machine(Owner):
         assert isinstance(place, RunDirectory)  # only our own QEMUs are started again
         self.qtest.close()
         self.process.close()
+        if self._starting is not None:
+            self._starting.close()
         self.monitor.close()
         place.qmp.unlink(missing_ok=True)
         place.qtest.unlink(missing_ok=True)
@@ -476,7 +480,8 @@ class Machine(Owner):
                 return
             started = time.monotonic()
             left = True
-            for part in (self._qtest, self._process, self._monitor, self._server, self._directory):
+            parts = (self._qtest, self._process, self._starting, self._monitor)
+            for part in (*parts, self._server, self._directory):
                 if part is None:
                     continue
                 try:

@@ -182,7 +182,9 @@ class Monitor(Owner):
             _log.debug("QEMU was asked to quit: %s", error)
 
     def check(self) -> None:
-        """Raise QemuDied when the connection has ended."""
+        """Raise QemuDied when the connection has ended, or was never made."""
+        if self._loop is None:
+            raise QemuDied("there is no connection to QEMU's QMP socket yet")
         if self._closed or self._ended_event.is_set():
             raise QemuDied(self._ended())
 

@@ -148,6 +148,7 @@ class Nics:
                 self._stuck.append((handle, None))  # QEMU may yet do what it did not answer
             raise
         except QemuDied:
+            self._free(handle)  # with all that was in it
             raise
         except (QemuError, ValueError):
             # What QEMU refused is not there; what came before it is.

@@ -128,7 +128,7 @@ class Process(Owner):
         self._child: _native.Child | None = None
         self._status: int | None = None
         self._ask: weakref.WeakMethod[Callable[[], object]] | None = None
-        self.pid = 0  #: of QEMU, or of the command that wraps it
+        self._pid: int | None = None
         self._hold = loop.Hold()
         self._watches: list[loop.Watch] = []
 
@@ -143,7 +143,7 @@ class Process(Owner):
         except FileNotFoundError as error:
             raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
         self._stderr.close_writer()
-        self.pid = child.pid
+        self._pid = child.pid
         where = self._hold.take()
         # The loop must not keep us alive: an abandoned QEMU has to go with its owner.
         ended = loop.Watch(where, child.fileno(), _weak(self._on_exit))
@@ -153,9 +153,16 @@ class Process(Owner):
         ended.begin()
 
     @property
+    def pid(self) -> int:
+        """Its number: of QEMU, or of the command that wraps it."""
+        if self._pid is None:
+            raise QemuError("this QEMU was not started")  # a signal to 0 would reach ourselves
+        return self._pid
+
+    @property
     def where(self) -> str:
         """Which it is, for people."""
-        return f"pid {self.pid}"
+        return f"pid {self._pid}"
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end: exit status, or minus the signal; None after the timeout."""
@@ -273,7 +280,7 @@ class Process(Owner):
                 _log.exception("a callback for the death of QEMU failed")
 
     def __repr__(self) -> str:
-        return f"<Process {self.pid}: {shlex.join(self.argv[:1])}>"
+        return f"<Process {self._pid}: {shlex.join(self.argv[:1])}>"
 
 
 def _weak(method: Callable[[], None]) -> Callable[[], None]:
