@@ -7,6 +7,7 @@ import warnings
 from typing import Literal, Self
 
 from virtnic import _native
+from virtnic.streams import keep_standard_streams
 from virtnic.teardown import Owner
 
 __all__ = ["Hugepages", "Memory", "parse_size"]
@@ -86,6 +87,7 @@ class Memory(Owner, _native.Memory):
         jumbo_buffers: int | None = None,
     ) -> Self:
         """Make one; see the class."""
+        keep_standard_streams()  # it has descriptors
         if hugepages not in _PAGES:
             raise ValueError(f"hugepages is 'auto', '1G', '2M' or None, not {hugepages!r}")
         self = super().__new__(

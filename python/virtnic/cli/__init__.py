@@ -16,8 +16,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from virtnic.cli.encoding import any_encoding
 from virtnic.cli.parser import parse
 from virtnic.cli.status import Status
+from virtnic.streams import keep_standard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     _open_streams()
+    with any_encoding():
+        return _main(words)
+
+
+def _main(words: Sequence[str]) -> int:
     try:
         arguments = parse(words)
     except SystemExit as end:
@@ -72,15 +79,9 @@ def _forget_unwritten() -> None:
 
 
 def _open_streams() -> None:
-    """Put /dev/null where a standard stream was closed (``virtnic … >&-``).
-
-    Else the next descriptor that is made would be taken for it, and Python has no such stream.
-    """
+    """Put /dev/null where a standard stream was closed (``virtnic … >&-``), for Python too."""
+    keep_standard_streams()
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 

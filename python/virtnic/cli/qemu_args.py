@@ -124,7 +124,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     command = shlex.join(argv)
     needs = [need for spec in netdevs for need in _needs(spec)]
     if arguments.script:
-        script = SCRIPT.format(directory=arguments.directory, command=command)
+        place = " ".join(arguments.directory.splitlines())  # in a comment
+        script = SCRIPT.format(directory=place, command=command)
         output.line(script.rstrip("\n"))
     else:
         output.line(command)

@@ -23,7 +23,8 @@ examples:
   virtnic watch --port vhost-user,path=/run/vhu0 --json | jq -r .event
   virtnic watch --connect /run/virtnic
 
-events: attached, detached, link-up, link-down, backend-lost, backend-back, qemu-died, qemu-back
+events: attached, detached, link-up, link-down, backend-lost, backend-back,
+        backend-refused, qemu-died, qemu-back
 
 Without --seconds it goes on until Ctrl-C or SIGTERM, which is its end then: the status is 0.
 With it, a signal cuts it short: 130 (Ctrl-C) or 143 (SIGTERM). When QEMU dies the status is 1;
