@@ -7,6 +7,7 @@ are true.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from peers.vhost_backend import (
     ScriptedBackend,
     leave_it,
 )
+from virtnic.qemu import quirks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,32 +175,45 @@ def test_a_backend_that_misbehaves_when_it_is_attached(
     hasty: virtnic.Qemu, backend: ScriptedBackend, at: Request, manner: str
 ) -> None:
     """An error that says so, or a port whose link and events do; QEMU is free again either way."""
-    other = hasty.attach("user")
-    events = hasty.events()
-    backend.hook = misbehaves(at, manner)
-    began = time.monotonic()
-    port, error = None, ""
+    with unless_it_crashes(hasty):
+        other = hasty.attach("user")
+        events = hasty.events()
+        backend.hook = misbehaves(at, manner)
+        began = time.monotonic()
+        port, error = None, ""
+        try:
+            port = hasty.attach(netdev(backend), recover=FEW)
+        except virtnic.QemuDied:
+            raise
+        except (virtnic.QemuError, virtnic.DeviceError, TimeoutError) as refused:
+            error = str(refused)
+        if port is None:
+            assert str(backend.path) in error
+        else:
+            # QEMU starts the rings after it has its device: the port is there, and then it ends.
+            next_of(events, "backend-lost")
+            with pytest.raises(virtnic.DeviceError, match="in 3 attempts"):
+                port.recv(1, timeout=20.0)
+            assert not any(event.kind == "backend-back" for event in drained(events))
+            assert not port.link
+            port.close()
+        assert time.monotonic() - began < 20.0
+        assert arp_works(other)
+        backend.hook = leave_it
+        with hasty.attach(netdev(backend)) as port:
+            assert backend.wait(lambda: backend.serving)
+
+
+@contextlib.contextmanager
+def unless_it_crashes(qemu: virtnic.Qemu) -> Iterator[None]:
+    """QEMU 5.2 may die where a backend fails while its device starts: no more is seen then."""
+    known = quirks.has(qemu.version, "vhost-user-loss-crash")
     try:
-        port = hasty.attach(netdev(backend), recover=FEW)
-    except virtnic.QemuDied:
+        yield
+    except virtnic.QemuDied as died:
+        if known and "SIGSEGV" in str(died):
+            pytest.skip(f"the quirk vhost-user-loss-crash: {died}")
         raise
-    except (virtnic.QemuError, virtnic.DeviceError, TimeoutError) as refused:
-        error = str(refused)
-    if port is None:
-        assert str(backend.path) in error
-    else:
-        # QEMU starts the rings after it has its device: the port is there, and then it ends.
-        next_of(events, "backend-lost")
-        with pytest.raises(virtnic.DeviceError, match="in 3 attempts"):
-            port.recv(1, timeout=20.0)
-        assert not any(event.kind == "backend-back" for event in drained(events))
-        assert not port.link
-        port.close()
-    assert time.monotonic() - began < 20.0
-    assert arp_works(other)
-    backend.hook = leave_it
-    with hasty.attach(netdev(backend)) as port:
-        assert backend.wait(lambda: backend.serving)
 
 
 def drained(events: virtnic.Events) -> list[virtnic.Event]:
@@ -285,20 +300,21 @@ def test_a_backend_that_misbehaves_when_it_returns(
     hasty: virtnic.Qemu, backend: ScriptedBackend, at: Request, manner: str
 ) -> None:
     """Told as refused with the reason, once; back when it serves."""
-    other = hasty.attach("user")
-    events = hasty.events()
-    port = hasty.attach(netdev(backend))
-    assert backend.wait(lambda: backend.serving)
-    backend.hook = misbehaves(at, manner)
-    before = len(backend.connections)
-    backend.drop()
-    next_of(events, "backend-lost")
-    assert next_of(events, "backend-refused", "backend-back").kind == "backend-refused"
-    assert backend.wait(lambda: len(backend.connections) > before + 2)
-    assert arp_works(other)
-    backend.hook = leave_it
-    assert next_of(events, "backend-back").port is port
-    assert backend.wait(lambda: backend.serving)
+    with unless_it_crashes(hasty):
+        other = hasty.attach("user")
+        events = hasty.events()
+        port = hasty.attach(netdev(backend))
+        assert backend.wait(lambda: backend.serving)
+        backend.hook = misbehaves(at, manner)
+        before = len(backend.connections)
+        backend.drop()
+        next_of(events, "backend-lost")
+        assert next_of(events, "backend-refused", "backend-back").kind == "backend-refused"
+        assert backend.wait(lambda: len(backend.connections) > before + 2)
+        assert arp_works(other)
+        backend.hook = leave_it
+        assert next_of(events, "backend-back").port is port
+        assert backend.wait(lambda: backend.serving)
 
 
 # When it is to stop, and when it is not alone.

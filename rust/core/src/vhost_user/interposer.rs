@@ -334,7 +334,7 @@ impl Shared {
 
     pub(super) fn disconnected(&self) {
         self.vrings.forget();
-        self.served.store(false, Ordering::Release);
+        self.serves_no_more();
         if self.connected.swap(false, Ordering::AcqRel) {
             self.changed.signal();
         }
@@ -346,6 +346,11 @@ impl Shared {
             *self.refusal() = None;
             self.changed.signal();
         }
+    }
+
+    /// The backend is gone: that is known before it is counted.
+    pub(super) fn serves_no_more(&self) {
+        self.served.store(false, Ordering::Release);
     }
 
     /// A backend that came does not serve.

@@ -168,6 +168,8 @@ impl Relay {
             State::Greeting(mut greeting) => match greeting.proceed() {
                 Ok(None) => State::Greeting(greeting),
                 Ok(Some(offer)) => self.met(greeting.into_socket(), &offer),
+                // One that dies has a socket for a moment more.
+                Err(End::Gone) => self.failed("it was there, but it disconnected".into()),
                 Err(end) => self.refused(format!("it was there, but {end}")),
             },
             State::Letting(_) if !self.shared.trial_failed() => self.again_or_over(),
@@ -347,7 +349,8 @@ impl Relay {
             Side::Qemu => ("QEMU", &self.shared.qemu_losses),
             Side::Backend => ("the backend", &self.shared.backend_losses),
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        self.shared.serves_no_more();
+        counter.fetch_add(1, Ordering::Release);
         let path = self.source.path().display();
         match &cut.end {
             End::Gone => log::info!("vhost-user {path}: {who} disconnected"),
