@@ -46,6 +46,7 @@ from virtnic.events import Event, Events
 from virtnic.hotplug import Qemu
 from virtnic.memory import Memory
 from virtnic.port import Port
+from virtnic.qemu.limits import descriptors
 from virtnic.recovery import Recovery
 from virtnic.rss import Rss
 
@@ -112,6 +113,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'virtnic' has no attribute {name!r}")
 
 
+@descriptors()
 def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtnic.open
     """Open a port on any QEMU netdev: start a QEMU, plug the NIC in, and start it.
 
@@ -122,7 +124,12 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     ``offload``, ``on_link``, …). ``recover`` goes to both.
     Closing the port ends a QEMU that was started here.
 
-    Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError.
+    A QEMU of its own costs five descriptors and is for this one port: one that is attached to it
+    besides has no messages of its own (``interrupts="intx"``), and the memory that was made for it
+    cannot be given to another QEMU. Many ports are better off on a :class:`Qemu`.
+
+    Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError,
+    OSError where a limit of the system is reached.
     """
     for_memory = {name: options.pop(name) for name in _MEMORY_OPTIONS if name in options}
     for_qemu = {name: options.pop(name) for name in _QEMU_OPTIONS if name in options}

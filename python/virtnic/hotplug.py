@@ -24,6 +24,7 @@ from virtnic.pci import (
 )
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
+from virtnic.qemu.limits import descriptors
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
 from virtnic.vhost_user import Backend
@@ -125,6 +126,7 @@ class Qemu(Machine):
     #: What its devices see; another Qemu can have the same.
     memory: Memory
 
+    @descriptors()
     def __init__(
         self, memory: Memory | None = None, *, recover: bool | Recovery = False, **options: Any
     ) -> None:
@@ -212,6 +214,7 @@ class Qemu(Machine):
         """The device through which QEMU sees the memory."""
         return self._ivshmem
 
+    @descriptors()
     def attach(
         self,
         netdev: Netdev = "user",
@@ -347,11 +350,7 @@ class Qemu(Machine):
                 if chosen == "msix" and backend is None and not handle.queue_vectors:
                     # This QEMU would crash (quirk vhost-user-msix-crash).
                     attachment.interrupts = chosen = "intx"
-                if (
-                    chosen == "msix"
-                    and interrupts is None
-                    and not self._has_vectors(pairs, backend)
-                ):
+                if chosen == "msix" and interrupts is None and self._lacks_vectors(pairs, backend):
                     attachment.interrupts = chosen = "intx"  # QEMU was started for one port
                 wires = self._wiring.connect(attachment, self._take_new(attachment), pairs)
                 port = Port(

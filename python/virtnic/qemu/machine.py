@@ -197,6 +197,7 @@ class Machine(Owner):
                 timeout=self.timeout,
                 gone=lambda patience: process.wait(patience) is not None,
                 why=process.death,
+                on_end=process.disconnected,
             ),
         )
         if before is not None:

@@ -59,11 +59,20 @@ class RunDirectory(Sockets):
         if self.private:
             uninterrupted(self._remove)
             return
+        self._unlink()
+
+    def _unlink(self) -> None:
         for file in (self.qmp, self.qtest, self.shmem, self.firmware):
             file.unlink(missing_ok=True)
 
     def _remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        # By name: to list a directory takes a descriptor, of which there may be none left.
+        with contextlib.suppress(OSError):
+            self._unlink()
+            self.vhost_user().unlink(missing_ok=True)
+            self.path.rmdir()
+        if self.path.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -6,7 +6,7 @@ use crate::time::span;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use virtnic::Error;
 
 /// A child process that dies with this one, even on SIGKILL.
@@ -19,11 +19,6 @@ impl Child {
     #[getter]
     fn pid(&self) -> u32 {
         self.0.pid()
-    }
-
-    /// Return a pidfd: readable when the child has ended.
-    fn fileno(&self) -> RawFd {
-        self.0.pidfd().as_raw_fd()
     }
 
     /// Wait for its end: exit code, or minus the signal; None after the timeout.

@@ -105,12 +105,15 @@ impl Server {
         let mut listening = lock(&self.listening);
         let memory = self.memory.file()?;
         let wait = Arc::new(Wait { wake: EventFd::new()?, over: AtomicBool::new(false) });
+        // A QEMU that is not let in waits, for nothing that anybody would tell: what the first one
+        // takes is set aside here, where its lack is an error.
+        let mut spare = Some(EventFd::new()?);
         let owner = Mode::RUSR | Mode::WUSR;
         let (listener, file) = listen_at(&self.path, "ivshmem", Some(owner))?;
         lock(&self.talk).begin(memory);
         let thread = std::thread::Builder::new().name("virtnic-ivshmem".into()).spawn({
             let (talk, wait) = (Arc::clone(&self.talk), Arc::clone(&wait));
-            move || run(&talk, &listener, &wait)
+            move || run(&talk, &listener, &wait, &mut spare)
         });
         match thread {
             Ok(thread) => {
@@ -379,7 +382,7 @@ impl Client {
 }
 
 /// The thread: nothing in it blocks but the one poll.
-fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait) {
+fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait, spare: &mut Option<EventFd>) {
     let mut accepting = true;
     loop {
         let sockets: Vec<_> = {
@@ -414,6 +417,9 @@ fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait) {
             let at = sockets.iter().position(|(socket, _)| Arc::ptr_eq(socket, &client.socket));
             at.and_then(|at| events.get(at + 2)).is_some_and(|e| !e.is_empty())
         };
+        if knocked {
+            *spare = None;
+        }
         let mut talk = lock(talk);
         talk.clients.retain(|client| {
             !stirred(client) || client.look().map_err(|why| client.farewell(&why)).is_ok()
