@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtnic.qemu import loop
@@ -88,7 +89,7 @@ class _Sockets:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.ours.setblocking(False)
-        self.watch = loop.Watch(where, self.ours.fileno(), lambda: _shared.drain())
+        self.watch = loop.Watch(where, self.ours.fileno(), _shared.drain)
 
     def close(self) -> None:
         self.watch.close()
@@ -153,9 +154,8 @@ class _Shared:
             owner.hear(said)
             return
         starting = [words for words in self._listeners if words.starting]
-        if starting and not _lives(pid):
-            for words in starting:  # whose it was cannot be found any more
-                words.hear(said)
+        if len(starting) == 1 and not _lives(pid):
+            starting[0].hear(said)  # whose it was cannot be found any more
         else:
             kept = self._strangers.setdefault(pid, bytearray())
             kept += said
@@ -205,8 +205,9 @@ def _lives(pid: int) -> bool:
 
 def _parent(pid: int) -> int:
     """Return the parent of a process; 0 where it is gone."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat") as stat:
-        return int(stat.read().rpartition(")")[2].split()[1])  # proc(5): state, parent
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path(f"/proc/{pid}/stat").read_text()
+        return int(status.rpartition(")")[2].split()[1])  # proc(5): state, parent
     return 0
 
 
