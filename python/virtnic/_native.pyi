@@ -648,14 +648,16 @@ class NetPort:
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
-        After that it is readable again once half of the queue is free, or when there is an error.
+        After that it is readable again once half of the queue is free and, where there was none,
+        the memory has a buffer again, or when there is an error.
         Raises ValueError when the port has no interrupts.
         """
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
-        By the transmit interrupt, where the port has interrupts. Where the memory has no free
-        buffer, ``send`` can take nothing all the same. Raises as ``recv``.
+        By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
+        free buffer in the memory, also until there is one, whoever gives it back. Raises as
+        ``recv``.
         """
     @property
     def polling(self) -> float:
@@ -838,10 +840,10 @@ def as_frames(frames: Burst | Iterable[_Frame]) -> Burst | list[Buffer] | tuple[
     (anything that shows or makes bytes), and what an object's ``__bytes__`` raises.
     """
 
-def forward(a: NetPort, b: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+def forward(a: NetPort, b: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
     """Forward between two ports, in both directions; see virtnic.forward."""
 
-def reflect(port: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+def reflect(port: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
     """Send frames back by the port they came from; see virtnic.reflect."""
 
 def drop(port: NetPort, until: _Until) -> dict[str, Any]:

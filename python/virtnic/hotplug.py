@@ -25,6 +25,7 @@ from virtnic.pci import (
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
 from virtnic.qemu.limits import descriptors
+from virtnic.qemu.machine import present
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
 from virtnic.vhost_user import Backend
@@ -139,6 +140,7 @@ class Qemu(Machine):
         self._attachments: list[Attachment] = []
         self._attach_lock = threading.RLock()
         self._feed = Feed()
+        self._wiring: Wiring | None = None
         super().__init__(
             Memory() if memory is None else memory, restartable=bool(recover), **options
         )
@@ -205,9 +207,10 @@ class Qemu(Machine):
     @property
     def ports(self) -> tuple[Port, ...]:
         """The attached ports, in the order in which they came."""
-        with self._attach_lock:
-            there = [a.port for a in self._attachments if a.port is not None and not a.leaving]
-        return tuple(there)
+        # Without the lock of attaching, which is held while QEMU is waited for: a link callback may
+        # ask, in the thread by which QEMU's answers come.
+        there = list(self._attachments)
+        return tuple(a.port for a in there if a.port is not None and not a.leaving)
 
     @property
     def ivshmem(self) -> Function:
@@ -352,7 +355,7 @@ class Qemu(Machine):
                     attachment.interrupts = chosen = "intx"
                 if chosen == "msix" and interrupts is None and self._lacks_vectors(pairs, backend):
                     attachment.interrupts = chosen = "intx"  # QEMU was started for one port
-                wires = self._wiring.connect(attachment, self._take_new(attachment), pairs)
+                wires = present(self._wiring).connect(attachment, self._take_new(attachment), pairs)
                 port = Port(
                     attachment=attachment,
                     memory=self.memory,
@@ -460,13 +463,14 @@ class Qemu(Machine):
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for attachment in going:
             self._let_go(attachment)
+        self._wiring = None  # and with it the eventfds
 
     def _let_go(self, attachment: Attachment) -> None:
         """Undo all that attaching did; what an interruption leaves of it, the next call undoes."""
         attachment.leaving = True
         attachment.undo.run()
         if not attachment.undo:
-            attachment.port = None
+            attachment.port = attachment.farewell = None  # what refers to the port it belongs to
             with contextlib.suppress(ValueError):
                 self._attachments.remove(attachment)
 

@@ -25,6 +25,7 @@ from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, quirks
 from virtnic.qemu.monitor import NobodyListens
 from virtnic.qemu.sockets import Sockets
+from virtnic.teardown import Latch, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,7 +108,7 @@ class SharedDirectory(Sockets):
         """Do nothing: whoever made a socket in it removes it."""
 
 
-class Elsewhere:
+class Elsewhere(Owner):
     """Stands where the process of a QEMU of our own does: its end is that of its QMP socket."""
 
     #: What it says goes to whoever started it.
@@ -116,8 +117,8 @@ class Elsewhere:
     def __init__(self, directory: Path) -> None:
         #: Which it is, for people.
         self.where = f"at {directory}"
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._ended = Latch()
         self._closed = False
         self._callbacks: list[Callable[[QemuDied], object]] = []
 

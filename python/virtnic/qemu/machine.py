@@ -243,7 +243,7 @@ class Machine(Owner):
         place.qmp.unlink(missing_ok=True)
         place.qtest.unlink(missing_ok=True)
         self._clock_runs = False
-        self._launch(_present(self.binary), place)
+        self._launch(present(self.binary), place)
         for callback in self._mourners:
             self.process.on_death(callback)
 
@@ -281,12 +281,12 @@ class Machine(Owner):
     @property
     def qtest(self) -> _native.QTest:
         """The QTest connection."""
-        return _present(self._qtest)
+        return present(self._qtest)
 
     @property
     def monitor(self) -> Monitor:
         """The QMP connection."""
-        return _present(self._monitor)
+        return present(self._monitor)
 
     @property
     def process(self) -> Process | Elsewhere:
@@ -403,7 +403,7 @@ class Machine(Owner):
         ``eject`` lets go of what is in a slot of the root bus: see :meth:`remove_nic`.
         Raises QemuError, QemuDied, TimeoutError.
         """
-        shared, server = _present(self.shared), _present(self._server)
+        shared, server = present(self.shared), present(self._server)
         for left in self._nics.all():
             _log.info("removing %s, which another program left", left.id)
             self._nics.remove(left, functools.partial(eject, left.slot), self.timeout)
@@ -493,9 +493,11 @@ class Machine(Owner):
     def __del__(self) -> None:
         if getattr(self, "_is_over", True) or self._is_forked:
             return
-        if not self._closed:
-            self._warn_unclosed()
-        close_later(self.close)
+        try:
+            if not self._closed:
+                self._warn_unclosed()  # which may be an error
+        finally:
+            close_later(self.close)
 
     def __repr__(self) -> str:
         process = self._process
@@ -509,7 +511,8 @@ def _one_of(name: str, value: object, literal: Any) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
-def _present(part: T | None) -> T:
+def present(part: T | None) -> T:
+    """Return a part that is there until all is closed. Raises QemuError."""
     if part is None:
         raise QemuError("this QEMU is closed")
     return part

@@ -18,6 +18,7 @@ from virtnic.qemu import command, quirks
 from virtnic.qemu.monitor import understanding
 from virtnic.qemu.netdev import Spec
 from virtnic.qemu.schema import Schema, convert
+from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,7 +87,7 @@ class Nics:
         self._schemas = {} if binary is None else _schemas
         self._property_types = {} if binary is None else _property_types
         self._stderr = stderr
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._count = 0
         self._machine = machine
         self._behind_port = machine == "q35"
@@ -249,7 +250,7 @@ class Nics:
     def _unplug(self, device: str, eject: Callable[[], object] | None, timeout: float) -> bool:
         """Remove a device; False when nobody ejects it. One that is gone is removed already."""
         deadline = time.monotonic() + timeout
-        deleted = threading.Event()
+        deleted = Latch()
 
         def seen(event: Event) -> None:
             if event["data"].get("device") == device:

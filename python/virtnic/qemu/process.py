@@ -16,7 +16,7 @@ from virtnic.errors import QemuDied, QemuNotFound
 from virtnic.qemu import loop
 from virtnic.qemu.find import INSTALL
 from virtnic.qemu.words import Words
-from virtnic.teardown import uninterrupted
+from virtnic.teardown import Owner, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,13 +27,13 @@ _log = logging.getLogger(__name__)
 _LOOKS = 0.001, 0.2
 
 
-class Process:
+class Process(Owner):
     """A QEMU that is started here. It dies with us, even when we are killed."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
         self._callbacks: list[Callable[[QemuDied], object]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._close_lock = threading.RLock()
         self._reported = False
         self._words = Words()

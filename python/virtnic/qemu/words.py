@@ -101,7 +101,8 @@ class _Shared:
     """Who listens. The loop's thread drains, so nobody waits for it with the lock held."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Of the kind that a signal handler may take in the middle of a call of the same thread.
+        self._lock = threading.RLock()
         self._sockets: _Sockets | None = None
         self._listeners: set[Words] = set()
         #: By the number of a process: that of QEMU or its wrapper, those that were found since.

@@ -2,6 +2,7 @@
 
 use crate::burst::Burst;
 use crate::errors::{QemuDied, to_py};
+use crate::eventfd::wait_in_slices;
 use crate::given::Given;
 use crate::offload::Says;
 use crate::port::NetPort;
@@ -10,14 +11,11 @@ use crate::views::Bytes;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use virtnic::net::{FrameBuffer, FrameSource, Offload, PortStats, QueuePair, SendStop, Wake};
 
 /// More frames than this at once are a mistake.
 const MAX_BURST: i64 = 65_536;
-
-/// The longest that a wait goes without a look at Python's signals.
-const SIGNAL_SLICE: Duration = Duration::from_millis(100);
 
 /// The exception of an error of the core. That QEMU died is explained by the subclass, which
 /// knows the process: how it ended, and its last words.
@@ -37,21 +35,21 @@ pub(crate) fn send(
     offload: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<usize> {
     if let Ok(burst) = frames.cast::<Burst>() {
-        let mut burst = burst.get().lock();
-        let (queued, stop) = match offload {
-            None => pair.send_burst(&mut burst).map(|sent| (sent, None)),
-            Some(offload) => {
-                // Reading it runs Python code, which may use the burst.
-                let count = burst.len();
-                drop(burst);
-                let says = Says::of(offload, count)?;
-                burst = frames.cast::<Burst>()?.get().lock();
-                pair.send_burst_as(&mut burst, &|index| says.at(index))
-            }
-        }
-        .map_err(|error| raise(port, error))?;
-        let left = !burst.is_empty();
-        drop(burst);
+        let (py, burst) = (port.py(), burst.get());
+        // Reading it runs Python code, which may use the burst, and so may that of an exception.
+        let says = match offload {
+            None => None,
+            Some(offload) => Some(Says::of(offload, burst.lock(py).len())?),
+        };
+        let (sent, left) = {
+            let mut burst = burst.lock(py);
+            let sent = match &says {
+                None => pair.send_burst(&mut burst).map(|sent| (sent, None)),
+                Some(says) => pair.send_burst_as(&mut burst, &|index| says.at(index)),
+            };
+            (sent, !burst.is_empty())
+        };
+        let (queued, stop) = sent.map_err(|error| raise(port, error))?;
         if let Some(SendStop::BadFrame(why)) = stop {
             return Err(bad_frame(frames.py(), &why, queued)?);
         }
@@ -103,29 +101,16 @@ pub(crate) fn recv(
     Ok(Burst::new(burst))
 }
 
-/// Waits until half of the transmit queue is free, looking at Python's signals now and then.
+/// Waits until half of the transmit queue is free.
 pub(crate) fn wait_writable(
     port: &Bound<'_, NetPort>,
     pair: &QueuePair,
     timeout: Option<f64>,
 ) -> PyResult<bool> {
-    let py = port.py();
-    let timeout = span(timeout)?;
-    let start = Instant::now();
-    loop {
-        let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-        // In slices: a signal may have been delivered to another thread.
-        let slice = left.map_or(SIGNAL_SLICE, |left| left.min(SIGNAL_SLICE));
-        let wake = py.detach(|| pair.wait_writable(Some(slice)));
-        match wake.map_err(|error| raise(port, error))? {
-            Wake::Ready => return Ok(true),
-            Wake::Timeout if left == Some(slice) => return Ok(false),
-            Wake::Timeout | Wake::Signal => {
-                port.get().look_after(port.py()).map_err(|error| raise(port, error))?;
-                py.check_signals()?;
-            }
-        }
-    }
+    let found = wait(port, timeout, |slice| {
+        Ok((pair.wait_writable(Some(slice))? == Wake::Ready).then_some(()))
+    })?;
+    Ok(found.is_some())
 }
 
 pub(crate) fn stats(py: Python<'_>, stats: PortStats) -> PyResult<Bound<'_, PyDict>> {
@@ -154,34 +139,30 @@ pub(crate) fn xstats<'py>(
     Ok(dict)
 }
 
-/// Waits for the first frames, looking at Python's signals now and then.
+/// Waits for the first frames.
 fn recv_waiting(
-    slf: &Bound<'_, NetPort>,
+    port: &Bound<'_, NetPort>,
     pair: &QueuePair,
     maximum: usize,
     timeout: Option<f64>,
     burst: &mut virtnic::net::Burst,
 ) -> PyResult<()> {
-    let py = slf.py();
-    let timeout = span(timeout)?;
-    let start = Instant::now();
-    loop {
-        let (wake, received) = py
-            .detach(|| {
-                let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-                let wake = pair.wait(left)?;
-                Ok((wake, pair.recv(maximum, burst)?))
-            })
-            .map_err(|error| raise(slf, error))?;
-        if received > 0 || wake == Wake::Timeout {
-            return Ok(());
-        }
-        slf.get().look_after(py).map_err(|error| raise(slf, error))?;
-        py.check_signals()?;
-        if timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
-            return Ok(());
-        }
-    }
+    wait(port, timeout, |slice| {
+        pair.wait(Some(slice))?;
+        Ok((pair.recv(maximum, burst)? > 0).then_some(()))
+    })?;
+    Ok(())
+}
+
+/// Waits for a queue in slices: see [`wait_in_slices`].
+fn wait(
+    port: &Bound<'_, NetPort>,
+    timeout: Option<f64>,
+    ready: impl FnMut(Duration) -> virtnic::Result<Option<()>> + Send,
+) -> PyResult<Option<()>> {
+    let py = port.py();
+    let look = || port.get().look_after(py);
+    wait_in_slices(py, span(timeout)?, ready, |error| raise(port, error), look)
 }
 
 /// Tells how far a failed `send` came: the attribute `queued`.

@@ -23,7 +23,7 @@ impl TxQueue {
     #[cold]
     #[inline(never)]
     pub(super) fn send_on(&mut self, burst: &mut Burst) -> Result<usize> {
-        self.release_jumbos()?;
+        self.release()?;
         let room = self.room()?;
         let (from, to) = (burst.headers(), self.common.header_len);
         let mut ready = Burst::new(self.common.pool.clone());
@@ -63,7 +63,7 @@ impl TxQueue {
     /// Sends a burst's frames with what the caller says of them, as many as fit; these leave the
     /// burst. Stops at the first that cannot be sent so.
     fn send_as(&mut self, burst: &mut Burst, says: Says<'_>) -> Result<(usize, Option<Refusal>)> {
-        self.release_jumbos()?;
+        self.release()?;
         let room = self.room()?.min(burst.len());
         let mut stop = None;
         let mut count = 0;
@@ -133,9 +133,14 @@ impl QueuePair {
             return Ok((0, Some(SendStop::NoBuffer)));
         }
         let mut tx = self.transmit()?;
-        let (sent, stop) = tx.send_as(burst, says).map_err(|error| self.device.note(error))?;
-        if stop.is_none() && !burst.is_empty() {
+        let sent = tx.send_as(burst, says);
+        let in_part = sent.as_ref().is_ok_and(|(_, stop)| stop.is_none()) && !burst.is_empty();
+        if in_part {
             self.sent_in_part(&mut tx);
+        }
+        drop(tx);
+        let (sent, stop) = sent.map_err(|error| self.device.note(error))?;
+        if in_part {
             return Ok((sent, Some(SendStop::RingFull)));
         }
         Ok((sent, stop.map(|why| SendStop::BadFrame(why.to_string()))))
