@@ -104,8 +104,7 @@ def test_an_attached_port_costs_three(qemu_command: str) -> None:
             # Vectors that are given back are the next port's.
             for port in ports[:2]:
                 port.close()
-            for _ in range(2):
-                ports.append(qemu.attach("user"))
+            ports += [qemu.attach("user") for _ in range(2)]
             assert count() - before == QEMU + 5 * ATTACHED
         del ports, port, qemu
         assert count() == before
