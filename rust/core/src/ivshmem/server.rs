@@ -98,12 +98,13 @@ impl Server {
     /// were connected before are gone.
     ///
     /// # Errors
-    /// [`Error::Os`], [`Error::Invalid`] (the path, or a memory whose file was closed).
+    /// [`Error::Os`], [`Error::Invalid`] (the path, or a memory whose file was closed),
+    /// [`Error::Closed`] in a forked child.
     pub fn listen(&self) -> Result<()> {
         self.home.check("the ivshmem server")?;
         self.stop_listening();
         let mut listening = lock(&self.listening);
-        let memory = self.memory.file()?;
+        let memory = self.memory.share()?;
         let wait = Arc::new(Wait { wake: EventFd::new()?, over: AtomicBool::new(false) });
         // A QEMU that is not let in waits, for nothing that anybody would tell: what the first one
         // takes is set aside here, where its lack is an error.
