@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic._native import EventFd, PortClosed, QemuDied, QemuError
 from virtnic.events import Event, Events, Feed, tell_link
+from virtnic.limits import descriptors
 from virtnic.memory import Memory
 from virtnic.pci import (
     Function,
@@ -24,7 +25,6 @@ from virtnic.pci import (
 )
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
-from virtnic.qemu.limits import descriptors
 from virtnic.qemu.machine import present
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
@@ -341,15 +341,19 @@ class Qemu(Machine):
                         interrupts=chosen != "none",
                         shared=self.shared,
                         recover=recover,
+                        # A backend that hangs is let go before it is QEMU that seems to.
+                        patience=self.timeout / 2.0,
                     )
                     spec = backend.spec
+                    queue_size = queue_size or backend.queue_size
                 device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
                 if legacy:
                     device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
                 device.update(properties or {})
                 attachment.spec, attachment.properties = spec, device
                 undo.add(functools.partial(self._unplug, attachment))
-                handle = self.add_nic(spec, device, attachment.plugging)
+                made = () if backend is None else (backend.expect_netdev(),)
+                handle = self.add_nic(spec, device, attachment.plugging, *made)
                 if chosen == "msix" and backend is None and not handle.queue_vectors:
                     # This QEMU would crash (quirk vhost-user-msix-crash).
                     attachment.interrupts = chosen = "intx"
@@ -392,6 +396,7 @@ class Qemu(Machine):
                     self._feed.watch_backend(port, backend, self.monitor.loop)
                 attachment.port = port
             except BaseException:
+                attachment.leaving = True
                 self._let_go(attachment)
                 raise
         return port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shlex
 import signal
 import threading
@@ -12,8 +13,8 @@ import weakref
 from typing import TYPE_CHECKING
 
 from virtnic import _native
-from virtnic.errors import QemuDied, QemuNotFound
-from virtnic.qemu import loop
+from virtnic.errors import QemuDied, QemuError, QemuNotFound
+from virtnic.qemu import environment, loop
 from virtnic.qemu.find import INSTALL
 from virtnic.qemu.words import Words
 from virtnic.teardown import Owner, uninterrupted
@@ -28,7 +29,10 @@ _LOOKS = 0.001, 0.2
 
 
 class Process(Owner):
-    """A QEMU that is started here. It dies with us, even when we are killed."""
+    """A QEMU that is started here.
+
+    It dies with us, even when we are killed, or run as another user by then.
+    """
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
@@ -36,10 +40,12 @@ class Process(Owner):
         self._lock = threading.RLock()
         self._close_lock = threading.RLock()
         self._reported = False
+        self._verdict: str | None = None
         self._words = Words()
         self._child: _native.Child | None = None
         self._status: int | None = None
-        self.pid = 0  #: of QEMU, or of the command that wraps it
+        self._ask: weakref.WeakMethod[Callable[[], object]] | None = None
+        self._pid: int | None = None
         self._hold = loop.Hold()
         self._where: loop.LoopThread | None = None
 
@@ -48,10 +54,10 @@ class Process(Owner):
         self._where = where = self._hold.take()
         stderr = uninterrupted(lambda: self._words.open(where))
         try:
-            self._child = child = _native.spawn(self.argv, stderr)
+            self._child = child = _native.spawn(self.argv, environment.for_qemu(), stderr)
         except FileNotFoundError as error:
             raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
-        self.pid = child.pid
+        self._pid = child.pid
         self._words.belong_to(child.pid)
 
     def disconnected(self) -> None:
@@ -61,9 +67,16 @@ class Process(Owner):
             self._where.begin(_watch_end(weakref.ref(self)))
 
     @property
+    def pid(self) -> int:
+        """Its number: of QEMU, or of the command that wraps it."""
+        if self._pid is None:
+            raise QemuError("this QEMU was not started")  # a signal to 0 would reach ourselves
+        return self._pid
+
+    @property
     def where(self) -> str:
         """Which it is, for people."""
-        return f"pid {self.pid}"
+        return f"pid {self._pid}"
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end: exit status, or minus the signal; None after the timeout."""
@@ -87,7 +100,9 @@ class Process(Owner):
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
         status = self.wait(patience)
-        if status is None:
+        if self._verdict is not None:
+            how = f"QEMU (pid {self.pid}) {self._verdict}, and was killed"
+        elif status is None:
             how = f"QEMU (pid {self.pid}) closed its socket but still runs"
         elif status < 0:
             how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
@@ -106,6 +121,13 @@ class Process(Owner):
                 return
         callback(QemuDied(self.death()))
 
+    def condemn(self, why: str) -> None:
+        """End one that hangs: ``why`` goes into what is said of its death."""
+        child = self._child
+        if child is not None and self.alive:
+            self._verdict = why
+            child.kill()
+
     def bury(self, grace: float = 1.0) -> None:
         """See it end, by SIGKILL after ``grace`` seconds, and tell those who want to know."""
         if self.wait(grace) is None and self._child is not None:
@@ -113,25 +135,40 @@ class Process(Owner):
             self.wait(5.0)
         self._on_exit()
 
+    def asked_by(self, ask: Callable[[], object]) -> None:
+        """Know how to ask it to end, a method of its monitor: for when we may not signal it."""
+        self._ask = weakref.WeakMethod(ask)
+
     def close(self, grace: float = 1.0) -> None:
-        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call finishes the first."""
+        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call finishes the first.
+
+        One that runs as another user than we do by now is asked instead. Raises QemuError
+        where it does not listen: it stays until our process ends.
+        """
         with self._lock:
             self._reported = True
             self._callbacks.clear()
         with self._close_lock:
             child = self._child
             if child is not None:
-                child.terminate()
-                self._status = child.wait(grace)
-                if self._status is None:
-                    _log.warning(
-                        "QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace
-                    )
-                    child.kill()
-                    self._status = child.wait(5.0)
+                self._end(child, grace)
             uninterrupted(self._words.close)
             self._child = None
             self._hold.release()
+
+    def _end(self, child: _native.Child, grace: float) -> None:
+        ask = self._ask and self._ask()
+        if not child.terminate() and ask is not None:
+            ask()
+        self._status = child.wait(grace)
+        if self._status is None and child.kill():
+            _log.warning("QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace)
+            self._status = child.wait(5.0)
+        if self._status is None:
+            raise QemuError(
+                f"QEMU (pid {self.pid}) still runs: it does not answer, and user {os.geteuid()}, "
+                "as whom we run by now, may not kill it; it ends with this process"
+            )
 
     def _on_exit(self) -> None:
         with self._lock:
@@ -148,7 +185,7 @@ class Process(Owner):
                 _log.exception("a callback for the death of QEMU failed")
 
     def __repr__(self) -> str:
-        return f"<Process {self.pid}: {shlex.join(self.argv[:1])}>"
+        return f"<Process {self._pid}: {shlex.join(self.argv[:1])}>"
 
 
 async def _watch_end(weak: weakref.ref[Process]) -> None:

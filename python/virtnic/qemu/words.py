@@ -32,6 +32,12 @@ _STRANGERS = 16
 _ANCESTORS = 8
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 _MESSAGE = 65536
+#: How QEMU begins what it warns of (its ``warn_report``), after its name; errors end it, or come as
+#: the answer to a command.
+_WARNING = ": warning: "
+# What any QEMU of ours has warned of, which the next one will too; after so many it is enough.
+_WARNINGS = 100
+_warned: set[str] = set()
 
 
 class Words:
@@ -39,6 +45,8 @@ class Words:
 
     def __init__(self) -> None:
         self._kept = bytearray()
+        #: The beginning of a line whose end is yet to come.
+        self._line = ""
         #: Bytes that came since :meth:`mark`.
         self._fresh = 0
         #: Whether those that nobody can be found for may be its own.
@@ -54,10 +62,22 @@ class Words:
 
     def hear(self, said: bytes) -> None:
         """Keep what was said."""
-        _log.debug("QEMU: %s", said.decode(errors="replace").rstrip())
+        self._log(said.decode(errors="replace"))
         self._kept += said
         self._fresh += len(said)
         del self._kept[:-_KEPT]
+
+    def _log(self, text: str) -> None:
+        """Log it line by line; what QEMU warns of is for the user, who is told once."""
+        *lines, self._line = (self._line + text).split("\n")
+        if len(self._line) > _KEPT:
+            lines, self._line = [*lines, self._line], ""
+        for line in lines:
+            new = line not in _warned and len(_warned) < _WARNINGS
+            warning = new and _WARNING in line
+            if warning:
+                _warned.add(line)
+            _log.log(logging.WARNING if warning else logging.DEBUG, "QEMU: %s", line.rstrip())
 
     def text(self) -> str:
         """Return all that is kept."""
