@@ -329,6 +329,7 @@ def test_files_and_sockets_stay(qemu_command: str, scratch: Path) -> None:
         1 << 20, pages=4096, directory="/dev/shm", buffer_size=2048, jumbo_buffers=0
     )
     server = _native.IvshmemServer(os.fspath(scratch / "shmem.sock"), memory)
+    server.listen()
     event = server.take_vector()[2]
     event.signal()
     path = memory.path

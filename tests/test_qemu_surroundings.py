@@ -19,7 +19,7 @@ import pytest
 import virtnic
 from peers.testpmd import Testpmd
 from virtnic.errors import QemuNotFound
-from virtnic.qemu import environment, find, find_qemu, patched, process, quirks, rundir
+from virtnic.qemu import environment, find, find_qemu, patched, process, quirks, rundir, words
 
 #: Characters that some shell, format or option syntax gives a meaning to, and one past ASCII.
 ODD = "lr=0.1,b c %s é'\"$x"
@@ -507,13 +507,13 @@ class TestWarnings:
 
     @pytest.fixture(autouse=True)
     def _untold(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(process, "_warned", set())
+        monkeypatch.setattr(words, "_warned", set())
 
     def test_they_are_logged_once(
         self, small: virtnic.Memory, qemu_command: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         nobody = ("-netdev", "user,id=alone")  # "warning: netdev alone has no peer"
-        caplog.set_level(logging.WARNING, "virtnic.qemu.process")
+        caplog.set_level(logging.WARNING, "virtnic.qemu.words")
         for _ in range(2):
             with virtnic.Qemu(small, accel="tcg", extra=nobody) as qemu:
                 deadline = time.monotonic() + 10.0
@@ -524,16 +524,10 @@ class TestWarnings:
         assert all(line.startswith("QEMU: ") for line in warned)
 
     def test_a_line_may_come_in_parts(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.DEBUG, "virtnic.qemu.process")
-        stderr = process._Stderr()
-        stderr.open()
-        assert stderr.writer is not None
-        try:
-            for part in (b"qemu: warn", b"ing: one\nqemu: two\nqemu: warning: one\n"):
-                stderr.writer.write(part)
-                stderr.drain()
-        finally:
-            stderr.close()
+        caplog.set_level(logging.DEBUG, "virtnic.qemu.words")
+        said = words.Words()
+        for part in (b"qemu: warn", b"ing: one\nqemu: two\nqemu: warning: one\n"):
+            said.hear(part)
         assert [(record.levelname, record.message) for record in caplog.records] == [
             ("WARNING", "QEMU: qemu: warning: one"),
             ("DEBUG", "QEMU: qemu: two"),

@@ -31,6 +31,7 @@ from virtnic.errors import (
     QemuNotFound,
     VirtnicError,
 )
+from virtnic.limits import descriptors
 
 if TYPE_CHECKING:
     from virtnic import aio
@@ -151,6 +152,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LATER})
 
 
+@descriptors()
 def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtnic.open
     """Open a port on any QEMU netdev: start a QEMU, plug the NIC in, and start it.
 
@@ -161,7 +163,12 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     ``offload``, ``on_link``, …). ``recover`` goes to both.
     Closing the port ends a QEMU that was started here.
 
-    Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError.
+    A QEMU of its own costs five descriptors and is for this one port: one that is attached to it
+    besides has no messages of its own (``interrupts="intx"``), and the memory that was made for it
+    cannot be given to another QEMU. Many ports are better off on a :class:`Qemu`.
+
+    Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError,
+    OSError where a limit of the system is reached.
     """
     from virtnic.hotplug import Qemu
     from virtnic.memory import Memory

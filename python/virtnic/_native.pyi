@@ -352,8 +352,6 @@ class Child:
     @property
     def pid(self) -> int:
         """Its process id."""
-    def fileno(self) -> int:
-        """Return a pidfd: readable when the child has ended."""
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end: exit code, or minus the signal; None after the timeout."""
     def terminate(self) -> bool:

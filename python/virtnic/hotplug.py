@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic._native import EventFd, PortClosed, QemuDied, QemuError
 from virtnic.events import Event, Events, Feed, tell_link
+from virtnic.limits import descriptors
 from virtnic.memory import Memory
 from virtnic.pci import (
     Function,
@@ -126,6 +127,7 @@ class Qemu(Machine):
     #: What its devices see; another Qemu can have the same.
     memory: Memory
 
+    @descriptors()
     def __init__(
         self, memory: Memory | None = None, *, recover: bool | Recovery = False, **options: Any
     ) -> None:
@@ -215,6 +217,7 @@ class Qemu(Machine):
         """The device through which QEMU sees the memory."""
         return self._ivshmem
 
+    @descriptors()
     def attach(
         self,
         netdev: Netdev = "user",

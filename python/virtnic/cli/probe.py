@@ -251,8 +251,9 @@ def _capability_text(found: dict[str, Any]) -> str:
         if "notify_multiplier" in found:
             words += f", multiplier {found['notify_multiplier']}"
     elif "vectors" in found:
+        count = found["vectors"]
         words += (
-            f", {found['vectors']} vectors, table in BAR {found['table_bar']} "
+            f", {count} vector{'' if count == 1 else 's'}, table in BAR {found['table_bar']} "
             f"at {found['table_offset']:#x}"
         )
     elif "port_type" in found:

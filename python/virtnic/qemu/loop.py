@@ -15,6 +15,7 @@ import os
 import select
 import selectors
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -179,7 +180,8 @@ class LoopThread:
                 pass
         if self._failure is not None:
             self.ending = True
-            raise self._failure.with_traceback(None)
+            # Another one each time: what is kept shall keep no frames.
+            raise type(self._failure)(*self._failure.args)
 
     def _run(self) -> None:
         # The program's signals are for its own threads, where it may wait for them.
@@ -190,9 +192,12 @@ class LoopThread:
         self._ident, self._thread = threading.get_ident(), threading.current_thread()
         try:
             self._selector = selectors.EpollSelector()
+            # An event loop that gets no socket pair of its own complains when it is collected.
+            for end in socket.socketpair():
+                end.close()
             self._loop = asyncio.SelectorEventLoop(self._selector)
         except BaseException as error:
-            self._failure = error
+            self._failure = error.with_traceback(None)
             if self._selector is not None:
                 self._selector.close()
             return

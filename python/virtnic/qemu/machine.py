@@ -177,7 +177,7 @@ class Machine(Owner):
             firmware=place.firmware,
             memory_size=self.memory.size,
             shmem_socket=place.shmem if self._server is not None else None,
-            memory_path=self.memory.path or f"/proc/{os.getpid()}/fd/{self.memory.fileno()}",
+            memory_path=_path_of(self.memory) if self._server is None else None,
             sandbox=self.sandbox,
             extra=extra,
         )
@@ -203,6 +203,7 @@ class Machine(Owner):
                 timeout=self.timeout,
                 gone=lambda patience: process.wait(patience) is not None,
                 why=process.death,
+                on_end=process.disconnected,
                 on_hang=process.condemn,
             ),
         )
@@ -525,6 +526,11 @@ class Machine(Owner):
         process = self._process
         state = "closed" if self._closed else process.where if process else "starting"
         return f"<{type(self).__name__} {self.machine} {state}>"
+
+
+def _path_of(memory: _native.Memory) -> str:
+    """Return where a process that we start can open the memory's file."""
+    return memory.path or f"/proc/{os.getpid()}/fd/{memory.fileno()}"
 
 
 def _one_of(name: str, value: object, literal: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import io
 import logging
 import os
 import shlex
@@ -16,6 +16,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import environment, loop
 from virtnic.qemu.find import INSTALL
+from virtnic.qemu.words import Words
 from virtnic.teardown import Owner, uninterrupted
 
 if TYPE_CHECKING:
@@ -23,92 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Bytes of stderr that are kept.
-_STDERR_KEPT = 16 * 1024
-#: How QEMU begins what it warns of (its ``warn_report``), after its name; errors end it, or come as
-#: the answer to a command.
-_WARNING = ": warning: "
-# What any QEMU of ours has warned of, which the next one will too; after so many it is enough.
-_WARNINGS = 100
-_warned: set[str] = set()
-
-
-class _Stderr:
-    """The reading end of a pipe, emptied into a bounded buffer.
-
-    Its ends are file objects: a number that was closed could be another descriptor's by the next
-    call. They are made and closed where nobody is interrupted between two steps.
-    """
-
-    def __init__(self) -> None:
-        self._reader: io.FileIO | None = None
-        self.writer: io.FileIO | None = None
-        self._kept = bytearray()
-        #: The beginning of a line whose end is yet to come.
-        self._line = ""
-        #: Bytes that came since :meth:`mark`.
-        self._fresh = 0
-        self._lock = threading.RLock()
-
-    def open(self) -> None:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        self._reader, self.writer = io.FileIO(reader), io.FileIO(writer, "w")
-        os.set_blocking(reader, False)
-
-    def fileno(self) -> int:
-        assert self._reader is not None
-        return self._reader.fileno()
-
-    def close_writer(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-    def drain(self) -> bool:
-        """Take what is there; False at the end."""
-        with self._lock:
-            while self._reader is not None and not self._reader.closed:
-                chunk = self._reader.read(65536)
-                if chunk is None:
-                    return True
-                if not chunk:
-                    return False
-                self._log(chunk.decode(errors="replace"))
-                self._kept += chunk
-                self._fresh += len(chunk)
-                del self._kept[:-_STDERR_KEPT]
-            return False
-
-    def _log(self, text: str) -> None:
-        """Log it line by line; what QEMU warns of is for the user, who is told once."""
-        *lines, self._line = (self._line + text).split("\n")
-        if len(self._line) > _STDERR_KEPT:
-            lines, self._line = [*lines, self._line], ""
-        for line in lines:
-            new = line not in _warned and len(_warned) < _WARNINGS
-            warning = new and _WARNING in line
-            if warning:
-                _warned.add(line)
-            _log.log(logging.WARNING if warning else logging.DEBUG, "QEMU: %s", line.rstrip())
-
-    def text(self) -> str:
-        self.drain()
-        return self._kept.decode(errors="replace")
-
-    def mark(self) -> None:
-        self.drain()
-        self._fresh = 0
-
-    def since_mark(self) -> str:
-        self.drain()
-        old = max(0, len(self._kept) - self._fresh)
-        return self._kept[old:].decode(errors="replace")
-
-    def close(self) -> None:
-        self.close_writer()
-        self.drain()
-        with self._lock:
-            if self._reader is not None:
-                self._reader.close()
+#: Seconds between two looks at a QEMU that has closed its socket, at first and at last.
+_LOOKS = 0.001, 0.2
 
 
 class Process(Owner):
@@ -124,33 +41,30 @@ class Process(Owner):
         self._close_lock = threading.RLock()
         self._reported = False
         self._verdict: str | None = None
-        self._stderr = _Stderr()
+        self._words = Words()
         self._child: _native.Child | None = None
         self._status: int | None = None
         self._ask: weakref.WeakMethod[Callable[[], object]] | None = None
         self._pid: int | None = None
         self._hold = loop.Hold()
-        self._watches: list[loop.Watch] = []
+        self._where: loop.LoopThread | None = None
 
     def start(self) -> None:
         """Start it. Raises QemuNotFound, OSError. Whoever is interrupted closes it."""
-        uninterrupted(self._stderr.open)
-        assert self._stderr.writer is not None
+        self._where = where = self._hold.take()
+        stderr = uninterrupted(lambda: self._words.open(where))
         try:
-            self._child = child = _native.spawn(
-                self.argv, environment.for_qemu(), self._stderr.writer.fileno()
-            )
+            self._child = child = _native.spawn(self.argv, environment.for_qemu(), stderr)
         except FileNotFoundError as error:
             raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
-        self._stderr.close_writer()
         self._pid = child.pid
-        where = self._hold.take()
-        # The loop must not keep us alive: an abandoned QEMU has to go with its owner.
-        ended = loop.Watch(where, child.fileno(), _weak(self._on_exit))
-        readable = loop.Watch(where, self._stderr.fileno(), _weak(self._on_stderr))
-        self._watches = [readable, ended]
-        readable.begin()
-        ended.begin()
+        self._words.belong_to(child.pid)
+
+    def disconnected(self) -> None:
+        """Tell of its end once it has come: it closed a socket. In the loop's thread."""
+        if self._where is not None:
+            # The task must not keep us alive: an abandoned QEMU has to go with its owner.
+            self._where.begin(_watch_end(weakref.ref(self)))
 
     @property
     def pid(self) -> int:
@@ -177,11 +91,11 @@ class Process(Owner):
     @property
     def stderr(self) -> str:
         """The last 16 KiB that QEMU wrote to stderr."""
-        return self._stderr.text()
+        return self._words.text()
 
     def started(self) -> None:
         """Take what it said so far for its first words; its last ones are yet to come."""
-        self._stderr.mark()
+        self._words.mark()
 
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
@@ -194,7 +108,7 @@ class Process(Owner):
             how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
         else:
             how = f"QEMU (pid {self.pid}) ended with exit status {status}"
-        words = [line for line in self._stderr.since_mark().splitlines() if line.strip()][-4:]
+        words = [line for line in self._words.since_mark().splitlines() if line.strip()][-4:]
         if words:
             return f"{how}; it said: " + " | ".join(words)
         return f"{how} and said nothing"
@@ -238,10 +152,8 @@ class Process(Owner):
             child = self._child
             if child is not None:
                 self._end(child, grace)
-            for watch in self._watches:
-                watch.close()
-            uninterrupted(self._stderr.close)
-            self._child = None  # and with it the pidfd
+            uninterrupted(self._words.close)
+            self._child = None
             self._hold.release()
 
     def _end(self, child: _native.Child, grace: float) -> None:
@@ -258,14 +170,7 @@ class Process(Owner):
                 "as whom we run by now, may not kill it; it ends with this process"
             )
 
-    def _on_stderr(self) -> None:
-        if not self._stderr.drain():
-            for readable in self._watches[:1]:
-                readable.close()
-
     def _on_exit(self) -> None:
-        for ended in self._watches[1:]:
-            ended.close()
         with self._lock:
             if self._reported:
                 return
@@ -283,16 +188,16 @@ class Process(Owner):
         return f"<Process {self._pid}: {shlex.join(self.argv[:1])}>"
 
 
-def _weak(method: Callable[[], None]) -> Callable[[], None]:
-    """Return what calls a method of an object that it does not keep alive."""
-    weak = weakref.WeakMethod(method)
-
-    def call() -> None:
-        target = weak()
-        if target is not None:
-            target()
-
-    return call
+async def _watch_end(weak: weakref.ref[Process]) -> None:
+    """Look again and again whether it has ended: no descriptor is kept for that."""
+    pause, most = _LOOKS
+    while (process := weak()) is not None:
+        if not process.alive:
+            process._on_exit()
+            return
+        del process
+        await asyncio.sleep(pause)
+        pause = min(2.0 * pause, most)
 
 
 def _signal_name(number: int) -> str:

@@ -21,8 +21,9 @@ use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags, RawDir, open};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, getppid, kill_process_group,
-    pidfd_open, pidfd_send_signal, set_parent_process_death_signal, waitid,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getpid, getppid, getrlimit,
+    kill_process, kill_process_group, pidfd_open, set_parent_process_death_signal, setrlimit,
+    waitid,
 };
 use std::ffi::{CString, OsString};
 use std::mem::MaybeUninit;
@@ -32,13 +33,15 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lifeline::Lifeline;
 
 /// How long a dropped child may take to die; a process in an uninterruptible system
 /// call can take longer, and is left to the kernel then.
 const REAP: Duration = Duration::from_secs(5);
+/// How often a child is looked at where there is no descriptor to wait with.
+const LOOK: Duration = Duration::from_millis(5);
 /// The exit code reported when somebody else reaped the child.
 const UNKNOWN: i32 = 255;
 
@@ -102,9 +105,8 @@ fn elsewhere(what: &str) -> Error {
 pub struct Child {
     home: Home,
     pid: Pid,
-    pidfd: OwnedFd,
-    /// Its end, once it was reaped. Signals are sent with the lock held and only before
-    /// that, so they reach nobody else.
+    /// Its end, once it was reaped. Until then its number is nobody else's; signals are sent
+    /// with the lock held and only before that.
     end: Mutex<Option<i32>>,
 }
 
@@ -195,6 +197,7 @@ fn start(
         }
         keep_standard_streams();
         close_others_on_exec();
+        raise_limit();
         if let Some(name) = &lifeline {
             lifeline::hold(name);
         }
@@ -205,17 +208,8 @@ fn start(
     // are allowed: it makes system calls, and neither allocates nor locks.
     unsafe { command.pre_exec(prepare) };
     let what = || format!("starting {}", program.to_string_lossy());
-    let mut child = command.spawn().map_err(|e| Error::os(what(), e))?;
-    let pid = Pid::from_child(&child);
-    // The number is still the child's: nobody has reaped it.
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Child { home: Home::here(), pid, pidfd, end: Mutex::new(None) }),
-        Err(e) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(Error::os(format!("{}: opening a pidfd (Linux 5.3)", what()), e))
-        }
-    }
+    let child = command.spawn().map_err(|e| Error::os(what(), e))?;
+    Ok(Child { home: Home::here(), pid: Pid::from_child(&child), end: Mutex::new(None) })
 }
 
 /// Keeps the first three descriptors over exec. Where this process has closed its own, what a
@@ -250,6 +244,13 @@ fn close_others_on_exec() {
     }
 }
 
+/// Lets a child have as many descriptors as it may: a limit that we were given says nothing
+/// about how many QEMU needs for its ports. In the child, before exec: no allocation.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -260,24 +261,30 @@ impl Child {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// A pidfd: readable when the child has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-
     /// Waits for its end: the exit code, or minus the signal; `None` after the timeout.
     /// 255 when somebody else reaped it (`SIGCHLD` ignored, or `waitpid(-1)`).
     ///
     /// # Errors
     /// [`crate::Error::Os`], with errno EINTR when a signal came, for the caller to look at.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Option<i32>> {
-        if let Some(end) = *lock(&self.end) {
-            return Ok(Some(end));
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            if let Some(end) = self.reap()? {
+                return Ok(Some(end));
+            }
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(None);
+            }
+            // For as long as the wait: many children cost no descriptors.
+            match pidfd_open(self.pid, PidfdFlags::empty()) {
+                Ok(pidfd) => {
+                    wait_readable(pidfd.as_fd(), left)?;
+                }
+                // No descriptor left, no pidfd in this kernel, or it has been reaped.
+                Err(_) => std::thread::sleep(left.map_or(LOOK, |left| left.min(LOOK))),
+            }
         }
-        if !wait_readable(self.pidfd.as_fd(), timeout)? {
-            return Ok(None);
-        }
-        self.reap()
     }
 
     /// Takes its end if it has ended, without waiting.
@@ -285,7 +292,7 @@ impl Child {
         let mut end = lock(&self.end);
         if end.is_none() {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-            *end = match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+            *end = match waitid(WaitId::Pid(self.pid), options) {
                 Ok(None) => None,
                 Ok(Some(status)) => {
                     Some(match (status.exit_status(), status.terminating_signal()) {
@@ -302,6 +309,12 @@ impl Child {
             };
         }
         Ok(*end)
+    }
+
+    /// Whether its number is its own: nobody else has reaped it.
+    fn is_child(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(self.pid), options), Err(Errno::CHILD))
     }
 
     /// Sends SIGTERM; nothing in a forked child, whose child it is not.
@@ -324,7 +337,7 @@ impl Child {
             return true;
         }
         let end = lock(&self.end);
-        if end.is_some() {
+        if end.is_some() || !self.is_child() {
             return true;
         }
         if signal == Signal::KILL {
@@ -332,7 +345,7 @@ impl Child {
             let _ = kill_process_group(self.pid, signal);
         }
         // It may have ended meanwhile, which is no error.
-        pidfd_send_signal(&self.pidfd, signal) != Err(Errno::PERM)
+        kill_process(self.pid, signal) != Err(Errno::PERM)
     }
 }
 
@@ -348,7 +361,7 @@ impl Drop for Child {
             );
             return;
         }
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         while let Some(left) = REAP.checked_sub(started.elapsed()) {
             match self.wait(Some(left)) {
                 Ok(Some(_)) => return,
@@ -366,7 +379,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::io::Read;
-    use std::time::Instant;
 
     const LONG: Option<Duration> = Some(Duration::from_secs(10));
 
@@ -422,6 +434,16 @@ mod tests {
         stderr.read_to_string(&mut text).unwrap();
         assert!(text.starts_with(&format!("{pid}\n")), "{text}");
         assert!(text.contains(" 2 -> ") && !text.contains("/dev/zero"), "{text}");
+    }
+
+    #[test]
+    fn it_has_as_many_descriptors_as_it_may() {
+        let most = getrlimit(Resource::Nofile).maximum;
+        let (child, mut stderr) = shell("ulimit -Sn >&2");
+        assert_eq!(child.wait(LONG).unwrap(), Some(0));
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).unwrap();
+        assert_eq!(text.trim(), most.map_or("unlimited".to_owned(), |most| most.to_string()));
     }
 
     #[test]

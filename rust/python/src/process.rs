@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use virtnic::Error;
 
 /// A child process that dies with this one, even on SIGKILL.
@@ -20,11 +20,6 @@ impl Child {
     #[getter]
     fn pid(&self) -> u32 {
         self.0.pid()
-    }
-
-    /// Return a pidfd: readable when the child has ended.
-    fn fileno(&self) -> RawFd {
-        self.0.pidfd().as_raw_fd()
     }
 
     /// Wait for its end: exit code, or minus the signal; None after the timeout.

@@ -98,19 +98,23 @@ impl Server {
     /// were connected before are gone.
     ///
     /// # Errors
-    /// [`Error::Os`], [`Error::Invalid`] (the path, or a memory whose file was closed).
+    /// [`Error::Os`], [`Error::Invalid`] (the path, or a memory whose file was closed),
+    /// [`Error::Closed`] in a forked child.
     pub fn listen(&self) -> Result<()> {
         self.home.check("the ivshmem server")?;
         self.stop_listening();
         let mut listening = lock(&self.listening);
-        let memory = self.memory.file()?;
+        let memory = self.memory.share()?;
         let wait = Arc::new(Wait { wake: EventFd::new()?, over: AtomicBool::new(false) });
+        // A QEMU that is not let in waits, for nothing that anybody would tell: what the first one
+        // takes is set aside here, where its lack is an error.
+        let mut spare = Some(EventFd::new()?);
         let owner = Mode::RUSR | Mode::WUSR;
         let (listener, file) = listen_at(&self.path, "ivshmem", Some(owner))?;
         lock(&self.talk).begin(memory);
         let thread = background("virtnic-ivshmem", {
             let (talk, wait) = (Arc::clone(&self.talk), Arc::clone(&wait));
-            move || run(&talk, &listener, &wait)
+            move || run(&talk, &listener, &wait, &mut spare)
         });
         match thread {
             Ok(thread) => {
@@ -379,7 +383,7 @@ impl Client {
 }
 
 /// The thread: nothing in it blocks but the one poll.
-fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait) {
+fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait, spare: &mut Option<EventFd>) {
     let mut accepting = true;
     loop {
         let sockets: Vec<_> = {
@@ -414,6 +418,9 @@ fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait) {
             let at = sockets.iter().position(|(socket, _)| Arc::ptr_eq(socket, &client.socket));
             at.and_then(|at| events.get(at + 2)).is_some_and(|e| !e.is_empty())
         };
+        if knocked {
+            *spare = None;
+        }
         let mut talk = lock(talk);
         talk.clients.retain(|client| {
             !stirred(client) || client.look().map_err(|why| client.farewell(&why)).is_ok()

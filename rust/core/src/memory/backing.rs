@@ -51,11 +51,13 @@ impl Backing {
             PageSize::Huge1G => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
         };
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | kind;
-        let fd = fs::memfd_create(c"virtnic", flags).map_err(|cause| {
-            Error::MemoryUnavailable(format!(
+        let fd = fs::memfd_create(c"virtnic", flags).map_err(|cause| match cause {
+            // Not for want of pages: others would not do either.
+            Errno::MFILE | Errno::NFILE => Error::os("making the shared memory's file", cause),
+            _ => Error::MemoryUnavailable(format!(
                 "this kernel does not make a memfd of {} ({cause})",
                 page.name()
-            ))
+            )),
         })?;
         grow(&fd, size)?;
         Ok(Self { file: Mutex::new(Some(Arc::new(fd))), named: None })

@@ -150,6 +150,15 @@ impl Region {
     pub fn address(&self) -> usize {
         self.mapping.address()
     }
+    /// The file, for a peer of this process.
+    ///
+    /// # Errors
+    /// [`crate::Error::Closed`] in a forked child, whose memory it is not,
+    /// [`crate::Error::Invalid`] after [`Self::forget_file`].
+    pub fn share(&self) -> Result<Arc<OwnedFd>> {
+        self.home.check("the memory")?;
+        self.file()
+    }
     /// The file.
     ///
     /// # Errors

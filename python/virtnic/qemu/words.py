@@ -1,0 +1,244 @@
+"""What our QEMUs say on stderr: one pair of sockets for all of them.
+
+The kernel says with each message which process wrote it (``SCM_CREDENTIALS``, unix(7)), so the
+words of one QEMU are told from those of another, and cost no descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from virtnic.qemu import loop
+
+if TYPE_CHECKING:
+    from virtnic.qemu.loop import LoopThread
+
+__all__ = ["Words"]
+
+_log = logging.getLogger(__name__)
+
+#: Bytes that are kept of each QEMU.
+_KEPT = 16 * 1024
+#: Processes that have spoken and are nobody's yet: their QEMU may not be known yet.
+_STRANGERS = 16
+#: How far above a process its QEMU, or the command that wraps it, is looked for.
+_ANCESTORS = 8
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
+_MESSAGE = 65536
+#: How QEMU begins what it warns of (its ``warn_report``), after its name; errors end it, or come as
+#: the answer to a command.
+_WARNING = ": warning: "
+# What any QEMU of ours has warned of, which the next one will too; after so many it is enough.
+_WARNINGS = 100
+_warned: set[str] = set()
+
+
+class Words:
+    """What one QEMU says, and its helpers: the last 16 KiB."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+        #: The beginning of a line whose end is yet to come.
+        self._line = ""
+        #: Bytes that came since :meth:`mark`.
+        self._fresh = 0
+        #: Whether those that nobody can be found for may be its own.
+        self.starting = True
+
+    def open(self, where: LoopThread) -> int:
+        """Return the descriptor that a QEMU is to write to. Raises OSError."""
+        return _shared.join(self, where)
+
+    def belong_to(self, pid: int) -> None:
+        """Take what this process says, the group that it leads, and what it starts."""
+        _shared.know(self, pid)
+
+    def hear(self, said: bytes) -> None:
+        """Keep what was said."""
+        self._log(said.decode(errors="replace"))
+        self._kept += said
+        self._fresh += len(said)
+        del self._kept[:-_KEPT]
+
+    def _log(self, text: str) -> None:
+        """Log it line by line; what QEMU warns of is for the user, who is told once."""
+        *lines, self._line = (self._line + text).split("\n")
+        if len(self._line) > _KEPT:
+            lines, self._line = [*lines, self._line], ""
+        for line in lines:
+            new = line not in _warned and len(_warned) < _WARNINGS
+            warning = new and _WARNING in line
+            if warning:
+                _warned.add(line)
+            _log.log(logging.WARNING if warning else logging.DEBUG, "QEMU: %s", line.rstrip())
+
+    def text(self) -> str:
+        """Return all that is kept."""
+        _shared.drain()
+        return self._kept.decode(errors="replace")
+
+    def mark(self) -> None:
+        """Take what it said so far for its first words; its last ones are yet to come."""
+        _shared.drain()
+        self._fresh = 0
+        self.starting = False
+
+    def since_mark(self) -> str:
+        """Return what it said since :meth:`mark`."""
+        _shared.drain()
+        old = max(0, len(self._kept) - self._fresh)
+        return self._kept[old:].decode(errors="replace")
+
+    def close(self) -> None:
+        """Listen no more. What was said stays; twice is fine."""
+        _shared.leave(self)
+
+
+class _Sockets:
+    """The two ends, and the watch that empties them."""
+
+    def __init__(self, where: LoopThread) -> None:
+        # Connected to each other, so that what is unread is limited by size, not to ten messages.
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.ours.setblocking(False)
+        self.watch = loop.Watch(where, self.ours.fileno(), _shared.drain)
+
+    def close(self) -> None:
+        self.watch.close()
+        self.ours.close()
+        self.theirs.close()
+
+
+class _Shared:
+    """Who listens. The loop's thread drains, so nobody waits for it with the lock held."""
+
+    def __init__(self) -> None:
+        # Of the kind that a signal handler may take in the middle of a call of the same thread.
+        self._lock = threading.RLock()
+        self._sockets: _Sockets | None = None
+        self._listeners: set[Words] = set()
+        #: By the number of a process: that of QEMU or its wrapper, those that were found since.
+        self._owners: dict[int, Words] = {}
+        self._strangers: dict[int, bytearray] = {}
+
+    def join(self, words: Words, where: LoopThread) -> int:
+        with self._lock:
+            sockets = self._sockets
+            if sockets is None:
+                sockets = self._sockets = _Sockets(where)
+            self._listeners.add(words)
+        sockets.watch.begin()  # again for all but the first
+        return sockets.theirs.fileno()
+
+    def know(self, words: Words, pid: int) -> None:
+        with self._lock:
+            self._owners[pid] = words
+            for stranger in list(self._strangers):
+                if self._owner(stranger) is words:
+                    words.hear(bytes(self._strangers.pop(stranger)))
+
+    def leave(self, words: Words) -> None:
+        self.drain()
+        with self._lock:
+            self._listeners.discard(words)
+            self._owners = {pid: at for pid, at in self._owners.items() if at is not words}
+            if self._listeners:
+                return
+            self._strangers.clear()
+            sockets, self._sockets = self._sockets, None
+        if sockets is not None:
+            sockets.close()
+
+    def drain(self) -> None:
+        """Hand out what is there."""
+        with self._lock:
+            while self._sockets is not None:
+                try:
+                    said, notes, _flags, _address = self._sockets.ours.recvmsg(
+                        _MESSAGE, socket.CMSG_SPACE(_CREDENTIALS.size)
+                    )
+                except BlockingIOError:
+                    return
+                self._hand_out(said, _sender(notes))
+
+    def _hand_out(self, said: bytes, pid: int) -> None:
+        owner = self._owner(pid)
+        if owner is not None:
+            owner.hear(said)
+            return
+        starting = [words for words in self._listeners if words.starting]
+        if len(starting) == 1 and not _lives(pid):
+            starting[0].hear(said)  # whose it was cannot be found any more
+        else:
+            kept = self._strangers.setdefault(pid, bytearray())
+            kept += said
+            del kept[:-_KEPT]
+            while len(self._strangers) > _STRANGERS:
+                del self._strangers[next(iter(self._strangers))]
+
+    def _owner(self, pid: int) -> Words | None:
+        """Whose words those of a process are: QEMU's own, or those of one of its helpers."""
+        if pid in self._owners:
+            return self._owners[pid]
+        found = self._owners.get(_group(pid))
+        above = pid
+        for _ in range(_ANCESTORS):
+            if found is not None or above <= 1:
+                break
+            above = _parent(above)
+            found = self._owners.get(above)
+        if found is not None:
+            self._owners[pid] = found  # where it is gone by the next time
+        return found
+
+    def leave_to_parent(self) -> None:
+        """Close a forked child's copies; the loop that they are watched in is its parent's."""
+        if self._sockets is not None:
+            self._sockets.ours.close()
+            self._sockets.theirs.close()
+
+
+def _sender(notes: list[tuple[int, int, bytes]]) -> int:
+    for level, kind, data in notes:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            pid: int = _CREDENTIALS.unpack_from(data)[0]
+            return pid
+    return 0
+
+
+def _group(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return os.getpgid(pid) if pid > 0 else 0
+    return 0
+
+
+def _lives(pid: int) -> bool:
+    return _group(pid) > 0
+
+
+def _parent(pid: int) -> int:
+    """Return the parent of a process; 0 where it is gone."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status = Path(f"/proc/{pid}/stat").read_text()
+        return int(status.rpartition(")")[2].split()[1])  # proc(5): state, parent
+    return 0
+
+
+_shared = _Shared()
+
+
+def _after_fork_in_child() -> None:
+    global _shared
+    inherited, _shared = _shared, _Shared()
+    inherited.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
