@@ -205,10 +205,13 @@ AIO: Table = {
     "send": awaited(lambda port: port.send([FRAME] * 300)),
     "stats": awaited(lambda port: asyncio.to_thread(port.stats)),
 }
-#: Nothing can be called after these.
+#: After these not everything can be called any more.
 LAST: dict[str, Table] = {
     "port": {"stop": lambda port: port.stop(), "close": lambda port: port.close()},
-    "qemu": {"detach": lambda qemu: [qemu.detach(port) for port in qemu.ports]},
+    "qemu": {
+        "detach": lambda qemu: [qemu.detach(port) for port in qemu.ports],
+        "keep_little": lambda qemu: qemu.keep_little(),
+    },
     "end": {"close": lambda qemu: qemu.close()},
     "aio": {"close": lambda port: asyncio.run(_close(port))},
 }
