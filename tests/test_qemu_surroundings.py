@@ -175,6 +175,27 @@ class TestDroppedPrivileges:
         assert gone(child)
 
 
+@pytest.mark.parametrize("end", ["qemu.close()", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_script_that_does_not_exec_qemu(qemu_command: str, tmp_path: Path, end: str) -> None:
+    """It is the script that is our child, and QEMU is its."""
+    script = tmp_path / "qemu"
+    script.write_text(f'#!/bin/sh\n{qemu_command} "$@"\necho "that was QEMU" >&2\n')
+    script.chmod(0o755)
+    done = run(
+        f"""
+        import subprocess
+        qemu = virtnic.Qemu(memory, qemu={str(script)!r})
+        group = str(qemu.process.pid)
+        subprocess.run(["pgrep", "--pgroup", group], check=True)
+        {end}
+        """,
+        qemu_command,
+    )
+    both = [int(pid) for pid in done.stdout.split()]
+    assert len(both) == 2, done.stderr
+    assert all(gone(pid) for pid in both)
+
+
 class TestSignals:
     """What the program blocks or ignores is its own affair."""
 

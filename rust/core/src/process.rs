@@ -291,6 +291,7 @@ impl Child {
     fn reap(&self) -> Result<Option<i32>> {
         let mut end = lock(&self.end);
         if end.is_none() {
+            self.end_group();
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
             *end = match waitid(WaitId::Pid(self.pid), options) {
                 Ok(None) => None,
@@ -317,7 +318,17 @@ impl Child {
         !matches!(waitid(WaitId::Pid(self.pid), options), Err(Errno::CHILD))
     }
 
-    /// Sends SIGTERM; nothing in a forked child, whose child it is not.
+    /// Kills what is left of the process group of a child that has ended: the QEMU of a script
+    /// that did not `exec` it.
+    fn end_group(&self) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if let Ok(Some(_)) = waitid(WaitId::Pid(self.pid), options) {
+            // Not reaped yet, so the group's number is nobody else's.
+            let _ = kill_process_group(self.pid, Signal::KILL);
+        }
+    }
+
+    /// Sends SIGTERM, to its process group; nothing in a forked child, whose child it is not.
     ///
     /// Returns whether we may: not when it runs as another user than we do by now.
     pub fn terminate(&self) -> bool {
@@ -340,9 +351,9 @@ impl Child {
         if end.is_some() || !self.is_child() {
             return true;
         }
-        if signal == Signal::KILL {
-            // Not reaped, so neither the process's number nor the group's is anybody else's.
-            let _ = kill_process_group(self.pid, signal);
+        // Not reaped, so neither the process's number nor the group's is anybody else's.
+        if kill_process_group(self.pid, signal).is_ok() && signal != Signal::KILL {
+            return true; // once is enough for those who have a handler
         }
         // It may have ended meanwhile, which is no error.
         kill_process(self.pid, signal) != Err(Errno::PERM)
@@ -490,6 +501,14 @@ mod tests {
         let text = background("test", status).unwrap().join().unwrap();
         assert_eq!(set(&text, "SigBlk") & TERMINATE, TERMINATE);
         assert_eq!(set(&status(), "SigBlk"), before);
+    }
+
+    #[test]
+    fn the_end_of_a_script_ends_what_it_started() {
+        let (child, mut stderr) = shell("sleep 100 & exit 3");
+        assert_eq!(child.wait(LONG).unwrap(), Some(3));
+        // It holds the other end of the pipe: an end means it is gone.
+        assert_eq!(stderr.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]
