@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
@@ -22,7 +23,9 @@ from virtnic.pci import (
     virtio_registers,
 )
 from virtnic.port import Interrupts, LinkCallback, Port
-from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
+from virtnic.qemu import Machine, Netdev, NicHandle, Spec, descriptors, loop, parse
+from virtnic.qemu.netdevs import not_started
+from virtnic.ready import device_trouble
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.vhost_user import Backend
 from virtnic.wiring import Wiring
@@ -30,7 +33,7 @@ from virtnic.wishes import device_wishes, offload_wishes, one_of, usual_size, wi
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from virtnic._native import QTest
 
@@ -64,6 +67,8 @@ class Attachment:
     messages: list[int] = field(default_factory=list)
     #: What the interrupt line signals.
     line: EventFd | None = None
+    #: Whether its peer was there when that was last told; None where nobody can know.
+    peer_known: bool | None = None
     #: Whether it is attached again to the QEMU that takes the place of one that died.
     returns: bool = False
 
@@ -301,6 +306,10 @@ class Qemu(Machine):
                     recover=recover,
                 )
                 spec = backend.spec
+            returns = self._recoverer is not None and recover is not False
+            if returns:  # it is attached again, when the caller's descriptors may be closed
+                spec, close = descriptors.kept(spec)
+                undo.callback(close)
             device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
             if legacy:
                 device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
@@ -317,23 +326,24 @@ class Qemu(Machine):
                 spec=spec,
                 properties=device,
                 legacy=legacy,
-                returns=self._recoverer is not None and recover is not False,
+                returns=returns,
             )
             undo.callback(self._unplug, attachment)
             wires = self._wiring.connect(attachment, self._take_new(attachment), pairs, undo)
-            port = Port(
-                attachment=attachment,
-                memory=self.memory,
-                qtest=self.qtest,
-                **attachment.registers(),
-                queues=pairs,
-                queue_size=queue_size or usual_size(spec, device, attachment.by_legacy),
-                vectors=wires.vectors,
-                events=wires.events,
-                intx=wires.intx,
-                kicks=None if backend is None else backend.interposer,
-                features={**wishes, **offload_wishes(spec, offload), **(features or {})},
-            )
+            with self._starting(attachment):
+                port = Port(
+                    attachment=attachment,
+                    memory=self.memory,
+                    qtest=self.qtest,
+                    **attachment.registers(),
+                    queues=pairs,
+                    queue_size=queue_size or usual_size(spec, device, attachment.by_legacy),
+                    vectors=wires.vectors,
+                    events=wires.events,
+                    intx=wires.intx,
+                    kicks=None if backend is None else backend.interposer,
+                    features={**wishes, **offload_wishes(spec, offload), **(features or {})},
+                )
             undo.callback(port.stop)
             port.set_patient(attachment.returns)
             port.set_polling(spin)
@@ -353,8 +363,11 @@ class Qemu(Machine):
                     port.on_link(tell_link(self._feed))
             if backend is not None:
                 undo.callback(self._feed.watch_backend(port, backend, self.monitor.loop))
+            self._follow_peer(port)
             self._ports.append(port)
             attachment.undo = undo.pop_all()
+        if (trouble := device_trouble(port)) is not None:
+            _log.warning("%s", trouble)
         return port
 
     def detach(self, port: Port) -> None:
@@ -466,6 +479,34 @@ class Qemu(Machine):
                 attachment.handle.id,
                 str(error),  # a record that somebody keeps would keep all that the error has
             )
+
+    @contextlib.contextmanager
+    def _starting(self, attachment: Attachment) -> Iterator[None]:
+        """Raise QemuError where a device is started and QEMU says that it does not run.
+
+        Its driver hears nothing of that: the device reports that it is ready. A backend with an
+        interposer tells by itself.
+        """
+        before = self.process.stderr_position()
+        yield
+        said = self.process.stderr_since(before)
+        if attachment.backend is None and (why := not_started(attachment.handle.spec.kind, said)):
+            raise QemuError(why)
+
+    def _follow_peer(self, port: Port) -> None:
+        """Tell of the peer's coming and going, where QEMU does."""
+        attachment = port._attachment
+        peer = attachment.handle.peer
+        if peer is None:
+            return
+
+        def told(there: bool, address: str) -> None:
+            attachment.peer_known = there
+            self._feed.put("peer-connected" if there else "peer-disconnected", port, address)
+
+        if attachment.peer_known is None:
+            attachment.peer_known = peer.connected
+        peer.tell(told, attachment.peer_known)
 
     def _watch_configuration(self, port: Port, event: EventFd) -> Callable[[], None]:
         def changed() -> None:

@@ -104,7 +104,9 @@ def _attach_again(port: Port) -> None:
         attachment.qtest = qemu.qtest
         undo.callback(qemu._unplug, attachment)
         qemu._wiring.lead(attachment, qemu._take_new(attachment))
-        port.reattach(qemu.qtest, **attachment.registers())
+        with qemu._starting(attachment):
+            port.reattach(qemu.qtest, **attachment.registers())
+        qemu._follow_peer(port)
         undo.pop_all()
 
 

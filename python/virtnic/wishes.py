@@ -6,6 +6,8 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
+from virtnic.qemu.netdevs import NETDEVS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,12 +18,6 @@ __all__ = ["device_wishes", "offload_wishes", "one_of", "usual_size", "with_queu
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.
 _MAX_QUEUES = 128
-#: Netdevs that take the number of their queue pairs; the others have one.
-_SEVERAL_QUEUES = frozenset({"tap", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"})
-#: Entries of a vhost-user device's queues: what QEMU allows.
-_VHOST_USER_QUEUE = 1024
-#: Entries of all others' queues.
-_QUEUE = 256
 #: What a device can be asked to do to frames, and what may be left to do to received ones.
 _SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
 _RECEIVE_OFFLOADS = (
@@ -63,7 +59,7 @@ def device_wishes(
         # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
         device["mq"], device["vectors"] = True, 2 * queues + 2
     if spec.type == "vhost-user":
-        size = max(queue_size, 256) if queue_size else _VHOST_USER_QUEUE
+        size = max(queue_size, 256) if queue_size else spec.kind.queue_size
         device["rx_queue_size"] = device["tx_queue_size"] = size
         # A backend that polls looks at neither; one write less to a shared line.
         wishes["EVENT_IDX"] = False
@@ -82,26 +78,45 @@ def usual_size(spec: Spec, device: Mapping[str, Any], legacy: bool) -> int:
     256 is QEMU's own default, here also for one that ignores it (quirk queue-size-ignored).
     """
     named = not device.keys().isdisjoint(("rx_queue_size", "tx_queue_size"))
-    return 0 if legacy or named or spec.type.startswith("vhost-") else _QUEUE
+    # A vhost-user device has the size already, as a property.
+    return 0 if legacy or named or spec.kind.interposed else spec.kind.queue_size
 
 
 def with_queues(spec: Spec, queues: int | None) -> tuple[Spec, int]:
     """Return the netdev with so many queue pairs, and how many. Raises ValueError."""
-    named = str(spec.options.get("queues", ""))
+    named, by = _named_queues(spec)
     if queues is None:
-        # What is no number is for QEMU to complain about.
-        queues = max(int(named), 1) if named.isascii() and named.isdigit() else 1
+        queues = named or 1
     if not 1 <= queues <= _MAX_QUEUES:
         raise ValueError(f"a port has 1 to {_MAX_QUEUES} queue pairs, not {queues}")
-    if queues > 1 and not named and spec.type in _SEVERAL_QUEUES:
-        spec = dataclasses.replace(spec, options={**spec.options, "queues": queues})
-    elif queues > 1 and spec.type not in _SEVERAL_QUEUES:
+    if queues > 1 and not spec.kind.queues:
+        several = ", ".join(row.name for row in NETDEVS if row.queues)
         raise ValueError(
             f"queues={queues}: a netdev of type {spec.type!r} has 1 queue pair; "
-            f"those of type {', '.join(sorted(_SEVERAL_QUEUES))} can have more"
+            f"those of type {several} can have more"
         )
-    elif named.isascii() and named.isdigit() and queues > int(named):
-        raise ValueError(
-            f"queues={queues}: the netdev has {named} queue pairs (its own queues={named})"
-        )
+    if named is not None and queues > named:
+        raise ValueError(f"queues={queues}: the netdev has {named} queue pairs (its own {by})")
+    if queues > 1 and by is None:
+        spec = dataclasses.replace(spec, options={**spec.options, "queues": queues})
     return spec, queues
+
+
+def _named_queues(spec: Spec) -> tuple[int | None, str | None]:
+    """Return how many queue pairs a netdev says it has, and by what; None where it does not."""
+    for option in spec.kind.queues:
+        value = spec.options.get(option)
+        if value is None:
+            continue
+        if option in spec.kind.descriptors:
+            count = len(value.split(":")) if isinstance(value, str) else len(value)
+            return count, f"{option}= of {count}"
+        text = str(value)
+        # What is no number is for QEMU to complain about.
+        return (
+            max(int(text), 1) if text.isascii() and text.isdigit() else None
+        ), f"{option}={text}"
+    single = [option for option in spec.kind.descriptors if option + "s" in spec.kind.queues]
+    if any(option in spec.options for option in single):
+        return 1, f"{single[0]}="
+    return None, None

@@ -7,6 +7,8 @@ guest, is done over QTest by :mod:`virtnic.pci`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import re
 import threading
 import time
@@ -15,17 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, quirks
+from virtnic.qemu.descriptors import handed_over
 from virtnic.qemu.monitor import understanding
-from virtnic.qemu.netdev import Spec
+from virtnic.qemu.netdev import Spec, boolean, with_reconnect
+from virtnic.qemu.netdevs import advice_on
+from virtnic.qemu.peer import StreamPeer
 from virtnic.qemu.schema import Schema, convert
+from virtnic.qemu.tap import tap_advice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from virtnic.qemu.command import MachineType
+    from virtnic.qemu.elsewhere import Elsewhere
     from virtnic.qemu.find import Binary
     from virtnic.qemu.monitor import Event, Monitor
     from virtnic.qemu.netdev import VhostUserSocket
+    from virtnic.qemu.process import Process
+
+_log = logging.getLogger(__name__)
 
 DRIVER = "virtio-net-pci"
 
@@ -62,6 +72,8 @@ class NicHandle:
     behind_root_port: bool
     #: False where this QEMU would crash with MSI-X vectors on the queues of this device.
     queue_vectors: bool
+    #: Where QEMU tells of the peer: whether there is one.
+    peer: StreamPeer | None = None
 
 
 class Nics:
@@ -72,7 +84,7 @@ class Nics:
         monitor: Monitor,
         machine: MachineType,
         binary: Binary | None,
-        stderr: Callable[[], str],
+        process: Process | Elsewhere,
     ) -> None:
         """``binary`` is None for a QEMU that somebody else started."""
         self._monitor = monitor
@@ -80,7 +92,7 @@ class Nics:
         self._key = () if binary is None else binary.argv
         self._schemas = {} if binary is None else _schemas
         self._property_types = {} if binary is None else _property_types
-        self._stderr = stderr
+        self._process = process
         self._lock = threading.Lock()
         self._count = 0
         self._machine = machine
@@ -112,23 +124,33 @@ class Nics:
                 chardev = f"char{number}"
                 self._add_chardev(chardev, spec.socket)
                 undo.callback(self._try, "chardev-remove", id=chardev)
-            self._add_netdev(spec, netdev, chardev)
+            peer = None
+            if spec.kind.peer == "qmp":
+                peer = StreamPeer(self._monitor, netdev)
+                undo.callback(peer.close)
+            # Also where QEMU refused it: 5.2 keeps what it made before it found the fault.
             undo.callback(self._try, "netdev_del", id=netdev)
-            self._monitor.execute(
-                "device_add",
-                **{
-                    "driver": DRIVER,
-                    "id": nic,
-                    "netdev": netdev,
-                    **self._at(slot),
-                    "romfile": "",
-                    **typed,
-                },
-            )
+            with self._quoting(spec):
+                self._add_netdev(spec, netdev, chardev)
+                if peer is not None:
+                    self._await(spec, peer, netdev)
+                self._monitor.execute(
+                    "device_add",
+                    **{
+                        "driver": DRIVER,
+                        "id": nic,
+                        "netdev": netdev,
+                        **self._at(slot),
+                        "romfile": "",
+                        **typed,
+                    },
+                )
+            if peer is not None:
+                peer.follow(nic)
             crashes = spec.type == "vhost-user" and quirks.has(
                 self._monitor.version, "vhost-user-msix-crash"
             )
-            handle = NicHandle(nic, netdev, spec, slot, self._behind_port, not crashes)
+            handle = NicHandle(nic, netdev, spec, slot, self._behind_port, not crashes, peer)
             with self._lock:
                 self._used[slot] = handle
             undo.pop_all()
@@ -207,6 +229,8 @@ class Nics:
                 return
         try:
             if self._unplug(handle.id, eject, timeout):
+                if handle.peer is not None:
+                    handle.peer.close()
                 self._monitor.execute("netdev_del", id=handle.netdev_id)
                 self._free(handle.slot)
         except TimeoutError:
@@ -281,18 +305,88 @@ class Nics:
 
         What is none is learnt from QEMU's schema, which takes tens of milliseconds to get.
         """
-        plain = spec.arguments(netdev, chardev)
+        with handed_over(self._monitor, self._for_this_version(spec), netdev) as named:
+            plain = named.arguments(netdev, chardev)
+            try:
+                self._monitor.execute("netdev_add", **plain)
+            except QemuDied:
+                raise
+            except QemuError:
+                schema = self._schema()
+                with understanding("query-qmp-schema"):
+                    typed = schema.arguments("netdev_add", plain, what="netdev")
+                if typed == plain:
+                    raise
+                self._monitor.execute("netdev_add", **typed)
+
+    def _for_this_version(self, spec: Spec) -> Spec:
+        """Say how often to connect again in the unit that this QEMU has. Raises ValueError."""
+        if spec.type != "stream":
+            return spec
+        if quirks.has(self._monitor.version, "stream-no-reconnect"):
+            if spec.options.keys() & {"reconnect", "reconnect-ms"}:
+                raise ValueError(
+                    f"QEMU {self._monitor.version} does not connect a stream again: leave "
+                    "reconnect out (wait=SECONDS waits for the peer at first), or take 8.0 or later"
+                )
+            return spec
+        in_seconds = quirks.has(self._monitor.version, "reconnect-in-seconds")
+        return dataclasses.replace(spec, options=with_reconnect(spec.options, in_seconds))
+
+    def _await(self, spec: Spec, peer: StreamPeer, netdev: str) -> None:
+        """Wait for the peer of a netdev as long as it says; nobody is a warning where it does not.
+
+        Raises QemuError.
+        """
+
+        def again() -> None:
+            self._monitor.execute("netdev_del", id=netdev)
+            self._add_netdev(spec, netdev, None)
+
+        connects = not boolean(spec.options.get("server", False), "server")
+        repeats = not connects or spec.options.keys() & {"reconnect", "reconnect-ms"}
+        why = peer.settle(spec.wait, None if repeats else again)
+        if why is None:
+            return
+        if spec.wait:
+            raise QemuError(f"no peer of the netdev stream within {spec.wait:g} s: {why}")
+        if repeats:
+            then = "QEMU goes on " + ("connecting" if connects else "listening")
+        else:
+            then = (
+                "it is not tried again: start the peer first, wait for it (wait=SECONDS), or "
+                "have QEMU try (reconnect-ms=, since 8.0)"
+            )
+        _log.warning(
+            "the link is down, nobody is at the other end of the stream (%s); %s", why, then
+        )
+
+    @property
+    def _pid(self) -> int | None:
+        with contextlib.suppress(QemuError):  # started by somebody else
+            return self._process.pid
+        return None
+
+    @contextlib.contextmanager
+    def _quoting(self, spec: Spec) -> Iterator[None]:
+        """Add to QEMU's refusal what it wrote to stderr meanwhile, and what to do about it."""
+        before = self._process.stderr_position()
         try:
-            self._monitor.execute("netdev_add", **plain)
+            yield
         except QemuDied:
             raise
-        except QemuError:
-            schema = self._schema()
-            with understanding("query-qmp-schema"):
-                typed = schema.arguments("netdev_add", plain, what="netdev")
-            if typed == plain:
+        except QemuError as error:
+            words = refused = str(error)
+            said = [
+                line for line in self._process.stderr_since(before).splitlines() if line.strip()
+            ]
+            if more := [line for line in said if line not in refused]:
+                words = f"{refused} (QEMU also said: {' | '.join(more[-4:])})"
+            if advice := tap_advice(spec, words, self._pid) or advice_on(spec.kind, words):
+                words = f"{words}; {advice}"
+            if words == refused:
                 raise
-            self._monitor.execute("netdev_add", **typed)
+            raise QemuError(words) from None
 
     def _schema(self) -> Schema:
         if self._key not in self._schemas:
@@ -334,14 +428,14 @@ class Nics:
             data["reconnect"] = 1
         else:
             data["reconnect-ms"] = 100
-        before = len(self._stderr())
+        before = self._process.stderr_position()
         self._monitor.execute("chardev-add", id=name, backend={"type": "socket", "data": data})
         # A local connection takes no time, but is made by QEMU's loop, not by the command.
         deadline = time.monotonic() + max(backend.wait, 0.2)
         while not self._connected(name):
             if time.monotonic() > deadline:
                 self._try("chardev-remove", id=name)
-                said = self._stderr()[before:].strip().splitlines()
+                said = self._process.stderr_since(before).strip().splitlines()
                 raise QemuError(_no_backend(backend, said[-1] if said else None))
             time.sleep(0.005)
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import shlex
 import signal
 import threading
@@ -24,6 +25,13 @@ _log = logging.getLogger(__name__)
 
 #: Bytes of stderr that are kept.
 _STDERR_KEPT = 16 * 1024
+#: What QEMU says without there being anything to do: why it ends, at the end of a QTest client, and
+#: (from "Failed to" on) that a vhost-user backend hung up, which the link and the events tell.
+_HARMLESS = re.compile(
+    r"terminating on signal|g_timer_elapsed|^(?:qemu\S*: )?info: "
+    r"|Failed to (?:set msg fds|(?:read|write) msg)|Unexpected end-of-file before all data"
+    r"|vhost VQ \d+ ring restore failed"
+)
 
 
 class _Stderr:
@@ -34,8 +42,11 @@ class _Stderr:
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
         self._kept = bytearray()
-        #: Bytes that came since :meth:`mark`.
-        self._fresh = 0
+        #: Bytes that came so far, and how many of them had at :meth:`mark`.
+        self._total = 0
+        self._marked = 0
+        #: From :meth:`mark` on: the line that is not complete yet.
+        self._line: bytes | None = None
         self._lock = threading.Lock()
 
     def fileno(self) -> int:
@@ -48,32 +59,54 @@ class _Stderr:
 
     def drain(self) -> bool:
         """Take what is there; False at the end."""
-        with self._lock:
-            while self._fd >= 0:
-                try:
-                    chunk = os.read(self._fd, 65536)
-                except BlockingIOError:
-                    return True
-                if not chunk:
-                    return False
-                _log.debug("QEMU: %s", chunk.decode(errors="replace").rstrip())
-                self._kept += chunk
-                self._fresh += len(chunk)
-                del self._kept[:-_STDERR_KEPT]
-            return False
+        lines: list[bytes] = []
+        try:
+            with self._lock:
+                while self._fd >= 0:
+                    try:
+                        chunk = os.read(self._fd, 65536)
+                    except BlockingIOError:
+                        return True
+                    if not chunk:
+                        return False
+                    self._kept += chunk
+                    self._total += len(chunk)
+                    del self._kept[:-_STDERR_KEPT]
+                    if self._line is None:
+                        lines += chunk.splitlines()
+                    else:
+                        *complete, self._line = (self._line + chunk)[-_STDERR_KEPT:].split(b"\n")
+                        lines += complete
+                return False
+        finally:
+            for line in lines:  # without the lock: a handler may ask for more
+                self._tell(line.decode(errors="replace").rstrip())
+
+    def _tell(self, line: str) -> None:
+        """Log what QEMU says: a warning, unless it starts or ends."""
+        started = self._line is not None
+        harmless = not line or _HARMLESS.search(line) is not None
+        _log.log(logging.WARNING if started and not harmless else logging.DEBUG, "QEMU: %s", line)
 
     def text(self) -> str:
         self.drain()
         return self._kept.decode(errors="replace")
 
-    def mark(self) -> None:
+    def position(self) -> int:
         self.drain()
-        self._fresh = 0
+        return self._total
+
+    def since(self, position: int) -> str:
+        self.drain()
+        old = max(0, len(self._kept) - (self._total - position))
+        return self._kept[old:].decode(errors="replace")
+
+    def mark(self) -> None:
+        self._marked = self.position()
+        self._line = b""
 
     def since_mark(self) -> str:
-        self.drain()
-        old = max(0, len(self._kept) - self._fresh)
-        return self._kept[old:].decode(errors="replace")
+        return self.since(self._marked)
 
     def close(self) -> None:
         self.close_writer()
@@ -135,6 +168,14 @@ class Process:
     def stderr(self) -> str:
         """The last 16 KiB that QEMU wrote to stderr."""
         return self._stderr.text()
+
+    def stderr_position(self) -> int:
+        """Return how much it has written to stderr so far: for :meth:`stderr_since`."""
+        return self._stderr.position()
+
+    def stderr_since(self, position: int) -> str:
+        """Return what it has written since then, the last 16 KiB of it."""
+        return self._stderr.since(position)
 
     def started(self) -> None:
         """Take what it said so far for its first words; its last ones are yet to come."""
