@@ -443,7 +443,7 @@ def test_bad_frames(qemu_command: str, run: Run) -> None:
             with pytest.raises(ValueError, match="empty") as caught:
                 await port.send([good] * 3000 + [b""])
             assert caught.value.queued == 3000  # type: ignore[attr-defined]
-            with pytest.raises(TypeError, match=r"send\(\[frame\]\)"):
+            with pytest.raises(TypeError, match=r"\[frame\]"):
                 await port.send(good)  # type: ignore[arg-type]
             with pytest.raises(ValueError, match="burst"):
                 await port.recv(0)

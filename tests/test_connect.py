@@ -241,7 +241,7 @@ def test_connecting_again(
             ports = [qemu.attach("user"), qemu.attach("user", interrupts="intx")]
             for port in ports:
                 arp(port)
-        monitor = Monitor(directory / "qmp.sock")
+        monitor = Monitor(directory / "qmp.sock").connect()
         try:
             devices = monitor.execute("qom-list", path="/machine/peripheral")
             found.append({item["name"] for item in devices})
@@ -293,7 +293,7 @@ def test_what_a_program_left_half_done_is_removed(
     deadline = time.monotonic() + 10.0
     while not (directory / "qmp.sock").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    monitor = Monitor(directory / "qmp.sock")
+    monitor = Monitor(directory / "qmp.sock").connect()
     try:
         address = {"type": "unix", "data": {"path": str(directory / "nobody")}}
         data = {"addr": address, "server": True, "wait": False}

@@ -290,7 +290,7 @@ def test_bad_arguments(port: virtnic.Port) -> None:
             virtnic.generate(port, rate=rate, seconds=1)
     with pytest.raises(ValueError, match="packets"):
         virtnic.drop(port, packets=-1)
-    with pytest.raises(ValueError, match="timeout"):
+    with pytest.raises(ValueError, match="seconds"):
         virtnic.drop(port, seconds=-1)
 
 

@@ -100,7 +100,7 @@ def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
 
     with qemu.attach("user") as port:
         events = qemu.events()
-        qemu.monitor.loop.start(pull_and_look_away(port))
+        qemu.monitor.loop.start_call(lambda: pull_and_look_away(port))
         deadline = time.monotonic() + 0.4
         while port.refresh_link():
             assert time.monotonic() < deadline

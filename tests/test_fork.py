@@ -183,6 +183,7 @@ def test_a_child_takes_nothing_out_of_the_loop(port: virtnic.Port) -> None:
     loop = port.qemu.monitor.loop
 
     def child() -> None:
+        assert loop._selector is not None
         for key in list(loop._selector.get_map().values()):
             loop._selector.unregister(key.fd)
 

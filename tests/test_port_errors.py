@@ -113,7 +113,7 @@ def test_wrong_frames(port: virtnic.Port) -> None:
             got += burst.tobytes()
         assert all(map(is_arp_reply, got))
     assert len(port.recv(64, timeout=0.05)) == 0
-    with pytest.raises(TypeError, match=r"send\(\[frame\]\)"):
+    with pytest.raises(TypeError, match=r"\[frame\]"):
         port.send(good)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         port.send(5)  # type: ignore[arg-type]

@@ -198,7 +198,7 @@ ANSWERS: dict[str, Callable[[str], object]] = {
 def refused(path: Path) -> None:
     """The monitor is not made, and says why."""
     with pytest.raises((QemuError, TimeoutError)) as caught:
-        Monitor(path, timeout=TIMEOUT)
+        Monitor(path, timeout=TIMEOUT).connect()
     assert os.fspath(path) in str(caught.value) or "QMP" in str(caught.value)
 
 
@@ -244,7 +244,7 @@ def commanded(path: Path, script: Break) -> None:
         script(peer)
 
     with fake_qemu(path, whole) as failures:
-        monitor = Monitor(path, timeout=TIMEOUT)
+        monitor = Monitor(path, timeout=TIMEOUT).connect()
         try:
             for _ in range(2):
                 began = time.monotonic()
@@ -291,7 +291,7 @@ def test_descriptors_that_nobody_wants(scratch: Path) -> None:
         peer.hold()
 
     with fake_qemu(scratch / "qmp", script) as failures:
-        monitor = Monitor(scratch / "qmp", timeout=5.0)
+        monitor = Monitor(scratch / "qmp", timeout=5.0).connect()
         try:
             assert monitor.execute("query-status") == {"status": "running"}
         finally:
@@ -322,7 +322,7 @@ def test_events_that_are_none_do_not_stop_the_others(
             arrived.set()
 
     with fake_qemu(scratch / "qmp", script) as failures, caplog.at_level(logging.WARNING):
-        monitor = Monitor(scratch / "qmp", timeout=TIMEOUT)
+        monitor = Monitor(scratch / "qmp", timeout=TIMEOUT).connect()
         try:
             monitor.listen(callback, "RESUME", "STOP")
             with pytest.raises(TimeoutError):
@@ -349,7 +349,7 @@ def test_events_without_end_take_no_memory(scratch: Path) -> None:
         peer.hold()
 
     with fake_qemu(scratch / "qmp", script) as failures:
-        monitor = Monitor(scratch / "qmp", timeout=60.0)
+        monitor = Monitor(scratch / "qmp", timeout=60.0).connect()
         try:
             seen = 0
 

@@ -240,7 +240,7 @@ def test_errors_are_those_of_the_port() -> None:
             port.send([b""])
         with pytest.raises(TypeError):
             port.send([3])  # type: ignore[list-item]
-        with pytest.raises(TypeError, match=r"for one frame write send\(\[frame\]\)"):
+        with pytest.raises(TypeError, match=r"for one frame write \[frame\]"):
             port.send(b"x" * 60)  # type: ignore[arg-type]
         for wrong in (-1.0, float("nan")):
             with pytest.raises(ValueError, match="a timeout is a number of seconds"):

@@ -143,8 +143,8 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     machine = Qemu(memory, **for_qemu)
     try:
         port = machine.attach(netdev, **options)
+        port._owns_qemu = True
     except BaseException:
         machine.close()
         raise
-    port._owns_qemu = True
     return port

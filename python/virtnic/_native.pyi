@@ -5,7 +5,7 @@ Sizes are bytes, times are seconds, addresses are integers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Self, TypeAlias, final, overload
+from typing import Any, Literal, Self, SupportsBytes, TypeAlias, final, overload
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -33,6 +33,7 @@ __all__ = [
     "VirtnicError",
     "__version__",
     "after_fork_in_child",
+    "as_frames",
     "drop",
     "exchange",
     "features_table",
@@ -405,6 +406,14 @@ class Offloads(Sequence[Offload]):
     def __getitem__(self, index: int, /) -> Offload: ...
     @overload
     def __getitem__(self, index: slice, /) -> list[Offload]: ...
+    def __iter__(self) -> Iterator[Offload]: ...
+    def __contains__(self, value: object, /) -> bool: ...
+    def __reversed__(self) -> Iterator[Offload]: ...
+    def index(self, value: object, start: int = 0, stop: int | None = None) -> int: ...
+    def count(self, value: object) -> int: ...
+
+#: One frame: an object that shows its bytes, or that ``bytes()`` takes, as a scapy packet.
+_Frame: TypeAlias = Buffer | SupportsBytes
 
 #: What is left to do to frames: the same to all, or something to each.
 _Offload: TypeAlias = Offload | Offloads | Iterable[Offload | None] | None
@@ -423,6 +432,10 @@ class Burst(Sequence[memoryview]):
     @overload
     def __getitem__(self, index: slice, /) -> list[memoryview]: ...
     def __iter__(self) -> Iterator[memoryview]: ...
+    def __contains__(self, value: object, /) -> bool: ...
+    def __reversed__(self) -> Iterator[memoryview]: ...
+    def index(self, value: object, start: int = 0, stop: int | None = None) -> int: ...
+    def count(self, value: object) -> int: ...
     @property
     def lengths(self) -> memoryview:
         """The frames' lengths, a read-only view of 32-bit unsigned integers (a snapshot)."""
@@ -576,7 +589,7 @@ class NetPort:
     @property
     def legacy(self) -> bool:
         """Whether the device is driven by its legacy interface, that of virtio 0.9.5."""
-    def send(self, frames: Burst | Iterable[Buffer], offload: _Offload = None) -> int:
+    def send(self, frames: Burst | Iterable[_Frame], offload: _Offload = None) -> int:
         """Queue frames for transmission and return how many fitted the ring.
 
         ``offload``: what is left to do to them (an :class:`Offload` for all, one or None for each).
@@ -588,7 +601,8 @@ class NetPort:
 
         A burst is moved: what fitted leaves it, no byte is copied (except for frames
         of which a view is alive, or that live in another memory: these are copied
-        and counted). Other frames are bytes-like objects and copied once. Frames
+        and counted). Other frames are copied once: bytes-like objects, and what ``bytes()`` takes,
+        such as packets of scapy. One frame in the place of several is a TypeError. Frames
         that did not fit are not an error: they are counted and can be sent again.
 
         Raises ValueError (an empty frame, one longer than a buffer) and TypeError (not
@@ -611,14 +625,16 @@ class NetPort:
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
-        After that it is readable again once half of the queue is free, or when there is an error.
+        After that it is readable again once half of the queue is free and, where there was none,
+        the memory has a buffer again, or when there is an error.
         Raises ValueError when the port has no interrupts.
         """
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
-        By the transmit interrupt, where the port has interrupts. Where the memory has no free
-        buffer, ``send`` can take nothing all the same. Raises as ``recv``.
+        By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
+        free buffer in the memory, also until there is one, whoever gives it back. Raises as
+        ``recv``.
         """
     @property
     def polling(self) -> float:
@@ -736,7 +752,7 @@ class NetQueue:
     @property
     def active(self) -> bool:
         """Whether it moves frames: neither stopped nor one more than the device uses."""
-    def send(self, frames: Burst | Iterable[Buffer], offload: _Offload = None) -> int:
+    def send(self, frames: Burst | Iterable[_Frame], offload: _Offload = None) -> int:
         """Queue frames; as :meth:`NetPort.send`. Raises PortClosed where it is not active."""
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst:
         """Return received frames; as :meth:`NetPort.recv`.
@@ -792,6 +808,14 @@ class Stack:
 
 #: Seconds, packets, and a function that gets the counters 20 times a second; False from it stops.
 _Until: TypeAlias = tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]
+
+def as_frames(frames: Burst | Iterable[_Frame]) -> Burst | list[Buffer] | tuple[Buffer, ...]:
+    """Make a burst, a list or a tuple of what was given as frames, of which there are several.
+
+    What shows no bytes but makes some (``__bytes__``) is made bytes of; a list or a tuple in which
+    there is no such thing is returned as it is. Raises TypeError for one frame in their place
+    (anything that shows or makes bytes), and what an object's ``__bytes__`` raises.
+    """
 
 def forward(a: NetPort, b: NetPort, mode: str, until: _Until) -> dict[str, Any]:
     """Forward between two ports, in both directions; see virtnic.forward."""

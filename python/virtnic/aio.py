@@ -32,14 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from types import TracebackType
 
-    from typing_extensions import Buffer
-
     from virtnic._native import Memory, Offload, Offloads
     from virtnic.async_library import Library
     from virtnic.hotplug import Qemu
     from virtnic.port import Interrupts
     from virtnic.port import Port as BlockingPort
     from virtnic.qemu import Netdev
+    from virtnic.sending import Frame
     from virtnic.testing import FaultyPort, ScriptedPort
 
 __all__ = ["LinkChanges", "Port", "attach", "open"]
@@ -169,7 +168,7 @@ class Port:
 
     async def send(
         self,
-        frames: Burst | Iterable[Buffer],
+        frames: Burst | Iterable[Frame],
         offload: Offload | Offloads | Iterable[Offload | None] | None = None,
     ) -> None:
         """Queue all frames, in order, waiting for room where the queue is full.

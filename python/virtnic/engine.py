@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from virtnic.sending import Frame
+
 __all__ = [
     "DROP",
     "IMIX",
@@ -85,8 +87,12 @@ class Result:
 def _until(
     seconds: float | None, packets: int | None, progress: Callable[[Result], object] | None
 ) -> tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]:
-    if packets is not None and packets < 0:
-        raise ValueError(f"packets is 0 or more, not {packets}")
+    if packets is not None and not 0 <= packets < 1 << 64:
+        raise ValueError(f"packets is 0 or more, and below 2**64, not {packets}")
+    if seconds is not None and not seconds >= 0:
+        raise ValueError(f"seconds is 0 or more, or None for no end, not {seconds}")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is a function that takes a Result, not {progress!r}")
     tell = None if progress is None else lambda counters: progress(Result(**counters))
     return seconds, packets, tell
 
@@ -145,7 +151,7 @@ def drop(
 def generate(
     port: Port,
     *,
-    frames: Iterable[Buffer] | None = None,
+    frames: Iterable[Frame] | None = None,
     size: int | Literal["imix"] = 64,
     rate: float | str | None = None,
     seconds: float | None = None,
@@ -168,7 +174,7 @@ def generate(
 def exchange(
     port: Port,
     *,
-    frames: Iterable[Buffer] | None = None,
+    frames: Iterable[Frame] | None = None,
     size: int | Literal["imix"] = 64,
     rate: float | str | None = None,
     seconds: float | None = None,
@@ -185,18 +191,37 @@ def exchange(
 
 
 def _load(
-    port: Port, frames: Iterable[Buffer] | None, size: int | str, rate: float | str | None
+    port: Port, frames: Iterable[Frame] | None, size: int | str, rate: float | str | None
 ) -> tuple[list[Buffer], float | None]:
-    load = list(frames) if frames is not None else _frames_of(port, size)
-    mean = sum(memoryview(frame).nbytes for frame in load) / len(load) if load else 0.0
+    load = _frames_of(port, size) if frames is None else _given(port, frames)
+    mean = sum(memoryview(frame).nbytes for frame in load) / len(load)
     return load, None if rate is None else parse_rate(rate, mean)
+
+
+def _given(port: Port, frames: Iterable[Frame]) -> list[Buffer]:
+    """Check frames that were given to be sent: all that is wrong is told before any is."""
+    load = [*_native.as_frames(frames)]
+    if not load:
+        raise ValueError("frames is empty: there is no frame to send")
+    most = port.memory.largest_frame
+    for number, frame in enumerate(load):
+        try:
+            length = memoryview(frame).nbytes
+        except TypeError as error:
+            raise TypeError(f"frame {number} of those to send: {error}") from None
+        if not 0 < length <= most:
+            raise ValueError(
+                f"frame {number} of those to send has {length} bytes; this port's memory takes "
+                f"frames of 1 to {most}"
+            )
+    return load
 
 
 def _frames_of(port: Port, size: int | str) -> list[Buffer]:
     if size == "imix":
         return [make_frame(length, source=port.mac) for length in IMIX]
     most = min(port.memory.largest_frame, _MAX_FRAME) + 4
-    if isinstance(size, str) or not 64 <= size <= most:
+    if not isinstance(size, int) or isinstance(size, bool) or not 64 <= size <= most:
         raise ValueError(
             f"a frame has 64 to {most} bytes on the wire, or size is 'imix', not {size!r}"
         )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import running
+from virtnic.qemu.loop import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ EventKind = Literal[
 _CAPACITY = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Event:
     """Something that happened."""
 
@@ -79,6 +80,8 @@ class Events:
         self._owner = os.getpid()
         self._ended = False
         self._awaited = False
+        # The one that came last, which others may have taken by now.
+        self._latest: Callable[[], Event | None] = lambda: None
         #: Events that were dropped because nobody read them.
         self.missed = 0
 
@@ -122,6 +125,9 @@ class Events:
 
     def _put(self, event: Event) -> None:
         """Queue an event; the caller has the lock."""
+        if event is self._latest():
+            return  # who told it was interrupted, and tells it again
+        self._latest = weakref.ref(event)
         if len(self._queue) >= _CAPACITY:
             self._queue.popleft()
             self.missed += 1
@@ -202,8 +208,12 @@ class Feed:
 
     def put(self, kind: EventKind, port: Port | None = None, detail: str = "") -> None:
         """Tell everybody."""
-        event = Event(kind, port, detail=detail)
-        _log.debug("%s %s %s", kind, port, detail)
+        self.tell(Event(kind, port, detail=detail))
+
+    def tell(self, event: Event) -> None:
+        """Tell everybody of an event; who was told it, is not when that is repeated."""
+        # Its text: who keeps log records would keep the port.
+        _log.debug("%s %s %s", event.kind, str(event.port), event.detail)
         with self.lock:
             for events in list(self._subscribers):
                 events._put(event)
@@ -226,13 +236,13 @@ class Feed:
         stopped = threading.Event()
 
         def deliver() -> None:
-            for event in events:
-                if stopped.is_set():
-                    return
+            # No name for the event but here: while the next is awaited, its port is not kept.
+            while (event := events.wait()) is not None and not stopped.is_set():
                 try:
                     callback(event)
                 except BaseException:
                     _log.exception("a callback for the event %s failed", event.kind)
+                event = None
 
         def stop() -> None:
             stopped.set()
@@ -241,18 +251,20 @@ class Feed:
         threading.Thread(target=deliver, name="virtnic-watch", daemon=True).start()
         return stop
 
-    def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> Callable[[], None]:
+    def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> None:
         """Tell when a port's backend goes and comes back, and end the port that has none any more.
 
-        Returns what ends that.
+        Until the port is detached.
         """
         interposer, path = backend.interposer, backend.path
         losses = interposer.stats()["backend_losses"]
         there = True
+        weak = weakref.ref(port)  # one that is forgotten is collected
 
         def look() -> None:
             nonlocal losses, there
             interposer.changed.drain()
+            port = weak()
             # A QEMU that went lost its backend too, which is not the backend's doing.
             counted = interposer.stats()["backend_losses"]
             if counted != losses:
@@ -263,12 +275,14 @@ class Feed:
             if not there and interposer.connected:
                 there = True
                 self.put("backend-back", port, path)
-            if (why := backend.given_up()) is not None:
+            if port is not None and (why := backend.given_up()) is not None:
                 port.abandon(why)
                 port.ended()
 
         # Lost already while it was being attached: the eventfd says so.
-        return loop.watch_fd(interposer.changed.fileno(), look)
+        watch = Watch(loop, interposer.changed.fileno(), look)
+        port._attachment.undo.add(watch.close)
+        watch.begin()
 
 
 def tell_link(feed: Feed) -> Callable[[Port], None]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import threading
-from contextlib import ExitStack
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -27,13 +27,14 @@ from virtnic.qemu import Machine, Netdev, NicHandle, Spec, descriptors, loop, pa
 from virtnic.qemu.netdevs import not_started
 from virtnic.ready import device_trouble
 from virtnic.recovery import Recoverer, Recovery, policy
+from virtnic.teardown import Teardown
 from virtnic.vhost_user import Backend
 from virtnic.wiring import Wiring
 from virtnic.wishes import device_wishes, offload_wishes, one_of, usual_size, with_queues
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from virtnic._native import QTest
 
@@ -45,32 +46,56 @@ _log = logging.getLogger(__name__)
 _SHARED_MEMORY_BAR = 2
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attachment:
     """What a port has of its QEMU."""
 
     qemu: Qemu
     qtest: QTest
-    handle: NicHandle
     interrupts: Interrupts
+    #: The port, from when all is in its place until it is detached.
+    port: Port | None = None
+    #: The same from when it was made, but not kept alive.
+    device: Callable[[], Port | None] = lambda: None
+    #: Whether it is being undone: what an interruption left of it is undone by the next call.
+    leaving: bool = False
+    #: The thread that attaches it.
+    thread: int = field(default_factory=threading.get_ident)
+    #: The device, as QEMU knows it, from when QEMU is told of it.
+    plugged: NicHandle | None = None
     #: The vhost-user backend, where there is an interposer in front of it.
     backend: Backend | None = None
     #: The device on the PCI bus, once it was found there.
     function: Function | None = None
     #: Undoes, last first, all that attaching did.
-    undo: ExitStack = field(default_factory=ExitStack)
+    undo: Teardown = field(default_factory=Teardown)
     # What it takes to attach it again, to another QEMU.
     spec: Spec | None = None
     properties: Mapping[str, Any] = field(default_factory=dict)
     legacy: bool = False
     #: What the device writes to the ivshmem doorbell for each MSI-X vector.
     messages: list[int] = field(default_factory=list)
+    #: The ivshmem vectors that are reserved for it.
+    vectors: list[int] = field(default_factory=list)
     #: What the interrupt line signals.
     line: EventFd | None = None
     #: Whether its peer was there when that was last told; None where nobody can know.
     peer_known: bool | None = None
     #: Whether it is attached again to the QEMU that takes the place of one that died.
     returns: bool = False
+    #: Whether it was told that it is attached; and what is told when it is detached, once.
+    announced: bool = False
+    farewell: Event | None = None
+
+    def plugging(self, handle: NicHandle) -> None:
+        """Remember the device that QEMU is about to be told of."""
+        self.plugged = handle
+
+    @property
+    def handle(self) -> NicHandle:
+        """The device, as QEMU knows it; for one that was plugged in."""
+        assert self.plugged is not None
+        return self.plugged
 
     @property
     def is_lost(self) -> bool:
@@ -110,21 +135,21 @@ class Qemu(Machine):
         policy(recover)
         if recover and options.get("connect") is not None:
             raise ValueError("a QEMU that somebody else started is not started again here: recover")
+        self._recover = recover
         self._recoverer: Recoverer | None = None
-        self._ports: list[Port] = []
+        #: Of the ports that are there, that come and that go.
+        self._attachments: list[Attachment] = []
         self._attach_lock = threading.RLock()
         self._feed = Feed()
         super().__init__(
             Memory() if memory is None else memory, restartable=bool(recover), **options
         )
-        try:
-            self.on_death(self._feed.died)
-            self._take_bus()
-        except BaseException:
-            self.close()
-            raise
-        if recover:
-            self._recoverer = Recoverer(self, policy(recover) or Recovery())
+
+    def _started(self) -> None:
+        self.on_death(self._feed.died)
+        self._take_bus()
+        if self._recover:
+            self._recoverer = Recoverer(self, policy(self._recover) or Recovery())
             self.on_death(self._recoverer.lost)
 
     def _take_bus(self) -> None:
@@ -186,7 +211,8 @@ class Qemu(Machine):
     def ports(self) -> tuple[Port, ...]:
         """The attached ports, in the order in which they came."""
         with self._attach_lock:
-            return tuple(self._ports)
+            there = [a.port for a in self._attachments if a.port is not None and not a.leaving]
+        return tuple(there)
 
     @property
     def ivshmem(self) -> Function:
@@ -294,43 +320,47 @@ class Qemu(Machine):
                 f"recover={recover!r}: nothing brings this port back; that is for QEMU to do, "
                 "virtnic.Qemu(recover=True), or for a vhost-user backend given by its path"
             )
-        with self._attach_lock, ExitStack() as undo:
-            backend = None
-            if interposed:
-                backend = Backend(
-                    spec,
-                    undo,
-                    pairs,
-                    interrupts=chosen != "none",
-                    shared=self.shared,
-                    recover=recover,
-                )
-                spec = backend.spec
-            returns = self._recoverer is not None and recover is not False
-            if returns:  # it is attached again, when the caller's descriptors may be closed
-                spec, close = descriptors.kept(spec)
-                undo.callback(close)
-            device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
-            if legacy:
-                device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
-            device.update(properties or {})
-            handle = self.add_nic(spec, device)
-            if chosen == "msix" and backend is None and not handle.queue_vectors:
-                chosen = "intx"  # this QEMU would crash (quirk vhost-user-msix-crash)
+        with self._attach_lock:
+            self._finish_detaching()
             attachment = Attachment(
                 self,
                 self.qtest,
-                handle,
                 chosen,
-                backend,
-                spec=spec,
-                properties=device,
                 legacy=legacy,
-                returns=returns,
+                returns=self._recoverer is not None and recover is not False,
             )
-            undo.callback(self._unplug, attachment)
-            wires = self._wiring.connect(attachment, self._take_new(attachment), pairs, undo)
-            with self._starting(attachment):
+            self._attachments.append(attachment)
+            undo = attachment.undo
+            try:
+                undo.add(functools.partial(self._tell_detached, attachment))
+                backend = None
+                if interposed:
+                    backend = attachment.backend = Backend(
+                        spec,
+                        undo,
+                        pairs,
+                        interrupts=chosen != "none",
+                        shared=self.shared,
+                        recover=recover,
+                    )
+                    spec = backend.spec
+                if attachment.returns:
+                    # It is attached again, when the caller's descriptors may be closed.
+                    copies = descriptors.Copies()
+                    undo.add(copies.close)
+                    spec = copies.of(spec)
+                device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
+                if legacy:
+                    device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
+                device.update(properties or {})
+                attachment.spec, attachment.properties = spec, device
+                undo.add(functools.partial(self._unplug, attachment))
+                handle = self.add_nic(spec, device, attachment.plugging)
+                if chosen == "msix" and backend is None and not handle.queue_vectors:
+                    # This QEMU would crash (quirk vhost-user-msix-crash).
+                    attachment.interrupts = chosen = "intx"
+                wires = self._wiring.connect(attachment, self._take_new(attachment), pairs)
+                before = self.process.stderr_position()
                 port = Port(
                     attachment=attachment,
                     memory=self.memory,
@@ -344,28 +374,33 @@ class Qemu(Machine):
                     kicks=None if backend is None else backend.interposer,
                     features={**wishes, **offload_wishes(spec, offload), **(features or {})},
                 )
-            undo.callback(port.stop)
-            port.set_patient(attachment.returns)
-            port.set_polling(spin)
-            port.set_statistics(statistics)
-            if ring is None and backend is not None and port.ring != "packed":
-                _log.warning(
-                    "%s does not offer packed rings: split ones are used, which are slower",
-                    "QEMU" if backend.offers_packed_rings else "the backend",
-                )
-            if wires.events is not None:
-                undo.callback(self._watch_configuration(port, wires.events[1]))
-            if on_link is not None:
-                port.on_link(on_link)
-            with self._feed.lock:
-                self._feed.put("attached", port)
-                if chosen != "none":
-                    port.on_link(tell_link(self._feed))
-            if backend is not None:
-                undo.callback(self._feed.watch_backend(port, backend, self.monitor.loop))
-            self._follow_peer(port)
-            self._ports.append(port)
-            attachment.undo = undo.pop_all()
+                attachment.device = weakref.ref(port)
+                undo.add(port.stop)
+                self._check_started(attachment, before)
+                port.set_patient(attachment.returns)
+                port.set_polling(spin)
+                port.set_statistics(statistics)
+                if ring is None and backend is not None and port.ring != "packed":
+                    _log.warning(
+                        "%s does not offer packed rings: split ones are used, which are slower",
+                        "QEMU" if backend.offers_packed_rings else "the backend",
+                    )
+                if wires.events is not None:
+                    self._watch_configuration(port, wires.events[1])
+                if on_link is not None:
+                    port.on_link(on_link)
+                with self._feed.lock:
+                    attachment.announced = True
+                    self._feed.put("attached", port)
+                    if chosen != "none":
+                        port.on_link(tell_link(self._feed))
+                if backend is not None:
+                    self._feed.watch_backend(port, backend, self.monitor.loop)
+                self._follow_peer(port)
+                attachment.port = port
+            except BaseException:
+                self._let_go(attachment)
+                raise
         if (trouble := device_trouble(port)) is not None:
             _log.warning("%s", trouble)
         return port
@@ -386,12 +421,10 @@ class Qemu(Machine):
             return
         loop.check_outside()
         with self._attach_lock:
-            if port not in self._ports:
+            if port._attachment in self._attachments:
+                self._let_go(port._attachment)
+            else:
                 port.stop()
-                return
-            self._ports.remove(port)
-            port._attachment.undo.close()
-            self._feed.put("detached", port)
 
     def events(self) -> Events:
         """Return an iterator over what happens to this QEMU and its ports from now on.
@@ -416,6 +449,7 @@ class Qemu(Machine):
     def close(self) -> None:
         """Stop all ports, end QEMU, and leave nothing behind. Closing twice is fine.
 
+        After an interruption the next call goes on with what is left to do.
         A forked child closes nothing: QEMU is its parent's. Raises RuntimeError in a link callback.
         """
         if self._is_forked:
@@ -423,17 +457,45 @@ class Qemu(Machine):
         loop.check_outside()
         if self._recoverer is not None:
             self._recoverer.close()
-        ports, self._ports = self._ports, []
-        for port in ports:
-            port.stop()
-            self._feed.put("detached", port)
+        me = threading.get_ident()
+        # One that another thread is about to attach fails there, and is undone there.
+        going = [a for a in self._attachments if a.port is not None or a.leaving or a.thread == me]
+        for attachment in going:
+            attachment.leaving = True
+            if attachment.port is not None:
+                attachment.port.stop()
+            self._tell_detached(attachment)
         self._feed.end()
         if self.shared is not None:
-            self._leave(ports)
+            self._leave(going)
         super().close()
         # With QEMU gone there is nothing left to unplug, but other things to give back.
-        for port in ports:
-            port._attachment.undo.close()
+        for attachment in going:
+            self._let_go(attachment)
+
+    def _let_go(self, attachment: Attachment) -> None:
+        """Undo all that attaching did; what an interruption leaves of it, the next call undoes."""
+        attachment.leaving = True
+        attachment.undo.run()
+        if not attachment.undo:
+            attachment.port = None
+            with contextlib.suppress(ValueError):
+                self._attachments.remove(attachment)
+
+    def _finish_detaching(self) -> None:
+        """Undo what interrupted calls left; the caller has the lock."""
+        for attachment in self._attachments.copy():
+            if attachment.leaving or attachment.port is None:
+                self._let_go(attachment)
+
+    def _tell_detached(self, attachment: Attachment) -> None:
+        """Tell that a port is detached, once, where it was told that it was attached."""
+        if not attachment.announced:
+            return
+        if attachment.farewell is None:
+            attachment.farewell = Event("detached", attachment.port or attachment.device())
+        self._feed.tell(attachment.farewell)
+        attachment.announced = False
 
     def _eject(self, slot: int) -> None:
         """Let go of what is in a slot of the root bus, or behind the root port there."""
@@ -442,12 +504,12 @@ class Qemu(Machine):
             if (top.bus, top.slot) == (0, slot) and not function.is_bridge:
                 self.bus.eject(function)
 
-    def _leave(self, ports: list[Port]) -> None:
+    def _leave(self, going: list[Attachment]) -> None:
         """Take everything of ours out of a QEMU that goes on without us."""
         try:
             self.execute("query-status", timeout=min(2.0, self.timeout))
-            for port in ports:
-                port._attachment.undo.close()
+            for attachment in going:
+                attachment.undo.run()
             self.unplug_memory(self._eject)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
             _log.debug("leaving %r: %s", self, error)
@@ -465,10 +527,9 @@ class Qemu(Machine):
 
     def _unplug(self, attachment: Attachment) -> None:
         """Remove the device; that it cannot be removed from a dead QEMU is no error."""
-        if attachment.is_lost:
+        if attachment.plugged is None or attachment.is_lost:
             return  # what has its place on another QEMU's bus is somebody else's
-        function = attachment.function
-        eject = None if function is None else functools.partial(self.bus.eject, function)
+        eject = functools.partial(self._eject_nic, attachment)
         try:
             self.remove_nic(attachment.handle, eject)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
@@ -480,15 +541,12 @@ class Qemu(Machine):
                 str(error),  # a record that somebody keeps would keep all that the error has
             )
 
-    @contextlib.contextmanager
-    def _starting(self, attachment: Attachment) -> Iterator[None]:
-        """Raise QemuError where a device is started and QEMU says that it does not run.
+    def _check_started(self, attachment: Attachment, before: int) -> None:
+        """Raise QemuError where QEMU said, since then, that a device it started does not run.
 
         Its driver hears nothing of that: the device reports that it is ready. A backend with an
         interposer tells by itself.
         """
-        before = self.process.stderr_position()
-        yield
         said = self.process.stderr_since(before)
         if attachment.backend is None and (why := not_started(attachment.handle.spec.kind, said)):
             raise QemuError(why)
@@ -499,29 +557,47 @@ class Qemu(Machine):
         peer = attachment.handle.peer
         if peer is None:
             return
+        feed, weak = self._feed, weakref.ref(port)  # one that is forgotten is collected
 
         def told(there: bool, address: str) -> None:
-            attachment.peer_known = there
-            self._feed.put("peer-connected" if there else "peer-disconnected", port, address)
+            if (port := weak()) is not None:
+                port._attachment.peer_known = there
+                feed.put("peer-connected" if there else "peer-disconnected", port, address)
 
         if attachment.peer_known is None:
             attachment.peer_known = peer.connected
         peer.tell(told, attachment.peer_known)
 
-    def _watch_configuration(self, port: Port, event: EventFd) -> Callable[[], None]:
+    def _eject_nic(self, attachment: Attachment) -> None:
+        """Let go of a device, of one too that was not found on the bus yet."""
+        if attachment.function is not None:
+            self.bus.eject(attachment.function)
+        else:
+            self.bus.rescan()
+            self._eject(attachment.handle.slot)
+
+    def _watch_configuration(self, port: Port, event: EventFd) -> None:
+        # Neither is kept alive: one that is forgotten is collected, and closed then.
+        weak_qemu, weak_port = weakref.ref(self), weakref.ref(port)
+
         def changed() -> None:
             event.drain()
+            qemu, port = weak_qemu(), weak_port()
+            if qemu is None or port is None:
+                watch.close()
+                return
             over = port.closed
             if not over and port._attachment.is_lost:
-                recoverer = self._recoverer if port._attachment.returns else None
+                recoverer = qemu._recoverer if port._attachment.returns else None
                 if recoverer is not None and recoverer.lost():
                     return
                 over = True
             if over:
-                unwatch()
+                watch.close()
                 port.ended()
                 return
             port.configuration_changed()
 
-        unwatch = self.watch_fd(event.fileno(), changed)
-        return unwatch
+        watch = loop.Watch(self.monitor.loop, event.fileno(), changed)
+        port._attachment.undo.add(watch.close)
+        watch.begin()

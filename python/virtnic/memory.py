@@ -7,6 +7,7 @@ import warnings
 from typing import Literal, Self
 
 from virtnic import _native
+from virtnic.teardown import Owner
 
 __all__ = ["Hugepages", "Memory", "parse_size"]
 
@@ -32,7 +33,7 @@ def parse_size(size: int | str) -> int:
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
-class Memory(_native.Memory):
+class Memory(Owner, _native.Memory):
     """One shared file, mapped, prefaulted and sealed: all that devices may touch.
 
     Every port of a memory takes its packet buffers from it, so a burst received on one

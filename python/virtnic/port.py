@@ -13,15 +13,15 @@ from virtnic._native import CommandRefused
 from virtnic.ready import Readiness
 from virtnic.rss import DEFAULT_KEY, Rss, names_of, types_of
 from virtnic.sending import BACKOFF, Pending
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from typing_extensions import Buffer
-
     from virtnic.hotplug import Attachment, Qemu
     from virtnic.memory import Memory
+    from virtnic.sending import Frame
 
 __all__ = ["Interrupts", "LinkCallback", "Port"]
 
@@ -33,7 +33,7 @@ Interrupts = Literal["msix", "intx", "none"]
 LinkCallback = Callable[["Port"], None]
 
 
-class Port(_native.NetPort):
+class Port(Owner, _native.NetPort):
     """A virtio-net device that this process drives.
 
     ``send``, ``recv`` and ``fileno`` are those of its first queue pair; :meth:`queue` has them all.
@@ -52,7 +52,7 @@ class Port(_native.NetPort):
         self._endings: list[Callable[[], object]] = []
         #: What the callbacks know; somebody else may have asked the device meanwhile.
         self._link_told = super().link
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()  # a signal handler may close, too
         self._owns_qemu = False
         self._filters_warned = False
 
@@ -200,10 +200,11 @@ class Port(_native.NetPort):
         """
         self.on_link(changed)
         self._endings.append(ended)
+        callbacks, endings = self._callbacks, self._endings  # and not the port
 
         def unsubscribe() -> None:
-            self._callbacks.remove(changed)
-            self._endings.remove(ended)
+            callbacks.remove(changed)
+            endings.remove(ended)
 
         return unsubscribe
 
@@ -219,7 +220,7 @@ class Port(_native.NetPort):
 
     def send_all(
         self,
-        frames: _native.Burst | Iterable[Buffer],
+        frames: _native.Burst | Iterable[Frame],
         timeout: float | None = None,
         offload: _native.Offload
         | _native.Offloads

@@ -100,12 +100,13 @@ def _attach_again(port: Port) -> None:
         attachment.function = None
         if attachment.backend is not None:
             attachment.backend.wait(_PARTING)
-        attachment.handle = qemu.add_nic(attachment.spec, attachment.properties)
-        attachment.qtest = qemu.qtest
+        attachment.qtest, attachment.plugged = qemu.qtest, None
         undo.callback(qemu._unplug, attachment)
+        qemu.add_nic(attachment.spec, attachment.properties, attachment.plugging)
         qemu._wiring.lead(attachment, qemu._take_new(attachment))
-        with qemu._starting(attachment):
-            port.reattach(qemu.qtest, **attachment.registers())
+        before = qemu.process.stderr_position()
+        port.reattach(qemu.qtest, **attachment.registers())
+        qemu._check_started(attachment, before)
         qemu._follow_peer(port)
         undo.pop_all()
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtnic._native import Burst, Offload
+from virtnic._native import Burst, Offload, as_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
+    from typing import SupportsBytes
 
     from typing_extensions import Buffer
 
     from virtnic._native import NetPort, Offloads
+
+    #: One frame: an object that shows its bytes, or that ``bytes()`` takes, as a scapy packet.
+    Frame = Buffer | SupportsBytes
 
 __all__ = ["BACKOFF", "Pending"]
 
@@ -27,15 +31,11 @@ class Pending:
     def __init__(
         self,
         port: NetPort,
-        frames: Burst | Iterable[Buffer],
+        frames: Burst | Iterable[Frame],
         offload: Offload | Offloads | Iterable[Offload | None] | None = None,
     ) -> None:
         self._port = port
-        self._frames: Burst | Sequence[Buffer]
-        if isinstance(frames, (Burst, list, tuple, bytes, bytearray, memoryview, str)):
-            self._frames = frames  # that a lone frame is a mistake, `send` says itself
-        else:
-            self._frames = list(frames)
+        self._frames = as_frames(frames)
         #: The same for all frames, or a list with one for each.
         self._offload: Offload | list[Offload | None] | None
         if offload is None or isinstance(offload, Offload):

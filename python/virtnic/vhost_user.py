@@ -19,10 +19,9 @@ from virtnic.qemu.rundir import RunDirectory
 from virtnic.recovery import Recovery
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from virtnic.qemu import Spec
     from virtnic.qemu.elsewhere import SharedDirectory
+    from virtnic.teardown import Teardown
 
 __all__ = ["RING_PACKED", "Backend"]
 
@@ -47,7 +46,7 @@ class Backend:
     def __init__(
         self,
         spec: Spec,
-        undo: ExitStack,
+        undo: Teardown,
         queues: int = 1,
         *,
         interrupts: bool,
@@ -71,7 +70,8 @@ class Backend:
         self.events = [(EventFd(), EventFd()) for _ in range(queues)]
         if shared is None:
             directory = RunDirectory()
-            undo.callback(directory.close)
+            undo.add(directory.close)
+            directory.make()
             listen = os.fspath(directory.vhost_user())
         else:
             listen = os.fspath(shared.new_vhost_user())
@@ -82,7 +82,7 @@ class Backend:
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise QemuError(error.strerror or str(error)) from None
-        undo.callback(self.interposer.close)
+        undo.add(self.interposer.close)
         #: The netdev that makes QEMU connect to the interposer.
         self.spec = dataclasses.replace(
             spec, socket=VhostUserSocket(listen, server=False, wait=_QEMU_CONNECTS)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from virtnic._native import EventFd, QemuError
 from virtnic.pci import MsixTable, doorbell_message
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from virtnic._native import IvshmemServer, QTest
     from virtnic.hotplug import Attachment
     from virtnic.pci import Function, PciBus
@@ -48,7 +47,6 @@ class Wiring:
         attachment: Attachment,
         function: Function,
         pairs: int,
-        undo: ExitStack,
     ) -> Wires:
         """Lead the device's interrupts to eventfds. A backend of ours signals its own."""
         backend = attachment.backend
@@ -60,14 +58,12 @@ class Wiring:
             several = _pairs_of_events(pairs) if backend is None else backend.events
             return Wires(events=(several, EventFd()), intx=attachment.line)
         assert self._server is not None
+        server = self._server
         # Receive and transmit for each pair, and configuration; the control queue has none.
         wanted = 1 if backend is not None else 2 * pairs + 1
-        events = []
-        for _ in range(wanted):
-            vector, value, event = self._server.take_vector()
-            undo.callback(_give_vector, self._server, vector)
-            attachment.messages.append(value)
-            events.append(event)
+        events: list[EventFd] = []
+        attachment.undo.add(lambda: _give_vectors(server, attachment.vectors))
+        uninterrupted(lambda: _take_vectors(server, wanted, attachment, events))
         self.lead(attachment, function)
         config = events.pop()
         if backend is not None:
@@ -101,5 +97,17 @@ def _pairs_of_events(count: int) -> list[tuple[EventFd, EventFd]]:
     return [(EventFd(), EventFd()) for _ in range(count)]
 
 
-def _give_vector(server: IvshmemServer, vector: int) -> None:
-    server.give_vector(vector)
+def _take_vectors(
+    server: IvshmemServer, wanted: int, attachment: Attachment, events: list[EventFd]
+) -> None:
+    for _ in range(wanted):
+        vector, value, event = server.take_vector()
+        attachment.vectors.append(vector)
+        attachment.messages.append(value)
+        events.append(event)
+
+
+def _give_vectors(server: IvshmemServer, vectors: list[int]) -> None:
+    while vectors:
+        server.give_vector(vectors[-1])
+        vectors.pop()

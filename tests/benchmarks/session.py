@@ -4,7 +4,6 @@ import os
 import select
 import statistics
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +90,10 @@ class _TimedQemu(virtnic.Qemu):
 
     qmp_seconds = 0.0
 
-    def add_nic(self, netdev: Any, properties: Mapping[str, Any] | None = None) -> Any:
+    def add_nic(self, *arguments: Any) -> Any:
         began = time.perf_counter()
         try:
-            return super().add_nic(netdev, properties)
+            return super().add_nic(*arguments)
         finally:
             self.qmp_seconds = time.perf_counter() - began
 

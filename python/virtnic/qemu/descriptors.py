@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import fcntl
+import io
 import os
 import socket
 import stat
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import netdevs
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from virtnic.qemu.netdev import Spec
     from virtnic.qemu.netdevs import DescriptorKind
 
-__all__ = ["check", "handed_over", "kept", "numbers", "tap_name"]
+__all__ = ["Copies", "check", "handed_over", "names_in_qemu", "numbers", "tap_name"]
 
 #: ioctl of a TAP descriptor: which device it is (Linux: include/uapi/linux/if_tun.h).
 _TUNGETIFF = 0x800454D2
@@ -68,26 +70,31 @@ def tap_name(fd: int) -> str:
     return os.fsdecode(request[:_IFNAMSIZ].rstrip(b"\0"))
 
 
-def kept(spec: Spec) -> tuple[Spec, Callable[[], None]]:
-    """Return the netdev with descriptors of its own, and what closes them.
+class Copies:
+    """Descriptors of our own, for a netdev that is made again when the caller's may be closed."""
 
-    For one that is handed over again, to another QEMU, when the caller's may be closed.
-    """
-    copies: list[int] = []
+    def __init__(self) -> None:
+        self._files: list[io.FileIO] = []
 
-    def close() -> None:
-        while copies:
-            os.close(copies.pop())
+    def of(self, spec: Spec) -> Spec:
+        """Return the netdev with copies of its descriptors. Raises OSError."""
 
-    def copied(fd: int) -> str:
-        copies.append(os.dup(fd))
-        return str(copies[-1])
+        def copied(fd: int) -> str:
+            self._files.append(io.FileIO(os.dup(fd), "r"))
+            return str(self._files[-1].fileno())
 
-    try:
-        return _replaced(spec, copied), close
-    except BaseException:
-        close()
-        raise
+        return uninterrupted(lambda: _replaced(spec, copied))
+
+    def close(self) -> None:
+        """Close them. A second call does nothing."""
+        for file in self._files:
+            file.close()
+
+
+def names_in_qemu(spec: Spec, netdev_id: str) -> list[str]:
+    """Return the names that the descriptors of a netdev have in QEMU, until it takes them."""
+    count = sum(len(fds) for fds in numbers(spec).values())
+    return [f"{netdev_id}-fd{index}" for index in range(count)]
 
 
 @contextlib.contextmanager
@@ -96,12 +103,12 @@ def handed_over(monitor: Monitor, spec: Spec, netdev_id: str) -> Iterator[Spec]:
 
     What the body did not have QEMU use is closed there. Raises as :meth:`Monitor.execute`.
     """
-    names: list[str] = []
+    names = names_in_qemu(spec, netdev_id)
+    left = iter(names)
 
     def send(fd: int) -> str:
-        name = f"{netdev_id}-fd{len(names)}"
+        name = next(left)
         monitor.send_descriptor(fd, name)
-        names.append(name)
         return name
 
     try:

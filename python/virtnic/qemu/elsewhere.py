@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, quirks
-from virtnic.qemu.monitor import Monitor, NobodyListens
+from virtnic.qemu.monitor import NobodyListens
 from virtnic.qemu.sockets import Sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from virtnic.qemu.command import Accel, MachineType, Sandbox
+    from virtnic.qemu.monitor import Monitor
 
 __all__ = ["Elsewhere", "Joined", "SharedDirectory", "join", "serve"]
 
@@ -182,52 +183,43 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The connections to a QEMU started elsewhere, and what it said of itself."""
+    """The QTest connection to a QEMU started elsewhere, and what it said of itself."""
 
-    monitor: Monitor
     qtest: _native.QTest
     machine: MachineType
     sandbox: Sandbox
     accel: Accel
 
 
-def join(place: SharedDirectory, process: Elsewhere, timeout: float) -> Joined:
+def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: float) -> Joined:
     """Connect to a QEMU started elsewhere, and see that it is one that we can drive.
 
     Raises QemuNotFound when there is none in time, PermissionError, QemuError when it is one
-    that was started otherwise, TimeoutError when somebody else has it.
+    that was started otherwise, TimeoutError when somebody else has it. The caller closes the
+    monitor and the process then.
     """
     start = f"start it there as `virtnic qemu-args --directory {place.path}` says"
     with _explained(place.qmp, start, timeout):
-        monitor = Monitor(place.qmp, timeout=timeout, why=process.death, on_end=process.ended)
-    try:
-        name = monitor.execute("query-name").get("name")
-        sandbox = command.sandbox_of(name)
-        if sandbox is None:
-            raise QemuError(
-                f"the QEMU at {place.path} was started otherwise: its name is {name!r} and not "
-                f"{command.ELSEWHERE!r}, so it may run a guest or lack what is needed; {start}"
-            )
-        if monitor.version < quirks.OLDEST:
-            raise QemuError(
-                f"the QEMU at {place.path} is version {monitor.version}; "
-                f"{quirks.OLDEST.major}.{quirks.OLDEST.minor} is the oldest that works"
-            )
-        machine = _machine(monitor, place)
-        place.learn(monitor.execute("query-chardev"))
-        place.clear()
-        with _explained(place.qtest, start, timeout):
-            _end_line(place.qtest, process, timeout)
-            qtest = _native.QTest(os.fspath(place.qtest), timeout)
-        try:
-            return Joined(monitor, qtest, machine, sandbox, _accelerator(qtest))
-        except BaseException:
-            qtest.close()
-            raise
-    except BaseException:
-        process.close()
-        monitor.close()
-        raise
+        monitor.connect()
+    name = monitor.execute("query-name").get("name")
+    sandbox = command.sandbox_of(name)
+    if sandbox is None:
+        raise QemuError(
+            f"the QEMU at {place.path} was started otherwise: its name is {name!r} and not "
+            f"{command.ELSEWHERE!r}, so it may run a guest or lack what is needed; {start}"
+        )
+    if monitor.version < quirks.OLDEST:
+        raise QemuError(
+            f"the QEMU at {place.path} is version {monitor.version}; "
+            f"{quirks.OLDEST.major}.{quirks.OLDEST.minor} is the oldest that works"
+        )
+    machine = _machine(monitor, place)
+    place.learn(monitor.execute("query-chardev"))
+    place.clear()
+    with _explained(place.qtest, start, timeout):
+        _end_line(place.qtest, process, timeout)
+        qtest = _native.QTest(os.fspath(place.qtest), timeout)
+    return Joined(qtest, machine, sandbox, _accelerator(qtest))
 
 
 def serve(place: SharedDirectory, memory: _native.Memory, vectors: int) -> _native.IvshmemServer:

@@ -1,24 +1,28 @@
 """One background thread with an asyncio loop, shared by everything that waits for QEMU.
 
-It starts with the first :func:`acquire` and is gone after the last :func:`release`.
+It starts with the first :class:`Hold` on it and is gone after the last.
 Callbacks run in that thread: they must be quick and must not wait for QEMU.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
-import concurrent.futures
+import contextvars
+import errno
 import logging
 import os
 import select
 import selectors
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from virtnic.errors import PortClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+__all__ = ["Hold", "LoopThread", "Watch", "check_outside"]
 
 _log = logging.getLogger(__name__)
 
@@ -27,17 +31,168 @@ T = TypeVar("T")
 _INSIDE = "a callback of virtnic must not wait for QEMU; do that in another thread"
 
 
+class _Call(Generic[T]):
+    """One call from another thread into the loop's.
+
+    What it waits with is a plain lock: Python's own futures and conditions lose their own locks
+    where a signal handler raises inside of them.
+    """
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._done = _thread.allocate_lock()
+        self._done.acquire()
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled = False
+        self._results: list[T] = []
+        self._errors: list[BaseException] = []
+
+    def begin(self, loop: LoopThread) -> None:
+        """Start the coroutine; in the loop's thread."""
+        if self._cancelled:
+            return
+        self._task = loop.begin(self._run())
+
+    async def _run(self) -> None:
+        try:
+            self._results.append(await self._make())
+        except BaseException as error:
+            self._errors.append(error)
+        finally:
+            self._task = None
+            self._done.release()
+
+    def cancel(self) -> None:
+        """Stop it; in the loop's thread."""
+        self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for its end; False after the timeout."""
+        return self._done.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+
+    def outcome(self) -> T:
+        """Return what it returned, or raise what it raised."""
+        if self._errors:
+            error = self._errors.pop()
+            try:
+                if isinstance(error, asyncio.CancelledError):
+                    raise EOFError("the connection was closed") from None
+                raise error
+            finally:
+                del error  # its traceback has this frame: nothing shall need the collector
+        return self._results.pop()
+
+
+class Watch:
+    """A callback for each time that a descriptor is readable, until it is closed.
+
+    The descriptor is level-triggered: the callback drains it or closes this. Made first and
+    begun then: who is interrupted meanwhile has something to close.
+    """
+
+    def __init__(self, loop: LoopThread, fd: int, callback: Callable[[], object]) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._callback = callback
+        self._closed = False
+
+    def begin(self) -> None:
+        """Call back from now on. Raises TimeoutError where the loop's thread is held up."""
+        self._loop.here(self._add)
+
+    def close(self) -> None:
+        """Call back no more. Afterwards the descriptor may be closed; twice is fine."""
+        self._closed = True
+        self._loop.here(self._remove)
+        self._callback = _nothing  # which may refer to this object, and to descriptors
+
+    def _add(self) -> None:
+        loop, watches = asyncio.get_running_loop(), self._loop.watches
+        # One that was closed without a word would make the selector refuse the number for ever.
+        loop.remove_reader(self._fd)
+        if not self._closed:
+            watches[self._fd] = self
+            loop.add_reader(self._fd, self._readable)
+
+    def _remove(self) -> None:
+        # By now the number may be that of another descriptor, which is not ours to forget.
+        if self._loop.watches.get(self._fd) is self:
+            del self._loop.watches[self._fd]
+            asyncio.get_running_loop().remove_reader(self._fd)
+
+    def _readable(self) -> None:
+        if self._closed:
+            return
+        try:
+            self._callback()
+        except BaseException:  # such as SystemExit, which would end the thread for all
+            _log.exception("a callback of descriptor %d failed; it is watched no more", self._fd)
+            self.close()
+
+
+def _nothing() -> None:
+    pass
+
+
 class LoopThread:
-    """The thread and its loop. Get it from :func:`acquire`."""
+    """The thread and its loop. Get it from a :class:`Hold`."""
 
     def __init__(self) -> None:
+        #: Whether it ends, or has ended: then another takes its place.
+        self.ending = False
+        #: What is watched, by descriptor; for the loop's thread.
+        self.watches: dict[int, Watch] = {}
+        # asyncio itself keeps no task alive: one that is collected while it waits is complained of.
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._forked = False
-        self._selector = selectors.EpollSelector()
-        self._loop = asyncio.SelectorEventLoop(self._selector)
-        self._thread = threading.Thread(target=self._run, name="virtnic-qemu", daemon=True)
-        self._thread.start()
+        self._ident = 0
+        self._selector: selectors.EpollSelector | None = None
+        self._loop: asyncio.SelectorEventLoop | None = None
+        self._failure: BaseException | None = None
+        # Who has it is the loop's thread; there may be two where the start was interrupted.
+        self._claim = _thread.allocate_lock()
+        # Locked until the loop is there; a plain lock, as in `_Call`.
+        self._starting = _thread.allocate_lock()
+        self._starting.acquire()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, if that was not done, and wait until it takes calls.
+
+        Raises OSError without descriptors, BlockingIOError where there can be no more threads.
+        """
+        if self._starting.locked():
+            try:
+                threading.Thread(target=self._run, name="virtnic-qemu", daemon=True).start()
+            except RuntimeError as error:
+                raise BlockingIOError(
+                    errno.EAGAIN,
+                    f"{error}: the limit of processes and threads is reached (ulimit -u, or that "
+                    "of the container)",
+                ) from None
+            with self._starting:
+                pass
+        if self._failure is not None:
+            self.ending = True
+            raise self._failure.with_traceback(None)
 
     def _run(self) -> None:
+        # No signal handler runs in here: what this makes needs no protection against Ctrl-C.
+        if not self._claim.acquire(blocking=False):
+            return
+        self._ident, self._thread = threading.get_ident(), threading.current_thread()
+        try:
+            self._selector = selectors.EpollSelector()
+            self._loop = asyncio.SelectorEventLoop(self._selector)
+        except BaseException as error:
+            self._failure = error
+            if self._selector is not None:
+                self._selector.close()
+            return
+        finally:
+            self._starting.release()
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
@@ -53,91 +208,100 @@ class LoopThread:
     @property
     def inside(self) -> bool:
         """Whether the caller is the loop's own thread, which must never wait for it."""
-        return threading.get_ident() == self._thread.ident
+        return threading.get_ident() == self._ident
 
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run a coroutine in the loop and wait for it.
+    def call(self, make: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
+        """Run the coroutine that ``make`` returns in the loop, and wait for it.
 
         Raises TimeoutError (the coroutine is cancelled), EOFError when the thread has ended,
         PortClosed in a forked child, and what the coroutine raises.
         """
         if self._forked:
-            coroutine.close()
             raise PortClosed("QEMU belongs to the process that opened it; this is a forked child")
         if self.inside:
-            coroutine.close()
             raise RuntimeError(_INSIDE)
+        # The coroutine is made there: one that nobody runs is complained of.
+        call = _Call(make)
         try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError:
-            coroutine.close()
-            raise EOFError("the connection was closed") from None
+            if not self._post(lambda: call.begin(self)):
+                raise EOFError("the connection was closed")
+            if not call.wait(timeout):
+                raise TimeoutError
         except BaseException:
-            coroutine.close()
+            self._post(call.cancel)
             raise
-        try:
-            return future.result(timeout)
-        except concurrent.futures.CancelledError:
-            raise TimeoutError("cancelled") from None
-        except BaseException:
-            future.cancel()
-            raise
+        return call.outcome()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def start_call(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Run a coroutine in the loop without waiting for it."""
-        if self._forked:
-            coroutine.close()
-            return
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        call = _Call(make)
+        self._post(lambda: call.begin(self))
 
-    def watch_fd(self, fd: int, callback: Callable[[], object]) -> Callable[[], None]:
-        """Call back each time the descriptor is readable; returns what ends that.
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that lives until it is done; in the loop's thread."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-        The descriptor is level-triggered: the callback drains it or ends the watch.
-        Once the returned function has returned, the descriptor may be closed.
+    def here(self, function: Callable[[], object]) -> None:
+        """Run a function in the loop's thread, and wait unless we are in it.
+
+        Does nothing where that thread has ended. Raises TimeoutError where it is held up.
         """
-
-        def guarded() -> None:
-            try:
-                callback()
-            except BaseException:  # such as SystemExit, which would end the thread for all
-                _log.exception("a callback of descriptor %d failed; it is watched no more", fd)
-                self._loop.remove_reader(fd)
-
-        def unwatch() -> None:
-            self._here(lambda: self._loop.remove_reader(fd))
-
-        self._here(lambda: self._loop.add_reader(fd, guarded))
-        return unwatch
-
-    def _here(self, function: Callable[[], object]) -> None:
-        """Run a function in the loop's thread, and wait unless we are in it."""
-        if self._forked or self._loop.is_closed():
+        if self._forked:
             return
         if self.inside:
             function()
             return
-
-        # No coroutine: Ctrl-C between making and scheduling one would leave it unawaited.
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        done = _thread.allocate_lock()
+        done.acquire()
+        errors: list[BaseException] = []
 
         def run() -> None:
             try:
                 function()
             except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
+                errors.append(error)
+            finally:
+                done.release()
 
-        self._loop.call_soon_threadsafe(run)
-        done.result(10.0)
-
-    def stop(self) -> None:
-        """End the thread; for :func:`release` only."""
-        if self._forked:
+        if not self._post(run):
             return
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        if not done.acquire(timeout=10.0):
+            raise TimeoutError("the thread that talks to QEMU is held up, by a callback perhaps")
+        if errors:
+            try:
+                raise errors[0]
+            finally:
+                errors.clear()
+
+    def _post(self, function: Callable[[], object]) -> bool:
+        """Have a function called in the loop's thread; False where that has ended."""
+        if self._forked or self._loop is None:
+            return False
+        try:
+            # In a context of its own: that of the caller may hold anything, for as long.
+            self._loop.call_soon_threadsafe(function, context=contextvars.Context())
+        except RuntimeError:
+            return False
+        return True
+
+    def end(self) -> None:
+        """Have the thread end; for :class:`Hold` only. Twice is fine."""
+        self.ending = True
+        if self._forked or self._claim.acquire(blocking=False):
+            return  # it never came to run, and will not
         if not self.inside:
+            with self._starting:
+                pass
+        loop = self._loop
+        if loop is not None:
+            self._post(loop.stop)
+
+    def join(self) -> None:
+        """Wait for the end of the thread, unless we are in it."""
+        if self._thread is not None and not self.inside and not self._forked:
             self._thread.join(5.0)
 
     def leave_to_parent(self) -> None:
@@ -147,41 +311,49 @@ class LoopThread:
         take out of it at their end would be taken from the parent's loop, so it is replaced.
         """
         self._forked = True
-        with select.epoll() as own:
-            os.dup2(own.fileno(), self._selector.fileno(), inheritable=False)
+        if self._loop is not None:
+            for task in asyncio.all_tasks(self._loop):
+                task._log_destroy_pending = False  # type: ignore[attr-defined] # nobody ends it
+        if self._selector is not None:
+            with select.epoll() as own:
+                os.dup2(own.fileno(), self._selector.fileno(), inheritable=False)
 
 
 class _Shared:
-    """The one loop there is, and how many use it."""
+    """The one loop there is, and who uses it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.loop: LoopThread | None = None
-        self.users = 0
+        self.users: set[Hold] = set()
+
+
+class Hold:
+    """One user's hold on the loop: its thread is there as long as somebody has one."""
+
+    def take(self) -> LoopThread:
+        """Return the loop, started when nobody had it. Raises OSError."""
+        with _shared.lock:
+            _shared.users.add(self)
+            if _shared.loop is None or _shared.loop.ending:
+                _shared.loop = LoopThread()
+            loop = _shared.loop
+        loop.start()
+        return loop
+
+    def release(self) -> None:
+        """Give it back; the thread ends with the last user. Twice is fine."""
+        with _shared.lock:
+            _shared.users.discard(self)
+            last = _shared.loop
+            if _shared.users or last is None:
+                return
+            last.end()
+            _shared.loop = None
+        last.join()
 
 
 _shared = _Shared()
-
-
-def acquire() -> LoopThread:
-    """Return the loop, started when nobody had it. Pair each call with :func:`release`."""
-    with _shared.lock:
-        if _shared.loop is None:
-            _shared.loop = LoopThread()
-        _shared.users += 1
-        return _shared.loop
-
-
-def release() -> None:
-    """Give the loop back; its thread ends with the last user."""
-    with _shared.lock:
-        if _shared.users == 0:
-            return
-        _shared.users -= 1
-        if _shared.users > 0 or _shared.loop is None:
-            return
-        last, _shared.loop = _shared.loop, None
-    last.stop()
 
 
 def check_outside() -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
-import contextlib
 import dataclasses
 import functools
 import logging
 import os
-import sys
 import threading
 import time
-import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
@@ -27,6 +23,8 @@ from virtnic.qemu.netdev import Netdev, Spec, parse
 from virtnic.qemu.nic import NicHandle, Nics
 from virtnic.qemu.process import Process
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.qemu.text import check_words
+from virtnic.teardown import Owner, close_later, finish_forgotten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from virtnic.qemu.find import Binary
-    from virtnic.qemu.loop import LoopThread
     from virtnic.qemu.quirks import Version
 
 _log = logging.getLogger(__name__)
@@ -51,7 +48,7 @@ _auto: dict[tuple[str, ...], Accel] = {}
 _live: weakref.WeakSet[Machine] = weakref.WeakSet()
 
 
-class Machine:
+class Machine(Owner):
     """QEMU with our memory on its PCI bus; NICs come and go with :meth:`add_nic`.
 
     It is ready when the constructor returns and gone after :meth:`close`, the ``with``
@@ -93,15 +90,17 @@ class Machine:
         Raises QemuNotFound, QemuError quoting QEMU, ValueError, TimeoutError.
         """
         self._owner = os.getpid()
+        self._remember_caller()
         self._closed = True
-        self._close_lock = threading.Lock()
+        self._is_over = True  #: Whether there is nothing to give back.
+        self._close_lock = threading.RLock()
         self._directory: RunDirectory | SharedDirectory | None = None
         self._server: _native.IvshmemServer | None = None
         self._process: Process | Elsewhere | None = None
         self._monitor: Monitor | None = None
         self._qtest: _native.QTest | None = None
         self._clock_runs = False
-        self._loop: LoopThread | None = None
+        self._hold: loop.Hold | None = None
         self._mourners: list[Callable[[QemuDied], object]] = []
         if not isinstance(memory, _native.Memory):
             raise TypeError(f"memory is the virtnic.Memory that QEMU is to see, not {memory!r}")
@@ -110,7 +109,8 @@ class Machine:
         _one_of("shmem", shmem, Shmem)
         if sandbox not in (True, False, "spawn"):
             raise ValueError(f"sandbox={sandbox!r} is not True, False or 'spawn'")
-        chosen = (qemu, accel, machine, shmem, sandbox, directory, tuple(extra))
+        extra = check_words(extra, "extra")
+        chosen = (qemu, accel, machine, shmem, sandbox, directory, extra)
         if connect is not None and chosen != (None, "auto", "pc", "doorbell", True, None, ()):
             raise ValueError(
                 "connect= goes with timeout= and vectors= only: the program, accelerator, machine "
@@ -122,20 +122,27 @@ class Machine:
         self.timeout = timeout
         #: The program; None when somebody else started it.
         self.binary = find_qemu(qemu) if connect is None else None
-        self._closed = False
+        finish_forgotten()
+        self._closed = self._is_over = False
         _live.add(self)
         try:
             if restartable:
-                self._loop = loop.acquire()  # descriptors are watched from one QEMU to the next
+                # Descriptors are watched from one QEMU to the next.
+                self._hold = loop.Hold()
+                self._hold.take()
             if self.binary is not None:
                 self._start(
                     self.binary, accel, shmem, vectors, directory, extra, restartable=restartable
                 )
             elif connect is not None:
                 self._join(connect, vectors)
+            self._started()
         except BaseException:
             self.close()
             raise
+
+    def _started(self) -> None:
+        """Do what a subclass does with a QEMU that has just been started."""
 
     def _start(
         self,
@@ -149,6 +156,7 @@ class Machine:
         restartable: bool,
     ) -> None:
         place = self._directory = RunDirectory(directory)
+        place.make()
         try:
             place.firmware.write_bytes(command.PARKING_FIRMWARE)
         except OSError as error:
@@ -183,14 +191,21 @@ class Machine:
         """Start a QEMU and connect to it."""
         wanted = self._plan.accel
         process = self._process = Process([*binary.argv, *command.options(self._plan)])
+        process.start()
         _log.debug("started %s (pid %d)", binary, process.pid)
-        try:
-            self._monitor = Monitor(
+        before, self._monitor = (
+            self._monitor,
+            Monitor(
                 place.qmp,
                 timeout=self.timeout,
                 gone=lambda patience: process.wait(patience) is not None,
                 why=process.death,
-            )
+            ),
+        )
+        if before is not None:
+            before.hand_over(self._monitor)
+        try:
+            self._monitor.connect()
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
             self._explain(binary, process, error)
@@ -204,8 +219,11 @@ class Machine:
     def _join(self, directory: str | os.PathLike[str], vectors: int) -> None:
         place = self._directory = SharedDirectory(directory)
         process = self._process = Elsewhere(place.path)
-        joined = join(place, process, self.timeout)
-        self._monitor, self._qtest = joined.monitor, joined.qtest
+        self._monitor = Monitor(
+            place.qmp, timeout=self.timeout, why=process.death, on_end=process.ended
+        )
+        joined = join(place, process, self._monitor, self.timeout)
+        self._qtest = joined.qtest
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
         self._nics = Nics(self.monitor, self.machine, None, process)
         self._silence_timer(self.qtest)
@@ -217,16 +235,15 @@ class Machine:
 
         Raises as the constructor; then this can be tried again.
         """
-        before, place = self.monitor, self._directory
+        place = self._directory
         assert isinstance(place, RunDirectory)  # only our own QEMUs are started again
         self.qtest.close()
         self.process.close()
-        before.close()
+        self.monitor.close()
         place.qmp.unlink(missing_ok=True)
         place.qtest.unlink(missing_ok=True)
         self._clock_runs = False
         self._launch(_present(self.binary), place)
-        before.hand_over(self.monitor)
         for callback in self._mourners:
             self.process.on_death(callback)
 
@@ -325,18 +342,24 @@ class Machine:
     def watch_fd(self, fd: int, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back from the loop's thread while a descriptor is readable.
 
-        Returns what ends that: see :meth:`virtnic.qemu.loop.LoopThread.watch_fd`.
+        Returns what ends that: see :class:`virtnic.qemu.loop.Watch`.
         """
-        return self.monitor.loop.watch_fd(fd, callback)
+        watch = loop.Watch(self.monitor.loop, fd, callback)
+        watch.begin()
+        return watch.close
 
     # Devices.
 
     def add_nic(
-        self, netdev: Netdev | Spec, properties: Mapping[str, Any] | None = None
+        self,
+        netdev: Netdev | Spec,
+        properties: Mapping[str, Any] | None = None,
+        plugging: Callable[[NicHandle], object] = lambda _handle: None,
     ) -> NicHandle:
         """Plug in a virtio-net device on a new netdev. It still has to be probed on the bus.
 
         ``properties`` are those of virtio-net-pci (``mac``, ``mq``, ``rx_queue_size``, …).
+        ``plugging`` is told the handle before QEMU is asked: what to remove after an interruption.
 
         Raises ValueError (syntax, a key or type this QEMU does not know, no free slot),
         QemuError quoting QEMU, QemuDied, TimeoutError.
@@ -349,7 +372,7 @@ class Machine:
         if helper is not None and self.sandbox not in (helper.sandbox, False):
             to = " to `virtnic qemu-args`" if self.shared is not None else ""
             raise ValueError(helper.refusal(spec.type, to))
-        handle = self._nics.add(spec, properties or {})
+        handle = self._nics.add(spec, properties or {}, plugging)
         timer = spec.kind.clock or any(key in _TIMERS for key in properties or {})
         if timer and self._accel == "qtest" and not self._clock_runs:
             self.qtest.run_clock(CLOCK_PERIOD)
@@ -413,28 +436,31 @@ class Machine:
         return os.getpid() != self._owner
 
     def close(self) -> None:
-        """End QEMU and all that belongs to it. Never raises; a second call does nothing."""
+        """End QEMU and all that belongs to it. A second call finishes what the first did not."""
         if self._is_forked:
             return
         with self._close_lock:
-            if self._closed:
-                return
             self._closed = True
-        started = time.monotonic()
-        for part in (self._qtest, self._process, self._monitor, self._server, self._directory):
-            if part is None:
-                continue
-            try:
-                part.close()
-            except Exception:
-                _log.exception("closing %s failed", part)
-        # Their descriptors go with them, whoever keeps this object.
-        self._qtest = self._server = None
-        if self._loop is not None:
-            self._loop = None
-            loop.release()
-        _live.discard(self)
-        _log.debug("closed in %.0f ms", (time.monotonic() - started) * 1e3)
+            if self._is_over:
+                return
+            started = time.monotonic()
+            left = True
+            for part in (self._qtest, self._process, self._monitor, self._server, self._directory):
+                if part is None:
+                    continue
+                try:
+                    part.close()
+                except Exception:
+                    left = False  # tried again by the next call
+                    _log.exception("closing %s failed", part)
+            if self._hold is not None:
+                self._hold.release()
+            if left:
+                # Their descriptors go with them, whoever keeps this object.
+                self._qtest = self._server = None
+                _live.discard(self)
+                self._is_over = True
+                _log.debug("closed in %.0f ms", (time.monotonic() - started) * 1e3)
 
     def __enter__(self) -> Self:
         return self
@@ -448,13 +474,11 @@ class Machine:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", True) or self._is_forked:
+        if getattr(self, "_is_over", True) or self._is_forked:
             return
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
-        # This may run at any allocation of any thread, with any lock held: close elsewhere.
-        if not sys.is_finalizing():
-            with contextlib.suppress(RuntimeError):
-                _thread.start_new_thread(self.close, ())
+        if not self._closed:
+            self._warn_unclosed()
+        close_later(self.close)
 
     def __repr__(self) -> str:
         process = self._process
@@ -486,5 +510,6 @@ def _settle(wanted: Accel, stderr: str) -> Accel:
 
 @atexit.register
 def _close_all() -> None:
+    finish_forgotten()
     for machine in list(_live):
         machine.close()

@@ -14,14 +14,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Self
 
 from qemu.qmp import EventListener, ExecInterruptedError, QMPClient, QMPError
 from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import ExecuteError
 
 from virtnic.errors import QemuDied, QemuError
-from virtnic.qemu import loop
+from virtnic.qemu import text
+from virtnic.qemu.loop import Hold, LoopThread
 from virtnic.qemu.quirks import Version
 
 _log = logging.getLogger(__name__)
@@ -73,11 +74,9 @@ class Monitor:
         why: Callable[[], str] = lambda: "QEMU closed its QMP socket",
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
-        """Connect, retrying until the socket is there, the timeout is over or QEMU is gone.
+        """``gone`` tells whether the process has ended, or does within some seconds; ``why`` how.
 
-        ``gone`` tells whether the process has ended, or does within some seconds; ``why`` how.
         ``on_end`` is called in the loop's thread when the connection ends, by whichever side.
-        Raises QemuDied, TimeoutError, QemuError.
         """
         self._path = os.fspath(path)
         self._timeout = timeout
@@ -88,6 +87,7 @@ class Monitor:
         self._lock = threading.Lock()
         #: Held while a descriptor is sent.
         self._sending = threading.Lock()
+        self._close_lock = threading.RLock()
         self._closed = False
         self._ended_event = threading.Event()
         self._client = QMPClient("virtnic")
@@ -95,11 +95,22 @@ class Monitor:
         self._client.events.event_filter = lambda _event: False
         self._client.register_listener(_Direct(self._dispatch))
         self._closing = asyncio.Event()
+        self._connecting: asyncio.Task[Any] | None = None
         self._holder: asyncio.Task[None] | None = None
-        self.loop = loop.acquire()
+        self._hold = Hold()
+        self._loop: LoopThread | None = None
+        self._version: Version | None = None
+
+    def connect(self) -> Self:
+        """Connect, retrying until the socket is there, the timeout is over or QEMU is gone.
+
+        Raises QemuDied, TimeoutError, QemuError, OSError. Whoever is interrupted closes it.
+        """
+        self._loop = self._hold.take()
+        deadline = time.monotonic() + self._timeout
         try:
-            self.loop.call(self._connect(time.monotonic() + timeout), timeout + 1.0)
-            self.version = _version(self._client)
+            self.loop.call(lambda: self._connect(deadline), self._timeout + 1.0)
+            self._version = _version(self._client)
         except BaseException as error:
             self.close()
             if isinstance(error, QMPError) and self._gone(1.0):
@@ -107,17 +118,33 @@ class Monitor:
             if isinstance(error, QMPError):
                 raise QemuError(f"{self._path} does not greet as QEMU does: {error}") from error
             raise
+        return self
+
+    @property
+    def loop(self) -> LoopThread:
+        """The loop that it is spoken in."""
+        assert self._loop is not None  # it was connected
+        return self._loop
+
+    @property
+    def version(self) -> Version:
+        """QEMU's version, as it said in its greeting."""
+        assert self._version is not None  # it was connected
+        return self._version
 
     def execute(self, command: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Execute a QMP command and return its result.
 
-        Raises QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
+        Raises ValueError and TypeError for arguments that QMP cannot carry (text that is not
+        UTF-8, for one), QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
         TimeoutError when it does not answer in ``timeout`` seconds (default: the monitor's).
         """
         limit = self._timeout if timeout is None else timeout
+        text.check(command, "the command")
+        text.check(arguments, command)
         self.check()
         try:
-            return self.loop.call(self._client.execute(command, arguments or None), limit)
+            return self.loop.call(lambda: self._client.execute(command, arguments or None), limit)
         except ExecuteError as error:
             raise QemuError(f"QEMU refused {command}: {error.error.error.desc}") from None
         except (ExecInterruptedError, StateError, EOFError, OSError) as error:
@@ -149,7 +176,7 @@ class Monitor:
         # One at a time: QEMU keeps the last descriptor that came until `getfd` takes it.
         with self._sending:
             try:
-                self.loop.call(send(), self._timeout)
+                self.loop.call(send, self._timeout)
             except (StateError, EOFError) as error:
                 raise QemuDied(f"a descriptor was not taken: {self._ended()}") from error
             self.execute("getfd", fdname=name)
@@ -166,7 +193,7 @@ class Monitor:
             except (QMPError, EOFError, OSError) as error:
                 _log.debug("%s: %s", command, error)
 
-        self.loop.start(execute())
+        self.loop.start_call(execute)
 
     def check(self) -> None:
         """Raise QemuDied when the connection has ended."""
@@ -197,19 +224,20 @@ class Monitor:
         successor._lock, successor._listeners = self._lock, listeners
 
     def close(self) -> None:
-        """Disconnect. A second call does nothing."""
-        with self._lock:
-            if self._closed:
-                return
+        """Disconnect. A second call finishes what the first did not."""
+        with self._close_lock:
             self._closed = True
-        if self.loop.inside:
-            self.loop.start(self._disconnect())
-        else:
-            with contextlib.suppress(TimeoutError):
-                self.loop.call(self._disconnect(), 5.0)
-        loop.release()
+            if self._loop is None:
+                pass  # it was never connected
+            elif self._loop.inside:
+                self._loop.start_call(self._disconnect)
+            else:
+                with contextlib.suppress(TimeoutError, EOFError):
+                    self._loop.call(self._disconnect, 5.0)
+            self._hold.release()
 
     async def _connect(self, deadline: float) -> None:
+        self._connecting = asyncio.current_task()
         while True:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
@@ -234,9 +262,9 @@ class Monitor:
                 f"QEMU said nothing on its QMP socket {self._path}: it is stopped, blocked, "
                 "or another client holds the connection"
             ) from None
-        self._holder = asyncio.create_task(self._hold())
+        self._holder = self.loop.begin(self._stay())
 
-    async def _hold(self) -> None:
+    async def _stay(self) -> None:
         """Wait for the end of the connection, by either side, and clear it away."""
         ended = asyncio.ensure_future(self._client.runstate_changed())
         asked = asyncio.ensure_future(self._closing.wait())
@@ -265,11 +293,13 @@ class Monitor:
                 _log.exception("a callback for the event %s failed", message["event"])
 
     async def _disconnect(self) -> None:
+        """Undo what connecting did, as far as that came."""
         self._closing.set()
-        if self._holder is not None:
-            await asyncio.wait((self._holder,), timeout=2.0)
-            self._holder.cancel()
-            await asyncio.gather(self._holder, return_exceptions=True)
+        for task, patience in ((self._connecting, 0.0), (self._holder, 2.0)):
+            if task is not None:
+                await asyncio.wait((task,), timeout=patience)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     def _ended(self) -> str:
         return "the connection was closed by us" if self._closed else self._why()

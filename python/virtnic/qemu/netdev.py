@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtnic.qemu import descriptors, netdevs
+from virtnic.qemu import descriptors, netdevs, text
 from virtnic.qemu.netdevs import Helper, NetdevType, is_on, wants_vhost
 
 #: What may be given as a netdev.
@@ -63,10 +63,12 @@ class Spec:
 def parse(netdev: Netdev) -> Spec:
     """Read a netdev. Raises ValueError (syntax) or TypeError (neither string nor mapping)."""
     if isinstance(netdev, str):
-        text = netdev.strip()
-        options = _from_json(text) if text.startswith("{") else _from_text(text)
+        text.check(netdev, "the netdev")
+        stripped = netdev.strip()
+        options = _from_json(stripped) if stripped.startswith("{") else _from_text(stripped)
     elif isinstance(netdev, Mapping):
         options = dict(netdev)
+        text.check(options, "the netdev")
     else:
         raise TypeError(
             f"a netdev is a string as QEMU's -netdev takes it, or a dict, not {netdev!r}"
@@ -206,19 +208,20 @@ def boolean(value: object, key: str) -> bool:
     raise ValueError(f"{key}={value!r} is neither on nor off")
 
 
-def _from_json(text: str) -> dict[str, Any]:
+def _from_json(netdev: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(netdev)
     except ValueError as error:
-        raise ValueError(f"the netdev {text!r} is no valid JSON: {error}") from None
+        raise ValueError(f"the netdev {netdev!r} is no valid JSON: {error}") from None
+    text.check(value, "the netdev")  # what was escaped in it
     return dict(value)
 
 
-def _from_text(text: str) -> dict[str, Any]:
+def _from_text(netdev: str) -> dict[str, Any]:
     """Split ``type,key=value,…`` as QEMU does: a double comma is a comma."""
-    if not text:
+    if not netdev:
         raise ValueError("the netdev is empty; give one such as 'user' or 'tap,ifname=tap0'")
-    words = [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",")]
+    words = [word.replace("\0", ",") for word in netdev.replace(",,", "\0").split(",")]
     options: dict[str, Any] = {}
     if "=" not in words[0]:
         options["type"] = words.pop(0)
@@ -226,22 +229,22 @@ def _from_text(text: str) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not key:
             raise ValueError(
-                f"the netdev {text!r} has {word!r} where key=value should be; "
+                f"the netdev {netdev!r} has {word!r} where key=value should be; "
                 "a comma in a value is written twice"
             )
         # As in QEMU, a bare word is a flag: `restrict` is restrict=on.
-        _put(options, key, value if equals else "on", text)
+        _put(options, key, value if equals else "on", netdev)
     return options
 
 
-def _put(options: dict[str, Any], key: str, value: str, text: str) -> None:
+def _put(options: dict[str, Any], key: str, value: str, netdev: str) -> None:
     """Store one value: dots make objects and lists, a repeated key makes a list."""
     *parents, last = key.split(".")
     where = options
     for parent in parents:
         where = where.setdefault(parent, {})
         if not isinstance(where, dict):
-            raise ValueError(f"in the netdev {text!r}, {parent!r} is a value and an object")
+            raise ValueError(f"in the netdev {netdev!r}, {parent!r} is a value and an object")
     if last not in where:
         where[last] = value
     elif isinstance(where[last], list):
@@ -249,4 +252,4 @@ def _put(options: dict[str, Any], key: str, value: str, text: str) -> None:
     elif isinstance(where[last], str):
         where[last] = [where[last], value]
     else:
-        raise ValueError(f"in the netdev {text!r}, {last!r} is a value and an object")
+        raise ValueError(f"in the netdev {netdev!r}, {last!r} is a value and an object")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, quirks
-from virtnic.qemu.descriptors import handed_over
+from virtnic.qemu.descriptors import handed_over, names_in_qemu
 from virtnic.qemu.monitor import understanding
 from virtnic.qemu.netdev import Spec, boolean, with_reconnect
 from virtnic.qemu.netdevs import advice_on
@@ -75,6 +75,11 @@ class NicHandle:
     #: Where QEMU tells of the peer: whether there is one.
     peer: StreamPeer | None = None
 
+    @property
+    def chardev_id(self) -> str:
+        """QEMU's id of the connection to a vhost-user backend, where it has one."""
+        return self.netdev_id.replace("net", "char")
+
 
 class Nics:
     """The NICs of one QEMU and the slots they sit in."""
@@ -101,59 +106,68 @@ class Nics:
         self._slots = (
             range(first, first + command.ROOT_PORTS) if self._behind_port else command.PC_SLOTS
         )
-        self._used: dict[int, NicHandle | None] = {}
+        self._used: dict[int, NicHandle] = {}
         #: Those that did not go in time, and what ejects them; tried again when slots run out.
         self._stuck: list[tuple[NicHandle, Callable[[], object] | None]] = []
 
     def all(self) -> list[NicHandle]:
         """Return those plugged in, in the order of their slots."""
         with self._lock:
-            return [handle for _slot, handle in sorted(self._used.items()) if handle is not None]
+            return [handle for _slot, handle in sorted(self._used.items())]
 
-    def add(self, spec: Spec, properties: Mapping[str, Any]) -> NicHandle:
-        """Plug one in; leaves nothing behind when that fails."""
+    def add(
+        self,
+        spec: Spec,
+        properties: Mapping[str, Any],
+        plugging: Callable[[NicHandle], object] = lambda _handle: None,
+    ) -> NicHandle:
+        """Plug one in; leaves nothing behind when QEMU refuses.
+
+        ``plugging`` is told the handle before QEMU is told anything: whoever is interrupted
+        removes that.
+        """
         typed = self._typed(properties)
         self._make_room()
-        slot, number = self._reserve()
-        nic, netdev = f"nic{number}", f"net{number}"
-        undo = contextlib.ExitStack()
-        with undo:
-            undo.callback(self._free, slot)
-            chardev = None
+        crashes = spec.type == "vhost-user" and quirks.has(
+            self._monitor.version, "vhost-user-msix-crash"
+        )
+        handle = self._reserve(spec, queue_vectors=not crashes)
+        plugging(handle)
+        chardev = None
+        try:
             if spec.socket is not None:
-                chardev = f"char{number}"
+                chardev = handle.chardev_id
                 self._add_chardev(chardev, spec.socket)
-                undo.callback(self._try, "chardev-remove", id=chardev)
-            peer = None
-            if spec.kind.peer == "qmp":
-                peer = StreamPeer(self._monitor, netdev)
-                undo.callback(peer.close)
-            # Also where QEMU refused it: 5.2 keeps what it made before it found the fault.
-            undo.callback(self._try, "netdev_del", id=netdev)
             with self._quoting(spec):
-                self._add_netdev(spec, netdev, chardev)
-                if peer is not None:
-                    self._await(spec, peer, netdev)
+                if handle.peer is not None:
+                    handle.peer.listen()
+                self._add_netdev(spec, handle.netdev_id, chardev)
+                if handle.peer is not None:
+                    self._await(spec, handle.peer, handle.netdev_id)
                 self._monitor.execute(
                     "device_add",
                     **{
                         "driver": DRIVER,
-                        "id": nic,
-                        "netdev": netdev,
-                        **self._at(slot),
+                        "id": handle.id,
+                        "netdev": handle.netdev_id,
+                        **self._at(handle.slot),
                         "romfile": "",
                         **typed,
                     },
                 )
-            if peer is not None:
-                peer.follow(nic)
-            crashes = spec.type == "vhost-user" and quirks.has(
-                self._monitor.version, "vhost-user-msix-crash"
-            )
-            handle = NicHandle(nic, netdev, spec, slot, self._behind_port, not crashes, peer)
+            if handle.peer is not None:
+                handle.peer.follow(handle.id)
+        except TimeoutError:
             with self._lock:
-                self._used[slot] = handle
-            undo.pop_all()
+                self._stuck.append((handle, None))  # QEMU may yet do what it did not answer
+            raise
+        except QemuDied:
+            raise
+        except (QemuError, ValueError):
+            # What QEMU refused is not there; what came before it is.
+            self._clear_away(handle)
+            self._free(handle)
+            raise
         return handle
 
     def add_memory(self, socket: str, vectors: int) -> None:
@@ -223,20 +237,38 @@ class Nics:
             return int(found >> 3)  # device and function number
 
     def remove(self, handle: NicHandle, eject: Callable[[], object] | None, timeout: float) -> None:
-        """Unplug one; its slot is free afterwards, unless nobody ejects it."""
+        """Unplug one; its slot is free afterwards, unless nobody ejects it.
+
+        One that was plugged in by half, or removed by half, is removed as far as it is there.
+        """
         with self._lock:
             if self._used.get(handle.slot) is not handle:
                 return
         try:
             if self._unplug(handle.id, eject, timeout):
-                if handle.peer is not None:
-                    handle.peer.close()
-                self._monitor.execute("netdev_del", id=handle.netdev_id)
-                self._free(handle.slot)
+                self._clear_away(handle)
+                self._free(handle)
         except TimeoutError:
             with self._lock:
                 self._stuck.append((handle, eject))
             raise
+
+    def _clear_away(self, handle: NicHandle) -> None:
+        """Delete what a device that is gone was connected to. Raises QemuDied, TimeoutError."""
+        if handle.peer is not None:
+            handle.peer.close()
+        # Not where QEMU took them, as it does unless it refused the netdev before it looked.
+        for name in names_in_qemu(handle.spec, handle.netdev_id):
+            self._try("closefd", fdname=name)
+        try:
+            self._monitor.execute("netdev_del", id=handle.netdev_id)
+        except QemuDied:
+            raise
+        except QemuError as error:
+            if "not found" not in str(error):
+                raise
+        if handle.spec.socket is not None:
+            self._try("chardev-remove", id=handle.chardev_id)  # it may have gone with the netdev
 
     def _unplug(self, device: str, eject: Callable[[], object] | None, timeout: float) -> bool:
         """Remove a device; False when nobody ejects it. One that is gone is removed already."""
@@ -282,18 +314,30 @@ class Nics:
             with contextlib.suppress(QemuError, TimeoutError):
                 self.remove(handle, eject, _SECOND_TRY)
 
-    def _reserve(self) -> tuple[int, int]:
+    def _reserve(self, spec: Spec, *, queue_vectors: bool) -> NicHandle:
         with self._lock:
             for slot in self._slots:
                 if slot not in self._used:
-                    self._used[slot] = None
                     self._count += 1
-                    return slot, self._count
+                    netdev = f"net{self._count}"
+                    peer = StreamPeer(self._monitor, netdev) if spec.kind.peer == "qmp" else None
+                    handle = NicHandle(
+                        f"nic{self._count}",
+                        netdev,
+                        spec,
+                        slot,
+                        self._behind_port,
+                        queue_vectors,
+                        peer,
+                    )
+                    self._used[slot] = handle
+                    return handle
         raise ValueError(f"all {len(self._slots)} slots of this machine are taken; detach a port")
 
-    def _free(self, slot: int) -> None:
+    def _free(self, handle: NicHandle) -> None:
         with self._lock:
-            self._used.pop(slot, None)
+            if self._used.get(handle.slot) is handle:
+                del self._used[handle.slot]
 
     def _try(self, name: str, **arguments: Any) -> None:
         """Undo a step; QEMU may be gone, or may have undone it itself."""

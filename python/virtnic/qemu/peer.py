@@ -30,7 +30,7 @@ _PAUSE = 0.02
 
 
 class StreamPeer:
-    """Who is at the other end of one netdev. It listens from before there is one."""
+    """Who is at the other end of one netdev. It is to listen from before there is one."""
 
     def __init__(self, monitor: Monitor, netdev_id: str) -> None:
         self._monitor = monitor
@@ -42,7 +42,11 @@ class StreamPeer:
         #: Whether somebody is connected, and who it is or was.
         self.connected = False
         self.address = ""
-        self._stop = monitor.listen(self._seen, _CONNECTED, _DISCONNECTED)
+        self._stop: Callable[[], None] | None = None
+
+    def listen(self) -> None:
+        """Listen to what QEMU tells from now on."""
+        self._stop = self._monitor.listen(self._seen, _CONNECTED, _DISCONNECTED)
 
     def wait(self, seconds: float) -> bool:
         """Wait until somebody is connected."""
@@ -66,7 +70,7 @@ class StreamPeer:
 
     def follow(self, nic: str) -> None:
         """Have the link of a device follow the peer from now on."""
-        self._monitor.loop.call(self._follow(nic), 10.0)
+        self._monitor.loop.call(lambda: self._follow(nic), 10.0)
         if not self.connected:
             self._monitor.execute("query-status")  # what was posted before it is done
 
@@ -79,7 +83,8 @@ class StreamPeer:
 
     def close(self) -> None:
         """Listen no more."""
-        self._stop()
+        if self._stop is not None:
+            self._stop()
 
     async def _follow(self, nic: str) -> None:
         # In the loop's thread, as _seen is: what is posted last is what is true.

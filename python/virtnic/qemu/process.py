@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import io
 import logging
 import os
 import re
@@ -17,6 +17,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuNotFound
 from virtnic.qemu import loop
 from virtnic.qemu.find import INSTALL
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 #: Bytes of stderr that are kept.
 _STDERR_KEPT = 16 * 1024
+#: Bytes that a pipe holds, and as many times that are read at once.
+_PIPE, _READS = 64 * 1024, 2
 #: What QEMU says without there being anything to do: why it ends, at the end of a QTest client, and
 #: (from "Failed to" on) that a vhost-user backend hung up, which the link and the events tell.
 _HARMLESS = re.compile(
@@ -35,12 +38,15 @@ _HARMLESS = re.compile(
 
 
 class _Stderr:
-    """The reading end of a pipe, emptied into a bounded buffer."""
+    """The reading end of a pipe, emptied into a bounded buffer.
+
+    Its ends are file objects: a number that was closed could be another descriptor's by the next
+    call. They are made and closed where nobody is interrupted between two steps.
+    """
 
     def __init__(self) -> None:
-        self._fd, self.writer = os.pipe2(os.O_CLOEXEC)
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+        self._reader: io.FileIO | None = None
+        self.writer: io.FileIO | None = None
         self._kept = bytearray()
         #: Bytes that came so far, and how many of them had at :meth:`mark`.
         self._total = 0
@@ -49,23 +55,29 @@ class _Stderr:
         self._line: bytes | None = None
         self._lock = threading.Lock()
 
+    def open(self) -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        self._reader, self.writer = io.FileIO(reader), io.FileIO(writer, "w")
+        os.set_blocking(reader, False)
+
     def fileno(self) -> int:
-        return self._fd
+        assert self._reader is not None
+        return self._reader.fileno()
 
     def close_writer(self) -> None:
-        if self.writer >= 0:
-            os.close(self.writer)
-            self.writer = -1
+        if self.writer is not None:
+            self.writer.close()
 
     def drain(self) -> bool:
         """Take what is there; False at the end."""
         lines: list[bytes] = []
         try:
             with self._lock:
-                while self._fd >= 0:
-                    try:
-                        chunk = os.read(self._fd, 65536)
-                    except BlockingIOError:
+                for _ in range(_READS):  # one that writes for ever does not hold us up
+                    if self._reader is None or self._reader.closed:
+                        return False
+                    chunk = self._reader.read(_PIPE)
+                    if chunk is None:
                         return True
                     if not chunk:
                         return False
@@ -77,7 +89,7 @@ class _Stderr:
                     else:
                         *complete, self._line = (self._line + chunk)[-_STDERR_KEPT:].split(b"\n")
                         lines += complete
-                return False
+                return True
         finally:
             for line in lines:  # without the lock: a handler may ask for more
                 self._tell(line.decode(errors="replace").rstrip())
@@ -112,42 +124,43 @@ class _Stderr:
         self.close_writer()
         self.drain()
         with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            if self._reader is not None:
+                self._reader.close()
 
 
 class Process:
-    """A running QEMU. It dies with us, even when we are killed."""
+    """A QEMU that is started here. It dies with us, even when we are killed."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
         self._callbacks: list[Callable[[QemuDied], object]] = []
         self._lock = threading.Lock()
+        self._close_lock = threading.RLock()
         self._reported = False
-        self._closed = False
         self._stderr = _Stderr()
-        try:
-            child = _native.spawn(self.argv, self._stderr.writer)
-        except FileNotFoundError as error:
-            self._stderr.close()
-            raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
-        except BaseException:
-            self._stderr.close()
-            raise
-        self._stderr.close_writer()
-        self._child: _native.Child | None = child
+        self._child: _native.Child | None = None
         self._status: int | None = None
-        self.pid = child.pid  #: of QEMU, or of the command that wraps it
-        self._loop = loop.acquire()
-        # One that ends at once is reported before there is something to undo: again, then.
-        self._unwatch_stderr: Callable[[], None] = _nothing
-        self._unwatch_exit: Callable[[], None] = _nothing
+        self.pid = 0  #: of QEMU, or of the command that wraps it
+        self._hold = loop.Hold()
+        self._watches: list[loop.Watch] = []
+
+    def start(self) -> None:
+        """Start it. Raises QemuNotFound, OSError. Whoever is interrupted closes it."""
+        uninterrupted(self._stderr.open)
+        assert self._stderr.writer is not None
+        try:
+            self._child = child = _native.spawn(self.argv, self._stderr.writer.fileno())
+        except FileNotFoundError as error:
+            raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
+        self._stderr.close_writer()
+        self.pid = child.pid
+        where = self._hold.take()
         # The loop must not keep us alive: an abandoned QEMU has to go with its owner.
-        me = weakref.WeakMethod(self._on_exit)
-        readable = weakref.WeakMethod(self._on_stderr)
-        self._unwatch_stderr = self._loop.watch_fd(self._stderr.fileno(), lambda: _call(readable))
-        self._unwatch_exit = self._loop.watch_fd(child.fileno(), lambda: _call(me))
+        ended = loop.Watch(where, child.fileno(), _weak(self._on_exit))
+        readable = loop.Watch(where, self._stderr.fileno(), _weak(self._on_stderr))
+        self._watches = [readable, ended]
+        readable.begin()
+        ended.begin()
 
     @property
     def where(self) -> str:
@@ -211,33 +224,35 @@ class Process:
         self._on_exit()
 
     def close(self, grace: float = 1.0) -> None:
-        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call does nothing."""
+        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call finishes the first."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = self._reported = True
+            self._reported = True
             self._callbacks.clear()
-        child = self._child
-        if child is None:
-            return
-        child.terminate()
-        self._status = child.wait(grace)
-        if self._status is None:
-            _log.warning("QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace)
-            child.kill()
-            self._status = child.wait(5.0)
-        self._unwatch_exit()
-        self._unwatch_stderr()
-        self._stderr.close()
-        self._child = None  # and with it the pidfd
-        loop.release()
+        with self._close_lock:
+            child = self._child
+            if child is not None:
+                child.terminate()
+                self._status = child.wait(grace)
+                if self._status is None:
+                    _log.warning(
+                        "QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace
+                    )
+                    child.kill()
+                    self._status = child.wait(5.0)
+            for watch in self._watches:
+                watch.close()
+            uninterrupted(self._stderr.close)
+            self._child = None  # and with it the pidfd
+            self._hold.release()
 
     def _on_stderr(self) -> None:
         if not self._stderr.drain():
-            self._unwatch_stderr()
+            for readable in self._watches[:1]:
+                readable.close()
 
     def _on_exit(self) -> None:
-        self._unwatch_exit()
+        for ended in self._watches[1:]:
+            ended.close()
         with self._lock:
             if self._reported:
                 return
@@ -255,14 +270,16 @@ class Process:
         return f"<Process {self.pid}: {shlex.join(self.argv[:1])}>"
 
 
-def _nothing() -> None:
-    pass
+def _weak(method: Callable[[], None]) -> Callable[[], None]:
+    """Return what calls a method of an object that it does not keep alive."""
+    weak = weakref.WeakMethod(method)
 
+    def call() -> None:
+        target = weak()
+        if target is not None:
+            target()
 
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    target = method()
-    if target is not None:
-        target()
+    return call
 
 
 def _signal_name(number: int) -> str:

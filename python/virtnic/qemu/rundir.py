@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from virtnic.qemu.sockets import Sockets
+from virtnic.teardown import uninterrupted
 
 _PREFIX = "virtnic-"
 
@@ -26,25 +27,27 @@ class RunDirectory(Sockets):
     """
 
     def __init__(self, given: str | os.PathLike[str] | None = None) -> None:
+        """Choose its name, and make nothing yet. Raises ValueError for one that is too long."""
         self.private = given is None
         self._lock: int | None = None
         if given is None:
-            parent = _parent()
-            _sweep(Path(parent))
-            super().__init__(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            super().__init__(Path(_parent()) / (_PREFIX + os.urandom(6).hex()))
         else:
             super().__init__(Path(given).absolute())
-        try:
-            self.check_length(
-                "name a shorter one with directory=, or set XDG_RUNTIME_DIR or TMPDIR"
-            )
-        except ValueError:
-            self.close()
-            raise
-        if given is not None:
+        self.check_length("name a shorter one with directory=, or set XDG_RUNTIME_DIR or TMPDIR")
+
+    def make(self) -> None:
+        """Make it. Raises OSError. Whoever is interrupted closes it."""
+        if self.private:
+            uninterrupted(self._make)
+        else:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _make(self) -> None:
+        _sweep(self.path.parent)
+        self.path.mkdir(mode=0o700)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     @property
     def firmware(self) -> Path:
@@ -54,13 +57,16 @@ class RunDirectory(Sockets):
     def close(self) -> None:
         """Remove it. Never raises; a second call does nothing."""
         if self.private:
-            shutil.rmtree(self.path, ignore_errors=True)
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            uninterrupted(self._remove)
             return
         for file in (self.qmp, self.qtest, self.shmem, self.firmware):
             file.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _sweep(parent: Path) -> None:

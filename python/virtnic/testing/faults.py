@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from virtnic._native import EventFd, PortClosed, VirtnicError
+from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
 from virtnic.sending import BACKOFF
 from virtnic.testing.frames import Frames, PacketPort, send_all
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Buffer
+
+    from virtnic.sending import Frame
 
 __all__ = ["FaultyPort"]
 
@@ -197,7 +199,7 @@ class FaultyPort:
         """The port that is wrapped."""
         return self._port
 
-    def send(self, frames: Iterable[Buffer], offload: None = None) -> int:
+    def send(self, frames: Iterable[Frame], offload: None = None) -> int:
         """Send frames as a port does, some of them badly; return how many were taken.
 
         All are, or none while too many wait. Raises as the wrapped port does, and ValueError
@@ -206,18 +208,14 @@ class FaultyPort:
         self._check()
         if offload is not None:
             raise ValueError("this wire takes finished frames only: send them without offload")
-        if isinstance(frames, (bytes, bytearray, memoryview, str)):
-            raise TypeError(
-                f"send takes a burst or an iterable of frames, not {type(frames).__name__}; "
-                "for one frame write send([frame])"
-            )
+        several = as_frames(frames)
         with self._tx.lock:
             now = time.monotonic()
             self._transmit(now)
             if self._tx.waiting >= _ROOM:
                 return 0
             count = 0
-            for frame in frames:
+            for frame in several:
                 view = memoryview(frame)
                 if not 0 < view.nbytes <= self._longest:
                     self._refuse(frame, count)
@@ -231,7 +229,7 @@ class FaultyPort:
         self._expect(due)
         return count
 
-    def send_all(self, frames: Iterable[Buffer], timeout: float | None = None) -> int:
+    def send_all(self, frames: Iterable[Frame], timeout: float | None = None) -> int:
         """Send all frames, waiting while too many are under way.
 
         See :meth:`virtnic.Port.send_all`.

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
+from virtnic._native import as_frames
 from virtnic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from virtnic import Burst
+    from virtnic.sending import Frame
 
 __all__ = ["Frames", "PacketPort"]
 
@@ -23,8 +23,8 @@ _ROW = 2048
 class Frames(Sequence[memoryview]):
     """Frames received together: what a :class:`virtnic.Burst` is, in ordinary memory."""
 
-    def __init__(self, frames: Iterable[Buffer] = ()) -> None:
-        copies = [memoryview(frame).cast("B") for frame in frames]
+    def __init__(self, frames: Iterable[Frame] = ()) -> None:
+        copies = [memoryview(frame).cast("B") for frame in as_frames(frames)]
         self._row = max([_ROW, *map(len, copies)])
         self.keep(copies)
 
@@ -103,7 +103,7 @@ class Frames(Sequence[memoryview]):
         self.keep(())
 
 
-def send_all(port: Any, frames: Iterable[Buffer], timeout: float | None) -> int:
+def send_all(port: Any, frames: Iterable[Frame], timeout: float | None) -> int:
     """Do what :meth:`virtnic.Port.send_all` does, for a port that does not say when it has room."""
     deadline = None if timeout is None else time.monotonic() + timeout
     pending = Pending(port, frames)
@@ -117,7 +117,7 @@ def send_all(port: Any, frames: Iterable[Buffer], timeout: float | None) -> int:
 class PacketPort(Protocol):
     """What a program needs of a port to exchange frames by it."""
 
-    def send(self, frames: Iterable[Buffer]) -> int:
+    def send(self, frames: Iterable[Frame]) -> int:
         """Queue frames for transmission and return how many were taken."""
         ...
 

@@ -16,13 +16,14 @@ from virtnic._native import (
     PortClosed,
     QemuDied,
     VirtnicError,
+    as_frames,
 )
 from virtnic.testing.frames import Frames, send_all
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Buffer
+    from virtnic.sending import Frame
 
 __all__ = [
     "Deliver",
@@ -50,8 +51,8 @@ class Step:
 class Deliver(Step):
     """Frames arrive."""
 
-    def __init__(self, *frames: Buffer) -> None:
-        self.frames = [memoryview(frame).tobytes() for frame in frames]
+    def __init__(self, *frames: Frame) -> None:
+        self.frames = [memoryview(frame).tobytes() for frame in as_frames(frames)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class ScriptedPort:
         )
         self._thread.start()
 
-    def send(self, frames: Iterable[Buffer], offload: None = None) -> int:
+    def send(self, frames: Iterable[Frame], offload: None = None) -> int:
         """Queue frames and return how many fitted the ring; see :meth:`virtnic.Port.send`.
 
         This device offloads nothing: an ``offload`` is a ValueError.
@@ -169,7 +170,7 @@ class ScriptedPort:
             raise ValueError("a scripted device offloads nothing: send finished frames")
         copies: list[bytes] = []
         wrong: Exception | None = None
-        for number, frame in enumerate(frames):
+        for number, frame in enumerate(as_frames(frames)):
             before = f"the {number} frames before it were queued"
             try:
                 data = memoryview(frame).tobytes()
@@ -199,7 +200,7 @@ class ScriptedPort:
             frames.keep(copies[len(taken) :])  # what was sent has left it
         return len(taken)
 
-    def send_all(self, frames: Iterable[Buffer], timeout: float | None = None) -> int:
+    def send_all(self, frames: Iterable[Frame], timeout: float | None = None) -> int:
         """Queue all frames, waiting for room; see :meth:`virtnic.Port.send_all`."""
         return send_all(self, frames, timeout)
 

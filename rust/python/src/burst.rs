@@ -1,6 +1,7 @@
 //! `Burst`.
 
 use crate::offload::Offloads;
+use crate::sequence;
 use crate::views::{Bytes, Frame, Numbers, Rows};
 use pyo3::exceptions::{PyBufferError, PyImportError, PyIndexError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -74,6 +75,28 @@ impl Burst {
 
     fn __iter__(slf: Bound<'_, Self>) -> BurstIterator {
         BurstIterator { burst: slf.unbind(), next: AtomicUsize::new(0) }
+    }
+
+    fn __contains__(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+        sequence::contains(slf.as_any(), value)
+    }
+
+    fn __reversed__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        sequence::walk(slf.as_any(), -1)
+    }
+
+    #[pyo3(signature = (value, start = 0, stop = None))]
+    fn index(
+        slf: &Bound<'_, Self>,
+        value: &Bound<'_, PyAny>,
+        start: isize,
+        stop: Option<isize>,
+    ) -> PyResult<usize> {
+        sequence::index(slf.as_any(), value, start, stop)
+    }
+
+    fn count(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+        sequence::count(slf.as_any(), value)
     }
 
     fn __repr__(&self) -> String {

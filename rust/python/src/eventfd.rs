@@ -19,7 +19,18 @@ const EINTR: i32 = 4;
 pub(crate) fn wait_interruptibly<T: Send>(
     py: Python<'_>,
     timeout: Option<Duration>,
-    wait: impl Fn(Duration) -> Result<Option<T>> + Sync,
+    wait: impl FnMut(Duration) -> Result<Option<T>> + Send,
+) -> PyResult<Option<T>> {
+    wait_in_slices(py, timeout, wait, to_py, || Ok(()))
+}
+
+/// The same, with what an error of the core becomes, and what else is looked at between slices.
+pub(crate) fn wait_in_slices<T: Send>(
+    py: Python<'_>,
+    timeout: Option<Duration>,
+    mut wait: impl FnMut(Duration) -> Result<Option<T>> + Send,
+    raise: impl Fn(Error) -> PyErr,
+    look: impl Fn() -> Result<()>,
 ) -> PyResult<Option<T>> {
     let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
     loop {
@@ -28,8 +39,9 @@ pub(crate) fn wait_interruptibly<T: Send>(
         match py.detach(|| wait(slice)) {
             Ok(Some(found)) => return Ok(Some(found)),
             Ok(None) | Err(Error::Os { errno: EINTR, .. }) => {}
-            Err(error) => return Err(to_py(error)),
+            Err(error) => return Err(raise(error)),
         }
+        look().map_err(&raise)?;
         py.check_signals()?;
         if left.is_some_and(|l| l <= slice) && deadline.is_some_and(|d| Instant::now() >= d) {
             return Ok(None);

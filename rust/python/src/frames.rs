@@ -2,21 +2,20 @@
 
 use crate::burst::Burst;
 use crate::errors::{QemuDied, to_py};
+use crate::eventfd::wait_in_slices;
+use crate::given::Given;
 use crate::offload::Says;
 use crate::port::NetPort;
 use crate::time::span;
 use crate::views::Bytes;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList, PyMemoryView, PyString, PyTuple};
-use std::time::{Duration, Instant};
+use pyo3::types::{PyBytes, PyDict};
+use std::time::Duration;
 use virtnic::net::{FrameBuffer, FrameSource, Offload, PortStats, QueuePair, SendStop, Wake};
 
 /// More frames than this at once are a mistake.
 const MAX_BURST: i64 = 65_536;
-
-/// The longest that a wait goes without a look at Python's signals.
-const SIGNAL_SLICE: Duration = Duration::from_millis(100);
 
 /// The exception of an error of the core. That QEMU died is explained by the subclass, which
 /// knows the process: how it ended, and its last words.
@@ -60,7 +59,7 @@ pub(crate) fn send(
         return Ok(queued);
     }
     let mut source = PythonFrames::new(frames)?;
-    source.says = offload.map(|offload| Says::of(offload, source.len())).transpose()?;
+    source.says = offload.map(|offload| Says::of(offload, source.frames.len())).transpose()?;
     let (queued, stop) = pair.send(&mut source).map_err(|error| raise(port, error))?;
     let failure = source.failure.take();
     match (failure, stop) {
@@ -102,29 +101,16 @@ pub(crate) fn recv(
     Ok(Burst::new(burst))
 }
 
-/// Waits until half of the transmit queue is free, looking at Python's signals now and then.
+/// Waits until half of the transmit queue is free.
 pub(crate) fn wait_writable(
     port: &Bound<'_, NetPort>,
     pair: &QueuePair,
     timeout: Option<f64>,
 ) -> PyResult<bool> {
-    let py = port.py();
-    let timeout = span(timeout)?;
-    let start = Instant::now();
-    loop {
-        let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-        // In slices: a signal may have been delivered to another thread.
-        let slice = left.map_or(SIGNAL_SLICE, |left| left.min(SIGNAL_SLICE));
-        let wake = py.detach(|| pair.wait_writable(Some(slice)));
-        match wake.map_err(|error| raise(port, error))? {
-            Wake::Ready => return Ok(true),
-            Wake::Timeout if left == Some(slice) => return Ok(false),
-            Wake::Timeout | Wake::Signal => {
-                port.get().look_after(port.py()).map_err(|error| raise(port, error))?;
-                py.check_signals()?;
-            }
-        }
-    }
+    let found = wait(port, timeout, |slice| {
+        Ok((pair.wait_writable(Some(slice))? == Wake::Ready).then_some(()))
+    })?;
+    Ok(found.is_some())
 }
 
 pub(crate) fn stats(py: Python<'_>, stats: PortStats) -> PyResult<Bound<'_, PyDict>> {
@@ -153,34 +139,30 @@ pub(crate) fn xstats<'py>(
     Ok(dict)
 }
 
-/// Waits for the first frames, looking at Python's signals now and then.
+/// Waits for the first frames.
 fn recv_waiting(
-    slf: &Bound<'_, NetPort>,
+    port: &Bound<'_, NetPort>,
     pair: &QueuePair,
     maximum: usize,
     timeout: Option<f64>,
     burst: &mut virtnic::net::Burst,
 ) -> PyResult<()> {
-    let py = slf.py();
-    let timeout = span(timeout)?;
-    let start = Instant::now();
-    loop {
-        let (wake, received) = py
-            .detach(|| {
-                let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-                let wake = pair.wait(left)?;
-                Ok((wake, pair.recv(maximum, burst)?))
-            })
-            .map_err(|error| raise(slf, error))?;
-        if received > 0 || wake == Wake::Timeout {
-            return Ok(());
-        }
-        slf.get().look_after(py).map_err(|error| raise(slf, error))?;
-        py.check_signals()?;
-        if timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
-            return Ok(());
-        }
-    }
+    wait(port, timeout, |slice| {
+        pair.wait(Some(slice))?;
+        Ok((pair.recv(maximum, burst)? > 0).then_some(()))
+    })?;
+    Ok(())
+}
+
+/// Waits for a queue in slices: see [`wait_in_slices`].
+fn wait(
+    port: &Bound<'_, NetPort>,
+    timeout: Option<f64>,
+    ready: impl FnMut(Duration) -> virtnic::Result<Option<()>> + Send,
+) -> PyResult<Option<()>> {
+    let py = port.py();
+    let look = || port.get().look_after(py);
+    wait_in_slices(py, span(timeout)?, ready, |error| raise(port, error), look)
 }
 
 /// Tells how far a failed `send` came: the attribute `queued`.
@@ -191,59 +173,19 @@ fn with_progress(py: Python<'_>, error: PyErr, queued: usize) -> PyResult<PyErr>
 
 /// The frames of a Python iterable.
 struct PythonFrames<'py> {
-    frames: Frames<'py>,
+    frames: Given<'py>,
     next: usize,
     failure: Option<PyErr>,
     says: Option<Says>,
 }
 
-enum Frames<'py> {
-    List(Bound<'py, PyList>),
-    Tuple(Bound<'py, PyTuple>),
-}
-
 impl<'py> PythonFrames<'py> {
     fn new(frames: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let single = frames.is_instance_of::<PyBytes>()
-            || frames.is_instance_of::<PyByteArray>()
-            || frames.is_instance_of::<PyMemoryView>()
-            || frames.is_instance_of::<PyString>();
-        if single {
-            return Err(PyTypeError::new_err(format!(
-                "send takes a burst or an iterable of frames, not {}; for one frame write send([frame])",
-                frames.get_type().name()?
-            )));
-        }
-        let frames = if let Ok(list) = frames.cast::<PyList>() {
-            Frames::List(list.clone())
-        } else if let Ok(tuple) = frames.cast::<PyTuple>() {
-            Frames::Tuple(tuple.clone())
-        } else {
-            let list = PyList::empty(frames.py());
-            for frame in frames.try_iter()? {
-                list.append(frame?)?;
-            }
-            Frames::List(list)
-        };
-        Ok(Self { frames, next: 0, failure: None, says: None })
-    }
-
-    fn len(&self) -> usize {
-        match &self.frames {
-            Frames::List(list) => list.len(),
-            Frames::Tuple(tuple) => tuple.len(),
-        }
-    }
-
-    fn item(&self, index: usize) -> PyResult<Bound<'py, PyAny>> {
-        match &self.frames {
-            Frames::List(list) => list.get_item(index),
-            Frames::Tuple(tuple) => tuple.get_item(index),
-        }
+        Ok(Self { frames: Given::of(frames)?, next: 0, failure: None, says: None })
     }
 
     fn copy(&mut self, buffer: &mut FrameBuffer) -> PyResult<Result<usize, String>> {
-        let item = self.item(self.next)?;
+        let item = self.frames.item(self.next)?;
         if let Ok(bytes) = item.cast::<PyBytes>() {
             return Ok(buffer.fill(bytes.as_bytes()));
         }
@@ -264,7 +206,7 @@ impl<'py> PythonFrames<'py> {
 
 impl FrameSource for PythonFrames<'_> {
     fn more(&mut self) -> bool {
-        self.next < self.len()
+        self.next < self.frames.len()
     }
 
     fn describes(&self) -> bool {

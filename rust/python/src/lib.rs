@@ -8,6 +8,7 @@ mod errors;
 mod eventfd;
 mod features;
 mod frames;
+mod given;
 mod ivshmem;
 mod log;
 mod memory;
@@ -16,6 +17,7 @@ mod port;
 mod process;
 mod qtest;
 mod queue;
+mod sequence;
 mod stack;
 mod time;
 mod vhost_user;
@@ -32,6 +34,8 @@ mod _native {
     use super::eventfd::EventFd;
     #[pymodule_export]
     use super::features::features_table;
+    #[pymodule_export]
+    use super::given::as_frames;
     #[pymodule_export]
     use super::ivshmem::IvshmemServer;
     #[pymodule_export]
@@ -57,6 +61,9 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        let sequences = ["Burst", "Offloads"].map(|name| module.getattr(name));
+        let sequences = sequences.into_iter().collect::<PyResult<Vec<_>>>()?;
+        super::sequence::register(module.py(), &sequences)?;
         super::errors::add_to(module)
     }
 }

@@ -1,5 +1,6 @@
 //! `Offload` and `Offloads`: what is left to do to frames.
 
+use crate::sequence;
 use crate::views::{Flat, conceal, expose};
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyValueError};
 use pyo3::ffi;
@@ -184,6 +185,32 @@ impl Offloads {
             Some(&header) => Ok(Bound::new(py, Offload(header))?.into_any()),
             None => Err(PyIndexError::new_err(format!("frame {at} of {}", self.0.len()))),
         }
+    }
+
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        sequence::walk(slf.as_any(), 1)
+    }
+
+    fn __contains__(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+        sequence::contains(slf.as_any(), value)
+    }
+
+    fn __reversed__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        sequence::walk(slf.as_any(), -1)
+    }
+
+    #[pyo3(signature = (value, start = 0, stop = None))]
+    fn index(
+        slf: &Bound<'_, Self>,
+        value: &Bound<'_, PyAny>,
+        start: isize,
+        stop: Option<isize>,
+    ) -> PyResult<usize> {
+        sequence::index(slf.as_any(), value, start, stop)
+    }
+
+    fn count(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+        sequence::count(slf.as_any(), value)
     }
 
     fn __repr__(&self) -> String {

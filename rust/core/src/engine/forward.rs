@@ -36,8 +36,8 @@ impl Path<'_> {
     ) -> Result<usize> {
         let received = rx.recv(most, burst).map_err(|error| blame(self.from, error))?;
         if received == 0 {
-            // Perhaps for want of jumbo buffers, which only this queue can give back.
-            tx.release_jumbos().map_err(|error| blame(self.to, error))?;
+            // Perhaps for want of buffers, which only this queue can give back.
+            tx.release().map_err(|error| blame(self.to, error))?;
             return Ok(0);
         }
         match self.mode {

@@ -78,9 +78,9 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
         let received = rx.recv(most, &mut burst).map_err(|error| blame(first, error))?;
         if received == 0 {
             report.idle += 1;
-            // Perhaps for want of jumbo buffers, which only these queues can give back.
+            // Perhaps for want of buffers, which only these queues can give back.
             for (tx, port) in txs.iter_mut().zip(ports) {
-                tx.release_jumbos().map_err(|error| blame(port, error))?;
+                tx.release().map_err(|error| blame(port, error))?;
             }
         } else {
             swap::prefetch(&burst);
@@ -115,7 +115,7 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
             report.bursts += 1;
             for ((out, tx), port) in outs.iter_mut().zip(&mut txs).zip(ports) {
                 if out.is_empty() {
-                    tx.release_jumbos().map_err(|error| blame(port, error))?;
+                    tx.release().map_err(|error| blame(port, error))?;
                     continue;
                 }
                 pass_on(out, port, tx, &mut report)?;

@@ -21,6 +21,8 @@ mod arena;
 mod available;
 mod backing;
 mod chunk;
+mod demand;
+mod free;
 mod iova;
 mod mapping;
 mod numa;
@@ -31,11 +33,12 @@ mod prefetch;
 mod region;
 #[cfg(test)]
 mod reserved;
+mod scarce;
 
 pub use chunk::Chunk;
+pub(crate) use demand::{Demand, Holder};
 pub use iova::{IOVA_LIMIT, Iova, Placement};
 pub use pages::{HugepageCount, PageRequest, PageSize, hugepages};
-pub(crate) use pool::Holder;
 pub use pool::{BufferId, DATA_OFFSET, JUMBO_SIZE, Pool};
 pub(crate) use prefetch::prefetch;
 pub use region::{Region, RegionOptions};

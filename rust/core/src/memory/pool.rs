@@ -18,14 +18,15 @@
 //! zombie bit, so that of "given back" and "last view ended", in whatever order
 //! two threads do them, exactly one sees that both have happened and frees it.
 
+use super::demand::Registry;
+use super::free::Free;
 use super::pages::human;
 use super::{Iova, Region};
 use crate::process::Home;
 use crate::{Error, Result};
-use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A buffer of the region's pool, by its index.
 pub type BufferId = u32;
@@ -117,12 +118,6 @@ impl Layout {
     }
 }
 
-/// Somebody who has buffers that a device may have finished with: a transmit queue.
-pub(crate) trait Holder: Debug + Send + Sync {
-    /// Gives such buffers back to the pool, if that is possible now; must not wait.
-    fn release(&self);
-}
-
 /// Fixed-stride packet buffers of a region, shared by all its ports.
 #[derive(Debug)]
 pub struct Pool {
@@ -133,73 +128,22 @@ pub struct Pool {
     first_iova: Iova,
     layout: Layout,
     /// The jumbo buffers, and bytes from the first buffer to the first of them.
-    jumbo: Layout,
+    pub(super) jumbo: Layout,
     jumbo_distance: usize,
     // One lock for each list; where both are taken, in this order.
-    free: Mutex<Free>,
-    free_jumbos: Mutex<Free>,
+    pub(super) free: Mutex<Free>,
+    pub(super) free_jumbos: Mutex<Free>,
     /// Jumbo buffers that are not free. Zero spares a look at ids.
-    jumbos_taken: AtomicUsize,
-    /// Who is asked for finished buffers when there is no free jumbo buffer.
-    holders: Mutex<Vec<Weak<dyn Holder>>>,
+    pub(super) jumbos_taken: AtomicUsize,
+    /// Who is asked for finished buffers when there are too few, and who is told when there are more.
+    pub(super) registry: Arc<Registry>,
+    /// Common and jumbo buffers that are for receiving only.
+    pub(super) kept: AtomicUsize,
+    pub(super) kept_jumbos: AtomicUsize,
     /// Buffers with a live view, views counted. Zero lets `give` skip `exports`.
     exported: AtomicUsize,
     /// The export words: of the common buffers, then of the jumbo ones.
     exports: Box<[AtomicU32]>,
-}
-
-/// The free list: a stack, the end of it most recently used.
-#[derive(Debug)]
-struct Free {
-    ids: Vec<BufferId>,
-    /// The lowest id.
-    #[cfg(debug_assertions)]
-    first: BufferId,
-    /// Which ids are in it, to catch a buffer given twice.
-    #[cfg(debug_assertions)]
-    present: Vec<bool>,
-}
-
-impl Free {
-    fn new(first: BufferId, count: u32) -> Self {
-        Self {
-            ids: (first..first + count).collect(),
-            #[cfg(debug_assertions)]
-            first,
-            #[cfg(debug_assertions)]
-            present: vec![true; count as usize],
-        }
-    }
-
-    #[inline]
-    fn take(&mut self, out: &mut Vec<BufferId>, wanted: usize) -> usize {
-        let rest = self.ids.len().saturating_sub(wanted);
-        let taken = &self.ids[rest..];
-        #[cfg(debug_assertions)]
-        for &id in taken {
-            self.present[(id - self.first) as usize] = false;
-        }
-        let count = taken.len();
-        out.extend_from_slice(taken);
-        self.ids.truncate(rest);
-        count
-    }
-
-    /// `ids` are in range. The capacity is that of all buffers: no allocation.
-    #[inline]
-    fn give(&mut self, ids: &[BufferId]) {
-        #[cfg(debug_assertions)]
-        for &id in ids {
-            let twice = std::mem::replace(&mut self.present[(id - self.first) as usize], true);
-            assert!(!twice, "buffer {id} was given back twice");
-        }
-        // In a release build a surplus is the one sign of an id given twice.
-        let room = self.ids.capacity() - self.ids.len();
-        if ids.len() > room {
-            log::error!("{} buffers too many were given back: dropped", ids.len() - room);
-        }
-        self.ids.extend_from_slice(&ids[..ids.len().min(room)]);
-    }
 }
 
 impl Pool {
@@ -224,7 +168,9 @@ impl Pool {
             free: Mutex::new(Free::new(0, layout.count)),
             free_jumbos: Mutex::new(Free::new(JUMBO, jumbo.count)),
             jumbos_taken: AtomicUsize::new(0),
-            holders: Mutex::default(),
+            registry: Arc::default(),
+            kept: AtomicUsize::new(0),
+            kept_jumbos: AtomicUsize::new(0),
             exported: AtomicUsize::new(0),
             exports: (0..layout.count + jumbo.count).map(|_| AtomicU32::new(0)).collect(),
         }
@@ -297,44 +243,6 @@ impl Pool {
         self.lock().take(out, wanted)
     }
 
-    /// Takes a free jumbo buffer. Where there is none, those who may hold finished ones are
-    /// asked for them first.
-    pub fn take_jumbo(&self) -> Option<BufferId> {
-        self.take_free_jumbo().or_else(|| {
-            if self.jumbo.count == 0 {
-                return None;
-            }
-            self.ask_holders();
-            self.take_free_jumbo()
-        })
-    }
-
-    fn take_free_jumbo(&self) -> Option<BufferId> {
-        let mut free = lock(&self.free_jumbos);
-        let id = free.ids.pop()?;
-        #[cfg(debug_assertions)]
-        {
-            let index = (id - free.first) as usize;
-            free.present[index] = false;
-        }
-        self.jumbos_taken.fetch_add(1, Ordering::Relaxed);
-        Some(id)
-    }
-
-    /// From now on it is asked for buffers, as long as it lives.
-    pub(crate) fn add_holder(&self, holder: Weak<dyn Holder>) {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        holders.retain(|holder| holder.strong_count() > 0);
-        holders.push(holder);
-    }
-
-    #[cold]
-    fn ask_holders(&self) {
-        // A holder may be the last to go, and its end needs no lock of ours.
-        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        holders.iter().filter_map(Weak::upgrade).for_each(|holder| holder.release());
-    }
-
     /// Gives buffers back. Those with live exports (see [`Self::export`]) become
     /// free when the last export ends. One short lock; where no buffer of the pool
     /// is exported (one atomic counter says so) no look at each buffer's exports.
@@ -350,16 +258,20 @@ impl Pool {
         // An export of one of these ids happened before its owner gives it here, so
         // it is counted unless it has ended; then Acquire sees all that its view did.
         let quiet = self.exported.load(Ordering::Acquire) == 0;
-        if quiet && highest(ids) < self.layout.count {
-            self.lock().give(ids);
+        let tell = if quiet && highest(ids) < self.layout.count {
+            self.lock().give(ids)
         } else {
-            self.give_checked(ids);
+            self.give_checked(ids)
+        };
+        if tell {
+            self.registry.tell();
         }
     }
 
     /// The slow way: buffer by buffer.
     #[cold]
-    fn give_checked(&self, ids: &[BufferId]) {
+    fn give_checked(&self, ids: &[BufferId]) -> bool {
+        let mut tell = false;
         let mut free = self.lock();
         let mut free_jumbos = lock(&self.free_jumbos);
         for &id in ids {
@@ -381,13 +293,14 @@ impl Pool {
                 word.store(0, Ordering::Relaxed);
                 if self.is_jumbo(id) {
                     self.jumbos_taken.fetch_sub(1, Ordering::Relaxed);
-                    free_jumbos.give(&[id]);
+                    tell |= free_jumbos.give(&[id]);
                 } else {
-                    free.give(&[id]);
+                    tell |= free.give(&[id]);
                 }
             }
             // Else the last view frees it.
         }
+        tell
     }
 
     /// Counts one more live view of a buffer that the caller owns.
@@ -417,16 +330,20 @@ impl Pool {
         };
         match word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, end) {
             Ok(before) => {
+                let mut tell = false;
                 if before == ZOMBIE | 1 {
-                    if self.is_jumbo(id) {
+                    tell = if self.is_jumbo(id) {
                         self.jumbos_taken.fetch_sub(1, Ordering::Relaxed);
-                        lock(&self.free_jumbos).give(&[id]);
+                        lock(&self.free_jumbos).give(&[id])
                     } else {
-                        self.lock().give(&[id]);
-                    }
+                        self.lock().give(&[id])
+                    };
                 }
                 // After the word: `give` may see a count too high, never one too low.
                 self.exported.fetch_sub(1, Ordering::Release);
+                if tell {
+                    self.registry.tell();
+                }
             }
             Err(_) => {
                 debug_assert!(false, "a view of buffer {id} ended twice");
@@ -515,13 +432,13 @@ impl Pool {
     }
 
     #[inline]
-    fn lock(&self) -> MutexGuard<'_, Free> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Free> {
         lock(&self.free)
     }
 }
 
 #[inline]
-fn lock(list: &Mutex<Free>) -> MutexGuard<'_, Free> {
+pub(super) fn lock(list: &Mutex<Free>) -> MutexGuard<'_, Free> {
     // Poisoned means that the assertion about a buffer given twice failed: the
     // list itself is whole.
     list.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,7 +1,7 @@
 //! Frames on their way from the caller into buffers.
 
 use super::offload::Offload;
-use crate::memory::{BufferId, Pool};
+use crate::memory::{BufferId, Demand, Pool};
 
 /// Frames to be copied and sent, one after the other.
 pub trait FrameSource {
@@ -72,6 +72,7 @@ impl<T: AsRef<[u8]>> FrameSource for &[T] {
 #[derive(Debug)]
 pub struct FrameBuffer<'a> {
     pool: &'a Pool,
+    demand: &'a Demand,
     common: BufferId,
     jumbo: Option<BufferId>,
     starved: bool,
@@ -79,8 +80,8 @@ pub struct FrameBuffer<'a> {
 
 impl<'a> FrameBuffer<'a> {
     /// `common` stays the caller's, who lends it.
-    pub(super) fn new(pool: &'a Pool, common: BufferId) -> Self {
-        Self { pool, common, jumbo: None, starved: false }
+    pub(super) fn new(pool: &'a Pool, demand: &'a Demand, common: BufferId) -> Self {
+        Self { pool, demand, common, jumbo: None, starved: false }
     }
     /// The buffer that has the frame; the caller's if it is a jumbo buffer.
     pub(super) fn finish(mut self) -> BufferId {
@@ -140,7 +141,7 @@ impl<'a> FrameBuffer<'a> {
         if length > room {
             return Err(format!("the frame has {length} bytes, the largest buffer holds {room}"));
         }
-        self.pool.take_jumbo().ok_or_else(|| {
+        self.pool.take_jumbo_to_send(self.demand).ok_or_else(|| {
             self.starved = true;
             format!("no jumbo buffer is free for a frame of {length} bytes")
         })
@@ -173,16 +174,17 @@ mod tests {
             jumbo_buffers: Some(1),
         });
         let pool = region.unwrap().pool();
+        let demand = pool.demand_to_send();
         let room = pool.largest_frame();
         let bytes: Vec<u8> = (0..=room).map(|i| (i % 251) as u8).collect();
 
         for length in [1, 2048] {
-            let mut buffer = FrameBuffer::new(&pool, 3);
+            let mut buffer = FrameBuffer::new(&pool, &demand, 3);
             assert_eq!(buffer.fill(&bytes[..length]), Ok(length));
             assert_eq!(buffer.finish(), 3);
         }
         for length in [2049, room] {
-            let mut buffer = FrameBuffer::new(&pool, 3);
+            let mut buffer = FrameBuffer::new(&pool, &demand, 3);
             assert_eq!(buffer.fill(&bytes[..length]), Ok(length));
             let id = buffer.finish();
             assert!(pool.is_jumbo(id));
@@ -193,14 +195,14 @@ mod tests {
             pool.give(&[id]);
         }
         for (length, words) in [(0, "empty"), (room + 1, "largest buffer holds")] {
-            let mut buffer = FrameBuffer::new(&pool, 3);
+            let mut buffer = FrameBuffer::new(&pool, &demand, 3);
             assert!(buffer.fill(&bytes[..length]).unwrap_err().contains(words));
             assert!(!buffer.starved());
         }
         assert_eq!(pool.jumbo_free(), 1);
-        let mut dropped = FrameBuffer::new(&pool, 3);
+        let mut dropped = FrameBuffer::new(&pool, &demand, 3);
         dropped.fill(&bytes[..3000]).unwrap();
-        let mut starved = FrameBuffer::new(&pool, 4);
+        let mut starved = FrameBuffer::new(&pool, &demand, 4);
         assert!(starved.fill(&bytes[..3000]).unwrap_err().contains("no jumbo buffer is free"));
         assert!(starved.starved());
         drop(dropped);

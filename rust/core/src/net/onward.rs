@@ -23,7 +23,7 @@ impl TxQueue {
     #[cold]
     #[inline(never)]
     pub(super) fn send_on(&mut self, burst: &mut Burst) -> Result<usize> {
-        self.release_jumbos()?;
+        self.release()?;
         let room = self.room()?;
         let (from, to) = (burst.headers(), self.common.header_len);
         let mut ready = Burst::new(self.common.pool.clone());
@@ -63,7 +63,7 @@ impl TxQueue {
     /// Sends a burst's frames with what the caller says of them, as many as fit; these leave the
     /// burst. Stops at the first that cannot be sent so.
     fn send_as(&mut self, burst: &mut Burst, says: Says<'_>) -> Result<(usize, Option<Refusal>)> {
-        self.release_jumbos()?;
+        self.release()?;
         let room = self.room()?.min(burst.len());
         let mut stop = None;
         let mut count = 0;

@@ -11,7 +11,7 @@ use super::slot::{Claim, Slot};
 use super::stats::{ExtendedStats, LivePairStats, PortStats};
 use super::vacancy::Vacancy;
 use super::waiting::Waiting;
-use crate::memory::Holder;
+use crate::memory::{Demand, Holder};
 use crate::virtio::transport::QueueAddresses;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -49,6 +49,8 @@ pub struct QueuePair {
     hashes: bool,
     /// Bytes of the header in front of each frame.
     header_len: usize,
+    /// The transmit queue's.
+    demand: Arc<Demand>,
     pub(super) rx_waiting: Waiting,
     pub(super) tx_waiting: Waiting,
     /// Written with both queues locked.
@@ -69,6 +71,9 @@ impl QueuePair {
             device.events.as_ref().and_then(|all| all.pairs.get(usize::from(index)).cloned());
         let header_len = tx.common.header_len;
         let vacancies = [rx.vacancy(), tx.vacancy()];
+        let rx = rx.told_by(events.as_ref().map(|events| events.rx.clone()));
+        let tx = tx.told_by(events.as_ref().map(|events| events.tx.clone()));
+        let demand = tx.demand().clone();
         let tx = Arc::new(Slot::new(tx, "transmit"));
         let holder: Arc<dyn Holder> = tx.clone();
         device.pool.add_holder(Arc::downgrade(&holder));
@@ -83,6 +88,7 @@ impl QueuePair {
             vacancies,
             hashes,
             header_len,
+            demand,
             rx_waiting: Waiting::default(),
             tx_waiting: Waiting::default(),
             mode: AtomicU8::new(Mode::Active as u8),
@@ -229,9 +235,9 @@ impl QueuePair {
             }
             let Some((from, length)) = burst.frame(index) else { continue };
             let copy = if length > self.device.pool.capacity() {
-                self.device.pool.take_jumbo()
+                self.device.pool.take_jumbo_to_send(&self.demand)
             } else {
-                self.device.pool.take(&mut fresh, 1);
+                self.device.pool.take_to_send(&mut fresh, 1, &self.demand);
                 fresh.pop()
             };
             let Some(copy) = copy else {
@@ -288,14 +294,14 @@ impl QueuePair {
         let mut buffers = Vec::with_capacity(STAGE);
         while frames.more() {
             let room = self.transmit()?.room().map_err(|error| self.device.note(error))?.min(STAGE);
-            let got = self.device.pool.take(&mut buffers, room);
+            let got = self.device.pool.take_to_send(&mut buffers, room, &self.demand);
             let mut staged = Burst::new(self.device.pool.clone());
             let mut stop = None;
             // Buffers are used from the front; whatever is left, such as for long frames, which
             // took jumbo buffers, goes back to the pool.
             let mut used = 0;
             while staged.len() < got && frames.more() {
-                let mut buffer = FrameBuffer::new(&self.device.pool, buffers[used]);
+                let mut buffer = FrameBuffer::new(&self.device.pool, &self.demand, buffers[used]);
                 match frames.next(&mut buffer) {
                     Ok(length) => {
                         if describes && let Err(why) = self.describe(&buffer, length, frames) {

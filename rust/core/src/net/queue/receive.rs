@@ -2,22 +2,32 @@
 
 use super::Common;
 use crate::Result;
-use crate::memory::Iova;
+use crate::memory::{Demand, Iova, JUMBO_SIZE};
 use crate::net::burst::Burst;
 use crate::net::merge::{self, Merger};
 use crate::net::vacancy::Vacancy;
 use crate::net::wakeup::Interrupts;
-use crate::notify::Doorbell;
+use crate::notify::{Doorbell, EventFd};
 use std::sync::Arc;
 
 /// Buffers are posted to the device in groups of at least so many, where the ring is large enough.
 const REFILL: usize = 32;
+/// Buffers that transmitting leaves in the pool for each receive queue, at most.
+const KEPT: usize = 64;
 
 /// Receives: the device writes into buffers that were posted before.
 #[derive(Debug)]
 pub(crate) struct RxQueue {
     pub(in crate::net) common: Common,
     refill_at: usize,
+    /// With fewer buffers in the ring, the pool has to say when there are more: the device may have
+    /// a use for none of these few, and so never interrupts.
+    low: usize,
+    demand: Arc<Demand>,
+    /// Whether the last refill left the demand unmet.
+    starved: bool,
+    /// Buffers that the ring misses and that are counted.
+    missing: usize,
     /// Where `VIRTIO_NET_F_MRG_RXBUF` was negotiated.
     merger: Option<Box<Merger>>,
     /// Frames that were taken from the ring before it was emptied; the next to be received.
@@ -29,15 +39,38 @@ pub(crate) struct RxQueue {
 impl RxQueue {
     /// `merge`: the device may spread a frame over several buffers.
     pub(in crate::net) fn new(common: Common, merge: bool) -> Self {
-        let refill_at = REFILL.min(usize::from(common.ring.size()) / 4).max(1);
+        let size = usize::from(common.ring.size());
+        let refill_at = REFILL.min(size / 4).max(1);
+        // The longest frame must find room.
+        let frame = if merge { JUMBO_SIZE.div_ceil(common.pool.capacity()) + 1 } else { 1 };
+        let low = frame.max(size / 4).min(size);
+        let demand = common.pool.demand_to_receive(KEPT.min(size / 4));
         let merger = merge.then(|| Box::new(Merger::new(common.ring.size())));
-        Self { common, refill_at, merger, held: None, headers: 0 }
+        Self {
+            common,
+            refill_at,
+            low,
+            demand,
+            starved: false,
+            missing: 0,
+            merger,
+            held: None,
+            headers: 0,
+        }
     }
 
     /// A buffer in a gap is one with a header and nothing behind it.
     pub(in crate::net) fn vacancy(&self) -> Arc<Vacancy> {
         let follower = self.common.follower().closing_with(self.common.header_len as u32);
         Arc::new(Vacancy::new(follower, None))
+    }
+
+    /// What is signalled when there are buffers again for a queue that had too few.
+    pub(in crate::net) fn told_by(self, bell: Option<Arc<EventFd>>) -> Self {
+        if let Some(bell) = bell {
+            self.demand.ring(move || bell.signal());
+        }
+        self
     }
 
     /// The device says in a header of so many bytes what is left to do to a frame.
@@ -130,12 +163,20 @@ impl RxQueue {
             return;
         }
         let room = common.ring.free();
+        let mut missing = 0;
+        self.starved = false;
         if common.stash.len() < room {
             let wanted = room - common.stash.len();
-            let got = common.pool.take(&mut common.stash, wanted);
-            if got < wanted {
-                common.stats.no_buffer.add((wanted - got) as u64);
-            }
+            let has = usize::from(common.ring.size()).saturating_sub(wanted);
+            let least = self.low.saturating_sub(has).min(wanted);
+            let got = common.pool.take_to_receive(&mut common.stash, wanted, least, &self.demand);
+            self.starved = got < least;
+            missing = wanted - got;
+        }
+        // Each is counted once, however often it is looked for.
+        if missing != self.missing {
+            common.stats.no_buffer.add(missing.saturating_sub(self.missing) as u64);
+            self.missing = missing;
         }
         let count = room.min(common.stash.len());
         if count == 0 {
@@ -161,6 +202,8 @@ impl RxQueue {
         self.empty();
     }
     fn empty(&mut self) {
+        self.demand.withdraw();
+        (self.starved, self.missing) = (false, 0);
         let stash = &mut self.common.stash;
         self.common.ring.reset(|id| stash.push(id));
         if let Some(merger) = &mut self.merger {
@@ -185,6 +228,10 @@ impl RxQueue {
     pub(in crate::net) fn has_used(&self) -> bool {
         self.common.ring.has_used() || self.has_kept()
     }
+    /// Whether the pool has buffers again for a ring that has too few: [`Self::recv`] posts them.
+    fn is_fed(&self) -> bool {
+        self.starved && !self.demand.is_unmet()
+    }
     /// Asks for an interrupt; true when there may be something already.
     pub(in crate::net) fn enable_interrupts(&mut self) -> bool {
         self.common.ring.enable_interrupts() || self.has_kept()
@@ -202,10 +249,10 @@ impl RxQueue {
 
 impl Interrupts for RxQueue {
     fn ready(&mut self) -> bool {
-        self.has_used()
+        self.has_used() || self.is_fed()
     }
     fn enable(&mut self) -> bool {
-        self.enable_interrupts()
+        self.enable_interrupts() || self.is_fed()
     }
     fn disable(&mut self) {
         self.common.disable_interrupts();

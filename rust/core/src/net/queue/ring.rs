@@ -48,6 +48,9 @@ impl AnyRing {
     pub(in crate::net) fn has_used(&self) -> bool {
         each!(self, ring => ring.has_used())
     }
+    pub(super) fn in_flight(&self) -> usize {
+        each!(self, ring => ring.in_flight())
+    }
     pub(super) fn enable_interrupts(&mut self) -> bool {
         each!(self, ring => ring.enable_interrupts())
     }

@@ -2,14 +2,14 @@
 
 use super::{Common, Magazine};
 use crate::Result;
-use crate::memory::{BufferId, Holder, Iova, Pool};
+use crate::memory::{BufferId, Demand, Holder, Iova, Pool};
 use crate::net::burst::Burst;
 use crate::net::header;
 use crate::net::onward::copy_header;
 use crate::net::slot::Slot;
 use crate::net::vacancy::Vacancy;
 use crate::net::wakeup::Interrupts;
-use crate::notify::Doorbell;
+use crate::notify::{Doorbell, EventFd};
 use crate::virtio::Features;
 use std::sync::Arc;
 
@@ -33,6 +33,8 @@ pub(crate) struct TxQueue {
     /// Jumbo buffers that are with the device. They are few, so they are taken back early.
     jumbos: usize,
     magazine: Option<Magazine>,
+    /// Unmet while frames wait for buffers.
+    demand: Arc<Demand>,
     vacancy: Arc<Vacancy>,
     /// What the device can be told to do to frames: the features in force.
     pub(in crate::net) can: Features,
@@ -43,7 +45,21 @@ impl TxQueue {
         let reclaim_at = usize::from(common.ring.size()) / 2;
         let vacancy = Vacancy::new(common.follower(), Some(common.stats.clone()));
         let (vacancy, can) = (Arc::new(vacancy), Features::NONE);
-        Self { common, reclaim_at, jumbos: 0, magazine: None, vacancy, can }
+        let demand = common.pool.demand_to_send();
+        Self { common, reclaim_at, jumbos: 0, magazine: None, demand, vacancy, can }
+    }
+
+    /// What is signalled when there are buffers again for frames that had none.
+    pub(in crate::net) fn told_by(self, bell: Option<Arc<EventFd>>) -> Self {
+        if let Some(bell) = bell {
+            self.demand.ring(move || bell.signal());
+        }
+        self
+    }
+
+    /// Who sends takes buffers with it.
+    pub(in crate::net) fn demand(&self) -> &Arc<Demand> {
+        &self.demand
     }
 
     /// With these features in force.
@@ -104,10 +120,15 @@ impl TxQueue {
     /// Sends copies of frames of another memory; the burst keeps what did not fit.
     #[cold]
     pub(crate) fn send_copies(&mut self, burst: &mut Burst) -> Result<usize> {
-        self.release_jumbos()?;
+        self.release()?;
         let room = self.room()?.min(burst.len());
         let mut ids = Vec::with_capacity(room);
-        let got = self.common.pool.take(&mut ids, room);
+        let mut got = self.common.pool.take_to_send(&mut ids, room, &self.demand);
+        if got < room && self.common.ring.in_flight() > 0 {
+            // The pool cannot ask a queue that is in use.
+            self.reclaim()?;
+            got += self.common.pool.take_to_send(&mut ids, room - got, &self.demand);
+        }
         if got < room {
             self.common.stats.no_buffer.add((room - got) as u64);
         }
@@ -125,7 +146,7 @@ impl TxQueue {
                     consumed += 1;
                     continue;
                 }
-                let Some(jumbo) = pool.take_jumbo() else {
+                let Some(jumbo) = pool.take_jumbo_to_send(&self.demand) else {
                     self.common.stats.no_buffer.add(1);
                     consumed += 1;
                     continue;
@@ -176,7 +197,10 @@ impl TxQueue {
 
     #[inline]
     fn queue<const CLEAR: bool>(&mut self, ids: &[BufferId], lengths: &[u32]) -> Result<usize> {
-        if self.common.ring.free() < self.reclaim_at.max(ids.len()) || self.jumbos > 0 {
+        if self.common.ring.free() < self.reclaim_at.max(ids.len())
+            || self.jumbos > 0
+            || self.common.pool.starved()
+        {
             self.reclaim()?;
         }
         let common = &mut self.common;
@@ -235,10 +259,15 @@ impl TxQueue {
         Ok(())
     }
 
-    /// Takes finished jumbo buffers back, where there may be some; a magazine may have any.
+    /// Takes finished buffers back early, where somebody may miss them: jumbo buffers, for they are
+    /// few (a magazine may have any), and all while somebody starves.
     #[inline]
-    pub(crate) fn release_jumbos(&mut self) -> Result<()> {
-        if self.jumbos > 0 || self.magazine.is_some() { self.reclaim() } else { Ok(()) }
+    pub(crate) fn release(&mut self) -> Result<()> {
+        if self.jumbos > 0 || self.magazine.is_some() || self.common.pool.starved() {
+            self.reclaim()
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes every buffer back, after the device was reset.
@@ -249,6 +278,7 @@ impl TxQueue {
 
     /// Empties the ring; says how many frames were still with the device.
     fn empty(&mut self) -> u64 {
+        self.demand.withdraw();
         let stash = &mut self.common.stash;
         let magazine = &mut self.magazine;
         let mut left = 0;
@@ -289,12 +319,15 @@ impl TxQueue {
     }
 }
 
-/// A transmit queue is ready when half of it is free: one interrupt for many frames.
+/// A transmit queue is ready when half of it is free: one interrupt for many frames. One whose
+/// frames had no buffers is ready when there are some, whoever gives them back.
 impl Interrupts for TxQueue {
     fn ready(&mut self) -> bool {
         // An error is for the next call to find: the ring stays poisoned.
         self.reclaim().is_err()
-            || (!self.common.suspended && self.common.ring.free() >= self.reclaim_at.max(1))
+            || (!self.common.suspended
+                && !self.demand.is_unmet()
+                && self.common.ring.free() >= self.reclaim_at.max(1))
     }
     fn enable(&mut self) -> bool {
         loop {
@@ -305,7 +338,10 @@ impl Interrupts for TxQueue {
             if self.common.suspended {
                 return false;
             }
-            let missing = self.reclaim_at.max(1) - self.common.ring.free();
+            let missing = match self.reclaim_at.max(1).checked_sub(self.common.ring.free()) {
+                Some(missing @ 1..) if !self.demand.is_unmet() => missing,
+                _ => 1,
+            };
             if !self.common.ring.enable_interrupts_after(missing as u16) {
                 return false;
             }
@@ -317,13 +353,15 @@ impl Interrupts for TxQueue {
 }
 
 impl Holder for Slot<TxQueue> {
-    fn release(&self) {
-        if let Some(mut queue) = self.try_lock()
-            && let Err(error) = queue.release_jumbos()
-        {
+    fn release(&self) -> bool {
+        // Somebody uses it, and may be about to send.
+        let Some(mut queue) = self.try_lock() else { return true };
+        if let Err(error) = queue.reclaim() {
             // The ring is poisoned: whoever uses it next gets the error.
             log::debug!("no buffers from a transmit queue: {error}");
+            return false;
         }
+        queue.common.ring.in_flight() > 0
     }
 }
 

@@ -1,0 +1,98 @@
+//! What callers give as frames: several of them, never one.
+
+use crate::burst::Burst;
+use pyo3::exceptions::PyTypeError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
+
+/// Frames one by one: bytes-like objects, but for mistakes.
+pub(crate) enum Given<'py> {
+    List(Bound<'py, PyList>),
+    Tuple(Bound<'py, PyTuple>),
+}
+
+impl<'py> Given<'py> {
+    /// Takes an iterable of frames: a list or tuple as it is, unless something in it has to be
+    /// made bytes of. That can run any Python code, so it is done here and not while sending.
+    pub(crate) fn of(frames: &Bound<'py, PyAny>) -> PyResult<Self> {
+        refuse_lone(frames)?;
+        if let Ok(list) = frames.cast::<PyList>() {
+            if list.iter().all(|frame| is_plain(&frame)) {
+                return Ok(Self::List(list.clone()));
+            }
+        } else if let Ok(tuple) = frames.cast::<PyTuple>()
+            && tuple.iter().all(|frame| is_plain(&frame))
+        {
+            return Ok(Self::Tuple(tuple.clone()));
+        }
+        let list = PyList::empty(frames.py());
+        for frame in frames.try_iter()? {
+            let frame = frame?;
+            list.append(if is_plain(&frame) { frame } else { bytes_of(frame)? })?;
+        }
+        Ok(Self::List(list))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::List(list) => list.len(),
+            Self::Tuple(tuple) => tuple.len(),
+        }
+    }
+
+    pub(crate) fn item(&self, index: usize) -> PyResult<Bound<'py, PyAny>> {
+        match self {
+            Self::List(list) => list.get_item(index),
+            Self::Tuple(tuple) => tuple.get_item(index),
+        }
+    }
+}
+
+/// Whether an object shows its bytes, as `bytes`, arrays and views do.
+fn shows_bytes(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: the pointer is that of a live object, and we are attached.
+    unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) != 0 }
+}
+
+/// Whether an object can make bytes of itself, as packets of scapy and dpkt do.
+fn makes_bytes(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    // Asked of the type, as Python does: an object with `__getattr__` may claim anything.
+    object.get_type().hasattr("__bytes__")
+}
+
+#[inline]
+fn is_plain(frame: &Bound<'_, PyAny>) -> bool {
+    frame.is_exact_instance_of::<PyBytes>() || shows_bytes(frame)
+}
+
+/// An object's bytes; one that has none stays what it is, and is refused when its turn comes.
+fn bytes_of(frame: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
+    if !makes_bytes(&frame)? {
+        return Ok(frame);
+    }
+    frame.py().get_type::<PyBytes>().call1((frame,))
+}
+
+/// Refuses one frame in the place of several: its bytes would each be taken for a frame.
+fn refuse_lone(frames: &Bound<'_, PyAny>) -> PyResult<()> {
+    if frames.is_instance_of::<PyString>() || shows_bytes(frames) || makes_bytes(frames)? {
+        return Err(PyTypeError::new_err(format!(
+            "frames are a burst or an iterable of frames, not {}; for one frame write [frame]",
+            frames.get_type().name()?
+        )));
+    }
+    Ok(())
+}
+
+/// Makes a burst, a list or a tuple of what was given as frames.
+#[pyfunction]
+pub(crate) fn as_frames<'py>(frames: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    if frames.is_instance_of::<Burst>() {
+        return Ok(frames.clone());
+    }
+    Ok(match Given::of(frames)? {
+        Given::List(list) => list.into_any(),
+        Given::Tuple(tuple) => tuple.into_any(),
+    })
+}

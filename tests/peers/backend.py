@@ -1,0 +1,433 @@
+"""A vhost-user backend that a test drives step by step.
+
+It speaks the front half of the protocol by itself (QEMU's docs/interop/vhost-user.rst) and leaves
+the rings alone: a test takes buffers, finishes them in whatever order it likes, and dies when
+it wants to. Like many a real one it is driven by kicks, if it is told to be, and never writes to
+a ring's device event area.
+"""
+
+import array
+import contextlib
+import enum
+import mmap
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+PROTOCOL_FEATURES = 1 << 30
+VERSION_1 = 1 << 32
+RING_PACKED = 1 << 34
+
+#: Protocol features: MQ, REPLY_ACK.
+PROTOCOL = 1 << 0 | 1 << 3
+
+#: In a message's flags: version 1, this is a reply, a reply is wanted.
+VERSION, REPLY, NEED_REPLY = 1, 4, 8
+
+NEXT, WRITE, AVAIL, USED = 1, 2, 1 << 7, 1 << 15
+WRAP = 1 << 15
+
+#: Bytes of the header in front of each frame; num_buffers is 1.
+HEADER = bytes(10) + b"\1\0"
+
+
+class Request(enum.IntEnum):
+    """The messages of QEMU's that are looked at."""
+
+    GET_FEATURES = 1
+    SET_FEATURES = 2
+    SET_MEM_TABLE = 5
+    SET_VRING_NUM = 8
+    SET_VRING_ADDR = 9
+    SET_VRING_BASE = 10
+    GET_VRING_BASE = 11
+    SET_VRING_KICK = 12
+    SET_VRING_CALL = 13
+    SET_VRING_ERR = 14
+    GET_PROTOCOL_FEATURES = 15
+    GET_QUEUE_NUM = 17
+    SET_VRING_ENABLE = 18
+
+
+@dataclass
+class Region:
+    """A part of the memory, by its addresses for the device and in QEMU."""
+
+    guest: int
+    size: int
+    user: int
+    bytes: mmap.mmap
+    offset: int
+
+
+@dataclass
+class Buffer:
+    """An available buffer: its id or head, and where it lies (address, length)."""
+
+    ident: int
+    parts: list[tuple[int, int]]
+
+
+@dataclass
+class Vring:
+    """A ring, as QEMU describes it and as far as the backend has come."""
+
+    number: int
+    size: int = 0
+    #: Addresses in QEMU: descriptors, device area, driver area.
+    areas: tuple[int, int, int] = (0, 0, 0)
+    base: int = 0
+    enabled: bool = False
+    kick: int | None = None
+    call: int | None = None
+    kicks: int = 0
+    #: Where the next available and the next used descriptor is, and the wrap counter there.
+    available: tuple[int, bool] = (0, True)
+    used: tuple[int, bool] = (0, True)
+    #: Taken and not finished.
+    taken: list[Buffer] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Forget the eventfds."""
+        for fd in (self.kick, self.call):
+            if fd is not None:
+                os.close(fd)
+        self.kick = self.call = None
+        self.enabled = False
+
+
+def place(packed: int) -> tuple[int, bool]:
+    """Return an index and its wrap counter."""
+    return packed & ~WRAP, bool(packed & WRAP)
+
+
+class Backend:
+    """A vhost-user backend that listens at a path, for one QEMU at a time."""
+
+    def __init__(self, path: Path, *, packed: bool = False, pairs: int = 1) -> None:
+        self.features = PROTOCOL_FEATURES | VERSION_1 | (RING_PACKED if packed else 0)
+        self.pairs = pairs
+        #: How often QEMU came.
+        self.connections = 0
+        self.rings: dict[int, Vring] = {}
+        self._regions: list[Region] = []
+        self._packed = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.RLock()
+        self._stop, self._stopped = socket.socketpair()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(os.fspath(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.close()
+        self._thread.join(10)
+        self._listener.close()
+        self._stopped.close()
+
+    # Coming and going.
+
+    def wait_up(self, connections: int = 1, timeout: float = 10.0) -> None:
+        """Wait until QEMU came so often and the first pair's rings are started."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with self._lock:
+                rings = [self.rings.get(number) for number in (0, 1)]
+                if self.connections >= connections and all(
+                    ring is not None and ring.enabled and ring.kick is not None for ring in rings
+                ):
+                    return
+            time.sleep(0.005)
+        raise TimeoutError(f"the rings were not started within {timeout} s")
+
+    def die(self) -> None:
+        """End the connection at once, as a process that is killed; then listen again."""
+        with self._lock:
+            if self._socket is not None:
+                for ring in self.rings.values():
+                    ring.enabled = False
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _run(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._listener, self._stopped], [], [])
+            if self._stopped in ready:
+                return
+            connection, _ = self._listener.accept()
+            with self._lock:
+                self._socket, self.rings, self._regions = connection, {}, []
+                self.connections += 1
+            try:
+                self._serve(connection)
+            except (ConnectionError, EOFError):
+                pass
+            finally:
+                with self._lock:
+                    self._socket = None
+                    for ring in self.rings.values():
+                        ring.close()
+                    self._forget_memory()
+                    connection.close()
+
+    def _serve(self, connection: socket.socket) -> None:
+        while True:
+            with self._lock:
+                kicks = {ring.kick: ring for ring in self.rings.values() if ring.kick is not None}
+            sources: list[socket.socket | int] = [connection, self._stopped, *kicks]
+            ready, _, _ = select.select(sources, [], [])
+            if self._stopped in ready:
+                return
+            with self._lock:
+                for fd in kicks.keys() & set(ready):
+                    with contextlib.suppress(BlockingIOError):
+                        kicks[fd].kicks += int.from_bytes(os.read(fd, 8), "little")
+                if connection in ready:
+                    self._message(connection)
+
+    def _message(self, connection: socket.socket) -> None:
+        head, fds = self._read(connection, 12)
+        request, flags, size = struct.unpack("<III", head)
+        payload, more = self._read(connection, size)
+        reply = self._answer(request, payload, fds + more)
+        if reply is None and flags & NEED_REPLY:
+            reply = bytes(8)
+        if reply is not None:
+            connection.sendall(struct.pack("<III", request, VERSION | REPLY, len(reply)) + reply)
+
+    @staticmethod
+    def _read(connection: socket.socket, size: int) -> tuple[bytes, list[int]]:
+        data, fds = b"", array.array("i")
+        while len(data) < size:
+            got, ancillary, _, _ = connection.recvmsg(size - len(data), socket.CMSG_SPACE(64))
+            for _, _, descriptors in ancillary:
+                fds.frombytes(descriptors)
+            if not got:
+                raise EOFError
+            data += got
+        return data, fds.tolist()
+
+    def _answer(self, request: int, payload: bytes, fds: list[int]) -> bytes | None:
+        """Obey a message; return the reply that it has by itself."""
+        match request:
+            case Request.GET_FEATURES:
+                return struct.pack("<Q", self.features)
+            case Request.SET_FEATURES:
+                self._packed = bool(int.from_bytes(payload, "little") & RING_PACKED)
+            case Request.GET_PROTOCOL_FEATURES:
+                return struct.pack("<Q", PROTOCOL)
+            case Request.GET_QUEUE_NUM:
+                return struct.pack("<Q", self.pairs)
+            case Request.SET_MEM_TABLE:
+                self._map(payload, fds)
+            case Request.SET_VRING_KICK | Request.SET_VRING_CALL | Request.SET_VRING_ERR:
+                self._set_eventfd(request, payload[0], fds)
+            case (
+                Request.SET_VRING_NUM
+                | Request.SET_VRING_ADDR
+                | Request.SET_VRING_BASE
+                | Request.SET_VRING_ENABLE
+                | Request.GET_VRING_BASE
+            ):
+                return self._vring(request, payload)
+        return None
+
+    def _vring(self, request: int, payload: bytes) -> bytes | None:
+        index, number = struct.unpack_from("<II", payload)
+        ring = self.rings.setdefault(index, Vring(index))
+        if request == Request.SET_VRING_NUM:
+            ring.size = number
+        elif request == Request.SET_VRING_ADDR:
+            descriptors, used, available, _ = struct.unpack_from("<QQQQ", payload, 8)
+            ring.areas = descriptors, used, available
+        elif request == Request.SET_VRING_BASE:
+            ring.base = number
+            low, high = (number & 0xFFFF, number >> 16) if self._packed else (number, 0)
+            ring.available, ring.used = place(low), place(high)
+            if not self._packed:
+                ring.available = (low, True)
+        elif request == Request.SET_VRING_ENABLE:
+            ring.enabled = bool(number)
+        else:
+            ring.enabled = False
+            at, wrap = ring.available
+            base = at | (WRAP if wrap and self._packed else 0)
+            at, wrap = ring.used
+            base |= (at | (WRAP if wrap else 0)) << 16 if self._packed else 0
+            return struct.pack("<II", index, base)
+        return None
+
+    def _set_eventfd(self, request: int, index: int, fds: list[int]) -> None:
+        ring = self.rings.setdefault(index, Vring(index))
+        fd = fds[0] if fds else None
+        if request == Request.SET_VRING_ERR:
+            old = fd
+        elif request == Request.SET_VRING_KICK:
+            old, ring.kick = ring.kick, fd
+        else:
+            old, ring.call = ring.call, fd
+        if old is not None:
+            os.close(old)
+
+    # Memory.
+
+    def _map(self, payload: bytes, fds: list[int]) -> None:
+        self._forget_memory()
+        for index, fd in enumerate(fds):
+            guest, size, user, offset = struct.unpack_from("<QQQQ", payload, 8 + 32 * index)
+            self._regions.append(Region(guest, size, user, mmap.mmap(fd, size + offset), offset))
+            os.close(fd)
+
+    def _forget_memory(self) -> None:
+        for region in self._regions:
+            region.bytes.close()
+        self._regions = []
+
+    def _at(self, address: int, *, user: bool) -> tuple[mmap.mmap, int]:
+        for region in self._regions:
+            start = region.user if user else region.guest
+            if start <= address < start + region.size:
+                return region.bytes, address - start + region.offset
+        raise LookupError(f"no memory at {address:#x}")
+
+    def _area(self, ring: Vring, which: int) -> tuple[mmap.mmap, int]:
+        return self._at(ring.areas[which], user=True)
+
+    @staticmethod
+    def _store(memory: mmap.mmap, at: int, value: int) -> None:
+        """One 16-bit store: `pack_into` writes zeros first."""
+        with memoryview(memory) as view, view[at : at + 2].cast("H") as word:
+            word[0] = value
+
+    # Rings.
+
+    def take(self, number: int) -> Buffer | None:
+        """Take the next available buffer of a ring; None when there is none."""
+        with self._lock:
+            ring = self.rings[number]
+            buffer = self._take_packed(ring) if self._packed else self._take_split(ring)
+            if buffer is not None:
+                ring.taken.append(buffer)
+            return buffer
+
+    def _take_split(self, ring: Vring) -> Buffer | None:
+        memory, at = self._area(ring, 2)
+        index = ring.available[0] & 0xFFFF
+        if index == struct.unpack_from("<H", memory, at + 2)[0]:
+            return None
+        (head,) = struct.unpack_from("<H", memory, at + 4 + 2 * (index % ring.size))
+        ring.available = (index + 1) & 0xFFFF, True
+        memory, at = self._area(ring, 0)
+        parts, ident = [], head
+        while True:
+            address, length, flags, following = struct.unpack_from("<QIHH", memory, at + 16 * ident)
+            parts.append((address, length))
+            if not flags & NEXT:
+                return Buffer(head, parts)
+            ident = following
+
+    def _take_packed(self, ring: Vring) -> Buffer | None:
+        memory, at = self._area(ring, 0)
+        index, wrap = ring.available
+        address, length, ident, flags = struct.unpack_from("<QIHH", memory, at + 16 * index)
+        if bool(flags & AVAIL) != wrap or bool(flags & USED) == wrap:
+            return None
+        ring.available = self._next(ring, index, wrap)
+        return Buffer(ident, [(address, length)])
+
+    @staticmethod
+    def _next(ring: Vring, index: int, wrap: bool) -> tuple[int, bool]:
+        return (0, not wrap) if index + 1 == ring.size else (index + 1, wrap)
+
+    def finish(self, number: int, buffer: Buffer, length: int = 0) -> None:
+        """Give a buffer back, with so many bytes written; :meth:`signal` says so."""
+        with self._lock:
+            ring = self.rings[number]
+            ring.taken.remove(buffer)
+            if self._packed:
+                memory, at = self._area(ring, 0)
+                index, wrap = ring.used
+                at += 16 * index
+                struct.pack_into("<IH", memory, at + 8, length, buffer.ident)
+                self._store(memory, at + 14, AVAIL | USED if wrap else 0)
+                ring.used = self._next(ring, index, wrap)
+            else:
+                memory, at = self._area(ring, 1)
+                (index,) = struct.unpack_from("<H", memory, at + 2)
+                entry = at + 4 + 8 * (index % ring.size)
+                struct.pack_into("<II", memory, entry, buffer.ident, length)
+                self._store(memory, at + 2, index + 1 & 0xFFFF)
+
+    def signal(self, number: int) -> None:
+        """Interrupt."""
+        with self._lock:
+            call = self.rings[number].call
+            if call is not None:
+                os.write(call, (1).to_bytes(8, "little"))
+
+    def read(self, buffer: Buffer) -> bytes:
+        """Return the frame that a buffer of a transmit ring has."""
+        with self._lock:
+            pieces = []
+            for address, length in buffer.parts:
+                memory, at = self._at(address, user=False)
+                pieces.append(memory[at : at + length])
+            return b"".join(pieces)[len(HEADER) :]
+
+    def write(self, number: int, buffer: Buffer, frame: bytes) -> None:
+        """Put a frame into a buffer of a receive ring, and give it back."""
+        with self._lock:
+            (address, length), *_ = buffer.parts
+            assert len(HEADER) + len(frame) <= length
+            memory, at = self._at(address, user=False)
+            memory[at : at + len(HEADER) + len(frame)] = HEADER + frame
+            self.finish(number, buffer, len(HEADER) + len(frame))
+
+    def deliver(self, frame: bytes, number: int = 0) -> bool:
+        """Put a frame into a receive ring, and say so; False when it has no buffer."""
+        buffer = self.take(number)
+        if buffer is None:
+            return False
+        self.write(number, buffer, frame)
+        self.signal(number)
+        return True
+
+    def available(self, number: int = 1) -> Iterator[Buffer]:
+        """Take all that is available in a ring."""
+        while (buffer := self.take(number)) is not None:
+            yield buffer
+
+    def transmitted(self, number: int = 1) -> list[bytes]:
+        """Take all frames of a transmit ring, and finish them."""
+        frames = []
+        for buffer in self.available(number):
+            frames.append(self.read(buffer))
+            self.finish(number, buffer)
+        if frames:
+            self.signal(number)
+        return frames
+
+    def kicked(self, number: int, more_than: int, timeout: float = 5.0) -> bool:
+        """Wait until a ring has been kicked more often than that."""
+        return self.wait_for(lambda: self.rings[number].kicks > more_than, timeout)
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 5.0) -> bool:
+        """Wait until a condition on the backend holds; whether it does."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with self._lock:
+                if condition():
+                    return True
+            time.sleep(0.005)
+        return False
