@@ -2,7 +2,9 @@
 
 import logging
 import shutil
+import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 import virtnic
 from peers.netns import Netns
+from peers.testpmd import Testpmd
 from virtnic.qemu import parse, quirks
 from virtnic.qemu.netdevs import kind_of, not_started
 from virtnic.wishes import usual_size
@@ -154,6 +157,67 @@ def test_ipv6_net(qemu: virtnic.Qemu, net: str, prefix: str, length: str) -> Non
 def test_ipv6_net_that_is_none() -> None:
     with pytest.raises(ValueError, match="is no PREFIX/LENGTH"):
         parse("user,ipv6-net=fec0::/many")
+
+
+# What it takes without effect.
+
+
+@pytest.mark.parametrize("mac", ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"])
+def test_an_address_that_no_station_has(qemu: virtnic.Qemu, mac: str) -> None:
+    """QEMU takes a group's, from which bridges drop all frames, and has its own for zeroes."""
+    with pytest.raises(ValueError, match=r"is a group's address|all zeroes are no address"):
+        qemu.attach("user", mac=mac)
+
+
+def test_a_device_that_does_not_tell_of_its_link(qemu: virtnic.Qemu) -> None:
+    """A callback that would never be called is refused."""
+    links: list[bool] = []
+    for refused in ({"features": {"STATUS": False}}, {"properties": {"status": False}}):
+        options: dict[str, Any] = refused
+        with pytest.raises(ValueError, match="does not say whether its link is up: STATUS"):
+            qemu.attach("user", on_link=lambda port: links.append(port.link), **options)
+        with qemu.attach("user", **options) as port:
+            assert port.tells_link is False
+    assert links == []
+
+
+def test_a_socket_to_nobody(qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture) -> None:
+    """Its link is up all the same, but QEMU knows when it is asked."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with qemu.attach(f"socket,connect={address}") as port:
+            assert caplog.text == ""
+            port.wait_ready(5.0)
+    with qemu.attach(f"socket,connect={address}") as port:
+        with pytest.raises(TimeoutError, match="nobody is at the other end of the socket"):
+            port.wait_ready(0.1)
+        assert port.link
+
+
+@pytest.mark.needs("testpmd")
+def test_filters_that_have_no_effect(
+    qemu: virtnic.Qemu, testpmd: Callable[..., Testpmd], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The device takes them; what passes QEMU by is not filtered, and that is said once."""
+    with qemu.attach("user") as port:
+        port.set_promiscuous(False)
+        assert caplog.text == ""
+    with qemu.attach(f"vhost-user,path={testpmd().sockets[0]}") as port:
+        port.set_promiscuous(True)
+        port.add_vlan(7)
+        assert "no effect" not in caplog.text
+        port.set_promiscuous(False)
+        port.set_mac_filter(["02:00:00:00:00:01"])
+    assert caplog.text.count("have no effect: the frames of this vhost-user netdev") == 1
+
+
+def test_which_netdevs_filter() -> None:
+    filters = {
+        netdev: kind_of("tap").filters(parse(netdev).options)
+        for netdev in ("tap,ifname=x", "tap,ifname=x,vhost=on", "tap,ifname=x,vhost=off")
+    }
+    assert list(filters.values()) == [True, False, True]
+    assert not kind_of("vhost-vdpa").filters({})
 
 
 # TAP devices.

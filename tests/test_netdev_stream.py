@@ -83,7 +83,7 @@ def test_the_link_follows_the_peer(qemu: virtnic.Qemu, path: Path) -> None:
     links: list[bool] = []
     events = qemu.events()
     with qemu.attach(server(path), on_link=lambda port: links.append(port.link)) as port:
-        assert not port.refresh_link()
+        assert not port.refresh_link()  # and no warning: one that listens is alone at first
         assert kinds(events, 1) == {("attached", "")}
         for _ in range(2):
             with connected_to(path) as there:

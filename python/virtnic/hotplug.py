@@ -25,7 +25,7 @@ from virtnic.pci import (
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, descriptors, loop, parse
 from virtnic.qemu.netdevs import not_started
-from virtnic.ready import device_trouble
+from virtnic.ready import trouble_at_open
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
 from virtnic.vhost_user import Backend
@@ -392,7 +392,7 @@ class Qemu(Machine):
                 with self._feed.lock:
                     attachment.announced = True
                     self._feed.put("attached", port)
-                    if chosen != "none":
+                    if port.tells_link:
                         port.on_link(tell_link(self._feed))
                 if backend is not None:
                     self._feed.watch_backend(port, backend, self.monitor.loop)
@@ -401,7 +401,7 @@ class Qemu(Machine):
             except BaseException:
                 self._let_go(attachment)
                 raise
-        if (trouble := device_trouble(port)) is not None:
+        if (trouble := trouble_at_open(port)) is not None:
             _log.warning("%s", trouble)
         return port
 

@@ -92,6 +92,14 @@ class Port(Owner, _native.NetPort):
         """
         Readiness(self).wait(timeout)
 
+    @property
+    def tells_link(self) -> bool:
+        """Whether the device interrupts when its link goes up or down."""
+        accepted = any(
+            name == "STATUS" and taken for name, _bit, _offered, taken, _why in self.features
+        )
+        return accepted and self.interrupts != "none"
+
     def set_promiscuous(self, on: bool = True) -> None:
         """Receive everything, or only what the filters let through.
 
@@ -184,12 +192,18 @@ class Port(Owner, _native.NetPort):
 
         It is called in a thread of virtnic's that does other things too: it must be quick, and must
         not attach, detach or close; :meth:`virtnic.Qemu.watch` is for that.
-        Raises ValueError when the port has no interrupts.
+        Raises ValueError when the port has no interrupts, or its device does not say whether its
+        link is up.
         """
         if not callable(callback):
             raise TypeError(f"a link callback takes a port, {callback!r} takes none")
         if self.interrupts == "none":
             raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
+        if not self.tells_link:
+            raise ValueError(
+                "the device does not say whether its link is up: STATUS was refused "
+                "(features=) or is not offered (properties={'status': False})"
+            )
         self._callbacks.append(callback)
 
     def subscribe(self, changed: LinkCallback, ended: Callable[[], object]) -> Callable[[], None]:

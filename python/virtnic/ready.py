@@ -9,13 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 from virtnic._native import PortClosed, QemuError
+from virtnic.qemu.peer import socket_is_connected
 from virtnic.qemu.tap import device_of
 
 if TYPE_CHECKING:
     from virtnic.port import Port
     from virtnic.qemu.tap import Tap
 
-__all__ = ["PAUSE", "Readiness", "device_trouble"]
+__all__ = ["PAUSE", "Readiness", "trouble_at_open"]
 
 #: Seconds between two looks.
 PAUSE = 0.005
@@ -35,10 +36,26 @@ def _device(port: Port) -> Tap | None:
     return None if attachment.spec is None else device_of(attachment.spec, pid)
 
 
-def device_trouble(port: Port) -> str | None:
-    """Say why nothing passes the host's network device behind a port, and what mends that."""
+def _nobody(port: Port) -> str | None:
+    """Say that nobody is at the other end of a ``socket`` netdev, whose link is up all the same."""
+    handle = port._attachment.handle
+    if handle.spec.type != "socket" or handle.spec.options.keys().isdisjoint(("connect", "listen")):
+        return None
+    if socket_is_connected(port.qemu.monitor, handle.netdev_id):
+        return None
+    return (
+        "nobody is at the other end of the socket, and a connection that failed is not tried "
+        "again; with the netdev stream the link tells, and wait= and reconnect-ms= help"
+    )
+
+
+def trouble_at_open(port: Port) -> str | None:
+    """Say why nothing passes a port whose link is up, and what mends that."""
     device = _device(port)
-    return None if device is None or device.up else device.trouble()
+    if device is not None and not device.up:
+        return device.trouble()
+    # One that listens is alone at first.
+    return None if "listen" in port._attachment.handle.spec.options else _nobody(port)
 
 
 class Readiness:
@@ -85,6 +102,8 @@ class Readiness:
             return "the link is down"
         device = _device(port)
         if device is not None and (trouble := device.trouble()) is not None:
+            return trouble
+        if (trouble := _nobody(port)) is not None:
             return trouble
         if spec.type == "vhost-user" and not self._taken():
             return "the backend takes no frames (testpmd: `start`)"

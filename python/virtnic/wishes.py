@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic.qemu.netdevs import NETDEVS
@@ -54,7 +55,7 @@ def device_wishes(
     device: dict[str, Any] = {}
     wishes: dict[str, bool | None] = {}
     # QEMU's own default is the same in every QEMU, which no switch would stand.
-    device["mac"] = mac or f"52:54:00:{os.urandom(3).hex(':')}"
+    device["mac"] = _unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
     if queues > 1:
         # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
         device["mq"], device["vectors"] = True, 2 * queues + 2
@@ -70,6 +71,25 @@ def device_wishes(
     if ring is not None:
         wishes["RING_PACKED"] = ring == "packed"
     return device, wishes
+
+
+def _unicast(mac: str) -> str:
+    """Return a MAC address that a station can have. Raises ValueError.
+
+    QEMU takes them all: what a group's address sends, bridges and switches drop, and in the place
+    of all zeroes it has one of its own.
+    """
+    digits = re.sub(r"[:.-]", "", mac)
+    if re.fullmatch(r"[0-9a-fA-F]{12}", digits):
+        if int(digits[:2], 16) & 1:
+            raise ValueError(
+                f"mac={mac!r} is a group's address, no station's: its first byte is odd"
+            )
+        if not int(digits, 16):
+            raise ValueError(
+                f"mac={mac!r}: all zeroes are no address; leave it out for a random one"
+            )
+    return mac
 
 
 def usual_size(spec: Spec, device: Mapping[str, Any], legacy: bool) -> int:

@@ -401,8 +401,11 @@ class Nics:
                 "it is not tried again: start the peer first, wait for it (wait=SECONDS), or "
                 "have QEMU try (reconnect-ms=, since 8.0)"
             )
-        _log.warning(
-            "the link is down, nobody is at the other end of the stream (%s); %s", why, then
+        _log.log(
+            logging.WARNING if connects else logging.INFO,  # one that listens is alone at first
+            "the link is down, nobody is at the other end of the stream (%s); %s",
+            why,
+            then,
         )
 
     @property

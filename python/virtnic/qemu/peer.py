@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from virtnic.qemu.monitor import Event, Monitor
 
-__all__ = ["StreamPeer"]
+__all__ = ["StreamPeer", "socket_is_connected"]
 
 _CONNECTED = "NETDEV_STREAM_CONNECTED"
 _DISCONNECTED = "NETDEV_STREAM_DISCONNECTED"
@@ -27,6 +27,23 @@ _DISCONNECTED = "NETDEV_STREAM_DISCONNECTED"
 _LOCAL = 0.2
 #: Seconds between two looks.
 _PAUSE = 0.02
+
+
+def socket_is_connected(monitor: Monitor, netdev_id: str) -> bool:
+    """Ask QEMU whether somebody is at the other end of a ``socket`` netdev: it tells by itself not.
+
+    A connection that is being made counts.
+    """
+    return re.search(r"type=socket,[ \t]*\S", _described(monitor, netdev_id)) is not None
+
+
+def _described(monitor: Monitor, netdev_id: str) -> str:
+    """Return the line of ``info network`` that is about a netdev."""
+    words: dict[str, Any] = {"command-line": "info network"}
+    said = monitor.execute("human-monitor-command", **words)
+    with understanding("human-monitor-command"):
+        lines = [line for line in said.splitlines() if f"{netdev_id}: index=" in line]
+    return lines[0] if lines else ""
 
 
 class StreamPeer:
@@ -108,12 +125,9 @@ class StreamPeer:
 
     def _why_not(self) -> str:
         """Return what QEMU says of the connection: empty while it is being made."""
-        words: dict[str, Any] = {"command-line": "info network"}
-        said = self._monitor.execute("human-monitor-command", **words)
-        with understanding("human-monitor-command"):
-            # 7.2 says "connection error" and no more, later ones "error: " and why.
-            error = r"type=stream,(?:error: (.*)|(connection error))"
-            found = re.search(rf"\b{re.escape(self._id)}: index=\d+,{error}", said)
+        # 7.2 says "connection error" and no more, later ones "error: " and why.
+        error = r"type=stream,(?:error: (.*)|(connection error))"
+        found = re.search(error, _described(self._monitor, self._id))
         return "" if found is None else (found[1] or found[2]).strip()
 
 

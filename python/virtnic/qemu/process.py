@@ -53,6 +53,7 @@ class _Stderr:
         self._marked = 0
         #: From :meth:`mark` on: the line that is not complete yet.
         self._line: bytes | None = None
+        self._told = ""
         self._lock = threading.Lock()
 
     def open(self) -> None:
@@ -95,9 +96,10 @@ class _Stderr:
                 self._tell(line.decode(errors="replace").rstrip())
 
     def _tell(self, line: str) -> None:
-        """Log what QEMU says: a warning, unless it starts or ends."""
+        """Log what QEMU says: a warning, unless it starts, ends or says it again."""
         started = self._line is not None
-        harmless = not line or _HARMLESS.search(line) is not None
+        harmless = not line or line == self._told or _HARMLESS.search(line) is not None
+        self._told = line
         _log.log(logging.WARNING if started and not harmless else logging.DEBUG, "QEMU: %s", line)
 
     def text(self) -> str:
