@@ -46,6 +46,13 @@ test: setup-test $(STAMPS)/extension $(STAMPS)/tools ## All tests: Rust, then Py
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test -p virtnic --lib --quiet loom
 	$(BIN)/python -m pytest $(ARGS)
 
+# As on a machine that is busy otherwise: nothing may depend on who runs first, or soon. The loops
+# end with the tests, however those do.
+LOOPS ?= 4
+.PHONY: test-under-load
+test-under-load: setup-test $(STAMPS)/extension $(STAMPS)/tools ## The same beside LOOPS=4 busy loops, for what passes by luck alone
+	$(BIN)/python tests/load.py $(LOOPS) $(MAKE) test ARGS='$(ARGS)'
+
 .PHONY: lint
 lint: setup-lint $(STAMPS)/extension $(STAMPS)/tools ## Formatting, lints, types, stubs, documentation; warnings are errors
 	cargo fmt --all --check
@@ -105,7 +112,7 @@ clean: ## Remove everything that was built or installed here
 .PHONY: help
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- Set-up: each step does nothing when nothing changed --------------------------
 

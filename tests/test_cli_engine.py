@@ -177,10 +177,11 @@ def test_forward_copies_nothing_and_counts_per_port(two_taps: Netns) -> None:
 
 
 @needs_kernel
-def test_forward_with_one_port_reflects(netns: Netns) -> None:
+@pytest.mark.parametrize("how", [[], ["--backpressure"], ["--no-backpressure"]])
+def test_forward_with_one_port_reflects(netns: Netns, how: list[str]) -> None:
     with (
         netns.packet_socket() as raw,
-        started("forward", "--port", netns.netdev, "--packets", "50") as process,
+        started("forward", "--port", netns.netdev, "--packets", "50", *how) as process,
     ):
         wait_for_carrier(netns)
         for i in range(50):

@@ -1,12 +1,14 @@
 """The Linux kernel as the peer: a TAP device in a network namespace of its own."""
 
+import contextlib
 import random
 import threading
+import time
 
 import pytest
 
 import virtnic
-from frames import number_of, numbered
+from frames import arp_request, is_arp_reply, mac_bytes, number_of, numbered
 from peers.netns import Netns, PingResult
 
 pytestmark = pytest.mark.needs("qemu", "netns")
@@ -117,3 +119,24 @@ def test_frames_stop_while_the_tap_is_down(netns: Netns) -> None:
     with virtnic.open(netns.netdev) as port, netns.packet_socket() as raw:
         raw.send(numbered(netns.mac, 3))
         assert number_of(port.recv(1, timeout=5.0)[0]) == 3
+
+
+@pytest.mark.parametrize("tag", ["", "81000000", "8100e000", "88a80000", "88a800008100e000"])
+def test_a_stack_takes_priority_tagged_frames_as_untagged_ones(netns: Netns, tag: str) -> None:
+    """Tags with VLAN 0 name a priority and no VLAN (IEEE 802.1Q, table 9-2)."""
+    with virtnic.open(netns.netdev) as port, netns.packet_socket() as raw:
+        stack = virtnic.Stack(port)
+        stack.configure("10.99.0.2/24")
+        question = arp_request(netns.mac, sender="10.99.0.1", target="10.99.0.2")
+        another = question[:12] + bytes.fromhex("81000007") + question[12:]
+        raw.send(another)  # of VLAN 7: not for us
+        raw.send(question[:12] + bytes.fromhex(tag) + question[12:])
+        raw.settimeout(0.01)
+        answers: list[bytes] = []
+        deadline = time.monotonic() + 10
+        while not answers and time.monotonic() < deadline:
+            stack.poll(0.01)
+            with contextlib.suppress(TimeoutError):
+                answers += [raw.recv(4096)]
+            answers = [frame for frame in answers if is_arp_reply(frame, sender="10.99.0.2")]
+        assert [frame[6:12] for frame in answers] == [mac_bytes(port.mac)]

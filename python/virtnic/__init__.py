@@ -101,11 +101,8 @@ _QEMU_OPTIONS = (
     "shmem",
     "sandbox",
     "timeout",
-    "vectors",
     "connect",
 )
-#: The interrupt vectors that a Qemu has without being asked are enough for so many queue pairs.
-_FEW_QUEUES = 63
 
 
 def __getattr__(name: str) -> Any:
@@ -132,17 +129,13 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     recover = options.get("recover")
     if recover is not None and for_qemu.get("connect") is None:
         for_qemu["recover"] = recover
-    memory = options.pop("memory", None)
-    if memory is None:
-        memory = Memory(**for_memory)
-    elif for_memory:
+    given = options.pop("memory", None)
+    if given is not None and for_memory:
         raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
-    queues = options.get("queues")
-    if "vectors" not in for_qemu and isinstance(queues, int) and queues > _FEW_QUEUES:
-        for_qemu["vectors"] = 2 * min(queues, 128) + 1
-    machine = Qemu(memory, **for_qemu)
+    machine = Qemu(Memory(**for_memory) if given is None else given, **for_qemu)
     try:
         port = machine.attach(netdev, **options)
+        machine.keep_little(memory=given is None)
         port._owns_qemu = True
     except BaseException:
         machine.close()

@@ -148,7 +148,13 @@ class Memory:
     def largest_frame(self) -> int:
         """Bytes of the longest frame that fits a buffer."""
     def fileno(self) -> int:
-        """Return the file's descriptor."""
+        """Return the file's descriptor.
+
+        Raises ValueError where it was closed: :func:`virtnic.open` keeps none of a memory that
+        it makes.
+        """
+    def forget_file(self) -> None:
+        """Close the file, where it has no path; what is mapped stays."""
     def read(self, offset: int, length: int) -> bytes:
         """Copy bytes out, for diagnosis. Raises ValueError outside the file."""
     def write(self, offset: int, data: Buffer) -> None:
@@ -233,22 +239,41 @@ class QTest:
 
 @final
 class IvshmemServer:
-    """Gives QEMU the memory and our interrupt eventfds over one UNIX socket."""
+    """Gives QEMU the memory and our interrupt eventfds over one UNIX socket.
 
-    def __new__(cls, path: str, memory: Memory, vectors: int = 128) -> Self: ...
+    Each vector is a peer of its own, so the device's ``vectors=`` is 1. A QEMU hears of those
+    that come later as long as it is connected.
+    """
+
+    def __new__(cls, path: str, memory: Memory) -> Self:
+        """Make one that does not listen yet."""
     @property
     def vectors(self) -> int:
-        """How many; QEMU's ``vectors=`` must say the same."""
+        """How many vectors there are, those given back among them."""
     @property
-    def peer(self) -> int:
-        """Our peer number."""
+    def left(self) -> int | None:
+        """How many vectors can be taken; None: as many as are wanted."""
+    def listen(self) -> None:
+        """Let QEMUs connect that know of no vector yet; who was connected is gone.
+
+        Raises OSError, ValueError (the path, or a memory whose file was closed).
+        """
+    def stop_listening(self) -> None:
+        """Let nobody connect any more; who is connected stays so."""
     def take_vector(self) -> tuple[int, int, EventFd]:
         """Reserve a vector: its number, the doorbell value that fires it, its eventfd.
 
-        Raises ValueError when all are taken.
+        QEMU may not know of it yet: ring until it is heard. Raises OSError without a
+        descriptor, ValueError after :meth:`hang_up`.
         """
+    def tell(self) -> None:
+        """Tell those who are connected what they have not heard yet, as far as they listen."""
     def give_vector(self, vector: int) -> None:
         """Give a vector back."""
+    def lose_vector(self, vector: int) -> None:
+        """Give a vector back that QEMU has not got: nobody takes it before another QEMU comes."""
+    def hang_up(self) -> None:
+        """End the connections; the vectors that there are go on."""
     def close(self) -> None:
         """Stop listening and end the connections."""
 
@@ -817,10 +842,10 @@ def as_frames(frames: Burst | Iterable[_Frame]) -> Burst | list[Buffer] | tuple[
     (anything that shows or makes bytes), and what an object's ``__bytes__`` raises.
     """
 
-def forward(a: NetPort, b: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+def forward(a: NetPort, b: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
     """Forward between two ports, in both directions; see virtnic.forward."""
 
-def reflect(port: NetPort, mode: str, until: _Until) -> dict[str, Any]:
+def reflect(port: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
     """Send frames back by the port they came from; see virtnic.reflect."""
 
 def drop(port: NetPort, until: _Until) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from virtnic._native import Burst, EventFd, PortClosed, QemuDied
 from virtnic.async_library import running
 from virtnic.ready import PAUSE, Readiness
 from virtnic.sending import BACKOFF, Pending
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -51,23 +52,41 @@ _LINK_CHANGES = 1024
 async def _in_thread(
     library: Library, call: Callable[[], _T], undo: Callable[[_T], object] | None = None
 ) -> _T:
-    """Call in a thread that lives for this call. A cancellation waits for its end, and undoes."""
+    """Call in a thread that lives for this call. A cancellation waits for its end, and undoes.
+
+    Where nobody can wait any more, because the event loop itself was ended, the thread undoes.
+    """
     done = EventFd()
     results: list[_T] = []
     errors: list[BaseException] = []
+    lock = threading.RLock()
+    left = False
 
     def run() -> None:
         try:
-            results.append(call())
+            result = call()
+            with lock:
+                if not left:
+                    results.append(result)
+                    return
+            if undo is not None:
+                undo(result)
         except BaseException as error:
             errors.append(error)
         finally:
             done.signal()
 
     thread = threading.Thread(target=run, name="virtnic-aio")
-    thread.start()
-    cancelled = await library.finished(done.fileno())
-    thread.join()
+    try:
+        thread.start()
+        cancelled = await library.finished(done.fileno())
+        thread.join()
+    except BaseException:
+        with lock:
+            left = True
+        if results and undo is not None:
+            undo(results[0])
+        raise
     if cancelled is not None:
         if results and undo is not None:
             await _in_thread(library, functools.partial(undo, results[0]))
@@ -80,16 +99,19 @@ async def _in_thread(
     return results[0]
 
 
-class Opening:
+class Opening(Owner):
     """A port that is about to be opened: ``async with`` it, or ``await`` it."""
 
     def __init__(self, call: Callable[[], BlockingPort]) -> None:
         self._call = call
         self._port: Port | None = None
+        self._remember_caller()
 
     async def _open(self) -> Port:
         def call() -> BlockingPort:
             port = self._call()
+            if port._owns_qemu:
+                port.qemu._made_at = self._made_at  # and not in this thread
             try:
                 port.fileno()  # a port without interrupts has none: ValueError
             except BaseException:
@@ -98,7 +120,11 @@ class Opening:
             return port
 
         port: BlockingPort = await _in_thread(running(), call, virtnic.Port.close)
-        return Port(port)
+        try:
+            return Port(port)
+        except BaseException:  # Ctrl-C: the event loop comes to no further call
+            port.close()
+            raise
 
     def __await__(self) -> Generator[Any, Any, Port]:
         return self._open().__await__()
@@ -132,7 +158,7 @@ def attach(qemu: Qemu, netdev: Netdev = "user", **options: Any) -> Opening:
     return Opening(functools.partial(qemu.attach, netdev, **options))
 
 
-class Port:
+class Port(Owner):
     """A port whose calls are awaited. ``port`` is the :class:`virtnic.Port` underneath.
 
     Belongs to the event loop that it was made in. Any number of tasks may send and receive:
@@ -284,7 +310,7 @@ class Port:
         return f"<virtnic.aio.Port of {self.port!r}>"
 
 
-class LinkChanges:
+class LinkChanges(Owner):
     """An asynchronous iterator: True when the link went up, False when it went down."""
 
     def __init__(self, port: BlockingPort, library: Library) -> None:

@@ -72,6 +72,8 @@ class Result:
     #: Frames dropped because the port that they would leave by cannot do what is left to do to
     #: them (checksum, segmentation), or because that does not fit them.
     no_offload: int = 0
+    #: Turns in which nothing was received because the transmit ring was full (``backpressure``).
+    held: int = 0
 
     @property
     def pps(self) -> float:
@@ -113,6 +115,7 @@ def forward(
     b: Port,
     *,
     mode: Mode = "io",
+    backpressure: bool = True,
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
@@ -121,20 +124,29 @@ def forward(
 
     Ports of one memory exchange buffers: no byte is copied. ``mode``: ``io`` changes nothing,
     ``mac`` makes the sending port's address the source, ``macswap`` exchanges the two addresses.
+    ``backpressure``: while the transmit ring of one port is full, frames for it are left in the
+    receive ring of the other, so that who sends them notices; after 0.1 s without any room they
+    are dropped until there is some. False drops at once what does not fit (``ring_full``).
     """
-    return _loop((a, b), _native.forward, a, b, mode, _until(seconds, packets, progress))
+    until = _until(seconds, packets, progress)
+    return _loop((a, b), _native.forward, a, b, mode, backpressure, until)
 
 
 def reflect(
     port: Port,
     *,
     mode: Mode = "macswap",
+    backpressure: bool = True,
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
-    """Send every frame back by the port it came from; ``mode`` as for :func:`forward`."""
-    return _loop((port,), _native.reflect, port, mode, _until(seconds, packets, progress))
+    """Send every frame back by the port it came from.
+
+    ``mode`` and ``backpressure`` as for :func:`forward`.
+    """
+    until = _until(seconds, packets, progress)
+    return _loop((port,), _native.reflect, port, mode, backpressure, until)
 
 
 def drop(

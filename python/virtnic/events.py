@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import running
 from virtnic.qemu.loop import Watch
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,7 @@ class Event:
     detail: str = ""
 
 
-class Events:
+class Events(Owner):
     """The events of one QEMU, from :meth:`virtnic.Qemu.events`: an iterator of both kinds.
 
     It gets what happens after it was made, in the order in which it happened, and ends when
@@ -203,8 +204,8 @@ class Feed:
     def unsubscribe(self, events: Events) -> None:
         """Tell a subscriber nothing more."""
         with self.lock:
+            events._end()  # first: one that was forgotten here would not end with the feed
             self._subscribers.discard(events)
-            events._end()
 
     def put(self, kind: EventKind, port: Port | None = None, detail: str = "") -> None:
         """Tell everybody."""

@@ -24,12 +24,13 @@ from virtnic.pci import (
 )
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, descriptors, loop, parse
+from virtnic.qemu.machine import present
 from virtnic.qemu.netdevs import not_started
 from virtnic.ready import trouble_at_open
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
 from virtnic.vhost_user import Backend
-from virtnic.wiring import Wiring
+from virtnic.wiring import Wiring, vectors_of
 from virtnic.wishes import device_wishes, offload_wishes, one_of, usual_size, with_queues
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class Qemu(Machine):
         self._attachments: list[Attachment] = []
         self._attach_lock = threading.RLock()
         self._feed = Feed()
+        self._wiring: Wiring | None = None
         super().__init__(
             Memory() if memory is None else memory, restartable=bool(recover), **options
         )
@@ -166,7 +168,7 @@ class Qemu(Machine):
             )
         placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: self.memory.iova})
         self._ivshmem = self.bus.enable(placed)
-        self._wiring = Wiring(self.bus, self.qtest, self._ivshmem, self.server)
+        self._wiring = Wiring(self.bus, self.qtest, self._ivshmem, self.server, self.timeout)
 
     @property
     def recovery(self) -> Recoverer | None:
@@ -180,7 +182,6 @@ class Qemu(Machine):
         memory: Memory | None = None,
         *,
         timeout: float = 10.0,
-        vectors: int = 128,
     ) -> Self:
         """Drive a QEMU that somebody else started, in another container perhaps.
 
@@ -197,22 +198,21 @@ class Qemu(Machine):
             The memory to share; 32 MiB without it.
         timeout
             Seconds to wait for QEMU to be there, and for each of its answers.
-        vectors
-            Interrupt eventfds, at most 1,024.
 
         Raises FileNotFoundError without the directory, QemuNotFound when no QEMU is there in time,
         PermissionError when it may not be connected to, TimeoutError when somebody else has it,
         QemuError when it was started otherwise or is too old, QemuDied.
 
         """
-        return cls(memory, connect=directory, timeout=timeout, vectors=vectors)
+        return cls(memory, connect=directory, timeout=timeout)
 
     @property
     def ports(self) -> tuple[Port, ...]:
         """The attached ports, in the order in which they came."""
-        with self._attach_lock:
-            there = [a.port for a in self._attachments if a.port is not None and not a.leaving]
-        return tuple(there)
+        # Without the lock of attaching, which is held while QEMU is waited for: a link callback may
+        # ask, in the thread by which QEMU's answers come.
+        there = list(self._attachments)
+        return tuple(a.port for a in there if a.port is not None and not a.leaving)
 
     @property
     def ivshmem(self) -> Function:
@@ -359,7 +359,9 @@ class Qemu(Machine):
                 if chosen == "msix" and backend is None and not handle.queue_vectors:
                     # This QEMU would crash (quirk vhost-user-msix-crash).
                     attachment.interrupts = chosen = "intx"
-                wires = self._wiring.connect(attachment, self._take_new(attachment), pairs)
+                if chosen == "msix" and interrupts is None and self._lacks_vectors(pairs, backend):
+                    attachment.interrupts = chosen = "intx"  # QEMU was started for one port
+                wires = present(self._wiring).connect(attachment, self._take_new(attachment), pairs)
                 before = self.process.stderr_position()
                 port = Port(
                     attachment=attachment,
@@ -472,13 +474,14 @@ class Qemu(Machine):
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for attachment in going:
             self._let_go(attachment)
+        self._wiring = None  # and with it the eventfds
 
     def _let_go(self, attachment: Attachment) -> None:
         """Undo all that attaching did; what an interruption leaves of it, the next call undoes."""
         attachment.leaving = True
         attachment.undo.run()
         if not attachment.undo:
-            attachment.port = None
+            attachment.port = attachment.farewell = None  # what refers to the port it belongs to
             with contextlib.suppress(ValueError):
                 self._attachments.remove(attachment)
 
@@ -513,6 +516,11 @@ class Qemu(Machine):
             self.unplug_memory(self._eject)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
             _log.debug("leaving %r: %s", self, error)
+
+    def _lacks_vectors(self, pairs: int, backend: Backend | None) -> bool:
+        """Whether there are too few interrupt vectors for one more port, and will be no more."""
+        left = None if self.server is None else self.server.left
+        return left is not None and left < vectors_of(pairs, backend)
 
     def _take_new(self, attachment: Attachment) -> Function:
         """Find the device that was just plugged in, and make it ours."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic import _native
 from virtnic._native import CommandRefused
+from virtnic.qemu import loop
 from virtnic.ready import Readiness
 from virtnic.rss import DEFAULT_KEY, Rss, names_of, types_of
 from virtnic.sending import BACKOFF, Pending
@@ -293,6 +294,7 @@ class Port(Owner, _native.NetPort):
         """
         if self.qemu._is_forked:
             return  # and somebody who is not here may have the lock
+        loop.check_outside()  # and who has the lock may wait for this very thread
         with self._close_lock:
             if self._owns_qemu:
                 self.qemu.close()

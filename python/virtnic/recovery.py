@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from virtnic.errors import VirtnicError
 from virtnic.restore import abandon, restore, set_aside, whole
+from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from virtnic.hotplug import Qemu
@@ -66,8 +67,8 @@ class Recoverer:
     def __init__(self, qemu: Qemu, policy: Recovery) -> None:
         self._qemu = weakref.ref(qemu)
         self.policy = policy
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._lock = threading.RLock()
+        self._stop = Latch()
         self._thread: threading.Thread | None = None
         self._again = False
         self._failures = 0
@@ -89,9 +90,20 @@ class Recoverer:
             if self._thread is not None:
                 self._again = True
                 return True
-            self._thread = threading.Thread(target=self._run, name="virtnic-recover", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="virtnic-recover", daemon=True)
+            try:
+                thread.start()  # it waits for the lock before it ends
+            except RuntimeError as error:
+                _log.warning("QEMU is not brought back yet: %s; tried again in a second", error)
+                self._try_later()
+                return True
+            self._thread = thread
         return True
+
+    def _try_later(self) -> None:
+        qemu = self._qemu()
+        if qemu is not None and not qemu.closed:
+            qemu.monitor.loop.later(1.0, self.lost)
 
     def close(self) -> None:
         """End it; waits for a step that is under way. Twice is fine."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from virtnic._native import NetPort, QemuDied
 from virtnic.errors import VirtnicError
+from virtnic.qemu.machine import present
 from virtnic.qemu.process import Process
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def restore(qemu: Qemu) -> None:
                 failures.append(error)
             else:
                 back.append(port)
+        if qemu._keeps_little:
+            qemu.keep_little()
     if back or not returning:
         qemu._feed.put("qemu-back")
     for port in back:
@@ -103,7 +106,7 @@ def _attach_again(port: Port) -> None:
         attachment.qtest, attachment.plugged = qemu.qtest, None
         undo.callback(qemu._unplug, attachment)
         qemu.add_nic(attachment.spec, attachment.properties, attachment.plugging)
-        qemu._wiring.lead(attachment, qemu._take_new(attachment))
+        present(qemu._wiring).lead(attachment, qemu._take_new(attachment))
         before = qemu.process.stderr_position()
         port.reattach(qemu.qtest, **attachment.registers())
         qemu._check_started(attachment, before)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Owner", "Teardown", "close_later", "finish_forgotten", "uninterrupted"]
+__all__ = ["Latch", "Owner", "Teardown", "close_later", "finish_forgotten", "uninterrupted"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ T = TypeVar("T")
 class Teardown:
     """The steps that give back what something holds, last first.
 
-    Each is kept until it has come to its end. Any thread may call; a second one waits.
+    Each is kept until it has come to its end. Any thread may call; a second one waits. A signal
+    handler may, too, in the middle of a call: this lock, as all of virtnic's that are taken outside
+    of the loop's thread, lets the same thread in again.
     """
 
     def __init__(self) -> None:
@@ -108,6 +110,39 @@ def uninterrupted(function: Callable[[], T]) -> T:
         finally:
             errors.clear()
     return results[0]
+
+
+class Latch:
+    """An event that comes once.
+
+    :class:`threading.Event` is written in Python: where a signal handler raises in the middle of
+    it, its lock stays taken, and whoever tells of the event hangs.
+    """
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+        self._came = False
+
+    def set(self) -> None:
+        """Let it come; twice is fine."""
+        self._came = True
+        with contextlib.suppress(RuntimeError):  # nobody has the lock: it came before
+            self._lock.release()
+
+    def is_set(self) -> bool:
+        """Whether it has come."""
+        return self._came
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it comes; False after the timeout, in seconds."""
+        try:
+            if not self._came:
+                self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+            return self._came
+        finally:
+            if self._came:
+                self.set()  # for those who wait as well
 
 
 class Owner:

@@ -17,6 +17,7 @@ from virtnic._native import EventFd, Interposer, QemuError
 from virtnic.qemu.netdev import VhostUserSocket
 from virtnic.qemu.rundir import RunDirectory
 from virtnic.recovery import Recovery
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from virtnic.qemu import Spec
@@ -40,7 +41,7 @@ def _retry(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
     return None
 
 
-class Backend:
+class Backend(Owner):
     """A vhost-user backend and the interposer in front of it."""
 
     def __init__(

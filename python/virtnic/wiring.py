@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
     from virtnic._native import IvshmemServer, QTest
     from virtnic.hotplug import Attachment
     from virtnic.pci import Function, PciBus
+    from virtnic.vhost_user import Backend
 
-__all__ = ["Wires", "Wiring"]
+__all__ = ["Wires", "Wiring", "vectors_of"]
 
 #: The MSI-X vector that means none (VIRTIO 1.3, section 4.1.5.1.2).
 _NO_VECTOR = 0xFFFF
@@ -33,14 +35,22 @@ class Wiring:
     """The interrupts of one QEMU's devices."""
 
     def __init__(
-        self, bus: PciBus, qtest: QTest, ivshmem: Function, server: IvshmemServer | None
+        self,
+        bus: PciBus,
+        qtest: QTest,
+        ivshmem: Function,
+        server: IvshmemServer | None,
+        timeout: float,
     ) -> None:
         """``ivshmem`` is the device whose doorbell signals our eventfds, those of ``server``."""
+        self._timeout = timeout
         self._bus = bus
         self._qtest = qtest
         self._ivshmem = ivshmem
         self._server = server
         self._intercepted = False
+        #: The vectors that QEMU is known to have.
+        self._proven: set[int] = set()
 
     def connect(
         self,
@@ -59,11 +69,11 @@ class Wiring:
             return Wires(events=(several, EventFd()), intx=attachment.line)
         assert self._server is not None
         server = self._server
-        # Receive and transmit for each pair, and configuration; the control queue has none.
-        wanted = 1 if backend is not None else 2 * pairs + 1
+        wanted = vectors_of(pairs, backend)
         events: list[EventFd] = []
         attachment.undo.add(lambda: _give_vectors(server, attachment.vectors))
         uninterrupted(lambda: _take_vectors(server, wanted, attachment, events))
+        self._prove(attachment, events)
         self.lead(attachment, function)
         config = events.pop()
         if backend is not None:
@@ -71,6 +81,28 @@ class Wiring:
         signalled = list(zip(events[::2], events[1::2], strict=True))
         numbers = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
         return Wires((numbers, 2 * pairs), (signalled, config))
+
+    def _prove(self, attachment: Attachment, events: list[EventFd]) -> None:
+        """Ring new vectors until QEMU has them: it is told, and does not say when it has heard."""
+        assert self._server is not None
+        deadline = time.monotonic() + self._timeout
+        taken = zip(attachment.vectors, attachment.messages, events, strict=True)
+        silent = [entry for entry in taken if entry[0] not in self._proven]
+        while silent:
+            self._server.tell()
+            for _, value, _ in silent:
+                self._qtest.writel(*doorbell_message(self._ivshmem, value))
+            self._qtest.flush()
+            self._proven.update(vector for vector, _, event in silent if event.drain())
+            silent = [entry for entry in silent if entry[0] not in self._proven]
+            if silent and time.monotonic() > deadline:
+                for vector, _, _ in silent:
+                    self._server.lose_vector(vector)
+                raise QemuError(
+                    f"QEMU has not taken {len(silent)} of our interrupt eventfds within "
+                    f"{self._timeout:g} s: it has its descriptors open, perhaps; raise its limit "
+                    "(RLIMIT_NOFILE, ulimit -n), or give it fewer ports or queues"
+                )
 
     def lead(self, attachment: Attachment, function: Function) -> None:
         """Have the device raise the interrupts that the port has eventfds for."""
@@ -91,6 +123,15 @@ class Wiring:
             for entry, value in enumerate(attachment.messages):
                 table.set(entry, *doorbell_message(self._ivshmem, value))
             table.enable()
+
+
+def vectors_of(pairs: int, backend: Backend | None) -> int:
+    """Return how many vectors a port takes.
+
+    Receive and transmit for each pair, and configuration; the control queue has none. A
+    vhost-user backend signals eventfds of its own.
+    """
+    return 2 * pairs + 1 if backend is None else 1
 
 
 def _pairs_of_events(count: int) -> list[tuple[EventFd, EventFd]]:

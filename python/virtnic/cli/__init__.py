@@ -99,6 +99,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except (KeyboardInterrupt, Terminated) as error:
+        # Before there was a command, after it, or again while it was ending.
+        return Output(json="--json" in words).failure(error)
+
+
+def _run(words: Sequence[str]) -> int:
     _open_streams()
     Parser.wants_json = "--json" in words
     try:

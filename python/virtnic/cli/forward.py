@@ -56,6 +56,19 @@ def add(commands: Any) -> None:
         "(mac), or the two addresses are exchanged (macswap) (default: io between two ports, "
         "macswap with one)",
     )
+    group.add_argument(
+        "--backpressure",
+        action="store_true",
+        default=True,
+        help="while a transmit ring is full, leave frames for it in the ring they came by, so that "
+        "their sender notices; after 0.1 s without any room drop them (default)",
+    )
+    group.add_argument(
+        "--no-backpressure",
+        dest="backpressure",
+        action="store_false",
+        help="drop at once what does not fit",
+    )
     options.add_device(group)
     add_loop(parser)
     options.add_qemu(parser)
@@ -80,5 +93,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         title = f"FORWARD {' <-> '.join(netdevs)}, mode {mode}"
         loop = Loop(arguments, output, netdevs, ports)
         move = virtnic.forward if len(ports) == 2 else virtnic.reflect
-        outcome = loop.run(title, functools.partial(move, *ports, mode=mode))
+        body = functools.partial(move, *ports, mode=mode, backpressure=arguments.backpressure)
+        outcome = loop.run(title, body)
     return loop.finish(outcome, mode=mode)

@@ -182,6 +182,7 @@ class Loop:
                 "unfinished": outcome.unfinished,
                 "bursts": result.bursts,
                 "idle": result.idle,
+                "held": result.held,
                 "burst_size": result.packets / result.bursts if result.bursts else None,
                 "occupancy": result.bursts / turns if turns else 0.0,
                 "drops": outcome.traffic.drops,

@@ -78,7 +78,7 @@ class ConfigSpace:
 
     def __init__(self, ports: PortIO) -> None:
         self._ports = ports
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._deadline = math.inf
 
     @contextlib.contextmanager

@@ -75,7 +75,6 @@ class Plan:
     shmem_socket: str | os.PathLike[str] | None
     #: The memory's file for ivshmem-plain.
     memory_path: str | os.PathLike[str] | None = None
-    vectors: int = 128
     sandbox: Sandbox = True
     extra: Sequence[str] = ()
 
@@ -172,7 +171,8 @@ def _shared_memory(plan: Plan) -> list[str]:
             "-chardev",
             f"socket,id=shmem,path={quote(plan.shmem_socket)}",
             "-device",
-            f"ivshmem-doorbell,id=shmem0,chardev=shmem,vectors={plan.vectors},{where}",
+            # Each of our vectors is a peer of its own: see the core's ivshmem server.
+            f"ivshmem-doorbell,id=shmem0,chardev=shmem,vectors=1,{where}",
         ]
     if plan.memory_path is None:
         raise ValueError("ivshmem-plain needs the path of the memory's file")

@@ -25,6 +25,7 @@ from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, quirks
 from virtnic.qemu.monitor import NobodyListens
 from virtnic.qemu.sockets import Sockets
+from virtnic.teardown import Latch, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -107,7 +108,7 @@ class SharedDirectory(Sockets):
         """Do nothing: whoever made a socket in it removes it."""
 
 
-class Elsewhere:
+class Elsewhere(Owner):
     """Stands where the process of a QEMU of our own does: its end is that of its QMP socket."""
 
     #: What it says goes to whoever started it.
@@ -116,8 +117,8 @@ class Elsewhere:
     def __init__(self, directory: Path) -> None:
         #: Which it is, for people.
         self.where = f"at {directory}"
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._lock = threading.RLock()
+        self._ended = Latch()
         self._closed = False
         self._callbacks: list[Callable[[QemuDied], object]] = []
 
@@ -222,10 +223,11 @@ def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: 
     return Joined(qtest, machine, sandbox, _accelerator(qtest))
 
 
-def serve(place: SharedDirectory, memory: _native.Memory, vectors: int) -> _native.IvshmemServer:
+def serve(place: SharedDirectory, memory: _native.Memory) -> _native.IvshmemServer:
     """Listen for QEMU, which is to map our memory. Raises OSError."""
+    server = _native.IvshmemServer(os.fspath(place.shmem), memory)
     try:
-        return _native.IvshmemServer(os.fspath(place.shmem), memory, vectors)
+        server.listen()
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS):
             raise
@@ -234,6 +236,7 @@ def serve(place: SharedDirectory, memory: _native.Memory, vectors: int) -> _nati
             f"{error.strerror}: {_owned(place.path)}; we make sockets in it, so it has to be "
             "writable for us: mount it so, and give it the group of all three and mode 2770",
         ) from None
+    return server
 
 
 def _machine(monitor: Monitor, place: SharedDirectory) -> MachineType:

@@ -276,6 +276,10 @@ class LoopThread:
             finally:
                 errors.clear()
 
+    def later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call a function in the loop's thread after a while, if there is one by then."""
+        self._post(lambda: asyncio.get_running_loop().call_later(seconds, function))
+
     def _post(self, function: Callable[[], object]) -> bool:
         """Have a function called in the loop's thread; False where that has ended."""
         if self._forked or self._loop is None:
@@ -323,7 +327,7 @@ class _Shared:
     """The one loop there is, and who uses it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.loop: LoopThread | None = None
         self.users: set[Hold] = set()
 

@@ -63,7 +63,6 @@ class Machine(Owner):
         accel: Accel = "auto",
         machine: MachineType = "pc",
         shmem: Shmem = "doorbell",
-        vectors: int = 128,
         timeout: float = 10.0,
         sandbox: Sandbox = True,
         directory: str | os.PathLike[str] | None = None,
@@ -77,13 +76,13 @@ class Machine(Owner):
         ``accel``: ``auto`` is qtest where QEMU has it, else tcg with a parked vCPU.
         ``shmem``: ``doorbell`` gives interrupts by eventfd and shares only a socket, ``plain``
         shares the memory's file by path and gives none.
-        ``vectors``: interrupt eventfds, at most 1,024. ``timeout``: seconds for the start and
-        for each answer. ``sandbox``: True denies QEMU all that can be, ``"spawn"``
-        lets it run helpers and scripts, False is none. ``directory``: where the sockets go and
-        stay; by default they are in a private one that is removed once all are connected.
+        ``timeout``: seconds for the start and for each answer. ``sandbox``: True denies QEMU
+        all that can be, ``"spawn"`` lets it run helpers and scripts, False is none.
+        ``directory``: where the sockets go and stay; by default they are in a private one that
+        is removed once all are connected.
         ``extra``: further QEMU options, word by word.
         ``connect``: start none, but drive the one whose sockets are in this directory: see
-        :meth:`virtnic.Qemu.connect`. Only ``vectors`` and ``timeout`` go with it.
+        :meth:`virtnic.Qemu.connect`. Only ``timeout`` goes with it.
         ``restartable``: keep what another start takes, the sockets' directory above all; see
         :class:`virtnic.Recovery`.
 
@@ -102,6 +101,8 @@ class Machine(Owner):
         self._clock_runs = False
         self._hold: loop.Hold | None = None
         self._mourners: list[Callable[[QemuDied], object]] = []
+        self._restartable = restartable
+        self._keeps_little = False
         if not isinstance(memory, _native.Memory):
             raise TypeError(f"memory is the virtnic.Memory that QEMU is to see, not {memory!r}")
         _one_of("accel", accel, Accel)
@@ -113,7 +114,7 @@ class Machine(Owner):
         chosen = (qemu, accel, machine, shmem, sandbox, directory, extra)
         if connect is not None and chosen != (None, "auto", "pc", "doorbell", True, None, ()):
             raise ValueError(
-                "connect= goes with timeout= and vectors= only: the program, accelerator, machine "
+                "connect= goes with timeout= only: the program, accelerator, machine "
                 "and sandbox are chosen by whoever starts QEMU, with `virtnic qemu-args`"
             )
         self.memory = memory
@@ -131,11 +132,9 @@ class Machine(Owner):
                 self._hold = loop.Hold()
                 self._hold.take()
             if self.binary is not None:
-                self._start(
-                    self.binary, accel, shmem, vectors, directory, extra, restartable=restartable
-                )
+                self._start(self.binary, accel, shmem, directory, extra, restartable=restartable)
             elif connect is not None:
-                self._join(connect, vectors)
+                self._join(connect)
             self._started()
         except BaseException:
             self.close()
@@ -149,7 +148,6 @@ class Machine(Owner):
         binary: Binary,
         accel: Accel,
         shmem: Shmem,
-        vectors: int,
         directory: str | os.PathLike[str] | None,
         extra: Sequence[str],
         *,
@@ -163,7 +161,7 @@ class Machine(Owner):
             error.filename = error.filename or str(place.firmware)  # a full disk has no name
             raise
         if shmem == "doorbell":
-            self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory, vectors)
+            self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory)
         wanted = _auto.get(binary.argv, accel) if accel == "auto" else accel
         self._asked_for = accel
         self._plan = command.Plan(
@@ -176,7 +174,6 @@ class Machine(Owner):
             memory_size=self.memory.size,
             shmem_socket=place.shmem if self._server is not None else None,
             memory_path=self.memory.path or f"/proc/{os.getpid()}/fd/{self.memory.fileno()}",
-            vectors=vectors,
             sandbox=self.sandbox,
             extra=extra,
         )
@@ -190,6 +187,8 @@ class Machine(Owner):
     def _launch(self, binary: Binary, place: RunDirectory) -> None:
         """Start a QEMU and connect to it."""
         wanted = self._plan.accel
+        if self._server is not None:
+            self._server.listen()
         process = self._process = Process([*binary.argv, *command.options(self._plan)])
         process.start()
         _log.debug("started %s (pid %d)", binary, process.pid)
@@ -209,6 +208,8 @@ class Machine(Owner):
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
             self._explain(binary, process, error)
+        if self._server is not None:
+            self._server.stop_listening()  # it has the memory
         if self.version < quirks.OLDEST:
             _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
         self._accel = _settle(wanted, process.stderr)
@@ -216,7 +217,7 @@ class Machine(Owner):
         self._silence_timer(self.qtest)
         self._nics = Nics(self.monitor, self.machine, binary, process)
 
-    def _join(self, directory: str | os.PathLike[str], vectors: int) -> None:
+    def _join(self, directory: str | os.PathLike[str]) -> None:
         place = self._directory = SharedDirectory(directory)
         process = self._process = Elsewhere(place.path)
         self._monitor = Monitor(
@@ -228,7 +229,7 @@ class Machine(Owner):
         self._nics = Nics(self.monitor, self.machine, None, process)
         self._silence_timer(self.qtest)
         self._nics.adopt()
-        self._server = serve(place, self.memory, vectors)
+        self._server = serve(place, self.memory)
 
     def _relaunch(self) -> None:
         """End what is left of a QEMU and start another; the memory and its interrupts stay.
@@ -243,7 +244,7 @@ class Machine(Owner):
         place.qmp.unlink(missing_ok=True)
         place.qtest.unlink(missing_ok=True)
         self._clock_runs = False
-        self._launch(_present(self.binary), place)
+        self._launch(present(self.binary), place)
         for callback in self._mourners:
             self.process.on_death(callback)
 
@@ -281,12 +282,12 @@ class Machine(Owner):
     @property
     def qtest(self) -> _native.QTest:
         """The QTest connection."""
-        return _present(self._qtest)
+        return present(self._qtest)
 
     @property
     def monitor(self) -> Monitor:
         """The QMP connection."""
-        return _present(self._monitor)
+        return present(self._monitor)
 
     @property
     def process(self) -> Process | Elsewhere:
@@ -401,13 +402,13 @@ class Machine(Owner):
         ``eject`` lets go of what is in a slot of the root bus: see :meth:`remove_nic`.
         Raises QemuError, QemuDied, TimeoutError.
         """
-        shared, server = _present(self.shared), _present(self._server)
+        shared, server = present(self.shared), present(self._server)
         for left in self._nics.all():
             _log.info("removing %s, which another program left", left.id)
             self._nics.remove(left, functools.partial(eject, left.slot), self.timeout)
         self.unplug_memory(eject)
         try:
-            self._nics.add_memory(shared.as_qemu_sees(shared.shmem), server.vectors)
+            self._nics.add_memory(shared.as_qemu_sees(shared.shmem))
         except QemuDied:
             raise
         except QemuError as error:
@@ -415,6 +416,21 @@ class Machine(Owner):
                 f"{error}; the QEMU at {shared.path} needs the device ivshmem-doorbell, and to be "
                 f"allowed to connect to {shared.shmem}: {shared.who_connects}"
             ) from None
+        server.stop_listening()
+
+    def keep_little(self, *, memory: bool = True) -> None:
+        """Let go of what only more devices would need, and ``memory``'s file where it is ours.
+
+        From now on QEMU is told of no more interrupt vectors. What another start takes stays.
+        Nothing of a QEMU that somebody else started, whose end of it we do not see.
+        """
+        if self.shared is not None:
+            return
+        if self._server is not None:
+            self._server.hang_up()
+        self._keeps_little = True
+        if memory and not self._restartable:
+            self.memory.forget_file()
 
     def unplug_memory(self, eject: Callable[[int], object]) -> None:
         """Unplug our memory from a QEMU started elsewhere; fine where there is none."""
@@ -476,9 +492,11 @@ class Machine(Owner):
     def __del__(self) -> None:
         if getattr(self, "_is_over", True) or self._is_forked:
             return
-        if not self._closed:
-            self._warn_unclosed()
-        close_later(self.close)
+        try:
+            if not self._closed:
+                self._warn_unclosed()  # which may be an error
+        finally:
+            close_later(self.close)
 
     def __repr__(self) -> str:
         process = self._process
@@ -492,7 +510,8 @@ def _one_of(name: str, value: object, literal: Any) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
-def _present(part: T | None) -> T:
+def present(part: T | None) -> T:
+    """Return a part that is there until all is closed. Raises QemuError."""
     if part is None:
         raise QemuError("this QEMU is closed")
     return part

@@ -24,6 +24,7 @@ from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import text
 from virtnic.qemu.loop import Hold, LoopThread
 from virtnic.qemu.quirks import Version
+from virtnic.teardown import Latch, Owner
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class _Direct(EventListener):
         await asyncio.sleep(0)
 
 
-class Monitor:
+class Monitor(Owner):
     """A connection to QEMU's QMP socket. Any thread may use it."""
 
     def __init__(
@@ -84,12 +85,12 @@ class Monitor:
         self._why = why
         self._on_end = on_end
         self._listeners: list[tuple[frozenset[str] | None, EventCallback]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         #: Held while a descriptor is sent.
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
         self._close_lock = threading.RLock()
         self._closed = False
-        self._ended_event = threading.Event()
+        self._ended_event = Latch()
         self._client = QMPClient("virtnic")
         # The client's own listener would keep every event until somebody takes it: nobody does.
         self._client.events.event_filter = lambda _event: False

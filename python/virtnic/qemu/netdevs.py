@@ -251,8 +251,8 @@ NETDEVS: tuple[NetdevType, ...] = (
         "another QEMU or program, by TCP, UDP or multicast, or by a connected socket",
         descriptors={"fd": "socket"},
         ready="with `connect=` or `listen=`, somebody who is connected",
-        note="A peer that goes is told of by nothing: the link stays up and frames vanish. One that "
-        "is not there (`connect=`) is a warning when the port is opened. `stream` tells.",
+        note="A peer that goes is told of by nothing: the link stays up and frames vanish. One "
+        "that is not there (`connect=`) is a warning when the port is opened. `stream` tells.",
         tests=("tests/test_netdev_descriptors.py::test_a_socket_of_ours",),
     ),
     NetdevType(

@@ -24,6 +24,7 @@ from virtnic.qemu.netdevs import advice_on
 from virtnic.qemu.peer import StreamPeer
 from virtnic.qemu.schema import Schema, convert
 from virtnic.qemu.tap import tap_advice
+from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -98,7 +99,7 @@ class Nics:
         self._schemas = {} if binary is None else _schemas
         self._property_types = {} if binary is None else _property_types
         self._process = process
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._count = 0
         self._machine = machine
         self._behind_port = machine == "q35"
@@ -170,7 +171,7 @@ class Nics:
             raise
         return handle
 
-    def add_memory(self, socket: str, vectors: int) -> None:
+    def add_memory(self, socket: str) -> None:
         """Plug the shared memory in, by the ivshmem server at a socket."""
         address = {"type": "unix", "data": {"path": socket}}
         data = {"addr": address, "server": False}
@@ -182,7 +183,7 @@ class Nics:
                 driver="ivshmem-doorbell",
                 id=SHMEM,
                 chardev=SHMEM_CHARDEV,
-                vectors=vectors,
+                vectors=1,
                 **self._at(command.SHMEM_SLOT[self._machine]),
             )
         except BaseException:
@@ -273,7 +274,7 @@ class Nics:
     def _unplug(self, device: str, eject: Callable[[], object] | None, timeout: float) -> bool:
         """Remove a device; False when nobody ejects it. One that is gone is removed already."""
         deadline = time.monotonic() + timeout
-        deleted = threading.Event()
+        deleted = Latch()
 
         def seen(event: Event) -> None:
             if event["data"].get("device") == device:

@@ -25,8 +25,8 @@ _CONNECTED = "NETDEV_STREAM_CONNECTED"
 _DISCONNECTED = "NETDEV_STREAM_DISCONNECTED"
 #: Seconds that a local connection takes at most.
 _LOCAL = 0.2
-#: Seconds between two looks.
-_PAUSE = 0.02
+#: Seconds between two questions to QEMU, and between two looks at what it told.
+_PAUSE, _MOMENT = 0.02, 0.001
 
 
 def socket_is_connected(monitor: Monitor, netdev_id: str) -> bool:
@@ -53,8 +53,7 @@ class StreamPeer:
         self._monitor = monitor
         self._id = netdev_id
         self._nic: str | None = None
-        self._lock = threading.Lock()
-        self._changed = threading.Event()
+        self._lock = threading.RLock()
         self._tell: Callable[[bool, str], object] | None = None
         #: Whether somebody is connected, and who it is or was.
         self.connected = False
@@ -67,7 +66,9 @@ class StreamPeer:
 
     def wait(self, seconds: float) -> bool:
         """Wait until somebody is connected."""
-        self._changed.wait(seconds)
+        deadline = time.monotonic() + seconds
+        while not self.connected and time.monotonic() < deadline:
+            time.sleep(_MOMENT)
         return self.connected
 
     def settle(self, wait: float | None, again: Callable[[], object] | None) -> str | None:
@@ -119,7 +120,6 @@ class StreamPeer:
                 self.address = _address(data["addr"])
             if self._tell is not None:
                 self._tell(self.connected, self.address)
-        (self._changed.set if self.connected else self._changed.clear)()
         if self._nic is not None:
             self._monitor.post("set_link", name=self._nic, up=self.connected)
 

@@ -17,7 +17,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuNotFound
 from virtnic.qemu import loop
 from virtnic.qemu.find import INSTALL
-from virtnic.teardown import uninterrupted
+from virtnic.teardown import Owner, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ class _Stderr:
         #: From :meth:`mark` on: the line that is not complete yet.
         self._line: bytes | None = None
         self._told = ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def open(self) -> None:
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -130,13 +130,13 @@ class _Stderr:
                 self._reader.close()
 
 
-class Process:
+class Process(Owner):
     """A QEMU that is started here. It dies with us, even when we are killed."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
         self._callbacks: list[Callable[[QemuDied], object]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._close_lock = threading.RLock()
         self._reported = False
         self._stderr = _Stderr()

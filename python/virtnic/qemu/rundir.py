@@ -55,15 +55,27 @@ class RunDirectory(Sockets):
         return self.path / "park.bin"
 
     def close(self) -> None:
-        """Remove it. Never raises; a second call does nothing."""
+        """Remove it. Raises OSError where it cannot be; a second call does nothing."""
         if self.private:
             uninterrupted(self._remove)
-            return
+        else:
+            self._remove_files()
+
+    def _remove_files(self) -> None:
+        # Each by its name: to look what is there takes a descriptor, and there may be none left.
         for file in (self.qmp, self.qtest, self.shmem, self.firmware):
             file.unlink(missing_ok=True)
 
     def _remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self._remove_files()
+            self.vhost_user().unlink(missing_ok=True)
+            try:
+                self.path.rmdir()
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.rmtree(self.path)  # there is more in it
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from virtnic.qemu.text import check_word
+
 __all__ = ["Sockets"]
 
 #: Longest path of a UNIX socket: ``sun_path`` is 108 bytes with its NUL (unix(7)).
@@ -18,6 +20,7 @@ class Sockets:
     private = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_word(os.fspath(path), "the directory")
         self.path = Path(path)
 
     @property

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check", "check_words"]
+__all__ = ["check", "check_word", "check_words"]
 
 #: QEMU takes 1,024 levels (``MAX_NESTING``), Python's encoder fewer.
 _DEEPEST = 100
@@ -84,10 +84,15 @@ def check_words(words: Any, what: str) -> tuple[str, ...]:
     for word in checked:
         if not isinstance(word, str):
             raise TypeError(f"{what} has {word!r}, which is no text")
-        try:
-            wrong = b"\0" in os.fsencode(word)
-        except UnicodeEncodeError:
-            wrong = True  # a surrogate that stands for no byte
-        if wrong:
-            raise ValueError(f"{what}: {word!r} cannot be a word of a command line")
+        check_word(word, what)
     return checked
+
+
+def check_word(word: str, what: str) -> None:
+    """Raise ValueError for a path or another word that the system cannot be given."""
+    try:
+        wrong = b"\0" in os.fsencode(word)
+    except UnicodeEncodeError:
+        wrong = True  # a surrogate that stands for no byte
+    if wrong:
+        raise ValueError(f"{what}: {word!r} can be no path, and no word of a command line")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
 from virtnic.sending import BACKOFF
+from virtnic.teardown import Owner
 from virtnic.testing.frames import Frames, PacketPort, send_all
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class _Wire:
     """One direction. The caller holds the lock."""
 
     def __init__(self, seed: str, faults: _Faults) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.counts = _Counts()
         self._random = random.Random(seed)  # noqa: S311 - it has to be repeatable
         self._faults = faults
@@ -133,7 +134,7 @@ class _Wire:
             heapq.heappush(self._delayed, (now + delay, self._order, frame))
 
 
-class FaultyPort:
+class FaultyPort(Owner):
     """A port that drops, duplicates, reorders, corrupts and delays, repeatably by seed.
 
     ``send``, ``send_all``, ``recv``, ``fileno``, ``stats``, ``on_link`` and ``close`` are those
@@ -371,8 +372,9 @@ class FaultyPort:
             self._news = True
             self._wake.notify_all()
             if self._pump is None:
-                self._pump = threading.Thread(target=self._run, name="virtnic-faults", daemon=True)
-                self._pump.start()
+                pump = threading.Thread(target=self._run, name="virtnic-faults", daemon=True)
+                pump.start()  # it waits for us, and is none where it cannot be started
+                self._pump = pump
 
     def _run(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from virtnic._native import (
     VirtnicError,
     as_frames,
 )
+from virtnic.teardown import Owner
 from virtnic.testing.frames import Frames, send_all
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Unplug(Step):
 Script = Iterable[Step] | Generator[Step, list[bytes], object]
 
 
-class ScriptedPort:
+class ScriptedPort(Owner):
     """A port whose device follows a script, step by step, in a thread of its own.
 
     ``send``, ``recv``, ``fileno``, ``stats``, ``link``, ``on_link`` and ``close`` are those of a

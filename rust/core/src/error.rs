@@ -62,6 +62,12 @@ impl Error {
             message: cause.to_string(),
         }
     }
+
+    /// Whether a wait was ended by a signal, not by what was waited for.
+    #[must_use]
+    pub fn is_interruption(&self) -> bool {
+        matches!(self, Self::Os { errno, .. } if *errno == rustix::io::Errno::INTR.raw_os_error())
+    }
 }
 
 /// The crate's result.

@@ -19,6 +19,7 @@
 pub mod engine;
 pub mod error;
 pub mod ivshmem;
+pub mod locks;
 pub mod memory;
 pub mod net;
 pub mod notify;

@@ -57,7 +57,11 @@ impl Room {
         });
         let region = region.unwrap();
         let path = std::env::temp_dir().join(format!("virtnic-ih-{name}-{}", std::process::id()));
-        let server = Server::bind(&path, region.clone(), VECTORS).unwrap();
+        let server = Server::new(&path, region.clone());
+        server.listen().unwrap();
+        for _ in 0..VECTORS {
+            server.take_vector().unwrap();
+        }
         let open = open();
         Self { path, server, region, open, _turn: turn }
     }
@@ -210,7 +214,7 @@ fn clients_that_never_read_cost_a_bounded_number_of_descriptors() {
     drop(crowd);
     room.settle();
     drop(room.introduce());
-    assert_eq!(room.server.vectors(), VECTORS);
+    assert_eq!(room.server.vectors(), usize::from(VECTORS));
 }
 
 /// Whoever has the descriptor can write what it likes, but not take the memory away.

@@ -283,11 +283,21 @@ fn region() -> Arc<Region> {
     .unwrap()
 }
 
-/// A QEMU with an ivshmem device of so many vectors, placed.
-fn with_ivshmem(server: &Path, vectors: u16) -> Option<Qemu> {
+/// A server that listens, with so many vectors in use.
+fn serve(path: &Path, memory: Arc<Region>, vectors: u16) -> Server {
+    let server = Server::new(path, memory);
+    server.listen().unwrap();
+    for _ in 0..vectors {
+        server.take_vector().unwrap();
+    }
+    server
+}
+
+/// A QEMU with an ivshmem device, placed. Each of our vectors is a peer that has one.
+fn with_ivshmem(server: &Path) -> Option<Qemu> {
     let chardev = format!("socket,id=iv,path={}", server.display());
-    let device = format!("ivshmem-doorbell,chardev=iv,vectors={vectors}");
-    let qemu = start("tcg", &["-chardev", &chardev, "-device", &device])?;
+    let device = "ivshmem-doorbell,chardev=iv,vectors=1";
+    let qemu = start("tcg", &["-chardev", &chardev, "-device", device])?;
     qemu.place_ivshmem();
     Some(qemu)
 }
@@ -298,8 +308,8 @@ fn ivshmem_shares_the_memory_and_rings_our_eventfds() {
     let path = directory.0.join("ivshmem");
     let memory = region();
     for vectors in [1, 64, 1024] {
-        let server = Server::bind(&path, Arc::clone(&memory), vectors).unwrap();
-        let Some(qemu) = with_ivshmem(&path, vectors) else { return };
+        let server = serve(&path, Arc::clone(&memory), vectors);
+        let Some(qemu) = with_ivshmem(&path) else { return };
         // Both sides see the same bytes.
         memory.write(SIZE - 8, b"from us!").unwrap();
         assert_eq!(qemu.qtest.read_bytes(MEMORY_BAR + SIZE as u64 - 8, 8).unwrap(), b"from us!");
@@ -311,7 +321,7 @@ fn ivshmem_shares_the_memory_and_rings_our_eventfds() {
         // Each doorbell rings its own eventfd.
         let last = vectors - 1;
         let event = server.vector(last).unwrap();
-        qemu.ring(server.doorbell_value(last));
+        qemu.ring(Server::doorbell_value(last));
         assert!(event.wait(Some(LONG)).unwrap());
         qemu.qtest.flush().unwrap();
         assert_eq!(event.drain(), 1);
@@ -319,7 +329,7 @@ fn ivshmem_shares_the_memory_and_rings_our_eventfds() {
             assert_eq!(server.vector(other).unwrap().drain(), 0);
         }
         // A doorbell that nobody has does nothing.
-        qemu.ring(server.doorbell_value(vectors));
+        qemu.ring(Server::doorbell_value(vectors));
         qemu.ring(77 << 16);
         qemu.qtest.flush().unwrap();
         assert_eq!(event.drain(), 0);
@@ -333,11 +343,11 @@ fn ivshmem_shares_the_memory_and_rings_our_eventfds() {
 fn doorbells_work_from_the_first_moment() {
     let directory = Directory::new();
     let path = directory.0.join("ivshmem");
-    let server = Server::bind(&path, region(), 512).unwrap();
+    let server = serve(&path, region(), 512);
     let event = server.vector(511).unwrap();
     for _ in 0..5 {
-        let Some(qemu) = with_ivshmem(&path, 512) else { return };
-        qemu.ring(server.doorbell_value(511));
+        let Some(qemu) = with_ivshmem(&path) else { return };
+        qemu.ring(Server::doorbell_value(511));
         qemu.qtest.flush().unwrap();
         assert_eq!(event.drain(), 1);
     }
@@ -348,34 +358,75 @@ fn one_server_serves_several_qemus_again_and_again() {
     let directory = Directory::new();
     let path = directory.0.join("ivshmem");
     let memory = region();
-    let server = Server::bind(&path, Arc::clone(&memory), 4).unwrap();
+    let server = serve(&path, Arc::clone(&memory), 4);
     let (vector, event) = server.take_vector().unwrap();
-    let Some(first) = with_ivshmem(&path, 4) else { return };
+    let Some(first) = with_ivshmem(&path) else { return };
     for round in 0..3u8 {
-        let second = with_ivshmem(&path, 4).unwrap();
+        let second = with_ivshmem(&path).unwrap();
         first.qtest.write(MEMORY_BAR, 1, u64::from(round)).unwrap();
         first.qtest.flush().unwrap();
         assert_eq!(second.qtest.read(MEMORY_BAR, 1).unwrap(), u64::from(round));
-        first.ring(server.doorbell_value(vector));
-        second.ring(server.doorbell_value(vector));
+        first.ring(Server::doorbell_value(vector));
+        second.ring(Server::doorbell_value(vector));
         first.qtest.flush().unwrap();
         second.qtest.flush().unwrap();
         assert_eq!(event.drain(), 2);
-        // IVPosition: each has a number of its own, none has ours.
+        // IVPosition: none has a number of ours.
         let numbers = [&first, &second].map(|q| q.qtest.read(DOORBELL_BAR + 8, 4).unwrap());
-        assert!(numbers[0] != numbers[1] && !numbers.contains(&u64::from(server.peer())));
+        assert_eq!(numbers, [0, 0]);
         second.child.kill();
     }
+}
+
+/// A QEMU hears of vectors that are made while it runs, when nobody listens any more too.
+#[test]
+fn vectors_come_while_qemu_runs() {
+    let directory = Directory::new();
+    let path = directory.0.join("ivshmem");
+    let server = serve(&path, region(), 1);
+    let Some(qemu) = with_ivshmem(&path) else { return };
+    server.stop_listening();
+    assert!(!path.exists());
+    for count in [1, 2, 300] {
+        let new: Vec<_> = (0..count).map(|_| server.take_vector().unwrap()).collect();
+        let began = Instant::now();
+        // The last is heard of last. Until then a doorbell that nobody has does nothing.
+        let (last, event) = new.last().unwrap();
+        while event.drain() == 0 {
+            assert!(began.elapsed() < LONG);
+            server.tell();
+            qemu.ring(Server::doorbell_value(*last));
+            qemu.qtest.flush().unwrap();
+        }
+        for (vector, event) in &new {
+            qemu.ring(Server::doorbell_value(*vector));
+            qemu.qtest.flush().unwrap();
+            assert_eq!(event.drain(), 1, "vector {vector} of {count}");
+        }
+    }
+    // Given back ones are known to it already.
+    let before = server.vectors();
+    server.give_vector(7);
+    let (again, event) = server.take_vector().unwrap();
+    qemu.ring(Server::doorbell_value(again));
+    qemu.qtest.flush().unwrap();
+    assert_eq!((again, event.drain(), server.vectors()), (7, 1, before));
+    // What it knows goes on without the connection.
+    server.hang_up();
+    qemu.ring(Server::doorbell_value(again));
+    qemu.qtest.flush().unwrap();
+    assert_eq!(event.drain(), 1);
+    assert_eq!(qemu.words(), "");
 }
 
 #[test]
 fn a_qemu_outlives_the_server() {
     let directory = Directory::new();
     let path = directory.0.join("ivshmem");
-    let server = Server::bind(&path, region(), 4).unwrap();
+    let server = serve(&path, region(), 4);
     let event = server.vector(3).unwrap();
-    let value = server.doorbell_value(3);
-    let Some(qemu) = with_ivshmem(&path, 4) else { return };
+    let value = Server::doorbell_value(3);
+    let Some(qemu) = with_ivshmem(&path) else { return };
     drop(server);
     assert!(!path.exists());
     qemu.ring(value);

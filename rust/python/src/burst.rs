@@ -5,7 +5,7 @@ use crate::sequence;
 use crate::views::{Bytes, Frame, Numbers, Rows};
 use pyo3::exceptions::{PyBufferError, PyImportError, PyIndexError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
+use pyo3::sync::{MutexExt, PyOnceLock};
 use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,8 +21,9 @@ impl Burst {
     pub(crate) fn new(burst: virtnic::net::Burst) -> Self {
         Self(Mutex::new(burst))
     }
-    pub(crate) fn lock(&self) -> MutexGuard<'_, virtnic::net::Burst> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Who has to wait for it does so without the interpreter: its holder may want that.
+    pub(crate) fn lock(&self, py: Python<'_>) -> MutexGuard<'_, virtnic::net::Burst> {
+        self.0.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
     /// A view of a frame; `None` past the end.
     fn view<'py>(
@@ -32,7 +33,7 @@ impl Burst {
     ) -> Option<PyResult<Bound<'py, PyMemoryView>>> {
         // Under the lock only the export: making objects can run any finaliser.
         let frame = {
-            let burst = self.lock();
+            let burst = self.lock(py);
             Frame::export(burst.pool(), *burst.ids().get(index)?, *burst.lengths().get(index)?)
         };
         Some(frame.into_view(py))
@@ -41,13 +42,13 @@ impl Burst {
 
 #[pymethods]
 impl Burst {
-    fn __len__(&self) -> usize {
-        self.lock().len()
+    fn __len__(&self, py: Python<'_>) -> usize {
+        self.lock(py).len()
     }
 
     fn __getitem__<'py>(&self, index: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let py = index.py();
-        let length = self.__len__();
+        let length = self.__len__(py);
         if let Ok(slice) = index.cast::<PySlice>() {
             let slice = slice.indices(length as isize)?;
             let list = PyList::empty(py);
@@ -99,44 +100,44 @@ impl Burst {
         sequence::count(slf.as_any(), value)
     }
 
-    fn __repr__(&self) -> String {
-        let burst = self.lock();
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let burst = self.lock(py);
         let bytes: u64 = burst.lengths().iter().map(|length| u64::from(*length)).sum();
         format!("<virtnic.Burst: {} frames, {bytes} bytes>", burst.len())
     }
 
     #[getter]
     fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        let numbers = self.lock().lengths().into();
+        let numbers = self.lock(py).lengths().into();
         Numbers::view(py, numbers)
     }
 
     #[getter]
     fn ids<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        let numbers = self.lock().ids().into();
+        let numbers = self.lock(py).ids().into();
         Numbers::view(py, numbers)
     }
 
     #[getter]
     fn hashes<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyMemoryView>>> {
-        let hashes = self.lock().hashes();
+        let hashes = self.lock(py).hashes();
         hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.0).collect())).transpose()
     }
 
     #[getter]
     fn hash_types<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyMemoryView>>> {
-        let hashes = self.lock().hashes();
+        let hashes = self.lock(py).hashes();
         hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.1.into()).collect())).transpose()
     }
 
     #[getter]
-    fn offload(&self) -> Option<Offloads> {
-        self.lock().offloads().map(|offloads| Offloads(offloads.into()))
+    fn offload(&self, py: Python<'_>) -> Option<Offloads> {
+        self.lock(py).offloads().map(|offloads| Offloads(offloads.into()))
     }
 
     #[getter]
     fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        let rows = Rows::of_burst(&self.lock());
+        let rows = Rows::of_burst(&self.lock(py));
         let Some(rows) = rows else {
             return Err(PyBufferError::new_err(
                 "the buffers of this burst do not lie in a row; copy with headers() instead",
@@ -148,11 +149,11 @@ impl Burst {
     #[pyo3(signature = (count = 64))]
     fn headers<'py>(&self, py: Python<'py>, count: i64) -> PyResult<Bound<'py, PyAny>> {
         let columns = match usize::try_from(count) {
-            Ok(columns) if (1..=self.lock().pool().capacity()).contains(&columns) => columns,
+            Ok(columns) if (1..=self.lock(py).pool().capacity()).contains(&columns) => columns,
             _ => {
                 return Err(PyValueError::new_err(format!(
                     "headers are 1 to {} bytes long, not {count}",
-                    self.lock().pool().capacity()
+                    self.lock(py).pool().capacity()
                 )));
             }
         };
@@ -166,13 +167,13 @@ impl Burst {
             })?;
             Ok(numpy.getattr("asarray")?.unbind())
         })?;
-        let rows = Rows::of_headers(&self.lock(), columns);
+        let rows = Rows::of_headers(&self.lock(py), columns);
         asarray.bind(py).call1((Bound::new(py, rows)?,))
     }
 
     fn put_headers(&self, headers: &Bound<'_, PyAny>) -> PyResult<()> {
         let bytes = Bytes::of(headers)?;
-        let burst = self.lock();
+        let burst = self.lock(headers.py());
         if burst.is_empty() && bytes.len() == 0 {
             return Ok(());
         }
@@ -199,7 +200,7 @@ impl Burst {
 
     fn tobytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
-        let burst = self.lock();
+        let burst = self.lock(py);
         for index in 0..burst.len() {
             if let Some((from, length)) = burst.frame(index) {
                 let bytes = PyBytes::new_with(py, length, |out| {
@@ -214,8 +215,8 @@ impl Burst {
         Ok(list)
     }
 
-    fn release(&self) {
-        self.lock().clear();
+    fn release(&self, py: Python<'_>) {
+        self.lock(py).clear();
     }
 }
 

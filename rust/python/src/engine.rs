@@ -7,7 +7,7 @@ use crate::views::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use virtnic::engine::{self, Control, Load, Mode, PacketFunction, Report};
+use virtnic::engine::{self, Control, Load, Manner, Mode, PacketFunction, Report};
 use virtnic::net::Port;
 
 /// When a loop ends, and who is told how it goes: seconds, packets, progress function.
@@ -24,7 +24,7 @@ fn run_loop<'py>(
     let duration = span(*seconds)?;
     let mut failure = None;
     let mut tick = |report: &Report| {
-        let told = Python::attach(|py| {
+        let told = Python::try_attach(|py| {
             py.check_signals()?;
             match progress {
                 // Anything but False goes on, so that a plain function needs no return.
@@ -35,6 +35,8 @@ fn run_loop<'py>(
                 None => Ok(true),
             }
         });
+        // The interpreter is ending: so does the loop.
+        let told = told.unwrap_or(Ok(false));
         Ok(match told {
             Ok(go_on) => go_on,
             Err(error) => {
@@ -59,6 +61,7 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
     dict.set_item("sent", report.sent)?;
     dict.set_item("bursts", report.bursts)?;
     dict.set_item("idle", report.idle)?;
+    dict.set_item("held", report.held)?;
     dict.set_item("ring_full", report.ring_full)?;
     dict.set_item("dropped", report.dropped)?;
     dict.set_item("bad_verdict", report.bad_verdict)?;
@@ -66,15 +69,18 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
     Ok(dict)
 }
 
-fn mode_of(name: &str) -> PyResult<Mode> {
-    match name {
-        "io" => Ok(Mode::Io),
-        "mac" => Ok(Mode::Mac),
-        "macswap" => Ok(Mode::MacSwap),
-        other => Err(PyValueError::new_err(format!(
-            "a forwarding mode is 'io', 'mac' or 'macswap', not {other:?}"
-        ))),
-    }
+fn manner_of(mode: &str, backpressure: bool) -> PyResult<Manner> {
+    let mode = match mode {
+        "io" => Mode::Io,
+        "mac" => Mode::Mac,
+        "macswap" => Mode::MacSwap,
+        other => {
+            return Err(PyValueError::new_err(format!(
+                "a forwarding mode is 'io', 'mac' or 'macswap', not {other:?}"
+            )));
+        }
+    };
+    Ok(if backpressure { Manner::patient(mode) } else { Manner::dropping(mode) })
 }
 
 /// Forwards between two ports, in both directions.
@@ -83,14 +89,15 @@ pub(crate) fn forward<'py>(
     a: &Bound<'py, NetPort>,
     b: &Bound<'py, NetPort>,
     mode: &str,
+    backpressure: bool,
     until: Until,
 ) -> PyResult<Bound<'py, PyDict>> {
     if a.is(b) {
         return Err(PyValueError::new_err("forward takes two ports; reflect() sends back by one"));
     }
-    let mode = mode_of(mode)?;
+    let manner = manner_of(mode, backpressure)?;
     let (a_port, b_port) = (a.get().core(), b.get().core());
-    run_loop(a.py(), &until, |control| engine::forward(a_port, b_port, mode, control))
+    run_loop(a.py(), &until, |control| engine::forward(a_port, b_port, manner, control))
 }
 
 /// Sends frames back by the port they came from.
@@ -98,11 +105,12 @@ pub(crate) fn forward<'py>(
 pub(crate) fn reflect<'py>(
     port: &Bound<'py, NetPort>,
     mode: &str,
+    backpressure: bool,
     until: Until,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let mode = mode_of(mode)?;
+    let manner = manner_of(mode, backpressure)?;
     let core = port.get().core();
-    run_loop(port.py(), &until, |control| engine::reflect(core, mode, control))
+    run_loop(port.py(), &until, |control| engine::reflect(core, manner, control))
 }
 
 /// Receives and forgets.

@@ -1,5 +1,6 @@
 //! One exception for each class of error; the tree is drawn in `virtnic/errors.py`.
 
+use crate::eventfd::raised;
 use pyo3::create_exception;
 use pyo3::exceptions::{
     PyException, PyFileNotFoundError, PyOSError, PyPermissionError, PyTimeoutError, PyValueError,
@@ -56,6 +57,12 @@ const ENOENT: i32 = 2;
 
 /// The exception of an error of the core.
 pub(crate) fn to_py(error: Error) -> PyErr {
+    // The wait was ended by what a signal handler raised.
+    if error.is_interruption()
+        && let Some(raised) = raised()
+    {
+        return raised;
+    }
     let message = error.to_string();
     match error {
         Error::Invalid(_) => PyValueError::new_err(message),

@@ -2,6 +2,7 @@
 
 use crate::errors::to_py;
 use crate::time::span;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -55,19 +56,30 @@ thread_local! {
 }
 
 /// The core's waits ask this every 100 ms whether to go on.
+///
+/// A thread of the core's own has no signals to look at, and never wants the interpreter: who has
+/// that may be waiting for the thread's end. Nor is there anything to look at while the
+/// interpreter ends.
 pub(crate) fn patience() -> Result<()> {
-    Python::attach(|py| py.check_signals()).map_err(|raised| {
+    // SAFETY: a look at a thread-local variable of Python's, which may be made at any time.
+    if unsafe { ffi::PyGILState_GetThisThreadState() }.is_null() {
+        return Ok(());
+    }
+    virtnic::locks::may_wait("the interpreter");
+    Python::try_attach(|py| py.check_signals()).unwrap_or(Ok(())).map_err(|raised| {
         RAISED.set(Some(raised));
         Error::Os { what: "waiting".into(), message: "interrupted".into(), errno: EINTR }
     })
 }
 
+/// What a signal handler raised during a wait in this thread, once.
+pub(crate) fn raised() -> Option<PyErr> {
+    RAISED.take()
+}
+
 /// The exception of an error that a call with [`patience`] returned.
 pub(crate) fn raise(error: Error) -> PyErr {
-    match error {
-        Error::Os { errno: EINTR, .. } => RAISED.take().unwrap_or_else(|| to_py(error)),
-        _ => to_py(error),
-    }
+    to_py(error)
 }
 
 /// A Linux eventfd (eventfd(2)), non-blocking.

@@ -35,21 +35,21 @@ pub(crate) fn send(
     offload: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<usize> {
     if let Ok(burst) = frames.cast::<Burst>() {
-        let mut burst = burst.get().lock();
-        let (queued, stop) = match offload {
-            None => pair.send_burst(&mut burst).map(|sent| (sent, None)),
-            Some(offload) => {
-                // Reading it runs Python code, which may use the burst.
-                let count = burst.len();
-                drop(burst);
-                let says = Says::of(offload, count)?;
-                burst = frames.cast::<Burst>()?.get().lock();
-                pair.send_burst_as(&mut burst, &|index| says.at(index))
-            }
-        }
-        .map_err(|error| raise(port, error))?;
-        let left = !burst.is_empty();
-        drop(burst);
+        let (py, burst) = (port.py(), burst.get());
+        // Reading it runs Python code, which may use the burst, and so may that of an exception.
+        let says = match offload {
+            None => None,
+            Some(offload) => Some(Says::of(offload, burst.lock(py).len())?),
+        };
+        let (sent, left) = {
+            let mut burst = burst.lock(py);
+            let sent = match &says {
+                None => pair.send_burst(&mut burst).map(|sent| (sent, None)),
+                Some(says) => pair.send_burst_as(&mut burst, &|index| says.at(index)),
+            };
+            (sent, !burst.is_empty())
+        };
+        let (queued, stop) = sent.map_err(|error| raise(port, error))?;
         if let Some(SendStop::BadFrame(why)) = stop {
             return Err(bad_frame(frames.py(), &why, queued)?);
         }

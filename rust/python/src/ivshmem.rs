@@ -3,7 +3,6 @@
 use crate::errors::to_py;
 use crate::eventfd::EventFd;
 use crate::memory::Memory;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,35 +15,56 @@ pub(crate) struct IvshmemServer(Server);
 #[pymethods]
 impl IvshmemServer {
     #[new]
-    #[pyo3(signature = (path, memory, vectors=128))]
-    fn new(path: PathBuf, memory: &Bound<'_, Memory>, vectors: i64) -> PyResult<Self> {
-        let vectors = u16::try_from(vectors).map_err(|_| {
-            PyValueError::new_err(format!("an ivshmem device has 1 to 1024 vectors, not {vectors}"))
-        })?;
-        Server::bind(&path, Arc::clone(memory.get().region()), vectors).map(Self).map_err(to_py)
+    fn new(path: PathBuf, memory: &Bound<'_, Memory>) -> Self {
+        Self(Server::new(&path, Arc::clone(memory.get().region())))
     }
 
-    /// How many; QEMU's ``vectors=`` must say the same.
+    /// How many vectors there are, those given back among them.
     #[getter]
-    fn vectors(&self) -> u16 {
-        self.0.vectors()
+    fn vectors(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.0.vectors())
     }
 
-    /// Our peer number.
+    /// How many vectors can be taken; None: as many as are wanted.
     #[getter]
-    fn peer(&self) -> u16 {
-        self.0.peer()
+    fn left(&self, py: Python<'_>) -> Option<usize> {
+        py.detach(|| self.0.left())
+    }
+
+    /// Let QEMUs connect that know of no vector yet.
+    fn listen(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.0.listen()).map_err(to_py)
+    }
+
+    /// Let nobody connect any more; who is connected stays so.
+    fn stop_listening(&self, py: Python<'_>) {
+        py.detach(|| self.0.stop_listening());
     }
 
     /// Reserve a vector: its number, the doorbell value that fires it, its eventfd.
-    fn take_vector(&self) -> PyResult<(u16, u32, EventFd)> {
-        let (vector, event) = self.0.take_vector().map_err(to_py)?;
-        Ok((vector, self.0.doorbell_value(vector), event.into()))
+    fn take_vector(&self, py: Python<'_>) -> PyResult<(u16, u32, EventFd)> {
+        let (vector, event) = py.detach(|| self.0.take_vector()).map_err(to_py)?;
+        Ok((vector, Server::doorbell_value(vector), event.into()))
+    }
+
+    /// Tell those who are connected what they have not heard yet.
+    fn tell(&self, py: Python<'_>) {
+        py.detach(|| self.0.tell());
     }
 
     /// Give a vector back.
-    fn give_vector(&self, vector: u16) {
-        self.0.give_vector(vector);
+    fn give_vector(&self, py: Python<'_>, vector: u16) {
+        py.detach(|| self.0.give_vector(vector));
+    }
+
+    /// Give a vector back that QEMU has not got.
+    fn lose_vector(&self, py: Python<'_>, vector: u16) {
+        py.detach(|| self.0.lose_vector(vector));
+    }
+
+    /// End the connections; the vectors that there are go on.
+    fn hang_up(&self, py: Python<'_>) {
+        py.detach(|| self.0.hang_up());
     }
 
     /// Stop listening and end the connections.

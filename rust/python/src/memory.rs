@@ -127,8 +127,13 @@ impl Memory {
     }
 
     /// Return the file's descriptor.
-    fn fileno(&self) -> RawFd {
-        self.region.fd().as_raw_fd()
+    fn fileno(&self) -> PyResult<RawFd> {
+        self.region.file().map(|file| file.as_raw_fd()).map_err(to_py)
+    }
+
+    /// Close the file, where it has no path; what is mapped stays.
+    fn forget_file(&self) {
+        self.region.forget_file();
     }
 
     /// Copy bytes out, for diagnosis. Raises ValueError outside the file.

@@ -48,6 +48,14 @@ pub(crate) fn ask(
     port.py().detach(|| what(core)).map_err(|error| raise(port, error))
 }
 
+impl Drop for NetPort {
+    /// A port that nobody closed: QEMU is waited for without the interpreter.
+    fn drop(&mut self) {
+        // None: the interpreter has ended, and nobody else wants it.
+        Python::try_attach(|py| py.detach(|| self.port.stop()));
+    }
+}
+
 /// A MAC address, as `52:54:00:12:34:56`.
 fn address(text: &str) -> PyResult<Mac> {
     let mut mac = Mac::default();
@@ -497,7 +505,7 @@ impl NetPort {
         self.port.is_closed()
     }
 
-    fn stop(&self, py: Python<'_>) {
-        py.detach(|| self.port.stop());
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.port.try_stop()).map_err(to_py)
     }
 }

@@ -4,6 +4,7 @@ use crate::burst::Burst;
 use crate::errors::to_py;
 use crate::frames::{self, raise};
 use crate::port::{NetPort, ask, receives};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::os::fd::{AsFd, AsRawFd};
@@ -103,6 +104,11 @@ impl NetQueue {
         let receive = receives(direction)?;
         let coalescing = Coalescing { packets, microseconds };
         ask(self.port.bind(py), |port| port.set_queue_coalescing(self.index, receive, coalescing))
+    }
+
+    // A port that keeps its queues is garbage with them, when nobody else has it.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.port)
     }
 
     fn __repr__(&self) -> String {

@@ -52,7 +52,9 @@ impl Stack {
                 }
             };
             call(&mut stack, &mut || {
-                Python::attach(|py| py.check_signals()).map_err(|error| {
+                let signals = Python::try_attach(|py| py.check_signals());
+                let ending = || virtnic::Error::Closed("the interpreter is ending".to_owned());
+                signals.ok_or_else(ending)?.map_err(|error| {
                     raised = Some(error);
                     virtnic::Error::Closed("interrupted by a signal".to_owned())
                 })

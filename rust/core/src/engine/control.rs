@@ -27,6 +27,8 @@ pub struct Report {
     pub bursts: u64,
     /// Turns that found nothing to do.
     pub idle: u64,
+    /// Turns in which nothing was received, because the transmit ring was full.
+    pub held: u64,
     /// Frames dropped because the transmit ring was full.
     pub ring_full: u64,
     /// Frames dropped on purpose: by `drop`, or by the verdict of a packet function.

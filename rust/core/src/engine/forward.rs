@@ -5,6 +5,38 @@ use super::{BURST, blame, running, swap};
 use crate::Result;
 use crate::net::{Burst, Port, RxQueue, TxQueue};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How frames are forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manner {
+    /// What is changed in each.
+    pub mode: Mode,
+    /// With it no more frames are received than the transmit ring has room for: who sends them
+    /// finds the receive ring full, and slows down or drops by rules of its own. A ring that
+    /// stays full for so long is that of a peer that is gone: frames for it are dropped until
+    /// it takes some again. Else two loops that wait for each other's room would wait for ever,
+    /// and a peer that returns would get what has long been of no use.
+    ///
+    /// Without it, frames that find no room are dropped at once.
+    pub patience: Option<Duration>,
+}
+
+impl Manner {
+    /// The patience that suits most: far more than a busy peer needs, and far less than TCP has.
+    pub const PATIENCE: Duration = Duration::from_millis(100);
+
+    /// Leaves frames where they are while there is no room for them.
+    #[must_use]
+    pub const fn patient(mode: Mode) -> Self {
+        Self { mode, patience: Some(Self::PATIENCE) }
+    }
+    /// Drops frames for which there is no room.
+    #[must_use]
+    pub const fn dropping(mode: Mode) -> Self {
+        Self { mode, patience: None }
+    }
+}
 
 /// What is changed in each frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,26 +53,50 @@ pub enum Mode {
 struct Path<'a> {
     from: &'a Port,
     to: &'a Port,
-    mode: Mode,
+    manner: Manner,
+    /// Since when the transmit ring has been full.
+    full: Option<Instant>,
 }
 
-impl Path<'_> {
+impl<'a> Path<'a> {
+    fn new(from: &'a Port, to: &'a Port, manner: Manner) -> Self {
+        Self { from, to, manner, full: None }
+    }
+
+    /// How many of `most` frames may be received now.
+    #[inline]
+    fn welcome(&mut self, tx: &mut TxQueue, most: usize) -> Result<usize> {
+        let Some(patience) = self.manner.patience else { return Ok(most) };
+        let room = tx.room().map_err(|error| blame(self.to, error))?;
+        if room > 0 {
+            self.full = None;
+            return Ok(most.min(room));
+        }
+        let since = *self.full.get_or_insert_with(Instant::now);
+        Ok(if since.elapsed() < patience { 0 } else { most })
+    }
+
     #[inline]
     fn turn(
-        &self,
+        &mut self,
         rx: &mut RxQueue,
         tx: &mut TxQueue,
         burst: &mut Burst,
         most: usize,
         report: &mut Report,
     ) -> Result<usize> {
-        let received = rx.recv(most, burst).map_err(|error| blame(self.from, error))?;
+        let welcome = self.welcome(tx, most)?;
+        if welcome == 0 && most > 0 {
+            report.held += 1;
+            return Ok(0);
+        }
+        let received = rx.recv(welcome, burst).map_err(|error| blame(self.from, error))?;
         if received == 0 {
             // Perhaps for want of buffers, which only this queue can give back.
             tx.release().map_err(|error| blame(self.to, error))?;
             return Ok(0);
         }
-        match self.mode {
+        match self.manner.mode {
             Mode::Io => {}
             Mode::Mac => {
                 swap::prefetch(burst);
@@ -89,11 +145,11 @@ pub(super) fn pass_on(
 ///
 /// # Errors
 /// What ended a port, and [`crate::Error::Busy`] when one is in use by another loop.
-pub fn forward(a: &Port, b: &Port, mode: Mode, mut control: Control<'_>) -> Result<Report> {
+pub fn forward(a: &Port, b: &Port, manner: Manner, mut control: Control<'_>) -> Result<Report> {
     let (mut rx_a, mut tx_a) = (a.claim_rx()?, a.claim_tx()?);
     let (mut rx_b, mut tx_b) = (b.claim_rx()?, b.claim_tx()?);
     let mut bursts = (Burst::new(a.pool().clone()), Burst::new(b.pool().clone()));
-    let (there, back) = (Path { from: a, to: b, mode }, Path { from: b, to: a, mode });
+    let (mut there, mut back) = (Path::new(a, b, manner), Path::new(b, a, manner));
     let mut report = Report::default();
     loop {
         for rx in [&mut rx_a, &mut rx_b] {
@@ -121,10 +177,10 @@ pub fn forward(a: &Port, b: &Port, mode: Mode, mut control: Control<'_>) -> Resu
 ///
 /// # Errors
 /// As for [`forward`].
-pub fn reflect(port: &Port, mode: Mode, mut control: Control<'_>) -> Result<Report> {
+pub fn reflect(port: &Port, manner: Manner, mut control: Control<'_>) -> Result<Report> {
     let (mut rx, mut tx) = (port.claim_rx()?, port.claim_tx()?);
     let mut burst = Burst::new(port.pool().clone());
-    let path = Path { from: port, to: port, mode };
+    let mut path = Path::new(port, port, manner);
     let mut report = Report::default();
     loop {
         rx.lend();

@@ -14,7 +14,7 @@ mod swap;
 
 pub use control::{Control, Report, Tick};
 pub use exchange::exchange;
-pub use forward::{Mode, forward, reflect};
+pub use forward::{Manner, Mode, forward, reflect};
 pub use function::{PacketFunction, RawFunction, run};
 pub use generate::{Load, generate};
 pub use sink::drop_all;

@@ -6,12 +6,16 @@
 //! |---|---|---|
 //! | 0 | | the protocol's version |
 //! | its peer number | | |
-//! | our peer number, once for each vector | eventfd | how to interrupt us |
+//! | a peer number of ours, for each vector that there is | eventfd | how to interrupt us |
 //! | -1 | the memory | |
+//! | a peer number of ours, for each vector that comes later | eventfd | |
 //!
 //! The specification puts the memory before the peers. QEMU handles whatever comes up
 //! to the memory while it realizes the device, and the rest later in its main loop; with
-//! the memory last, every doorbell works from QEMU's first moment on.
+//! the memory after them, the doorbells that there are work from QEMU's first moment on.
+//! Peers may come at any time. That one has gone is never said: QEMU frees what it has of
+//! such a peer and goes on to use it when the number is given out again
+//! (`close_peer_eventfds` in `hw/misc/ivshmem.c`).
 //! The clients are not introduced to each other, and get no eventfds of their own:
 //! nobody interrupts a QEMU whose vCPU never runs.
 
@@ -25,6 +29,9 @@ use std::os::fd::BorrowedFd;
 const VERSION: i64 = 0;
 /// The message that the memory comes with.
 const MEMORY: i64 = -1;
+/// The number of every client. It is nobody's who can be interrupted, so that a stray write of
+/// zero to a doorbell is no interrupt.
+const CLIENT: i64 = 0;
 
 /// One message.
 #[derive(Clone, Copy, Debug)]
@@ -33,27 +40,50 @@ pub(super) struct Message<'a> {
     fd: Option<BorrowedFd<'a>>,
 }
 
-/// The `index`th message of the introduction; `None` after the last.
-pub(super) fn introduction<'a>(
-    index: usize,
-    client: u16,
-    ours: u16,
-    memory: BorrowedFd<'a>,
-    vector: impl Fn(usize) -> Option<BorrowedFd<'a>>,
-) -> Option<Message<'a>> {
-    let (value, fd) = match index {
-        0 => (VERSION, None),
-        1 => (i64::from(client), None),
-        _ => match vector(index - 2) {
-            Some(fd) => (i64::from(ours), Some(fd)),
-            None if index == 2 || vector(index - 3).is_some() => (MEMORY, Some(memory)),
-            None => return None,
-        },
-    };
-    Some(Message { value, fd })
+/// What the `index`th message is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    Version,
+    Client,
+    Memory,
+    /// The vector of this number.
+    Vector(u16),
 }
 
-impl Message<'_> {
+/// What the `index`th message to a client is about for whom there were `first` vectors at the
+/// beginning.
+pub(super) fn about(index: usize, first: u16) -> About {
+    let first = usize::from(first);
+    // There are not as many vectors as messages have numbers.
+    let vector = |number: usize| About::Vector(u16::try_from(number).unwrap_or(u16::MAX));
+    match index {
+        0 => About::Version,
+        1 => About::Client,
+        _ if index - 2 < first => vector(index - 2),
+        _ if index - 2 == first => About::Memory,
+        _ => vector(index - 3),
+    }
+}
+
+/// Our peer number for a vector: each is a peer of its own, with one vector.
+pub(super) fn peer(vector: u16) -> u16 {
+    vector.saturating_add(1)
+}
+
+impl<'a> Message<'a> {
+    pub(super) fn version() -> Self {
+        Self { value: VERSION, fd: None }
+    }
+    pub(super) fn client() -> Self {
+        Self { value: CLIENT, fd: None }
+    }
+    pub(super) fn memory(fd: BorrowedFd<'a>) -> Self {
+        Self { value: MEMORY, fd: Some(fd) }
+    }
+    pub(super) fn vector(number: u16, fd: BorrowedFd<'a>) -> Self {
+        Self { value: i64::from(peer(number)), fd: Some(fd) }
+    }
+
     /// Sends it without blocking.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
-//! Accepts QEMUs and introduces ourselves as a peer.
+//! Accepts QEMUs and introduces ourselves: a peer for each interrupt vector that there is, and
+//! one more whenever one more is needed.
 
-use super::protocol::introduction;
+use super::protocol::{About, Message, about, peer};
 use crate::memory::Region;
 use crate::notify::{EventFd, timespec};
 use crate::process::Home;
@@ -10,166 +11,227 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Our peer number. Not 0, so that a stray write of zero to a doorbell is no interrupt.
-const OUR_PEER: u16 = 1;
-/// The most vectors a device can have: QEMU's limit is 2,048, a doorbell's 65,536.
-const MAX_VECTORS: u16 = 1024;
+/// The most vectors: each is a peer, whose number has 16 bits, and one number is the client's.
+const MAX_VECTORS: u16 = u16::MAX;
 /// Clients at a time; each costs a descriptor and some socket buffer.
 const MAX_CLIENTS: usize = 256;
 /// How long no client is accepted after the process ran out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A listening ivshmem server. Any number of QEMUs may connect, now and again.
+/// An ivshmem server. Any number of QEMUs may connect while it listens; those that have, hear
+/// of every vector that is made later.
 ///
-/// We are one peer with `vectors` eventfds; a QEMU's doorbell write of
-/// [`Server::doorbell_value`]`(v)` to BAR0 + 12 signals [`Server::vector`]`(v)`.
+/// Each vector is a peer of ours with one eventfd, so a device's property `vectors` is 1: a
+/// QEMU's doorbell write of [`Server::doorbell_value`]`(v)` to BAR0 + 12 signals
+/// [`Server::vector`]`(v)`.
 /// The socket file is made with mode 0600, in a directory that others may write to with
 /// 0660 or 0666; put it where only those may enter who may have the memory. Closed on drop.
 #[derive(Debug)]
 pub struct Server {
     home: Home,
-    shared: Arc<Shared>,
+    memory: Arc<Region>,
     path: PathBuf,
-    file: FileId,
-    taken: Mutex<BTreeSet<u16>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    talk: Arc<Mutex<Talk>>,
+    listening: Mutex<Option<Listening>>,
 }
 
-/// What the thread has.
+/// The vectors, and who is told of them.
+#[derive(Debug, Default)]
+struct Talk {
+    vectors: Vec<Vector>,
+    clients: Vec<Client>,
+    /// What a client has to be given, while clients are expected.
+    memory: Option<Arc<OwnedFd>>,
+}
+
+/// An interrupt vector. It stays: see the protocol.
 #[derive(Debug)]
-struct Shared {
-    memory: OwnedFd,
-    vectors: Vec<Arc<EventFd>>,
-    stop: EventFd,
+struct Vector {
+    event: Arc<EventFd>,
+    used: Use,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Free,
+    Taken,
+    /// The QEMU of now has not got its eventfd.
+    Lost,
+}
+
+/// The socket at which clients are expected, and the thread that waits for them.
+#[derive(Debug)]
+struct Listening {
+    file: FileId,
+    wait: Arc<Wait>,
+    thread: JoinHandle<()>,
+}
+
+/// What ends the thread's wait.
+#[derive(Debug)]
+struct Wait {
+    wake: EventFd,
+    over: AtomicBool,
 }
 
 impl Server {
-    /// Listens at `path` (made here, removed on drop).
+    /// One that does not listen yet.
+    #[must_use]
+    pub fn new(path: &Path, memory: Arc<Region>) -> Self {
+        Self {
+            home: Home::here(),
+            memory,
+            path: path.to_owned(),
+            talk: Arc::default(),
+            listening: Mutex::default(),
+        }
+    }
+
+    /// Listens at its path, in a thread, for QEMUs that have not heard of any vector: those who
+    /// were connected before are gone.
     ///
     /// # Errors
-    /// [`crate::Error::Os`], [`crate::Error::Invalid`] (no vectors, or more than 1,024).
-    pub fn bind(path: &Path, memory: Arc<Region>, vectors: u16) -> Result<Self> {
-        let memory = memory
-            .fd()
-            .try_clone_to_owned()
-            .map_err(|e| Error::os("duplicating the memory's descriptor", e))?;
-        Self::serve(path, memory, vectors)
-    }
-
-    fn serve(path: &Path, memory: OwnedFd, vectors: u16) -> Result<Self> {
-        if vectors == 0 || vectors > MAX_VECTORS {
-            return Err(Error::Invalid(format!(
-                "an ivshmem device has 1 to {MAX_VECTORS} vectors, not {vectors}"
-            )));
-        }
-        let vectors = (0..vectors).map(|_| EventFd::new().map(Arc::new)).collect::<Result<_>>()?;
-        let shared = Arc::new(Shared { memory, vectors, stop: EventFd::new()? });
+    /// [`Error::Os`], [`Error::Invalid`] (the path, or a memory whose file was closed).
+    pub fn listen(&self) -> Result<()> {
+        self.home.check("the ivshmem server")?;
+        self.stop_listening();
+        let mut listening = lock(&self.listening);
+        let memory = self.memory.file()?;
+        let wait = Arc::new(Wait { wake: EventFd::new()?, over: AtomicBool::new(false) });
         let owner = Mode::RUSR | Mode::WUSR;
-        let (listener, file) = listen_at(path, "ivshmem", Some(owner))?;
-        let mut server = Self {
-            home: Home::here(),
-            shared: Arc::clone(&shared),
-            path: path.to_owned(),
-            file,
-            taken: Mutex::default(),
-            thread: Mutex::default(),
-        };
-        // From here on, dropping the server removes the file.
-        let thread = std::thread::Builder::new()
-            .name("virtnic-ivshmem".into())
-            .spawn(move || shared.run(&listener))
-            .map_err(|e| Error::os("starting the ivshmem server's thread", e))?;
-        server.thread = Mutex::new(Some(thread));
-        Ok(server)
+        let (listener, file) = listen_at(&self.path, "ivshmem", Some(owner))?;
+        lock(&self.talk).begin(memory);
+        let thread = std::thread::Builder::new().name("virtnic-ivshmem".into()).spawn({
+            let (talk, wait) = (Arc::clone(&self.talk), Arc::clone(&wait));
+            move || run(&talk, &listener, &wait)
+        });
+        match thread {
+            Ok(thread) => {
+                *listening = Some(Listening { file, wait, thread });
+                Ok(())
+            }
+            Err(e) => {
+                remove(&self.path, file);
+                Err(Error::os("starting the ivshmem server's thread", e))
+            }
+        }
     }
 
-    /// How many vectors there are; what QEMU's `vectors=` property must be.
-    pub fn vectors(&self) -> u16 {
-        // At most MAX_VECTORS.
-        self.shared.vectors.len() as u16
+    /// Lets nobody in any more; the thread, the socket and its file are gone then. Those who were
+    /// let in still hear of every vector.
+    pub fn stop_listening(&self) {
+        if !self.home.is_here() {
+            return;
+        }
+        let mut listening = lock(&self.listening);
+        let Some(Listening { file, wait, thread }) = listening.take() else { return };
+        wait.over.store(true, Ordering::Release);
+        wait.wake.signal();
+        // A thread that panicked has printed why.
+        let _ = thread.join();
+        remove(&self.path, file);
+        lock(&self.talk).memory = None;
     }
 
-    /// Our peer number.
-    pub fn peer(&self) -> u16 {
-        OUR_PEER
+    /// Ends the connections: those who have the memory keep it, and the vectors that there are
+    /// go on, but there will be no more of them.
+    pub fn hang_up(&self) {
+        if self.home.is_here() {
+            lock(&self.talk).clients.clear();
+        }
+    }
+
+    /// How many vectors there are, those in use and those given back.
+    pub fn vectors(&self) -> usize {
+        lock(&self.talk).vectors.len()
+    }
+
+    /// How many vectors can be taken; `None`: as many as are wanted.
+    pub fn left(&self) -> Option<usize> {
+        let talk = lock(&self.talk);
+        let free = || talk.vectors.iter().filter(|v| v.used == Use::Free).count();
+        (!talk.open()).then(free)
     }
 
     /// What QEMU writes to the doorbell register for this vector.
-    pub fn doorbell_value(&self, vector: u16) -> u32 {
-        (u32::from(self.peer()) << 16) | u32::from(vector)
+    #[must_use]
+    pub fn doorbell_value(vector: u16) -> u32 {
+        u32::from(peer(vector)) << 16
     }
 
     /// The eventfd of a vector.
     pub fn vector(&self, vector: u16) -> Option<Arc<EventFd>> {
-        self.shared.vectors.get(usize::from(vector)).cloned()
+        lock(&self.talk).vectors.get(usize::from(vector)).map(|v| Arc::clone(&v.event))
     }
 
-    /// Reserves a free vector: its number and its eventfd.
+    /// Reserves a vector: one that was given back, or a new one, of which QEMU is told. It may not
+    /// know yet when this returns: ring it until it is heard.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] when all are in use; [`crate::Error::Closed`] in a forked child.
+    /// [`Error::Os`] without a descriptor for its eventfd, [`Error::Invalid`] after
+    /// [`Self::hang_up`], [`Error::Closed`] in a forked child.
     pub fn take_vector(&self) -> Result<(u16, Arc<EventFd>)> {
         self.home.check("the ivshmem server")?;
-        let mut taken = lock(&self.taken);
-        let free = (0..self.vectors()).find(|v| !taken.contains(v));
-        match free.and_then(|v| Some((v, self.vector(v)?))) {
-            Some((vector, event)) => {
-                taken.insert(vector);
-                event.drain();
-                Ok((vector, event))
-            }
-            None => Err(Error::Invalid(format!(
-                "all {} interrupt vectors are in use: two for each queue pair and one for each port; \
-                 start QEMU with more (Qemu(vectors=…))",
-                self.vectors()
-            ))),
+        let taken = lock(&self.talk).take()?;
+        self.tell();
+        Ok(taken)
+    }
+
+    /// Tells those who are connected what they have not heard yet, as far as they listen.
+    pub fn tell(&self) {
+        if !self.home.is_here() {
+            return;
+        }
+        let all = lock(&self.talk).tell();
+        if !all && let Some(Listening { wait, .. }) = &*lock(&self.listening) {
+            // The thread goes on when there is room.
+            wait.wake.signal();
         }
     }
 
     /// Gives a vector back; its eventfd is drained.
     pub fn give_vector(&self, vector: u16) {
+        self.put_down(vector, Use::Free);
+    }
+
+    /// Gives a vector back that QEMU has not got: nobody takes it until there is another QEMU.
+    pub fn lose_vector(&self, vector: u16) {
+        self.put_down(vector, Use::Lost);
+    }
+
+    fn put_down(&self, vector: u16, to: Use) {
         if !self.home.is_here() {
             return;
         }
-        if lock(&self.taken).remove(&vector)
-            && let Some(event) = self.vector(vector)
+        if let Some(vector) = lock(&self.talk).vectors.get_mut(usize::from(vector))
+            && vector.used == Use::Taken
         {
-            event.drain();
+            vector.used = to;
+            vector.event.drain();
         }
     }
 
-    /// Stops listening, closes the connections, ends the thread. Nothing in a forked child.
+    /// Stops listening, ends the connections. Nothing in a forked child.
     pub fn close(&self) {
-        if !self.home.is_here() {
-            return;
-        }
-        self.shared.stop.signal();
-        let mut thread = lock(&self.thread);
-        let Some(handle) = thread.take() else { return };
-        // A thread that panicked has printed why.
-        let _ = handle.join();
-        remove(&self.path, self.file);
+        self.stop_listening();
+        self.hang_up();
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.home.is_here() {
-            // There is no such thread here: the handle's end would detach somebody else's.
-            let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner);
-            std::mem::forget(thread.take());
-        } else if lock(&self.thread).is_some() {
+        if self.home.is_here() {
             self.close();
         } else {
-            // Closed already, or the thread never started.
-            remove(&self.path, self.file);
+            // There is no such thread here: the handle's end would detach somebody else's.
+            std::mem::forget(lock(&self.listening).take());
         }
     }
 }
@@ -178,126 +240,200 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Everything here is done with the lock held, and nothing waits.
+impl Talk {
+    /// From now on clients are expected. They are told of the vectors that are in use.
+    fn begin(&mut self, memory: Arc<OwnedFd>) {
+        self.clients.clear();
+        self.memory = Some(memory);
+        while self.vectors.pop_if(|vector| vector.used != Use::Taken).is_some() {}
+        for vector in self.vectors.iter_mut().filter(|vector| vector.used == Use::Lost) {
+            vector.used = Use::Free;
+        }
+    }
+
+    /// Whether somebody can be told of one more vector, now or when he comes.
+    fn open(&self) -> bool {
+        self.memory.is_some() || !self.clients.is_empty()
+    }
+
+    fn take(&mut self) -> Result<(u16, Arc<EventFd>)> {
+        let given_back = self.vectors.iter_mut().zip(0..).find(|(v, _)| v.used == Use::Free);
+        if let Some((vector, number)) = given_back {
+            vector.used = Use::Taken;
+            vector.event.drain();
+            return Ok((number, Arc::clone(&vector.event)));
+        }
+        if !self.open() {
+            return Err(Error::Invalid(
+                "this QEMU is told of no more interrupt vectors: it was started by virtnic.open \
+                 for one port; a virtnic.Qemu takes as many ports as there are slots"
+                    .to_owned(),
+            ));
+        }
+        let number = self.count();
+        if number == MAX_VECTORS {
+            return Err(Error::Invalid(format!(
+                "all {MAX_VECTORS} interrupt vectors are in use: two for each queue pair and one \
+                 for each port"
+            )));
+        }
+        let event = Arc::new(EventFd::new()?);
+        self.vectors.push(Vector { event: Arc::clone(&event), used: Use::Taken });
+        Ok((number, event))
+    }
+
+    /// Tells all clients what they have not heard yet; false when one has not read enough.
+    fn tell(&mut self) -> bool {
+        let mut clients = std::mem::take(&mut self.clients);
+        clients.retain_mut(|client| {
+            let told = client.tell(self);
+            client.behind = told.is_err();
+            match told {
+                // Too many descriptors of ours are on their way, unread.
+                Ok(()) | Err(Errno::AGAIN | Errno::TOOMANYREFS) => true,
+                Err(why) => {
+                    client.farewell(&why.to_string());
+                    false
+                }
+            }
+        });
+        self.clients = clients;
+        self.clients.iter().all(|client| !client.behind)
+    }
+
+    /// Lets a client in, unless there are too many.
+    fn admit(&mut self, socket: OwnedFd) {
+        if self.clients.len() >= MAX_CLIENTS {
+            log::warn!("an ivshmem client was refused: there are {MAX_CLIENTS} already");
+            return;
+        }
+        log::debug!("an ivshmem client connected");
+        let first = self.count();
+        self.clients.push(Client { socket: Arc::new(socket), first, next: 0, behind: true });
+    }
+
+    /// How many vectors there are: at most [`MAX_VECTORS`].
+    fn count(&self) -> u16 {
+        u16::try_from(self.vectors.len()).unwrap_or(MAX_VECTORS)
+    }
+}
+
 /// A connected QEMU.
 #[derive(Debug)]
 struct Client {
-    socket: OwnedFd,
-    peer: u16,
-    /// The next message of the introduction; `None` after the last.
-    next: Option<usize>,
+    socket: Arc<OwnedFd>,
+    /// The vectors that there were when it came.
+    first: u16,
+    /// The next message to it.
+    next: usize,
+    /// Whether it has to read before it can be told more.
+    behind: bool,
 }
 
 impl Client {
     /// What to wait for. POLLHUP comes unasked.
     fn interest(&self) -> PollFlags {
-        match self.next {
-            Some(_) => PollFlags::IN | PollFlags::OUT,
-            None => PollFlags::IN,
-        }
+        if self.behind { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
     }
 
-    /// Goes on with the introduction as far as possible; an error ends the connection.
-    fn serve(&mut self, shared: &Shared, events: PollFlags) -> Result<(), String> {
-        if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-            match recv(&self.socket, &mut [0; 8][..], RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => return Err("it disconnected".into()),
-                Ok(_) => return Err("it sent data, which no ivshmem client does".into()),
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(e) => return Err(e.to_string()),
-            }
-        }
-        while let Some(index) = self.next {
-            let vector = |v: usize| shared.vectors.get(v).map(|e| e.as_fd());
-            match introduction(index, self.peer, OUR_PEER, shared.memory.as_fd(), vector) {
-                None => self.next = None,
-                Some(message) => match message.send(self.socket.as_fd()) {
-                    Ok(()) => self.next = Some(index + 1),
-                    Err(Errno::AGAIN | Errno::INTR) => break,
-                    Err(e) => return Err(e.to_string()),
-                },
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Shared {
-    /// The thread: nothing in it blocks but the one poll.
-    fn run(&self, listener: &OwnedFd) {
-        let mut clients: Vec<Client> = Vec::new();
-        let mut accepting = true;
+    /// Tells it what it has not heard yet. [`Errno::AGAIN`]: it has not read enough; another
+    /// error ends the connection.
+    fn tell(&mut self, talk: &Talk) -> Result<(), Errno> {
         loop {
-            let events = {
-                let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
-                // A descriptor that is not asked for anything still reports errors,
-                // which a listening socket does not have.
-                let asked = if accepting { PollFlags::IN } else { PollFlags::empty() };
-                fds.push(PollFd::new(listener, asked));
-                fds.extend(clients.iter().map(|c| PollFd::new(&c.socket, c.interest())));
-                let pause = (!accepting).then_some(PAUSE);
-                match poll(&mut fds, timespec(pause).as_ref()) {
-                    Ok(_) => fds.iter().map(PollFd::revents).collect::<Vec<_>>(),
-                    Err(Errno::INTR) => continue,
-                    Err(e) => {
-                        log::warn!("the ivshmem server cannot wait for its clients: {e}");
-                        std::thread::sleep(PAUSE);
-                        continue;
-                    }
-                }
+            let message = match about(self.next, self.first) {
+                About::Version => Message::version(),
+                About::Client => Message::client(),
+                // Only who was let in too late to be served asks for it later.
+                About::Memory => match &talk.memory {
+                    Some(memory) => Message::memory(memory.as_fd()),
+                    None => return Err(Errno::CONNABORTED),
+                },
+                About::Vector(number) => match talk.vectors.get(usize::from(number)) {
+                    Some(vector) => Message::vector(number, vector.event.as_fd()),
+                    None => return Ok(()),
+                },
             };
-            let mut events = events.into_iter();
-            if !events.next().unwrap_or(PollFlags::IN).is_empty() {
-                return;
+            match message.send(self.socket.as_fd()) {
+                Ok(()) => self.next += 1,
+                Err(Errno::INTR) => {}
+                Err(other) => return Err(other),
             }
-            let knocked = events.next().is_some_and(|e| !e.is_empty());
-            clients.retain_mut(|client| {
-                let events = events.next().unwrap_or(PollFlags::empty());
-                match events.is_empty() {
-                    true => true,
-                    false => {
-                        client.serve(self, events).map_err(|why| client.farewell(&why)).is_ok()
-                    }
-                }
-            });
-            accepting = !knocked || self.accept(listener, &mut clients);
         }
     }
 
-    /// Accepts one client; `false` when there are no descriptors left.
-    fn accept(&self, listener: &OwnedFd, clients: &mut Vec<Client>) -> bool {
-        match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(_) if clients.len() >= MAX_CLIENTS => {
-                log::warn!("an ivshmem client was refused: there are {MAX_CLIENTS} already");
-            }
-            Ok(socket) => {
-                // A number in use is not given out again, one of the past may be.
-                let used: BTreeSet<u16> = clients.iter().map(|c| c.peer).collect();
-                let Some(peer) = (OUR_PEER + 1..=u16::MAX).find(|p| !used.contains(p)) else {
-                    return true;
-                };
-                log::debug!("ivshmem peer {peer} connected");
-                clients.push(Client { socket, peer, next: Some(0) });
-            }
-            Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                log::warn!("an ivshmem client must wait: {e}");
-                return false;
-            }
-            // It was gone again before we looked.
-            Err(_) => {}
+    /// Looks whether it is there, and silent as all of them are.
+    fn look(&self) -> Result<(), String> {
+        match recv(&self.socket, &mut [0; 8][..], RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => Err("it disconnected".into()),
+            Ok(_) => Err("it sent data, which no ivshmem client does".into()),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(e) => Err(e.to_string()),
         }
-        true
+    }
+
+    fn farewell(&self, why: &str) {
+        let level = if self.behind { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, "an ivshmem client left after {} messages: {why}", self.next);
     }
 }
 
-impl Client {
-    fn farewell(&self, why: &str) {
-        match self.next {
-            Some(done) => {
-                log::warn!("ivshmem peer {} left after {done} messages: {why}", self.peer)
+/// The thread: nothing in it blocks but the one poll.
+fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait) {
+    let mut accepting = true;
+    loop {
+        let sockets: Vec<_> = {
+            let mut talk = lock(talk);
+            talk.tell();
+            talk.clients.iter().map(|c| (Arc::clone(&c.socket), c.interest())).collect()
+        };
+        let events = {
+            let mut fds = vec![PollFd::new(&wait.wake, PollFlags::IN)];
+            // A descriptor that is not asked for anything still reports errors,
+            // which a listening socket does not have.
+            let asked = if accepting { PollFlags::IN } else { PollFlags::empty() };
+            fds.push(PollFd::new(listener, asked));
+            fds.extend(sockets.iter().map(|(socket, interest)| PollFd::new(socket, *interest)));
+            let pause = (!accepting).then_some(PAUSE);
+            match poll(&mut fds, timespec(pause).as_ref()) {
+                Ok(_) => fds.iter().map(PollFd::revents).collect::<Vec<_>>(),
+                Err(Errno::INTR) => continue,
+                Err(e) => {
+                    log::warn!("the ivshmem server cannot wait for its clients: {e}");
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
             }
-            None => log::debug!("ivshmem peer {} left: {why}", self.peer),
+        };
+        if wait.over.load(Ordering::Acquire) {
+            return;
         }
+        wait.wake.drain();
+        let knocked = events.get(1).is_some_and(|e| !e.is_empty());
+        let stirred = |client: &Client| {
+            let at = sockets.iter().position(|(socket, _)| Arc::ptr_eq(socket, &client.socket));
+            at.and_then(|at| events.get(at + 2)).is_some_and(|e| !e.is_empty())
+        };
+        let mut talk = lock(talk);
+        talk.clients.retain(|client| {
+            !stirred(client) || client.look().map_err(|why| client.farewell(&why)).is_ok()
+        });
+        accepting = !knocked || accept(&mut talk, listener);
     }
+}
+
+/// Accepts one client; `false` when there are no descriptors left.
+fn accept(talk: &mut Talk, listener: &OwnedFd) -> bool {
+    match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        Ok(socket) => talk.admit(socket),
+        Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+            log::warn!("an ivshmem client must wait: {e}");
+            return false;
+        }
+        // It was gone again before we looked.
+        Err(_) => {}
+    }
+    true
 }
 
 #[cfg(all(test, not(loom)))]

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
-use rustix::fs::{MemfdFlags, fstat, memfd_create};
+use crate::memory::{PageRequest, PageSize, Placement, RegionOptions};
+use rustix::fs::fstat;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, recvmsg};
 use std::io::{IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -31,8 +32,27 @@ impl Drop for Directory {
     }
 }
 
-fn memory() -> OwnedFd {
-    memfd_create("test", MemfdFlags::CLOEXEC).unwrap()
+fn region() -> Arc<Region> {
+    Region::new(&RegionOptions {
+        size: 1 << 20,
+        pages: PageRequest::Exactly(PageSize::Base),
+        placement: Placement::Virtual,
+        node: None,
+        directory: None,
+        buffer_size: 2048,
+        jumbo_buffers: None,
+    })
+    .unwrap()
+}
+
+/// One that listens, with so many vectors in use.
+fn serve(path: &Path, vectors: u16) -> Server {
+    let server = Server::new(path, region());
+    server.listen().unwrap();
+    for _ in 0..vectors {
+        server.take_vector().unwrap();
+    }
+    server
 }
 
 /// What a QEMU reads: one message with at most one descriptor.
@@ -58,17 +78,17 @@ fn message(socket: &UnixStream) -> Option<(i64, Option<OwnedFd>)> {
     Some((i64::from_le_bytes(bytes), fds.pop()))
 }
 
-/// Reads an introduction: the client's number, our eventfds, the memory.
-fn introduced(socket: &UnixStream) -> (i64, Vec<EventFd>, OwnedFd) {
+/// Reads an introduction: the eventfds of our vectors, the memory.
+fn introduced(socket: &UnixStream) -> (Vec<EventFd>, OwnedFd) {
     assert!(matches!(message(socket), Some((0, None))));
-    let Some((id, None)) = message(socket) else { panic!("no peer number") };
+    assert!(matches!(message(socket), Some((0, None))), "the client's number is nobody's");
     let mut events = Vec::new();
     loop {
         match message(socket) {
-            Some((-1, Some(memory))) => return (id, events, memory),
-            Some((peer, Some(event))) => {
-                assert_eq!(peer, i64::from(OUR_PEER));
+            Some((-1, Some(memory))) => return (events, memory),
+            Some((number, Some(event))) => {
                 events.push(EventFd::from_fd(event).unwrap());
+                assert_eq!(number, events.len() as i64);
             }
             other => panic!("{other:?}"),
         }
@@ -78,38 +98,37 @@ fn introduced(socket: &UnixStream) -> (i64, Vec<EventFd>, OwnedFd) {
 #[test]
 fn a_client_gets_the_memory_and_our_eventfds() {
     let directory = Directory::new("ivshmem-a");
-    let file = memory();
-    let inode = fstat(&file).unwrap().st_ino;
-    let server = Server::serve(&directory.socket(), file, 3).unwrap();
+    let server = serve(&directory.socket(), 3);
+    let inode = fstat(server.memory.file().unwrap()).unwrap().st_ino;
     let mode = std::fs::metadata(directory.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let first = UnixStream::connect(directory.socket()).unwrap();
     let second = UnixStream::connect(directory.socket()).unwrap();
-    let (a, events, memory) = introduced(&first);
-    let (b, others, _) = introduced(&second);
+    let (events, memory) = introduced(&first);
+    let (others, _) = introduced(&second);
     assert_eq!(fstat(&memory).unwrap().st_ino, inode);
     assert_eq!((events.len(), others.len(), server.vectors()), (3, 3, 3));
-    assert!(a != b && a != i64::from(server.peer()) && b != i64::from(server.peer()));
     events[2].signal();
     others[0].signal();
     assert!(server.vector(2).unwrap().wait(LONG).unwrap());
     assert_eq!(server.vector(0).unwrap().drain(), 1);
     assert_eq!(server.vector(1).unwrap().drain(), 0);
-    assert_eq!(server.doorbell_value(2), u32::from(OUR_PEER) << 16 | 2);
-    // Numbers are used again, so a server serves any number of clients in its life.
+    assert_eq!(Server::doorbell_value(2), 3 << 16);
+    // A server serves any number of clients in its life.
     drop((first, second));
     for _ in 0..300 {
         let again = UnixStream::connect(directory.socket()).unwrap();
-        let (id, events, _) = introduced(&again);
-        assert!(id <= 260 && events.len() == 3);
+        assert_eq!(introduced(&again).0.len(), 3);
     }
 }
+
+/// More than an introduction can hold: the last one that a socket's buffer takes is not the last.
+const MANY: u16 = 700;
 
 #[test]
 fn bad_clients_disturb_nobody() {
     let directory = Directory::new("ivshmem-b");
-    // So many vectors that an introduction does not fit a socket's buffer.
-    let server = Server::serve(&directory.socket(), memory(), MAX_VECTORS).unwrap();
+    let server = serve(&directory.socket(), MANY);
     let silent: Vec<_> = (0..5).map(|_| UnixStream::connect(directory.socket()).unwrap()).collect();
     let mut talker = UnixStream::connect(directory.socket()).unwrap();
     talker.write_all(&[7; 1000]).unwrap();
@@ -119,13 +138,14 @@ fn bad_clients_disturb_nobody() {
     half.shutdown(std::net::Shutdown::Write).unwrap();
     let good = UnixStream::connect(directory.socket()).unwrap();
     good.set_read_timeout(LONG).unwrap();
-    let (_, events, _) = introduced(&good);
-    assert_eq!(events.len(), usize::from(MAX_VECTORS));
-    events[1023].signal();
-    assert!(server.vector(1023).unwrap().wait(LONG).unwrap());
+    let (events, _) = introduced(&good);
+    assert_eq!(events.len(), usize::from(MANY));
+    events[usize::from(MANY) - 1].signal();
+    assert!(server.vector(MANY - 1).unwrap().wait(LONG).unwrap());
+    drop(events);
     // One that was slow gets the rest.
-    let (_, events, _) = introduced(&silent[4]);
-    assert_eq!(events.len(), usize::from(MAX_VECTORS));
+    let (events, _) = introduced(&silent[4]);
+    assert_eq!(events.len(), usize::from(MANY));
     // The talker was thrown out: an end, not a wait.
     talker.set_read_timeout(LONG).unwrap();
     while message(&talker).is_some() {}
@@ -134,14 +154,59 @@ fn bad_clients_disturb_nobody() {
 }
 
 #[test]
+fn a_client_hears_of_every_vector_that_comes_later() {
+    let directory = Directory::new("ivshmem-e");
+    let server = serve(&directory.socket(), 1);
+    let client = UnixStream::connect(directory.socket()).unwrap();
+    client.set_read_timeout(LONG).unwrap();
+    assert_eq!(introduced(&client).0.len(), 1);
+    // While it listens, and when it does not.
+    for round in 0..2 {
+        let (vector, ours) = server.take_vector().unwrap();
+        let Some((number, Some(event))) = message(&client) else { panic!("no eventfd") };
+        assert_eq!((vector, number), (1 + round, 2 + i64::from(round)));
+        EventFd::from_fd(event).unwrap().signal();
+        assert_eq!(ours.drain(), 1);
+        server.stop_listening();
+        assert!(!directory.socket().exists());
+    }
+    // Given back, and lost.
+    server.give_vector(1);
+    server.lose_vector(2);
+    assert_eq!(server.take_vector().unwrap().0, 1);
+    assert_eq!(server.take_vector().unwrap().0, 3);
+    assert!(matches!(message(&client), Some((4, Some(_)))));
+    // One that does not read is waited for by nobody, and gets the rest.
+    for _ in 0..MANY {
+        server.take_vector().unwrap();
+    }
+    for number in 0..i64::from(MANY) {
+        server.tell();
+        assert!(matches!(message(&client), Some((n, Some(_))) if n == 5 + number));
+    }
+    // Another QEMU: what is in use, no gap in the numbers.
+    server.give_vector(MANY + 3);
+    server.listen().unwrap();
+    assert!(message(&client).is_none());
+    let next = UnixStream::connect(directory.socket()).unwrap();
+    assert_eq!(introduced(&next).0.len(), usize::from(MANY) + 3);
+    assert_eq!(server.take_vector().unwrap().0, 2);
+    // Without a connection there are those that were given back, and no more.
+    server.close();
+    server.give_vector(0);
+    assert_eq!(server.left(), Some(1));
+    assert_eq!(server.take_vector().unwrap().0, 0);
+    let error = server.take_vector().unwrap_err();
+    assert!(error.to_string().contains("virtnic.Qemu"), "{error}");
+}
+
+#[test]
 fn vectors_are_reserved_and_given_back() {
     let directory = Directory::new("ivshmem-c");
-    let server = Server::serve(&directory.socket(), memory(), 2).unwrap();
+    let server = serve(&directory.socket(), 0);
     let (a, event) = server.take_vector().unwrap();
     let (b, _) = server.take_vector().unwrap();
     assert_ne!(a, b);
-    let error = server.take_vector().unwrap_err();
-    assert!(error.to_string().contains("all 2"), "{error}");
     event.signal();
     server.give_vector(a);
     server.give_vector(a);
@@ -149,13 +214,14 @@ fn vectors_are_reserved_and_given_back() {
     assert_eq!(event.drain(), 0);
     assert_eq!(server.take_vector().unwrap().0, a);
     assert!(server.vector(2).is_none());
+    assert_eq!(server.left(), None);
 }
 
 #[test]
 fn the_socket_file_comes_and_goes() {
     let directory = Directory::new("ivshmem-d");
-    let server = Server::serve(&directory.socket(), memory(), 1).unwrap();
-    let taken = Server::serve(&directory.socket(), memory(), 1).unwrap_err();
+    let server = serve(&directory.socket(), 1);
+    let taken = Server::new(&directory.socket(), region()).listen().unwrap_err();
     assert!(taken.to_string().contains("exists"), "{taken}");
     server.close();
     server.close();
@@ -163,15 +229,16 @@ fn the_socket_file_comes_and_goes() {
     assert!(UnixStream::connect(directory.socket()).is_err());
     drop(server);
     // What somebody else put there is left alone.
-    let server = Server::serve(&directory.socket(), memory(), 1).unwrap();
+    let server = serve(&directory.socket(), 1);
     std::fs::remove_file(directory.socket()).unwrap();
     std::fs::write(directory.socket(), "").unwrap();
     drop(server);
     assert!(directory.socket().exists());
-    for vectors in [0, MAX_VECTORS + 1] {
-        let result = Server::serve(&directory.0.join("x"), memory(), vectors);
-        assert!(matches!(result, Err(Error::Invalid(_))));
-    }
     let long = directory.0.join("x".repeat(120));
-    assert!(matches!(Server::serve(&long, memory(), 1), Err(Error::Invalid(_))));
+    assert!(matches!(Server::new(&long, region()).listen(), Err(Error::Invalid(_))));
+    // A memory whose file was closed cannot be given to anybody.
+    let server = Server::new(&directory.0.join("y"), region());
+    server.memory.forget_file();
+    let error = server.listen().unwrap_err();
+    assert!(error.to_string().contains("memory=virtnic.Memory()"), "{error}");
 }

@@ -15,9 +15,10 @@ use super::pages::human;
 use crate::{Error, Result};
 use rustix::fs::{self, AtFlags, CWD, FlockOperation, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// `f_type` of the file systems that a region's file may be in (statfs(2)).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -29,7 +30,8 @@ const PREFIX: &str = "virtnic-";
 /// The file; its name, if it has one, is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Backing {
-    fd: OwnedFd,
+    /// Shared with whoever gives it to a QEMU; none after [`Backing::forget`].
+    file: Mutex<Option<Arc<OwnedFd>>>,
     named: Option<Named>,
 }
 
@@ -56,7 +58,7 @@ impl Backing {
             ))
         })?;
         grow(&fd, size)?;
-        Ok(Self { fd, named: None })
+        Ok(Self { file: Mutex::new(Some(Arc::new(fd))), named: None })
     }
 
     /// A file of `size` bytes, mode 0600, with a name of its own in `directory`.
@@ -64,13 +66,36 @@ impl Backing {
         sweep(directory);
         let (fd, path) = create(directory)?;
         // From here on a failure removes the name again.
-        let backing = Self { fd, named: Some(Named { path, pid: std::process::id() }) };
-        grow(&backing.fd, size)?;
+        let named = Some(Named { path, pid: std::process::id() });
+        let fd = Arc::new(fd);
+        let backing = Self { file: Mutex::new(Some(Arc::clone(&fd))), named };
+        grow(&fd, size)?;
         Ok(backing)
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// The file.
+    pub(super) fn file(&self) -> Result<Arc<OwnedFd>> {
+        self.lock().clone().ok_or_else(|| {
+            Error::Invalid(
+                "the descriptor of this memory was closed when its QEMU had the memory: \
+                 virtnic.open keeps none of a memory that it makes; make the memory yourself, \
+                 memory=virtnic.Memory(), to use it for more than one QEMU"
+                    .to_owned(),
+            )
+        })
+    }
+
+    /// Closes the file, whose pages stay as long as somebody has them mapped. One with a name
+    /// stays open: its lock says that it is in use.
+    pub(super) fn forget(&self) {
+        if self.named.is_none() {
+            self.lock().take();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
+        // Each change under the lock is one assignment: a panic leaves nothing half done.
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn path(&self) -> Option<&Path> {
@@ -83,14 +108,14 @@ impl Backing {
             return Ok(());
         }
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        fs::fcntl_add_seals(&self.fd, seals)
+        fs::fcntl_add_seals(self.file()?, seals)
             .map_err(|cause| Error::os("cannot seal the shared memory", cause))
     }
 
     /// Gives the pages of the file back, and keeps its size.
     pub(super) fn discard(&self, size: usize) -> Result<()> {
         let flags = fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::KEEP_SIZE;
-        fs::fallocate(&self.fd, flags, 0, size as u64)
+        fs::fallocate(self.file()?, flags, 0, size as u64)
             .map_err(|cause| Error::os("cannot give pages of the shared memory back", cause))
     }
 }
@@ -243,9 +268,12 @@ mod tests {
     fn a_sealed_memfd_keeps_its_size() {
         let backing = Backing::memfd(1 << 20, PageSize::Base).unwrap();
         backing.seal().unwrap();
-        assert_eq!(fs::ftruncate(backing.fd(), 4096), Err(Errno::PERM));
-        assert_eq!(fs::ftruncate(backing.fd(), 2 << 20), Err(Errno::PERM));
-        assert_eq!(fs::fcntl_add_seals(backing.fd(), SealFlags::WRITE), Err(Errno::PERM));
+        assert_eq!(fs::ftruncate(backing.file().unwrap(), 4096), Err(Errno::PERM));
+        assert_eq!(fs::ftruncate(backing.file().unwrap(), 2 << 20), Err(Errno::PERM));
+        assert_eq!(
+            fs::fcntl_add_seals(backing.file().unwrap(), SealFlags::WRITE),
+            Err(Errno::PERM)
+        );
     }
 
     #[test]

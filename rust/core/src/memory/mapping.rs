@@ -156,6 +156,7 @@ mod tests {
     use super::super::PageSize;
     use super::super::backing::Backing;
     use super::*;
+    use std::os::fd::AsFd;
 
     const LEN: usize = 1 << 20;
 
@@ -178,7 +179,7 @@ mod tests {
     fn an_existing_mapping_is_never_replaced() {
         let first = Mapping::reserve(LEN).unwrap();
         let file = Backing::memfd(LEN, PageSize::Base).unwrap();
-        first.attach(file.fd(), true).unwrap();
+        first.attach(file.file().unwrap().as_fd(), true).unwrap();
         // SAFETY: inside the mapping.
         unsafe { first.as_ptr().write_volatile(0x5a) };
         let others: Vec<_> = (0..64).map(|_| Mapping::reserve(LEN).unwrap()).collect();
@@ -192,11 +193,12 @@ mod tests {
         for by_file in [false, true] {
             let file = Backing::memfd(LEN, PageSize::Base).unwrap();
             let mapping = Mapping::reserve(LEN).unwrap();
-            mapping.attach(file.fd(), true).unwrap();
-            let blocks = || rustix::fs::fstat(file.fd()).unwrap().st_blocks * 512;
+            mapping.attach(file.file().unwrap().as_fd(), true).unwrap();
+            let blocks =
+                || rustix::fs::fstat(file.file().unwrap().as_fd()).unwrap().st_blocks * 512;
             assert_eq!(blocks(), 0);
             if by_file {
-                mapping.populate_by_file(file.fd()).unwrap();
+                mapping.populate_by_file(file.file().unwrap().as_fd()).unwrap();
             } else {
                 mapping.populate(0, LEN).unwrap();
             }
@@ -208,7 +210,7 @@ mod tests {
     fn populating_past_the_file_is_an_error_not_a_signal() {
         let file = Backing::memfd(LEN / 2, PageSize::Base).unwrap();
         let mapping = Mapping::reserve(LEN).unwrap();
-        mapping.attach(file.fd(), true).unwrap();
+        mapping.attach(file.file().unwrap().as_fd(), true).unwrap();
         assert!(mapping.populate(0, LEN).is_err());
         assert_eq!(mapping.populate(LEN, 1), Err(Errno::INVAL));
     }

@@ -10,7 +10,7 @@ use super::{available, iova, numa, physical};
 use crate::process::Home;
 use crate::{Error, Result};
 use rustix::io::Errno;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -151,8 +151,15 @@ impl Region {
         self.mapping.address()
     }
     /// The file.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.backing.fd()
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] after [`Self::forget_file`].
+    pub fn file(&self) -> Result<Arc<OwnedFd>> {
+        self.backing.file()
+    }
+    /// Closes the file, where it has no path: who has mapped it keeps it, nobody else can get it.
+    pub fn forget_file(&self) {
+        self.backing.forget();
     }
     /// The file's path where it has one.
     pub fn path(&self) -> Option<&Path> {
@@ -333,7 +340,9 @@ fn build(options: &RegionOptions, page: PageSize) -> Result<(Mapping, Backing, I
     // Physical memory is taken frame by frame, with every free hugepage held: a
     // promise for the whole could not be kept meanwhile.
     let promise = placement != Placement::Physical;
-    mapping.attach(backing.fd(), promise).map_err(|cause| exhausted(options, page, cause))?;
+    mapping
+        .attach(backing.file()?.as_fd(), promise)
+        .map_err(|cause| exhausted(options, page, cause))?;
     if let Some(node) = node {
         // SAFETY: the whole of our own mapping.
         unsafe { numa::bind(mapping.as_ptr().cast(), size, node)? };
@@ -382,7 +391,7 @@ fn prefault(
     let node = options.node;
     let done = match mapping.populate(0, mapping.len()) {
         // Linux before 5.14. The file's pages would not follow the mapping's node.
-        Err(Errno::INVAL) if node.is_none() => mapping.populate_by_file(backing.fd()),
+        Err(Errno::INVAL) if node.is_none() => mapping.populate_by_file(backing.file()?.as_fd()),
         Err(Errno::INVAL) => {
             return Err(Error::Invalid(
                 "binding memory to a NUMA node needs Linux 5.14 (MADV_POPULATE_WRITE); pass \

@@ -42,7 +42,7 @@ fn unavailable(options: &RegionOptions) -> String {
 
 /// What the file holds, read through the file and not through the mapping.
 fn in_file(region: &Region, offset: usize, len: usize) -> Vec<u8> {
-    let file = std::fs::File::from(region.fd().try_clone_to_owned().unwrap());
+    let file = std::fs::File::from(region.file().unwrap().try_clone().unwrap());
     let mut bytes = vec![0; len];
     file.read_exact_at(&mut bytes, offset as u64).unwrap();
     bytes
@@ -72,11 +72,11 @@ fn a_region_is_aligned_sealed_prefaulted_and_below_the_limit() {
         (region.page_size(), region.fallback(), region.path()),
         (PageSize::Base, None, None)
     );
-    let stat = rustix::fs::fstat(region.fd()).unwrap();
+    let stat = rustix::fs::fstat(region.file().unwrap()).unwrap();
     assert_eq!((stat.st_size, stat.st_blocks * 512), ((4 * MIB) as i64, (4 * MIB) as i64));
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    assert_eq!(fcntl_get_seals(region.fd()).unwrap(), seals);
-    assert!(ftruncate(region.fd(), 0).is_err());
+    assert_eq!(fcntl_get_seals(region.file().unwrap()).unwrap(), seals);
+    assert!(ftruncate(region.file().unwrap(), 0).is_err());
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn hugepages_come_promised_filled_and_go_back() {
     let region = Region::new(&huge(16 * MIB)).unwrap();
     assert_eq!((region.page_size(), before - free()), (PageSize::Huge2M, 8));
     region.write(16 * MIB - 1, &[9]).unwrap();
-    assert_eq!(fcntl_get_seals(region.fd()).unwrap().bits() & 7, 7);
+    assert_eq!(fcntl_get_seals(region.file().unwrap()).unwrap().bits() & 7, 7);
     drop(region);
     assert_eq!(free(), before);
 }

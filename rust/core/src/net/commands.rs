@@ -2,6 +2,7 @@
 
 use super::config::Mac;
 use super::control::Command;
+use super::patiently::Patiently;
 use super::port::Port;
 use crate::virtio::Features;
 use crate::{Error, Result};
@@ -120,11 +121,12 @@ impl Port {
                 command.name
             )));
         };
-        let mut journal = self.journal();
-        control
-            .run(|| self.answering(), command, payload, arguments)
-            .map_err(|error| self.device.note(error))?;
-        journal.note(command, payload, arguments);
+        let transport = self.device.transport();
+        let _asking = self.asking.enter(|| transport.patience())?;
+        let patient = Patiently::new(transport.as_ref());
+        let alive = || self.answering().and_then(|()| patient.ask());
+        control.run(alive, command, payload, arguments).map_err(|error| self.device.note(error))?;
+        self.journal().note(command, payload, arguments);
         Ok(())
     }
 
@@ -172,7 +174,7 @@ impl Port {
             )));
         }
         self.persist(|| {
-            let _change = self.change();
+            let _change = self.change()?;
             self.ask_once(Features::CTRL_MAC_ADDR, MAC_ADDR_SET, &mac.0, &mac.to_string())?;
             self.settings().mac = mac;
             Ok(())

@@ -1,6 +1,7 @@
 //! What the queues of a port have in common: the device behind them, and its state.
 
 use super::bring_up::Events;
+use super::patiently::Patiently;
 use crate::memory::Pool;
 use crate::process::Home;
 use crate::virtio::Features;
@@ -114,8 +115,11 @@ impl Device {
     /// Waits as long as the device is away, so that it can be asked for something.
     pub(super) fn await_back(&self) -> Result<()> {
         let since = Instant::now();
+        let transport = self.transport();
+        let patient = Patiently::new(transport.as_ref());
         loop {
             self.alive()?;
+            patient.ask()?;
             if !self.is_away() {
                 return Ok(());
             }
@@ -187,13 +191,10 @@ impl Device {
         !self.home.is_here() || self.state.load(Ordering::Acquire) == CLOSED
     }
 
-    /// From now on every call says that the port is closed. False where that is nothing new,
-    /// and in a forked child.
-    pub(super) fn close(&self) -> bool {
-        if !self.home.is_here() || self.state.swap(CLOSED, Ordering::AcqRel) == CLOSED {
-            return false;
+    /// From now on every call says that the port is closed. Nothing in a forked child.
+    pub(super) fn close(&self) {
+        if self.home.is_here() && self.state.swap(CLOSED, Ordering::AcqRel) != CLOSED {
+            self.signal_all();
         }
-        self.signal_all();
-        true
     }
 }

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::super::header::HEADER_LEN;
 use super::super::queue::{AnyRing, RxQueue, TxQueue};
-use super::super::slot::Slot;
+use super::super::slot::{Reclaim, Slot};
 use super::*;
 use crate::memory::{Holder, JUMBO_SIZE, PageRequest, PageSize, Placement, Region, RegionOptions};
 use crate::notify::Doorbell;

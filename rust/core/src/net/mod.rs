@@ -4,7 +4,8 @@
 //! `bring_up` negotiates and makes a port, `port` is the whole of it, `device` what its queues
 //! share; `pair` moves frames, `offload` is what is left to do to one and `onward` sends it so,
 //! `waiting` and `wakeup` wait for them; `control` asks the device, `commands` and `rss` say what.
-//! `vacancy` is a ring whose backend is gone;
+//! `vacancy` is a ring whose backend is gone; `slot` is the lock of a queue and `exclusive` that of a
+//! change, in the order of [`crate::locks`];
 //! `restart` brings a device up again that was reset, or lost with its QEMU.
 
 mod bring_up;
@@ -14,6 +15,7 @@ mod commands;
 mod config;
 mod control;
 mod device;
+mod exclusive;
 mod frame;
 mod header;
 mod intx;
@@ -22,6 +24,7 @@ mod merge;
 mod offload;
 mod onward;
 mod pair;
+mod patiently;
 mod port;
 mod queue;
 mod restart;

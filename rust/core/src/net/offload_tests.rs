@@ -2,6 +2,7 @@
 use super::super::burst::Burst;
 use super::super::header::{self, HASH_HEADER_LEN, HEADER_LEN};
 use super::super::queue::{AnyRing, Common, RxQueue, TxQueue};
+use super::super::slot::Reclaim;
 use super::*;
 use crate::memory::{JUMBO_SIZE, PageRequest, PageSize, Placement, Pool, Region, RegionOptions};
 use crate::notify::Doorbell;

@@ -133,9 +133,14 @@ impl QueuePair {
             return Ok((0, Some(SendStop::NoBuffer)));
         }
         let mut tx = self.transmit()?;
-        let (sent, stop) = tx.send_as(burst, says).map_err(|error| self.device.note(error))?;
-        if stop.is_none() && !burst.is_empty() {
+        let sent = tx.send_as(burst, says);
+        let in_part = sent.as_ref().is_ok_and(|(_, stop)| stop.is_none()) && !burst.is_empty();
+        if in_part {
             self.sent_in_part(&mut tx);
+        }
+        drop(tx);
+        let (sent, stop) = sent.map_err(|error| self.device.note(error))?;
+        if in_part {
             return Ok((sent, Some(SendStop::RingFull)));
         }
         Ok((sent, stop.map(|why| SendStop::BadFrame(why.to_string()))))

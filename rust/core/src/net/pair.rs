@@ -7,15 +7,15 @@ use super::frame::{FrameBuffer, FrameSource};
 use super::header;
 use super::onward::copy_header;
 use super::queue::{RxQueue, SendStop, TxQueue};
-use super::slot::{Claim, Slot};
+use super::slot::{Claim, Locked, Reclaim, Slot};
 use super::stats::{ExtendedStats, LivePairStats, PortStats};
 use super::vacancy::Vacancy;
 use super::waiting::Waiting;
 use crate::memory::{Demand, Holder};
 use crate::virtio::transport::QueueAddresses;
 use crate::{Error, Result};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, MutexGuard};
 
 /// Frames of a `send` are copied in groups of this many between two doorbells.
 const STAGE: usize = 256;
@@ -30,6 +30,16 @@ pub(super) enum Mode {
     Unused = 1,
     /// Its queues were reset.
     Stopped = 2,
+    /// They are being reset, or that was begun and failed: nothing moves, and buffers may be with the
+    /// device.
+    Stopping = 3,
+}
+
+impl Mode {
+    /// Whether its queues are with no device, or will not be.
+    pub(super) fn is_off(self) -> bool {
+        matches!(self, Self::Stopped | Self::Stopping)
+    }
 }
 
 /// A receive and a transmit queue of a [`Port`](super::Port).
@@ -53,7 +63,7 @@ pub struct QueuePair {
     demand: Arc<Demand>,
     pub(super) rx_waiting: Waiting,
     pub(super) tx_waiting: Waiting,
-    /// Written with both queues locked.
+    /// Written in a change of the port, with both queues locked.
     mode: AtomicU8,
 }
 
@@ -131,11 +141,12 @@ impl QueuePair {
         match self.mode.load(Ordering::Relaxed) {
             0 => Mode::Active,
             1 => Mode::Unused,
-            _ => Mode::Stopped,
+            2 => Mode::Stopped,
+            _ => Mode::Stopping,
         }
     }
 
-    /// Only with both queues locked.
+    /// Only in a change of the port; with both queues locked where frames move before or after.
     pub(super) fn set_mode(&self, mode: Mode) {
         self.mode.store(mode as u8, Ordering::Relaxed);
         if mode != Mode::Active {
@@ -146,19 +157,24 @@ impl QueuePair {
     #[cold]
     pub(super) fn unusable(&self, mode: Mode) -> Error {
         let number = self.index;
-        Error::Closed(if mode == Mode::Stopped {
-            format!("queue {number} is stopped; queue({number}).start() starts it again")
-        } else {
-            format!(
+        Error::Closed(match mode {
+            Mode::Stopped => {
+                format!("queue {number} is stopped; queue({number}).start() starts it again")
+            }
+            Mode::Stopping => format!(
+                "queue {number} is being stopped; where that failed, queue({number}).stop() tries \
+                 again"
+            ),
+            _ => format!(
                 "queue {number} is not in use; set_queues({}) or more turns it on",
                 u32::from(number) + 1
-            )
+            ),
         })
     }
 
     /// The transmit queue, for frames.
     #[inline]
-    pub(super) fn transmit(&self) -> Result<MutexGuard<'_, TxQueue>> {
+    pub(super) fn transmit(&self) -> Result<Locked<'_, TxQueue>> {
         let tx = self.tx.lock()?;
         match self.mode() {
             Mode::Active => Ok(tx),
@@ -175,16 +191,17 @@ impl QueuePair {
         self.device.check()?;
         let mut rx = self.rx.lock()?;
         let mode = self.mode();
-        if mode == Mode::Stopped {
+        if mode.is_off() {
             return Err(self.unusable(mode));
         }
         burst.expect_hashes(self.hashes);
-        let received = rx.recv(max, burst).map_err(|error| self.device.note(error))?;
-        if received < max {
+        let received = rx.recv(max, burst);
+        if received.as_ref().is_ok_and(|received| *received < max) {
             self.received_all(&mut rx);
         }
+        drop(rx);
+        let received = received.map_err(|error| self.device.note(error))?;
         if received == 0 {
-            drop(rx);
             self.device.connected()?;
             if mode == Mode::Unused {
                 return Err(self.unusable(mode));
@@ -217,11 +234,12 @@ impl QueuePair {
             return Ok(0);
         }
         let mut tx = self.transmit()?;
-        let sent = tx.send_burst(burst).map_err(|error| self.device.note(error))?;
-        if !burst.is_empty() {
+        let sent = tx.send_burst(burst);
+        if sent.is_ok() && !burst.is_empty() {
             self.sent_in_part(&mut tx);
         }
-        Ok(sent)
+        drop(tx);
+        sent.map_err(|error| self.device.note(error))
     }
 
     /// Exchanges frames of which a view is alive for copies; false when there is no buffer for one.
@@ -293,7 +311,8 @@ impl QueuePair {
         let mut queued = 0;
         let mut buffers = Vec::with_capacity(STAGE);
         while frames.more() {
-            let room = self.transmit()?.room().map_err(|error| self.device.note(error))?.min(STAGE);
+            let room = self.transmit()?.room();
+            let room = room.map_err(|error| self.device.note(error))?.min(STAGE);
             let got = self.device.pool.take_to_send(&mut buffers, room, &self.demand);
             let mut staged = Burst::new(self.device.pool.clone());
             let mut stop = None;
@@ -333,8 +352,8 @@ impl QueuePair {
                 } else {
                     tx.send(staged.ids(), staged.lengths())
                 };
-                let sent = sent.map_err(|error| self.device.note(error))?;
                 drop(tx);
+                let sent = sent.map_err(|error| self.device.note(error))?;
                 let all = sent == staged.len();
                 staged.moved(sent);
                 queued += sent;
@@ -385,7 +404,8 @@ impl QueuePair {
     /// As for [`Self::recv`].
     pub fn reclaim(&self) -> Result<()> {
         self.device.check()?;
-        self.tx.lock()?.reclaim().map_err(|error| self.device.note(error))
+        let reclaimed = self.tx.lock()?.reclaim();
+        reclaimed.map_err(|error| self.device.note(error))
     }
 
     /// Takes the receive queue for a loop; others get [`Error::Busy`] until the claim ends.
@@ -410,7 +430,7 @@ impl QueuePair {
         }
         Ok(tx)
     }
-    fn claimed<'a, Q>(&self, claim: Claim<'a, Q>) -> Result<Claim<'a, Q>> {
+    fn claimed<'a, Q: Reclaim>(&self, claim: Claim<'a, Q>) -> Result<Claim<'a, Q>> {
         match self.mode() {
             Mode::Active => Ok(claim),
             mode => Err(self.unusable(mode)),
@@ -418,12 +438,19 @@ impl QueuePair {
     }
 
     /// Takes every buffer back, after the device was reset; waits for whoever has the queues.
-    pub(super) fn take_back(&self) {
-        self.rx.wait_for_it().reclaim_all();
-        let mut tx = self.tx.wait_for_it();
-        // Count what the device finished before the reset, then take back the rest.
-        let _ = tx.reclaim();
-        tx.reclaim_all();
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device broke a rule before; all buffers are taken back.
+    pub(super) fn take_back(&self) -> Result<()> {
+        self.rx.take_back(|_| {});
+        let mut finished = Ok(());
+        // Counts what the device finished before the reset.
+        self.tx.take_back(|tx| finished = tx.reclaim());
+        finished
+    }
+    /// An error where a loop of this thread has one of its queues.
+    pub(super) fn not_ours(&self) -> Result<()> {
+        self.rx.not_ours().and_then(|()| self.tx.not_ours())
     }
 }
 

@@ -4,6 +4,7 @@ use super::burst::Burst;
 use super::config::{Line, Mac, NetConfig, RssLimits, read_status};
 use super::control::ControlQueue;
 use super::device::Device;
+use super::exclusive::{Exclusive, Turn};
 use super::frame::FrameSource;
 use super::intx::IntxDispatcher;
 use super::pair::{Mode, QueuePair};
@@ -41,8 +42,31 @@ pub struct Port {
     outcomes: Vec<Outcome>,
     pub(super) intx: Mutex<Option<IntxDispatcher>>,
     pub(super) journal: Mutex<Journal>,
-    changing: Mutex<()>,
+    /// One change at a time: held for as long as it takes to tell the device, and while it is reset.
+    changing: Exclusive,
+    /// One command at a time, as long as the device takes to answer.
+    pub(super) asking: Exclusive,
+    /// It was closed, and its device was reset.
+    ended: AtomicBool,
+    /// It was closed by who interrupts a change, at the end of which it ends.
+    ending: AtomicBool,
     pub(super) restarts: AtomicU64,
+}
+
+/// A change of a port, which is the only one.
+pub(super) struct Change<'a> {
+    port: &'a Port,
+    _turn: Turn<'a>,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.port.ending.swap(false, Ordering::AcqRel)
+            && let Err(error) = self.port.shut_down()
+        {
+            log::warn!("the device was not reset at the end: {error}");
+        }
+    }
 }
 
 /// How the device was brought up.
@@ -89,7 +113,10 @@ impl Port {
             outcomes,
             intx: Mutex::new(intx),
             journal: Mutex::default(),
-            changing: Mutex::default(),
+            changing: Exclusive::default(),
+            asking: Exclusive::default(),
+            ended: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
         }
     }
@@ -110,9 +137,10 @@ impl Port {
     pub fn rss_limits(&self) -> Option<RssLimits> {
         self.setup.config.rss
     }
-    /// One change at a time: held for as long as it takes to tell the device, and while it is reset.
-    pub(super) fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Begins a change, when no other is under way.
+    pub(super) fn change(&self) -> Result<Change<'_>> {
+        let _turn = self.changing.enter(|| self.device.transport().patience())?;
+        Ok(Change { port: self, _turn })
     }
     pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -193,7 +221,8 @@ impl Port {
         let (link, announce) = read_status(self.device.transport().as_ref(), self.device.accepted)?;
         self.link.store(link, Ordering::Relaxed);
         // Section 5.1.5: it may be another now.
-        self.settings().line = Line::read(self.device.transport().as_ref(), self.device.accepted)?;
+        let line = Line::read(self.device.transport().as_ref(), self.device.accepted)?;
+        self.settings().line = line;
         if announce {
             self.announce()?;
         }
@@ -319,7 +348,7 @@ impl Port {
     }
 
     fn try_set_queues(&self, count: u16) -> Result<()> {
-        let _change = self.change();
+        let _change = self.change()?;
         let before = self.active_pairs();
         // Nothing may be queued any more where the device is about to stop looking (5.1.6.5.5.2).
         self.turn(count, before, Mode::Active, Mode::Unused)?;
@@ -354,18 +383,20 @@ impl Port {
     /// RING_RESET; [`Error::Busy`] while a loop has one of the queues; and as for [`Self::recv`].
     pub fn stop_pair(&self, index: usize) -> Result<()> {
         let pair = self.resettable(index, "stopped")?;
-        let _change = self.change();
-        let (mut rx, mut tx) = (pair.rx.lock()?, pair.tx.lock()?);
+        let _change = self.change()?;
         if pair.mode() == Mode::Stopped {
             return Ok(());
+        }
+        // From here on nothing is queued; what the device still has is taken back below.
+        {
+            let (_rx, _tx) = (pair.rx.lock()?, pair.tx.lock()?);
+            pair.set_mode(Mode::Stopping);
         }
         for queue in [2 * pair.index, 2 * pair.index + 1] {
             self.device.transport().reset_queue(queue).map_err(|error| self.device.note(error))?;
         }
+        let finished = pair.take_back();
         pair.set_mode(Mode::Stopped);
-        rx.reclaim_all();
-        let finished = tx.reclaim();
-        tx.reclaim_all();
         finished.map_err(|error| self.device.note(error))
     }
 
@@ -375,8 +406,11 @@ impl Port {
     /// As for [`Self::stop_pair`].
     pub fn start_pair(&self, index: usize) -> Result<()> {
         let pair = self.resettable(index, "started")?;
-        let _change = self.change();
-        let (mut rx, mut tx) = (pair.rx.lock()?, pair.tx.lock()?);
+        if pair.mode() == Mode::Stopping {
+            // Begun and not ended: it has to be, before the queues are set up again.
+            self.stop_pair(index)?;
+        }
+        let _change = self.change()?;
         if pair.mode() != Mode::Stopped {
             return Ok(());
         }
@@ -386,6 +420,7 @@ impl Port {
                 .setup_queue(queue, addresses)
                 .map_err(|error| self.device.note(error))?;
         }
+        let (mut rx, mut tx) = (pair.rx.lock()?, pair.tx.lock()?);
         let used = pair.index < self.active_pairs();
         pair.set_mode(if used { Mode::Active } else { Mode::Unused });
         rx.refill();
@@ -416,18 +451,51 @@ impl Port {
     /// Resets the device and takes every buffer back. Waiting calls return [`Error::Closed`].
     /// A second call does nothing, nor does one in a forked child.
     pub fn stop(&self) {
-        if !self.device.close() {
-            return;
+        // An interruption is over once it was told.
+        while self.try_stop().is_err() {}
+    }
+
+    /// The same; ends early where the caller is interrupted, and can be called again then.
+    ///
+    /// Called by a signal handler or callback that interrupts a change of this port, or by what a
+    /// loop calls, it only marks the port: the end of what was interrupted does the rest.
+    ///
+    /// # Errors
+    /// What the caller's patience returns ([`Patience`](crate::qtest::Patience)).
+    pub fn try_stop(&self) -> Result<()> {
+        self.device.close();
+        if self.device.at_home().is_err() || self.ended.load(Ordering::Acquire) {
+            return Ok(());
         }
         // Not while it is being brought up again.
-        let _change = self.change();
-        if let Err(error) = self.device.transport().set_status(Status::empty()) {
-            log::debug!("the device was not reset at the end: {error}");
+        match self.change() {
+            Ok(_change) => self.shut_down(),
+            Err(Error::Busy(_)) => {
+                self.ending.store(true, Ordering::Release);
+                Ok(())
+            }
+            Err(interrupted) => Err(interrupted),
+        }
+    }
+
+    /// Resets the device of a closed port and takes every buffer back, once. In a [`Self::change`].
+    fn shut_down(&self) -> Result<()> {
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match self.device.transport().set_status(Status::empty()) {
+            Err(error) if error.is_interruption() => return Err(error),
+            Err(error) => log::debug!("the device was not reset at the end: {error}"),
+            Ok(()) => {}
         }
         drop(self.intx.lock().unwrap_or_else(PoisonError::into_inner).take());
         for pair in &self.pairs {
-            pair.take_back();
+            if let Err(error) = pair.take_back() {
+                log::debug!("the last frames of a closed port: {error}");
+            }
         }
+        self.ended.store(true, Ordering::Release);
+        Ok(())
     }
 }
 

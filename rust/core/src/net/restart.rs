@@ -11,6 +11,7 @@ use super::config::NetConfig;
 use super::control::Command;
 use super::intx::IntxDispatcher;
 use super::pair::Mode;
+use super::patiently::Patiently;
 use super::port::Port;
 use crate::notify::Doorbell;
 use crate::virtio::Status;
@@ -130,8 +131,15 @@ impl Port {
             return;
         }
         self.device.set_away(true);
-        let _change = self.change();
+        let Ok(_change) = self.change() else {
+            return; // interrupted, or in a change that will set them aside
+        };
         self.set_aside();
+    }
+
+    /// An error where a loop of this thread has one of the queues.
+    fn not_ours(&self) -> Result<()> {
+        self.pairs.iter().try_for_each(super::QueuePair::not_ours)
     }
 
     fn set_aside(&self) {
@@ -151,7 +159,8 @@ impl Port {
     /// again. [`Error::Closed`].
     pub fn reattach(&self, transport: Arc<dyn Transport>) -> Result<()> {
         self.device.check_resettable()?;
-        let _change = self.change();
+        self.not_ours()?;
+        let _change = self.change()?;
         self.device.check_resettable()?;
         self.device.set_away(true);
         transport.set_status(Status::empty())?;
@@ -169,9 +178,10 @@ impl Port {
     /// [`Error::Closed`].
     pub fn restart(&self) -> Result<()> {
         self.device.check_resettable()?;
-        self.device.set_away(true);
-        let _change = self.change();
+        self.not_ours()?;
+        let _change = self.change()?;
         self.device.check_resettable()?;
+        self.device.set_away(true);
         let transport = self.device.transport();
         let result = transport.set_status(Status::empty()).and_then(|()| {
             self.set_aside();
@@ -233,7 +243,7 @@ impl Port {
                 transport.setup_queue(queue, addresses)?;
             }
         }
-        let journal = self.journal();
+        let _asking = self.asking.enter(|| transport.patience())?;
         if let Some(control) = &self.control {
             let index = control.index();
             control.restart(transport.doorbell(index)?);
@@ -241,13 +251,13 @@ impl Port {
         }
         self.dispatch_again()?;
         transport.set_status(status | Status::DRIVER_OK)?;
-        for pair in self.pairs.iter().filter(|pair| pair.mode() == Mode::Stopped) {
+        for pair in self.pairs.iter().filter(|pair| pair.mode().is_off()) {
             transport.reset_queue(2 * pair.index)?;
             transport.reset_queue(2 * pair.index + 1)?;
+            pair.set_mode(Mode::Stopped);
         }
         // Before there is a buffer to receive into: the first frame finds all filters in place.
-        self.tell_again(&journal, transport)?;
-        drop(journal);
+        self.tell_again(transport)?;
         self.device.mended();
         for pair in &self.pairs {
             self.resume(pair, transport)?;
@@ -269,7 +279,7 @@ impl Port {
         let (rx_doorbell, tx_doorbell) = (doorbell(2 * pair.index)?, doorbell(2 * pair.index + 1)?);
         let mut rx = pair.rx.borrow();
         rx.resume(rx_doorbell);
-        if pair.mode() != Mode::Stopped {
+        if !pair.mode().is_off() {
             rx.refill();
         }
         pair.received_all(&mut rx);
@@ -304,10 +314,13 @@ impl Port {
         Ok(())
     }
 
-    fn tell_again(&self, journal: &Journal, transport: &dyn Transport) -> Result<()> {
+    fn tell_again(&self, transport: &dyn Transport) -> Result<()> {
         let Some(control) = &self.control else { return Ok(()) };
-        for Entry { command, payload, arguments } in journal.0.values() {
-            control.run(|| transport.alive(), *command, payload, arguments)?;
+        let told: Vec<Entry> = self.journal().0.values().cloned().collect();
+        for Entry { command, payload, arguments } in &told {
+            let patient = Patiently::new(transport);
+            let alive = || transport.alive().and_then(|()| patient.ask());
+            control.run(alive, *command, payload, arguments)?;
         }
         Ok(())
     }

@@ -139,7 +139,7 @@ impl Port {
         arguments: &str,
     ) -> Result<()> {
         self.offered(feature, command, arguments)?;
-        let _change = self.change();
+        let _change = self.change()?;
         let active = self.active_pairs();
         if let Some(limits) = &self.rss_limits() {
             rss.check(limits, active)?;

@@ -1,72 +1,164 @@
 //! A queue behind a lock, which a loop can claim for itself.
 
+use crate::locks::{self, may_wait, this_thread};
 use crate::{Error, Result};
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// So often a queue that another thread has is tried again without a pause.
+const TRIES: usize = 200;
+/// Then that thread does not run: it gets the processor for a moment, whatever our priority.
+const PAUSE: Duration = Duration::from_micros(20);
+
+/// What becomes of a queue whose port was closed while a loop had it.
+pub(crate) trait Reclaim {
+    /// Takes every buffer back, after the device was reset.
+    fn reclaim_all(&mut self);
+}
 
 /// A queue: locked for the short time of a burst, or claimed for long.
+///
+/// Nobody waits for QEMU, a peer or the interpreter with the lock held: see [`crate::locks`]. A claim is
+/// something else: its owner may wait, and nobody waits for it with the interpreter.
 #[derive(Debug)]
-pub(crate) struct Slot<Q> {
+pub(crate) struct Slot<Q: Reclaim> {
     queue: Mutex<Q>,
-    claimed: AtomicBool,
+    /// The thread that has claimed it; 0 where none has.
+    claimed: AtomicUsize,
     /// Somebody waits for a queue that may be claimed.
     wanted: AtomicBool,
+    /// The port was closed by the very thread that has claimed the queue.
+    over: AtomicBool,
     name: &'static str,
 }
 
-impl<Q> Slot<Q> {
+/// A queue that is locked.
+#[derive(Debug)]
+pub(crate) struct Locked<'a, Q> {
+    queue: MutexGuard<'a, Q>,
+    _held: locks::Held,
+}
+
+impl<'a, Q> Locked<'a, Q> {
+    #[inline]
+    fn new(queue: MutexGuard<'a, Q>) -> Self {
+        Self { queue, _held: locks::Held::new() }
+    }
+}
+
+impl<Q> Deref for Locked<'_, Q> {
+    type Target = Q;
+    #[inline]
+    fn deref(&self) -> &Q {
+        &self.queue
+    }
+}
+
+impl<Q> DerefMut for Locked<'_, Q> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Q {
+        &mut self.queue
+    }
+}
+
+impl<Q: Reclaim> Slot<Q> {
     pub(crate) fn new(queue: Q, name: &'static str) -> Self {
-        let (claimed, wanted) = Default::default();
-        Self { queue: Mutex::new(queue), claimed, wanted, name }
+        let (claimed, wanted, over) = Default::default();
+        Self { queue: Mutex::new(queue), claimed, wanted, over, name }
     }
 
     /// For one burst. [`Error::Busy`] while it is claimed, instead of a long wait: the caller
-    /// may hold the interpreter. Everybody else has the queue for microseconds only.
+    /// may hold the interpreter. Everybody else has the queue for microseconds only, and waits for
+    /// nothing meanwhile.
     #[inline]
-    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Q>> {
-        loop {
-            match self.queue.try_lock() {
-                Ok(guard) => return Ok(guard),
-                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if self.claimed.load(Ordering::Relaxed) => {
-                    return Err(self.busy());
-                }
-                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
-            }
+    pub(crate) fn lock(&self) -> Result<Locked<'_, Q>> {
+        match self.try_lock() {
+            Some(queue) => Ok(queue),
+            None => self.lock_soon(),
         }
     }
 
+    /// Not by blocking: it may be claimed at any moment, and then only this sees it.
+    #[cold]
+    fn lock_soon(&self) -> Result<Locked<'_, Q>> {
+        for tried in 0.. {
+            if self.claimed.load(Ordering::Relaxed) != 0 {
+                break;
+            }
+            if tried < TRIES {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(PAUSE);
+            }
+            if let Some(queue) = self.try_lock() {
+                return Ok(queue);
+            }
+        }
+        Err(self.busy())
+    }
+
     /// The queue, unless somebody has it.
-    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Q>> {
+    #[inline]
+    pub(crate) fn try_lock(&self) -> Option<Locked<'_, Q>> {
         match self.queue.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Ok(queue) => Some(Locked::new(queue)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(Locked::new(poisoned.into_inner())),
             Err(TryLockError::WouldBlock) => None,
         }
     }
 
     /// The queue, however long somebody else has it.
-    pub(crate) fn wait_for_it(&self) -> MutexGuard<'_, Q> {
+    pub(crate) fn wait_for_it(&self) -> Locked<'_, Q> {
+        may_wait("a queue that may be claimed");
+        Locked::new(self.wait())
+    }
+
+    fn wait(&self) -> MutexGuard<'_, Q> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The queue, for a moment: a loop that has claimed it [lends](Claim::lend) it. For one
     /// caller at a time, who may have no other queue meanwhile.
-    pub(crate) fn borrow(&self) -> MutexGuard<'_, Q> {
+    pub(crate) fn borrow(&self) -> Locked<'_, Q> {
         self.wanted.store(true, Ordering::Release);
-        let guard = self.wait_for_it();
+        let queue = self.wait_for_it();
         self.wanted.store(false, Ordering::Release);
-        guard
+        queue
     }
 
     /// For as long as the claim lives.
     pub(crate) fn claim(&self) -> Result<Claim<'_, Q>> {
-        if self.claimed.swap(true, Ordering::Relaxed) {
+        may_wait("a queue");
+        let (none, this) = (0, this_thread());
+        if self.claimed.compare_exchange(none, this, Ordering::Relaxed, Ordering::Relaxed).is_err()
+        {
             return Err(self.busy());
         }
-        Ok(Claim { guard: ManuallyDrop::new(self.wait_for_it()), slot: self })
+        Ok(Claim { guard: ManuallyDrop::new(self.wait()), slot: self })
+    }
+
+    /// An error where a loop of this very thread has it, which is what called us.
+    pub(crate) fn not_ours(&self) -> Result<()> {
+        if self.claimed.load(Ordering::Relaxed) == this_thread() {
+            Err(self.busy())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes every buffer back, after the device was reset: waits for whoever has the queue. Where
+    /// that is a loop of this thread, which called us, at the end of its claim.
+    pub(crate) fn take_back(&self, before: impl FnOnce(&mut Q)) {
+        if self.not_ours().is_err() {
+            self.over.store(true, Ordering::Relaxed);
+            return;
+        }
+        let mut queue = self.wait_for_it();
+        before(&mut queue);
+        queue.reclaim_all();
     }
 
     #[cold]
@@ -80,13 +172,13 @@ impl<Q> Slot<Q> {
 
 /// A queue that is somebody's alone.
 #[derive(Debug)]
-pub(crate) struct Claim<'a, Q> {
+pub(crate) struct Claim<'a, Q: Reclaim> {
     /// Always there, but inside of [`Self::give_way`].
     guard: ManuallyDrop<MutexGuard<'a, Q>>,
     slot: &'a Slot<Q>,
 }
 
-impl<Q> Claim<'_, Q> {
+impl<Q: Reclaim> Claim<'_, Q> {
     /// Lends the queue to whoever waits for it; a loop does so in every turn.
     #[inline]
     pub(crate) fn lend(&mut self) {
@@ -103,19 +195,23 @@ impl<Q> Claim<'_, Q> {
         while self.slot.wanted.load(Ordering::Acquire) {
             std::thread::yield_now();
         }
-        self.guard = ManuallyDrop::new(self.slot.wait_for_it());
+        self.guard = ManuallyDrop::new(self.slot.wait());
     }
 }
 
-impl<Q> Drop for Claim<'_, Q> {
+impl<Q: Reclaim> Drop for Claim<'_, Q> {
     fn drop(&mut self) {
+        // Its own thread closed the port: nobody else sets this.
+        if self.slot.over.swap(false, Ordering::Relaxed) {
+            self.guard.reclaim_all();
+        }
         // SAFETY: the guard is there, and this is its end.
         unsafe { ManuallyDrop::drop(&mut self.guard) };
-        self.slot.claimed.store(false, Ordering::Relaxed);
+        self.slot.claimed.store(0, Ordering::Relaxed);
     }
 }
 
-impl<Q> Deref for Claim<'_, Q> {
+impl<Q: Reclaim> Deref for Claim<'_, Q> {
     type Target = Q;
     #[inline]
     fn deref(&self) -> &Q {
@@ -123,9 +219,48 @@ impl<Q> Deref for Claim<'_, Q> {
     }
 }
 
-impl<Q> DerefMut for Claim<'_, Q> {
+impl<Q: Reclaim> DerefMut for Claim<'_, Q> {
     #[inline]
     fn deref_mut(&mut self) -> &mut Q {
         &mut self.guard
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Queue {
+        reclaimed: bool,
+    }
+    impl Reclaim for Queue {
+        fn reclaim_all(&mut self) {
+            self.reclaimed = true;
+        }
+    }
+
+    #[test]
+    fn a_claimed_queue_is_busy_at_once() {
+        let slot = Slot::new(Queue::default(), "receive");
+        let claim = slot.claim().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert!(matches!(slot.lock(), Err(Error::Busy(_))))).join().unwrap();
+        });
+        drop(claim);
+        slot.lock().unwrap();
+    }
+
+    /// What a loop calls may close the port: its own claim is not waited for.
+    #[test]
+    fn a_claim_taken_back_by_its_own_thread_ends_empty() {
+        let slot = Slot::new(Queue::default(), "receive");
+        let claim = slot.claim().unwrap();
+        assert!(slot.not_ours().is_err());
+        slot.take_back(|_| {});
+        assert!(!claim.reclaimed);
+        drop(claim);
+        assert!(slot.lock().unwrap().reclaimed);
     }
 }

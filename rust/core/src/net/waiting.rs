@@ -3,7 +3,7 @@
 use super::bring_up::PairEvents;
 use super::pair::{Mode, QueuePair};
 use super::queue::{RxQueue, TxQueue};
-use super::slot::Slot;
+use super::slot::{Reclaim, Slot};
 use super::spin::Spin;
 use super::stats::LiveQueueStats;
 use super::wakeup::{Interrupts, Wakeup};
@@ -149,7 +149,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Waits until the queue may be ready. `running` is an error once it never will be.
-    fn wait<Q: Interrupts>(
+    fn wait<Q: Interrupts + Reclaim>(
         &self,
         slot: &Slot<Q>,
         event: Option<&EventFd>,
@@ -175,7 +175,7 @@ impl Waiting {
         Ok(wake)
     }
 
-    fn sleep<Q: Interrupts>(
+    fn sleep<Q: Interrupts + Reclaim>(
         &self,
         slot: &Slot<Q>,
         event: &EventFd,
@@ -216,7 +216,7 @@ impl Waiting {
 }
 
 /// Looks at the queue again and again; whether it became ready.
-fn poll<Q: Interrupts>(
+fn poll<Q: Interrupts + Reclaim>(
     slot: &Slot<Q>,
     start: Instant,
     budget: Duration,
@@ -235,7 +235,7 @@ fn poll<Q: Interrupts>(
 }
 
 /// A wait without interrupts.
-fn wait_without<Q: Interrupts>(
+fn wait_without<Q: Interrupts + Reclaim>(
     slot: &Slot<Q>,
     timeout: Option<Duration>,
     running: &impl Fn() -> Result<()>,

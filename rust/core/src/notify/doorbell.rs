@@ -26,7 +26,7 @@ impl Notification {
 /// How a queue's device side is told that buffers are available.
 #[derive(Clone, Debug)]
 pub enum Doorbell {
-    /// An MMIO write over QTest; nobody waits for the reply.
+    /// An MMIO write over QTest; nobody waits for the socket, nor for the reply.
     Mmio {
         /// The connection.
         qtest: QTest,
@@ -52,28 +52,25 @@ pub enum Doorbell {
 
 impl Doorbell {
     /// Rings it for this queue (VIRTIO 1.3, section 4.1.5.2), whose ring has come to `next`
-    /// (section 2.9).
+    /// (section 2.9). Never waits, so that it can be rung with the queue's lock held: no kick
+    /// overtakes an earlier one.
     ///
-    /// A kick that cannot be delivered is logged: the connection has ended, which
-    /// [`QTest::watch`] and every waiting call report, or QEMU has not read its
-    /// socket for the whole timeout.
+    /// One that is not delivered is no news: the connection has ended, which [`QTest::watch`]
+    /// and every waiting call report.
     #[inline]
     pub fn ring(&self, queue: u16, next: u16) {
-        match self {
+        let kicked = match self {
             Self::Mmio { qtest, address, notification } => {
                 let (width, value) = notification.of(queue, next);
-                if let Err(error) = qtest.write(*address, width, value) {
-                    log::warn!("the kick of queue {queue} was not delivered: {error}");
-                }
+                qtest.kick(*address, width, value)
             }
-            Self::Port { qtest, port } => {
-                if let Err(error) = qtest.port_out(*port, 2, u32::from(queue)) {
-                    log::warn!("the kick of queue {queue} was not delivered: {error}");
-                }
-            }
-            Self::Event(event) => event.signal(),
-            Self::Kick(kick) => kick.ring(),
-            Self::Silent => {}
+            Self::Port { qtest, port } => qtest.port_kick(*port, 2, u32::from(queue)),
+            Self::Event(event) => return event.signal(),
+            Self::Kick(kick) => return kick.ring(),
+            Self::Silent => return,
+        };
+        if let Err(error) = kicked {
+            log::debug!("the kick of queue {queue} was not delivered: {error}");
         }
     }
 }

@@ -100,6 +100,9 @@ pub(crate) fn timespec(timeout: Option<Duration>) -> Option<Timespec> {
 
 /// Waits until a descriptor is readable or hung up; `false` after the timeout.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool> {
+    if timeout != Some(Duration::ZERO) {
+        crate::locks::may_wait("an eventfd or process");
+    }
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     match poll(&mut fds, timespec(timeout).as_ref()) {
         Ok(ready) => Ok(ready > 0),

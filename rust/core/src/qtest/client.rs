@@ -161,6 +161,30 @@ impl QTest {
         self.connection.post(Command::Write { address, width, value })
     }
 
+    /// [`Self::write`] of a queue's doorbell, which never waits, whatever QEMU does: where the
+    /// socket is full it is kept, once for each queue, and sent before anything that is asked later. So
+    /// it may be called with a queue's lock held.
+    ///
+    /// # Errors
+    /// [`crate::Error::QemuDied`], [`crate::Error::Closed`], [`crate::Error::Invalid`] as above.
+    #[inline]
+    pub fn kick(&self, address: u64, width: u8, value: u64) -> Result<()> {
+        check_access(address, width)?;
+        check_value(width, value)?;
+        self.connection.kick(Command::Write { address, width, value })
+    }
+
+    /// The same by a port, as [`Self::port_out`].
+    ///
+    /// # Errors
+    /// See [`Self::kick`].
+    #[inline]
+    pub fn port_kick(&self, port: u16, width: u8, value: u32) -> Result<()> {
+        check_port_width(width)?;
+        check_value(width, u64::from(value))?;
+        self.connection.kick(Command::Out { port, width, value })
+    }
+
     /// Several MMIO reads in one round trip: `(address, width)` each.
     ///
     /// # Errors
@@ -317,6 +341,14 @@ impl QTest {
                 Err(Error::os("starting the clock thread", error))
             }
         }
+    }
+
+    /// Asks the patience that the connection was made with, for a wait for something else.
+    ///
+    /// # Errors
+    /// What it returns.
+    pub fn patience(&self) -> Result<()> {
+        self.connection.patience.map_or(Ok(()), |ask| ask())
     }
 
     /// Why the connection ended, where it has.

@@ -3,6 +3,7 @@
 use super::clock::Clock;
 use super::pipeline::{End, Pipeline, Signal, Ticket};
 use super::wire::{Answer, Command, Splitter, parse};
+use crate::locks::may_wait;
 use crate::notify::EventFd;
 use crate::process::Home;
 use crate::{Error, Result};
@@ -77,6 +78,7 @@ impl Connection {
             if let Err(violation) = fed {
                 break format!("the QTest protocol was broken: {violation}");
             }
+            self.pipeline.go_on(|lines| self.write_now(lines));
         };
         self.end(End::Died(why));
     }
@@ -115,6 +117,14 @@ impl Connection {
     /// The same for a command whose line is longer.
     pub(super) fn post_line(&self, command: Command, line: &[u8]) -> Result<()> {
         self.submit(&[command], None, line, self.deadline(), self.patience)
+    }
+
+    /// Sends a command for whose reply nobody waits, now or as soon as it can be written. Never waits:
+    /// the caller may hold any lock.
+    #[inline]
+    pub(super) fn kick(&self, command: Command) -> Result<()> {
+        self.home.check("the QTest connection")?;
+        self.pipeline.kick(command, |line| self.write_now(line))
     }
 
     /// Sends a command and waits for its reply.
@@ -165,8 +175,26 @@ impl Connection {
         patience: Option<Patience>,
     ) -> Result<()> {
         self.home.check("the QTest connection")?;
-        let turn = self.pipeline.begin(commands, ticket, deadline, patience)?;
-        match self.write(lines, deadline) {
+        let submitted = self.submit_in_turn(commands, ticket, lines, deadline, patience);
+        // Kicks may have come during the turn.
+        self.pipeline.go_on(|lines| self.write_now(lines));
+        submitted
+    }
+
+    fn submit_in_turn(
+        &self,
+        commands: &[Command],
+        ticket: Option<&Arc<Ticket>>,
+        lines: &[u8],
+        deadline: Option<Instant>,
+        patience: Option<Patience>,
+    ) -> Result<()> {
+        let mut turn = self.pipeline.begin(commands, ticket, deadline, patience)?;
+        let written = self.write(turn.before(), deadline).and_then(|()| {
+            turn.wrote_before();
+            self.write(lines, deadline)
+        });
+        match written {
             Ok(()) => Ok(()),
             Err((0, error @ Error::Timeout(_))) => {
                 turn.cancel();
@@ -185,8 +213,20 @@ impl Connection {
         }
     }
 
+    /// Writes what it can without waiting; says how many bytes. What is wrong with the socket is found by
+    /// the thread that reads it.
+    fn write_now(&self, lines: &[u8]) -> usize {
+        loop {
+            match send(&self.socket, lines, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Err(Errno::INTR) => {}
+                other => return other.unwrap_or(0),
+            }
+        }
+    }
+
     /// Writes everything; an error says how much was written.
     fn write(&self, lines: &[u8], deadline: Option<Instant>) -> Result<(), (usize, Error)> {
+        may_wait("the QTest socket");
         let mut written = 0;
         while let Some(rest) = lines.get(written..).filter(|rest| !rest.is_empty()) {
             match send(&self.socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {

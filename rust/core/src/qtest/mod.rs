@@ -4,14 +4,15 @@
 //! QEMU aborts on a malformed line, so only whole, valid lines leave here, and
 //! bad arguments are refused before anything is written.
 //!
-//! Four parts: `wire` (lines and replies, pure functions), `pipeline` (which
+//! Five parts: `wire` (lines and replies, pure functions), `pipeline` (which
 //! reply belongs to whom, interrupts, the end; no I/O, so that loom can model
-//! it), `connection` (the socket and the thread that reads it), `client` (what
-//! users hold).
+//! it), `kicks` (writes that never wait), `connection` (the socket and the thread
+//! that reads it), `client` (what users hold).
 
 mod client;
 mod clock;
 mod connection;
+mod kicks;
 mod pipeline;
 mod sync;
 #[cfg(all(any(test, feature = "testing"), not(loom)))]

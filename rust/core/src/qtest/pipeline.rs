@@ -5,8 +5,10 @@
 //! thread that reads pops a place for each reply. No I/O happens here.
 
 use super::connection::Patience;
+use super::kicks::{Before, Kept};
 use super::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 use super::wire::{Answer, Command, Incoming, MAX_IRQ, quote};
+use crate::locks::may_wait;
 use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::fmt;
@@ -44,10 +46,10 @@ impl End {
 
 /// A request's place in the queue.
 #[derive(Debug)]
-struct Slot {
-    command: Command,
+pub(super) struct Slot {
+    pub(super) command: Command,
     /// Who waits; nobody for a posted write.
-    ticket: Option<Arc<Ticket>>,
+    pub(super) ticket: Option<Arc<Ticket>>,
 }
 
 /// The replies to one caller's requests.
@@ -102,14 +104,18 @@ impl fmt::Display for Refusals {
 }
 
 #[derive(Debug)]
-struct State<S> {
-    outstanding: VecDeque<Slot>,
+pub(super) struct State<S> {
+    pub(super) outstanding: VecDeque<Slot>,
     /// Whether a thread is between taking its places and having written its lines.
-    writing: bool,
+    pub(super) writing: bool,
     /// Threads that wait for their turn to write, or for room.
-    queueing: usize,
+    pub(super) queueing: usize,
+    /// Kicks that could not be written at once.
+    pub(super) kept: Kept,
+    /// Replies so far, to tell whether there was one.
+    pub(super) replies: u64,
     refusals: Option<Refusals>,
-    end: Option<End>,
+    pub(super) end: Option<End>,
     watchers: Vec<Weak<S>>,
     lines: Vec<(u32, Weak<S>)>,
     /// One bit for each interrupt line that is raised.
@@ -119,8 +125,15 @@ struct State<S> {
 /// The state machine. See the module's description.
 #[derive(Debug)]
 pub(super) struct Pipeline<S> {
-    state: Mutex<State<S>>,
-    turn: Condvar,
+    pub(super) state: Mutex<State<S>>,
+    pub(super) turn: Condvar,
+}
+
+impl<S> State<S> {
+    /// Whether there is no place for another request.
+    pub(super) fn is_full(&self) -> bool {
+        self.outstanding.len() >= MAX_OUTSTANDING
+    }
 }
 
 /// The right to write the lines of the places just taken.
@@ -128,14 +141,29 @@ pub(super) struct Pipeline<S> {
 pub(super) struct Turn<'a, S> {
     pipeline: &'a Pipeline<S>,
     places: usize,
+    /// Kicks that were kept: they go first.
+    before: Before,
 }
 
 impl<S> Turn<'_, S> {
-    /// Gives the places back: not a byte of their lines was written.
-    pub(super) fn cancel(self) {
+    /// Lines to be written before those of the caller; mostly none.
+    pub(super) fn before(&self) -> &[u8] {
+        &self.before.lines
+    }
+    /// These were written.
+    pub(super) fn wrote_before(&mut self) {
+        self.before = Before::default();
+    }
+
+    /// Gives the places back: not a byte of what is left of their lines was written.
+    pub(super) fn cancel(mut self) {
         let mut state = lock(&self.pipeline.state);
-        let keep = state.outstanding.len().saturating_sub(self.places);
+        let places = self.places + self.before.places();
+        let keep = state.outstanding.len().saturating_sub(places);
         state.outstanding.truncate(keep);
+        if state.end.is_none() {
+            state.keep_again(std::mem::take(&mut self.before));
+        }
     }
 }
 
@@ -160,6 +188,7 @@ fn patiently<'a, T>(
     patience: Option<Patience>,
     mut done: impl FnMut(&mut T) -> bool,
 ) -> Result<Option<MutexGuard<'a, T>>> {
+    may_wait("QEMU");
     let mut guard = lock(mutex);
     loop {
         if done(&mut guard) {
@@ -190,6 +219,8 @@ impl<S: Signal> Pipeline<S> {
             outstanding: VecDeque::with_capacity(MAX_OUTSTANDING),
             writing: false,
             queueing: 0,
+            kept: Kept::default(),
+            replies: 0,
             refusals: None,
             end: None,
             watchers: Vec::new(),
@@ -244,10 +275,11 @@ impl<S: Signal> Pipeline<S> {
             return Err(end.error());
         }
         state.writing = true;
+        let before = state.take_kept();
         for command in commands {
             state.outstanding.push_back(Slot { command: *command, ticket: ticket.cloned() });
         }
-        Ok(Turn { pipeline: self, places })
+        Ok(Turn { pipeline: self, places, before })
     }
 
     /// Waits for the replies of a ticket whose lines were written.
@@ -302,6 +334,7 @@ impl<S: Signal> Pipeline<S> {
             Incoming::Refused(line) => Err(*line),
         };
         let mut state = lock(&self.state);
+        state.replies = state.replies.wrapping_add(1);
         let Some(slot) = state.outstanding.pop_front() else {
             return Err(match state.end {
                 // What was on its way when the end came is nobody's.
@@ -323,14 +356,17 @@ impl<S: Signal> Pipeline<S> {
                 Err(format!("QEMU refused `{}`: {}", slot.command, quote(line.as_bytes())))
             }
         };
-        if let (None, Err(refusal)) = (&slot.ticket, &reply) {
-            log::warn!("{refusal}");
+        let refused = if slot.ticket.is_none() { reply.as_ref().err() } else { None };
+        if let Some(refusal) = refused {
             match &mut state.refusals {
                 Some(refusals) => refusals.count += 1,
                 none => *none = Some(Refusals { first: refusal.clone(), count: 1 }),
             }
         }
         drop(state);
+        if let Some(refusal) = refused {
+            log::warn!("{refusal}");
+        }
         if queueing {
             self.turn.notify_all();
         }
@@ -410,6 +446,7 @@ impl<S: Signal> Pipeline<S> {
         }
         state.end = Some(end);
         let slots = std::mem::take(&mut state.outstanding);
+        state.kept = Kept::default();
         let watchers = std::mem::take(&mut state.watchers);
         drop(state);
         self.turn.notify_all();

@@ -82,6 +82,17 @@ impl Command {
         line
     }
 
+    /// Whether both are kicks of one queue (VIRTIO 1.3, section 4.1.5.2: its number is in the low 16
+    /// bits), so that the later says all that the earlier does.
+    pub(super) fn kicks_the_queue_of(&self, other: &Self) -> bool {
+        match (*self, *other) {
+            (Self::Write { address, value, .. }, Self::Write { address: at, value: other, .. }) => {
+                address == at && value as u16 == other as u16
+            }
+            _ => self == other,
+        }
+    }
+
     /// What an `OK` reply means, or why it cannot be the reply to this command.
     pub(super) fn answer(&self, rest: &str) -> Result<Answer, String> {
         let bits = match *self {

@@ -1,6 +1,7 @@
 //! A link as smoltcp's `phy::Device`: one burst in, one burst out for each turn of the stack.
 
 use super::link::{Frames, Link};
+use super::vlan;
 use crate::Result;
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::wire::ETHERNET_HEADER_LEN;
@@ -47,6 +48,7 @@ impl<L: Link> Device<L> {
         let received = self.link.recv(room, &mut self.inbox)?;
         if received > 0 {
             self.arrived = Instant::now();
+            self.inbox.last_mut(received).for_each(vlan::remove_priority_tags);
             self.inbox.last(received).for_each(look);
         }
         Ok(received)

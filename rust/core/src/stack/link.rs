@@ -50,6 +50,11 @@ impl Frames {
     pub(super) fn last(&self, count: usize) -> impl Iterator<Item = &[u8]> {
         self.queue.range(self.queue.len().saturating_sub(count)..).map(Vec::as_slice)
     }
+    /// The last `count` frames, to be changed.
+    pub(super) fn last_mut(&mut self, count: usize) -> impl Iterator<Item = &mut Vec<u8>> {
+        let first = self.queue.len().saturating_sub(count);
+        self.queue.range_mut(first..)
+    }
     /// All frames, side by side.
     pub(super) fn all(&mut self) -> &[Vec<u8>] {
         self.queue.make_contiguous()

@@ -15,6 +15,7 @@ mod link;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod vlan;
 
 pub use address::{Cidr, Settings, parse_ipv4};
 pub use dhcp::Lease;

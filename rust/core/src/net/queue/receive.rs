@@ -5,6 +5,7 @@ use crate::Result;
 use crate::memory::{Demand, Iova, JUMBO_SIZE};
 use crate::net::burst::Burst;
 use crate::net::merge::{self, Merger};
+use crate::net::slot::Reclaim;
 use crate::net::vacancy::Vacancy;
 use crate::net::wakeup::Interrupts;
 use crate::notify::{Doorbell, EventFd};
@@ -196,11 +197,6 @@ impl RxQueue {
         common.show_use();
     }
 
-    /// Takes every buffer back, after the device was reset.
-    pub(in crate::net) fn reclaim_all(&mut self) {
-        self.held = None;
-        self.empty();
-    }
     fn empty(&mut self) {
         self.demand.withdraw();
         (self.starved, self.missing) = (false, 0);
@@ -244,6 +240,13 @@ impl RxQueue {
     #[inline]
     pub(crate) fn bytes(&self) -> u64 {
         self.common.stats.bytes.get()
+    }
+}
+
+impl Reclaim for RxQueue {
+    fn reclaim_all(&mut self) {
+        self.held = None;
+        self.empty();
     }
 }
 

@@ -6,7 +6,7 @@ use crate::memory::{BufferId, Demand, Holder, Iova, Pool};
 use crate::net::burst::Burst;
 use crate::net::header;
 use crate::net::onward::copy_header;
-use crate::net::slot::Slot;
+use crate::net::slot::{Reclaim, Slot};
 use crate::net::vacancy::Vacancy;
 use crate::net::wakeup::Interrupts;
 use crate::notify::{Doorbell, EventFd};
@@ -270,12 +270,6 @@ impl TxQueue {
         }
     }
 
-    /// Takes every buffer back, after the device was reset.
-    pub(in crate::net) fn reclaim_all(&mut self) {
-        self.empty();
-        self.unload();
-    }
-
     /// Empties the ring; says how many frames were still with the device.
     fn empty(&mut self) -> u64 {
         self.demand.withdraw();
@@ -311,11 +305,19 @@ impl TxQueue {
     }
 
     /// How many frames fit now.
-    pub(in crate::net) fn room(&mut self) -> Result<usize> {
+    #[inline]
+    pub(crate) fn room(&mut self) -> Result<usize> {
         if self.common.ring.free() < self.reclaim_at {
             self.reclaim()?;
         }
         Ok(if self.common.suspended { 0 } else { self.common.ring.free() })
+    }
+}
+
+impl Reclaim for TxQueue {
+    fn reclaim_all(&mut self) {
+        self.empty();
+        self.unload();
     }
 }
 

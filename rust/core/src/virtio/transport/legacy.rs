@@ -316,6 +316,10 @@ impl Transport for LegacyPci {
         Ok(self.read(register::ISR_STATUS, 1)? as u8)
     }
 
+    fn patience(&self) -> Result<()> {
+        self.qtest.patience()
+    }
+
     fn alive(&self) -> Result<()> {
         match self.qtest.death() {
             None => Ok(()),

@@ -65,4 +65,9 @@ pub trait Transport: Send + Sync {
     fn take_isr(&self) -> Result<u8>;
     /// An [`crate::Error::QemuDied`] when the device is gone for good. Cheap.
     fn alive(&self) -> Result<()>;
+    /// Asked every 100 ms by a caller that waits for the device: an error where it is to wait no longer,
+    /// such as for a user's Ctrl-C.
+    fn patience(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -262,6 +262,10 @@ impl Transport for ModernPci {
         Ok(self.qtest.read(self.registers.isr, 1)? as u8)
     }
 
+    fn patience(&self) -> Result<()> {
+        self.qtest.patience()
+    }
+
     fn alive(&self) -> Result<()> {
         match self.qtest.death() {
             None => Ok(()),

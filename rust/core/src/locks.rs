@@ -1,0 +1,95 @@
+//! Which locks there are, and the one order in which they are taken.
+//!
+//! There are two worlds. In the first a thread may wait for QEMU, a peer or Python's interpreter, and
+//! keep others waiting for as long; in the second nobody ever waits. A thread takes locks from
+//! the top of this list to its end:
+//!
+//! | | lock | held while waiting? |
+//! |---|---|---|
+//! | 1 | `Qemu`'s and `Port`'s own (Python: attaching, closing, the PCI bus) | yes |
+//! | 2 | a port's `changing`, then `asking` ([`Exclusive`](crate::net): one change, one command at a time); the control queue's; the INTx dispatcher's; the threads of a QTest connection | yes |
+//! | 3 | a [claim](crate::engine) of a queue, a call of a `Stack`: no lock, others get [`Error::Busy`](crate::Error::Busy) at once | yes |
+//! | 4 | a `Burst`'s (Python: waited for without the interpreter only) | for the interpreter |
+//! | 5 | **the interpreter lock** | by Python, as it likes |
+//! | 6 | **a queue's**: of one pair the receive queue's first, then the transmit queue's | **never** |
+//! | 7 | all others: the pool's lists, settings, counters, the places in a QTest connection, an eventfd that is exchanged | **never** |
+//!
+//! So who holds the interpreter lock may block on a queue's lock: its holder does a bounded piece
+//! of work in memory and lets go. What makes that true:
+//!
+//! - A doorbell never waits: a kick that the QTest socket does not take is kept by the connection
+//!   ([`QTest::kick`](crate::qtest::QTest::kick)). It is rung with the queue's lock held, so that no kick
+//!   overtakes another.
+//! - What needs round trips to QEMU (resetting or setting up a queue, a command) marks the pair under its
+//!   locks, lets go, asks QEMU with `changing` alone, and locks again to take buffers back.
+//! - Whoever waits in the first world and may do so in a thread of Python's asks
+//!   [`Patience`](crate::qtest::Patience), which runs signal handlers. One of these may call the very
+//!   object that is being waited with: `changing` and `asking` know their owner and answer
+//!   `Busy`, and a port that is closed so, or by a loop's own progress function, is closed at the
+//!   end of the change or claim that it interrupted.
+//! - Threads of the core's own (`virtnic-qtest`, `virtnic-intx`, …) never want the interpreter.
+//!
+//! Builds with debug assertions check the border between the worlds: [`may_wait`] fails where a queue's
+//! lock is held. All tests of the core run so.
+
+/// A lock of the second world is held, as long as this lives. Costs nothing in a release build.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// It says something of this thread only.
+    _here: std::marker::PhantomData<*const ()>,
+}
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static HELD: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+impl Held {
+    #[inline]
+    pub(crate) fn new() -> Self {
+        #[cfg(debug_assertions)]
+        HELD.set(HELD.get() + 1);
+        Self { _here: std::marker::PhantomData }
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.set(HELD.get() - 1);
+    }
+}
+
+/// To be called before every wait for QEMU, a peer, the interpreter or a lock of the first world.
+#[inline]
+pub fn may_wait(what: &str) {
+    #[cfg(debug_assertions)]
+    assert!(HELD.get() == 0, "{what} is waited for while a queue's lock is held");
+    #[cfg(not(debug_assertions))]
+    let _ = what;
+}
+
+/// A number that no other running thread has; never 0.
+#[inline]
+pub(crate) fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| std::ptr::from_ref(here).addr())
+}
+
+#[cfg(all(test, not(loom), debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "QEMU is waited for while a queue's lock is held")]
+    fn nobody_waits_with_a_queues_lock() {
+        let _held = Held::new();
+        may_wait("QEMU");
+    }
+
+    #[test]
+    fn whoever_let_go_may_wait() {
+        drop(Held::new());
+        may_wait("QEMU");
+    }
+}

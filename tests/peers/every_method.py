@@ -1,0 +1,466 @@
+"""Every public method, in all pairs from three threads, of a QEMU that is stopped now and then.
+
+The table says how each is called; ``tests/test_locks.py`` sees to it that none is missing.
+As a program: ``every_method.py SEED SECONDS`` calls until all pairs were seen (or for as long as
+it may), with a SIGINT at random moments; it ends with 0, or says what hung.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import functools
+import itertools
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import virtnic
+from virtnic import aio
+from virtnic._native import EventFd, NetQueue
+
+#: Longer than any wait for QEMU (10 s each, and some calls have several).
+PATIENCE = 60.0
+#: The longest stop of QEMU, seconds.
+LONGEST_STOP = 2.0
+
+FRAME = b"\xff" * 12 + b"\x88\xb5" + bytes(46)
+
+
+class World:
+    """A QEMU with a port, and what its methods are called with."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        self.qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None))
+        self.port = self.qemu.attach("user")
+        self.queue = self.port.queue(0)
+        self.stack = virtnic.Stack(self.port)
+        self.pid = self.qemu.process.pid
+
+    def close(self) -> None:
+        """End it, whatever interrupts that."""
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                self.qemu.close()
+                return
+
+
+def get(name: str) -> Callable[[Any], object]:
+    """Read an attribute, which may be a property that asks QEMU."""
+    return lambda owner: getattr(owner, name)
+
+
+def watch_fd(qemu: virtnic.Qemu) -> None:
+    """Watch a descriptor, and no longer."""
+    event = EventFd()
+    qemu.watch_fd(event.fileno(), event.drain)()
+
+
+def attach(qemu: virtnic.Qemu) -> None:
+    """Attach a port and detach it."""
+    qemu.detach(qemu.attach("user"))
+
+
+def nic(qemu: virtnic.Qemu) -> None:
+    """Plug a NIC and unplug it, without its driver."""
+    qemu.remove_nic(qemu.add_nic("user"), None)
+
+
+def suspend(port: virtnic.Port) -> None:
+    """Set a port aside and bring it up again."""
+    port.suspend()
+    port.restart()
+
+
+def stop_queue(queue: NetQueue) -> None:
+    """Stop a queue; others may start it first."""
+    queue.stop()
+    queue.start()
+
+
+def awaited(call: Callable[[aio.Port], Any]) -> Callable[[Any], object]:
+    """Await something of an aio port, for no longer than a moment."""
+
+    async def run(port: virtnic.Port) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(call(aio.Port(port)), 0.002)
+
+    return lambda port: asyncio.run(run(port))
+
+
+async def changes(port: aio.Port) -> None:
+    """Wait for a change of the link."""
+    await anext(port.link_changes())
+
+
+def attribute(name: str) -> Callable[[Any], object]:
+    """Read an attribute of an aio port."""
+
+    async def run(port: virtnic.Port) -> object:
+        return getattr(aio.Port(port), name)
+
+    return lambda port: asyncio.run(run(port))
+
+
+Table = dict[str, Callable[[Any], object]]
+
+
+def read(names: str, how: Callable[[str], Callable[[Any], object]] = get) -> Table:
+    """Read each of these attributes."""
+    return {name: how(name) for name in names.split()}
+
+
+PORT: Table = {
+    **read(
+        "away closed duplex features interrupts legacy link mac max_queues memory mtu polling "
+        "qemu queue_addresses queue_size queues restarts ring rss rss_limits speed standby "
+        "statistics"
+    ),
+    "abandon": lambda port: (port.abandon("a test"), port.restart()),
+    "add_vlan": lambda port: port.add_vlan(7),
+    "configuration_changed": lambda port: port.configuration_changed(),
+    "ended": lambda port: port.ended(),
+    "fileno": lambda port: port.fileno(),
+    "link_changed": lambda port: port.link_changed(),
+    "on_link": lambda port: port.on_link(lambda _: None),
+    "queue": lambda port: port.queue(0),
+    "reattach": lambda port: port.reattach(port.qemu.qtest, **port._attachment.registers()),
+    "reclaim": lambda port: port.reclaim(),
+    "recv": lambda port: port.recv(32, timeout=0.001),
+    "refresh_link": lambda port: port.refresh_link(),
+    "remove_vlan": lambda port: port.remove_vlan(7),
+    "restart": lambda port: port.restart(),
+    "restart_if_needed": lambda port: port.restart_if_needed(),
+    "rss_config": lambda port: port.rss_config(),
+    "send": lambda port: port.send([FRAME] * 8),
+    "send_all": lambda port: port.send_all([FRAME] * 300, timeout=0.001),
+    "set_allmulticast": lambda port: port.set_allmulticast(),
+    "set_coalescing": lambda port: port.set_coalescing("rx", 1, 1),
+    "set_guest_offloads": lambda port: port.set_guest_offloads([]),
+    "set_mac": lambda port: port.set_mac(port.mac),
+    "set_mac_filter": lambda port: port.set_mac_filter([port.mac]),
+    "set_patient": lambda port: port.set_patient(False),
+    "set_polling": lambda port: port.set_polling(0),
+    "set_promiscuous": lambda port: port.set_promiscuous(),
+    "set_queues": lambda port: port.set_queues(1),
+    "set_receive_mode": lambda port: port.set_receive_mode("promiscuous"),
+    "set_rss": lambda port: port.set_rss(),
+    "set_rss_config": lambda port: port.set_rss_config([0] * 40, [0], 1),
+    "set_statistics": lambda port: port.set_statistics("extended"),
+    "stats": lambda port: port.stats(),
+    "subscribe": lambda port: port.subscribe(lambda _: None, lambda: None)(),
+    "suspend": suspend,
+    "tx_fileno": lambda port: port.tx_fileno(),
+    "wait_writable": lambda port: port.wait_writable(0.001),
+    "xstats": lambda port: port.xstats(),
+}
+QUEUE: Table = {
+    **read("active index port"),
+    "fileno": lambda queue: queue.fileno(),
+    "reclaim": lambda queue: queue.reclaim(),
+    "recv": lambda queue: queue.recv(32),
+    "send": lambda queue: queue.send([FRAME] * 8),
+    "set_coalescing": lambda queue: queue.set_coalescing("tx", 1, 1),
+    "start": lambda queue: queue.start(),
+    "stats": lambda queue: queue.stats(),
+    "stop": stop_queue,
+    "tx_fileno": lambda queue: queue.tx_fileno(),
+    "wait_writable": lambda queue: queue.wait_writable(0.001),
+}
+STACK: Table = {
+    **read("address gateway"),
+    "arp": lambda stack: stack.arp("10.0.2.2", timeout=0.002),
+    "configure": lambda stack: stack.configure("10.0.2.15/24"),
+    "dhcp": lambda stack: stack.dhcp(timeout=0.002),
+    "ping": lambda stack: stack.ping("10.0.2.2", timeout=0.002),
+    "poll": lambda stack: stack.poll(0.001),
+}
+QEMU: Table = {
+    **read(
+        "accel closed directory ivshmem monitor nics ports process qtest recovery server shared "
+        "version"
+    ),
+    "add_nic": nic,
+    "attach": attach,
+    "connect": lambda qemu: type(qemu).connect("/nonexistent"),
+    "events": lambda qemu: qemu.events().close(),
+    "execute": lambda qemu: qemu.execute("query-status"),
+    "on_death": lambda qemu: qemu.on_death(lambda _: None),
+    "on_event": lambda qemu: qemu.on_event(lambda _: None)(),
+    "watch": lambda qemu: qemu.watch(lambda _: None)(),
+    "watch_fd": watch_fd,
+}
+AIO: Table = {
+    **read("closed features interrupts link mac memory mtu qemu queue_size ring", attribute),
+    "link_changes": awaited(changes),
+    "recv": awaited(lambda port: port.recv()),
+    "send": awaited(lambda port: port.send([FRAME] * 300)),
+    "stats": awaited(lambda port: asyncio.to_thread(port.stats)),
+}
+#: Nothing can be called after these.
+LAST: dict[str, Table] = {
+    "port": {"stop": lambda port: port.stop(), "close": lambda port: port.close()},
+    "qemu": {"detach": lambda qemu: [qemu.detach(port) for port in qemu.ports]},
+    "end": {"close": lambda qemu: qemu.close()},
+    "aio": {"close": lambda port: asyncio.run(_close(port))},
+}
+#: What cannot be called here, and where it is.
+ELSEWHERE = {
+    "remove_nic": "with add_nic",
+    "plug_memory": "of a QEMU that somebody else started: test_connect.py",
+    "unplug_memory": "likewise",
+}
+
+
+async def _close(port: virtnic.Port) -> None:
+    await aio.Port(port).close()
+
+
+def calls(world: World) -> dict[str, Callable[[], object]]:
+    """Every method of a world that can be called again and again, by name."""
+    owners: list[tuple[str, Any, Table]] = [
+        ("port", world.port, PORT),
+        ("queue", world.queue, QUEUE),
+        ("stack", world.stack, STACK),
+        ("qemu", world.qemu, QEMU),
+        ("aio", world.port, AIO),
+    ]
+    return {
+        f"{kind}.{name}": functools.partial(call, owner)
+        for kind, owner, table in owners
+        for name, call in table.items()
+    }
+
+
+def endings(world: World) -> dict[str, Callable[[], object]]:
+    """Every method that ends something."""
+    owners = {"port": world.port, "qemu": world.qemu, "end": world.qemu, "aio": world.port}
+    return {
+        f"{kind}.{name}": functools.partial(call, owners[kind])
+        for kind, table in LAST.items()
+        for name, call in table.items()
+    }
+
+
+class Watch:
+    """Ends the program when a thread does not get on, and says where all are."""
+
+    def __init__(self) -> None:
+        """Begin."""
+        self.failures: list[str] = []
+        self._running: dict[int, tuple[str, float]] = {}
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def call(self, name: str, call: Callable[[], object]) -> None:
+        """Call; what virtnic refuses is fine, and an interruption is over with the call."""
+        me = threading.get_ident()
+        self._running[me] = (name, time.monotonic())
+        try:
+            call()
+        except (
+            virtnic.VirtnicError,
+            OSError,
+            ValueError,
+            KeyboardInterrupt,
+            RuntimeError,
+            EOFError,
+        ):
+            pass
+        except BaseException:
+            self.failures.append(f"{name}: {traceback.format_exc()}")
+        finally:
+            self._running.pop(me, None)
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(1.0)
+            for name, since in list(self._running.values()):
+                if time.monotonic() - since > PATIENCE:
+                    os.write(2, f"{name} hangs\n".encode())
+                    faulthandler.dump_traceback()
+                    os._exit(3)
+
+
+class Interrupter:
+    """SIGINT at random moments: its handler must run soon, and raises in the main thread."""
+
+    def __init__(self, rng: random.Random) -> None:
+        """Begin; in the main thread."""
+        self.count, self.longest = 0, 0.0
+        self._handled = threading.Event()
+        self._over = threading.Event()
+        self._raising = False
+        signal.signal(signal.SIGINT, self._handle)
+        self._thread = threading.Thread(target=self._run, args=(rng,))
+        self._thread.start()
+
+    def _handle(self, *_: object) -> None:
+        self._handled.set()
+        if self._raising:
+            self._raising = False
+            raise KeyboardInterrupt
+
+    def _run(self, rng: random.Random) -> None:
+        while not self._over.wait(rng.uniform(0.05, 0.5)):
+            self._handled.clear()
+            began = time.monotonic()
+            os.kill(os.getpid(), signal.SIGINT)
+            if not self._handled.wait(PATIENCE):
+                os.write(2, b"deaf to Ctrl-C\n")
+                faulthandler.dump_traceback()
+                os._exit(4)
+            self.count += 1
+            self.longest = max(self.longest, time.monotonic() - began)
+
+    def interrupt(self, call: Callable[[], object]) -> None:
+        """Call what a signal may interrupt."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self._raising = True
+            call()
+            self._raising = False
+
+    def close(self) -> None:
+        """No more."""
+        self._over.set()
+        self._thread.join()
+
+
+class Stopper:
+    """Stops a QEMU at random moments, for up to two seconds in all of its life and a bit."""
+
+    def __init__(self, pid: int, rng: random.Random, longest: float) -> None:
+        """Begin."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(pid, rng, longest))
+        self._thread.start()
+
+    def _run(self, pid: int, rng: random.Random, longest: float) -> None:
+        while not self._over.wait(rng.uniform(0.1, 0.8)):
+            try:
+                os.kill(pid, signal.SIGSTOP)
+                self._over.wait(rng.uniform(0.0, longest))
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                return
+            longest = rng.choice((0.05, 0.2, longest))
+
+    def close(self) -> None:
+        """No more."""
+        self._over.set()
+        self._thread.join()
+
+
+def in_pairs(rng: random.Random, until: float, watch: Watch, interrupter: Interrupter) -> int:
+    """Call all pairs, one of each in this thread, and anything in a third; how many there were."""
+    world = World()
+    table = calls(world)
+    pairs = list(itertools.combinations_with_replacement(table, 2))
+    rng.shuffle(pairs)
+    over = threading.Event()
+    jobs: list[list[str]] = [[], []]
+    begin, end = threading.Barrier(2), threading.Barrier(2)
+
+    def second() -> None:
+        while True:
+            begin.wait()
+            if over.is_set():
+                return
+            for name in jobs[1]:
+                watch.call(name, table[name])
+            end.wait()
+
+    def third() -> None:
+        own = random.Random(rng.random())
+        names = list(table)
+        while not over.is_set():
+            name = own.choice(names)
+            watch.call(name, table[name])
+
+    threads = [threading.Thread(target=second), threading.Thread(target=third)]
+    for thread in threads:
+        thread.start()
+    stopper = Stopper(world.pid, rng, LONGEST_STOP)
+    done = 0
+    # A handful at a time: threads that meet once each mostly miss one another.
+    while done < len(pairs) and time.monotonic() < until:
+        some = pairs[done : done + 16]
+        for side in (0, 1):
+            jobs[side] = [pair[side] for pair in some]
+        begin.wait()
+        for name in jobs[0]:
+            interrupter.interrupt(functools.partial(watch.call, name, table[name]))
+        end.wait()
+        done += len(some)
+    over.set()
+    begin.wait()
+    for thread in threads:
+        thread.join()
+    stopper.close()
+    world.close()
+    return done
+
+
+def beside_endings(rng: random.Random, watch: Watch, interrupter: Interrupter) -> None:
+    """End something while two threads call everything else."""
+    names = list(LAST.items())
+    for kind, name in [(kind, name) for kind, table in names for name in table]:
+        world = World()
+        table, ending = calls(world), endings(world)[f"{kind}.{name}"]
+        over = threading.Event()
+
+        def everything(
+            over: threading.Event = over, table: dict[str, Callable[[], object]] = table
+        ) -> None:
+            own = random.Random(rng.random())
+            while not over.is_set():
+                for name in own.sample(list(table), len(table)):
+                    if not over.is_set():
+                        watch.call(name, table[name])
+
+        threads = [threading.Thread(target=everything) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        stopper = Stopper(world.pid, rng, 0.5)
+        time.sleep(rng.uniform(0.0, 0.3))
+        interrupter.interrupt(functools.partial(watch.call, name, ending))
+        watch.call(name, ending)  # what was interrupted is finished by the next call
+        time.sleep(0.1)
+        over.set()
+        for thread in threads:
+            thread.join()
+        stopper.close()
+        world.close()
+
+
+def main() -> None:
+    """Run as the module says."""
+    seed, seconds = int(sys.argv[1]), float(sys.argv[2])
+    faulthandler.enable()
+    rng = random.Random(seed)
+    watch = Watch()
+    interrupter = Interrupter(rng)
+    began = time.monotonic()
+    try:
+        beside_endings(rng, watch, interrupter)
+        done = in_pairs(rng, began + seconds, watch, interrupter)
+    finally:
+        interrupter.close()
+    for failure in watch.failures[:5]:
+        print(failure)
+    print(
+        f"{done} pairs in {time.monotonic() - began:.1f} s; {interrupter.count} interruptions, "
+        f"handled within {interrupter.longest:.2f} s"
+    )
+    sys.exit(1 if watch.failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What is forgotten is closed, as a file is: quietly but for a ResourceWarning that says where."""
+
+import copy
+import dataclasses
+import gc
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import virtnic
+import virtnic.aio
+from virtnic import testing
+from virtnic.teardown import Owner
+
+needs_qemu = pytest.mark.needs("qemu")
+
+#: Prints the numbers of its QEMUs that still run, at the end.
+PROGRAM = """
+import gc, os, sys, time, virtnic
+memory = virtnic.Memory("8M", hugepages=None)
+pids = []
+
+def forget(**options):
+    port = virtnic.open("user", memory=memory, **options)
+    pids.append(port.qemu.process.pid)
+    return port
+
+{body}
+port = None
+deadline = time.monotonic() + 10.0
+while any(os.path.exists(f"/proc/{{pid}}") for pid in pids) and time.monotonic() < deadline:
+    gc.collect()
+    time.sleep(0.01)
+print(*(pid for pid in pids if os.path.exists(f"/proc/{{pid}}")))
+"""
+
+
+def forgetting(body: str) -> list[str]:
+    """Run a program that forgets ports; all their QEMUs go. Return the lines of its stderr."""
+    program = PROGRAM.format(body=body)
+    done = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "\n", "they still run"
+    return done.stderr.splitlines()
+
+
+@needs_qemu
+@pytest.mark.parametrize(
+    "body",
+    [
+        "port = forget()",
+        'port = forget(interrupts="none")',
+        "port = forget(); port.kept = port.queue(0)",
+        "port = forget(); port.kept = virtnic.Stack(port)",
+        "port = forget(); port.kept = port.qemu.events()",
+        "port = forget(); port.on_link(lambda port: None)",
+        "port = forget(); port.qemu.watch(lambda event: None)",
+        "port = forget(recover=True)",
+    ],
+)
+def test_a_port_that_is_forgotten_is_closed(qemu_command: str, body: str) -> None:
+    lines = forgetting(body)
+    assert len([line for line in lines if "ResourceWarning: unclosed <Qemu" in line]) == 1
+    assert "which was opened at <string>:7" in "".join(lines)
+    noise = [line for line in lines if "Task was" in line or "Traceback" in line]
+    assert noise == []
+
+
+@needs_qemu
+def test_where_warnings_are_errors(qemu_command: str) -> None:
+    """Nobody can catch those; it is closed all the same."""
+    lines = forgetting('import warnings; warnings.simplefilter("error"); port = forget()')
+    assert "ResourceWarning: unclosed <Qemu" in "".join(lines)
+
+
+@needs_qemu
+def test_one_after_the_other_in_the_same_name(qemu_command: str) -> None:
+    """As a cell of a notebook does that is run again and again."""
+    lines = forgetting("for _ in range(4): port = forget(); gc.collect()")
+    assert len([line for line in lines if "unclosed <Qemu" in line]) == 4
+
+
+@needs_qemu
+@pytest.mark.parametrize("netdev", ["user", "user,restrict=on"])
+def test_a_closed_port_needs_no_collector(qemu_command: str, netdev: str) -> None:
+    """Its descriptors and buffers go with it, also where QEMU refused something at first."""
+    memory = virtnic.Memory("8M", hugepages=None)
+    with virtnic.open(netdev, memory=memory):
+        pass
+    gc.collect()
+    gc.disable()
+    try:
+        before = os.listdir("/proc/self/fd")  # noqa: PTH208
+        free = memory.buffers_free
+        for _ in range(3):
+            with virtnic.open(netdev, memory=memory) as port:
+                pass
+            del port
+            assert memory.buffers_free == free
+        assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
+    finally:
+        gc.enable()
+
+
+@needs_qemu
+def test_owners_are_not_copied(port: virtnic.Port) -> None:
+    """Two would hold what there is once, and close it for each other."""
+    burst = port.recv(1)
+    owners: list[object] = [
+        port,
+        port.qemu,
+        port.memory,
+        port.queue(0),
+        port.qemu.events(),
+        virtnic.Stack(port),
+        virtnic.EventFd(),
+        burst,
+        port.qemu.server,
+        port.qemu.qtest,
+        port.qemu.process,
+        port.qemu.monitor,
+        testing.FaultyPort(port),
+        testing.ScriptedPort([]),
+    ]
+    for owner in owners:
+        for way in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=r"cannot (be copied or )?pickle"):
+                way(owner)
+    assert port.qemu.process.alive
+
+
+@pytest.mark.parametrize("name", virtnic.__all__ + testing.__all__ + virtnic.aio.__all__)
+def test_every_public_class_is_a_value_or_refuses_to_be_copied(name: str) -> None:
+    found = [getattr(module, name, None) for module in (virtnic, testing, virtnic.aio)]
+    for kind in found:
+        if not isinstance(kind, type) or issubclass(kind, BaseException):
+            continue
+        value = dataclasses.is_dataclass(kind) or issubclass(kind, (testing.Step, testing.Frames))
+        native = kind.__module__ == "virtnic._native"  # copyreg refuses what has such a layout
+        assert value or native or issubclass(kind, Owner), kind
