@@ -218,11 +218,11 @@ class Port(Owner):
         """Wait until frames pass, as :meth:`virtnic.Port.wait_ready` does; raises as it does."""
         readiness = Readiness(self.port)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not readiness.look():
+        # In a thread: where QEMU has to be asked it may take its time.
+        while not await _in_thread(self._library, readiness.look):
             if deadline is not None and time.monotonic() >= deadline:
                 raise readiness.late(timeout)
             await self._library.sleep(PAUSE)
-        await self._library.checkpoint()
 
     def __aiter__(self) -> Self:
         return self
