@@ -49,10 +49,10 @@ def _looks(code: CodeType) -> frozenset[int]:
 
 
 def _goes_on(frame: FrameType) -> bool:
-    """Whether a coroutine goes on after an ``await``: there signals are not looked at."""
+    """Whether a coroutine or generator goes on: mostly signals are not looked at there."""
     code = frame.f_code.co_code
     at = max(frame.f_lasti, 0)
-    return dis.opname[code[at]] == "RESUME" and code[at + 1] & 3 >= 2
+    return dis.opname[code[at]] == "RESUME" and code[at + 1] & 3 >= 1
 
 
 def _ctrl_c() -> None:

@@ -145,5 +145,6 @@ def test_every_public_class_is_a_value_or_refuses_to_be_copied(name: str) -> Non
         if not isinstance(kind, type) or issubclass(kind, BaseException):
             continue
         value = dataclasses.is_dataclass(kind) or issubclass(kind, (testing.Step, testing.Frames))
+        value |= getattr(kind, "_is_protocol", False)
         native = kind.__module__ == "virtnic._native"  # copyreg refuses what has such a layout
         assert value or native or issubclass(kind, Owner), kind

@@ -342,8 +342,11 @@ class Qemu(Machine):
                         interrupts=chosen != "none",
                         shared=self.shared,
                         recover=recover,
+                        # A backend that hangs is let go before it is QEMU that seems to.
+                        patience=self.timeout / 2.0,
                     )
                     spec = backend.spec
+                    queue_size = queue_size or backend.queue_size
                 if attachment.returns:
                     # It is attached again, when the caller's descriptors may be closed.
                     copies = descriptors.Copies()
@@ -355,7 +358,8 @@ class Qemu(Machine):
                 device.update(properties or {})
                 attachment.spec, attachment.properties = spec, device
                 undo.add(functools.partial(self._unplug, attachment))
-                handle = self.add_nic(spec, device, attachment.plugging)
+                made = () if backend is None else (backend.expect_netdev(),)
+                handle = self.add_nic(spec, device, attachment.plugging, *made)
                 if chosen == "msix" and backend is None and not handle.queue_vectors:
                     # This QEMU would crash (quirk vhost-user-msix-crash).
                     attachment.interrupts = chosen = "intx"
@@ -401,6 +405,7 @@ class Qemu(Machine):
                 self._follow_peer(port)
                 attachment.port = port
             except BaseException:
+                attachment.leaving = True
                 self._let_go(attachment)
                 raise
         if (trouble := trouble_at_open(port)) is not None:

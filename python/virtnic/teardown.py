@@ -65,11 +65,12 @@ class Teardown:
         return bool(self._steps)
 
 
-def uninterrupted(function: Callable[[], T]) -> T:
+def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None = None) -> T:
     """Call a function that is quick where no signal handler runs, and wait for its end.
 
     An interruption is raised afterwards; the function then has been called, or never will be.
     Its result is lost then, so it is to leave what it made where the clean-up finds it.
+    ``hurry`` is called when there is an interruption, where the function may take its time.
     """
     if threading.current_thread() is not threading.main_thread():
         return function()
@@ -100,6 +101,8 @@ def uninterrupted(function: Callable[[], T]) -> T:
         interruption = error
     if interruption is not None:
         try:
+            if hurry is not None:
+                hurry()
             done.acquire()
             raise interruption
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from dataclasses import replace
@@ -22,6 +23,7 @@ from virtnic.pci.hotplug import acpi_hotplug, eject_acpi, eject_native
 from virtnic.pci.intx import route
 from virtnic.pci.scan import scan
 from virtnic.pci.windows import Addresses
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -131,18 +133,7 @@ class PciBus:
                 function.bar(index)
             self._switch_off(function)
             function = self._forget_addresses(function)
-            ranges: dict[int, Range] = {}
-            try:
-                for bar in sorted(
-                    function.bars, key=lambda bar: (bar.index not in fixed, -bar.size)
-                ):
-                    taken = self._take(function, bar, fixed.get(bar.index))
-                    if taken:
-                        ranges[bar.index] = taken
-            except (ValueError, QemuError):
-                for index, taken in ranges.items():
-                    self._addresses.free(function.path, function.bar(index), taken)
-                raise
+            ranges = uninterrupted(functools.partial(self._take_all, function, fixed))
             placed = tuple(
                 replace(bar, address=ranges[bar.index].start if bar.index in ranges else None)
                 for bar in function.bars
@@ -152,7 +143,6 @@ class PciBus:
                     bar.write(self.config, function.bdf, bar.address)
             function = replace(function, bars=placed)
             self._functions[function.bdf] = function
-            self._ranges[function.bdf] = ranges
             for index, address in fixed.items():
                 held = function.bar(index).read(self.config, function.bdf)
                 if held != address:
@@ -161,6 +151,20 @@ class PciBus:
                         f"BAR {index} of {function} was set to {address:#x} but holds {held:#x}"
                     )
             return function
+
+    def _take_all(self, function: Function, fixed: Mapping[int, int]) -> dict[int, Range]:
+        """Take addresses for all BARs, or for none."""
+        ranges: dict[int, Range] = {}
+        self._ranges[function.bdf] = ranges
+        try:
+            for bar in sorted(function.bars, key=lambda bar: (bar.index not in fixed, -bar.size)):
+                taken = self._take(function, bar, fixed.get(bar.index))
+                if taken:
+                    ranges[bar.index] = taken
+        except (ValueError, QemuError):
+            self._free_all(function)
+            raise
+        return ranges
 
     def _take(self, function: Function, bar: Bar, address: int | None) -> Range | None:
         owner = f"BAR {bar.index} of {function}"
@@ -238,12 +242,14 @@ class PciBus:
         """Forget a function that is gone; its addresses are free again. Twice is no error."""
         with self._lock:
             known = self._functions.get(function.bdf)
-            if known is None:
-                return
-            self._forget_addresses(known)
-            if known.is_bridge:
-                self._forwarding.discard(known.bdf)
-            del self._functions[known.bdf]
+            if known is not None:
+                uninterrupted(functools.partial(self._remove, known))
+
+    def _remove(self, known: Function) -> None:
+        self._free_all(known)
+        if known.is_bridge:
+            self._forwarding.discard(known.bdf)
+        del self._functions[known.bdf]
 
     def route_intx(self, function: Function) -> int:
         """Return the IO-APIC line that a function's interrupt pin raises.
@@ -264,8 +270,12 @@ class PciBus:
         self.config.write16(function.bdf, _COMMAND, 0)
 
     def _forget_addresses(self, function: Function) -> Function:
-        for index, taken in self._ranges.pop(function.bdf, {}).items():
-            self._addresses.free(function.path, function.bar(index), taken)
+        uninterrupted(functools.partial(self._free_all, function))
         bare = replace(function, bars=tuple(replace(bar, address=None) for bar in function.bars))
         self._functions[function.bdf] = bare
         return bare
+
+    def _free_all(self, function: Function) -> None:
+        # Written to QEMU without waiting for it, so no longer than a moment: `uninterrupted`.
+        for index, taken in self._ranges.pop(function.bdf, {}).items():
+            self._addresses.free(function.path, function.bar(index), taken)

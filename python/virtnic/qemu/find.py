@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import shlex
@@ -19,13 +20,17 @@ import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from virtnic.errors import QemuError, QemuNotFound
+from virtnic.qemu import environment, quirks
 from virtnic.qemu.quirks import Version
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+T = TypeVar("T")
 
 #: Names looked up in PATH, in this order.
 NAMES = ("qemu-system-x86_64", "qemu-kvm")
@@ -38,6 +43,9 @@ INSTALL = (
     "install the package qemu-system-x86 (Debian, Ubuntu) or qemu-system-x86-core (Fedora), "
     "or name a binary with VIRTNIC_QEMU or --qemu"
 )
+
+#: A parked processor translates next to nothing, and would have 1 GiB set aside for that.
+TCG = "tcg,tb-size=1"
 
 # Found here, not in a child between fork and exec.
 _LIBC = ctypes.CDLL(None)
@@ -77,7 +85,26 @@ class Binary:
 
     def accelerator_error(self, name: str) -> str | None:
         """QEMU's own words on why an accelerator does not start; None when it does."""
-        return self.error_with("-accel", name)
+        return self.error_with("-accel", self.accelerator(name))
+
+    @property
+    def chooses_accelerator(self) -> bool:
+        """Whether the command has an accelerator of its own among its words."""
+        for word, value in itertools.pairwise((*self.argv, "")):
+            option = "-" + word.lstrip("-")  # QEMU takes one dash or two
+            if option in ("-accel", "-enable-kvm"):
+                return True
+            if option in ("-machine", "-M") and "accel=" in value:
+                return True
+        return False
+
+    def accelerator(self, name: str) -> str:
+        """Return what ``-accel`` takes for an accelerator."""
+        if name != "tcg":
+            return name
+        if environment.forbids_jit() and not quirks.has(self.version, "no-split-wx"):
+            return TCG + ",split-wx=on"  # two mappings, one to write and one to execute
+        return TCG
 
     def error_with(self, *options: str) -> str | None:
         """QEMU's own words on why it does not start with these options; None when it does."""
@@ -149,16 +176,28 @@ def _command(text: str, source: str) -> Binary:
 def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, str, str]:
     """Run QEMU for a moment: exit status, stdout, stderr."""
     command = [*argv, *options]
-    try:
-        done = subprocess.run(
+
+    def run(started: list[subprocess.Popen[str]]) -> tuple[int, str, str]:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
             command,
-            input=stdin,
-            capture_output=True,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment.for_qemu(),
             text=True,
             errors="replace",
-            timeout=_QUICK,
-            check=False,
-        )
+        ) as process:
+            started.append(process)
+            try:
+                out, err = process.communicate(stdin, timeout=_QUICK)
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode, out, err
+
+    try:
+        return _whole(run)
     except subprocess.TimeoutExpired:
         raise QemuNotFound(
             f"`{shlex.join(command)}` did not end within {_QUICK:.0f} s; is that QEMU?"
@@ -167,7 +206,20 @@ def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, st
         raise QemuNotFound(
             f"`{shlex.join(command)}` cannot be run: {error.strerror or error}; {INSTALL}"
         ) from None
-    return done.returncode, done.stdout, done.stderr
+
+
+def _whole(run: Callable[[list[subprocess.Popen[str]]], T]) -> T:
+    """Run a child where nothing cuts the program between its start and its end.
+
+    ``run`` adds it to the list that it is given; an interruption kills it.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def kill() -> None:
+        for process in started:
+            process.kill()
+
+    return uninterrupted(lambda: run(started), hurry=kill)
 
 
 def last_line(text: str) -> str:
@@ -182,11 +234,25 @@ def _banner(argv: tuple[str, ...]) -> str:
     line = out.splitlines()[0].strip() if out.strip() else ""
     if status != 0 or not line.startswith("QEMU "):
         said = last_line(err) or last_line(out) or f"exit status {status}"
+        if any(words in err for words in _LOADER_ERRORS):
+            raise QemuNotFound(f"`{shlex.join(argv)}` cannot be started: {said}; {_loader()}")
         raise QemuNotFound(
             f"`{shlex.join(argv)} --version` does not answer as QEMU does but with {said!r}; "
             f"{INSTALL}"
         )
     return line
+
+
+#: What the dynamic loader says when it finds no libraries, or not those that are meant (ld.so(8)).
+_LOADER_ERRORS = ("error while loading shared libraries", "symbol lookup error", "' not found (req")
+
+
+def _loader() -> str:
+    """Say what to do about a program that the dynamic loader does not start."""
+    where = environment.libraries()
+    if where:
+        return f"it finds other libraries than its own by {where}: unset that"
+    return "libraries that it needs are missing: install its package again"
 
 
 @cache
@@ -212,6 +278,15 @@ def _error_with(argv: tuple[str, ...], options: tuple[str, ...]) -> str | None:
 
 
 def _ask(argv: tuple[str, ...], options: Sequence[str], *commands: str) -> list[Any]:
+    return _whole(lambda started: _ask_here(argv, options, commands, started))
+
+
+def _ask_here(
+    argv: tuple[str, ...],
+    options: Sequence[str],
+    commands: Sequence[str],
+    started: list[subprocess.Popen[str]],
+) -> list[Any]:
     empty = ["-no-user-config", "-nodefaults", "-display", "none", "-S", "-machine", "none"]
     words = [*argv, *empty, *options, "-qmp", "stdio"]
     with tempfile.TemporaryFile("w+", errors="replace") as err:
@@ -222,10 +297,12 @@ def _ask(argv: tuple[str, ...], options: Sequence[str], *commands: str) -> list[
                 stdout=subprocess.PIPE,
                 stderr=err,
                 text=True,
+                env=environment.for_qemu(),
                 preexec_fn=_die_with_us,  # noqa: PLW1509 - one system call, nothing of Python's
             )
         except OSError as error:
             raise QemuNotFound(f"`{shlex.join(argv)}` cannot be run: {error}") from None
+        started.append(process)
         # One that does not answer is killed: then its output ends.
         watchdog = threading.Timer(_QUICK, process.kill)
         watchdog.start()

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
@@ -16,7 +17,13 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
-from virtnic.qemu.elsewhere import Elsewhere, SharedDirectory, join, serve
+from virtnic.qemu.elsewhere import (
+    Elsewhere,
+    SharedDirectory,
+    accelerator_in_use,
+    join,
+    serve,
+)
 from virtnic.qemu.find import find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
 from virtnic.qemu.netdev import Netdev, Spec, parse
@@ -96,6 +103,7 @@ class Machine(Owner):
         self._directory: RunDirectory | SharedDirectory | None = None
         self._server: _native.IvshmemServer | None = None
         self._process: Process | Elsewhere | None = None
+        self._starting: Process | None = None  #: The same, from before there is one.
         self._monitor: Monitor | None = None
         self._qtest: _native.QTest | None = None
         self._clock_runs = False
@@ -162,12 +170,10 @@ class Machine(Owner):
             raise
         if shmem == "doorbell":
             self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory)
-        wanted = _auto.get(binary.argv, accel) if accel == "auto" else accel
-        self._asked_for = accel
         self._plan = command.Plan(
             version=binary.version if self.machine == "q35" else None,
             machine=self.machine,
-            accel=wanted,
+            accelerators=_accelerators(binary, accel),
             qmp=place.qmp,
             qtest=place.qtest,
             firmware=place.firmware,
@@ -186,11 +192,11 @@ class Machine(Owner):
 
     def _launch(self, binary: Binary, place: RunDirectory) -> None:
         """Start a QEMU and connect to it."""
-        wanted = self._plan.accel
         if self._server is not None:
             self._server.listen()
-        process = self._process = Process([*binary.argv, *command.options(self._plan)])
+        process = self._starting = Process([*binary.argv, *command.options(self._plan)])
         process.start()
+        self._process = process
         _log.debug("started %s (pid %d)", binary, process.pid)
         before, self._monitor = (
             self._monitor,
@@ -199,12 +205,14 @@ class Machine(Owner):
                 timeout=self.timeout,
                 gone=lambda patience: process.wait(patience) is not None,
                 why=process.death,
+                on_hang=process.condemn,
             ),
         )
         if before is not None:
             before.hand_over(self._monitor)
         try:
             self._monitor.connect()
+            process.asked_by(self._monitor.quit)
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
             self._explain(binary, process, error)
@@ -212,7 +220,7 @@ class Machine(Owner):
             self._server.stop_listening()  # it has the memory
         if self.version < quirks.OLDEST:
             _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
-        self._accel = _settle(wanted, process.stderr)
+        self._accel = accelerator_in_use(self.monitor, self.qtest)
         process.started()
         self._silence_timer(self.qtest)
         self._nics = Nics(self.monitor, self.machine, binary, process)
@@ -221,10 +229,16 @@ class Machine(Owner):
         place = self._directory = SharedDirectory(directory)
         process = self._process = Elsewhere(place.path)
         self._monitor = Monitor(
-            place.qmp, timeout=self.timeout, why=process.death, on_end=process.ended
+            place.qmp,
+            timeout=self.timeout,
+            why=process.death,
+            on_end=process.ended,
+            on_hang=process.condemn,
         )
         joined = join(place, process, self._monitor, self.timeout)
         self._qtest = joined.qtest
+        # One that hangs has both its sockets open.
+        process.on_death(lambda _error: joined.qtest.close())
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
         self._nics = Nics(self.monitor, self.machine, None, process)
         self._silence_timer(self.qtest)
@@ -240,6 +254,8 @@ class Machine(Owner):
         assert isinstance(place, RunDirectory)  # only our own QEMUs are started again
         self.qtest.close()
         self.process.close()
+        if self._starting is not None:
+            self._starting.close()
         self.monitor.close()
         place.qmp.unlink(missing_ok=True)
         place.qtest.unlink(missing_ok=True)
@@ -356,11 +372,14 @@ class Machine(Owner):
         netdev: Netdev | Spec,
         properties: Mapping[str, Any] | None = None,
         plugging: Callable[[NicHandle], object] = lambda _handle: None,
+        made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
         """Plug in a virtio-net device on a new netdev. It still has to be probed on the bus.
 
         ``properties`` are those of virtio-net-pci (``mac``, ``mq``, ``rx_queue_size``, …).
         ``plugging`` is told the handle before QEMU is asked: what to remove after an interruption.
+        ``made`` is called when the netdev is there, before the device is, with what QEMU said
+        meanwhile; what it raises undoes that.
 
         Raises ValueError (syntax, a key or type this QEMU does not know, no free slot),
         QemuError quoting QEMU, QemuDied, TimeoutError.
@@ -373,7 +392,7 @@ class Machine(Owner):
         if helper is not None and self.sandbox not in (helper.sandbox, False):
             to = " to `virtnic qemu-args`" if self.shared is not None else ""
             raise ValueError(helper.refusal(spec.type, to))
-        handle = self._nics.add(spec, properties or {}, plugging)
+        handle = self._nics.add(spec, properties or {}, plugging, made)
         timer = spec.kind.clock or any(key in _TIMERS for key in properties or {})
         if timer and self._accel == "qtest" and not self._clock_runs:
             self.qtest.run_clock(CLOCK_PERIOD)
@@ -461,11 +480,15 @@ class Machine(Owner):
                 return
             started = time.monotonic()
             left = True
-            for part in (self._qtest, self._process, self._monitor, self._server, self._directory):
+            parts = (self._qtest, self._process, self._starting, self._monitor)
+            for part in (*parts, self._server, self._directory):
                 if part is None:
                     continue
                 try:
                     part.close()
+                except QemuError as error:
+                    left = False
+                    warnings.warn(str(error), RuntimeWarning, stacklevel=2)
                 except Exception:
                     left = False  # tried again by the next call
                     _log.exception("closing %s failed", part)
@@ -517,14 +540,15 @@ def present(part: T | None) -> T:
     return part
 
 
-def _settle(wanted: Accel, stderr: str) -> Accel:
-    """Which accelerator runs: with ``auto`` QEMU names on stderr those that it could not have."""
-    if wanted != "auto":
-        return wanted
-    for name in find.ACCELERATORS:
-        if f"invalid accelerator {name}" not in stderr:
-            return name
-    raise QemuError("QEMU started with none of the accelerators " + ", ".join(find.ACCELERATORS))
+def _accelerators(binary: Binary, accel: Accel) -> list[str]:
+    """Return what ``-accel`` takes; nothing where the command chooses for itself."""
+    names: tuple[Accel, ...] = (accel,)
+    if accel == "auto":
+        if binary.chooses_accelerator:
+            return []
+        known = _auto.get(binary.argv)
+        names = find.ACCELERATORS if known is None else (known,)
+    return [binary.accelerator(name) for name in names]
 
 
 @atexit.register

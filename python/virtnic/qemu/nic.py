@@ -121,11 +121,13 @@ class Nics:
         spec: Spec,
         properties: Mapping[str, Any],
         plugging: Callable[[NicHandle], object] = lambda _handle: None,
+        made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
         """Plug one in; leaves nothing behind when QEMU refuses.
 
         ``plugging`` is told the handle before QEMU is told anything: whoever is interrupted
-        removes that.
+        removes that. ``made`` is called when there is a netdev but no device yet, with what QEMU
+        said meanwhile; what it raises is a refusal too.
         """
         typed = self._typed(properties)
         self._make_room()
@@ -142,10 +144,12 @@ class Nics:
             with self._quoting(spec):
                 if handle.peer is not None:
                     handle.peer.listen()
+                before = self._process.stderr_position()
                 self._add_netdev(spec, handle.netdev_id, chardev)
                 if handle.peer is not None:
                     self._await(spec, handle.peer, handle.netdev_id)
-                self._monitor.execute(
+                made(self._process.stderr_since(before))
+                self._monitor.finish(
                     "device_add",
                     **{
                         "driver": DRIVER,
@@ -163,6 +167,7 @@ class Nics:
                 self._stuck.append((handle, None))  # QEMU may yet do what it did not answer
             raise
         except QemuDied:
+            self._free(handle)  # with all that was in it
             raise
         except (QemuError, ValueError):
             # What QEMU refused is not there; what came before it is.
@@ -353,7 +358,7 @@ class Nics:
         with handed_over(self._monitor, self._for_this_version(spec), netdev) as named:
             plain = named.arguments(netdev, chardev)
             try:
-                self._monitor.execute("netdev_add", **plain)
+                self._monitor.finish("netdev_add", **plain)
             except QemuDied:
                 raise
             except QemuError:
@@ -362,7 +367,7 @@ class Nics:
                     typed = schema.arguments("netdev_add", plain, what="netdev")
                 if typed == plain:
                     raise
-                self._monitor.execute("netdev_add", **typed)
+                self._monitor.finish("netdev_add", **typed)
 
     def _for_this_version(self, spec: Spec) -> Spec:
         """Say how often to connect again in the unit that this QEMU has. Raises ValueError."""

@@ -14,8 +14,8 @@ import weakref
 from typing import TYPE_CHECKING
 
 from virtnic import _native
-from virtnic.errors import QemuDied, QemuNotFound
-from virtnic.qemu import loop
+from virtnic.errors import QemuDied, QemuError, QemuNotFound
+from virtnic.qemu import environment, loop
 from virtnic.qemu.find import INSTALL
 from virtnic.teardown import Owner, uninterrupted
 
@@ -35,6 +35,12 @@ _HARMLESS = re.compile(
     r"|Failed to (?:set msg fds|(?:read|write) msg)|Unexpected end-of-file before all data"
     r"|vhost VQ \d+ ring restore failed"
 )
+#: How QEMU begins what it warns of (its ``warn_report``), after its name; errors end it, or come as
+#: the answer to a command.
+_WARNING = ": warning: "
+# What any QEMU of ours has warned of, which the next one will too; after so many it is enough.
+_WARNINGS = 100
+_warned: set[str] = set()
 
 
 class _Stderr:
@@ -97,9 +103,12 @@ class _Stderr:
 
     def _tell(self, line: str) -> None:
         """Log what QEMU says: a warning, unless it starts, ends or says it again."""
-        started = self._line is not None
+        started = self._line is not None or _WARNING in line
         harmless = not line or line == self._told or _HARMLESS.search(line) is not None
         self._told = line
+        if _WARNING in line:
+            harmless = harmless or line in _warned or len(_warned) >= _WARNINGS
+            _warned.add(line)
         _log.log(logging.WARNING if started and not harmless else logging.DEBUG, "QEMU: %s", line)
 
     def text(self) -> str:
@@ -131,7 +140,10 @@ class _Stderr:
 
 
 class Process(Owner):
-    """A QEMU that is started here. It dies with us, even when we are killed."""
+    """A QEMU that is started here.
+
+    It dies with us, even when we are killed, or run as another user by then.
+    """
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
@@ -139,10 +151,12 @@ class Process(Owner):
         self._lock = threading.RLock()
         self._close_lock = threading.RLock()
         self._reported = False
+        self._verdict: str | None = None
         self._stderr = _Stderr()
         self._child: _native.Child | None = None
         self._status: int | None = None
-        self.pid = 0  #: of QEMU, or of the command that wraps it
+        self._ask: weakref.WeakMethod[Callable[[], object]] | None = None
+        self._pid: int | None = None
         self._hold = loop.Hold()
         self._watches: list[loop.Watch] = []
 
@@ -151,11 +165,13 @@ class Process(Owner):
         uninterrupted(self._stderr.open)
         assert self._stderr.writer is not None
         try:
-            self._child = child = _native.spawn(self.argv, self._stderr.writer.fileno())
+            self._child = child = _native.spawn(
+                self.argv, environment.for_qemu(), self._stderr.writer.fileno()
+            )
         except FileNotFoundError as error:
             raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
         self._stderr.close_writer()
-        self.pid = child.pid
+        self._pid = child.pid
         where = self._hold.take()
         # The loop must not keep us alive: an abandoned QEMU has to go with its owner.
         ended = loop.Watch(where, child.fileno(), _weak(self._on_exit))
@@ -165,9 +181,16 @@ class Process(Owner):
         ended.begin()
 
     @property
+    def pid(self) -> int:
+        """Its number: of QEMU, or of the command that wraps it."""
+        if self._pid is None:
+            raise QemuError("this QEMU was not started")  # a signal to 0 would reach ourselves
+        return self._pid
+
+    @property
     def where(self) -> str:
         """Which it is, for people."""
-        return f"pid {self.pid}"
+        return f"pid {self._pid}"
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end: exit status, or minus the signal; None after the timeout."""
@@ -199,7 +222,9 @@ class Process(Owner):
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
         status = self.wait(patience)
-        if status is None:
+        if self._verdict is not None:
+            how = f"QEMU (pid {self.pid}) {self._verdict}, and was killed"
+        elif status is None:
             how = f"QEMU (pid {self.pid}) closed its socket but still runs"
         elif status < 0:
             how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
@@ -218,6 +243,13 @@ class Process(Owner):
                 return
         callback(QemuDied(self.death()))
 
+    def condemn(self, why: str) -> None:
+        """End one that hangs: ``why`` goes into what is said of its death."""
+        child = self._child
+        if child is not None and self.alive:
+            self._verdict = why
+            child.kill()
+
     def bury(self, grace: float = 1.0) -> None:
         """See it end, by SIGKILL after ``grace`` seconds, and tell those who want to know."""
         if self.wait(grace) is None and self._child is not None:
@@ -225,27 +257,42 @@ class Process(Owner):
             self.wait(5.0)
         self._on_exit()
 
+    def asked_by(self, ask: Callable[[], object]) -> None:
+        """Know how to ask it to end, a method of its monitor: for when we may not signal it."""
+        self._ask = weakref.WeakMethod(ask)
+
     def close(self, grace: float = 1.0) -> None:
-        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call finishes the first."""
+        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call finishes the first.
+
+        One that runs as another user than we do by now is asked instead. Raises QemuError
+        where it does not listen: it stays until our process ends.
+        """
         with self._lock:
             self._reported = True
             self._callbacks.clear()
         with self._close_lock:
             child = self._child
             if child is not None:
-                child.terminate()
-                self._status = child.wait(grace)
-                if self._status is None:
-                    _log.warning(
-                        "QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace
-                    )
-                    child.kill()
-                    self._status = child.wait(5.0)
+                self._end(child, grace)
             for watch in self._watches:
                 watch.close()
             uninterrupted(self._stderr.close)
             self._child = None  # and with it the pidfd
             self._hold.release()
+
+    def _end(self, child: _native.Child, grace: float) -> None:
+        ask = self._ask and self._ask()
+        if not child.terminate() and ask is not None:
+            ask()
+        self._status = child.wait(grace)
+        if self._status is None and child.kill():
+            _log.warning("QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace)
+            self._status = child.wait(5.0)
+        if self._status is None:
+            raise QemuError(
+                f"QEMU (pid {self.pid}) still runs: it does not answer, and user {os.geteuid()}, "
+                "as whom we run by now, may not kill it; it ends with this process"
+            )
 
     def _on_stderr(self) -> None:
         if not self._stderr.drain():
@@ -269,7 +316,7 @@ class Process(Owner):
                 _log.exception("a callback for the death of QEMU failed")
 
     def __repr__(self) -> str:
-        return f"<Process {self.pid}: {shlex.join(self.argv[:1])}>"
+        return f"<Process {self._pid}: {shlex.join(self.argv[:1])}>"
 
 
 def _weak(method: Callable[[], None]) -> Callable[[], None]:
