@@ -70,8 +70,9 @@ format: $(STAMPS)/tools ## Format the sources
 	$(BIN)/ruff check --fix --quiet
 
 .PHONY: docs
-docs: $(STAMPS)/extension ## Write docs/features.md from the table in the sources
+docs: $(STAMPS)/extension ## Write docs/features.md and docs/netdevs.md from the tables in the sources
 	$(BIN)/python tests/features_page.py
+	$(BIN)/python tests/netdevs_page.py
 
 ##@ Longer
 

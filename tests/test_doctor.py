@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from virtnic import _native, doctor
+from virtnic import _native, cli, doctor
 from virtnic.qemu import find_qemu
 
 
@@ -42,6 +42,20 @@ def test_everything_that_is_not_ok_has_advice(qemu_command: str) -> None:
     for check in doctor.checks(qemu_command):
         assert check.found
         assert check.advice or check.status == "ok", check
+
+
+def test_a_port_that_nothing_passes(
+    qemu_command: str, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Opened, but nobody is at the other end: not "works here"."""
+    if find_qemu(qemu_command).version < (7, 2):
+        pytest.skip("stream came with 7.2")
+    nobody = f"stream,server=off,addr.type=unix,addr.path={scratch}/nobody"
+    status = cli.main(["doctor", "--netdev", nobody, "--hugepages", "none", "--qemu", qemu_command])
+    out = capsys.readouterr().out
+    assert status == 3
+    assert "works here, but no frame would pass this port" in out
+    assert "nobody is connected" in " ".join(out.split())
 
 
 def test_no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

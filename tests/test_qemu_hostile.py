@@ -17,6 +17,7 @@ import pytest
 
 import virtnic
 from peers import fake_qemu
+from virtnic.qemu.elsewhere import Elsewhere
 from virtnic.qemu.find import Binary
 from virtnic.qemu.netdev import parse
 from virtnic.qemu.nic import Nics
@@ -81,7 +82,7 @@ def test_a_reply_of_another_form(
 ) -> None:
     monitor: Any = Odd(command, reply)
     binary = Binary((f"odd {reply!r}",))
-    nics = Nics(monitor, "pc", binary, lambda: "")
+    nics = Nics(monitor, "pc", binary, Elsewhere(Path("/nowhere")))
     with pytest.raises(virtnic.QemuError, match=f"reply to {command} is not of its form"):
         nics.add(parse(netdev), properties)
     assert nics.all() == []

@@ -32,7 +32,6 @@ from virtnic.qemu.schema import Schema, convert
             {"ifname": "tap0", "script": "no", "downscript": "no"},
         ),
         ("tap,script=/up", "tap", {"script": "/up", "downscript": "no"}),
-        ("tap,fd=3", "tap", {"fd": "3"}),
         ("tap,br=br0", "tap", {"br": "br0"}),
         ("vhost-user,chardev=c", "vhost-user", {"chardev": "c"}),
     ],
@@ -110,7 +109,8 @@ def test_neither_string_nor_mapping(netdev: Any) -> None:
     ],
 )
 def test_what_needs_the_sandbox_open(netdev: str, helper: str | None) -> None:
-    assert parse(netdev).needs_spawn == helper
+    found = parse(netdev).helper
+    assert (found and found.name) == helper
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ __all__ = ["Event", "EventKind", "Events", "Feed"]
 
 _log = logging.getLogger(__name__)
 
-#: What can happen. A backend is that of a vhost-user port.
+#: What can happen. A backend is that of a vhost-user port, a peer that of a stream.
 EventKind = Literal[
     "attached",
     "detached",
@@ -44,6 +44,8 @@ EventKind = Literal[
     "link-down",
     "backend-lost",
     "backend-back",
+    "peer-connected",
+    "peer-disconnected",
     "backend-refused",
     "qemu-died",
     "qemu-back",
@@ -62,7 +64,7 @@ class Event:
     port: Port | None = None
     #: When, in seconds since 1970 (:func:`time.time`).
     time: float = field(default_factory=time.time)
-    #: More in words: how QEMU died, which backend went.
+    #: More in words: how QEMU died, which backend went, who connected.
     detail: str = ""
 
 

@@ -25,7 +25,10 @@ from virtnic.pci import (
 )
 from virtnic.port import Interrupts, LinkCallback, Port
 from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
+from virtnic.qemu.descriptors import Copies
 from virtnic.qemu.machine import present
+from virtnic.qemu.netdevs import not_started
+from virtnic.ready import trouble_at_open
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
 from virtnic.vhost_user import Backend
@@ -79,6 +82,8 @@ class Attachment:
     vectors: list[int] = field(default_factory=list)
     #: What the interrupt line signals.
     line: EventFd | None = None
+    #: Whether its peer was there when that was last told; None where nobody can know.
+    peer_known: bool | None = None
     #: Whether it is attached again to the QEMU that takes the place of one that died.
     returns: bool = False
     #: Whether it was told that it is attached; and what is told when it is detached, once.
@@ -346,6 +351,11 @@ class Qemu(Machine):
                     )
                     spec = backend.spec
                     queue_size = queue_size or backend.queue_size
+                if attachment.returns:
+                    # It is attached again, when the caller's descriptors may be closed.
+                    copies = Copies()
+                    undo.add(copies.close)
+                    spec = copies.of(spec)
                 device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
                 if legacy:
                     device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
@@ -360,6 +370,7 @@ class Qemu(Machine):
                 if chosen == "msix" and interrupts is None and self._lacks_vectors(pairs, backend):
                     attachment.interrupts = chosen = "intx"  # QEMU was started for one port
                 wires = present(self._wiring).connect(attachment, self._take_new(attachment), pairs)
+                before = self.process.stderr_position()
                 port = Port(
                     attachment=attachment,
                     memory=self.memory,
@@ -375,6 +386,7 @@ class Qemu(Machine):
                 )
                 attachment.device = weakref.ref(port)
                 undo.add(port.stop)
+                self._check_started(attachment, before)
                 port.set_patient(attachment.returns)
                 port.set_polling(spin)
                 port.set_statistics(statistics)
@@ -390,15 +402,18 @@ class Qemu(Machine):
                 with self._feed.lock:
                     attachment.announced = True
                     self._feed.put("attached", port)
-                    if chosen != "none":
+                    if port.tells_link:
                         port.on_link(tell_link(self._feed))
                 if backend is not None:
                     self._feed.watch_backend(port, backend, self.monitor.loop)
+                self._follow_peer(port)
                 attachment.port = port
             except BaseException:
                 attachment.leaving = True
                 self._let_go(attachment)
                 raise
+        if (trouble := trouble_at_open(port)) is not None:
+            _log.warning("%s", trouble)
         return port
 
     def detach(self, port: Port) -> None:
@@ -542,6 +557,33 @@ class Qemu(Machine):
                 attachment.handle.id,
                 str(error),  # a record that somebody keeps would keep all that the error has
             )
+
+    def _check_started(self, attachment: Attachment, before: int) -> None:
+        """Raise QemuError where QEMU said, since then, that a device it started does not run.
+
+        Its driver hears nothing of that: the device reports that it is ready. A backend with an
+        interposer tells by itself.
+        """
+        said = self.process.stderr_since(before)
+        if attachment.backend is None and (why := not_started(attachment.handle.spec.kind, said)):
+            raise QemuError(why)
+
+    def _follow_peer(self, port: Port) -> None:
+        """Tell of the peer's coming and going, where QEMU does."""
+        attachment = port._attachment
+        peer = attachment.handle.peer
+        if peer is None:
+            return
+        feed, weak = self._feed, weakref.ref(port)  # one that is forgotten is collected
+
+        def told(there: bool, address: str) -> None:
+            if (port := weak()) is not None:
+                port._attachment.peer_known = there
+                feed.put("peer-connected" if there else "peer-disconnected", port, address)
+
+        if attachment.peer_known is None:
+            attachment.peer_known = peer.connected
+        peer.tell(told, attachment.peer_known)
 
     def _eject_nic(self, attachment: Attachment) -> None:
         """Let go of a device, of one too that was not found on the bus yet."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from virtnic import _native
 from virtnic._native import CommandRefused
 from virtnic.qemu import loop
+from virtnic.ready import Readiness
 from virtnic.rss import DEFAULT_KEY, Rss, names_of, types_of
 from virtnic.sending import BACKOFF, Pending
 from virtnic.teardown import Owner
@@ -54,6 +55,7 @@ class Port(Owner, _native.NetPort):
         self._link_told = super().link
         self._close_lock = threading.RLock()  # a signal handler may close, too
         self._owns_qemu = False
+        self._filters_warned = False
 
     @property
     def qemu(self) -> Qemu:
@@ -77,11 +79,34 @@ class Port(Owner, _native.NetPort):
             return self.refresh_link()
         return super().link
 
+    def wait_ready(self, timeout: float | None = 10.0) -> None:
+        """Wait until frames pass in both directions, as far as that can be known.
+
+        A port is open as soon as its device runs; what is behind it may take longer, and what is
+        sent meanwhile vanishes, as on any wire. What is waited for depends on the netdev, see
+        docs/netdevs.md: a stream's peer, a TAP that is up and known to be open, a vhost-user
+        backend that takes frames. For that a frame is sent to the port's own address, which no
+        switch passes on and an echoing backend gives back. Where nothing can be known, nothing is
+        waited for.
+
+        Raises TimeoutError, which says what is missing, PortClosed, QemuDied, DeviceError.
+        """
+        Readiness(self).wait(timeout)
+
+    @property
+    def tells_link(self) -> bool:
+        """Whether the device interrupts when its link goes up or down."""
+        accepted = any(
+            name == "STATUS" and taken for name, _bit, _offered, taken, _why in self.features
+        )
+        return accepted and self.interrupts != "none"
+
     def set_promiscuous(self, on: bool = True) -> None:
         """Receive everything, or only what the filters let through.
 
-        QEMU's devices start promiscuous, and filter nothing (VLANs neither) while they are. A
-        vhost-user backend receives what it likes: QEMU has no part in it.
+        QEMU's devices start promiscuous, and filter nothing (VLANs neither) while they are. Where
+        frames pass QEMU by (vhost-user, vhost-vdpa, ``tap,vhost=on``) filters are accepted
+        without effect; a warning says so.
         Raises CommandRefused, PortClosed, QemuDied.
         """
         self.set_receive_mode("promiscuous", on)
@@ -89,6 +114,33 @@ class Port(Owner, _native.NetPort):
     def set_allmulticast(self, on: bool = True) -> None:
         """Receive all multicast frames. Raises as :meth:`set_promiscuous`."""
         self.set_receive_mode("all-multicast", on)
+
+    def set_receive_mode(self, mode: str, on: bool = True) -> None:
+        """As for :class:`NetPort`; warns where filters have no effect."""
+        super().set_receive_mode(mode, on)
+        # What lets more through is the state that such a netdev is in anyway.
+        self._warn_of_filters(on == mode.startswith("no-"))
+
+    def set_mac_filter(self, unicast: Sequence[str] = (), multicast: Sequence[str] = ()) -> None:
+        """As for :class:`NetPort`; warns where filters have no effect."""
+        super().set_mac_filter(unicast, multicast)
+        self._warn_of_filters(True)
+
+    def remove_vlan(self, vlan: int) -> None:
+        """As for :class:`NetPort`; warns where filters have no effect."""
+        super().remove_vlan(vlan)
+        self._warn_of_filters(True)
+
+    def _warn_of_filters(self, narrower: bool) -> None:
+        """Say once that a filter, which the device took, filters nothing."""
+        spec = self._attachment.handle.spec
+        if narrower and not spec.kind.filters(spec.options) and not self._filters_warned:
+            self._filters_warned = True
+            _log.warning(
+                "the device takes filters but they have no effect: the frames of this %s netdev "
+                "pass QEMU by, so look at each frame's address yourself",
+                spec.type,
+            )
 
     @property
     def rss(self) -> Rss | None:
@@ -141,12 +193,18 @@ class Port(Owner, _native.NetPort):
 
         It is called in a thread of virtnic's that does other things too: it must be quick, and must
         not attach, detach or close; :meth:`virtnic.Qemu.watch` is for that.
-        Raises ValueError when the port has no interrupts.
+        Raises ValueError when the port has no interrupts, or its device does not say whether its
+        link is up.
         """
         if not callable(callback):
             raise TypeError(f"a link callback takes a port, {callback!r} takes none")
         if self.interrupts == "none":
             raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
+        if not self.tells_link:
+            raise ValueError(
+                "the device does not say whether its link is up: STATUS was refused "
+                "(features=) or is not offered (properties={'status': False})"
+            )
         self._callbacks.append(callback)
 
     def subscribe(self, changed: LinkCallback, ended: Callable[[], object]) -> Callable[[], None]:

@@ -108,7 +108,10 @@ def _attach_again(port: Port) -> None:
         made = () if backend is None else (backend.expect_netdev(),)
         qemu.add_nic(attachment.spec, attachment.properties, attachment.plugging, *made)
         present(qemu._wiring).lead(attachment, qemu._take_new(attachment))
+        before = qemu.process.stderr_position()
         port.reattach(qemu.qtest, **attachment.registers())
+        qemu._check_started(attachment, before)
+        qemu._follow_peer(port)
         undo.pop_all()
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import TYPE_CHECKING, Any, Literal
+
+from virtnic.qemu.netdevs import NETDEVS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,12 +19,6 @@ __all__ = ["device_wishes", "offload_wishes", "one_of", "usual_size", "with_queu
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.
 _MAX_QUEUES = 128
-#: Netdevs that take the number of their queue pairs; the others have one.
-_SEVERAL_QUEUES = frozenset({"tap", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"})
-#: Entries of a vhost-user device's queues: what QEMU allows.
-_VHOST_USER_QUEUE = 1024
-#: Entries of all others' queues.
-_QUEUE = 256
 #: What a device can be asked to do to frames, and what may be left to do to received ones.
 _SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
 _RECEIVE_OFFLOADS = (
@@ -58,12 +55,12 @@ def device_wishes(
     device: dict[str, Any] = {}
     wishes: dict[str, bool | None] = {}
     # QEMU's own default is the same in every QEMU, which no switch would stand.
-    device["mac"] = mac or f"52:54:00:{os.urandom(3).hex(':')}"
+    device["mac"] = _unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
     if queues > 1:
         # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
         device["mq"], device["vectors"] = True, 2 * queues + 2
     if spec.type == "vhost-user":
-        size = max(queue_size, 256) if queue_size else _VHOST_USER_QUEUE
+        size = max(queue_size, 256) if queue_size else spec.kind.queue_size
         device["rx_queue_size"] = device["tx_queue_size"] = size
         # A backend that polls looks at neither; one write less to a shared line.
         wishes["EVENT_IDX"] = False
@@ -76,32 +73,70 @@ def device_wishes(
     return device, wishes
 
 
+def _unicast(mac: str) -> str:
+    """Return a MAC address that a station can have. Raises ValueError.
+
+    QEMU takes them all: what a group's address sends, bridges and switches drop, and in the place
+    of all zeroes it has one of its own.
+    """
+    digits = re.sub(r"[:.-]", "", mac)
+    if re.fullmatch(r"[0-9a-fA-F]{12}", digits):
+        if int(digits[:2], 16) & 1:
+            raise ValueError(
+                f"mac={mac!r} is a group's address, no station's: its first byte is odd"
+            )
+        if not int(digits, 16):
+            raise ValueError(
+                f"mac={mac!r}: all zeroes are no address; leave it out for a random one"
+            )
+    return mac
+
+
 def usual_size(spec: Spec, device: Mapping[str, Any], legacy: bool) -> int:
     """Return the entries of queues for which nobody asked; 0 leaves them to the device.
 
     256 is QEMU's own default, here also for one that ignores it (quirk queue-size-ignored).
     """
     named = not device.keys().isdisjoint(("rx_queue_size", "tx_queue_size"))
-    return 0 if legacy or named or spec.type.startswith("vhost-") else _QUEUE
+    # A vhost-user device has the size already, as a property.
+    return 0 if legacy or named or spec.kind.interposed else spec.kind.queue_size
 
 
 def with_queues(spec: Spec, queues: int | None) -> tuple[Spec, int]:
     """Return the netdev with so many queue pairs, and how many. Raises ValueError."""
-    named = str(spec.options.get("queues", ""))
+    named, by = _named_queues(spec)
     if queues is None:
-        # What is no number is for QEMU to complain about.
-        queues = max(int(named), 1) if named.isascii() and named.isdigit() else 1
+        queues = named or 1
     if not 1 <= queues <= _MAX_QUEUES:
         raise ValueError(f"a port has 1 to {_MAX_QUEUES} queue pairs, not {queues}")
-    if queues > 1 and not named and spec.type in _SEVERAL_QUEUES:
-        spec = dataclasses.replace(spec, options={**spec.options, "queues": queues})
-    elif queues > 1 and spec.type not in _SEVERAL_QUEUES:
+    if queues > 1 and not spec.kind.queues:
+        several = ", ".join(row.name for row in NETDEVS if row.queues)
         raise ValueError(
             f"queues={queues}: a netdev of type {spec.type!r} has 1 queue pair; "
-            f"those of type {', '.join(sorted(_SEVERAL_QUEUES))} can have more"
+            f"those of type {several} can have more"
         )
-    elif named.isascii() and named.isdigit() and queues > int(named):
-        raise ValueError(
-            f"queues={queues}: the netdev has {named} queue pairs (its own queues={named})"
-        )
+    if named is not None and queues > named:
+        raise ValueError(f"queues={queues}: the netdev has {named} queue pairs (its own {by})")
+    if queues > 1 and by is None:
+        spec = dataclasses.replace(spec, options={**spec.options, "queues": queues})
     return spec, queues
+
+
+def _named_queues(spec: Spec) -> tuple[int | None, str | None]:
+    """Return how many queue pairs a netdev says it has, and by what; None where it does not."""
+    for option in spec.kind.queues:
+        value = spec.options.get(option)
+        if value is None:
+            continue
+        if option in spec.kind.descriptors:
+            count = len(value.split(":")) if isinstance(value, str) else len(value)
+            return count, f"{option}= of {count}"
+        text = str(value)
+        # What is no number is for QEMU to complain about.
+        return (
+            max(int(text), 1) if text.isascii() and text.isdigit() else None
+        ), f"{option}={text}"
+    single = [option for option in spec.kind.descriptors if option + "s" in spec.kind.queues]
+    if any(option in spec.options for option in single):
+        return 1, f"{single[0]}="
+    return None, None

@@ -122,7 +122,7 @@ PORT: Table = {
     **read(
         "away closed duplex features interrupts legacy link mac max_queues memory mtu polling "
         "qemu queue_addresses queue_size queues restarts ring rss rss_limits speed standby "
-        "statistics"
+        "statistics tells_link"
     ),
     "abandon": lambda port: (port.abandon("a test"), port.restart()),
     "add_vlan": lambda port: port.add_vlan(7),
@@ -159,6 +159,7 @@ PORT: Table = {
     "subscribe": lambda port: port.subscribe(lambda _: None, lambda: None)(),
     "suspend": suspend,
     "tx_fileno": lambda port: port.tx_fileno(),
+    "wait_ready": lambda port: port.wait_ready(0.001),
     "wait_writable": lambda port: port.wait_writable(0.001),
     "xstats": lambda port: port.xstats(),
 }
@@ -204,6 +205,7 @@ AIO: Table = {
     "recv": awaited(lambda port: port.recv()),
     "send": awaited(lambda port: port.send([FRAME] * 300)),
     "stats": awaited(lambda port: asyncio.to_thread(port.stats)),
+    "wait_ready": awaited(lambda port: port.wait_ready(0.001)),
 }
 #: After these not everything can be called any more.
 LAST: dict[str, Table] = {

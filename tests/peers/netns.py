@@ -14,9 +14,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from .components import qemu_command
 from .process import mortal, run
@@ -27,6 +27,7 @@ CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 0x0003
 SO_RCVBUFFORCE = 33
 _numbers = itertools.count()
+T = TypeVar("T")
 
 
 class PingResult:
@@ -127,9 +128,14 @@ class Netns:
         protocol: int = 0,
     ) -> socket.socket:
         """Return a socket of the namespace."""
-        made: list[socket.socket | BaseException] = []
+        return self.inside(lambda: socket.socket(family, kind, protocol))
 
-        def inside() -> None:
+    def inside(self, call: Callable[[], T]) -> T:
+        """Call something in the namespace: what it opens there belongs to that."""
+        made: list[T] = []
+        failed: list[BaseException] = []
+
+        def run() -> None:
             # A thread of its own: setns moves one thread, and this one ends here.
             try:
                 with open(f"/run/netns/{self.name}", "rb") as namespace:  # noqa: PTH123
@@ -137,15 +143,15 @@ class Netns:
                     if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
                         code = ctypes.get_errno()
                         raise OSError(code, os.strerror(code), f"setns to {self.name}")
-                made.append(socket.socket(family, kind, protocol))
+                made.append(call())
             except BaseException as error:
-                made.append(error)
+                failed.append(error)
 
-        thread = threading.Thread(target=inside)
+        thread = threading.Thread(target=run)
         thread.start()
         thread.join()
-        if isinstance(made[0], BaseException):
-            raise made[0]
+        if failed:
+            raise failed[0]
         return made[0]
 
     def packet_socket(self, timeout: float = 5.0, buffer: int = 16 << 20) -> socket.socket:

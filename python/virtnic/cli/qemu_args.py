@@ -146,18 +146,23 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 def _sandbox(given: str | None, netdevs: list[Spec]) -> Sandbox:
     """Return the sandbox to start in: one that lets QEMU run what the netdevs need."""
-    helpers = [helper for spec in netdevs if (helper := spec.needs_spawn)]
+    helpers = [helper for spec in netdevs if (helper := spec.helper)]
     if given is None:
-        return "spawn" if helpers else True
-    if given == "on" and helpers:
-        raise ValueError(f"QEMU has to run {helpers[0]}, which --sandbox on denies; leave it out")
-    return options.SANDBOXES[given]
+        shut = any(helper.sandbox is False for helper in helpers)
+        return False if shut else "spawn" if helpers else True
+    sandbox = options.SANDBOXES[given]
+    for helper in helpers:
+        if sandbox not in (helper.sandbox, False):
+            raise ValueError(
+                f"QEMU has to run {helper.name}, which --sandbox {given} denies; leave it out"
+            )
+    return sandbox
 
 
 def _needs(spec: Spec) -> list[str]:
     """Return what a netdev has to find where QEMU runs."""
-    helper = spec.needs_spawn
-    found = [f"the netdev {spec.type} needs {helper} where QEMU runs"] if helper else []
+    helper = spec.helper
+    found = [f"the netdev {spec.type} needs {helper.name} where QEMU runs"] if helper else []
     if spec.type == "tap" and not spec.options.keys() & {"fd", "fds", "helper", "br"}:
         name = spec.options.get("ifname", "a TAP device")
         found.append(

@@ -131,6 +131,14 @@ class Elsewhere(Owner):
             "it has no process number here"
         )
 
+    def stderr_position(self) -> int:
+        """As :meth:`Process.stderr_position`: nothing is known of it."""
+        return 0
+
+    def stderr_since(self, _position: int) -> str:
+        """As :meth:`Process.stderr_since`: nothing is known of it."""
+        return ""
+
     @property
     def alive(self) -> bool:
         """Whether it still runs, as far as we know."""

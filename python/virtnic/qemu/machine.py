@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 #: Seconds between steps of the virtual clock. slirp's timers tick every 200 ms or slower.
 CLOCK_PERIOD = 0.1
+#: Properties of a device whose effect comes by a timer of QEMU's.
+_TIMERS = frozenset({"tx", "x-txtimer", "guest_rsc_ext", "guest_announce"})
 
 # Which accelerator ``auto`` turned out to be, by binary: asked only once.
 _auto: dict[tuple[str, ...], Accel] = {}
@@ -222,7 +224,7 @@ class Machine(Owner):
         self._accel = accelerator_in_use(self.monitor, self.qtest)
         process.started()
         self._silence_timer(self.qtest)
-        self._nics = Nics(self.monitor, self.machine, binary, lambda: process.stderr)
+        self._nics = Nics(self.monitor, self.machine, binary, process)
 
     def _join(self, directory: str | os.PathLike[str]) -> None:
         place = self._directory = SharedDirectory(directory)
@@ -239,7 +241,7 @@ class Machine(Owner):
         # One that hangs has both its sockets open.
         process.on_death(lambda _error: joined.qtest.close())
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
-        self._nics = Nics(self.monitor, self.machine, None, lambda: "")
+        self._nics = Nics(self.monitor, self.machine, None, process)
         self._silence_timer(self.qtest)
         self._nics.adopt()
         self._server = serve(place, self.memory)
@@ -387,15 +389,13 @@ class Machine(Owner):
         if spec.socket is not None and self.shared is not None:
             path = self.shared.as_qemu_sees(spec.socket.path)
             spec = dataclasses.replace(spec, socket=dataclasses.replace(spec.socket, path=path))
-        helper = spec.needs_spawn
-        if helper is not None and self.sandbox is True:
-            raise ValueError(
-                f"the netdev {spec.type!r} lets QEMU run {helper}, which its sandbox denies; "
-                "pass sandbox='spawn' if that is wanted"
-                + (" to `virtnic qemu-args`" if self.shared is not None else "")
-            )
+        helper = spec.helper
+        if helper is not None and self.sandbox not in (helper.sandbox, False):
+            to = " to `virtnic qemu-args`" if self.shared is not None else ""
+            raise ValueError(helper.refusal(spec.type, to))
         handle = self._nics.add(spec, properties or {}, plugging, made)
-        if spec.needs_clock and self._accel == "qtest" and not self._clock_runs:
+        timer = spec.kind.clock or any(key in _TIMERS for key in properties or {})
+        if timer and self._accel == "qtest" and not self._clock_runs:
             self.qtest.run_clock(CLOCK_PERIOD)
             self._clock_runs = True
         return handle

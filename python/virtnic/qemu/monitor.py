@@ -95,6 +95,8 @@ class Monitor(Owner):
         self._on_hang = on_hang
         self._listeners: list[tuple[frozenset[str] | None, EventCallback]] = []
         self._lock = threading.RLock()
+        #: Held while a descriptor is sent.
+        self._sending = threading.RLock()
         self._close_lock = threading.RLock()
         self._closed = False
         self._ended_event = Latch()
@@ -165,6 +167,44 @@ class Monitor(Owner):
             raise QemuDied(f"{command} was not answered: {self._ended()}") from None
         except QMPError as error:
             raise QemuError(f"QMP broke down during {command}: {error}") from error
+
+    def send_descriptor(self, fd: int, name: str) -> None:
+        """Give QEMU a copy of a descriptor, under a name that netdevs know it by (``getfd``).
+
+        Raises as :meth:`execute`.
+        """
+        self.check()
+
+        async def send() -> None:
+            while True:
+                try:
+                    self._client.send_fd_scm(fd)
+                except BlockingIOError:  # QEMU has not read what it was sent before
+                    await asyncio.sleep(0.005)
+                else:
+                    return
+
+        # One at a time: QEMU keeps the last descriptor that came until `getfd` takes it.
+        with self._sending:
+            try:
+                self.loop.call(send, self._timeout)
+            except (StateError, EOFError) as error:
+                raise QemuDied(f"a descriptor was not taken: {self._ended()}") from error
+            self.execute("getfd", fdname=name)
+
+    def post(self, command: str, /, **arguments: Any) -> None:
+        """Execute a command without waiting for it; for callbacks, in the loop's thread.
+
+        What QEMU says to it is logged when it refuses.
+        """
+
+        async def execute() -> None:
+            try:
+                await self._client.execute(command, arguments)
+            except (QMPError, EOFError, OSError) as error:
+                _log.debug("%s: %s", command, error)
+
+        self.loop.start_call(execute)
 
     def finish(self, command: str, /, **arguments: Any) -> Any:
         """Execute a command that changes something, and wait until it is known whether it did.

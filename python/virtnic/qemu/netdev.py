@@ -8,14 +8,19 @@ or as a dict. QMP wants typed JSON. Which key has which type is asked of QEMU it
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtnic.qemu import text
+from virtnic.qemu import descriptors, netdevs, text
+from virtnic.qemu.netdevs import Helper, NetdevType, is_on, wants_vhost
 
 #: What may be given as a netdev.
 Netdev = str | Mapping[str, Any]
+
+#: Bytes of a network device's name (Linux: IFNAMSIZ, with the zero at the end).
+_LONGEST_NAME = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,32 +41,18 @@ class Spec:
     type: str
     options: dict[str, Any] = field(default_factory=dict)
     socket: VhostUserSocket | None = None
+    #: Seconds to wait for the peer of a netdev that tells of it; None does not insist on one.
+    wait: float | None = None
 
     @property
-    def needs_clock(self) -> bool:
-        """Whether the backend's timers use QEMU's virtual clock (slirp)."""
-        return self.type == "user"
+    def kind(self) -> NetdevType:
+        """What virtnic knows about netdevs of its type."""
+        return netdevs.kind_of(self.type)
 
     @property
-    def needs_spawn(self) -> str | None:
-        """Which helper or script QEMU would start for it; None when none."""
-        options = self.options
-        if self.type == "bridge":
-            return "the bridge helper"
-        if self.type == "passt":
-            return "passt"
-        if self.type == "tap":
-            if "helper" in options or "br" in options:
-                return "the bridge helper"
-            for key in ("script", "downscript"):
-                if options.get(key, "no") not in ("", "no"):
-                    return f"{key}={options[key]}"
-        if self.type == "user":
-            if "smb" in options:
-                return "smbd"
-            if "-cmd:" in str(options.get("guestfwd", "")):
-                return "the command of guestfwd"
-        return None
+    def helper(self) -> Helper | None:
+        """The program that QEMU would start for it; None when none."""
+        return self.kind.helper(self.options)
 
     def arguments(self, netdev_id: str, chardev: str | None = None) -> dict[str, Any]:
         """Build the arguments of ``netdev_add``, not typed."""
@@ -97,11 +88,100 @@ def parse(netdev: Netdev) -> Spec:
         )
     if kind == "vhost-user" and "chardev" not in options:
         return Spec(kind, options, _vhost_user_socket(netdev, options))
-    if kind == "tap" and not options.keys() & {"fd", "fds", "helper", "br"}:
+    wait = None
+    if netdevs.kind_of(kind).peer == "qmp" and "wait" in options:
+        wait = _seconds("wait", options.pop("wait"))
+    if kind == "tap":
+        _tap(options)
+    elif kind == "user":
+        _user(options)
+    elif kind == "stream":
+        kind = _stream(options)
+    spec = Spec(kind, options, wait=wait)
+    descriptors.check(spec)
+    return spec
+
+
+def _tap(options: dict[str, Any]) -> None:
+    """Make sure of what QEMU would else guess. Raises ValueError."""
+    if not options.keys() & {"fd", "fds", "helper", "br"}:
         # QEMU would run /etc/qemu-ifup, which its sandbox denies and hardly anybody has.
         options.setdefault("script", "no")
         options.setdefault("downscript", "no")
-    return Spec(kind, options)
+    name = str(options.get("ifname", ""))
+    if len(name.encode(errors="surrogateescape")) > _LONGEST_NAME:
+        # QEMU would cut it off and open, or make, another device.
+        raise ValueError(
+            f"ifname={name!r} is too long: a network device's name has up to {_LONGEST_NAME} bytes"
+        )
+    if wants_vhost(options):
+        # Without it QEMU goes on without vhost, or aborts (7.2), where vhost cannot be had.
+        if "vhostforce" in options and not is_on(options["vhostforce"]):
+            raise ValueError(
+                "vhostforce=off lets QEMU go on without vhost and say nothing, or abort; leave it "
+                "out, or vhost=on"
+            )
+        options["vhostforce"] = "on" if isinstance(options.get("vhost", "on"), str) else True
+
+
+def _user(options: dict[str, Any]) -> None:
+    """Translate what QEMU's command line does (its net/net.c): QMP has no ``ipv6-net``."""
+    if "ipv6-net" not in options:
+        return
+    net = str(options.pop("ipv6-net"))
+    prefix, slash, length = net.partition("/")
+    if not prefix or (slash and not (length.isascii() and length.isdigit())):
+        raise ValueError(f"ipv6-net={net!r} is no PREFIX/LENGTH, such as fec0::/64")
+    options["ipv6-prefix"] = prefix
+    options["ipv6-prefixlen"] = length if slash else "64"
+
+
+def _stream(options: dict[str, Any]) -> str:
+    """Return the type that serves: of the two only ``socket`` takes a descriptor by QMP."""
+    address = options.get("addr")
+    if not isinstance(address, Mapping) or address.get("type") != "fd":
+        return "stream"
+    server = boolean(options.get("server", False), "server")
+    more = [key for key in options if key not in ("addr", "server")]
+    if server or more:
+        raise ValueError(
+            "a stream by descriptor is a socket that is connected already: "
+            f"{'server=on' if server else more[0]} is not for it"
+        )
+    number = address.get("str")
+    if number is None:
+        raise ValueError("addr.type=fd: its number is missing, addr.str=NUMBER")
+    descriptors.check(Spec("stream", {"addr": dict(address)}))
+    options.clear()
+    options["fd"] = number
+    return "socket"
+
+
+def with_reconnect(options: Mapping[str, Any], in_seconds: bool) -> dict[str, Any]:
+    """Return a stream's options with ``reconnect`` in the one unit that a QEMU has."""
+    options = dict(options)
+    seconds, ms = options.pop("reconnect", None), options.pop("reconnect-ms", None)
+    if seconds is not None and ms is not None:
+        raise ValueError("reconnect (seconds) and reconnect-ms are one option; give one of them")
+    if seconds is None and ms is None:
+        return options
+    wanted = _seconds("reconnect", seconds) if ms is None else _seconds("reconnect-ms", ms) / 1e3
+    if in_seconds:
+        options["reconnect"] = math.ceil(wanted)
+    else:
+        options["reconnect-ms"] = round(wanted * 1e3)
+    return options
+
+
+def _seconds(key: str, value: object) -> float:
+    """Read a number of seconds. Raises ValueError."""
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if isinstance(value, bool) or not 0.0 <= seconds < 1e9:
+        raise ValueError(f"{key}={value!r} is no number of seconds")
+    return seconds
 
 
 def _vhost_user_socket(netdev: Netdev, options: dict[str, Any]) -> VhostUserSocket:
@@ -113,13 +193,7 @@ def _vhost_user_socket(netdev: Netdev, options: dict[str, Any]) -> VhostUserSock
             "vhost-user,path=SOCKET[,server=on][,wait=SECONDS]"
         )
     server = boolean(options.pop("server", False), "server")
-    wait = options.pop("wait", 10.0 if server else 0.0)
-    try:
-        seconds = float(wait)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if isinstance(wait, bool) or not 0.0 <= seconds < 1e6:
-        raise ValueError(f"wait={wait!r} is no number of seconds")
+    seconds = _seconds("wait", options.pop("wait", 10.0 if server else 0.0))
     return VhostUserSocket(path, server, seconds)
 
 

@@ -7,6 +7,8 @@ guest, is done over QTest by :mod:`virtnic.pci`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import re
 import threading
 import time
@@ -15,18 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, quirks
+from virtnic.qemu.descriptors import handed_over, names_in_qemu
 from virtnic.qemu.monitor import understanding
-from virtnic.qemu.netdev import Spec
+from virtnic.qemu.netdev import Spec, boolean, with_reconnect
+from virtnic.qemu.netdevs import advice_on
+from virtnic.qemu.peer import StreamPeer
 from virtnic.qemu.schema import Schema, convert
+from virtnic.qemu.tap import tap_advice
 from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from virtnic.qemu.command import MachineType
+    from virtnic.qemu.elsewhere import Elsewhere
     from virtnic.qemu.find import Binary
     from virtnic.qemu.monitor import Event, Monitor
     from virtnic.qemu.netdev import VhostUserSocket
+    from virtnic.qemu.process import Process
+
+_log = logging.getLogger(__name__)
 
 DRIVER = "virtio-net-pci"
 
@@ -63,6 +73,8 @@ class NicHandle:
     behind_root_port: bool
     #: False where this QEMU would crash with MSI-X vectors on the queues of this device.
     queue_vectors: bool
+    #: Where QEMU tells of the peer: whether there is one.
+    peer: StreamPeer | None = None
 
     @property
     def chardev_id(self) -> str:
@@ -78,7 +90,7 @@ class Nics:
         monitor: Monitor,
         machine: MachineType,
         binary: Binary | None,
-        stderr: Callable[[], str],
+        process: Process | Elsewhere,
     ) -> None:
         """``binary`` is None for a QEMU that somebody else started."""
         self._monitor = monitor
@@ -86,7 +98,7 @@ class Nics:
         self._key = () if binary is None else binary.argv
         self._schemas = {} if binary is None else _schemas
         self._property_types = {} if binary is None else _property_types
-        self._stderr = stderr
+        self._process = process
         self._lock = threading.RLock()
         self._count = 0
         self._machine = machine
@@ -129,20 +141,27 @@ class Nics:
             if spec.socket is not None:
                 chardev = handle.chardev_id
                 self._add_chardev(chardev, spec.socket)
-            before = len(self._stderr())
-            self._add_netdev(spec, handle.netdev_id, chardev)
-            made(self._stderr()[before:])
-            self._monitor.finish(
-                "device_add",
-                **{
-                    "driver": DRIVER,
-                    "id": handle.id,
-                    "netdev": handle.netdev_id,
-                    **self._at(handle.slot),
-                    "romfile": "",
-                    **typed,
-                },
-            )
+            with self._quoting(spec):
+                if handle.peer is not None:
+                    handle.peer.listen()
+                before = self._process.stderr_position()
+                self._add_netdev(spec, handle.netdev_id, chardev)
+                if handle.peer is not None:
+                    self._await(spec, handle.peer, handle.netdev_id)
+                made(self._process.stderr_since(before))
+                self._monitor.finish(
+                    "device_add",
+                    **{
+                        "driver": DRIVER,
+                        "id": handle.id,
+                        "netdev": handle.netdev_id,
+                        **self._at(handle.slot),
+                        "romfile": "",
+                        **typed,
+                    },
+                )
+            if handle.peer is not None:
+                handle.peer.follow(handle.id)
         except TimeoutError:
             with self._lock:
                 self._stuck.append((handle, None))  # QEMU may yet do what it did not answer
@@ -242,6 +261,11 @@ class Nics:
 
     def _clear_away(self, handle: NicHandle) -> None:
         """Delete what a device that is gone was connected to. Raises QemuDied, TimeoutError."""
+        if handle.peer is not None:
+            handle.peer.close()
+        # Not where QEMU took them, as it does unless it refused the netdev before it looked.
+        for name in names_in_qemu(handle.spec, handle.netdev_id):
+            self._try("closefd", fdname=name)
         try:
             self._monitor.execute("netdev_del", id=handle.netdev_id)
         except QemuDied:
@@ -301,13 +325,16 @@ class Nics:
             for slot in self._slots:
                 if slot not in self._used:
                     self._count += 1
+                    netdev = f"net{self._count}"
+                    peer = StreamPeer(self._monitor, netdev) if spec.kind.peer == "qmp" else None
                     handle = NicHandle(
                         f"nic{self._count}",
-                        f"net{self._count}",
+                        netdev,
                         spec,
                         slot,
                         self._behind_port,
                         queue_vectors,
+                        peer,
                     )
                     self._used[slot] = handle
                     return handle
@@ -328,18 +355,91 @@ class Nics:
 
         What is none is learnt from QEMU's schema, which takes tens of milliseconds to get.
         """
-        plain = spec.arguments(netdev, chardev)
+        with handed_over(self._monitor, self._for_this_version(spec), netdev) as named:
+            plain = named.arguments(netdev, chardev)
+            try:
+                self._monitor.finish("netdev_add", **plain)
+            except QemuDied:
+                raise
+            except QemuError:
+                schema = self._schema()
+                with understanding("query-qmp-schema"):
+                    typed = schema.arguments("netdev_add", plain, what="netdev")
+                if typed == plain:
+                    raise
+                self._monitor.finish("netdev_add", **typed)
+
+    def _for_this_version(self, spec: Spec) -> Spec:
+        """Say how often to connect again in the unit that this QEMU has. Raises ValueError."""
+        if spec.type != "stream":
+            return spec
+        if quirks.has(self._monitor.version, "stream-no-reconnect"):
+            if spec.options.keys() & {"reconnect", "reconnect-ms"}:
+                raise ValueError(
+                    f"QEMU {self._monitor.version} does not connect a stream again: leave "
+                    "reconnect out (wait=SECONDS waits for the peer at first), or take 8.0 or later"
+                )
+            return spec
+        in_seconds = quirks.has(self._monitor.version, "reconnect-in-seconds")
+        return dataclasses.replace(spec, options=with_reconnect(spec.options, in_seconds))
+
+    def _await(self, spec: Spec, peer: StreamPeer, netdev: str) -> None:
+        """Wait for the peer of a netdev as long as it says; nobody is a warning where it does not.
+
+        Raises QemuError.
+        """
+
+        def again() -> None:
+            self._monitor.execute("netdev_del", id=netdev)
+            self._add_netdev(spec, netdev, None)
+
+        connects = not boolean(spec.options.get("server", False), "server")
+        repeats = not connects or spec.options.keys() & {"reconnect", "reconnect-ms"}
+        why = peer.settle(spec.wait, None if repeats else again)
+        if why is None:
+            return
+        if spec.wait:
+            raise QemuError(f"no peer of the netdev stream within {spec.wait:g} s: {why}")
+        if repeats:
+            then = "QEMU goes on " + ("connecting" if connects else "listening")
+        else:
+            then = (
+                "it is not tried again: start the peer first, wait for it (wait=SECONDS), or "
+                "have QEMU try (reconnect-ms=, since 8.0)"
+            )
+        _log.log(
+            logging.WARNING if connects else logging.INFO,  # one that listens is alone at first
+            "the link is down, nobody is at the other end of the stream (%s); %s",
+            why,
+            then,
+        )
+
+    @property
+    def _pid(self) -> int | None:
+        with contextlib.suppress(QemuError):  # started by somebody else
+            return self._process.pid
+        return None
+
+    @contextlib.contextmanager
+    def _quoting(self, spec: Spec) -> Iterator[None]:
+        """Add to QEMU's refusal what it wrote to stderr meanwhile, and what to do about it."""
+        before = self._process.stderr_position()
         try:
-            self._monitor.finish("netdev_add", **plain)
+            yield
         except QemuDied:
             raise
-        except QemuError:
-            schema = self._schema()
-            with understanding("query-qmp-schema"):
-                typed = schema.arguments("netdev_add", plain, what="netdev")
-            if typed == plain:
+        except QemuError as error:
+            words = refused = str(error)
+            said = [
+                line for line in self._process.stderr_since(before).splitlines() if line.strip()
+            ]
+            if more := [line for line in said if line not in refused]:
+                words = f"{refused} (QEMU also said: {' | '.join(more[-4:])})"
+            if advice := tap_advice(spec, words, self._pid) or advice_on(spec.kind, words):
+                words = f"{words}; {advice}"
+            if words == refused:
                 raise
-            self._monitor.finish("netdev_add", **typed)
+            raise QemuError(words) from None
 
     def _schema(self) -> Schema:
         if self._key not in self._schemas:
@@ -381,14 +481,14 @@ class Nics:
             data["reconnect"] = 1
         else:
             data["reconnect-ms"] = 100
-        before = len(self._stderr())
+        before = self._process.stderr_position()
         self._monitor.execute("chardev-add", id=name, backend={"type": "socket", "data": data})
         # A local connection takes no time, but is made by QEMU's loop, not by the command.
         deadline = time.monotonic() + max(backend.wait, 0.2)
         while not self._connected(name):
             if time.monotonic() > deadline:
                 self._try("chardev-remove", id=name)
-                said = self._stderr()[before:].strip().splitlines()
+                said = self._process.stderr_since(before).strip().splitlines()
                 raise QemuError(_no_backend(backend, said[-1] if said else None))
             time.sleep(0.005)
 

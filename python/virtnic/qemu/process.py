@@ -93,6 +93,14 @@ class Process(Owner):
         """The last 16 KiB that QEMU wrote to stderr."""
         return self._words.text()
 
+    def stderr_position(self) -> int:
+        """Return how much it has written to stderr so far: for :meth:`stderr_since`."""
+        return self._words.position()
+
+    def stderr_since(self, position: int) -> str:
+        """Return what it has written since then, the last 16 KiB of it."""
+        return self._words.since(position)
+
     def started(self) -> None:
         """Take what it said so far for its first words; its last ones are yet to come."""
         self._words.mark()

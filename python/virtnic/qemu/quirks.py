@@ -140,6 +140,14 @@ QUIRKS: tuple[Quirk, ...] = (
         test="tests/test_qemu_vhost_user.py::test_reconnect_by_version",
     ),
     Quirk(
+        name="stream-no-reconnect",
+        since=None,
+        before=Version(8, 0),
+        symptom="a stream netdev knows neither `reconnect` (8.0 to 10.1) nor `reconnect-ms` (9.2)",
+        action="a ValueError that says so; elsewhere either becomes the one that this QEMU has",
+        test="tests/test_netdev_stream.py::test_reconnecting_in_this_qemus_unit",
+    ),
+    Quirk(
         name="platform-unplug-crash",
         since=None,
         before=Version(7, 2),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import struct
 import threading
@@ -32,6 +33,15 @@ _STRANGERS = 16
 _ANCESTORS = 8
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 _MESSAGE = 65536
+#: Messages that are taken at once.
+_READS = 1024
+#: What QEMU says without there being anything to do: why it ends, at the end of a QTest client, and
+#: (from "Failed to" on) that a vhost-user backend hung up, which the link and the events tell.
+_HARMLESS = re.compile(
+    r"terminating on signal|g_timer_elapsed|^(?:qemu\S*: )?info: "
+    r"|Failed to (?:set msg fds|(?:read|write) msg)|Unexpected end-of-file before all data"
+    r"|vhost VQ \d+ ring restore failed"
+)
 #: How QEMU begins what it warns of (its ``warn_report``), after its name; errors end it, or come as
 #: the answer to a command.
 _WARNING = ": warning: "
@@ -45,11 +55,16 @@ class Words:
 
     def __init__(self) -> None:
         self._kept = bytearray()
+        #: Bytes that came so far, and how many of them had at :meth:`mark`.
+        self._total = 0
+        self._marked = 0
         #: The beginning of a line whose end is yet to come.
-        self._line = ""
-        #: Bytes that came since :meth:`mark`.
-        self._fresh = 0
-        #: Whether those that nobody can be found for may be its own.
+        self._line = b""
+        #: Lines that are complete and not logged yet.
+        self._untold: list[bytes] = []
+        self._told = ""
+        #: Until :meth:`mark`: those that nobody can be found for may be its own, and why it does
+        #: not start is told by who starts it.
         self.starting = True
 
     def open(self, where: LoopThread) -> int:
@@ -61,40 +76,53 @@ class Words:
         _shared.know(self, pid)
 
     def hear(self, said: bytes) -> None:
-        """Keep what was said."""
-        self._log(said.decode(errors="replace"))
+        """Keep what was said; :meth:`tell` logs it."""
         self._kept += said
-        self._fresh += len(said)
+        self._total += len(said)
         del self._kept[:-_KEPT]
+        *complete, self._line = (self._line + said)[-_MESSAGE:].split(b"\n")
+        self._untold += complete
 
-    def _log(self, text: str) -> None:
-        """Log it line by line; what QEMU warns of is for the user, who is told once."""
-        *lines, self._line = (self._line + text).split("\n")
-        if len(self._line) > _KEPT:
-            lines, self._line = [*lines, self._line], ""
-        for line in lines:
-            new = line not in _warned and len(_warned) < _WARNINGS
-            warning = new and _WARNING in line
-            if warning:
+    def tell(self) -> None:
+        """Log what QEMU says, without a lock of ours: a handler may ask for more.
+
+        It is a warning, unless QEMU starts, ends or says the same again.
+        """
+        while self._untold:
+            line = self._untold.pop(0).decode(errors="replace").rstrip()
+            warned = _WARNING in line
+            harmless = not line or line == self._told or _HARMLESS.search(line) is not None
+            self._told = line
+            if warned:
+                harmless = harmless or line in _warned or len(_warned) >= _WARNINGS
                 _warned.add(line)
-            _log.log(logging.WARNING if warning else logging.DEBUG, "QEMU: %s", line.rstrip())
+            loud = (warned or not self.starting) and not harmless
+            _log.log(logging.WARNING if loud else logging.DEBUG, "QEMU: %s", line)
 
     def text(self) -> str:
         """Return all that is kept."""
         _shared.drain()
         return self._kept.decode(errors="replace")
 
+    def position(self) -> int:
+        """Return how many bytes it has said so far: for :meth:`since`."""
+        _shared.drain()
+        return self._total
+
+    def since(self, position: int) -> str:
+        """Return what it has said since then, as far as it is kept."""
+        _shared.drain()
+        old = max(0, len(self._kept) - (self._total - position))
+        return self._kept[old:].decode(errors="replace")
+
     def mark(self) -> None:
         """Take what it said so far for its first words; its last ones are yet to come."""
-        _shared.drain()
-        self._fresh = 0
+        self._marked = self.position()
         self.starting = False
 
     def since_mark(self) -> str:
         """Return what it said since :meth:`mark`."""
-        _shared.drain()
-        old = max(0, len(self._kept) - self._fresh)
-        return self._kept[old:].decode(errors="replace")
+        return self.since(self._marked)
 
     def close(self) -> None:
         """Listen no more. What was said stays; twice is fine."""
@@ -158,16 +186,21 @@ class _Shared:
             sockets.close()
 
     def drain(self) -> None:
-        """Hand out what is there."""
+        """Hand out what is there, then log it."""
         with self._lock:
-            while self._sockets is not None:
+            for _ in range(_READS):  # one that writes for ever does not hold us up
+                if self._sockets is None:
+                    break
                 try:
                     said, notes, _flags, _address = self._sockets.ours.recvmsg(
                         _MESSAGE, socket.CMSG_SPACE(_CREDENTIALS.size)
                     )
                 except BlockingIOError:
-                    return
+                    break
                 self._hand_out(said, _sender(notes))
+            listeners = list(self._listeners)
+        for words in listeners:
+            words.tell()
 
     def _hand_out(self, said: bytes, pid: int) -> None:
         owner = self._owner(pid)

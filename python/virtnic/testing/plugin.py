@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Of these a test gets the QEMU; all others take it from them.
 _FIXTURE = "virtnic_qemu_command"
+#: Seconds that what is behind a port has to be ready.
+_READY = 10.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line(
         "markers",
-        "virtnic(netdev='user', memory='32M', qemu={}, **options): what the fixtures virtnic_port, "
-        "virtnic_memory and virtnic_qemu are made of",
+        "virtnic(netdev='user', memory='32M', qemu={}, ready=10.0, **options): what the fixtures "
+        "virtnic_port, virtnic_memory and virtnic_qemu are made of",
     )
 
 
@@ -92,11 +94,18 @@ def virtnic_qemu(
 def virtnic_port(
     request: pytest.FixtureRequest, virtnic_qemu: virtnic.Qemu
 ) -> Iterator[virtnic.Port]:
-    """Open a port on user-mode network, or on that of ``@pytest.mark.virtnic(netdev, …)``."""
+    """Open a port on user-mode network, or on that of ``@pytest.mark.virtnic(netdev, …)``.
+
+    Frames pass it, as far as that can be known: see :meth:`virtnic.Port.wait_ready`. ``ready`` of
+    the marker says how many seconds that may take, 10 without it; None does not wait for it.
+    """
     options = _marked(request)
     for name in ("memory", "qemu"):
         options.pop(name, None)
+    ready: float | None = options.pop("ready", _READY)
     with virtnic_qemu.attach(options.pop("netdev", "user"), **options) as port:
+        if ready is not None:
+            port.wait_ready(ready)
         yield port
 
 
