@@ -98,8 +98,8 @@ def test_a_cancelled_recv_loses_no_frame(netns: Netns, run: Run) -> None:
     async def main() -> None:
         got: list[int] = []
         cancelled, mac = 0, netns.mac
-        with netns.packet_socket() as raw:
-            async with aio.open(netns.netdev) as port:
+        async with aio.open(netns.netdev) as port:
+            with netns.packet_socket() as raw:
 
                 async def feed() -> None:
                     for number in range(total):
@@ -135,8 +135,8 @@ def test_cancelled_tasks_and_wait_for_lose_no_frame(netns: Netns) -> None:
         def take(burst: virtnic.Burst) -> None:
             got.extend(n for n in map(number_of, burst) if n is not None)
 
-        with netns.packet_socket() as raw:
-            async with aio.open(netns.netdev) as port:
+        async with aio.open(netns.netdev) as port:
+            with netns.packet_socket() as raw:
 
                 async def feed() -> None:
                     for number in range(total):
@@ -232,8 +232,8 @@ def test_receivers_take_turns(netns: Netns, run: Run) -> None:
     async def main() -> None:
         got: list[list[int]] = [[], [], []]
         mac = netns.mac
-        with netns.packet_socket() as raw:
-            async with aio.open(netns.netdev) as port:
+        async with aio.open(netns.netdev) as port:
+            with netns.packet_socket() as raw:
 
                 async def receive(mine: list[int], scope: anyio.CancelScope) -> None:
                     with scope:

@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -24,7 +25,7 @@ from peers.testpmd import Testpmd
 from program import command, virtnic, virtnic_json
 from virtnic.cli import main
 from virtnic.cli.live import Live, drops_text, occupancy_text, rate_text
-from virtnic.engine import Result
+from virtnic.engine import Result, make_frame
 
 needs_kernel = pytest.mark.needs("qemu", "netns")
 needs_backend = pytest.mark.needs("qemu", "testpmd", "hugepages")
@@ -482,6 +483,15 @@ def test_forward_of_several_options(two_taps: Netns) -> None:
         (["generate", "--rate", "nan"], "above 0"),
         (["generate", "--size", "63"], "'63' is neither"),
         (["generate", "--size", "huge"], "'huge' is neither"),
+        (["generate", "--size", "70000"], "64 to 65553"),
+        (["generate", "--vlan", "4095"], "'4095' is above 4094"),
+        (["generate", "--vlan", "1", "--size", "64"], "68 bytes at least"),
+        (["generate", "--source-mac", "5:4"], "six bytes such as 52:54:00:12:34:56, not '5:4'"),
+        (["generate", "--destination", "here"], "'here' is no IPv4 address"),
+        (["generate", "--source-port", "65536"], "'65536' is above 65535"),
+        (["generate", "--frame", "0f1"], "'0f1' is no frame of hexadecimal digits"),
+        (["generate", "--frame", "00", "--pcap", "x"], "--pcap and --frame"),
+        (["generate", "--pcap", "x", "--destination", "10.0.0.1"], "--destination is for frames"),
         (["drop", "--interval", "often"], "'often' is no number of seconds"),
     ],
 )
@@ -501,7 +511,7 @@ def test_wrong_usage_is_2_and_says_what_is_wrong(
 @pytest.mark.parametrize(
     ("arguments", "status", "complaint"),
     [
-        (["generate", "--size", "70000"], 2, "64 to 65553 bytes"),
+        (["generate", "--size", "9000", "--memory", "1M"], 2, "8996 bytes"),
         (["forward", "--port", "carrier-pigeon"], 2, "carrier-pigeon"),
         (["forward", "--port", "user", "--port", "user,net=nonsense"], 1, "net"),
         (["forward", "--port", ""], 2, "the netdev is empty"),
@@ -558,3 +568,90 @@ def test_rates_are_those_since_the_last_refresh(capsys: pytest.CaptureFixture[st
         ["2.0", "s", "2.000", "0.960", "20.0", "25", "%", "7:", "7", "ring", "full"],
         ["9.0", "s", "0.000", "0.000", "-", "0", "%", "7:", "7", "ring", "full"],
     ]
+
+
+#: From <linux/if_packet.h>.
+SOL_PACKET, PACKET_AUXDATA = 263, 8
+
+
+def with_its_tag(raw: socket.socket) -> bytes:
+    """Receive a frame, and put the VLAN tag back that the kernel keeps beside it (packet(7))."""
+    frame, auxiliary, _, _ = raw.recvmsg(4096, 256)
+    for _, kind, data in auxiliary:
+        if kind == PACKET_AUXDATA:
+            tag, protocol = struct.unpack_from("12x2x2xHH", data)
+            if protocol:
+                frame = frame[:12] + struct.pack("!HH", protocol, tag) + frame[12:]
+    return frame
+
+
+@needs_kernel
+def test_generate_sends_the_frames_that_are_described(netns: Netns, scratch: Path) -> None:
+    """With addresses, ports and a VLAN; from a capture; as digits."""
+    capture = scratch / "frames.pcap"
+    captured = [numbered("02:00:00:00:00:01", number, 60 + number) for number in (7, 8)]
+    capture.write_bytes(
+        struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
+        + b"".join(struct.pack("<IIII", 0, 0, len(f), len(f)) + f for f in captured)
+    )
+    made = make_frame(
+        64,
+        source="02:00:00:00:00:0a",
+        destination="02:00:00:00:00:0b",
+        source_ip="10.0.0.1",
+        destination_ip="10.0.0.2",
+        source_port=1000,
+        destination_port=2000,
+        vlan=5,
+    )
+    described = [
+        *("--source-mac", "02-00-00-00-00-0a", "--destination-mac", "02000000000b"),
+        *("--source", "10.0.0.1", "--destination", "10.0.0.2"),
+        *("--source-port", "1000", "--destination-port", "2000", "--vlan", "5"),
+    ]
+    digits = [word for frame in captured for word in ("--frame", frame.hex(":"))]
+    try:
+        for words, wanted in (
+            (described, [made]),
+            (["--pcap", str(capture)], captured),
+            (digits, captured),
+        ):
+            with netns.packet_socket() as raw:
+                raw.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+                virtnic("generate", "--netdev", netns.netdev, *words, "--packets", "4")
+                got = [with_its_tag(raw) for _ in range(4)]
+            assert got == wanted * (4 // len(wanted))
+    finally:
+        capture.unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "is no pcap file"),
+        (b"\x0a\x0d\x0d\x0a" + bytes(40), "editcap -F pcap"),
+        (struct.pack(">IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), "has no frames"),
+        (struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 113), "link type 113"),
+        (struct.pack("<IHHiIII10x", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), "within the header of"),
+        (struct.pack("<IHHiIII4I", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 0, 0, 60, 60), "within frame"),
+        (
+            struct.pack("<IHHiIII4I4x", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 0, 0, 4, 60),
+            "4 of the 60 bytes",
+        ),
+    ],
+)
+def test_a_capture_that_cannot_be_sent_is_2(
+    scratch: Path, content: bytes, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture = scratch / "bad.pcap"
+    capture.write_bytes(content)
+    try:
+        assert main(["generate", "--pcap", str(capture)]) == 2
+    finally:
+        capture.unlink()
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_capture_that_is_not_there_is_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--pcap", "/nonexistent.pcap"]) == 3
+    assert "/nonexistent.pcap" in capsys.readouterr().err

@@ -27,11 +27,14 @@ def test_it_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("\n") == 1
     argv = shlex.split(out)
     assert argv[0] == "qemu-system-x86_64"
-    assert "unix:/run/virtnic/qmp.sock,server=on,wait=off" in argv
-    assert "unix:/run/virtnic/qtest.sock,server=on,wait=off" in argv
+    sockets = [word for word in argv if word.startswith("socket,")]
+    assert sockets == [
+        f"socket,id={name},path=/run/virtnic/{name}.sock,server=on,wait=off"
+        for name in ("qmp", "qtest")
+    ]
     # Devices come later; of files there is none but the sockets and a lock.
     assert not [word for word in argv if "ivshmem" in word or "virtio" in word]
-    paths = [word for word in argv if "/" in word and not word.startswith("unix:/run/virtnic/")]
+    paths = [word for word in argv if "/" in word and word not in sockets]
     assert paths == ["/run/virtnic/qemu.pid", "/dev/null"]
 
 
@@ -66,11 +69,17 @@ def test_no_qemu_is_needed_here(
 
 def test_odd_names_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = printed(capsys, "--directory", "/a, b's")
-    assert "unix:/a,, b's/qmp.sock,server=on,wait=off" in shlex.split(out)
+    assert "socket,id=qmp,path=/a,, b's/qmp.sock,server=on,wait=off" in shlex.split(out)
+
+
+def test_a_line_feed_in_a_name_ends_no_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = printed(capsys, "--directory", "/a\nreboot", "--script")
+    assert not [line for line in out.splitlines() if line.startswith("reboot.")]
 
 
 @pytest.mark.parametrize(
-    ("accel", "names"), [("auto", ["qtest", "tcg"]), ("tcg", ["tcg"]), ("qtest", ["qtest"])]
+    ("accel", "names"),
+    [("auto", ["qtest", "tcg,tb-size=1"]), ("tcg", ["tcg,tb-size=1"]), ("qtest", ["qtest"])],
 )
 def test_accelerators(accel: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     argv = shlex.split(printed(capsys, "--directory", "/x", "--accel", accel)[0])

@@ -12,15 +12,19 @@ from typing import Any
 import pytest
 
 import virtnic
-from virtnic.cli import COMMANDS, main
+from virtnic.cli import drop, main
 from virtnic.cli.output import Output, Status, bytes_text, seconds_text, status_of
+from virtnic.cli.parser import COMMANDS
 from virtnic.cli.ping import Echoes, percentile
 
-NAMES = [command.__name__.rpartition(".")[2].replace("_", "-") for command in COMMANDS]
+NAMES = [name for name in COMMANDS if name != "help"]
 
 
-def test_help_lists_every_command_and_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
+@pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"], ["-v"], ["help", "help"]])
+def test_the_list_has_every_command_and_the_exit_statuses(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
     text = capsys.readouterr().out
     for name in NAMES:
         assert re.search(rf"\n    {name}\s", text)
@@ -34,6 +38,8 @@ def test_help_of_a_command_has_examples_that_parse(
 ) -> None:
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
+    assert main(["help", name]) == 0
+    assert capsys.readouterr().out == text
     examples = [line.strip() for line in text.splitlines() if line.startswith("  virtnic ")]
     assert any(example.startswith(f"virtnic {name}") for example in examples)
     wanted = ["--qemu", "--accel", "--sandbox", "--netdev", "--json"]
@@ -41,6 +47,48 @@ def test_help_of_a_command_has_examples_that_parse(
         wanted += ["--machine", "--hugepages", "--iova"]
     for option in wanted:
         assert option in text
+
+
+def test_the_package_is_the_command_too() -> None:
+    for module in ("virtnic", "virtnic.cli"):
+        command = [sys.executable, "-m", module, "--version"]
+        assert subprocess.check_output(command, text=True) == f"virtnic {virtnic.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["pign", "10.0.2.2"], "no command 'pign'; did you mean ping?"),
+        (["help", "forwrd"], "no command 'forwrd'; did you mean forward?"),
+        (["--versoin"], "no option --versoin; did you mean --version?"),
+        (["ping", "--cuont", "3", "10.0.2.2"], "no option --cuont; did you mean --count?"),
+        (["generate", "--seconds=1", "--sise=64"], "no option --sise; did you mean --size?"),
+    ],
+)
+def test_a_typo_gets_one_line_and_a_suggestion(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert meant in line
+
+
+@pytest.mark.parametrize("place", ["before", "after", "both"])
+def test_json_and_v_stand_before_the_command_or_after_it(
+    place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(drop, "run", lambda arguments, output: said.append((arguments, output)))
+    before = ["--json", "-v"] if place != "after" else []
+    after = ["--verbose", "--json"] if place != "before" else []
+    assert not main([*before, "drop", "--netdev", "user", *after])
+    ((arguments, output),) = said
+    assert output.json
+    assert output.verbosity == (2 if place == "both" else 1)
+    assert arguments.netdev == "user"
+    capsys.readouterr()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +99,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "COMMAND"),
         (["fly"], "fly"),
         (["ping"], "ADDRESS"),
         (["ping", "gateway"], "'gateway' is no IPv4 address"),
@@ -67,7 +114,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--hugepages", "4M"], "4M"),
         (["probe", "--accel", "hvf"], "hvf"),
         (["doctor", "--machine", "microvm"], "microvm"),
-        (["watch", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["watch", "--colour", "red"], "there is no option --colour"),
         (["forward", *["--port", "user"] * 3], "--port is given once or twice"),
     ],
 )
@@ -79,7 +126,7 @@ def test_wrong_usage_is_2_and_says_what_is_wrong(
     assert captured.out == ""
     assert complaint in captured.err
     command = f" {arguments[0]}" if arguments and arguments[0] in NAMES else ""
-    assert f"try `virtnic{command} --help`" in captured.err
+    assert f"ry `virtnic{command} --help`" in captured.err
 
     assert main([*arguments, "--json"]) == 2
     captured = capsys.readouterr()

@@ -1,9 +1,11 @@
 """Loops in the Rust core: forward, reflect, generate, drop, run."""
 
 import ctypes
+import struct
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ import virtnic
 from frames import mac_bytes, number_of, numbered
 from peers.netns import Netns, PingResult
 from virtnic.engine import make_frame, parse_rate
+from virtnic.memory import parse_size
 
 needs_kernel = pytest.mark.needs("qemu", "netns")
 
@@ -285,7 +288,7 @@ def test_bad_arguments(port: virtnic.Port) -> None:
     for size in (63, 100_000, "huge"):
         with pytest.raises(ValueError, match="imix"):
             virtnic.generate(port, size=size, seconds=1)  # type: ignore[arg-type]
-    for rate in (0, -1.0, "fast", "10", float("inf"), float("nan")):
+    for rate in (0, -1.0, "fast", "10 carts", float("inf"), float("nan")):
         with pytest.raises(ValueError, match="rate"):
             virtnic.generate(port, rate=rate, seconds=1)
     with pytest.raises(ValueError, match="packets"):
@@ -299,6 +302,88 @@ def test_rates() -> None:
     assert parse_rate("1.5kpps", 60) == 1500
     assert parse_rate("480bps", 60) == 1.0
     assert parse_rate(7, 60) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("text", "pps"),
+    [
+        ("1e6", 1e6),
+        ("10", 10),
+        ("10k", 10e3),
+        ("2.5 Mpps", 2.5e6),
+        ("10kp/s", 10e3),
+        ("10 packets/s", 10),
+        ("1_000pps", 1000),
+        ("1Gbps", 1e9 / 480),
+        ("1gbps", 1e9 / 480),
+        ("1GBPS", 1e9 / 480),
+        ("1Gbit/s", 1e9 / 480),
+        ("1 Gb/s", 1e9 / 480),
+        ("1e9bps", 1e9 / 480),
+        ("100Mbit/s", 1e8 / 480),
+        ("1Gibit/s", (1 << 30) / 480),
+        ("60MB/s", 1e6),
+        ("60MBps", 1e6),
+        ("60 Mbytes/s", 1e6),
+    ],
+)
+def test_a_rate_in_any_usual_spelling(text: str, pps: float) -> None:
+    assert parse_rate(text, 60) == pytest.approx(pps)
+
+
+@pytest.mark.parametrize("text", ["", "10 pigeons", "-1", "0", "1Gb", "nan", "1e999", "1ps"])
+def test_what_is_no_rate(text: str) -> None:
+    with pytest.raises(ValueError, match="a rate is"):
+        parse_rate(text, 60)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("64M", 64 << 20),
+        ("64m", 64 << 20),
+        ("64MB", 64 << 20),
+        ("64 MiB", 64 << 20),
+        ("64Mi", 64 << 20),
+        ("1.5G", 3 << 29),
+        ("65536", 65536),
+        ("64K", 65536),
+        ("64KiB", 65536),
+        ("0x10000", 65536),
+        ("1e6", 1_000_000),
+        ("1T", 1 << 40),
+        (" 4096 bytes ", 4096),
+    ],
+)
+def test_a_size_in_any_usual_spelling(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("size", ["", "M", "-64M", "64X", "1.5", "0", 0, -1, True, 1.5, None])
+def test_what_is_no_size(size: Any) -> None:
+    with pytest.raises(ValueError, match="a size is"):
+        parse_size(size)
+
+
+def test_a_frame_is_made_as_it_is_wanted() -> None:
+    frame = make_frame(
+        100,
+        source="52-54-00-00-00-01",
+        destination="525400000002",
+        source_ip="10.0.0.1",
+        destination_ip="10.0.0.2",
+        source_port=1234,
+        destination_port=5001,
+        vlan=7,
+    )
+    assert len(frame) == 100
+    assert frame[:18].hex() == "52540000000252540000000181000007" + "0800"
+    assert (frame[30:34], frame[34:38]) == (b"\x0a\0\0\1", b"\x0a\0\0\2")
+    assert struct.unpack("!4H", frame[38:46]) == (1234, 5001, 62, 0)
+    assert sum(struct.unpack("!10H", frame[18:38])) % 0xFFFF == 0
+    for wrong in ({"vlan": 4095}, {"source_port": -1}, {"source": "x"}, {"source_ip": "x"}):
+        with pytest.raises(ValueError, match=r"VLAN|port|MAC|octets"):
+            make_frame(100, **wrong)
 
 
 def test_made_frames_are_valid_udp() -> None:

@@ -7,6 +7,7 @@ that only a wait that looks at signals by itself ends.
 import _thread
 import contextlib
 import inspect
+import os
 import socket
 import sys
 import threading
@@ -63,7 +64,7 @@ class Scene:
         return _native.Interposer(listen, backend, wait=LONG)
 
     def child(self) -> object:
-        child = _native.spawn(["sleep", str(LONG)], sys.stderr.fileno())
+        child = _native.spawn(["sleep", str(LONG)], dict(os.environ), sys.stderr.fileno())
         try:
             return child.wait(LONG)
         finally:

@@ -226,6 +226,21 @@ def test_frames_that_a_silent_port_has_finished_later_wake_another(open_port: Op
     assert other.transmitted() == [frame]
 
 
+def test_buffers_of_a_port_that_is_closed_feed_another(open_port: Open) -> None:
+    """Its receive ring had as many as any."""
+    (port, backend), (closing, _) = open_port(), open_port()
+    held = hold_all(port, backend)
+    poll = select.poll()
+    poll.register(port.fileno(), select.POLLIN)
+    assert not port.recv()
+    assert not poll.poll(0)
+    closing.close()
+    assert poll.poll(PATIENCE * 1e3)
+    assert not port.recv()
+    assert port.xstats()["rx_q0_ring_used"] == SIZE
+    held.clear()
+
+
 def test_transmitting_leaves_buffers_for_receiving(open_port: Open) -> None:
     """Senders that take all they can get, and backends that finish nothing."""
     (port, backend), (other, _) = open_port(), open_port()

@@ -19,10 +19,13 @@ from frames import numbered
 OTHER = "02:00:00:00:00:07"
 GROUP = "01:00:5e:00:00:fb"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
-#: Both ends of each class of lengths, and what a buffer holds at most.
-LENGTHS = [
-    20, 63, 64, 65, 127, 128, 255, 256, 511, 512, 1023, 1024, 1518, 1519, 2048,
+#: The frame check sequence, which is counted and not seen.
+FCS = 4
+#: Both ends of each class of lengths on the wire, and what a buffer holds at most.
+ON_THE_WIRE = [
+    24, 63, 64, 65, 127, 128, 255, 256, 511, 512, 1023, 1024, 1518, 1519, 2052,
 ]  # fmt: skip
+LENGTHS = [length - FCS for length in ON_THE_WIRE]
 CASTS = {OTHER: "unicast", GROUP: "multicast", BROADCAST: "broadcast"}
 SIZES = {
     "undersize": range(64),
@@ -206,12 +209,12 @@ def test_classes_are_there_when_asked_for(qemu_command: str, wire: Wire) -> None
         assert set(port.stats()) <= set(port.xstats())
         port.set_statistics("extended")
         send_gently(port, wire, [frame] * 7)
-        assert port.xstats()["tx_q0_undersize_packets"] == 7
+        assert port.xstats()["tx_q0_size_64_packets"] == 7
         assert port.xstats()["tx_q0_packets"] == 12
         port.set_statistics("basic")
         send_gently(port, wire, [frame])
         port.set_statistics("extended")
-        assert port.xstats()["tx_q0_undersize_packets"] == 7
+        assert port.xstats()["tx_q0_size_64_packets"] == 7
         with pytest.raises(ValueError, match='basic or extended, not "all"'):
             port.set_statistics("all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="statistics is one of"):
@@ -282,8 +285,8 @@ def test_a_snapshot_takes_no_time_and_no_lock(qemu_command: str, wire: Wire) -> 
 def test_commands_print_them(qemu_command: str) -> None:
     argv = [sys.executable, "-m", "virtnic.cli", "generate", "--packets", "100", "--xstats"]
     words = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-    # 64 bytes on the wire are 60 and the frame check sequence.
-    assert re.search(r"^  tx_q0_undersize_packets +100$", words, re.MULTILINE), words
+    # They are 64 bytes on the wire: 60 and the frame check sequence.
+    assert re.search(r"^  tx_q0_size_64_packets +100$", words, re.MULTILINE), words
     said = subprocess.run([*argv, "--json"], check=True, capture_output=True, text=True).stdout
     (port,) = json.loads(said)["ports"]
     assert (

@@ -20,17 +20,6 @@ from virtnic._native import (
     __version__,
     after_fork_in_child,
 )
-from virtnic.engine import (
-    Result,
-    drop,
-    exchange,
-    forward,
-    generate,
-    packet_function,
-    reflect,
-    run,
-    to_port,
-)
 from virtnic.errors import (
     CommandRefused,
     DeviceError,
@@ -42,16 +31,27 @@ from virtnic.errors import (
     QemuNotFound,
     VirtnicError,
 )
-from virtnic.events import Event, Events
-from virtnic.hotplug import Qemu
-from virtnic.memory import Memory
-from virtnic.port import Port
-from virtnic.recovery import Recovery
-from virtnic.rss import Rss
 
 if TYPE_CHECKING:
     from virtnic import aio
+    from virtnic.engine import (
+        Result,
+        drop,
+        exchange,
+        forward,
+        generate,
+        packet_function,
+        reflect,
+        run,
+        to_port,
+    )
+    from virtnic.events import Event, Events
+    from virtnic.hotplug import Qemu
+    from virtnic.memory import Memory
+    from virtnic.port import Port
     from virtnic.qemu import Netdev
+    from virtnic.recovery import Recovery
+    from virtnic.rss import Rss
 
 __all__ = [  # noqa: RUF022 - by importance
     "open",
@@ -105,11 +105,50 @@ _QEMU_OPTIONS = (
 )
 
 
+#: Where names are that are imported when they are first used: `import virtnic` alone brings neither
+#: asyncio nor QMP, and a program that asks for a version or for help does not wait for them.
+_LATER = {
+    "aio": "virtnic.aio",
+    **dict.fromkeys(
+        (
+            "Result",
+            "drop",
+            "exchange",
+            "forward",
+            "generate",
+            "packet_function",
+            "reflect",
+            "run",
+            "to_port",
+        ),
+        "virtnic.engine",
+    ),
+    "Event": "virtnic.events",
+    "Events": "virtnic.events",
+    "Memory": "virtnic.memory",
+    "Port": "virtnic.port",
+    "Qemu": "virtnic.hotplug",
+    "Recovery": "virtnic.recovery",
+    "Rss": "virtnic.rss",
+    # Modules of their own, which a program may name without importing them.
+    **{name: f"virtnic.{name}" for name in ("engine", "events", "memory", "qemu", "rss")},
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import ``virtnic.aio`` when it is first used: asyncio takes a while to load."""
-    if name == "aio":
-        return importlib.import_module("virtnic.aio")
-    raise AttributeError(f"module 'virtnic' has no attribute {name!r}")
+    """Import what is not there yet (PEP 562)."""
+    where = _LATER.get(name)
+    if where is None:
+        raise AttributeError(f"module 'virtnic' has no attribute {name!r}")
+    module = importlib.import_module(where)
+    value = module if where == f"virtnic.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return what there is, imported or not."""
+    return sorted({*globals(), *_LATER})
 
 
 def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtnic.open
@@ -124,6 +163,9 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
 
     Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError.
     """
+    from virtnic.hotplug import Qemu
+    from virtnic.memory import Memory
+
     for_memory = {name: options.pop(name) for name in _MEMORY_OPTIONS if name in options}
     for_qemu = {name: options.pop(name) for name in _QEMU_OPTIONS if name in options}
     recover = options.get("recover")

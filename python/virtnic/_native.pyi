@@ -293,21 +293,36 @@ class Interposer:
         wait: float = 0.0,
         calls: Sequence[EventFd | None] = (),
         retry: tuple[int, float, float] | None = None,
+        pairs: int = 1,
+        patience: float = 10.0,
     ) -> Interposer:
         """Connect to the backend, waiting for it up to ``wait`` seconds, then listen for QEMU.
 
         ``server``: listen at ``backend``, and the backend connects. ``calls``: what the
         backend signals, by queue; None, or a queue past the end, leaves QEMU's own eventfd.
         ``retry``: how often a backend that went is looked for, and the first and the longest
-        pause in seconds; None is for ever, every 0.1 s.
+        pause in seconds; None is for ever, every 0.1 s. ``pairs``: the queue pairs that it must
+        have. ``patience``: seconds that either side may leave a message unread or unanswered.
 
         Raises FileNotFoundError or ConnectionRefusedError when no backend listens,
         TimeoutError when none connects, QemuError when it does not answer as a vhost-user
-        backend does, ValueError, OSError.
+        backend does, or lacks queue pairs, ValueError, OSError.
         """
     @property
     def connected(self) -> bool:
         """Whether a QEMU and a backend are joined."""
+    @property
+    def serving(self) -> bool:
+        """Whether the backend serves: its rings are started, and it has said something since."""
+    @property
+    def refusal(self) -> str | None:
+        """Why the last backend that came does not serve; None where it does, or none has come."""
+    def begin_trial(self) -> None:
+        """Have QEMU, which is about to make its netdev, let out of that should the backend fail."""
+    def end_trial(self) -> str | None:
+        """Say why no backend is behind the netdev that QEMU has made, where that is so."""
+    def take_first(self) -> int | None:
+        """Return a descriptor of the first backend's socket, the caller's to close; once."""
     @property
     def features(self) -> int:
         """The feature bits that the backend offered when it came last."""
@@ -316,15 +331,16 @@ class Interposer:
         """Why no backend is looked for any more; None while one is."""
     @property
     def changed(self) -> EventFd:
-        """Signalled when ``connected`` or ``given_up`` changes."""
+        """Signalled when ``connected``, ``serving``, ``refusal`` or ``given_up`` changes."""
     def kick(self, queue: int) -> None:
         """Kick the backend that serves a queue at the moment, as a port does."""
     def stats(self) -> dict[str, int]:
         """Return what has happened so far.
 
         ``messages_to_backend``, ``messages_to_qemu``, ``links`` (times that the two were
-        joined), ``backend_losses``, ``qemu_losses``, ``kicks_learnt``, ``calls_replaced``,
-        ``kicks_lost`` (kicks without a backend).
+        joined), ``refusals`` (backends that came and did not serve), ``backend_losses``,
+        ``qemu_losses``, ``kicks_learnt``, ``calls_replaced``, ``kicks_lost`` (kicks without a
+        backend).
         """
     def close(self) -> None:
         """End the connections and remove the sockets."""
@@ -340,13 +356,15 @@ class Child:
         """Return a pidfd: readable when the child has ended."""
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for its end: exit code, or minus the signal; None after the timeout."""
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-    def kill(self) -> None:
-        """Send SIGKILL."""
+    def terminate(self) -> bool:
+        """Send SIGTERM; False when it runs as another user than we do by now, so we may not."""
+    def kill(self) -> bool:
+        """Send SIGKILL, to its process group too; False as :meth:`terminate` says."""
 
-def spawn(argv: Sequence[str], stderr: int) -> Child:
+def spawn(argv: Sequence[str], environment: dict[str, str], stderr: int) -> Child:
     """Start a program whose stderr goes to a duplicate of the descriptor given.
+
+    It blocks and ignores no signal, and is killed when this process ends, whoever both run as then.
 
     Raises FileNotFoundError, OSError.
     """
@@ -682,7 +700,8 @@ class NetPort:
         ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
         :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
         ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
-        frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64 bytes),
+        frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
+        bytes on the wire, so with the four of the checksum that nobody sees),
         ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
         ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
         ``size_1519_max_packets`` (lengths are without frame check sequence),

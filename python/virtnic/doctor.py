@@ -109,7 +109,7 @@ _ACCELERATOR_ADVICE = {
 
 
 def _accelerators(binary: Binary) -> Iterator[Check]:
-    errors = {name: binary.error_with("-accel", name) for name in ACCELERATORS}
+    errors = {name: binary.accelerator_error(name) for name in ACCELERATORS}
     usable = [name for name, error in errors.items() if error is None]
     yield Check(
         "accelerator",

@@ -8,14 +8,13 @@ or with the exception that ended a port.
 from __future__ import annotations
 
 import ctypes
-import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
 from virtnic._native import QemuDied
 from virtnic.port import Port
+from virtnic.traffic import IMIX, MAX_FRAME, make_frame, parse_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -42,13 +41,6 @@ __all__ = [
 ]
 
 Mode = Literal["io", "mac", "macswap"]
-
-#: The simple IMIX: sizes of frames, without checksum, in the proportion 7 : 4 : 1.
-IMIX = (60,) * 7 + (590,) * 4 + (1514,)
-_MIN_FRAME = 14
-_MIN_UDP_FRAME = 14 + 20 + 8
-#: With the longest IPv4 packet.
-_MAX_FRAME = _MIN_FRAME + 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +167,7 @@ def generate(
     ``frames``: which; else UDP frames of ``size`` bytes on the wire (so with the four bytes of
     checksum that no software sees, 64 is the least), or the simple IMIX. Frames longer than a
     buffer take jumbo buffers, at most half of those that are free.
-    ``rate``: frames a second, or text such as ``"10Mpps"`` or ``"1Gbps"``;
+    ``rate``: frames a second, or text such as ``"10Mpps"`` or ``"1Gbit/s"`` (bits of frames);
     None for as fast as they are taken.
     """
     load, per_second = _load(port, frames, size, rate)
@@ -232,58 +224,12 @@ def _given(port: Port, frames: Iterable[Frame]) -> list[Buffer]:
 def _frames_of(port: Port, size: int | str) -> list[Buffer]:
     if size == "imix":
         return [make_frame(length, source=port.mac) for length in IMIX]
-    most = min(port.memory.largest_frame, _MAX_FRAME) + 4
+    most = min(port.memory.largest_frame, MAX_FRAME) + 4
     if not isinstance(size, int) or isinstance(size, bool) or not 64 <= size <= most:
         raise ValueError(
             f"a frame has 64 to {most} bytes on the wire, or size is 'imix', not {size!r}"
         )
     return [make_frame(size - 4, source=port.mac)]
-
-
-def make_frame(
-    length: int,
-    *,
-    source: str = "02:00:00:00:00:01",
-    destination: str = "02:00:00:00:00:02",
-) -> bytes:
-    """Make a UDP frame of ``length`` bytes, without checksum, from 198.18.0.1 to 198.18.0.2.
-
-    The addresses are those set aside for benchmarks (RFC 2544, appendix C).
-    """
-    if not _MIN_UDP_FRAME <= length <= _MAX_FRAME:
-        raise ValueError(f"a UDP frame has {_MIN_UDP_FRAME} to {_MAX_FRAME} bytes, not {length}")
-    ethernet = bytes.fromhex(destination.replace(":", "") + source.replace(":", "") + "0800")
-    total = length - _MIN_FRAME
-    header = bytearray.fromhex("4500 0000 0000 0000 4011 0000 c6120001 c6120002".replace(" ", ""))
-    header[2:4] = total.to_bytes(2, "big")
-    words = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, 20, 2))
-    words = (words & 0xFFFF) + (words >> 16)
-    header[10:12] = (~words & 0xFFFF).to_bytes(2, "big")
-    datagram = total - len(header)
-    udp = (9).to_bytes(2, "big") * 2 + datagram.to_bytes(2, "big") + bytes(2)
-    return ethernet + bytes(header) + udp + bytes(datagram - len(udp))
-
-
-_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(pps|bps)\s*")
-_FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
-
-
-def parse_rate(rate: float | str, mean_length: float) -> float:
-    """Return frames a second of a number, ``"10Mpps"``, or ``"1Gbps"`` (bits of frames).
-
-    Raises ValueError.
-    """
-    if isinstance(rate, str):
-        match = _RATE.fullmatch(rate)
-        if not match:
-            raise ValueError(
-                f"a rate is a number of frames a second or '10Mpps' or '1Gbps', not {rate!r}"
-            )
-        value = float(match[1]) * _FACTORS[match[2]]
-        rate = value if match[3] == "pps" else value / (8 * mean_length)
-    if not (rate > 0 and math.isfinite(rate)):
-        raise ValueError(f"a rate is above 0 frames a second, not {rate}")
-    return float(rate)
 
 
 #: The verdict that drops a frame.

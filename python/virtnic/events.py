@@ -21,6 +21,7 @@ from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import running
 from virtnic.qemu.loop import Watch
 from virtnic.teardown import Owner
+from virtnic.vhost_user import quoting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,7 @@ EventKind = Literal[
     "link-down",
     "backend-lost",
     "backend-back",
+    "backend-refused",
     "qemu-died",
     "qemu-back",
 ]
@@ -253,30 +255,44 @@ class Feed:
     def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> None:
         """Tell when a port's backend goes and comes back, and end the port that has none any more.
 
-        Until the port is detached.
+        It is back when it serves: its rings are started, and it answers. It ends with the port.
         """
         interposer, path = backend.interposer, backend.path
-        losses = interposer.stats()["backend_losses"]
+        before = interposer.stats()
+        losses, refusals = before["backend_losses"], before["refusals"]
+        doubts = 0
         there = True
+        told: str | None = None
         weak = weakref.ref(port)  # one that is forgotten is collected
 
         def look() -> None:
-            nonlocal losses, there
+            nonlocal losses, refusals, doubts, there, told
             interposer.changed.drain()
+            stats, refusal = interposer.stats(), interposer.refusal
+            refused = stats["refusals"] != refusals
             port = weak()
-            # A QEMU that went lost its backend too, which is not the backend's doing.
-            counted = interposer.stats()["backend_losses"]
-            if counted != losses:
-                losses = counted
-                if there:
-                    self.put("backend-lost", port, path)
+            # A QEMU that went lost its backend too, which is not the backend's doing; one that
+            # hangs up and lives does so again.
+            doubts += refused
+            gone = stats["backend_losses"] != losses or doubts > 1
+            losses, refusals = stats["backend_losses"], stats["refusals"]
+            if there and gone:
                 there = False
-            if not there and interposer.connected:
-                there = True
-                self.put("backend-back", port, path)
-            if port is not None and (why := backend.given_up()) is not None:
+                self.put("backend-lost", port, path)
+                interposer.changed.signal()  # whether it is back is looked at once more
+            elif not there and refused and refusal is not None and refusal != told:
+                # One that is there again, and does not serve: why is said once.
+                told = refusal
+                words = refusal if port is None else quoting(refusal, port.qemu.process.stderr)
+                _log.warning("the vhost-user backend %s does not serve: %s", path, words)
+                self.put("backend-refused", port, f"{path}: {words}")
+            elif interposer.serving:
+                doubts = 0
+                if not there:
+                    there, told = True, None
+                    self.put("backend-back", port, path)
+            if port is not None and (why := backend.given_up(port.qemu.process.stderr)) is not None:
                 port.abandon(why)
-                port.ended()
 
         # Lost already while it was being attached: the eventfd says so.
         watch = Watch(loop, interposer.changed.fileno(), look)

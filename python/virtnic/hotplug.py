@@ -340,15 +340,19 @@ class Qemu(Machine):
                         interrupts=chosen != "none",
                         shared=self.shared,
                         recover=recover,
+                        # A backend that hangs is let go before it is QEMU that seems to.
+                        patience=self.timeout / 2.0,
                     )
                     spec = backend.spec
+                    queue_size = queue_size or backend.queue_size
                 device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
                 if legacy:
                     device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
                 device.update(properties or {})
                 attachment.spec, attachment.properties = spec, device
                 undo.add(functools.partial(self._unplug, attachment))
-                handle = self.add_nic(spec, device, attachment.plugging)
+                made = () if backend is None else (backend.expect_netdev(),)
+                handle = self.add_nic(spec, device, attachment.plugging, *made)
                 if chosen == "msix" and backend is None and not handle.queue_vectors:
                     # This QEMU would crash (quirk vhost-user-msix-crash).
                     attachment.interrupts = chosen = "intx"

@@ -170,6 +170,13 @@ class Port(Owner, _native.NetPort):
         for ending in list(self._endings):
             ending()
 
+    def abandon(self, why: str) -> None:
+        """Give the device up; calls say why from now on, and the link is down."""
+        super().abandon(why)
+        if self._link_told and not super().link:
+            self.link_changed()
+        self.ended()
+
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed."""
         super().stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 import weakref
@@ -114,6 +115,7 @@ class Recoverer:
             thread.join()
 
     def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are not for us
         while True:
             try:
                 self._recover()

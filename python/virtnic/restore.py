@@ -87,7 +87,6 @@ def abandon(qemu: Qemu, why: str) -> None:
     for port in qemu.ports:
         if port.away:
             port.abandon(why)
-            port.ended()
 
 
 def _returning(qemu: Qemu) -> list[Port]:
@@ -101,11 +100,13 @@ def _attach_again(port: Port) -> None:
     assert attachment.spec is not None
     with ExitStack() as undo:
         attachment.function = None
-        if attachment.backend is not None:
-            attachment.backend.wait(_PARTING)
+        backend = attachment.backend
+        if backend is not None:
+            backend.wait(_PARTING)
         attachment.qtest, attachment.plugged = qemu.qtest, None
         undo.callback(qemu._unplug, attachment)
-        qemu.add_nic(attachment.spec, attachment.properties, attachment.plugging)
+        made = () if backend is None else (backend.expect_netdev(),)
+        qemu.add_nic(attachment.spec, attachment.properties, attachment.plugging, *made)
         present(qemu._wiring).lead(attachment, qemu._take_new(attachment))
         port.reattach(qemu.qtest, **attachment.registers())
         undo.pop_all()

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "bwrap": (_program("bwrap"), "apt-get install bubblewrap"),
     "root": (_root, "run as root"),
     "netns": (_netns, "run as root with iproute2 installed and /dev/net/tun present"),
+    "gevent": (lambda: find_spec("gevent") is not None, "pip install gevent"),
     "hugepages": (lambda: free_hugepages() >= 64, "sysctl vm.nr_hugepages=512"),
     "frame-numbers": (_frame_numbers, "run with CAP_SYS_ADMIN: /proc/self/pagemap hides frames"),
 }

@@ -250,6 +250,19 @@ def endings(world: World) -> dict[str, Callable[[], object]]:
     }
 
 
+#: What returns at once, whatever QEMU and other threads do.
+PROMPT = (
+    *(f"port.{name}" for name in PORT if not name.startswith(("set_", "re", "configuration"))),
+    *("port.recv", "port.reclaim", "port.restarts", "port.set_polling", "port.set_statistics"),
+    *(f"queue.{name}" for name in QUEUE if name not in ("start", "stop", "set_coalescing")),
+    *(f"stack.{name}" for name in STACK),
+    *(f"qemu.{name}" for name in ("accel", "closed", "events", "nics", "ports", "watch")),
+    *(f"aio.{name}" for name in AIO),
+)
+#: These are no calls of one moment: they change the port, wait for all of it, or tell others.
+SLOW = ("port.abandon", "port.suspend", "port.add_vlan")
+
+
 class Watch:
     """Ends the program when a thread does not get on, and says where all are."""
 
@@ -408,6 +421,28 @@ def in_pairs(rng: random.Random, until: float, watch: Watch, interrupter: Interr
     return done
 
 
+def beside_waiters(rng: random.Random, watch: Watch) -> None:
+    """Call what is prompt while another thread's call, each in turn, waits for a stopped QEMU."""
+    world = World()
+    table = calls(world)
+    prompt = [name for name in PROMPT if name not in SLOW]
+    for name in rng.sample(list(table), len(table)):
+        # Nothing is left over from the one before.
+        watch.call("port.restart", table["port.restart"])
+        os.kill(world.pid, signal.SIGSTOP)
+        waiter = threading.Thread(target=watch.call, args=(name, table[name]))
+        waiter.start()
+        # Longer than it takes until the waiter wants to look for signals, and so the interpreter.
+        waiter.join(0.02)
+        began = time.monotonic()
+        while waiter.is_alive() and time.monotonic() - began < 0.15:
+            for other in rng.sample(prompt, len(prompt)):
+                watch.call(other, table[other])
+        os.kill(world.pid, signal.SIGCONT)
+        waiter.join()
+    world.close()
+
+
 def beside_endings(rng: random.Random, watch: Watch, interrupter: Interrupter) -> None:
     """End something while two threads call everything else."""
     names = list(LAST.items())
@@ -449,6 +484,7 @@ def main() -> None:
     interrupter = Interrupter(rng)
     began = time.monotonic()
     try:
+        beside_waiters(rng, watch)
         beside_endings(rng, watch, interrupter)
         done = in_pairs(rng, began + seconds, watch, interrupter)
     finally:

@@ -43,9 +43,9 @@ def option(name: str) -> str:
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else ""
 
 
-def listen(text: str) -> socket.socket:
-    match = re.match(r"unix:([^,]*)", text)
-    assert match, text
+def listen(name: str) -> socket.socket:
+    found = (re.match(rf"socket,id={name},path=([^,]*)", word) for word in sys.argv)
+    [match] = filter(None, found)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(match[1])
     listener.listen()
@@ -156,9 +156,9 @@ def main() -> None:
         sys.stderr.write("warning: " + "w" * 10_000 + "\n")
     if fault != "no sockets":
         # A real one connects here and waits for the memory; this one wants none.
-        threading.Thread(target=qmp, args=(fault, listen(option("-qmp")))).start()
+        threading.Thread(target=qmp, args=(fault, listen("qmp"))).start()
         if fault != "no qtest":
-            threading.Thread(target=qtest, args=(fault, listen(option("-qtest")))).start()
+            threading.Thread(target=qtest, args=(fault, listen("qtest"))).start()
     time.sleep(1000)
 
 

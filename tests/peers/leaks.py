@@ -13,6 +13,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from virtnic import _native
+
 MARK = "VIRTNIC_TEST_SESSION"
 
 
@@ -31,6 +33,10 @@ class Session:
             {"TMPDIR": str(self.directory), "XDG_RUNTIME_DIR": str(self.directory), MARK: self.mark}
         )
         tempfile.tempdir = str(self.directory)
+        # The first child makes what lasts as long as the process: a thread, and a pipe whose end
+        # tells children of ours.
+        with Path(os.devnull).open("wb") as nothing:
+            _native.spawn(["true"], dict(os.environ), nothing.fileno()).wait(10.0)
 
     def close(self) -> None:
         """Put the environment back and remove the directory."""
@@ -74,14 +80,10 @@ def _descriptors() -> dict[tuple[int, str], str]:
     return found
 
 
-#: Lives as long as the process, by design: children are bound to the thread that forked them.
-_PERMANENT = "virtnic-spawner"
-
-
 def _threads() -> dict[int, str]:
     tasks = Path("/proc/self/task").iterdir()
     names = {int(task.name): _read(task / "comm").strip() for task in tasks}
-    return {tid: f"thread {tid} ({name})" for tid, name in names.items() if name != _PERMANENT}
+    return {tid: f"thread {tid} ({name})" for tid, name in names.items()}
 
 
 def _processes(mark: str) -> dict[int, str]:

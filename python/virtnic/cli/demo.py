@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import time
@@ -22,6 +21,7 @@ from virtnic.cli.probe import (
 from virtnic.qemu import find_qemu
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 __all__ = ["add", "run"]
@@ -37,16 +37,13 @@ examples:
 {EXIT_STATUSES}"""
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "demo",
-        help="take a DHCP lease, resolve and ping the gateway, and say how at each step",
-        description="Open a port, take a DHCP lease, resolve the gateway's address and ping it.\n"
-        "Each step says what was done and how long after the start it was finished.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser.description = (
+        "Open a port, take a DHCP lease, resolve the gateway's address and ping it.\n"
+        "Each step says what was done and how long after the start it was finished."
     )
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=check)
     parser.add_argument(
         "-c",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import textwrap
 import time
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
 from virtnic.cli.output import EXIT_STATUSES, Output, Status, message_of, seconds_text
 
 if TYPE_CHECKING:
+    import argparse
+
     from virtnic.doctor import Check
 
 __all__ = ["add", "run"]
@@ -33,16 +34,13 @@ is something that nothing works without.
 _WIDTH = 100
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "doctor",
-        help="check QEMU, accelerators, hugepages, permissions and kernel modules",
-        description="Look at everything that virtnic uses, then open a port with the options "
-        "given.\nEach finding comes with what to do about it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser.description = (
+        "Look at everything that virtnic uses, then open a port with the options "
+        "given.\nEach finding comes with what to do about it."
     )
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run)
     options.add_port(parser)
     options.add_qemu(parser)

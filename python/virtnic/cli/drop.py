@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
 from virtnic.cli.loops import ENDING, Loop, add_loop
 
 if TYPE_CHECKING:
+    import argparse
+
     from virtnic.cli.output import Output
 
 __all__ = ["add", "run"]
@@ -23,15 +24,10 @@ examples:
 {ENDING}"""
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "drop",
-        help="receive frames, count and forget them",
-        description="Receive every frame, count it and forget it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser.description = "Receive every frame, count it and forget it."
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run)
     add_loop(parser)
     options.add_port(parser)

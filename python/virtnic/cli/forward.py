@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import virtnic
 from virtnic.cli import options
@@ -12,6 +11,8 @@ from virtnic.cli.loops import ENDING, Loop, add_loop
 from virtnic.engine import Mode
 
 if TYPE_CHECKING:
+    import argparse
+
     from virtnic.cli.output import Output
 
 __all__ = ["add", "run"]
@@ -28,16 +29,13 @@ examples:
 {ENDING}"""
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "forward",
-        help="forward between two ports, or reflect by one",
-        description="Forward every frame from one port to the other, in both directions; with one\n"
-        "port, send every frame back. Both ports are on one memory: nothing is copied.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser.description = (
+        "Forward every frame from one port to the other, in both directions; with one\n"
+        "port, send every frame back. Both ports are on one memory: nothing is copied."
     )
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=check)
     group = parser.add_argument_group("ports")
     group.add_argument(

@@ -9,36 +9,24 @@ import sys
 import textwrap
 import traceback
 import warnings
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TextIO
 
 import virtnic
 from virtnic import _native
+from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["EXIT_STATUSES", "Output", "Status", "bytes_text", "message_of", "seconds_text"]
+__all__ = [
+    "EXIT_STATUSES",
+    "Output",
+    "Status",
+    "bytes_text",
+    "message_of",
+    "seconds_text",
+]
 
-
-class Status(IntEnum):
-    """Exit statuses."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    ENVIRONMENT = 3
-    INTERRUPTED = 130
-
-
-EXIT_STATUSES = """\
-exit status:
-  0    it worked
-  1    it failed: no reply came, QEMU or the device refused something
-  2    the command line is wrong, or an option's value
-  3    the machine lacks something: QEMU, memory, a permission, a socket (see `virtnic doctor`)
-  130  interrupted by Ctrl-C
-"""
 
 #: What a log message's level is called at the start of its line.
 _LEVELS = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
@@ -67,7 +55,9 @@ class Output:
         """Print the result for scripts."""
         if self.json:
             indent = None if self.by_line else 2
-            _print(json_module.dumps(value, indent=indent, ensure_ascii=False))
+            text = json_module.dumps(value, indent=indent, ensure_ascii=False)
+            # JSON can say any character in ASCII: nothing is lost.
+            _print(text if _has(text) else json_module.dumps(value, indent=indent))
 
     def warning(self, text: str) -> None:
         """Print a warning on stderr."""
@@ -149,6 +139,15 @@ class _Handler(logging.Handler):
         _say(f"virtnic: {_LEVELS.get(record.levelno, '')}{record.getMessage()}")
         if record.exc_info:
             _say("".join(traceback.format_exception(*record.exc_info)).rstrip())
+
+
+def _has(text: str) -> bool:
+    """Whether the encoding of stdout has all of a text's characters."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _print(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import time
@@ -14,6 +13,7 @@ from virtnic.cli import options
 from virtnic.cli.output import EXIT_STATUSES, Output, Status, seconds_text
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
 __all__ = ["Echoes", "add", "run"]
@@ -36,15 +36,10 @@ _ICMP_HEADER = 8
 _SEQUENCES = 1 << 16
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "ping",
-        help="ping an address through a port",
-        description="Ping an address through a virtio-net NIC of this process.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser.description = "Ping an address through a virtio-net NIC of this process."
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=options.check_address)
     parser.add_argument("target", metavar="ADDRESS", type=options.ipv4, help="whom to ping (IPv4)")
     group = parser.add_argument_group("echo requests")

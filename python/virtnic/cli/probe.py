@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from virtnic.pci import (
 )
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     import virtnic
@@ -51,16 +51,13 @@ _PCIE_PORTS = {
 }
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "probe",
-        help="list PCI devices, BARs, capabilities and virtio features",
-        description="Start a QEMU with a NIC and list what is on its PCI bus: devices, BARs and\n"
-        "capabilities, and the features that the NIC offered: accepted or not, and why.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser.description = (
+        "Start a QEMU with a NIC and list what is on its PCI bus: devices, BARs and\n"
+        "capabilities, and the features that the NIC offered: accepted or not, and why."
     )
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run)
     options.add_port(parser)
     options.add_qemu(parser)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from virtnic.cli import options
 from virtnic.cli.output import EXIT_STATUSES, Status
@@ -13,6 +12,8 @@ from virtnic.qemu.command import Accel, MachineType, elsewhere
 from virtnic.qemu.sockets import Sockets
 
 if TYPE_CHECKING:
+    import argparse
+
     from virtnic.cli.output import Output
     from virtnic.qemu import Spec
     from virtnic.qemu.command import Sandbox
@@ -44,17 +45,14 @@ exec {command} "$@"
 """
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "qemu-args",
-        help="the command line of a QEMU that somebody else starts, in another container",
-        description="Print the command line of a QEMU for Qemu.connect(): one that somebody else "
+    parser.description = (
+        "Print the command line of a QEMU for Qemu.connect(): one that somebody else "
         "starts, in\nanother container perhaps. It shares nothing with the program but a directory "
-        "of sockets.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "of sockets."
     )
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=_check)
     parser.add_argument(
         "--directory",
@@ -126,7 +124,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     command = shlex.join(argv)
     needs = [need for spec in netdevs for need in _needs(spec)]
     if arguments.script:
-        script = SCRIPT.format(directory=arguments.directory, command=command)
+        place = " ".join(arguments.directory.splitlines())  # in a comment
+        script = SCRIPT.format(directory=place, command=command)
         output.line(script.rstrip("\n"))
     else:
         output.line(command)

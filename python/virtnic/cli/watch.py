@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from virtnic.cli import options
 from virtnic.cli.loops import Stop
 from virtnic.cli.output import EXIT_STATUSES, Output, Status
 
 if TYPE_CHECKING:
+    import argparse
+
     import virtnic
 
 __all__ = ["add", "run"]
@@ -22,7 +23,8 @@ examples:
   virtnic watch --port vhost-user,path=/run/vhu0 --json | jq -r .event
   virtnic watch --connect /run/virtnic
 
-events: attached, detached, link-up, link-down, backend-lost, backend-back, qemu-died, qemu-back
+events: attached, detached, link-up, link-down, backend-lost, backend-back,
+        backend-refused, qemu-died, qemu-back
 
 Without --seconds it goes on until Ctrl-C or SIGTERM, which is its end then: the status is 0.
 With it, a signal cuts it short: 130 (Ctrl-C) or 143 (SIGTERM). When QEMU dies the status is 1;
@@ -35,17 +37,14 @@ printed as well.
 _SLICE = 0.1
 
 
-def add(commands: Any) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser = commands.add_parser(
-        "watch",
-        help="print what happens to ports: links, backends, QEMU",
-        description="Open ports and print, a line each, what happens to them: they come and go,\n"
+    parser.description = (
+        "Open ports and print, a line each, what happens to them: they come and go,\n"
         "their links go up and down, vhost-user backends are lost and come back, QEMU dies.\n"
-        "What they receive is left alone.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "What they receive is left alone."
     )
+    parser.epilog = EXAMPLES
     parser.set_defaults(run=run)
     group = parser.add_argument_group("ports")
     group.add_argument(

@@ -66,7 +66,9 @@ class Plan:
 
     version: Version | None
     machine: MachineType
-    accel: Accel
+    #: What ``-accel`` takes, in order: QEMU takes the first that it has and names those it has
+    #: not. None where the program's own words say one.
+    accelerators: Sequence[str]
     qmp: str | os.PathLike[str]
     qtest: str | os.PathLike[str]
     firmware: str | os.PathLike[str]
@@ -82,7 +84,8 @@ class Plan:
 def options(plan: Plan) -> list[str]:
     """Build the options, without the binary. Needs the version for q35 only."""
     argv = _bare("virtnic", plan.machine, plan.sandbox)
-    argv += [*_accelerators(plan.accel), "-bios", os.fspath(plan.firmware)]
+    argv += [word for accel in plan.accelerators for word in ("-accel", accel)]
+    argv += ["-bios", os.fspath(plan.firmware)]
     argv += _sockets(plan.qmp, plan.qtest)
     argv += _shared_memory(plan)
     if plan.machine == "q35":
@@ -108,7 +111,8 @@ def elsewhere(
     """
     if accel == "kvm":
         raise ValueError("kvm does not start where QEMU's loader says; use auto, tcg or qtest")
-    names: tuple[Accel, ...] = ("qtest", "tcg") if accel == "auto" else (accel,)
+    every = {"qtest": "qtest", "tcg": find.TCG}
+    names = every.values() if accel == "auto" else (every[accel],)
     argv = _bare(ELSEWHERE + _SANDBOX_NAMES[sandbox], machine, sandbox)
     argv += [word for name in names for word in ("-accel", name)]
     place = Sockets(directory)
@@ -135,21 +139,17 @@ def _bare(name: str, machine: MachineType, sandbox: Sandbox) -> list[str]:
 
 
 def _sockets(qmp: str | os.PathLike[str], qtest: str | os.PathLike[str]) -> list[str]:
+    # The short form, `-qmp unix:PATH`, is one for paths without `=` only.
     return [
-        *("-qmp", f"unix:{quote(qmp)},server=on,wait=off"),
-        *("-qtest", f"unix:{quote(qtest)},server=on,wait=off", "-qtest-log", "/dev/null"),
+        *("-chardev", f"socket,id=qmp,path={quote(qmp)},server=on,wait=off"),
+        *("-chardev", f"socket,id=qtest,path={quote(qtest)},server=on,wait=off"),
+        *("-qmp", "chardev:qmp", "-qtest", "chardev:qtest", "-qtest-log", "/dev/null"),
     ]
 
 
 def quote(value: str | os.PathLike[str]) -> str:
     """Double the commas, as QEMU's option syntax wants."""
     return os.fspath(value).replace(",", ",,")
-
-
-def _accelerators(accel: Accel) -> list[str]:
-    """``auto`` is a list: QEMU takes the first that it has and names those it has not."""
-    names = find.ACCELERATORS if accel == "auto" else (accel,)
-    return [word for name in names for word in ("-accel", name)]
 
 
 def sandbox_options(sandbox: Sandbox) -> list[str]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from virtnic.qemu.command import Accel, MachineType, Sandbox
     from virtnic.qemu.monitor import Monitor
 
-__all__ = ["Elsewhere", "Joined", "SharedDirectory", "join", "serve"]
+__all__ = ["Elsewhere", "Joined", "SharedDirectory", "accelerator_in_use", "join", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ class Elsewhere(Owner):
         self._lock = threading.RLock()
         self._ended = Latch()
         self._closed = False
+        self._verdict: str | None = None
         self._callbacks: list[Callable[[QemuDied], object]] = []
 
     @property
@@ -137,6 +138,8 @@ class Elsewhere(Owner):
 
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended. Waits up to ``patience`` seconds for that."""
+        if self._verdict is not None:
+            return f"the QEMU {self.where} {self._verdict}: whoever started it has to end it"
         if self._ended.wait(patience):
             return (
                 f"the QEMU {self.where} closed its sockets: it ended, crashed or was killed; "
@@ -151,6 +154,10 @@ class Elsewhere(Owner):
                 self._callbacks.append(callback)
                 return
         callback(QemuDied(self.death()))
+
+    def condemn(self, why: str) -> None:
+        """Take it for dead: it does not answer. It is not ours to kill."""
+        self._verdict = why
 
     def ended(self) -> None:
         """Tell that it has: the QMP connection is at its end."""
@@ -212,7 +219,7 @@ def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: 
     with _explained(place.qtest, start, timeout):
         _end_line(place.qtest, process, timeout)
         qtest = _native.QTest(os.fspath(place.qtest), timeout)
-    return Joined(qtest, machine, sandbox, _accelerator(qtest))
+    return Joined(qtest, machine, sandbox, accelerator_in_use(monitor, qtest))
 
 
 def serve(place: SharedDirectory, memory: _native.Memory) -> _native.IvshmemServer:
@@ -268,14 +275,17 @@ def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:
         raise QemuDied(process.death())
 
 
-def _accelerator(qtest: _native.QTest) -> Accel:
-    """Tell qtest from tcg: only there does the clock stand still and can be stepped."""
+def accelerator_in_use(monitor: Monitor, qtest: _native.QTest) -> Accel:
+    """Tell the accelerators apart: only with qtest does the clock stand still and can be stepped.
+
+    Raises QemuDied.
+    """
     try:
         qtest.clock_step(1)
     except QemuDied:
         raise
     except QemuError:
-        return "tcg"
+        return "kvm" if monitor.execute("query-kvm").get("enabled") else "tcg"
     return "qtest"
 
 

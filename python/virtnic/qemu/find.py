@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from virtnic.errors import QemuError, QemuNotFound
+from virtnic.qemu import environment, quirks
 from virtnic.qemu.quirks import Version
 from virtnic.teardown import uninterrupted
 
@@ -41,6 +43,9 @@ INSTALL = (
     "install the package qemu-system-x86 (Debian, Ubuntu) or qemu-system-x86-core (Fedora), "
     "or name a binary with VIRTNIC_QEMU or --qemu"
 )
+
+#: A parked processor translates next to nothing, and would have 1 GiB set aside for that.
+TCG = "tcg,tb-size=1"
 
 # Found here, not in a child between fork and exec.
 _LIBC = ctypes.CDLL(None)
@@ -80,7 +85,26 @@ class Binary:
 
     def accelerator_error(self, name: str) -> str | None:
         """QEMU's own words on why an accelerator does not start; None when it does."""
-        return self.error_with("-accel", name)
+        return self.error_with("-accel", self.accelerator(name))
+
+    @property
+    def chooses_accelerator(self) -> bool:
+        """Whether the command has an accelerator of its own among its words."""
+        for word, value in itertools.pairwise((*self.argv, "")):
+            option = "-" + word.lstrip("-")  # QEMU takes one dash or two
+            if option in ("-accel", "-enable-kvm"):
+                return True
+            if option in ("-machine", "-M") and "accel=" in value:
+                return True
+        return False
+
+    def accelerator(self, name: str) -> str:
+        """Return what ``-accel`` takes for an accelerator."""
+        if name != "tcg":
+            return name
+        if environment.forbids_jit() and not quirks.has(self.version, "no-split-wx"):
+            return TCG + ",split-wx=on"  # two mappings, one to write and one to execute
+        return TCG
 
     def error_with(self, *options: str) -> str | None:
         """QEMU's own words on why it does not start with these options; None when it does."""
@@ -156,7 +180,13 @@ def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, st
     def run(started: list[subprocess.Popen[str]]) -> tuple[int, str, str]:
         pipe = subprocess.PIPE
         with subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace"
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment.for_qemu(),
+            text=True,
+            errors="replace",
         ) as process:
             started.append(process)
             try:
@@ -204,11 +234,25 @@ def _banner(argv: tuple[str, ...]) -> str:
     line = out.splitlines()[0].strip() if out.strip() else ""
     if status != 0 or not line.startswith("QEMU "):
         said = last_line(err) or last_line(out) or f"exit status {status}"
+        if any(words in err for words in _LOADER_ERRORS):
+            raise QemuNotFound(f"`{shlex.join(argv)}` cannot be started: {said}; {_loader()}")
         raise QemuNotFound(
             f"`{shlex.join(argv)} --version` does not answer as QEMU does but with {said!r}; "
             f"{INSTALL}"
         )
     return line
+
+
+#: What the dynamic loader says when it finds no libraries, or not those that are meant (ld.so(8)).
+_LOADER_ERRORS = ("error while loading shared libraries", "symbol lookup error", "' not found (req")
+
+
+def _loader() -> str:
+    """Say what to do about a program that the dynamic loader does not start."""
+    where = environment.libraries()
+    if where:
+        return f"it finds other libraries than its own by {where}: unset that"
+    return "libraries that it needs are missing: install its package again"
 
 
 @cache
@@ -253,6 +297,7 @@ def _ask_here(
                 stdout=subprocess.PIPE,
                 stderr=err,
                 text=True,
+                env=environment.for_qemu(),
                 preexec_fn=_die_with_us,  # noqa: PLW1509 - one system call, nothing of Python's
             )
         except OSError as error:

@@ -14,10 +14,13 @@ import logging
 import os
 import select
 import selectors
+import signal
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from virtnic.errors import PortClosed
+from virtnic.qemu import patched
+from virtnic.streams import keep_standard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -179,6 +182,8 @@ class LoopThread:
             raise self._failure.with_traceback(None)
 
     def _run(self) -> None:
+        # The program's signals are for its own threads, where it may wait for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         # No signal handler runs in here: what this makes needs no protection against Ctrl-C.
         if not self._claim.acquire(blocking=False):
             return
@@ -336,10 +341,15 @@ class Hold:
     """One user's hold on the loop: its thread is there as long as somebody has one."""
 
     def take(self) -> LoopThread:
-        """Return the loop, started when nobody had it. Raises OSError."""
+        """Return the loop, started when nobody had it.
+
+        Raises OSError; RuntimeError under a library that has replaced Python's threads.
+        """
         with _shared.lock:
             _shared.users.add(self)
             if _shared.loop is None or _shared.loop.ending:
+                patched.check()
+                keep_standard_streams()  # here begins what has descriptors
                 _shared.loop = LoopThread()
             loop = _shared.loop
         loop.start()

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
@@ -16,7 +17,13 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
-from virtnic.qemu.elsewhere import Elsewhere, SharedDirectory, join, serve
+from virtnic.qemu.elsewhere import (
+    Elsewhere,
+    SharedDirectory,
+    accelerator_in_use,
+    join,
+    serve,
+)
 from virtnic.qemu.find import find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
 from virtnic.qemu.netdev import Netdev, Spec, parse
@@ -161,12 +168,10 @@ class Machine(Owner):
             raise
         if shmem == "doorbell":
             self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory)
-        wanted = _auto.get(binary.argv, accel) if accel == "auto" else accel
-        self._asked_for = accel
         self._plan = command.Plan(
             version=binary.version if self.machine == "q35" else None,
             machine=self.machine,
-            accel=wanted,
+            accelerators=_accelerators(binary, accel),
             qmp=place.qmp,
             qtest=place.qtest,
             firmware=place.firmware,
@@ -185,7 +190,6 @@ class Machine(Owner):
 
     def _launch(self, binary: Binary, place: RunDirectory) -> None:
         """Start a QEMU and connect to it."""
-        wanted = self._plan.accel
         if self._server is not None:
             self._server.listen()
         process = self._starting = Process([*binary.argv, *command.options(self._plan)])
@@ -199,12 +203,14 @@ class Machine(Owner):
                 timeout=self.timeout,
                 gone=lambda patience: process.wait(patience) is not None,
                 why=process.death,
+                on_hang=process.condemn,
             ),
         )
         if before is not None:
             before.hand_over(self._monitor)
         try:
             self._monitor.connect()
+            process.asked_by(self._monitor.quit)
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
             self._explain(binary, process, error)
@@ -212,7 +218,7 @@ class Machine(Owner):
             self._server.stop_listening()  # it has the memory
         if self.version < quirks.OLDEST:
             _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
-        self._accel = _settle(wanted, process.stderr)
+        self._accel = accelerator_in_use(self.monitor, self.qtest)
         process.started()
         self._silence_timer(self.qtest)
         self._nics = Nics(self.monitor, self.machine, binary, lambda: process.stderr)
@@ -221,10 +227,16 @@ class Machine(Owner):
         place = self._directory = SharedDirectory(directory)
         process = self._process = Elsewhere(place.path)
         self._monitor = Monitor(
-            place.qmp, timeout=self.timeout, why=process.death, on_end=process.ended
+            place.qmp,
+            timeout=self.timeout,
+            why=process.death,
+            on_end=process.ended,
+            on_hang=process.condemn,
         )
         joined = join(place, process, self._monitor, self.timeout)
         self._qtest = joined.qtest
+        # One that hangs has both its sockets open.
+        process.on_death(lambda _error: joined.qtest.close())
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
         self._nics = Nics(self.monitor, self.machine, None, lambda: "")
         self._silence_timer(self.qtest)
@@ -358,11 +370,14 @@ class Machine(Owner):
         netdev: Netdev | Spec,
         properties: Mapping[str, Any] | None = None,
         plugging: Callable[[NicHandle], object] = lambda _handle: None,
+        made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
         """Plug in a virtio-net device on a new netdev. It still has to be probed on the bus.
 
         ``properties`` are those of virtio-net-pci (``mac``, ``mq``, ``rx_queue_size``, …).
         ``plugging`` is told the handle before QEMU is asked: what to remove after an interruption.
+        ``made`` is called when the netdev is there, before the device is, with what QEMU said
+        meanwhile; what it raises undoes that.
 
         Raises ValueError (syntax, a key or type this QEMU does not know, no free slot),
         QemuError quoting QEMU, QemuDied, TimeoutError.
@@ -378,7 +393,7 @@ class Machine(Owner):
                 "pass sandbox='spawn' if that is wanted"
                 + (" to `virtnic qemu-args`" if self.shared is not None else "")
             )
-        handle = self._nics.add(spec, properties or {}, plugging)
+        handle = self._nics.add(spec, properties or {}, plugging, made)
         if spec.needs_clock and self._accel == "qtest" and not self._clock_runs:
             self.qtest.run_clock(CLOCK_PERIOD)
             self._clock_runs = True
@@ -471,6 +486,9 @@ class Machine(Owner):
                     continue
                 try:
                     part.close()
+                except QemuError as error:
+                    left = False
+                    warnings.warn(str(error), RuntimeWarning, stacklevel=2)
                 except Exception:
                     left = False  # tried again by the next call
                     _log.exception("closing %s failed", part)
@@ -522,14 +540,15 @@ def present(part: T | None) -> T:
     return part
 
 
-def _settle(wanted: Accel, stderr: str) -> Accel:
-    """Which accelerator runs: with ``auto`` QEMU names on stderr those that it could not have."""
-    if wanted != "auto":
-        return wanted
-    for name in find.ACCELERATORS:
-        if f"invalid accelerator {name}" not in stderr:
-            return name
-    raise QemuError("QEMU started with none of the accelerators " + ", ".join(find.ACCELERATORS))
+def _accelerators(binary: Binary, accel: Accel) -> list[str]:
+    """Return what ``-accel`` takes; nothing where the command chooses for itself."""
+    names: tuple[Accel, ...] = (accel,)
+    if accel == "auto":
+        if binary.chooses_accelerator:
+            return []
+        known = _auto.get(binary.argv)
+        names = find.ACCELERATORS if known is None else (known,)
+    return [binary.accelerator(name) for name in names]
 
 
 @atexit.register

@@ -36,6 +36,11 @@ EventCallback = Callable[[Event], object]
 logging.getLogger("qemu.qmp.protocol.virtnic").setLevel(logging.CRITICAL)
 
 
+#: A command that takes this many times the timeout, and this many seconds more, is never answered.
+#: A backend that hangs holds QEMU for half the timeout at most.
+HANG = (2.0, 5.0)
+
+
 class NobodyListens(TimeoutError):
     """There was no QMP socket to connect to in time."""
 
@@ -74,16 +79,20 @@ class Monitor(Owner):
         gone: Callable[[float], bool] = lambda _patience: False,
         why: Callable[[], str] = lambda: "QEMU closed its QMP socket",
         on_end: Callable[[], object] = lambda: None,
+        on_hang: Callable[[str], object] = lambda _why: None,
     ) -> None:
         """``gone`` tells whether the process has ended, or does within some seconds; ``why`` how.
 
         ``on_end`` is called in the loop's thread when the connection ends, by whichever side.
+        ``on_hang`` is called there when QEMU does not come back from a command, before the
+        connection is ended for that.
         """
         self._path = os.fspath(path)
         self._timeout = timeout
         self._gone = gone
         self._why = why
         self._on_end = on_end
+        self._on_hang = on_hang
         self._listeners: list[tuple[frozenset[str] | None, EventCallback]] = []
         self._lock = threading.RLock()
         self._close_lock = threading.RLock()
@@ -136,14 +145,15 @@ class Monitor(Owner):
 
         Raises ValueError and TypeError for arguments that QMP cannot carry (text that is not
         UTF-8, for one), QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
-        TimeoutError when it does not answer in ``timeout`` seconds (default: the monitor's).
+        TimeoutError when it does not answer in ``timeout`` seconds (default: the monitor's). Then
+        it may still do it. One that it never comes back from is its death: see :data:`HANG`.
         """
         limit = self._timeout if timeout is None else timeout
         text.check(command, "the command")
         text.check(arguments, command)
         self.check()
         try:
-            return self.loop.call(lambda: self._client.execute(command, arguments or None), limit)
+            return self.loop.call(lambda: self._answer(command, arguments), limit)
         except ExecuteError as error:
             raise QemuError(f"QEMU refused {command}: {error.error.error.desc}") from None
         except (ExecInterruptedError, StateError, EOFError, OSError) as error:
@@ -155,6 +165,21 @@ class Monitor(Owner):
             raise QemuDied(f"{command} was not answered: {self._ended()}") from None
         except QMPError as error:
             raise QemuError(f"QMP broke down during {command}: {error}") from error
+
+    def finish(self, command: str, /, **arguments: Any) -> Any:
+        """Execute a command that changes something, and wait until it is known whether it did.
+
+        That is when QEMU answers, or dies of not answering. Raises as :meth:`execute`, without
+        TimeoutError.
+        """
+        return self.execute(command, timeout=threading.TIMEOUT_MAX, **arguments)
+
+    def quit(self) -> None:
+        """Ask QEMU to end; whether it does, its process tells. Never raises."""
+        try:
+            self.execute("quit", timeout=1.0)
+        except Exception as error:
+            _log.debug("QEMU was asked to quit: %s", error)
 
     def check(self) -> None:
         """Raise QemuDied when the connection has ended, or was never made."""
@@ -254,6 +279,25 @@ class Monitor(Owner):
                 callback(message)
             except BaseException:  # such as SystemExit, which would end the thread for all
                 _log.exception("a callback for the event %s failed", message["event"])
+
+    async def _answer(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Send a command and wait for the answer; who asked may have ceased to wait for it."""
+        times, more = HANG
+        seconds = times * self._timeout + more
+        answer = self.loop.begin(self._client.execute(command, arguments or None))
+        clock = asyncio.get_running_loop().call_later(seconds, self._hung, command, seconds)
+
+        def answered(done: asyncio.Future[object]) -> None:
+            clock.cancel()
+            if not done.cancelled():
+                done.exception()  # that nobody asks for it is not worth a word
+
+        answer.add_done_callback(answered)
+        return await asyncio.shield(answer)
+
+    def _hung(self, command: str, seconds: float) -> None:
+        self._on_hang(f"did not come back from {command} within {seconds:g} s")
+        self._closing.set()
 
     async def _disconnect(self) -> None:
         """Undo what connecting did, as far as that came."""

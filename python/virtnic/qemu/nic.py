@@ -109,11 +109,13 @@ class Nics:
         spec: Spec,
         properties: Mapping[str, Any],
         plugging: Callable[[NicHandle], object] = lambda _handle: None,
+        made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
         """Plug one in; leaves nothing behind when QEMU refuses.
 
         ``plugging`` is told the handle before QEMU is told anything: whoever is interrupted
-        removes that.
+        removes that. ``made`` is called when there is a netdev but no device yet, with what QEMU
+        said meanwhile; what it raises is a refusal too.
         """
         typed = self._typed(properties)
         self._make_room()
@@ -127,8 +129,10 @@ class Nics:
             if spec.socket is not None:
                 chardev = handle.chardev_id
                 self._add_chardev(chardev, spec.socket)
+            before = len(self._stderr())
             self._add_netdev(spec, handle.netdev_id, chardev)
-            self._monitor.execute(
+            made(self._stderr()[before:])
+            self._monitor.finish(
                 "device_add",
                 **{
                     "driver": DRIVER,
@@ -326,7 +330,7 @@ class Nics:
         """
         plain = spec.arguments(netdev, chardev)
         try:
-            self._monitor.execute("netdev_add", **plain)
+            self._monitor.finish("netdev_add", **plain)
         except QemuDied:
             raise
         except QemuError:
@@ -335,7 +339,7 @@ class Nics:
                 typed = schema.arguments("netdev_add", plain, what="netdev")
             if typed == plain:
                 raise
-            self._monitor.execute("netdev_add", **typed)
+            self._monitor.finish("netdev_add", **typed)
 
     def _schema(self) -> Schema:
         if self._key not in self._schemas:

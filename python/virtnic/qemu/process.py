@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
-from virtnic.qemu import loop
+from virtnic.qemu import environment, loop
 from virtnic.qemu.find import INSTALL
 from virtnic.teardown import Owner, uninterrupted
 
@@ -25,6 +25,12 @@ _log = logging.getLogger(__name__)
 
 #: Bytes of stderr that are kept.
 _STDERR_KEPT = 16 * 1024
+#: How QEMU begins what it warns of (its ``warn_report``), after its name; errors end it, or come as
+#: the answer to a command.
+_WARNING = ": warning: "
+# What any QEMU of ours has warned of, which the next one will too; after so many it is enough.
+_WARNINGS = 100
+_warned: set[str] = set()
 
 
 class _Stderr:
@@ -38,6 +44,8 @@ class _Stderr:
         self._reader: io.FileIO | None = None
         self.writer: io.FileIO | None = None
         self._kept = bytearray()
+        #: The beginning of a line whose end is yet to come.
+        self._line = ""
         #: Bytes that came since :meth:`mark`.
         self._fresh = 0
         self._lock = threading.RLock()
@@ -64,11 +72,23 @@ class _Stderr:
                     return True
                 if not chunk:
                     return False
-                _log.debug("QEMU: %s", chunk.decode(errors="replace").rstrip())
+                self._log(chunk.decode(errors="replace"))
                 self._kept += chunk
                 self._fresh += len(chunk)
                 del self._kept[:-_STDERR_KEPT]
             return False
+
+    def _log(self, text: str) -> None:
+        """Log it line by line; what QEMU warns of is for the user, who is told once."""
+        *lines, self._line = (self._line + text).split("\n")
+        if len(self._line) > _STDERR_KEPT:
+            lines, self._line = [*lines, self._line], ""
+        for line in lines:
+            new = line not in _warned and len(_warned) < _WARNINGS
+            warning = new and _WARNING in line
+            if warning:
+                _warned.add(line)
+            _log.log(logging.WARNING if warning else logging.DEBUG, "QEMU: %s", line.rstrip())
 
     def text(self) -> str:
         self.drain()
@@ -92,7 +112,10 @@ class _Stderr:
 
 
 class Process(Owner):
-    """A QEMU that is started here. It dies with us, even when we are killed."""
+    """A QEMU that is started here.
+
+    It dies with us, even when we are killed, or run as another user by then.
+    """
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
@@ -100,9 +123,11 @@ class Process(Owner):
         self._lock = threading.RLock()
         self._close_lock = threading.RLock()
         self._reported = False
+        self._verdict: str | None = None
         self._stderr = _Stderr()
         self._child: _native.Child | None = None
         self._status: int | None = None
+        self._ask: weakref.WeakMethod[Callable[[], object]] | None = None
         self._pid: int | None = None
         self._hold = loop.Hold()
         self._watches: list[loop.Watch] = []
@@ -112,7 +137,9 @@ class Process(Owner):
         uninterrupted(self._stderr.open)
         assert self._stderr.writer is not None
         try:
-            self._child = child = _native.spawn(self.argv, self._stderr.writer.fileno())
+            self._child = child = _native.spawn(
+                self.argv, environment.for_qemu(), self._stderr.writer.fileno()
+            )
         except FileNotFoundError as error:
             raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
         self._stderr.close_writer()
@@ -159,7 +186,9 @@ class Process(Owner):
     def death(self, patience: float = 1.0) -> str:
         """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
         status = self.wait(patience)
-        if status is None:
+        if self._verdict is not None:
+            how = f"QEMU (pid {self.pid}) {self._verdict}, and was killed"
+        elif status is None:
             how = f"QEMU (pid {self.pid}) closed its socket but still runs"
         elif status < 0:
             how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
@@ -178,6 +207,13 @@ class Process(Owner):
                 return
         callback(QemuDied(self.death()))
 
+    def condemn(self, why: str) -> None:
+        """End one that hangs: ``why`` goes into what is said of its death."""
+        child = self._child
+        if child is not None and self.alive:
+            self._verdict = why
+            child.kill()
+
     def bury(self, grace: float = 1.0) -> None:
         """See it end, by SIGKILL after ``grace`` seconds, and tell those who want to know."""
         if self.wait(grace) is None and self._child is not None:
@@ -185,27 +221,42 @@ class Process(Owner):
             self.wait(5.0)
         self._on_exit()
 
+    def asked_by(self, ask: Callable[[], object]) -> None:
+        """Know how to ask it to end, a method of its monitor: for when we may not signal it."""
+        self._ask = weakref.WeakMethod(ask)
+
     def close(self, grace: float = 1.0) -> None:
-        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call finishes the first."""
+        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call finishes the first.
+
+        One that runs as another user than we do by now is asked instead. Raises QemuError
+        where it does not listen: it stays until our process ends.
+        """
         with self._lock:
             self._reported = True
             self._callbacks.clear()
         with self._close_lock:
             child = self._child
             if child is not None:
-                child.terminate()
-                self._status = child.wait(grace)
-                if self._status is None:
-                    _log.warning(
-                        "QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace
-                    )
-                    child.kill()
-                    self._status = child.wait(5.0)
+                self._end(child, grace)
             for watch in self._watches:
                 watch.close()
             uninterrupted(self._stderr.close)
             self._child = None  # and with it the pidfd
             self._hold.release()
+
+    def _end(self, child: _native.Child, grace: float) -> None:
+        ask = self._ask and self._ask()
+        if not child.terminate() and ask is not None:
+            ask()
+        self._status = child.wait(grace)
+        if self._status is None and child.kill():
+            _log.warning("QEMU (pid %d) ignored SIGTERM for %.1f s: killed", self.pid, grace)
+            self._status = child.wait(5.0)
+        if self._status is None:
+            raise QemuError(
+                f"QEMU (pid {self.pid}) still runs: it does not answer, and user {os.geteuid()}, "
+                "as whom we run by now, may not kill it; it ends with this process"
+            )
 
     def _on_stderr(self) -> None:
         if not self._stderr.drain():

@@ -122,6 +122,15 @@ QUIRKS: tuple[Quirk, ...] = (
         test="tests/test_legacy.py::test_the_queue_size_is_the_devices",
     ),
     Quirk(
+        name="no-split-wx",
+        since=None,
+        before=Version(6, 0),
+        symptom="the accelerator tcg knows no `split-wx`: it does not start where writable memory "
+        "must not be executable (systemd's MemoryDenyWriteExecute), with `mprotect of jit buffer`",
+        action="split-wx=on elsewhere; there the accelerator qtest does, which such QEMUs have",
+        test="tests/test_qemu_surroundings.py::test_without_writable_and_executable_memory",
+    ),
+    Quirk(
         name="reconnect-in-seconds",
         since=None,
         before=Version(9, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -13,13 +14,18 @@ from pathlib import Path
 from virtnic.qemu.sockets import Sockets
 from virtnic.teardown import uninterrupted
 
+_log = logging.getLogger(__name__)
+
 _PREFIX = "virtnic-"
+#: A file system in memory, which is there and writable even where the root is read-only.
+_LAST_RESORT = "/dev/shm"  # noqa: S108 - what is made in it is private
 
 
 class RunDirectory(Sockets):
     """A directory of mode 0700, removed with all that is in it by :meth:`close`.
 
-    Made under ``XDG_RUNTIME_DIR``, else where ``tempfile`` makes its own (``TMPDIR``, ``/tmp``).
+    Made under ``XDG_RUNTIME_DIR``, else where ``tempfile`` makes its own (``TMPDIR``, ``/tmp``),
+    else, on a root that is read-only, in ``/dev/shm``.
     It is locked as long as it is in use; what a killed process left there is removed by the
     next one that makes its own.
     A directory that the caller names is used, made when it is missing, and only the
@@ -30,6 +36,7 @@ class RunDirectory(Sockets):
         """Choose its name, and make nothing yet. Raises ValueError for one that is too long."""
         self.private = given is None
         self._lock: int | None = None
+        self._over = False
         if given is None:
             super().__init__(Path(_parent()) / (_PREFIX + os.urandom(6).hex()))
         else:
@@ -55,11 +62,19 @@ class RunDirectory(Sockets):
         return self.path / "park.bin"
 
     def close(self) -> None:
-        """Remove it. Raises OSError where it cannot be; a second call does nothing."""
-        if self.private:
+        """Remove it. Raises OSError where it cannot be; a second call does nothing.
+
+        What we have no right to by now, because privileges were dropped, is left to the next one
+        that has it.
+        """
+        if self._over:
+            return
+        try:
             uninterrupted(self._remove)
-        else:
-            self._remove_files()
+        except PermissionError as error:
+            _log.warning("%s is left: %s", self.path, error.strerror)
+            uninterrupted(self._unlock)
+        self._over = True
 
     def _remove_files(self) -> None:
         # Each by its name: to look what is there takes a descriptor, and there may be none left.
@@ -67,6 +82,9 @@ class RunDirectory(Sockets):
             file.unlink(missing_ok=True)
 
     def _remove(self) -> None:
+        if not self.private:
+            self._remove_files()
+            return
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._remove_files()
             self.vhost_user().unlink(missing_ok=True)
@@ -76,6 +94,9 @@ class RunDirectory(Sockets):
                 raise
             except OSError:
                 shutil.rmtree(self.path)  # there is more in it
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -106,4 +127,13 @@ def _parent() -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK | os.X_OK):
         return runtime
-    return tempfile.gettempdir()
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        if os.access(_LAST_RESORT, os.W_OK | os.X_OK):
+            return _LAST_RESORT
+        raise FileNotFoundError(
+            error.errno,
+            f"{error.strerror}, and {_LAST_RESORT} is not writable: no place for QEMU's sockets; "
+            "mount a tmpfs at one of them, or name a directory with directory= or TMPDIR",
+        ) from None

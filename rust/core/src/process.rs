@@ -1,29 +1,40 @@
 //! Child processes that die with us, even when we are killed; and which process is "us".
 //!
 //! The kernel's parent-death signal is bound to the *thread* that forked, so all
-//! children are started by one thread that lives as long as the process.
+//! children are started by one thread that lives as long as the process. It does not reach
+//! those that run as another user than we do by then: see [`lifeline`].
+//!
+//! What a child gets of our surroundings is what QEMU needs: the environment that the caller
+//! chooses, the working directory, limits and umask; but no signal blocked or ignored, and no
+//! descriptor.
 //!
 //! A process that forks without exec (Python's `multiprocessing` does) has a copy of every
 //! object, but none of the threads, and the copies share what lies outside the process:
 //! sockets, eventfds, packet memory, QEMU. Whoever owns such a thing keeps a [`Home`], and
 //! does nothing anywhere else.
 
+mod lifeline;
+mod signals;
+
 use crate::notify::wait_readable;
 use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags, RawDir, open};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, getppid, kill_process_group,
     pidfd_open, pidfd_send_signal, set_parent_process_death_signal, waitid,
 };
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+use lifeline::Lifeline;
 
 /// How long a dropped child may take to die; a process in an uninterruptible system
 /// call can take longer, and is left to the kernel then.
@@ -40,6 +51,7 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// its calls return [`Error::Closed`], and its end does nothing outside this process.
 pub fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
+    lifeline::let_go();
 }
 
 /// The process in which something was made.
@@ -71,6 +83,15 @@ impl Home {
     }
 }
 
+/// Starts a thread of our own, which leaves the process's signals to the program's threads.
+pub(crate) fn background<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<JoinHandle<T>> {
+    let _inherited = signals::Blocked::all();
+    std::thread::Builder::new().name(name.into()).spawn(work)
+}
+
 #[cold]
 fn elsewhere(what: &str) -> Error {
     Error::Closed(format!("{what} belongs to the process that opened it; this is a forked child"))
@@ -87,9 +108,13 @@ pub struct Child {
     end: Mutex<Option<i32>>,
 }
 
+/// Environment variables and their values.
+pub type Environment = Vec<(OsString, OsString)>;
+
 /// What the spawning thread is asked for, and where the answer goes.
 struct Job {
     argv: Vec<OsString>,
+    environment: Environment,
     stderr: OwnedFd,
     answer: mpsc::SyncSender<Result<Child>>,
 }
@@ -99,19 +124,20 @@ struct Job {
 static SPAWNER: Mutex<Option<(Pid, mpsc::Sender<Job>)>> = Mutex::new(None);
 
 /// Starts `argv[0]` (a path or a name in PATH) with stdin from and stdout to
-/// `/dev/null`, stderr to the given descriptor, in its own process group (a
-/// terminal's Ctrl-C does not reach it), with PR_SET_PDEATHSIG = SIGKILL.
+/// `/dev/null`, stderr to the given descriptor, no environment but the one given, default
+/// signals, and in its own process group (a terminal's Ctrl-C does not reach it). It is killed
+/// when this process ends, whoever the two run as by then.
 ///
 /// # Errors
 /// [`crate::Error::Os`]; [`crate::Error::Invalid`] for an empty `argv`.
-pub fn spawn(argv: Vec<OsString>, stderr: OwnedFd) -> Result<Child> {
+pub fn spawn(argv: Vec<OsString>, environment: Environment, stderr: OwnedFd) -> Result<Child> {
     let (answer, result) = mpsc::sync_channel(1);
     let gone = || Error::Os {
         what: "starting a child process".into(),
         message: "the thread that does it is gone".into(),
         errno: 0,
     };
-    spawner()?.send(Job { argv, stderr, answer }).map_err(|_| gone())?;
+    spawner()?.send(Job { argv, environment, stderr, answer }).map_err(|_| gone())?;
     result.recv().map_err(|_| gone())?
 }
 
@@ -125,22 +151,28 @@ fn spawner() -> Result<mpsc::Sender<Job>> {
     }
     let (sender, jobs) = mpsc::channel::<Job>();
     // Runs as long as the process: the sender lives in a static.
-    std::thread::Builder::new()
-        .name("virtnic-spawner".into())
-        .spawn(move || {
-            for job in jobs {
-                // If nobody waits for it any more, the child is dropped, which ends it.
-                let _ = job.answer.send(start(&job.argv, job.stderr, us));
-            }
-        })
-        .map_err(|e| Error::os("starting the thread that starts children", e))?;
+    background("virtnic-spawner", move || {
+        let lifeline = Lifeline::new();
+        for job in jobs {
+            // If nobody waits for it any more, the child is dropped, which ends it.
+            let child = start(&job.argv, job.environment, job.stderr, us, lifeline.name());
+            let _ = job.answer.send(child);
+        }
+    })
+    .map_err(|e| Error::os("starting the thread that starts children", e))?;
     // One inherited by a fork is not dropped: its channel belongs to a thread that is not here.
     std::mem::forget(spawner.replace((us, sender.clone())));
     Ok(sender)
 }
 
 /// Starts a child. In the spawning thread only.
-fn start(argv: &[OsString], stderr: OwnedFd, us: Pid) -> Result<Child> {
+fn start(
+    argv: &[OsString],
+    environment: Environment,
+    stderr: OwnedFd,
+    us: Pid,
+    lifeline: Option<CString>,
+) -> Result<Child> {
     let [program, arguments @ ..] = argv else {
         return Err(Error::Invalid(
             "there is no program to start: the argument list is empty".into(),
@@ -149,6 +181,8 @@ fn start(argv: &[OsString], stderr: OwnedFd, us: Pid) -> Result<Child> {
     let mut command = Command::new(program);
     command
         .args(arguments)
+        .env_clear()
+        .envs(environment)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::from(stderr))
@@ -157,9 +191,14 @@ fn start(argv: &[OsString], stderr: OwnedFd, us: Pid) -> Result<Child> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The parent may have died before the line above took effect.
         if getppid() != Some(us) {
-            return Err(rustix::io::Errno::SRCH.into());
+            return Err(Errno::SRCH.into());
         }
+        keep_standard_streams();
         close_others_on_exec();
+        if let Some(name) = &lifeline {
+            lifeline::hold(name);
+        }
+        signals::reset();
         Ok(())
     };
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe things
@@ -176,6 +215,15 @@ fn start(argv: &[OsString], stderr: OwnedFd, us: Pid) -> Result<Child> {
             let _ = child.wait();
             Err(Error::os(format!("{}: opening a pidfd (Linux 5.3)", what()), e))
         }
+    }
+}
+
+/// Keeps the first three descriptors over exec. Where this process has closed its own, what a
+/// child is to have there was opened under just that number, and is close-on-exec still.
+fn keep_standard_streams() {
+    for number in 0..3 {
+        // SAFETY: it changes a flag of a descriptor that is the child's alone.
+        unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
     }
 }
 
@@ -246,7 +294,7 @@ impl Child {
                         (None, None) => UNKNOWN,
                     })
                 }
-                Err(rustix::io::Errno::CHILD) => {
+                Err(Errno::CHILD) => {
                     log::warn!("somebody else reaped child {}; its exit code is lost", self.pid());
                     Some(UNKNOWN)
                 }
@@ -257,29 +305,34 @@ impl Child {
     }
 
     /// Sends SIGTERM; nothing in a forked child, whose child it is not.
-    pub fn terminate(&self) {
-        if !self.home.is_here() {
-            return;
-        }
-        let end = lock(&self.end);
-        if end.is_none() {
-            // It may have ended meanwhile, which is no error.
-            let _ = pidfd_send_signal(&self.pidfd, Signal::TERM);
-        }
+    ///
+    /// Returns whether we may: not when it runs as another user than we do by now.
+    pub fn terminate(&self) -> bool {
+        self.signal(Signal::TERM)
     }
 
     /// Sends SIGKILL, to its process group too (QEMU's own helpers); nothing in a forked
     /// child, whose child it is not.
-    pub fn kill(&self) {
+    ///
+    /// Returns whether we may, as [`Child::terminate`] does.
+    pub fn kill(&self) -> bool {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> bool {
         if !self.home.is_here() {
-            return;
+            return true;
         }
         let end = lock(&self.end);
-        if end.is_none() {
-            // Not reaped, so neither the process's number nor the group's is anybody else's.
-            let _ = kill_process_group(self.pid, Signal::KILL);
-            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        if end.is_some() {
+            return true;
         }
+        if signal == Signal::KILL {
+            // Not reaped, so neither the process's number nor the group's is anybody else's.
+            let _ = kill_process_group(self.pid, signal);
+        }
+        // It may have ended meanwhile, which is no error.
+        pidfd_send_signal(&self.pidfd, signal) != Err(Errno::PERM)
     }
 }
 
@@ -288,14 +341,19 @@ impl Drop for Child {
         if !self.home.is_here() {
             return;
         }
-        self.kill();
+        if !self.kill() {
+            log::warn!(
+                "child {} runs as another user than we do: it stays until we end",
+                self.pid()
+            );
+            return;
+        }
         let started = std::time::Instant::now();
         while let Some(left) = REAP.checked_sub(started.elapsed()) {
             match self.wait(Some(left)) {
                 Ok(Some(_)) => return,
                 // A signal, which is not ours to look at here.
-                Err(Error::Os { errno, .. }) if errno == rustix::io::Errno::INTR.raw_os_error() => {
-                }
+                Err(Error::Os { errno, .. }) if errno == Errno::INTR.raw_os_error() => {}
                 Ok(None) | Err(_) => break,
             }
         }
@@ -315,7 +373,7 @@ mod tests {
     fn shell(script: &str) -> (Child, std::io::PipeReader) {
         let (reader, writer) = std::io::pipe().unwrap();
         let argv = ["sh", "-c", script].map(OsString::from).to_vec();
-        (spawn(argv, writer.into()).unwrap(), reader)
+        (spawn(argv, std::env::vars_os().collect(), writer.into()).unwrap(), reader)
     }
 
     #[test]
@@ -367,6 +425,52 @@ mod tests {
     }
 
     #[test]
+    fn its_environment_is_the_one_given() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let argv = ["/bin/sh", "-c", "env >&2"].map(OsString::from).to_vec();
+        let child = spawn(argv, vec![("A".into(), "b c".into())], writer.into()).unwrap();
+        assert_eq!(child.wait(LONG).unwrap(), Some(0));
+        let mut text = String::new();
+        { reader }.read_to_string(&mut text).unwrap();
+        assert!(text.contains("A=b c\n") && !text.contains("HOME="), "{text}");
+    }
+
+    /// A set of signals in `/proc/PID/status`: `SigBlk`, `SigIgn`.
+    fn set(status: &str, name: &str) -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap()
+    }
+
+    const TERMINATE: u64 = 1 << (libc::SIGTERM - 1);
+    const WINDOW: u64 = 1 << (libc::SIGWINCH - 1);
+
+    #[test]
+    fn its_signals_are_the_usual_ones() {
+        let _blocked = signals::Blocked::all();
+        // SAFETY: SIGWINCH does nothing by default either.
+        unsafe { libc::signal(libc::SIGWINCH, libc::SIG_IGN) };
+        // One that is started from here as usual has what is to be kept from ours.
+        let script = "exec cat /proc/self/status >&2";
+        let usual = Command::new("sh").args(["-c", script]).output().unwrap().stderr;
+        let usual = String::from_utf8(usual).unwrap();
+        assert_ne!(set(&usual, "SigIgn") & WINDOW, 0);
+        let (child, mut stderr) = shell(script);
+        assert_eq!(child.wait(LONG).unwrap(), Some(0));
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).unwrap();
+        assert_eq!((set(&text, "SigBlk"), set(&text, "SigIgn") & WINDOW), (0, 0), "{text}");
+    }
+
+    #[test]
+    fn our_threads_leave_signals_to_others() {
+        let status = || std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let before = set(&status(), "SigBlk");
+        let text = background("test", status).unwrap().join().unwrap();
+        assert_eq!(set(&text, "SigBlk") & TERMINATE, TERMINATE);
+        assert_eq!(set(&status(), "SigBlk"), before);
+    }
+
+    #[test]
     fn several_threads_may_wait() {
         let (child, _stderr) = shell("sleep 0.1; exit 3");
         std::thread::scope(|scope| {
@@ -380,8 +484,8 @@ mod tests {
     #[test]
     fn what_cannot_be_started_is_an_error() {
         let stderr = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        let error = spawn(vec!["/nonexistent/program".into()], stderr()).unwrap_err();
+        let error = spawn(vec!["/nonexistent/program".into()], Vec::new(), stderr()).unwrap_err();
         assert!(matches!(error, Error::Os { errno: 2, .. }), "{error:?}");
-        assert!(matches!(spawn(Vec::new(), stderr()), Err(Error::Invalid(_))));
+        assert!(matches!(spawn(Vec::new(), Vec::new(), stderr()), Err(Error::Invalid(_))));
     }
 }

@@ -1,9 +1,9 @@
 //! UNIX sockets at which others connect to us: QEMU, and vhost-user backends.
 
 use crate::{Error, Result};
-use rustix::fs::{Mode, OFlags, chmod, fchmod, fstat, open, stat, unlink};
+use rustix::fs::{FileType, Mode, OFlags, chmod, fchmod, fstat, open, stat, unlink};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -28,6 +28,9 @@ pub(crate) fn unconnected() -> Result<OwnedFd, Errno> {
 
 /// Makes the socket file and listens; `what` is what the socket is called in an error.
 ///
+/// Takes over the path from a process that is no more, killed perhaps: a socket file at which
+/// nobody listens.
+///
 /// The file's mode is the one given, else as the umask has it, and besides it is open to
 /// those who may write to its directory: see [`admit`].
 pub(crate) fn listen_at(path: &Path, what: &str, mode: Option<Mode>) -> Result<(OwnedFd, FileId)> {
@@ -38,6 +41,7 @@ pub(crate) fn listen_at(path: &Path, what: &str, mode: Option<Mode>) -> Result<(
         }
         _ => Error::os(format!("making the {what} socket {}", path.display()), e),
     };
+    clear(path, &address);
     let socket = unconnected().map_err(context)?;
     if let Some(mode) = mode {
         // Linux gives the file the socket's own mode (less the umask): there is no moment in
@@ -56,6 +60,16 @@ pub(crate) fn listen_at(path: &Path, what: &str, mode: Option<Mode>) -> Result<(
             let _ = unlink(path);
             Err(context(e))
         }
+    }
+}
+
+/// Removes a socket's file at which nobody listens.
+fn clear(path: &Path, address: &SocketAddrUnix) {
+    let is_socket = |mode| FileType::from_raw_mode(mode) == FileType::Socket;
+    if stat(path).is_ok_and(|found| is_socket(found.st_mode))
+        && unconnected().and_then(|socket| connect(socket, address)) == Err(Errno::CONNREFUSED)
+    {
+        let _ = unlink(path);
     }
 }
 
@@ -135,6 +149,18 @@ mod tests {
             remove(&path, file);
             assert!(!path.exists());
         }
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_taken_over() {
+        let place = Directory::new("left", 0o700);
+        let path = place.0.join("s");
+        let (listener, _) = listen_at(&path, "test", None).unwrap();
+        let error = listen_at(&path, "test", None).unwrap_err();
+        assert!(error.to_string().contains("exists"), "{error}");
+        drop(listener);
+        let (_listener, file) = listen_at(&path, "test", None).unwrap();
+        remove(&path, file);
     }
 
     #[test]

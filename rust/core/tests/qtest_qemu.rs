@@ -108,7 +108,9 @@ fn start_in(directory: Directory, accel: &str, more: &[&str]) -> Option<Qemu> {
     ];
     argv.extend(fixed.iter().chain(more).map(OsString::from));
     let stderr = directory.0.join("stderr");
-    let child = spawn(argv, std::fs::File::create(&stderr).unwrap().into()).unwrap();
+    let child =
+        spawn(argv, std::env::vars_os().collect(), std::fs::File::create(&stderr).unwrap().into())
+            .unwrap();
     match QTest::connect(&socket, LONG) {
         Ok(qtest) => Some(Qemu { qtest, child, stderr, directory }),
         Err(error) => panic!("{error}\n{}", std::fs::read_to_string(&stderr).unwrap()),
@@ -250,6 +252,7 @@ fn the_clock_runs_with_the_qtest_accelerator() {
             "-qtest".into(),
             format!("unix:{},server=on,wait=off", probe.0.join("q").display()).into(),
         ],
+        std::env::vars_os().collect(),
         std::fs::File::create(probe.0.join("stderr")).unwrap().into(),
     )
     .unwrap();

@@ -322,7 +322,7 @@ fn qemu_sees_that_the_backend_went_and_comes_again_when_it_is_back() {
     assert!(qemu.ended());
     until("the loss is told", || !interposer.connected() && !kick.connected());
     assert!(interposer.changed().wait(Some(LONG)).unwrap());
-    assert_eq!(interposer.changed().drain(), 1);
+    assert!(interposer.changed().drain() > 0);
     // QEMU, which would stand still with a backend that is not there, is not let in.
     std::thread::sleep(Duration::from_millis(250));
     assert!(std::os::unix::net::UnixStream::connect(room.front()).is_err());

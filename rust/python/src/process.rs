@@ -5,6 +5,7 @@ use crate::eventfd::wait_interruptibly;
 use crate::time::span;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use virtnic::Error;
@@ -32,14 +33,14 @@ impl Child {
         wait_interruptibly(py, span(timeout)?, |slice| self.0.wait(Some(slice)))
     }
 
-    /// Send SIGTERM.
-    fn terminate(&self) {
-        self.0.terminate();
+    /// Send SIGTERM; return whether we may.
+    fn terminate(&self) -> bool {
+        self.0.terminate()
     }
 
-    /// Send SIGKILL.
-    fn kill(&self) {
-        self.0.kill();
+    /// Send SIGKILL; return whether we may.
+    fn kill(&self) -> bool {
+        self.0.kill()
     }
 }
 
@@ -51,7 +52,12 @@ pub(crate) fn after_fork_in_child() {
 
 /// Start a program whose stderr goes to a duplicate of the descriptor given.
 #[pyfunction]
-pub(crate) fn spawn(py: Python<'_>, argv: Vec<OsString>, stderr: RawFd) -> PyResult<Child> {
+pub(crate) fn spawn(
+    py: Python<'_>,
+    argv: Vec<OsString>,
+    environment: HashMap<OsString, OsString>,
+    stderr: RawFd,
+) -> PyResult<Child> {
     if stderr < 0 {
         return Err(PyValueError::new_err(format!("{stderr} is no file descriptor")));
     }
@@ -60,5 +66,6 @@ pub(crate) fn spawn(py: Python<'_>, argv: Vec<OsString>, stderr: RawFd) -> PyRes
     let borrowed = unsafe { BorrowedFd::borrow_raw(stderr) };
     let stderr = rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
         .map_err(|e| to_py(Error::os(format!("duplicating descriptor {stderr}"), e)))?;
-    py.detach(|| virtnic::process::spawn(argv, stderr)).map(Child).map_err(to_py)
+    let environment = environment.into_iter().collect();
+    py.detach(|| virtnic::process::spawn(argv, environment, stderr)).map(Child).map_err(to_py)
 }

@@ -1,14 +1,15 @@
 //! `Interposer`: between QEMU and a vhost-user backend.
 
 use crate::errors::to_py;
-use crate::eventfd::{EventFd, patience, raise};
+use crate::eventfd::{EventFd, raise};
 use crate::time::span;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use virtnic::vhost_user::{Backend, Retry};
+use virtnic::vhost_user::{Backend, Retry, Terms};
 
 /// Stands between a QEMU and a vhost-user backend and learns how to notify each other directly.
 #[pyclass(frozen, module = "virtnic._native")]
@@ -24,8 +25,11 @@ impl Interposer {
 #[pymethods]
 impl Interposer {
     #[new]
-    #[pyo3(signature = (listen, backend, server=false, wait=0.0, calls=Vec::new(), retry=None),
-           text_signature = "(listen, backend, server=False, wait=0.0, calls=(), retry=None)")]
+    #[pyo3(signature = (listen, backend, server=false, wait=0.0, calls=Vec::new(), retry=None,
+                        pairs=1, patience=10.0),
+           text_signature = "(listen, backend, server=False, wait=0.0, calls=(), retry=None, \
+                             pairs=1, patience=10.0)")]
+    #[expect(clippy::too_many_arguments, reason = "the signature of a Python class")]
     fn new(
         py: Python<'_>,
         listen: PathBuf,
@@ -34,7 +38,10 @@ impl Interposer {
         wait: f64,
         calls: Vec<Option<PyRef<'_, EventFd>>>,
         retry: Option<(u32, f64, f64)>,
+        pairs: u16,
+        patience: f64,
     ) -> PyResult<Self> {
+        let answers = span(Some(patience))?.unwrap_or(Duration::MAX);
         let retry = match retry {
             None => Retry::default(),
             Some((attempts, first, longest)) => {
@@ -42,6 +49,7 @@ impl Interposer {
                 Retry { attempts: Some(attempts), pause: pause(first)?, longest: pause(longest)? }
             }
         };
+        let terms = Terms { pairs, retry, patience: answers };
         let wait = span(Some(wait))?.unwrap_or(Duration::MAX);
         let backend = if server { Backend::Listen(backend) } else { Backend::Connect(backend) };
         let calls: Vec<_> =
@@ -52,8 +60,8 @@ impl Interposer {
                 backend,
                 wait,
                 calls,
-                retry,
-                Some(patience),
+                terms,
+                Some(crate::eventfd::patience),
             )
         })
         .map(|core| Self(Arc::new(core)))
@@ -64,6 +72,33 @@ impl Interposer {
     #[getter]
     fn connected(&self) -> bool {
         self.0.connected()
+    }
+
+    /// Whether the backend serves: its rings are started, and it has said something since.
+    #[getter]
+    fn serving(&self) -> bool {
+        self.0.serving()
+    }
+
+    /// Why the last backend that came does not serve; None where it does, or none has come.
+    #[getter]
+    fn refusal(&self) -> Option<String> {
+        self.0.refusal()
+    }
+
+    /// QEMU is about to make its netdev: have it let out of that should the backend fail.
+    fn begin_trial(&self) {
+        self.0.begin_trial();
+    }
+
+    /// QEMU has made its netdev: say why no backend is behind it, where that is so.
+    fn end_trial(&self) -> Option<String> {
+        self.0.end_trial()
+    }
+
+    /// Return a descriptor of the first backend's socket, the caller's to close; once.
+    fn take_first(&self) -> Option<i32> {
+        self.0.take_first().map(IntoRawFd::into_raw_fd)
     }
 
     /// The feature bits that the backend offered when it came last.
@@ -78,7 +113,7 @@ impl Interposer {
         self.0.given_up()
     }
 
-    /// Signalled when ``connected`` or ``given_up`` changes.
+    /// Signalled when ``connected``, ``serving``, ``refusal`` or ``given_up`` changes.
     #[getter]
     fn changed(&self) -> EventFd {
         Arc::clone(self.0.changed()).into()
@@ -97,6 +132,7 @@ impl Interposer {
             ("messages_to_backend", stats.messages_to_backend),
             ("messages_to_qemu", stats.messages_to_qemu),
             ("links", stats.links),
+            ("refusals", stats.refusals),
             ("backend_losses", stats.backend_losses),
             ("qemu_losses", stats.qemu_losses),
             ("kicks_learnt", stats.kicks_learnt),

@@ -4,7 +4,7 @@
 use super::protocol::{About, Message, about, peer};
 use crate::memory::Region;
 use crate::notify::{EventFd, timespec};
-use crate::process::Home;
+use crate::process::{Home, background};
 use crate::unix::{FileId, listen_at, remove};
 use crate::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -108,7 +108,7 @@ impl Server {
         let owner = Mode::RUSR | Mode::WUSR;
         let (listener, file) = listen_at(&self.path, "ivshmem", Some(owner))?;
         lock(&self.talk).begin(memory);
-        let thread = std::thread::Builder::new().name("virtnic-ivshmem".into()).spawn({
+        let thread = background("virtnic-ivshmem", {
             let (talk, wait) = (Arc::clone(&self.talk), Arc::clone(&wait));
             move || run(&talk, &listener, &wait)
         });

@@ -9,6 +9,7 @@
 //! may never be. So an empty pool asks all its [`Holder`]s. What a device has not finished then is
 //! waited for by one thread, which lives for as long as somebody starves.
 
+use crate::process::background;
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::fmt;
@@ -189,8 +190,7 @@ impl Registry {
             return;
         }
         let registry = Arc::downgrade(self);
-        let thread = std::thread::Builder::new().name("virtnic-buffers".into());
-        if let Err(error) = thread.spawn(move || keep_asking(&registry)) {
+        if let Err(error) = background("virtnic-buffers", move || keep_asking(&registry)) {
             self.watched.store(false, Ordering::SeqCst);
             log::warn!(
                 "no thread to wait for transmitted buffers ({error}): a port that has none may \

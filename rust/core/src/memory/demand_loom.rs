@@ -10,6 +10,13 @@ use loom::sync::{Condvar, Mutex};
 use loom::thread;
 use std::sync::Arc;
 
+/// Every interleaving with so many threads being interrupted; without a bound it takes hours.
+fn model(body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}
+
 /// An eventfd as the kernel does it: a count under a lock, and sleepers.
 #[derive(Default)]
 struct AbstractEventFd {
@@ -90,7 +97,7 @@ fn starving(pool: &Pool) -> impl FnOnce(&Pool, usize) + use<> {
 
 #[test]
 fn loom_a_starved_queue_is_told_of_every_buffer() {
-    loom::model(|| {
+    model(|| {
         let pool = Pool::new();
         let queue = starving(&pool);
         let givers: Vec<_> = (0..2)
@@ -107,7 +114,7 @@ fn loom_a_starved_queue_is_told_of_every_buffer() {
 
 #[test]
 fn loom_two_starved_queues_of_one_memory_are_both_told() {
-    loom::model(|| {
+    model(|| {
         let pool = Pool::new();
         let (one, other) = (starving(&pool), starving(&pool));
         let second = {

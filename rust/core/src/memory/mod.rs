@@ -20,6 +20,7 @@ compile_error!("virtnic places its memory above 4 GiB: it needs a 64-bit target"
 mod arena;
 mod available;
 mod backing;
+mod cgroup;
 mod chunk;
 mod demand;
 mod free;

@@ -12,6 +12,9 @@ const AHEAD: usize = 8;
 /// Bytes of an Ethernet address.
 const ADDRESS: u32 = 6;
 
+/// Bytes of the frame check sequence, which neither side of a virtqueue ever sees.
+const FCS: u32 = 4;
+
 /// How many lengths and destinations are told apart.
 const SIZES: usize = 8;
 const CASTS: usize = 3;
@@ -20,7 +23,8 @@ const CASTS: usize = 3;
 /// DPDK's virtio PMD.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameClasses {
-    /// By length, without a frame check sequence, as [`Self::SIZE_NAMES`] says.
+    /// By length on the wire, so with the frame check sequence, as RMON counts (RFC 2819) and people
+    /// speak of frames: the shortest is of 64 bytes. [`Self::SIZE_NAMES`] says which is which.
     pub sizes: [u64; SIZES],
     /// By destination, as [`Self::CAST_NAMES`] says.
     pub casts: [u64; CASTS],
@@ -89,7 +93,7 @@ impl LiveClasses {
                 prefetch(pool.data_ptr(frame(i + AHEAD).0));
             }
             let (id, length) = frame(i);
-            self.sizes[size_of_frame(length)].add(1);
+            self.sizes[size_of_frame(length.saturating_add(FCS))].add(1);
             // SAFETY: data is 64-byte aligned and a buffer has room for that much at least; one
             // volatile read, whatever the device does meanwhile.
             let first = unsafe { pool.data_ptr(id).cast::<u64>().read_volatile() };
@@ -98,7 +102,7 @@ impl LiveClasses {
     }
 }
 
-/// Which of [`FrameClasses::SIZE_NAMES`] a length is, without a branch.
+/// Which of [`FrameClasses::SIZE_NAMES`] a length on the wire is, without a branch.
 #[inline]
 fn size_of_frame(length: u32) -> usize {
     // 6 for all below 64, 7 for 64 to 127, and so on; 11 for all from 1024.

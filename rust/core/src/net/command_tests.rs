@@ -27,6 +27,8 @@ struct Fake {
     resets: Mutex<Vec<u16>>,
     /// Whether it was reset: what it knows of its queues is of the past.
     fresh: AtomicBool,
+    /// Whether it leaves commands alone for now.
+    busy: AtomicBool,
     kick: Arc<EventFd>,
 }
 
@@ -116,6 +118,7 @@ impl Rig {
             queues: Mutex::default(),
             resets: Mutex::default(),
             fresh: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             kick: Arc::new(EventFd::new().unwrap()),
         });
         let commands: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
@@ -138,7 +141,9 @@ impl Rig {
                         let addresses = (at.descriptors, at.driver, at.device);
                         SplitDevice::new(&region, addresses, &RingOptions::new(at.size))
                     });
-                    while let Some(chain) = device.take() {
+                    while !fake.busy.load(Ordering::Acquire)
+                        && let Some(chain) = device.take()
+                    {
                         let mut bytes = Vec::new();
                         for part in chain.parts.iter().filter(|part| !part.writable) {
                             bytes.extend(device.view().read(part.iova, part.len as usize));
@@ -161,6 +166,13 @@ impl Rig {
 
     fn port(&self) -> &Port {
         self.port.as_ref().unwrap()
+    }
+    /// Has the device answer nothing for now, and the port not wait for it; or both as ever.
+    fn make_busy(&mut self, busy: bool) {
+        let control = self.port.as_mut().unwrap().control.as_mut().unwrap();
+        control.set_timeout(Duration::from_millis(if busy { 10 } else { 30_000 }));
+        self.fake.busy.store(busy, Ordering::Release);
+        self.fake.kick.signal();
     }
     /// The commands since the last time.
     fn came(&self) -> Vec<Vec<u8>> {
@@ -393,4 +405,71 @@ fn while_the_device_is_away_queues_are_full_and_empty_and_commands_wait() {
         Err(Error::Device(why)) => assert!(why.contains("it is enough"), "{why}"),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_command_that_is_carried_out_late_is_known() {
+    let mut rig = Rig::new(Features::CTRL_MAC_ADDR | Features::CTRL_VLAN, 1);
+    let (before, late) = (rig.port().mac(), Mac([2, 0, 0, 0, 0, 0x77]));
+    rig.make_busy(true);
+    let error = rig.port().set_mac(late).unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)) && error.to_string().contains("later"), "{error}");
+    assert_eq!(rig.port().mac(), before, "nobody knows yet");
+    let error = rig.port().add_vlan(3).unwrap_err();
+    assert!(error.to_string().contains("was not asked"), "{error}");
+
+    rig.make_busy(false);
+    // This one waits until the queue is free.
+    rig.port().add_vlan(4).unwrap();
+    assert_eq!(rig.port().mac(), late);
+    let vlan = vec![2, 0, 4, 0];
+    let mac = [&[1, 1][..], &late.0].concat();
+    assert_eq!(rig.came(), [mac.clone(), vlan.clone()]);
+    // The next device is told what this one knows.
+    rig.port().restart().unwrap();
+    assert_eq!(rig.came(), [mac, vlan]);
+}
+
+#[test]
+fn whoever_asks_for_the_address_hears_of_a_late_change() {
+    let mut rig = Rig::new(Features::CTRL_MAC_ADDR, 1);
+    let late = Mac([2, 0, 0, 0, 0, 0x77]);
+    rig.make_busy(true);
+    rig.port().set_mac(late).unwrap_err();
+    rig.make_busy(false);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while rig.port().mac() != late {
+        assert!(std::time::Instant::now() < deadline, "the answer was not looked for");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_late_refusal_changes_nothing() {
+    let mut rig = Rig::new(Features::CTRL_MAC_ADDR | Features::CTRL_VLAN, 1);
+    let before = rig.port().mac();
+    rig.make_busy(true);
+    rig.port().set_mac(Mac([2, 0, 0, 0, 0, 0x77])).unwrap_err();
+    rig.answer.store(1, Ordering::Relaxed);
+    rig.make_busy(false);
+    assert!(matches!(rig.port().add_vlan(3), Err(Error::Refused(_))));
+    assert_eq!(rig.port().mac(), before);
+    rig.answer.store(0, Ordering::Relaxed);
+    rig.came();
+    rig.port().restart().unwrap();
+    assert_eq!(rig.came(), [[0; 0]; 0]);
+}
+
+/// The queues go by what was given up, so the device has to.
+#[test]
+fn a_late_change_of_the_queues_is_undone() {
+    let mut rig = Rig::new(Features::CTRL_VLAN, 2);
+    rig.make_busy(true);
+    rig.port().set_queues(1).unwrap_err();
+    assert_eq!(rig.port().active_pairs(), 2);
+    rig.make_busy(false);
+    rig.port().add_vlan(3).unwrap();
+    assert_eq!(rig.came(), [[4, 0, 1, 0], [2, 0, 3, 0], [4, 0, 2, 0]]);
+    rig.port().add_vlan(4).unwrap();
+    assert_eq!(rig.came(), [[2, 0, 4, 0]], "once");
 }

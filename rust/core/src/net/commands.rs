@@ -1,9 +1,10 @@
 //! What the control queue can be asked for: receive modes, filters, queues, offloads, coalescing.
 
 use super::config::Mac;
-use super::control::Command;
+use super::control::{Command, ControlQueue, Late};
 use super::patiently::Patiently;
 use super::port::Port;
+use super::restart::{Entry, Journal};
 use crate::virtio::Features;
 use crate::{Error, Result};
 
@@ -125,8 +126,70 @@ impl Port {
         let _asking = self.asking.enter(|| transport.patience())?;
         let patient = Patiently::new(transport.as_ref());
         let alive = || self.answering().and_then(|()| patient.ask());
-        control.run(alive, command, payload, arguments).map_err(|error| self.device.note(error))?;
+        let mut late = None;
+        let done = control.run(alive, command, payload, arguments, &mut late);
+        if let Some(late) = late {
+            self.adopt(&mut self.journal(), late);
+        }
+        done.map_err(|error| self.device.note(error))?;
         self.journal().note(command, payload, arguments);
+        if command.class == class::MQ {
+            self.journal().steering_unknown = false;
+        } else if let Err(error) = self.steer_as_known(control, alive) {
+            // The next command tries again.
+            log::warn!("the device may use other queues than it was told to: {error}");
+        }
+        Ok(())
+    }
+
+    /// Looks whether the device has carried a command out whose time was over. Does not wait.
+    pub(super) fn settle(&self) {
+        let Some(control) = &self.control else { return };
+        // Whoever has the journal gives a command, and finds it.
+        if let Ok(mut journal) = self.journal.try_lock()
+            && let Some(late) = control.late()
+        {
+            self.adopt(&mut journal, late);
+        }
+    }
+
+    /// What the device was told and did late is so from now on, as if it had been in time. But for
+    /// the number of pairs and steering: these are set again as they are known, with the next
+    /// command, for the queues go by them.
+    fn adopt(&self, journal: &mut Journal, late: Late) {
+        let Late { command, payload, arguments } = late;
+        if command.class == class::MQ {
+            journal.steering_unknown = true;
+            return;
+        }
+        if (command.class, command.number) == (class::MAC, MAC_ADDR_SET.number)
+            && let Ok(mac) = payload.as_slice().try_into()
+        {
+            self.settings().mac = Mac(mac);
+        }
+        journal.note(command, &payload, &arguments);
+    }
+
+    /// Undoes a change of the queues that was carried out when it had been given up.
+    fn steer_as_known(&self, control: &ControlQueue, alive: impl Fn() -> Result<()>) -> Result<()> {
+        let steering: Vec<Entry> = {
+            let journal = self.journal();
+            if !journal.steering_unknown {
+                return Ok(());
+            }
+            journal.steering().cloned().collect()
+        };
+        let tell = |command: Command, payload: &[u8], arguments: &str| {
+            control
+                .run(&alive, command, payload, arguments, &mut None)
+                .map_err(|error| self.device.note(error))
+        };
+        let count = self.active_pairs();
+        tell(VQ_PAIRS_SET, &count.to_le_bytes(), &count.to_string())?;
+        for Entry { command, payload, arguments } in &steering {
+            tell(*command, payload, arguments)?;
+        }
+        self.journal().steering_unknown = false;
         Ok(())
     }
 

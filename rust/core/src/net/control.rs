@@ -1,10 +1,15 @@
 //! The control queue (section 5.1.6.5): one command at a time, and its acknowledgement.
+//!
+//! A device that did not answer in time may carry the command out all the same, later. What became
+//! of it is unknown until it comes back, and no other command can be given before; then whoever
+//! asks next is told of a command that was carried out late ([`Late`]).
 
 use super::queue::AnyRing;
 use crate::memory::{Chunk, Iova, Pool};
 use crate::notify::Doorbell;
 use crate::virtio::transport::{NO_VECTOR, QueueAddresses};
 use crate::{Error, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,10 +38,21 @@ pub(super) struct Command {
     pub(super) name: &'static str,
 }
 
+/// A command that was carried out after its time, when whoever gave it had gone on.
+#[derive(Debug)]
+pub(super) struct Late {
+    pub(super) command: Command,
+    pub(super) payload: Vec<u8>,
+    pub(super) arguments: String,
+}
+
 /// The driver's side of the control queue.
 #[derive(Debug)]
 pub(super) struct ControlQueue {
     index: u16,
+    timeout: Duration,
+    /// Whether there is a command whose time is over.
+    overdue: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -46,6 +62,8 @@ struct Inner {
     doorbell: Doorbell,
     /// Whether the device still has a command that it did not answer in time.
     unanswered: bool,
+    /// That command, once its time is over.
+    overdue: Option<Late>,
     /// After the ring: it must outlive what the device may still look at.
     chunk: Chunk,
 }
@@ -59,8 +77,9 @@ impl ControlQueue {
     ) -> Result<Self> {
         ring.disable_interrupts();
         let chunk = pool.region().allocate(DATA_AT + ROOM, DATA_AT)?;
-        let inner = Inner { ring, doorbell, unanswered: false, chunk };
-        Ok(Self { index, inner: Mutex::new(inner) })
+        let inner = Inner { ring, doorbell, unanswered: false, overdue: None, chunk };
+        let overdue = AtomicBool::new(false);
+        Ok(Self { index, timeout: TIMEOUT, overdue, inner: Mutex::new(inner) })
     }
 
     pub(super) fn addresses(&self) -> QueueAddresses {
@@ -74,7 +93,38 @@ impl ControlQueue {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.ring.reset(|_| {});
         inner.ring.disable_interrupts();
-        (inner.doorbell, inner.unanswered) = (doorbell, false);
+        (inner.doorbell, inner.unanswered, inner.overdue) = (doorbell, false, None);
+        self.overdue.store(false, Ordering::Relaxed);
+    }
+
+    /// The command whose time was over, if it has been carried out since. Does not wait.
+    pub(super) fn late(&self) -> Option<Late> {
+        if !self.overdue.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut inner = self.inner.try_lock().ok()?;
+        // An error is for the next command to find.
+        let back = inner.collect().unwrap_or(false);
+        back.then(|| self.take_overdue(&mut inner)).flatten()
+    }
+
+    /// After the command came back.
+    fn take_overdue(&self, inner: &mut Inner) -> Option<Late> {
+        self.overdue.store(false, Ordering::Relaxed);
+        let late = inner.overdue.take()?;
+        let done = inner.acknowledgement() == OK;
+        let name = late.command.name;
+        log::warn!(
+            "the device has answered {name}({}) after its time: it {}",
+            late.arguments,
+            if done { "was carried out" } else { "was refused" }
+        );
+        done.then_some(late)
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
     pub(super) fn index(&self) -> u16 {
@@ -83,7 +133,8 @@ impl ControlQueue {
 
     /// Has the device carry a command out, and waits for its answer.
     ///
-    /// `arguments` are for the error only; an error of `alive` ends the wait.
+    /// `arguments` are for the error only; an error of `alive` ends the wait. `late` becomes the
+    /// command before, where that was carried out after its time.
     ///
     /// # Errors
     /// [`Error::Refused`] where the device refuses, [`Error::Invalid`] for a command that is too
@@ -94,6 +145,7 @@ impl ControlQueue {
         command: Command,
         payload: &[u8],
         arguments: &str,
+        late: &mut Option<Late>,
     ) -> Result<()> {
         let Command { class, number, name } = command;
         if payload.len() > ROOM {
@@ -103,21 +155,36 @@ impl ControlQueue {
             )));
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.unanswered && !inner.collect()? {
-            return Err(Error::Timeout(format!(
-                "{name}({arguments}) was not asked: the device has not answered the command before it"
-            )));
-        }
-        inner.send(self.index, [class, number], payload)?;
+        let timeout = self.timeout;
         let started = Instant::now();
-        while !inner.collect()? {
-            alive()?;
-            if started.elapsed() > TIMEOUT {
+        let within = |inner: &mut Inner| -> Result<bool> {
+            while !inner.collect()? {
+                alive()?;
+                if started.elapsed() > timeout {
+                    return Ok(false);
+                }
+                std::thread::sleep(INTERVAL);
+            }
+            Ok(true)
+        };
+        if inner.unanswered {
+            if !within(&mut inner)? {
                 return Err(Error::Timeout(format!(
-                    "the device did not answer {name}({arguments}) within {TIMEOUT:?}"
+                    "{name}({arguments}) was not asked: the device has not answered the command \
+                     before it, for another {timeout:?}"
                 )));
             }
-            std::thread::sleep(INTERVAL);
+            *late = self.take_overdue(&mut inner);
+        }
+        inner.send(self.index, [class, number], payload)?;
+        if !within(&mut inner)? {
+            inner.overdue =
+                Some(Late { command, payload: payload.to_vec(), arguments: arguments.to_owned() });
+            self.overdue.store(true, Ordering::Relaxed);
+            return Err(Error::Timeout(format!(
+                "the device did not answer {name}({arguments}) within {timeout:?}; it may carry it \
+                 out later, which will be noticed then"
+            )));
         }
         match inner.acknowledgement() {
             OK => Ok(()),

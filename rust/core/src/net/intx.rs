@@ -4,12 +4,12 @@
 
 use super::bring_up::Events;
 use crate::notify::EventFd;
-use crate::process::Home;
+use crate::process::{Home, background};
 use crate::virtio::transport::Transport;
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 const QUEUE_INTERRUPT: u8 = 1;
 const CONFIG_INTERRUPT: u8 = 2;
@@ -30,12 +30,11 @@ impl IntxDispatcher {
         events: Events,
     ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = Builder::new()
-            .name("virtnic-intx".to_owned())
-            .spawn({
-                let (line, stop) = (line.clone(), stop.clone());
-                move || dispatch(&line, &stop, transport.as_ref(), &events)
-            })
+        let work = {
+            let (line, stop) = (line.clone(), stop.clone());
+            move || dispatch(&line, &stop, transport.as_ref(), &events)
+        };
+        let thread = background("virtnic-intx", work)
             .map_err(|cause| Error::os("starting the INTx thread", cause))?;
         Ok(Self { home: Home::here(), line, stop, thread: Some(thread) })
     }

@@ -16,9 +16,13 @@ use crate::virtio::transport::QueueAddresses;
 use crate::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 /// Frames of a `send` are copied in groups of this many between two doorbells.
 const STAGE: usize = 256;
+
+/// How long a queue may be in use while its backend is lost. QEMU is not told before that.
+const LOSS: Duration = Duration::from_millis(500);
 
 /// Whether a pair moves frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +53,7 @@ pub struct QueuePair {
     pub(super) device: Arc<Device>,
     /// Its number: its receive queue is virtqueue 2 × `index` (section 5.1.2).
     pub(super) index: u16,
-    pub(super) rx: Slot<RxQueue>,
+    pub(super) rx: Arc<Slot<RxQueue>>,
     pub(super) tx: Arc<Slot<TxQueue>>,
     pub(super) stats: LivePairStats,
     pub(super) events: Option<PairEvents>,
@@ -87,10 +91,13 @@ impl QueuePair {
         let tx = Arc::new(Slot::new(tx, "transmit"));
         let holder: Arc<dyn Holder> = tx.clone();
         device.pool.add_holder(Arc::downgrade(&holder));
+        let rx = Arc::new(Slot::new(rx, "receive"));
+        on_loss(&vacancies[0], &rx, RxQueue::reoffer);
+        on_loss(&vacancies[1], &tx, TxQueue::reoffer);
         Self {
             device,
             index,
-            rx: Slot::new(rx, "receive"),
+            rx,
             tx,
             stats,
             events,
@@ -452,6 +459,25 @@ impl QueuePair {
     pub(super) fn not_ours(&self) -> Result<()> {
         self.rx.not_ours().and_then(|()| self.tx.not_ours())
     }
+}
+
+/// Has a queue be put in order when its backend is gone.
+fn on_loss<Q: Reclaim + Send + 'static>(
+    vacancy: &Vacancy,
+    slot: &Arc<Slot<Q>>,
+    reoffer: fn(&mut Q),
+) {
+    let slot = Arc::downgrade(slot);
+    vacancy.first(move || {
+        let Some(slot) = slot.upgrade() else { return };
+        match slot.borrow_within(LOSS) {
+            Some(mut queue) => reoffer(&mut queue),
+            None => log::warn!(
+                "a queue whose vhost-user backend is gone was in use for {LOSS:?}: where the \
+                 backend did not keep the order, the next may be given frames twice, or not at all"
+            ),
+        }
+    });
 }
 
 impl std::fmt::Debug for QueuePair {

@@ -127,6 +127,7 @@ impl Port {
     }
     /// The MAC address it has now.
     pub fn mac(&self) -> Mac {
+        self.settle();
         self.settings().mac
     }
     /// How the device steers and hashes, as it was last told; `None` where it was not.

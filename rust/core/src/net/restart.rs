@@ -24,13 +24,17 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 /// What the device was told by the control queue, for the next one: the last command of each
 /// kind, in the order of classes and numbers.
 #[derive(Debug, Default)]
-pub(super) struct Journal(BTreeMap<(u8, u8, u16), Entry>);
+pub(super) struct Journal {
+    told: BTreeMap<(u8, u8, u16), Entry>,
+    /// Whether the device may use other pairs, or steer otherwise, than it was told last.
+    pub(super) steering_unknown: bool,
+}
 
 #[derive(Clone, Debug)]
-struct Entry {
-    command: Command,
-    payload: Vec<u8>,
-    arguments: String,
+pub(super) struct Entry {
+    pub(super) command: Command,
+    pub(super) payload: Vec<u8>,
+    pub(super) arguments: String,
 }
 
 impl Journal {
@@ -47,29 +51,36 @@ impl Journal {
         match (class, number) {
             (class::ANNOUNCE, _) => {}
             (class::VLAN, 0) => {
-                self.0.insert((class, 0, about), entry());
+                self.told.insert((class, 0, about), entry());
             }
             (class::VLAN, _) => {
-                self.0.remove(&(class, 0, about));
+                self.told.remove(&(class, 0, about));
             }
             (class::NOTF_COAL, 2) => {
-                self.0.insert((class, 2, about), entry());
+                self.told.insert((class, 2, about), entry());
             }
             (class::NOTF_COAL, _) => {
                 // It is for all queues of a direction: those set before are as the others now.
                 let odd = number == 0;
-                self.0.retain(|&(c, n, queue), _| (c, n) != (class, 2) || (queue % 2 == 1) != odd);
-                self.0.insert((class, number, 0), entry());
+                self.told
+                    .retain(|&(c, n, queue), _| (c, n) != (class, 2) || (queue % 2 == 1) != odd);
+                self.told.insert((class, number, 0), entry());
             }
             _ => {
-                self.0.insert((class, number, 0), entry());
+                self.told.insert((class, number, 0), entry());
             }
         }
     }
 
+    /// How the device was told to steer, beside the number of pairs.
+    pub(super) fn steering(&self) -> impl Iterator<Item = &Entry> {
+        let entries = self.told.iter();
+        entries.filter(|((c, number, _), _)| *c == class::MQ && *number > 0).map(|(_, entry)| entry)
+    }
+
     /// The number of pairs ends steering.
     pub(super) fn forget_steering(&mut self) {
-        self.0.retain(|&(c, number, _), _| c != class::MQ || number == 0);
+        self.told.retain(|&(c, number, _), _| c != class::MQ || number == 0);
     }
 }
 
@@ -112,6 +123,7 @@ impl Port {
         if self.device.transport().alive().is_ok() {
             self.device.fail(why.to_owned());
         }
+        self.link.store(false, Ordering::Relaxed);
         self.device.set_patient(false);
     }
     /// Whether the device was lost and may come back, or is being reset.
@@ -244,6 +256,7 @@ impl Port {
             }
         }
         let _asking = self.asking.enter(|| transport.patience())?;
+        self.journal().steering_unknown = false;
         if let Some(control) = &self.control {
             let index = control.index();
             control.restart(transport.doorbell(index)?);
@@ -316,11 +329,11 @@ impl Port {
 
     fn tell_again(&self, transport: &dyn Transport) -> Result<()> {
         let Some(control) = &self.control else { return Ok(()) };
-        let told: Vec<Entry> = self.journal().0.values().cloned().collect();
+        let told: Vec<Entry> = self.journal().told.values().cloned().collect();
         for Entry { command, payload, arguments } in &told {
             let patient = Patiently::new(transport);
             let alive = || transport.alive().and_then(|()| patient.ask());
-            control.run(alive, *command, payload, arguments)?;
+            control.run(alive, *command, payload, arguments, &mut None)?;
         }
         Ok(())
     }

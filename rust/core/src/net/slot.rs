@@ -6,12 +6,15 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// So often a queue that another thread has is tried again without a pause.
 const TRIES: usize = 200;
 /// Then that thread does not run: it gets the processor for a moment, whatever our priority.
 const PAUSE: Duration = Duration::from_micros(20);
+
+/// The pause between two attempts to borrow a queue.
+const BORROW: Duration = Duration::from_micros(50);
 
 /// What becomes of a queue whose port was closed while a loop had it.
 pub(crate) trait Reclaim {
@@ -127,6 +130,23 @@ impl<Q: Reclaim> Slot<Q> {
         let queue = self.wait_for_it();
         self.wanted.store(false, Ordering::Release);
         queue
+    }
+
+    /// The queue, as [`Self::borrow`] gets it, unless that takes longer than this: for whoever must
+    /// not wait for long.
+    pub(crate) fn borrow_within(&self, limit: Duration) -> Option<Locked<'_, Q>> {
+        may_wait("a queue that may be claimed");
+        let start = Instant::now();
+        loop {
+            // Again each time: another who borrows takes it back.
+            self.wanted.store(true, Ordering::Release);
+            let queue = self.try_lock();
+            if queue.is_some() || start.elapsed() > limit {
+                self.wanted.store(false, Ordering::Release);
+                return queue;
+            }
+            std::thread::sleep(BORROW);
+        }
     }
 
     /// For as long as the claim lives.

@@ -2,9 +2,9 @@
 
 use super::stats::LiveQueueStats;
 use crate::virtio::ring::Follower;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::{Arc, OnceLock};
 
 /// There is none.
 const NONE: u32 = u32::MAX;
@@ -24,11 +24,27 @@ pub struct Vacancy {
     began: AtomicU32,
     /// Where it is counted; nowhere for a receive queue.
     stats: Option<Arc<LiveQueueStats>>,
+    reoffer: OnceLock<Reoffer>,
+}
+
+/// Has the driver put what the last backend left where the next finds it.
+struct Reoffer(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Reoffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reoffer")
+    }
 }
 
 impl Vacancy {
     pub(super) fn new(follower: Follower, stats: Option<Arc<LiveQueueStats>>) -> Self {
-        Self { follower, began: AtomicU32::new(NONE), stats }
+        Self { follower, began: AtomicU32::new(NONE), stats, reoffer: OnceLock::new() }
+    }
+
+    /// What is done as soon as the backend writes to the ring no more.
+    pub(super) fn first(&self, reoffer: impl Fn() + Send + Sync + 'static) {
+        // The first stays: there is one for each queue.
+        let _ = self.reoffer.set(Reoffer(Box::new(reoffer)));
     }
 
     /// The backend writes to the ring no more, and QEMU does not yet. Whether it is a packed ring.
@@ -36,12 +52,16 @@ impl Vacancy {
         let place = u32::from(self.follower.place());
         // One that has begun goes on.
         let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
+        if let Some(Reoffer(reoffer)) = self.reoffer.get() {
+            reoffer();
+        }
         self.follower.is_packed()
     }
 
     /// Another backend is about to start; where it goes on in a packed ring.
     pub fn end(&self) -> Option<u16> {
         let position = self.follower.position();
+        self.follower.welcome();
         self.settle();
         position
     }

@@ -100,10 +100,10 @@ impl Kick {
     }
 
     /// From now on this eventfd is rung. It is rung once right away: what was published
-    /// while there was none has to be noticed.
+    /// while there was none has to be noticed, up to the moment in which there is one.
     pub fn connect(&self, event: Arc<EventFd>) {
-        event.signal();
-        *self.lock() = Some(event);
+        let mut current = self.lock();
+        current.insert(event).signal();
     }
 
     /// From now on rings are only counted.

@@ -8,6 +8,7 @@ use super::connection::Connection;
 use super::sync::{Condvar, Mutex, lock, wait};
 use super::wire::Command;
 use crate::Error;
+use crate::process::background;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -71,7 +72,7 @@ impl Clock {
 /// Starts the thread; [`Clock::set`] was called before.
 pub(super) fn start(connection: &Arc<Connection>) -> Result<JoinHandle<()>, std::io::Error> {
     let connection = Arc::clone(connection);
-    std::thread::Builder::new().name("virtnic-clock".into()).spawn(move || run(&connection))
+    background("virtnic-clock", move || run(&connection))
 }
 
 fn run(connection: &Connection) {

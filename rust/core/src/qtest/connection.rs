@@ -5,7 +5,7 @@ use super::pipeline::{End, Pipeline, Signal, Ticket};
 use super::wire::{Answer, Command, Splitter, parse};
 use crate::locks::may_wait;
 use crate::notify::EventFd;
-use crate::process::Home;
+use crate::process::{Home, background};
 use crate::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -55,9 +55,7 @@ impl Connection {
             patience,
         });
         let reader = Arc::clone(&connection);
-        let thread = std::thread::Builder::new()
-            .name("virtnic-qtest".into())
-            .spawn(move || reader.read())
+        let thread = background("virtnic-qtest", move || reader.read())
             .map_err(|e| Error::os("starting the thread that reads the QTest socket", e))?;
         Ok((connection, thread))
     }

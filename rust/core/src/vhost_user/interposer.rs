@@ -1,32 +1,28 @@
 //! What users hold, and the one thread behind it.
 
 use super::channel::End;
-use super::link::{Cut, Link, Side};
+use super::demands::{Demands, Offer};
+use super::link::PATIENCE;
 use super::message::MAX_QUEUES;
+use super::relay::{Relay, State};
 use super::retry::{Attempts, Retry};
 use super::rewrite::{Driver, Vrings};
 use super::socket::{GREETING, Greeting, Listener, Source, may_come};
-use crate::notify::{EventFd, Kick, timespec, wait_readable};
-use crate::process::Home;
+use crate::notify::{EventFd, Kick, wait_readable};
+use crate::process::{Home, background};
 use crate::qtest::Patience;
 use crate::{Error, Result};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The pause after something that should not happen and may happen again.
-const PAUSE: Duration = Duration::from_millis(100);
 /// The longest that a waiting caller is not asked whether to go on.
 const SLICE: Duration = Duration::from_millis(100);
-
-/// How long a backend has to stop its rings after QEMU went.
-const STOPPING: Duration = Duration::from_secs(1);
 
 /// Where the backend is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +43,9 @@ pub struct Stats {
     pub messages_to_qemu: u64,
     /// Times that a QEMU and a backend were joined; all but the first are reconnects.
     pub links: u64,
+    /// Backends that came and did not serve: they lacked something, QEMU hung up on them, or
+    /// they went before their rings were started.
+    pub refusals: u64,
     /// Links that ended because the backend went, broke the protocol or hung.
     pub backend_losses: u64,
     /// Links that ended because QEMU went or broke the protocol.
@@ -71,23 +70,58 @@ pub struct Interposer {
     home: Home,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The first backend's socket, for those who want to know who it is.
+    first: Mutex<Option<OwnedFd>>,
+}
+
+/// Whether QEMU is making its netdev.
+#[derive(Debug)]
+enum Trial {
+    /// It is: a backend that fails now is not looked for again, and QEMU is let out.
+    Open,
+    /// It was, and the backend failed: why.
+    Failed(String),
+    /// It has its netdev: a backend that goes is looked for.
+    Over,
+}
+
+/// How a backend is to be treated.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Queue pairs that it must have.
+    pub pairs: u16,
+    /// How often it is looked for when it went.
+    pub retry: Retry,
+    /// How long it may leave QEMU without an answer.
+    pub patience: Duration,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { pairs: 1, retry: Retry::default(), patience: PATIENCE }
+    }
 }
 
 /// What the thread and the users have in common.
 #[derive(Debug)]
-struct Shared {
-    vrings: Vrings,
-    connected: AtomicBool,
-    features: AtomicU64,
-    changed: Arc<EventFd>,
-    stop: EventFd,
+pub(super) struct Shared {
+    pub vrings: Vrings,
+    pub connected: AtomicBool,
+    served: AtomicBool,
+    trial: Mutex<Trial>,
+    /// Why the last backend that came does not serve.
+    refusal: Mutex<Option<String>>,
+    refusals: AtomicU64,
+    pub features: AtomicU64,
+    pub changed: Arc<EventFd>,
+    pub stop: EventFd,
     /// Why no backend is looked for any more.
-    over: OnceLock<String>,
-    to_backend: AtomicU64,
-    to_qemu: AtomicU64,
-    links: AtomicU64,
-    backend_losses: AtomicU64,
-    qemu_losses: AtomicU64,
+    pub over: OnceLock<String>,
+    pub to_backend: AtomicU64,
+    pub to_qemu: AtomicU64,
+    pub links: AtomicU64,
+    pub backend_losses: AtomicU64,
+    pub qemu_losses: AtomicU64,
 }
 
 impl Interposer {
@@ -108,11 +142,10 @@ impl Interposer {
         wait: Duration,
         calls: Vec<Option<Arc<EventFd>>>,
     ) -> Result<Self> {
-        Self::start_patiently(listen, backend, wait, calls, Retry::default(), None)
+        Self::start_patiently(listen, backend, wait, calls, Terms::default(), None)
     }
 
-    /// As [`Self::start`], with another way to look for a backend that went; every 100 ms of
-    /// waiting asks `patience`, in its own thread, whether to go on.
+    /// As [`Self::start`], on other terms; every 100 ms of waiting asks `patience`, in its own thread, whether to go on.
     ///
     /// # Errors
     /// See [`Self::start`], and what `patience` returns.
@@ -121,7 +154,7 @@ impl Interposer {
         backend: Backend,
         wait: Duration,
         calls: Vec<Option<Arc<EventFd>>>,
-        retry: Retry,
+        terms: Terms,
         patience: Option<Patience>,
     ) -> Result<Self> {
         if calls.len() > MAX_QUEUES {
@@ -134,12 +167,18 @@ impl Interposer {
             Backend::Connect(path) => Source::connect(path),
             Backend::Listen(path) => Source::listen(path),
         }?;
-        let (socket, features) = find(&source, wait, patience)?;
+        let demands = Demands { pairs: terms.pairs, features: 0 };
+        let (socket, offer) = find(&source, wait, &demands, patience)?;
+        let first = socket.try_clone().ok();
         let gate = Listener::open(listen, Some(Mode::RUSR | Mode::WUSR))?;
         let shared = Arc::new(Shared {
             vrings: Vrings::new(calls),
             connected: AtomicBool::new(false),
-            features: AtomicU64::new(features),
+            served: AtomicBool::new(false),
+            trial: Mutex::new(Trial::Over),
+            refusal: Mutex::default(),
+            refusals: AtomicU64::new(0),
+            features: AtomicU64::new(offer.features),
             changed: Arc::new(EventFd::new()?),
             stop: EventFd::new()?,
             over: OnceLock::new(),
@@ -149,19 +188,14 @@ impl Interposer {
             backend_losses: AtomicU64::new(0),
             qemu_losses: AtomicU64::new(0),
         });
-        let relay = Relay {
-            shared: Arc::clone(&shared),
-            source,
-            listen: listen.to_owned(),
-            attempts: Attempts::new(retry),
-            joined: Instant::now(),
-            last_failure: String::new(),
-        };
-        let thread = std::thread::Builder::new()
-            .name("virtnic-vhost".into())
-            .spawn(move || relay.run(State::Ready { backend: socket, gate, deaf: None }))
+        let attempts = Attempts::new(terms.retry);
+        let (listen, patience) = (listen.to_owned(), terms.patience);
+        let relay = Relay::new(Arc::clone(&shared), source, listen, attempts, patience, demands);
+        let ready = State::Ready { backend: socket, gate, deaf: None };
+        let thread = background("virtnic-vhost", move || relay.run(ready))
             .map_err(|e| Error::os("starting the vhost-user interposer's thread", e))?;
-        Ok(Self { home: Home::here(), shared, thread: Mutex::new(Some(thread)) })
+        let (thread, first) = (Mutex::new(Some(thread)), Mutex::new(first));
+        Ok(Self { home: Home::here(), shared, thread, first })
     }
 
     /// The kick of a queue: rings for the backend that serves it at the moment.
@@ -197,6 +231,36 @@ impl Interposer {
         self.shared.connected.load(Ordering::Acquire)
     }
 
+    /// Whether the backend serves: its rings are started, and it has said something since.
+    pub fn serving(&self) -> bool {
+        self.shared.served.load(Ordering::Acquire)
+    }
+
+    /// QEMU is about to make its netdev, and does nothing else until that is done. A backend that
+    /// fails meanwhile is not looked for again: QEMU is told that all is well, so that the
+    /// netdev can be deleted, and [`Self::end_trial`] says why.
+    pub fn begin_trial(&self) {
+        *self.shared.trial() = Trial::Open;
+    }
+
+    /// QEMU has made its netdev; why there is no backend behind it, where that is so.
+    pub fn end_trial(&self) -> Option<String> {
+        match std::mem::replace(&mut *self.shared.trial(), Trial::Over) {
+            Trial::Failed(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Why the last backend that came does not serve; `None` where it does, or none has come.
+    pub fn refusal(&self) -> Option<String> {
+        self.shared.refusal().clone()
+    }
+
+    /// The first backend's socket, once: it says who the backend is.
+    pub fn take_first(&self) -> Option<OwnedFd> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// The feature bits that the backend offered when it came last, before QEMU took
     /// away or added any.
     pub fn features(&self) -> u64 {
@@ -208,20 +272,22 @@ impl Interposer {
         self.shared.over.get().map(String::as_str)
     }
 
-    /// Signalled when [`Self::connected`] or [`Self::given_up`] changes.
+    /// Signalled when [`Self::connected`], [`Self::serving`], [`Self::refusal`] or
+    /// [`Self::given_up`] changes.
     pub fn changed(&self) -> &Arc<EventFd> {
         &self.shared.changed
     }
 
     /// What has happened so far.
     pub fn stats(&self) -> Stats {
-        let Shared { vrings, to_backend, to_qemu, links, backend_losses, qemu_losses, .. } =
-            &*self.shared;
+        let Shared { vrings, to_backend, to_qemu, links, .. } = &*self.shared;
+        let Shared { refusals, backend_losses, qemu_losses, .. } = &*self.shared;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             messages_to_backend: get(to_backend),
             messages_to_qemu: get(to_qemu),
             links: get(links),
+            refusals: get(refusals),
             backend_losses: get(backend_losses),
             qemu_losses: get(qemu_losses),
             kicks_learnt: get(&vrings.learnt),
@@ -258,23 +324,68 @@ impl Drop for Interposer {
 }
 
 impl Shared {
-    fn disconnected(&self) {
+    fn trial(&self) -> MutexGuard<'_, Trial> {
+        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refusal(&self) -> MutexGuard<'_, Option<String>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn disconnected(&self) {
         self.vrings.forget();
+        self.served.store(false, Ordering::Release);
         if self.connected.swap(false, Ordering::AcqRel) {
             self.changed.signal();
         }
     }
+
+    /// The backend has started its rings.
+    pub(super) fn serves(&self) {
+        if !self.served.swap(true, Ordering::AcqRel) {
+            *self.refusal() = None;
+            self.changed.signal();
+        }
+    }
+
+    /// A backend that came does not serve.
+    pub(super) fn refuse(&self, why: &str) {
+        *self.refusal() = Some(why.to_owned());
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+        self.changed.signal();
+    }
+
+    /// Whether QEMU is to be let out of making its netdev.
+    pub(super) fn trial_failed(&self) -> bool {
+        matches!(*self.trial(), Trial::Failed(_))
+    }
+
+    /// A backend failed; whether that was while QEMU makes its netdev.
+    pub(super) fn fail_trial(&self, why: String) -> bool {
+        let mut trial = self.trial();
+        match *trial {
+            Trial::Over => return false,
+            Trial::Open => *trial = Trial::Failed(why),
+            Trial::Failed(_) => {}
+        }
+        true
+    }
 }
 
-/// Gets the first backend, in the caller's thread: the connection and its feature bits.
-fn find(source: &Source, wait: Duration, patience: Option<Patience>) -> Result<(OwnedFd, u64)> {
+/// Gets the first backend, in the caller's thread: the connection, and what it offers.
+fn find(
+    source: &Source,
+    wait: Duration,
+    demands: &Demands,
+    patience: Option<Patience>,
+) -> Result<(OwnedFd, Offer)> {
     let path = source.path().display();
     let started = Instant::now();
     loop {
         let failure = match source.attempt() {
             Ok(Some(socket)) => {
-                match greet(socket, wait.saturating_sub(started.elapsed()).max(GREETING), patience)?
-                {
+                let time = wait.saturating_sub(started.elapsed()).max(GREETING);
+                match greet(socket, time, demands, patience)? {
                     Ok(found) => return Ok(found),
                     Err(End::Gone) => Error::Qemu(format!(
                         "the vhost-user backend at {path} closed the connection at once; it may \
@@ -324,20 +435,24 @@ fn absent(source: &Source, wait: Duration, error: Errno) -> Error {
     }
 }
 
-/// Asks a backend for its features, and waits for the answer.
+/// Asks a backend what it offers, and waits for the answers.
 fn greet(
     socket: OwnedFd,
     time: Duration,
+    demands: &Demands,
     patience: Option<Patience>,
-) -> Result<Result<(OwnedFd, u64), End>> {
-    let mut greeting = match Greeting::begin(socket, time) {
+) -> Result<Result<(OwnedFd, Offer), End>> {
+    let mut greeting = match Greeting::begin(socket, time, demands.pairs) {
         Ok(greeting) => greeting,
         Err(end) => return Ok(Err(end)),
     };
     loop {
         uninterrupted(wait_readable(greeting.as_fd(), Some(SLICE)))?;
         match greeting.proceed() {
-            Ok(Some(features)) => return Ok(Ok((greeting.into_socket(), features))),
+            Ok(Some(offer)) => match demands.lacking(&offer) {
+                Some(lacking) => return Ok(Err(End::Broken(lacking))),
+                None => return Ok(Ok((greeting.into_socket(), offer))),
+            },
             Ok(None) => patience.map_or(Ok(()), |ask| ask())?,
             Err(end) => return Ok(Err(end)),
         }
@@ -349,245 +464,5 @@ fn uninterrupted(waited: Result<bool>) -> Result<()> {
     match waited {
         Err(Error::Os { errno, .. }) if errno == Errno::INTR.raw_os_error() => Ok(()),
         other => other.map(drop),
-    }
-}
-
-/// The thread's.
-#[derive(Debug)]
-struct Relay {
-    shared: Arc<Shared>,
-    source: Source,
-    /// Where QEMU connects to.
-    listen: PathBuf,
-    attempts: Attempts,
-    /// When QEMU and the backend were joined last.
-    joined: Instant,
-    /// What was logged last, to say it once only.
-    last_failure: String,
-}
-
-/// How far we are.
-#[derive(Debug)]
-enum State {
-    /// There is no backend.
-    Away,
-    /// There is one; it has not answered yet.
-    Greeting(Greeting),
-    /// There is one, and QEMU may come; not before `deaf`, for want of descriptors.
-    Ready { backend: OwnedFd, gate: Listener, deaf: Option<Instant> },
-    /// They talk.
-    Linked(Box<Link>),
-    /// No backend is looked for any more.
-    Over,
-}
-
-impl Relay {
-    /// Nothing in it blocks but the one poll.
-    fn run(mut self, mut state: State) {
-        loop {
-            let events = match self.wait(&state) {
-                Ok(Some(events)) => events,
-                Ok(None) => break,
-                Err(Errno::INTR) => continue,
-                Err(e) => {
-                    log::warn!("the vhost-user interposer cannot wait: {e}");
-                    std::thread::sleep(PAUSE);
-                    continue;
-                }
-            };
-            state = self.step(state, events);
-        }
-    }
-
-    /// Waits until there is something to do; `None` is the end. The two events are those of
-    /// the two sockets of a link, or the first is that of the one socket there is.
-    fn wait(&self, state: &State) -> Result<Option<[PollFlags; 2]>, Errno> {
-        let nothing = PollFlags::empty();
-        let mut watched: [Option<(BorrowedFd<'_>, PollFlags)>; 2] = [None, None];
-        let until = match state {
-            State::Away => match self.source.listener() {
-                // Nothing to count: whoever comes is let in when it comes.
-                Some(listener) if self.attempts.are_endless() && self.attempts.is_due() => {
-                    watched[0] = Some((listener, PollFlags::IN));
-                    None
-                }
-                _ => Some(self.attempts.due()),
-            },
-            State::Over => None,
-            State::Greeting(greeting) => {
-                watched[0] = Some((greeting.as_fd(), Greeting::INTEREST));
-                Some(greeting.until)
-            }
-            State::Ready { backend, gate, deaf } => {
-                watched[0] = Some((backend.as_fd(), PollFlags::IN));
-                if deaf.is_none() {
-                    watched[1] = Some((gate.as_fd(), PollFlags::IN));
-                }
-                *deaf
-            }
-            State::Linked(link) => {
-                let (at_qemu, at_backend) = link.interest();
-                watched[0] = Some((link.qemu(), at_qemu));
-                watched[1] = Some((link.backend(), at_backend));
-                link.deadline()
-            }
-        };
-        let mut fds = vec![PollFd::new(&self.shared.stop, PollFlags::IN)];
-        let polled = watched.map(|one| match one {
-            Some((fd, interest)) if interest != nothing => {
-                fds.push(PollFd::from_borrowed_fd(fd, interest));
-                true
-            }
-            _ => false,
-        });
-        let left = until.map(|t| t.saturating_duration_since(Instant::now()));
-        poll(&mut fds, timespec(left).as_ref())?;
-        let mut events = fds.iter().map(PollFd::revents);
-        if events.next() != Some(nothing) {
-            return Ok(None);
-        }
-        Ok(Some(polled.map(|was| if was { events.next().unwrap_or(nothing) } else { nothing })))
-    }
-
-    /// One step on, after a wait.
-    fn step(&mut self, state: State, [first, second]: [PollFlags; 2]) -> State {
-        match state {
-            State::Away => self.try_for_backend(),
-            State::Over => State::Over,
-            State::Greeting(mut greeting) => match greeting.proceed() {
-                Ok(None) => State::Greeting(greeting),
-                Ok(Some(features)) => {
-                    self.shared.features.store(features, Ordering::Relaxed);
-                    self.open_gate(greeting.into_socket())
-                }
-                Err(end) => self.failed(format!("it was there, but {end}")),
-            },
-            State::Ready { .. } if !first.is_empty() => {
-                // It has nothing to say before QEMU asks.
-                self.failed("it went before QEMU came".into())
-            }
-            State::Ready { backend, gate, .. } if second.is_empty() => {
-                State::Ready { backend, gate, deaf: None }
-            }
-            State::Ready { backend, gate, .. } => match gate.accept() {
-                Ok(Some(qemu)) => self.joined(qemu, backend),
-                Ok(None) => State::Ready { backend, gate, deaf: None },
-                Err(e) => {
-                    log::warn!("QEMU must wait for its vhost-user backend: {e}");
-                    State::Ready { backend, gate, deaf: Some(Instant::now() + PAUSE) }
-                }
-            },
-            State::Linked(mut link) => {
-                let served = link.serve(&self.shared.vrings, first, second, Instant::now());
-                link.count(&self.shared.to_backend, &self.shared.to_qemu);
-                match served {
-                    Ok(()) => State::Linked(link),
-                    Err(cut) => {
-                        match cut.side {
-                            Side::Qemu => self.stop_rings(&mut link),
-                            // QEMU learns of it when the link is dropped.
-                            Side::Backend => self.shared.vrings.stopped(),
-                        }
-                        self.parted(&cut)
-                    }
-                }
-            }
-        }
-    }
-
-    /// Tries for a backend, if it is time.
-    fn try_for_backend(&mut self) -> State {
-        if !self.attempts.is_due() {
-            return State::Away;
-        }
-        match self.source.attempt() {
-            Ok(Some(socket)) => match Greeting::begin(socket, GREETING) {
-                Ok(greeting) => State::Greeting(greeting),
-                Err(end) => self.failed(end.to_string()),
-            },
-            Ok(None) => self.failed("none has connected".into()),
-            Err(e) => self.failed(e.to_string()),
-        }
-    }
-
-    /// Lets QEMU in.
-    fn open_gate(&mut self, backend: OwnedFd) -> State {
-        match Listener::open(&self.listen, Some(Mode::RUSR | Mode::WUSR)) {
-            Ok(gate) => {
-                self.last_failure.clear();
-                State::Ready { backend, gate, deaf: None }
-            }
-            Err(error) => self.failed(error.to_string()),
-        }
-    }
-
-    fn failed(&mut self, why: String) -> State {
-        if self.last_failure != why {
-            log::info!("no vhost-user backend from {}: {why}", self.source.path().display());
-            self.last_failure = why;
-        }
-        self.attempts.failed();
-        self.again_or_over()
-    }
-
-    /// Waits before the next attempt, if there is to be one.
-    fn again_or_over(&mut self) -> State {
-        if self.attempts.left() {
-            return State::Away;
-        }
-        let path = self.source.path().display();
-        let why = if self.attempts.are_none() {
-            format!("the vhost-user backend {path} went")
-        } else {
-            let (attempts, last) = (self.attempts.failures(), &self.last_failure);
-            format!("no vhost-user backend from {path} in {attempts} attempts: {last}")
-        };
-        log::warn!("{why}");
-        let _ = self.shared.over.set(why); // nobody else sets it
-        self.shared.changed.signal();
-        State::Over
-    }
-
-    fn joined(&mut self, qemu: OwnedFd, backend: OwnedFd) -> State {
-        log::debug!("QEMU is joined with its backend {}", self.source.path().display());
-        self.shared.links.fetch_add(1, Ordering::Relaxed);
-        self.joined = Instant::now();
-        self.shared.connected.store(true, Ordering::Release);
-        self.shared.changed.signal();
-        State::Linked(Box::new(Link::new(qemu, backend)))
-    }
-
-    /// Until it has stopped, a backend whose QEMU is gone may write into buffers.
-    fn stop_rings(&self, link: &mut Link) {
-        let kicks = (0..).zip(&self.shared.vrings.kicks);
-        let rings: Vec<u32> =
-            kicks.filter(|(_, kick)| kick.connected()).map(|(ring, _)| ring).collect();
-        self.shared.vrings.forget();
-        if !link.stop_rings(&rings, STOPPING) {
-            log::warn!(
-                "the vhost-user backend {} did not say that it stopped its rings",
-                self.source.path().display()
-            );
-        }
-    }
-
-    fn parted(&mut self, cut: &Cut) -> State {
-        let (who, counter) = match cut.side {
-            Side::Qemu => ("QEMU", &self.shared.qemu_losses),
-            Side::Backend => ("the backend", &self.shared.backend_losses),
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        let path = self.source.path().display();
-        match &cut.end {
-            End::Gone => log::info!("vhost-user {path}: {who} disconnected"),
-            End::Broken(why) => log::warn!("vhost-user {path}: {who} is cut off: {why}"),
-        }
-        self.shared.disconnected();
-        self.attempts.ended(self.joined.elapsed());
-        self.last_failure = format!("{who} went as soon as it had come");
-        if cut.side == Side::Qemu {
-            return State::Away; // no fault of the backend, whom another QEMU may want
-        }
-        self.again_or_over()
     }
 }

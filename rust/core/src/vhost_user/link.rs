@@ -1,18 +1,24 @@
 //! A QEMU and a backend, joined.
 
 use super::channel::{End, Reader, Writer};
+use super::demands::few_pairs;
 use super::message::{Message, request};
 use super::rewrite::Vrings;
+use super::service::{Told, first_pair};
+use super::stand_in::StandIn;
 use crate::notify::timespec;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{Shutdown, shutdown};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a side may leave a message unread, or a request unanswered. The slowest of a
-/// backend's tasks, mapping a large memory, takes a second or two.
+/// How long a side may leave a message unread, or a request unanswered, unless it was said
+/// otherwise. The slowest of a backend's tasks, mapping a large memory, takes a second or two.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// When QEMU has said nothing for so long, a device in use has no more rings than were started.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,34 +51,110 @@ impl Lane {
     }
 }
 
+/// A connection that ends with this value.
+///
+/// Closing would not do where a forked child of this process has copies of the descriptor: the
+/// other side would see no end.
+#[derive(Debug)]
+pub(super) struct Line(OwnedFd);
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+}
+
+impl AsFd for Line {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Line {
+    fn from(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+}
+
 /// A QEMU, the backend it was joined with, and the messages between them.
 #[derive(Debug)]
 pub(super) struct Link {
-    qemu: OwnedFd,
-    backend: OwnedFd,
+    qemu: Line,
+    backend: Line,
     /// From QEMU to the backend.
     down: Lane,
     /// From the backend to QEMU.
     up: Lane,
-    /// Since when the backend owes QEMU a reply.
-    owed: Option<Instant>,
+    /// What QEMU waits for an answer to, and since when.
+    owed: Option<(Message, Instant)>,
+    /// For how long it may.
+    patience: Duration,
+    told: Told,
+    /// The queue pairs that there must be.
+    pairs: u16,
+    /// The rings that the backend serves when it is back.
+    expected: BTreeSet<u32>,
+    service: Service,
+    /// When QEMU said something last.
+    heard: Instant,
 }
 
-impl Drop for Link {
-    /// Closing would not do where a forked child of this process has copies of the descriptors:
-    /// neither side would see an end.
-    fn drop(&mut self) {
-        for socket in [&self.qemu, &self.backend] {
-            let _ = shutdown(socket, Shutdown::Both);
-        }
-    }
+/// Whether the backend serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    /// Its rings were not started yet.
+    Awaited,
+    /// They were; it is asked whether it got that far, and QEMU waits meanwhile.
+    Asked(Instant),
+    /// It did.
+    Found,
 }
 
 impl Link {
     /// Joins two non-blocking sockets.
     pub(super) fn new(qemu: OwnedFd, backend: OwnedFd) -> Self {
         let (down, up) = (Lane::new(Reader::new()), Lane::new(Reader::new()));
-        Self { qemu, backend, down, up, owed: None }
+        Self {
+            qemu: qemu.into(),
+            backend: backend.into(),
+            down,
+            up,
+            owed: None,
+            patience: PATIENCE,
+            told: Told::default(),
+            pairs: 0,
+            expected: first_pair(),
+            service: Service::Awaited,
+            heard: Instant::now(),
+        }
+    }
+
+    /// Each side has so long for its messages; the backend has so many queue pairs, and serves
+    /// when it has these rings.
+    pub(super) fn expecting(
+        mut self,
+        pairs: u16,
+        rings: BTreeSet<u32>,
+        patience: Duration,
+    ) -> Self {
+        (self.pairs, self.expected, self.patience) = (pairs, rings, patience);
+        self
+    }
+
+    /// Leaves QEMU, which has not seen that the backend failed, to one that serves nobody.
+    pub(super) fn into_stand_in(self) -> Option<StandIn> {
+        let Self { qemu, down, up, owed, .. } = self;
+        StandIn::taking_over(qemu, down.reader, up.writer, owed.map(|(message, _)| message))
+    }
+
+    /// Whether the backend has started its rings, and said something since.
+    pub(super) fn serves(&self) -> bool {
+        self.service == Service::Found
+    }
+
+    /// What QEMU told the backend.
+    pub(super) fn told(&self) -> &Told {
+        &self.told
     }
 
     pub(super) fn qemu(&self) -> BorrowedFd<'_> {
@@ -85,13 +167,13 @@ impl Link {
     /// What to wait for: at QEMU's socket, and at the backend's. A socket that is waited on
     /// for nothing must not be polled at all: one that hung up would report that for ever.
     pub(super) fn interest(&self) -> (PollFlags, PollFlags) {
-        let of = |from: &Lane, to: &Lane| {
+        let of = |from: &Lane, to: &Lane, held: bool| {
             let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, !from.writer.busy());
+            flags.set(PollFlags::IN, !from.writer.busy() && !held);
             flags.set(PollFlags::OUT, to.writer.busy());
             flags
         };
-        (of(&self.down, &self.up), of(&self.up, &self.down))
+        (of(&self.down, &self.up, self.holds_qemu()), of(&self.up, &self.down, false))
     }
 
     /// QEMU is gone: has the backend stop these rings, as QEMU would have done, so that it writes
@@ -139,11 +221,41 @@ impl Link {
 
     /// When patience is at an end.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        [self.owed, self.down.waiting, self.up.waiting]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|since| since + PATIENCE)
+        let asked = self.asked();
+        let owed = self.owed.as_ref().map(|(_, since)| *since);
+        let late = [owed, self.down.waiting, self.up.waiting, asked].into_iter().flatten();
+        let quiet = match self.service {
+            Service::Awaited if self.told.has(&first_pair()) => Some(self.heard + QUIET),
+            _ => None,
+        };
+        late.min().map(|since| since + self.patience).into_iter().chain(quiet).min()
+    }
+
+    /// Since when it owes us an answer.
+    fn asked(&self) -> Option<Instant> {
+        match self.service {
+            Service::Asked(since) => Some(since),
+            _ => None,
+        }
+    }
+
+    /// Whether QEMU is not listened to: what it asked would be answered to us.
+    fn holds_qemu(&self) -> bool {
+        self.asked().is_some()
+    }
+
+    /// Asks a backend whose rings were started whether it got that far. GET_FEATURES is
+    /// answered at any time, after all that was said before.
+    fn ask(&mut self, now: Instant) -> Result<(), Cut> {
+        let quiet = now >= self.heard + QUIET && self.told.has(&first_pair());
+        let due = self.service == Service::Awaited && (quiet || self.told.has(&self.expected));
+        if !due || self.owed.is_some() || self.down.writer.busy() {
+            return Ok(());
+        }
+        self.service = Service::Asked(now);
+        self.down.writer.put(Message::ask(request::GET_FEATURES));
+        let written = self.down.writer.write(self.backend.as_fd());
+        written.map_err(|end| Cut { side: Side::Backend, end })
     }
 
     /// Passes on what there is, one message at most in each direction.
@@ -155,26 +267,59 @@ impl Link {
         now: Instant,
     ) -> Result<(), Cut> {
         // The backend first: a reply that came before it went is still delivered.
-        if let Some(reply) = pass(
+        let asked = self.asked().is_some();
+        let mut wrong = None;
+        let (owed, pairs) = (&self.owed, self.pairs);
+        let reply = pass(
             &mut self.up,
             (self.backend.as_fd(), at_backend, Side::Backend),
             (self.qemu.as_fd(), at_qemu, Side::Qemu),
-            |message| vrings.reply(message),
+            |message| {
+                if asked && message.is_reply() && message.request == request::GET_FEATURES {
+                    return false;
+                }
+                if let Some((question, _)) = owed
+                    && message.is_reply()
+                {
+                    wrong = objection(question, message, pairs);
+                }
+                vrings.reply(message);
+                wrong.is_none()
+            },
             now,
-        )? && reply.is_reply
-        {
-            self.owed = None;
+        )?;
+        if let Some(why) = wrong {
+            return Err(Cut { side: Side::Backend, end: End::Broken(why) });
         }
-        if let Some(request) = pass(
+        match reply {
+            Some(Passed { kept: true, .. }) => self.service = Service::Found,
+            Some(Passed { is_reply: true, .. }) => self.owed = None,
+            _ => {}
+        }
+        // Nothing is taken from QEMU while we have a question of our own.
+        let at_qemu = if self.holds_qemu() { PollFlags::empty() } else { at_qemu };
+        let (told, mut owed) = (&mut self.told, None);
+        let request = pass(
             &mut self.down,
             (self.qemu.as_fd(), at_qemu, Side::Qemu),
             (self.backend.as_fd(), at_backend, Side::Backend),
-            |message| vrings.request(message),
+            |message| {
+                vrings.request(message);
+                told.request(message);
+                if message.wants_reply() {
+                    owed = Some((message.words(), now));
+                }
+                true
+            },
             now,
-        )? && request.wants_reply
-        {
-            self.owed = Some(now);
+        )?;
+        if request.is_some() {
+            self.heard = now;
         }
+        if owed.is_some() {
+            self.owed = owed;
+        }
+        self.ask(now)?;
         self.check(now)
     }
 
@@ -186,9 +331,16 @@ impl Link {
     }
 
     fn check(&self, now: Instant) -> Result<(), Cut> {
-        let late = |since: Option<Instant>| since.is_some_and(|s| now >= s + PATIENCE);
-        let seconds = PATIENCE.as_secs();
-        let (side, what) = if late(self.owed) {
+        let late = |since: Option<Instant>| since.is_some_and(|s| now >= s + self.patience);
+        let seconds = self.patience.as_secs_f32();
+        if let Some((question, since)) = &self.owed
+            && late(Some(*since))
+        {
+            let name = request::name(question.request);
+            let end = End::Broken(format!("it answered nothing to {name} for {seconds} s"));
+            return Err(Cut { side: Side::Backend, end });
+        }
+        let (side, what) = if late(self.asked()) {
             (Side::Backend, "answered nothing")
         } else if late(self.down.waiting) {
             (Side::Backend, "read nothing")
@@ -209,20 +361,38 @@ fn ready(socket: BorrowedFd<'_>, flags: PollFlags, until: Instant) -> bool {
     !left.is_zero() && !matches!(poll(&mut fds, timespec(Some(left)).as_ref()), Ok(0))
 }
 
+/// Why QEMU must not have an answer: it would hang up for it, or stay with a backend that has not
+/// done what it was told.
+fn objection(question: &Message, answer: &Message, pairs: u16) -> Option<String> {
+    let name = request::name(question.request);
+    if answer.request != question.request {
+        return Some(format!("it answered {name} with {}", request::name(answer.request)));
+    }
+    match answer.number() {
+        Some(1..) if !question.is_question() => Some(format!("it refused {name}")),
+        Some(number) if question.request == request::GET_QUEUE_NUM && number < pairs.into() => {
+            Some(few_pairs(number, pairs))
+        }
+        _ => None,
+    }
+}
+
 /// What has passed.
 struct Passed {
     is_reply: bool,
-    wants_reply: bool,
+    /// It was for us, and went no further.
+    kept: bool,
 }
 
 type Socket<'a> = (BorrowedFd<'a>, PollFlags, Side);
 
-/// One direction: writes on, and takes the next message when the last has gone.
+/// One direction: writes on, and takes the next message when the last has gone. `edit` says whether
+/// it is passed on.
 fn pass(
     lane: &mut Lane,
     (from, at_from, source): Socket<'_>,
     (to, at_to, sink): Socket<'_>,
-    edit: impl Fn(&mut Message),
+    mut edit: impl FnMut(&mut Message) -> bool,
     now: Instant,
 ) -> Result<Option<Passed>, Cut> {
     let broken = |end| Cut { side: sink, end };
@@ -234,12 +404,13 @@ fn pass(
     } else if !at_from.is_empty() {
         let read = lane.reader.read(from).map_err(|end| Cut { side: source, end })?;
         if let Some(mut message) = read {
-            edit(&mut message);
-            let (is_reply, wants_reply) = (message.is_reply(), message.wants_reply());
-            passed = Some(Passed { is_reply, wants_reply });
-            lane.writer.put(message);
-            lane.writer.write(to).map_err(broken)?;
-            lane.passed += 1;
+            let kept = !edit(&mut message);
+            passed = Some(Passed { is_reply: message.is_reply(), kept });
+            if !kept {
+                lane.writer.put(message);
+                lane.writer.write(to).map_err(broken)?;
+                lane.passed += 1;
+            }
         }
     }
     // A writer that gets on has patience anew with each message only: a message is short.
@@ -291,7 +462,12 @@ mod tests {
             backend.write_all(&bytes(request, 1, &[])).unwrap();
             let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
             assert_eq!(cut.side, Side::Backend);
-            assert!(cut.end.to_string().contains("answered nothing for 10 s"), "{}", cut.end);
+            assert!(
+                cut.end.to_string().contains("answered nothing to")
+                    && cut.end.to_string().contains("for 10 s"),
+                "{}",
+                cut.end
+            );
         }
         let (mut qemu, mut link, mut backend) = link();
         qemu.write_all(&bytes(request::GET_QUEUE_NUM, 1, &[])).unwrap();

@@ -21,12 +21,15 @@ pub(super) const NEED_REPLY: u32 = 1 << 3;
 pub(super) const VERSION: u32 = 1;
 /// In SET_VRING_KICK and SET_VRING_CALL: there is no descriptor.
 pub(super) const NO_FD: u64 = 1 << 8;
+/// Feature 30: there are protocol features, and rings have to be enabled.
+pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Protocol feature 14: kicks and calls may be messages.
 pub(super) const F_INBAND_NOTIFICATIONS: u64 = 1 << 14;
 
 /// The requests that are more to us than bytes.
 pub(super) mod request {
     pub const GET_FEATURES: u32 = 1;
+    pub const SET_FEATURES: u32 = 2;
     pub const RESET_OWNER: u32 = 4;
     pub const SET_VRING_BASE: u32 = 10;
     pub const GET_VRING_BASE: u32 = 11;
@@ -35,11 +38,31 @@ pub(super) mod request {
     pub const GET_PROTOCOL_FEATURES: u32 = 15;
     pub const SET_PROTOCOL_FEATURES: u32 = 16;
     pub const GET_QUEUE_NUM: u32 = 17;
+    pub const SET_VRING_ENABLE: u32 = 18;
     pub const GET_CONFIG: u32 = 24;
     pub const GET_INFLIGHT_FD: u32 = 31;
     pub const RESET_DEVICE: u32 = 34;
     pub const GET_MAX_MEM_SLOTS: u32 = 36;
     pub const GET_STATUS: u32 = 40;
+
+    /// What a request is called.
+    pub fn name(request: u32) -> String {
+        let name = match request {
+            GET_FEATURES => "GET_FEATURES",
+            SET_FEATURES => "SET_FEATURES",
+            5 => "SET_MEM_TABLE",
+            GET_VRING_BASE => "GET_VRING_BASE",
+            GET_PROTOCOL_FEATURES => "GET_PROTOCOL_FEATURES",
+            SET_PROTOCOL_FEATURES => "SET_PROTOCOL_FEATURES",
+            GET_QUEUE_NUM => "GET_QUEUE_NUM",
+            SET_VRING_ENABLE => "SET_VRING_ENABLE",
+            20 => "NET_SET_MTU",
+            GET_CONFIG => "GET_CONFIG",
+            37 => "ADD_MEM_REG",
+            other => return format!("message {other}"),
+        };
+        name.to_owned()
+    }
 }
 
 /// A descriptor on its way: one that came, or one that we keep as well.
@@ -108,19 +131,29 @@ impl Message {
 
     /// Whether QEMU stands still until there is a reply. Where in doubt it is not.
     pub(super) fn wants_reply(&self) -> bool {
+        self.flags & NEED_REPLY != 0 || self.is_question()
+    }
+
+    /// Whether it is answered with what it asks for, and not with whether it was done.
+    pub(super) fn is_question(&self) -> bool {
         use request::*;
-        self.flags & NEED_REPLY != 0
-            || matches!(
-                self.request,
-                GET_FEATURES
-                    | GET_VRING_BASE
-                    | GET_PROTOCOL_FEATURES
-                    | GET_QUEUE_NUM
-                    | GET_CONFIG
-                    | GET_INFLIGHT_FD
-                    | GET_MAX_MEM_SLOTS
-                    | GET_STATUS
-            )
+        matches!(
+            self.request,
+            GET_FEATURES
+                | GET_VRING_BASE
+                | GET_PROTOCOL_FEATURES
+                | GET_QUEUE_NUM
+                | GET_CONFIG
+                | GET_INFLIGHT_FD
+                | GET_MAX_MEM_SLOTS
+                | GET_STATUS
+        )
+    }
+
+    /// The same without its descriptors.
+    pub(super) fn words(&self) -> Self {
+        let (request, flags, payload) = (self.request, self.flags, self.payload.clone());
+        Self { request, flags, payload, fds: Vec::new() }
     }
 
     /// Header and payload.

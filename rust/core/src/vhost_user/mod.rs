@@ -17,22 +17,28 @@
 //! pass like any other: their traffic does not come by here.
 //!
 //! QEMU blocks as a whole while a backend does not answer it. So it is let in only when a
-//! backend has answered us (a GET_FEATURES of our own, which QEMU asks first too), one
-//! QEMU at a time, and is let go when the backend owes it an answer for too long.
+//! backend has answered us, and has what QEMU will insist on (`demands`), one QEMU at a time,
+//! and is let go when the backend owes it an answer for too long. While QEMU makes its netdev
+//! it would try again for ever, so a backend that fails then is replaced (`stand_in`).
 //!
 //! `message` is framing, `channel` one socket, `rewrite` the table above, `link` a QEMU and
-//! a backend, `socket` finding either, `interposer` the thread and what users hold.
+//! a backend, `service` whether the one serves the other, `socket` finding either,
+//! `interposer` what users hold, `relay` the thread.
 
 mod channel;
+mod demands;
 mod interposer;
 mod link;
 mod message;
+mod relay;
 mod retry;
 mod rewrite;
+mod service;
 mod socket;
+mod stand_in;
 #[cfg(all(any(test, feature = "testing"), not(loom)))]
 pub mod testing;
 
-pub use interposer::{Backend, Interposer, Stats};
+pub use interposer::{Backend, Interposer, Stats, Terms};
 pub use retry::Retry;
 pub use rewrite::Driver;

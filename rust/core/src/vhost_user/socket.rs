@@ -1,12 +1,13 @@
 //! Finding a backend, and letting a QEMU in.
 
 use super::channel::{End, Reader, Writer};
-use super::message::{Message, request};
+use super::demands::{Offer, PROTOCOL_F_MQ};
+use super::message::{F_PROTOCOL_FEATURES, Message, request};
 use crate::Result;
 use crate::process::Home;
 use crate::unix::{FileId, address, listen_at, remove, unconnected};
 use rustix::event::PollFlags;
-use rustix::fs::{FileType, Mode, stat, unlink};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketFlags, accept_with, connect};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -74,16 +75,7 @@ impl Source {
         Ok(Self::Connect(path.to_owned(), address(path)?))
     }
 
-    /// Takes over the path from a process that is no more: a socket file at which nobody
-    /// listens.
     pub(super) fn listen(path: &Path) -> Result<Self> {
-        let is_socket = |mode| FileType::from_raw_mode(mode) == FileType::Socket;
-        if stat(path).is_ok_and(|s| is_socket(s.st_mode)) {
-            let address = address(path)?;
-            if unconnected().and_then(|s| connect(s, &address)) == Err(Errno::CONNREFUSED) {
-                let _ = unlink(path);
-            }
-        }
         Listener::open(path, None).map(Self::Listen)
     }
 
@@ -120,52 +112,108 @@ pub(super) fn may_come(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)
 }
 
-/// A connection on which a backend was asked for its features.
+/// A connection on which a backend is asked what it offers.
 ///
 /// It tells a backend that serves from one that merely has a socket, and QEMU, which would
-/// stand still with the latter, is let in to the former only.
+/// stand still with the latter, is let in to the former only. Where several queue pairs are
+/// wanted the backend is asked for their number as QEMU asks for it.
 #[derive(Debug)]
 pub(super) struct Greeting {
     socket: OwnedFd,
     reader: Reader,
+    /// What was asked last.
+    asked: u32,
+    features: u64,
+    /// Whether the number of queue pairs is of interest.
+    several: bool,
     begun: Instant,
     pub(super) until: Instant,
 }
 
 impl Greeting {
-    /// Asks, and gives so long for the answer.
-    pub(super) fn begin(socket: OwnedFd, patience: Duration) -> Result<Self, End> {
-        let mut writer = Writer::default();
-        writer.put(Message::ask(request::GET_FEATURES));
-        writer.write(socket.as_fd())?;
-        if writer.busy() {
-            return Err(End::Broken("its socket takes no message".into()));
-        }
+    /// Asks, and gives so long for the answers.
+    pub(super) fn begin(socket: OwnedFd, patience: Duration, pairs: u16) -> Result<Self, End> {
         let begun = Instant::now();
         // Too far away for the clock is for ever, or nearly.
         let until = begun.checked_add(patience).unwrap_or(begun + FOREVER);
-        Ok(Self { socket, reader: Reader::new(), begun, until })
+        let (reader, several) = (Reader::new(), pairs > 1);
+        let mut greeting = Self { socket, reader, asked: 0, features: 0, several, begun, until };
+        greeting.ask(request::GET_FEATURES)?;
+        Ok(greeting)
     }
 
-    /// Takes the answer: the feature bits it offers; `None` when it has not come yet.
-    pub(super) fn proceed(&mut self) -> Result<Option<u64>, End> {
-        match self.reader.read(self.socket.as_fd())? {
-            Some(reply) => match reply.number() {
-                Some(features) if reply.is_reply() && reply.request == request::GET_FEATURES => {
-                    Ok(Some(features))
+    /// Takes the answers: what it offers; `None` when they have not all come yet.
+    pub(super) fn proceed(&mut self) -> Result<Option<Offer>, End> {
+        loop {
+            let Some(reply) = self.reader.read(self.socket.as_fd())? else {
+                if Instant::now() < self.until {
+                    return Ok(None);
                 }
-                _ => Err(End::Broken(format!(
-                    "it does not speak vhost-user: it answered GET_FEATURES with message {} of {} bytes",
-                    reply.request,
-                    reply.payload.len()
-                ))),
-            },
-            None if Instant::now() >= self.until => {
                 let seconds = (self.until - self.begun).as_secs_f32();
-                Err(End::Broken(format!("it has a socket, but did not answer for {seconds} s")))
+                return Err(End::Broken(format!(
+                    "it has a socket, but did not answer {} for {seconds} s",
+                    name(self.asked)
+                )));
+            };
+            let number = match reply.number() {
+                Some(number) if reply.is_reply() && reply.request == self.asked => number,
+                _ => {
+                    return Err(End::Broken(format!(
+                        "it does not speak vhost-user: it answered {} with message {} of {} bytes",
+                        name(self.asked),
+                        reply.request,
+                        reply.payload.len()
+                    )));
+                }
+            };
+            if let Some(pairs) = self.took(number)? {
+                return Ok(Some(Offer { features: self.features, pairs }));
             }
-            None => Ok(None),
         }
+    }
+
+    /// One answer came. The number of queue pairs, where there is nothing more to ask.
+    fn took(&mut self, number: u64) -> Result<Option<Option<u64>>, End> {
+        match self.asked {
+            request::GET_FEATURES => {
+                self.features = number;
+                if !self.several {
+                    return Ok(Some(None));
+                }
+                if number & F_PROTOCOL_FEATURES == 0 {
+                    return Ok(Some(Some(1)));
+                }
+                self.ask(request::GET_PROTOCOL_FEATURES)?;
+            }
+            request::GET_PROTOCOL_FEATURES => {
+                if number & PROTOCOL_F_MQ == 0 {
+                    return Ok(Some(Some(1)));
+                }
+                // Some answer GET_QUEUE_NUM to those only who have this feature; QEMU says anew
+                // which it will have.
+                let mut chosen = Message::ask(request::SET_PROTOCOL_FEATURES);
+                chosen.set_number(PROTOCOL_F_MQ);
+                self.send(chosen)?;
+                self.ask(request::GET_QUEUE_NUM)?;
+            }
+            _ => return Ok(Some(Some(number))),
+        }
+        Ok(None)
+    }
+
+    fn ask(&mut self, question: u32) -> Result<(), End> {
+        self.asked = question;
+        self.send(Message::ask(question))
+    }
+
+    fn send(&self, message: Message) -> Result<(), End> {
+        let mut writer = Writer::default();
+        writer.put(message);
+        writer.write(self.socket.as_fd())?;
+        if writer.busy() {
+            return Err(End::Broken("its socket takes no message".into()));
+        }
+        Ok(())
     }
 
     /// What to wait for.
@@ -179,5 +227,14 @@ impl Greeting {
 impl AsFd for Greeting {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// What a question is called.
+fn name(question: u32) -> &'static str {
+    match question {
+        request::GET_FEATURES => "GET_FEATURES",
+        request::GET_PROTOCOL_FEATURES => "GET_PROTOCOL_FEATURES",
+        _ => "GET_QUEUE_NUM",
     }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use virtnic::notify::EventFd;
-use virtnic::vhost_user::{Backend, Interposer, Retry};
+use virtnic::vhost_user::{Backend, Interposer, Retry, Terms};
 
 pub const LONG: Duration = Duration::from_secs(10);
 pub const FEATURES: u64 = 1 << 30 | 1 << 34;
@@ -252,7 +252,8 @@ impl Trio {
         let (interposer, backend) = std::thread::scope(|scope| {
             let backend = scope.spawn(|| host.greet());
             let at = Backend::Connect(room.back());
-            let started = Interposer::start_patiently(&room.front(), at, LONG, calls, retry, None);
+            let terms = Terms { retry, ..Terms::default() };
+            let started = Interposer::start_patiently(&room.front(), at, LONG, calls, terms, None);
             (started.unwrap(), backend.join().unwrap())
         });
         let qemu = Peer::connect(&room.front());
@@ -266,6 +267,20 @@ impl Trio {
         self.backend = self.host.greet();
         self.qemu = Peer::connect(&room.front());
         until("the two are joined", || self.interposer.connected());
+    }
+
+    /// Has QEMU start the rings of the first pair: from then on the backend serves.
+    pub fn serve(&self) {
+        const SET_VRING_KICK: u32 = 12;
+        for ring in 0..2 {
+            let event = EventFd::new().unwrap();
+            self.down(SET_VRING_KICK, ring, &[event.as_fd()]);
+        }
+        let asked = self.backend.next();
+        assert_eq!((asked.request, asked.flags, asked.payload.len()), (1, 1, 0));
+        assert!(!self.interposer.serving());
+        self.backend.send(1, 5, &FEATURES.to_ne_bytes(), &[]);
+        until("it serves", || self.interposer.serving());
     }
 
     /// A message from QEMU as the backend gets it.

@@ -1,8 +1,8 @@
 //! How often a backend that went is looked for.
 
-use super::peers::{LONG, Peer, Room, Trio, until};
+use super::peers::{FEATURES, LONG, Peer, Room, Trio, until};
 use std::time::{Duration, Instant};
-use virtnic::vhost_user::{Backend, Interposer, Retry};
+use virtnic::vhost_user::{Backend, Interposer, Retry, Terms};
 
 const SHORT: Duration = Duration::from_millis(5);
 
@@ -33,7 +33,9 @@ fn without_attempts_it_is_over_when_the_backend_goes() {
 fn attempts_that_fail_end_it_and_say_why() {
     let room = Room::new("few");
     let retry = Retry { attempts: Some(4), pause: SHORT, longest: 2 * SHORT };
-    let Trio { host, backend, qemu, interposer } = Trio::with(&room, Vec::new(), retry);
+    let trio = Trio::with(&room, Vec::new(), retry);
+    trio.serve();
+    let Trio { host, backend, qemu, interposer } = trio;
     std::thread::sleep(3 * SHORT); // long enough to count as success
     let started = Instant::now();
     drop((host, backend));
@@ -51,6 +53,7 @@ fn a_backend_that_comes_back_in_time_is_taken_and_counted_anew() {
     let retry = Retry { attempts: Some(3), pause: 20 * SHORT, longest: 20 * SHORT };
     let mut trio = Trio::with(&room, Vec::new(), retry);
     for _ in 0..5 {
+        trio.serve();
         std::thread::sleep(21 * SHORT); // long enough to count as success
         hang_up(&trio.backend);
         assert!(trio.qemu.ended());
@@ -65,10 +68,12 @@ fn a_backend_that_goes_as_soon_as_it_has_come_is_given_up() {
     let retry = Retry { attempts: Some(3), pause: SHORT, longest: LONG };
     let mut trio = Trio::with(&room, Vec::new(), retry);
     for _ in 0..2 {
+        trio.serve();
         hang_up(&trio.backend);
         assert!(trio.qemu.ended());
         trio.again(&room);
     }
+    trio.serve();
     hang_up(&trio.backend);
     until("it is over", || trio.interposer.given_up().is_some());
     let why = trio.interposer.given_up().unwrap();
@@ -86,11 +91,50 @@ fn who_must_come_has_as_long_as_the_pauses_take() {
             Peer::connect(&room.back()).greet()
         });
         let at = Backend::Listen(room.back());
-        let started = Interposer::start_patiently(&room.front(), at, LONG, Vec::new(), retry, None);
+        let terms = Terms { retry, ..Terms::default() };
+        let started = Interposer::start_patiently(&room.front(), at, LONG, Vec::new(), terms, None);
         drop(backend.join().unwrap());
         started.unwrap()
     });
     until("it is over", || interposer.given_up().is_some());
     let why = interposer.given_up().unwrap();
     assert!(why.contains("/back in 3 attempts: none has connected"), "{why}");
+}
+
+#[test]
+fn a_backend_that_never_serves_is_given_up_however_long_it_stays() {
+    let room = Room::new("idle");
+    let retry = Retry { attempts: Some(2), pause: SHORT, longest: SHORT };
+    let mut trio = Trio::with(&room, Vec::new(), retry);
+    std::thread::sleep(3 * SHORT); // long enough, had it served
+    hang_up(&trio.backend);
+    trio.again(&room);
+    std::thread::sleep(3 * SHORT);
+    // It is QEMU that does not like it.
+    hang_up(&trio.qemu);
+    until("it is over", || trio.interposer.given_up().is_some());
+    let why = trio.interposer.given_up().unwrap();
+    assert!(why.contains("in 2 attempts: QEMU hung up on it while it was set up"), "{why}");
+    assert_eq!(trio.interposer.refusal().as_deref(), why.split_once("attempts: ").map(|(_, w)| w));
+    assert_eq!((trio.interposer.stats().refusals, trio.interposer.serving()), (2, false));
+}
+
+#[test]
+fn a_backend_that_lacks_what_was_in_use_never_meets_qemu() {
+    const SET_FEATURES: u32 = 2;
+    let room = Room::new("lacks");
+    let retry = Retry { attempts: Some(3), pause: SHORT, longest: SHORT };
+    let trio = Trio::with(&room, Vec::new(), retry);
+    trio.down(SET_FEATURES, FEATURES, &[]);
+    hang_up(&trio.backend);
+    for _ in 0..2 {
+        let peer = trio.host.accept();
+        peer.next();
+        peer.send(1, 5, &(FEATURES & !(1 << 34)).to_ne_bytes(), &[]);
+        assert!(peer.ended());
+        assert!(!room.front().exists());
+    }
+    until("it is over", || trio.interposer.given_up().is_some());
+    let why = trio.interposer.given_up().unwrap();
+    assert!(why.contains("without RING_PACKED"), "{why}");
 }

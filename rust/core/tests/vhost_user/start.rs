@@ -1,12 +1,12 @@
 //! Backends that are there, late, not at all, or not what they seem.
 
-use super::peers::{Host, LONG, Peer, Room, Trio, frame};
+use super::peers::{Host, LONG, Peer, Room, Trio, frame, until};
 use super::{UNKNOWN, pair};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 use virtnic::Error;
-use virtnic::vhost_user::{Backend, Interposer};
+use virtnic::vhost_user::{Backend, Interposer, Terms};
 
 #[test]
 fn a_backend_that_is_not_there() {
@@ -79,7 +79,7 @@ fn a_backend_that_does_not_answer_or_is_none() {
     let started = Instant::now();
     let error = start();
     assert!(matches!(error, Error::Qemu(_)), "{error:?}");
-    assert!(error.to_string().contains("did not answer for 2 s"), "{error}");
+    assert!(error.to_string().contains("did not answer GET_FEATURES for 2 s"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(4));
     drop(host.accept());
     // It takes its time, and has it.
@@ -156,4 +156,107 @@ fn a_backend_that_goes_before_qemu_comes_is_replaced() {
     trio.qemu = Peer::new(pair());
     trio.again(&room);
     assert_eq!(trio.down(UNKNOWN, 5, &[]).number(), 5);
+}
+
+/// QEMU's questions before there is a netdev.
+const GET_FEATURES: u32 = 1;
+const GET_PROTOCOL_FEATURES: u32 = 15;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const GET_QUEUE_NUM: u32 = 17;
+
+#[test]
+fn a_backend_with_too_few_queue_pairs_is_refused_before_qemu_comes() {
+    let room = Room::new("pairs");
+    let host = Host::new(&room.back());
+    for (pairs, protocol, fits) in [(2u64, 1u64, true), (1, 1, false), (8, 8, false)] {
+        let started = std::thread::scope(|scope| {
+            let backend = scope.spawn(|| {
+                let peer = host.greet();
+                assert_eq!(peer.next().request, GET_PROTOCOL_FEATURES);
+                peer.send(GET_PROTOCOL_FEATURES, 5, &protocol.to_ne_bytes(), &[]);
+                if protocol & 1 != 0 {
+                    let chosen = peer.next();
+                    assert_eq!((chosen.request, chosen.number()), (SET_PROTOCOL_FEATURES, 1));
+                    assert_eq!(peer.next().request, GET_QUEUE_NUM);
+                    peer.send(GET_QUEUE_NUM, 5, &pairs.to_ne_bytes(), &[]);
+                }
+                peer
+            });
+            let terms = Terms { pairs: 2, ..Terms::default() };
+            let at = Backend::Connect(room.back());
+            let started =
+                Interposer::start_patiently(&room.front(), at, LONG, Vec::new(), terms, None);
+            (started, backend.join().unwrap())
+        });
+        match started.0 {
+            Ok(_) => assert!(fits),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!fits && text.contains("has 1 queue pair, and 2 are asked for"), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
+    let room = Room::new("trial");
+    let mut trio = Trio::new(&room, Vec::new());
+    for asked in [None, Some(GET_QUEUE_NUM)] {
+        trio.interposer.begin_trial();
+        if let Some(question) = asked {
+            // It lies: QEMU would hang up, so it hears something better.
+            trio.qemu.send(question, 1, &[], &[]);
+            assert_eq!(trio.backend.next().request, question);
+            trio.backend.send(UNKNOWN, 5, &[1; 8], &[]);
+            assert_eq!(trio.qemu.next().number(), 256);
+        }
+        drop(std::mem::replace(&mut trio.backend, Peer::new(pair())));
+        until("the loss is noticed", || !trio.interposer.connected());
+        for (question, flags, expected) in [
+            (GET_FEATURES, 1, 1 << 32 | 1 << 30),
+            (GET_PROTOCOL_FEATURES, 1, 1),
+            (GET_QUEUE_NUM, 1, 256),
+            (UNKNOWN, 9, 0),
+        ] {
+            // What wants no answer gets none.
+            trio.qemu.send_number(SET_PROTOCOL_FEATURES, 1, &[]);
+            trio.qemu.send(question, flags, &[], &[]);
+            let answer = trio.qemu.next();
+            assert_eq!((answer.request, answer.flags, answer.number()), (question, 5, expected));
+        }
+        let why = trio.interposer.end_trial().unwrap();
+        let words =
+            if asked.is_some() { "it answered GET_QUEUE_NUM with" } else { "it went before" };
+        assert!(why.contains(words), "{why}");
+        assert_eq!(trio.interposer.end_trial(), None);
+        // With its netdev QEMU goes, and the next backend is for real.
+        drop(std::mem::replace(&mut trio.qemu, Peer::new(pair())));
+        trio.again(&room);
+        assert_eq!(trio.down(UNKNOWN, 7, &[]).number(), 7);
+    }
+    // It goes before QEMU comes.
+    drop(std::mem::replace(&mut trio.qemu, Peer::new(pair())));
+    trio.backend = trio.host.greet();
+    trio.interposer.begin_trial();
+    drop(std::mem::replace(&mut trio.backend, Peer::new(pair())));
+    let early = || trio.interposer.refusal().is_some_and(|why| why.contains("before QEMU came"));
+    until("the loss is noticed", early);
+    trio.qemu = Peer::connect(&room.front());
+    trio.qemu.send(GET_QUEUE_NUM, 1, &[], &[]);
+    assert_eq!(trio.qemu.next().number(), 256);
+    assert!(trio.interposer.end_trial().unwrap().contains("before QEMU came"));
+}
+
+#[test]
+fn a_backend_that_refuses_what_it_is_told_does_not_serve() {
+    const SET_MEM_TABLE: u32 = 5;
+    let room = Room::new("refuses");
+    let trio = Trio::new(&room, Vec::new());
+    trio.qemu.send(SET_MEM_TABLE, 9, &[0; 8], &[]);
+    trio.backend.next();
+    trio.backend.send(SET_MEM_TABLE, 5, &1u64.to_ne_bytes(), &[]);
+    assert!(trio.qemu.ended());
+    let why = trio.interposer.refusal().unwrap();
+    assert!(why.contains("it refused SET_MEM_TABLE"), "{why}");
 }

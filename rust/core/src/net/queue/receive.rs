@@ -62,8 +62,17 @@ impl RxQueue {
 
     /// A buffer in a gap is one with a header and nothing behind it.
     pub(in crate::net) fn vacancy(&self) -> Arc<Vacancy> {
-        let follower = self.common.follower().closing_with(self.common.header_len as u32);
+        let follower = self.common.follower().closing_with(self.gap());
         Arc::new(Vacancy::new(follower, None))
+    }
+
+    /// The backend is gone: see [`crate::virtio::ring::Ring::reoffer`].
+    pub(in crate::net) fn reoffer(&mut self) {
+        self.common.ring.reoffer(self.gap());
+    }
+
+    fn gap(&self) -> u32 {
+        self.common.header_len as u32
     }
 
     /// What is signalled when there are buffers again for a queue that had too few.

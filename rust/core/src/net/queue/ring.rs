@@ -93,6 +93,9 @@ impl AnyRing {
     pub(in crate::net) fn publish(&mut self) -> bool {
         each!(self, ring => ring.publish())
     }
+    pub(super) fn reoffer(&mut self, length: u32) {
+        each!(self, ring => ring.reoffer(length));
+    }
     pub(in crate::net) fn reset(&mut self, returned: impl FnMut(u32)) {
         each!(self, ring => ring.reset(returned));
     }

@@ -49,6 +49,11 @@ impl TxQueue {
         Self { common, reclaim_at, jumbos: 0, magazine: None, demand, vacancy, can }
     }
 
+    /// The backend is gone: see [`crate::virtio::ring::Ring::reoffer`].
+    pub(in crate::net) fn reoffer(&mut self) {
+        self.common.ring.reoffer(0);
+    }
+
     /// What is signalled when there are buffers again for frames that had none.
     pub(in crate::net) fn told_by(self, bell: Option<Arc<EventFd>>) -> Self {
         if let Some(bell) = bell {

@@ -1,10 +1,10 @@
 //! Where a ring's device is, for those who are not its driver.
 
-use super::packed::{AVAIL, EVENT_WRAP, USED};
+use super::packed::{AVAIL, ENABLE, EVENT_WRAP, USED};
 use super::shared::{Memory, Window};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// How often a look at a ring is repeated whose driver went on meanwhile.
 const ATTEMPTS: usize = 64;
@@ -26,13 +26,27 @@ pub struct Follower {
 
 #[derive(Debug)]
 enum Followed {
-    /// The index of the used ring.
-    Split(Window<u16>),
+    Split {
+        /// The index of the used ring.
+        used_idx: Window<u16>,
+        wish: SplitWish,
+    },
     Packed {
         descriptors: Window<u64>,
         /// The driver's `next_used` and its wrap counter.
         popped: Arc<AtomicU16>,
+        /// The device event suppression area.
+        wish: Window<u32>,
     },
+}
+
+/// Where the device of a split ring says when it wants to be kicked.
+#[derive(Debug)]
+pub(super) struct SplitWish {
+    pub(super) used_flags: Window<u16>,
+    pub(super) avail_event: Window<u16>,
+    /// What the event is compared with: how far the driver has come.
+    pub(super) avail_idx: Window<u16>,
 }
 
 /// An index, and the wrap counter of its lap (VIRTIO 1.3, section 2.8.1).
@@ -66,17 +80,23 @@ impl Place {
 }
 
 impl Follower {
-    pub(super) fn of_split(size: u16, used_idx: Window<u16>, memory: &Arc<Memory>) -> Self {
-        Self { ring: Followed::Split(used_idx), size, gap: 0, _memory: Arc::clone(memory) }
+    pub(super) fn of_split(
+        size: u16,
+        used_idx: Window<u16>,
+        wish: SplitWish,
+        memory: &Arc<Memory>,
+    ) -> Self {
+        Self { ring: Followed::Split { used_idx, wish }, size, gap: 0, _memory: Arc::clone(memory) }
     }
 
     pub(super) fn of_packed(
         size: u16,
         descriptors: Window<u64>,
         popped: &Arc<AtomicU16>,
+        wish: Window<u32>,
         memory: &Arc<Memory>,
     ) -> Self {
-        let ring = Followed::Packed { descriptors, popped: Arc::clone(popped) };
+        let ring = Followed::Packed { descriptors, popped: Arc::clone(popped), wish };
         Self { ring, size, gap: 0, _memory: Arc::clone(memory) }
     }
 
@@ -90,8 +110,25 @@ impl Follower {
     /// used descriptor of a packed one, and in bit 15 its lap's wrap counter.
     pub fn place(&self) -> u16 {
         match &self.ring {
-            Followed::Split(used_idx) => used_idx.load(0, Acquire),
+            Followed::Split { used_idx, .. } => used_idx.load(0, Acquire),
             Followed::Packed { .. } => self.behind_last_used().map_or(0, |(_, end)| end.packed()),
+        }
+    }
+
+    /// Forgets when the last device wanted to be kicked: the next has not said yet that it does not
+    /// want to be, and one that is driven by kicks does not say that it does (sections 2.7.10 and
+    /// 2.8.14 let the driver start with an area of zeros).
+    ///
+    /// Only while the ring has no device: QEMU, which has it in between, leaves "no notifications".
+    /// What the driver publishes meanwhile has to be kicked for when there is a device.
+    pub fn welcome(&self) {
+        match &self.ring {
+            Followed::Split { wish, .. } => {
+                wish.used_flags.store(0, 0, Relaxed);
+                // The next buffer is worth a kick.
+                wish.avail_event.store(0, wish.avail_idx.load(0, Relaxed), Relaxed);
+            }
+            Followed::Packed { wish, .. } => wish.store(0, ENABLE, Relaxed),
         }
     }
 
@@ -104,7 +141,7 @@ impl Follower {
     /// ring has.
     pub fn distance(&self, from: u16, to: u16) -> u16 {
         match &self.ring {
-            Followed::Split(_) => to.wrapping_sub(from).min(self.size),
+            Followed::Split { .. } => to.wrapping_sub(from).min(self.size),
             Followed::Packed { .. } => {
                 let (from, to, size) = (Place::of(from), Place::of(to), i32::from(self.size));
                 let lap = if from.wrap == to.wrap { 0 } else { size };
@@ -142,7 +179,7 @@ impl Follower {
 
     /// Where the driver is in a packed ring, and the place behind the last used descriptor.
     fn behind_last_used(&self) -> Option<(Place, Place)> {
-        let Followed::Packed { descriptors, popped } = &self.ring else { return None };
+        let Followed::Packed { descriptors, popped, .. } = &self.ring else { return None };
         let mut found = None;
         // The driver may take back what was used. With no device that comes to an end.
         for _ in 0..ATTEMPTS {

@@ -16,6 +16,7 @@ mod fifo;
 mod follower;
 mod indirect;
 mod packed;
+mod reoffer;
 mod shared;
 mod slots;
 mod split;
@@ -168,6 +169,18 @@ pub trait Ring: Sized {
     /// the ring held goes to `returned`. Only after the device or the queue was
     /// reset, because the device must no longer look at the ring.
     fn reset(&mut self, returned: impl FnMut(u32));
+
+    /// The device is gone, and another will go on behind the last buffer that it has used: has it find
+    /// there what it has not used, and nothing else.
+    ///
+    /// A device need not use buffers in order, without `VIRTIO_F_IN_ORDER`. Then the next, which
+    /// counts on order, would get again what was used, and miss the rest. The descriptors of a
+    /// packed ring are overwritten by used ones, so that some of the rest may be known by their ids
+    /// only: these come back as used, with this length.
+    ///
+    /// For rings whose buffers are of one descriptor each. Changes nothing where the device broke a
+    /// rule, for [`Ring::pop`] to find.
+    fn reoffer(&mut self, length: u32);
 
     /// The violation that poisoned the ring.
     fn poisoned(&self) -> Option<Violation>;

@@ -9,7 +9,7 @@
 use super::indirect::Tables;
 use super::shared::{LINE, Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
-use super::{Follower, Ring, RingOptions, Violation, event, fifo::Fifo};
+use super::{Follower, Ring, RingOptions, Violation, event, fifo::Fifo, reoffer};
 use crate::Result;
 use crate::memory::{Iova, Region};
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use std::sync::atomic::{AtomicU16, fence};
 
 /// Descriptor flags (2.8.1 and 2.8.6), where they lie in the second half.
 const NEXT: u64 = 1 << 48;
-const WRITE: u64 = 2 << 48;
+pub(super) const WRITE: u64 = 2 << 48;
 const INDIRECT: u64 = 4 << 48;
 pub(super) const AVAIL: u64 = 1 << (48 + 7);
 pub(super) const USED: u64 = 1 << (48 + 15);
 
 /// Event suppression (2.8.14): offset and wrap counter below, these above.
-const ENABLE: u32 = 0;
+pub(super) const ENABLE: u32 = 0;
 const DISABLE: u32 = 1 << 16;
 const DESC: u32 = 2 << 16;
 const EVENT_FLAGS: u32 = 3 << 16;
@@ -49,40 +49,40 @@ impl Layout {
 /// The driver's side of a packed virtqueue.
 #[derive(Debug)]
 pub struct PackedRing {
-    size: u16,
+    pub(super) size: u16,
     event_idx: bool,
     in_order: bool,
 
     /// Two words a descriptor: address, then length, id and flags.
-    descriptors: Window<u64>,
+    pub(super) descriptors: Window<u64>,
     driver_event: Window<u32>,
     device_event: Window<u32>,
 
-    free: Fifo,
-    slots: Slots,
+    pub(super) free: Fifo,
+    pub(super) slots: Slots,
     tables: Option<Tables>,
     /// Descriptors that hold nothing of ours.
-    free_descriptors: usize,
+    pub(super) free_descriptors: usize,
     /// Where the next available descriptor goes, and the flags that make it so
     /// in this lap.
     next_avail: u16,
     avail_flags: u64,
     /// Where the next used descriptor will appear, and the flags that tell.
-    next_used: u16,
-    used_flags: u64,
+    pub(super) next_used: u16,
+    pub(super) used_flags: u64,
     /// The first descriptor since the last publish: written last, because the
     /// device looks at the others only once it has seen this one. 0 for none.
     held: u64,
     held_at: u16,
     /// Descriptors and chains added since the last publish.
-    added: u16,
+    pub(super) added: u16,
     added_chains: u32,
     /// Descriptors published since `wants_kick`.
     unasked: u16,
     /// Chains with the device.
     in_flight: usize,
     /// `free.taken()` when last published.
-    taken_published: u32,
+    pub(super) taken_published: u32,
     /// In order: the last buffer of the batch being taken, and its length.
     batch: Option<(u16, u32)>,
     broken: Option<Violation>,
@@ -546,11 +546,23 @@ impl Ring for PackedRing {
         self.start();
     }
 
+    fn reoffer(&mut self, length: u32) {
+        if self.broken.is_none() && !self.in_order {
+            reoffer::packed(self, length);
+        }
+    }
+
     fn poisoned(&self) -> Option<Violation> {
         self.broken
     }
 
     fn follower(&self) -> Follower {
-        Follower::of_packed(self.size, self.descriptors, &self.popped, &self.memory)
+        Follower::of_packed(
+            self.size,
+            self.descriptors,
+            &self.popped,
+            self.device_event,
+            &self.memory,
+        )
     }
 }

@@ -125,6 +125,17 @@ impl Slots {
         }
     }
 
+    /// Whether a single buffer is in flight under this identifier.
+    pub(super) fn is_plain(&self, id: u16) -> bool {
+        id < self.size && self.slots.get(id.into()).shape == PLAIN
+    }
+
+    /// The identifiers under which single buffers are in flight; `None` where there are chains.
+    pub(super) fn all_plain(&self) -> Option<Vec<u16>> {
+        let used = (0..self.size).filter(|&id| self.slots.get(id.into()).shape != 0);
+        used.map(|id| self.is_plain(id).then_some(id)).collect()
+    }
+
     /// Forgets every chain; each token goes to `returned`.
     pub(super) fn clear(&mut self, mut returned: impl FnMut(u32)) {
         for slot in self.slots.iter_mut() {

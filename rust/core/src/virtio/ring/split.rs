@@ -5,11 +5,12 @@
 //! the first two in a row, the used ring on the next page), which modern
 //! devices take as well and which keeps the sides off each other's lines.
 
+use super::follower::SplitWish;
 use super::indirect::Tables;
 use super::shared::{Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
 use super::table::Table;
-use super::{Follower, MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo};
+use super::{Follower, MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo, reoffer};
 use crate::Result;
 use crate::memory::{Iova, Region};
 use std::sync::Arc;
@@ -46,15 +47,15 @@ impl Layout {
 
 /// The fields of the three areas.
 #[derive(Clone, Copy, Debug)]
-struct Areas {
+pub(super) struct Areas {
     /// Two words a descriptor: address, then length, flags and next.
     descriptors: Window<u64>,
     avail_flags: Window<u16>,
     avail_idx: Window<u16>,
-    avail_ring: Window<u16>,
+    pub(super) avail_ring: Window<u16>,
     used_event: Window<u16>,
     used_flags: Window<u16>,
-    used_idx: Window<u16>,
+    pub(super) used_idx: Window<u16>,
     /// Two words an entry: id, length.
     used_ring: Window<u32>,
     avail_event: Window<u16>,
@@ -85,21 +86,21 @@ impl Areas {
 /// The driver's side of a split virtqueue.
 #[derive(Debug)]
 pub struct SplitRing {
-    size: u16,
+    pub(super) size: u16,
     event_idx: bool,
     in_order: bool,
 
-    areas: Areas,
+    pub(super) areas: Areas,
     free: Fifo,
-    slots: Slots,
+    pub(super) slots: Slots,
     tables: Option<Tables>,
     /// What the available ring holds: an entry that is right already is not
     /// written, and its cache line stays with the device.
-    avail_shadow: Table<u16>,
+    pub(super) avail_shadow: Table<u16>,
     /// Chains added, published and popped; modulo 2^16.
-    added: u16,
-    published: u16,
-    popped: u16,
+    pub(super) added: u16,
+    pub(super) published: u16,
+    pub(super) popped: u16,
     /// Chains published since `wants_kick`.
     unasked: u16,
     /// `free.taken()` when last published.
@@ -149,7 +150,7 @@ impl SplitRing {
     }
 
     #[inline(always)]
-    fn used_entry(&self, index: u16) -> (u32, u32) {
+    pub(super) fn used_entry(&self, index: u16) -> (u32, u32) {
         let at = usize::from(index) * 2;
         (self.areas.used_ring.load(at, Relaxed), self.areas.used_ring.load(at + 1, Relaxed))
     }
@@ -514,11 +515,19 @@ impl Ring for SplitRing {
         self.start();
     }
 
+    fn reoffer(&mut self, _: u32) {
+        if self.broken.is_none() && !self.in_order {
+            reoffer::split(self);
+        }
+    }
+
     fn poisoned(&self) -> Option<Violation> {
         self.broken
     }
 
     fn follower(&self) -> Follower {
-        Follower::of_split(self.size, self.areas.used_idx, &self.memory)
+        let Areas { used_idx, used_flags, avail_event, avail_idx, .. } = self.areas;
+        let wish = SplitWish { used_flags, avail_event, avail_idx };
+        Follower::of_split(self.size, used_idx, wish, &self.memory)
     }
 }

@@ -1,0 +1,154 @@
+"""How the command line is read: which command, its options, and what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from virtnic._native import __version__
+from virtnic.cli.status import EXIT_STATUSES, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["COMMANDS", "parse"]
+
+#: The commands by name, with what the list says of each. Its module has the name too.
+COMMANDS = {
+    "demo": "take a DHCP lease, resolve and ping the gateway, and say how at each step",
+    "ping": "ping an address through a port",
+    "probe": "list PCI devices, BARs, capabilities and virtio features",
+    "doctor": "check QEMU, accelerators, hugepages, permissions and kernel modules",
+    "forward": "forward between two ports, or reflect by one",
+    "generate": "send frames at a rate",
+    "drop": "receive frames, count and forget them",
+    "watch": "print what happens to ports: links, backends, QEMU",
+    "qemu-args": "the command line of a QEMU that somebody else starts, in another container",
+    "help": "this list, or with the name of a command what that does",
+}
+
+DESCRIPTION = """\
+A real virtio-net NIC for this process, without a virtual machine: it drives the
+virtio-net device of a QEMU whose processor never runs, and shares its packet memory.
+"""
+
+EXAMPLES = f"""\
+examples:
+  virtnic doctor                         what this machine has, and what is missing
+  virtnic demo                           a DHCP lease, ARP and ping, step by step
+  virtnic ping 10.0.2.2                  ping through QEMU's user-mode network
+  virtnic ping 10.0.0.1 --netdev tap,ifname=tap0,script=no --address 10.0.0.2/24
+  virtnic probe --json                   the PCI bus and the virtio features
+  virtnic forward --port tap,ifname=tap0 --port tap,ifname=tap1
+  virtnic qemu-args --directory /run/virtnic
+                                         how to start a QEMU for us in another container
+
+{EXIT_STATUSES}
+`virtnic COMMAND --help` explains a command and its options. --json and -v stand before the
+command or after it.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose usage errors are one line, or JSON where JSON was asked for."""
+
+    wants_json = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read words; those of a command that it does not know are its own mistake to tell."""
+        if self._subparsers is None:
+            self.check_options(args)  # first: the value of a wrong one is taken for another's
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if not hasattr(found, "parser"):
+            found.parser = self  # the command's: it reads before the whole has been read
+        return found, unknown
+
+    def check_options(self, words: Sequence[str]) -> None:
+        """Refuse options that there are not, with one that may have been meant."""
+        known = self._option_string_actions
+        for word in words:
+            if word == "--":
+                break
+            name = word.partition("=")[0]
+            if name.startswith("--") and not any(each.startswith(name) for each in known):
+                self.error(f"there is no option {name}{did_you_mean([name], known)}")
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line, and exit."""
+        if Parser.wants_json:
+            from virtnic.cli.output import Output
+
+            Output(json=True).error("UsageError", message)
+        else:
+            advice = " Try" if message.endswith("?") else "; try"
+            sys.stderr.write(f"{self.prog}: {message}{advice} `{self.prog} --help`\n")
+        raise SystemExit(Status.USAGE)
+
+
+def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
+    """Return a question that ends a message about words that nobody knows; or nothing."""
+    import difflib  # for those who make mistakes
+
+    names = list(known)
+    found = [difflib.get_close_matches(word, names, 1, 0.6) for word in words]
+    likely = [names[0] for names in found if names]
+    return f"; did you mean {' and '.join(likely)}?" if likely else ""
+
+
+def _build(chosen: str | None) -> Parser:
+    """Build the parser with every command, of which only the chosen one has its options."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="virtnic", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"virtnic {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", required=True, parser_class=Parser
+    )
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, formatter_class=raw)
+        if name == chosen:
+            _module(name).add(command)
+    return parser
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"virtnic.cli.{name.replace('-', '_')}")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; exit where it is wrong, or asks for help."""
+    Parser.wants_json = "--json" in words
+    words = _in_order(words)
+    if words and words[0] == "help":
+        words = [word for word in words[1:] if not _is_common(word) and word != "help"][:1]
+        words = [*words, "--help"]
+    chosen = words[0] if words and words[0] in COMMANDS else None
+    parser = _build(chosen)
+    if not words or all(map(_is_common, words)):
+        parser.print_help()
+        raise SystemExit(Status.OK)
+    if chosen is None and not words[0].startswith("-"):
+        parser.error(f"there is no command {words[0]!r}{did_you_mean(words[:1], COMMANDS)}")
+    if chosen is None:
+        parser.check_options(words[:1])
+    arguments = parser.parse_args(words)
+    check = getattr(arguments, "check", None)
+    wrong = check(arguments) if check is not None else None
+    if wrong is not None:
+        arguments.parser.error(wrong)
+    return arguments
+
+
+def _in_order(words: Sequence[str]) -> list[str]:
+    """Put options that every command has behind the command, where they are read."""
+    first = next((at for at, word in enumerate(words) if not _is_common(word)), len(words))
+    return [*words[first : first + 1], *words[:first], *words[first + 1 :]]
+
+
+def _is_common(word: str) -> bool:
+    return word in ("--json", "--verbose") or (
+        word.startswith("-v") and not word.strip("v").strip("-")
+    )

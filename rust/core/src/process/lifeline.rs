@@ -1,0 +1,107 @@
+//! A pipe that ends all children when this process does, whoever they run as.
+//!
+//! The parent-death signal is sent in the name of the parent as it dies: one that has dropped
+//! its privileges since may not signal the children that it started with them, and they stay for
+//! ever. The owner of a descriptor is signalled in the name of whoever became its owner
+//! (fcntl(2), "F_SETOWN"), and a child does that for itself. So each child has the reading end
+//! of a pipe open that signals its process group when the last writing end is closed, which is
+//! ours: one descriptor, however many children there are.
+
+use rustix::fs::{Mode, fchmod};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Until then the end of one reader signalled all the others (Linux 0ddad21d3e99).
+const KERNEL: (u32, u32) = (5, 6);
+const NONE: RawFd = -1;
+
+/// The writing end, for a forked child to close its copy.
+static WRITER: AtomicI32 = AtomicI32::new(NONE);
+
+/// The writing end, which lives as long as the process, by the name that a child opens it by.
+#[derive(Debug)]
+pub(super) struct Lifeline(Option<CString>);
+
+impl Lifeline {
+    /// One for all children of this process. Where there is none, children still have the
+    /// parent-death signal.
+    pub(super) fn new() -> Self {
+        let made = kernel().is_some_and(|version| version >= KERNEL).then(|| {
+            let (_reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            // A child that is started as another user opens it as well.
+            fchmod(&writer, Mode::from_raw_mode(0o666))?;
+            Ok(writer)
+        });
+        match made {
+            Some(Ok(writer)) => {
+                let writer: OwnedFd = writer;
+                let name = CString::new(format!("/proc/self/fd/{}", writer.as_raw_fd())).ok();
+                WRITER.store(writer.into_raw_fd(), Ordering::Relaxed);
+                Self(name)
+            }
+            Some(Err::<_, rustix::io::Errno>(e)) => {
+                log::debug!("children get no pipe that tells of our end: {e}");
+                Self(None)
+            }
+            None => Self(None),
+        }
+    }
+
+    pub(super) fn name(&self) -> Option<CString> {
+        self.0.clone()
+    }
+}
+
+/// Has this process group killed when the pipe's writing end is closed. In a child that leads
+/// its group, before exec: no allocation. Without /proc there is nothing to do.
+pub(super) fn hold(name: &CStr) {
+    // Not close-on-exec: the program holds it without knowing.
+    // SAFETY: the name is a C string, and the descriptor is handed to no one.
+    unsafe {
+        let reader = libc::open(name.as_ptr(), libc::O_RDONLY | libc::O_NONBLOCK);
+        if reader >= 0 {
+            libc::fcntl(reader, libc::F_SETOWN, -libc::getpid());
+            libc::fcntl(reader, F_SETSIG, libc::SIGKILL);
+            libc::fcntl(reader, libc::F_SETFL, libc::O_NONBLOCK | libc::O_ASYNC);
+        }
+    }
+}
+
+/// Asks for another signal than SIGIO: fcntl(2).
+const F_SETSIG: libc::c_int = 10;
+
+/// Closes a forked child's copy of the writing end: its parent's end counts, not its own.
+pub(super) fn let_go() {
+    let writer = WRITER.swap(NONE, Ordering::Relaxed);
+    if writer != NONE {
+        // SAFETY: it came from an OwnedFd that was given up for this, and is taken once.
+        drop(unsafe { OwnedFd::from_raw_fd(writer) });
+    }
+}
+
+/// The kernel's version: its first two numbers.
+fn kernel() -> Option<(u32, u32)> {
+    let uname = rustix::system::uname();
+    version(uname.release().to_str().ok()?)
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_compared_as_numbers() {
+        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
+        assert_eq!(version("5.4.0-42-generic"), Some((5, 4)));
+        assert_eq!(version("4.18"), Some((4, 18)));
+        assert_eq!(version("unknown"), None);
+        assert!(Some((5, 10)) > Some(KERNEL));
+    }
+}
