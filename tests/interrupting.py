@@ -20,7 +20,7 @@ from typing import Any
 import virtnic
 
 #: How many interruptions of each operation are tried; 0 for every moment that there is.
-TRIES = int(os.environ.get("VIRTNIC_INTERRUPTIONS", "16"))
+TRIES = int(os.environ.get("VIRTNIC_INTERRUPTIONS", "12"))
 
 _OURS = str(Path(virtnic.__file__).parent)
 

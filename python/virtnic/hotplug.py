@@ -10,7 +10,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from virtnic._native import EventFd, PortClosed, QemuDied, QemuError
+from virtnic._native import EventFd, PortClosed, QemuDied, QemuError, VirtnicError
 from virtnic.events import Event, Events, Feed, tell_link
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
@@ -47,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 #: BAR of an ivshmem device that is the shared memory (QEMU: docs/specs/ivshmem-spec).
 _SHARED_MEMORY_BAR = 2
+#: What says itself how a call ended, also where the Qemu was closed meanwhile.
+_SPEAKING = (VirtnicError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @dataclass(slots=True, eq=False)
@@ -408,9 +410,12 @@ class Qemu(Machine):
                     self._feed.watch_backend(port, backend, self.monitor.loop)
                 self._follow_peer(port)
                 attachment.port = port
-            except BaseException:
+            except BaseException as error:
                 attachment.leaving = True
                 self._let_go(attachment)
+                if self._closed and not isinstance(error, _SPEAKING):
+                    # By a signal handler in the middle of this, perhaps: it can look like anything.
+                    raise QemuError("this Qemu was closed while a port was attached") from error
                 raise
         if (trouble := trouble_at_open(port)) is not None:
             _log.warning("%s", trouble)

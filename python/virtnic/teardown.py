@@ -78,14 +78,17 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
     done.acquire()
     results: list[T] = []
     errors: list[BaseException] = []
+    over = False
 
     def run() -> None:
+        nonlocal over
         if claim.acquire(blocking=False):
             try:
                 results.append(function())
             except BaseException as error:
                 errors.append(error)
             finally:
+                over = True
                 done.release()
 
     interruption = None
@@ -103,7 +106,8 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
         try:
             if hurry is not None:
                 hurry()
-            done.acquire()
+            if not over:  # else it may have been waited for
+                done.acquire()
             raise interruption
         finally:
             interruption = None  # an exception that holds this frame, which holds the exception

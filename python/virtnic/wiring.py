@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -149,6 +150,8 @@ def _take_vectors(
 
 
 def _give_vectors(server: IvshmemServer, vectors: list[int]) -> None:
-    while vectors:
-        server.give_vector(vectors[-1])
-        vectors.pop()
+    for vector in vectors.copy():
+        if vector in vectors:  # a signal handler may be here, too
+            server.give_vector(vector)
+        with contextlib.suppress(ValueError):
+            vectors.remove(vector)
