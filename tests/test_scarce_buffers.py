@@ -288,3 +288,19 @@ def test_the_stack_goes_on_when_buffers_come_back(open_port: Open) -> None:
         stack.poll(PATIENCE)
     asker.join()
     assert answered.is_set()
+
+
+def test_transmitting_leaves_jumbo_buffers_for_receiving(qemu_command: str, scratch: Path) -> None:
+    """A quarter of them, which long frames that come in are put together in."""
+    path = scratch / "jumbo"
+    memory = virtnic.Memory("4M", hugepages=None, jumbo_buffers=8)
+    with Backend(path) as backend, virtnic.open(f"vhost-user,path={path}", memory=memory) as port:
+        backend.wait_up()
+        long = numbered(SOURCE, 1, 9000)
+        assert port.send([long] * 8) == 6
+        assert memory.jumbo_buffers_free == 2
+        assert not port.wait_writable(timeout=0.0)
+        assert len(backend.transmitted()) == 6
+        assert port.wait_writable(timeout=PATIENCE)
+        assert port.send([long]) == 1
+    path.unlink()

@@ -27,7 +27,7 @@
 //!   object that is being waited with: `changing` and `asking` know their owner and answer
 //!   `Busy`, and a port that is closed so, or by a loop's own progress function, is closed at the
 //!   end of the change or claim that it interrupted.
-//! - Threads of the core's own (`virtnic-qtest`, `virtnic-intx`, …) never want the interpreter.
+//! - Threads of the core's own (`virtnic-qtest`, `virtnic-intx`, `virtnic-buffers`, …) never want the interpreter.
 //!
 //! Builds with debug assertions check the border between the worlds: [`may_wait`] fails where a queue's
 //! lock is held. All tests of the core run so.
