@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use virtnic::memory::{Iova, PageRequest, PageSize, Placement, Pool, Region, RegionOptions};
 
-/// What the machine, or one NUMA node, has: (page size, total, free) for each size.
+/// Return what the machine, or one NUMA node, has: (page size, total, free) for each size.
+///
+/// Raises ValueError when the node does not exist.
 #[pyfunction]
 #[pyo3(signature = (node=None))]
 pub(crate) fn hugepages(node: Option<u32>) -> PyResult<Vec<(usize, usize, usize)>> {
@@ -110,7 +112,7 @@ impl Memory {
     fn buffers_free(&self) -> usize {
         self.pool.free()
     }
-    /// Buffers for frames longer than `buffer_size`, in all.
+    /// Buffers for frames longer than ``buffer_size``, in all.
     #[getter]
     fn jumbo_buffers(&self) -> usize {
         self.pool.jumbo_count()
@@ -127,6 +129,9 @@ impl Memory {
     }
 
     /// Return the file's descriptor.
+    ///
+    /// Raises ValueError where it was closed: :func:`virtnic.open` keeps none of a memory that
+    /// it makes.
     fn fileno(&self) -> PyResult<RawFd> {
         self.region.file().map(|file| file.as_raw_fd()).map_err(to_py)
     }
