@@ -7,7 +7,6 @@ use crate::port::{NetPort, ask, receives};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::os::fd::{AsFd, AsRawFd};
 use virtnic::net::{Coalescing, QueuePair};
 
 /// One queue pair of a port.
@@ -66,11 +65,11 @@ impl NetQueue {
     }
 
     fn fileno(&self) -> PyResult<i32> {
-        Ok(self.pair().arm().map_err(to_py)?.as_fd().as_raw_fd())
+        self.pair().arm().and_then(|event| event.lend()).map_err(to_py)
     }
 
     fn tx_fileno(&self) -> PyResult<i32> {
-        Ok(self.pair().arm_tx().map_err(to_py)?.as_fd().as_raw_fd())
+        self.pair().arm_tx().and_then(|event| event.lend()).map_err(to_py)
     }
 
     #[pyo3(signature = (timeout = None))]
