@@ -1,4 +1,4 @@
-"""What is closed holds no descriptors, whoever keeps the objects; and who waits is woken by the end.
+"""What is closed holds no descriptors, whoever keeps the objects; who waits is woken by the end.
 
 Without the collector: what is given back is given back by closing alone.
 """
@@ -48,7 +48,7 @@ def held() -> dict[str, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")
+            found[name] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
         except FileNotFoundError:  # that of the listing
             continue
     return found

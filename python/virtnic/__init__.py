@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import _virtnic  # noqa: F401 - first: from here on Ctrl-C ends `python -m virtnic` in silence
+
+# isort: split
 import importlib
 import os
 from typing import TYPE_CHECKING, Any

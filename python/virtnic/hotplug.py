@@ -150,9 +150,14 @@ class Qemu(Machine):
         self._wiring: Wiring | None = None
         #: Whether nobody else has the memory: its file goes with this Qemu.
         self._owns_memory = memory is None
-        super().__init__(
-            Memory() if memory is None else memory, restartable=bool(recover), **options
-        )
+        try:
+            super().__init__(
+                Memory() if memory is None else memory, restartable=bool(recover), **options
+            )
+        except BaseException:
+            if not getattr(self, "_is_over", True):
+                self.close()  # it was started, and interrupted before it could be had
+            raise
 
     def _started(self) -> None:
         self.on_death(self._feed.died)
