@@ -49,10 +49,14 @@ def _looks(code: CodeType) -> frozenset[int]:
 
 
 def _goes_on(frame: FrameType) -> bool:
-    """Whether a coroutine or generator goes on: mostly signals are not looked at there."""
+    """Whether a coroutine or generator goes on: mostly signals are not looked at there.
+
+    Nor where one that is given up is closed, which is traced as if it were called.
+    """
     code = frame.f_code.co_code
     at = max(frame.f_lasti, 0)
-    return dis.opname[code[at]] == "RESUME" and code[at + 1] & 3 >= 1
+    name = dis.opname[code[at]]
+    return name == "YIELD_VALUE" or (name == "RESUME" and code[at + 1] & 3 >= 1)
 
 
 def _ctrl_c() -> None:

@@ -13,15 +13,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 import virtnic
+from waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from peers.testpmd import Testpmd
 
 #: Of a port with a QEMU of its own: QMP, QTest, and the interrupts of a queue pair and of the
 #: configuration.
 OPENED = 5
 #: Of one more port of a QEMU: those interrupts.
 ATTACHED = 3
+#: Of one with a vhost-user backend: five eventfds to be told and to kick by, two connections, and of
+#: the thread between them two eventfds and a directory.
+VHOST_USER = 10
 #: Of a QEMU: QMP, QTest, the ivshmem server's connection and the memory.
 QEMU = 4
 
@@ -76,7 +82,6 @@ def test_a_port_of_open_costs_five(qemu_command: str) -> None:
         with virtnic.open("user", size="1M") as port:
             assert count() - before == OPENED
             assert port.interrupts == "msix"
-        del port  # who waits on its descriptors learns that it is closed, so it keeps them
         assert count() == before
 
 
@@ -105,8 +110,21 @@ def test_an_attached_port_costs_three(qemu_command: str) -> None:
                 port.close()
             ports += [qemu.attach("user") for _ in range(2)]
             assert count() - before == QEMU + 5 * ATTACHED
+        assert count() == before + 1  # the memory is ours, and its file with it
         del ports, port, qemu
         assert count() == before
+
+
+def test_a_vhost_user_port_costs_ten(qemu_command: str, testpmd: Callable[..., Testpmd]) -> None:
+    with virtnic.Qemu(virtnic.Memory("64M", hugepages=None)) as qemu:
+        backend = testpmd(ports=3)
+        before = count()
+        ports = [qemu.attach(f"vhost-user,path={path}") for path in backend.sockets]
+        # The backend is kicked from when QEMU has told it how.
+        assert eventually(lambda: count() - before == 3 * VHOST_USER), count() - before
+        for port in ports:
+            port.close()
+        assert count() - before == 3  # the next ports' vectors
 
 
 def test_vectors_come_while_qemu_runs(qemu_command: str) -> None:

@@ -77,6 +77,72 @@ def starving(limit: str, steps: int, *, user: int = os.geteuid()) -> None:
     assert "Traceback" not in done.stderr
 
 
+MEMORY = """
+import gc, os, resource, virtnic
+
+gc.disable()
+SMALL = {"hugepages": None, "jumbo_buffers": 0}
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+memory = virtnic.Memory("16M", **SMALL)
+qemu = virtnic.Qemu(memory)
+
+def held():
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+def starve(more):
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+
+def feed():
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+for _ in range(2):
+    with qemu.attach("user"), virtnic.open("user", memory=memory):
+        pass
+before = held()
+failures = {}
+for name, call in {
+    "Memory": lambda: virtnic.Memory("8M", **SMALL),
+    "open": lambda: virtnic.open("user", memory=memory),
+    "Qemu": lambda: virtnic.Qemu(memory),
+    "attach": lambda: qemu.attach("user"),
+}.items():
+    for more in (0, 16 << 10, 1 << 20, 6 << 20):
+        made = None
+        starve(more)
+        try:
+            made = call()
+        except (MemoryError, OSError, virtnic.VirtnicError) as error:
+            feed()
+            failures.setdefault(name, set()).add(type(error).__name__)
+        feed()
+        if name != "Memory" and made is not None:
+            made.close()
+        made = None
+        assert qemu.nics == [], (name, more)
+        with qemu.attach("user") as port:
+            assert port.link
+        assert held()[0] == before[0] and held()[1] <= before[1], (name, more, held(), before)
+assert failures["Memory"] == {"MemoryUnavailable"}, failures
+assert "open" in failures, failures
+qemu.close()
+"""
+
+
+def test_memory(qemu_command: str) -> None:
+    """Address space: for the packets, for a thread's stack, for objects."""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", MEMORY],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+
+
 def test_descriptors(qemu_command: str) -> None:
     starving("RLIMIT_NOFILE", 20)
 

@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import _virtnic  # noqa: F401 - first: from here on Ctrl-C ends `python -m virtnic` in silence
+
+# isort: split
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -183,6 +186,7 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
         raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
     machine = Qemu(Memory(**for_memory) if given is None else given, **for_qemu)
     try:
+        machine._owns_memory = given is None
         port = machine.attach(netdev, **options)
         machine.keep_little(memory=given is None)
         port._owns_qemu = True

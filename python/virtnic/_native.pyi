@@ -13,6 +13,7 @@ __all__ = [
     "Burst",
     "Child",
     "CommandRefused",
+    "Descriptor",
     "DeviceError",
     "EventFd",
     "Interposer",
@@ -165,12 +166,34 @@ class Memory:
         """Return the offset of a device's address. Raises ValueError outside the file."""
 
 @final
+class Descriptor:
+    """A descriptor that is open as long as this object lives: for a wait in an event loop."""
+
+    def fileno(self) -> int:
+        """Return its number."""
+
+@final
 class EventFd:
     """A Linux eventfd (eventfd(2)), non-blocking."""
 
     def __new__(cls) -> Self: ...
     def fileno(self) -> int:
-        """Return the descriptor; ``select``, ``poll`` and asyncio can wait on it."""
+        """Return the descriptor, which is open until :meth:`close`; -1 after that.
+
+        ``select``, ``poll`` and asyncio can wait on it.
+        """
+    def lend(self) -> int:
+        """Return the descriptor, and keep it open for as long as this object lives.
+
+        After :meth:`close` it is readable for good. Raises OSError where there are no more.
+        """
+    def borrow(self) -> Descriptor:
+        """Return what keeps the descriptor open for the time of a wait; else as :meth:`lend`."""
+    def close(self) -> None:
+        """Signal it for good, and give the descriptor back unless it was lent.
+
+        That happens when nobody waits in :meth:`wait` or has borrowed it any more. Twice is fine.
+        """
     def signal(self) -> None:
         """Add one."""
     def drain(self) -> int:
@@ -660,16 +683,21 @@ class NetPort:
     def fileno(self) -> int:
         """Return an eventfd that is readable when ``recv`` would find frames or an error.
 
-        From the first call on, interrupts stay enabled between calls of ``recv``.
+        From the first call on, interrupts stay enabled between calls of ``recv``. It stays open,
+        and readable, for as long as this object lives, also when the port is closed.
         Raises ValueError when the port has no interrupts.
         """
+    def rx_descriptor(self) -> Descriptor:
+        """Return the same for one wait: a closed port gives it back when that is over."""
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
         After that it is readable again once half of the queue is free and, where there was none,
-        the memory has a buffer again, or when there is an error.
-        Raises ValueError when the port has no interrupts.
+        the memory has a buffer again, or when there is an error. It stays open as that of
+        :meth:`fileno`. Raises ValueError when the port has no interrupts.
         """
+    def tx_descriptor(self) -> Descriptor:
+        """Return the same for one wait: a closed port gives it back when that is over."""
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 

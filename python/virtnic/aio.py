@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import virtnic
 from virtnic._native import Burst, EventFd, PortClosed, QemuDied
-from virtnic.async_library import running
+from virtnic.async_library import readable, running
 from virtnic.ready import PAUSE, Readiness
 from virtnic.sending import BACKOFF, Pending
 from virtnic.teardown import Owner
@@ -113,7 +113,7 @@ class Opening(Owner):
             if port._owns_qemu:
                 port.qemu._made_at = self._made_at  # and not in this thread
             try:
-                port.fileno()  # a port without interrupts has none: ValueError
+                port.rx_descriptor()  # a port without interrupts has none: ValueError
             except BaseException:
                 port.close()
                 raise
@@ -173,7 +173,9 @@ class Port(Owner):
         """
         self.port = cast("BlockingPort", port)
         self._library = running()
-        self._fd = self.port.fileno()
+        # Not the numbers, which would keep the descriptors of a closed port open.
+        self._rx, self._tx = self.port.rx_descriptor, self.port.tx_descriptor
+        self._rx()
         self._receiving = self._library.lock()
         self._sending = self._library.lock()
 
@@ -187,7 +189,7 @@ class Port(Owner):
             await self._library.checkpoint()
             # From here on no pause between taking frames and returning them.
             while not (burst := self.port.recv(maximum)):
-                await self._library.readable(self._fd)
+                await readable(self._rx, self._library)
             return burst
         finally:
             self._receiving.release()
@@ -208,7 +210,7 @@ class Port(Owner):
             await self._library.checkpoint()
             pending = Pending(self.port, frames, offload)
             while not pending.push():
-                await self._library.readable(self.port.tx_fileno())
+                await readable(self._tx, self._library)
                 if pending.stuck:
                     await self._library.sleep(BACKOFF)
         finally:
@@ -324,8 +326,17 @@ class LinkChanges(Owner):
             event.signal()
 
         self._changes, self._event = changes, event
+        weak = weakref.ref(port)
+
+        def ended() -> None:
+            port = weak()
+            if port is None or port.closed:
+                event.close()  # with its port, whoever keeps this iterator
+            else:
+                event.signal()
+
         # Neither holds this object: an iterator that is dropped stops listening.
-        self._unsubscribe = weakref.finalize(self, port.subscribe(changed, event.signal))
+        self._unsubscribe = weakref.finalize(self, port.subscribe(changed, ended))
 
     def __aiter__(self) -> Self:
         return self
@@ -340,4 +351,4 @@ class LinkChanges(Owner):
                 raise PortClosed("the port is closed")
             if self._port.qemu.qtest.death is not None:
                 raise QemuDied(self._port._obituary())
-            await self._library.readable(self._event.fileno())
+            await readable(self._event.borrow, self._library)

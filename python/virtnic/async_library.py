@@ -11,14 +11,20 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Library", "running"]
+__all__ = ["Library", "readable", "running"]
 
 
 class Lock(Protocol):
     async def acquire(self) -> object: ...
     def release(self) -> None: ...
+
+
+class Descriptor(Protocol):
+    """It is open for as long as this object lives."""
+
+    def fileno(self) -> int: ...
 
 
 class Library(Protocol):
@@ -104,6 +110,15 @@ class _Trio:
 
     async def sleep(self, seconds: float) -> None:
         await self._trio.sleep(seconds)
+
+
+async def readable(borrow: Callable[[], Descriptor], library: Library | None = None) -> None:
+    """Wait until a descriptor is readable, which is open for as long as that takes.
+
+    The event loop looks at it after others had their turn, who may have closed what it is of.
+    """
+    borrowed = borrow()
+    await (library or running()).readable(borrowed.fileno())
 
 
 def running() -> Library:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Self
 
 from virtnic._native import EventFd, PortClosed
-from virtnic.async_library import running
+from virtnic.async_library import readable
 from virtnic.qemu.loop import Watch
 from virtnic.teardown import Owner
 from virtnic.vhost_user import quoting
@@ -94,8 +94,11 @@ class Events(Owner):
         return self._ended
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable while :meth:`wait` would not wait."""
-        return self._event.fileno()
+        """Return a descriptor that is readable while :meth:`wait` would not wait.
+
+        It stays open for as long as this iterator lives, also after its end.
+        """
+        return self._event.lend()
 
     def wait(self, timeout: float | None = None) -> Event | None:
         """Return the next event; None after the timeout (seconds), or when it has ended.
@@ -140,7 +143,7 @@ class Events(Owner):
     def _end(self) -> None:
         """Let it end after what is queued; the caller has the lock."""
         self._ended = True
-        self._event.signal()
+        self._event.close()  # who waits is woken
 
     def __iter__(self) -> Self:
         return self
@@ -167,7 +170,7 @@ class Events(Owner):
                 )
             self._awaited = True
             try:
-                await running().readable(self.fileno())
+                await readable(self._event.borrow)
             finally:
                 self._awaited = False
 

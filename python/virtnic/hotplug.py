@@ -148,9 +148,16 @@ class Qemu(Machine):
         self._attach_lock = threading.RLock()
         self._feed = Feed()
         self._wiring: Wiring | None = None
-        super().__init__(
-            Memory() if memory is None else memory, restartable=bool(recover), **options
-        )
+        #: Whether nobody else has the memory: its file goes with this Qemu.
+        self._owns_memory = memory is None
+        try:
+            super().__init__(
+                Memory() if memory is None else memory, restartable=bool(recover), **options
+            )
+        except BaseException:
+            if not getattr(self, "_is_over", True):
+                self.close()  # it was started, and interrupted before it could be had
+            raise
 
     def _started(self) -> None:
         self.on_death(self._feed.died)
@@ -488,7 +495,9 @@ class Qemu(Machine):
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for attachment in going:
             self._let_go(attachment)
-        self._wiring = None  # and with it the eventfds
+        self._wiring = None
+        if self._owns_memory:
+            self.memory.forget_file()
 
     def _let_go(self, attachment: Attachment) -> None:
         """Undo all that attaching did; what an interruption leaves of it, the next call undoes."""

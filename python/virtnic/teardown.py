@@ -28,6 +28,10 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+#: Seconds after which a thread that was started is asked for, which may never have begun.
+_BEGINS = 1.0
+
+
 class Teardown:
     """The steps that give back what something holds, last first.
 
@@ -97,7 +101,8 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
             _thread.start_new_thread(run, ())
         except RuntimeError:
             run()  # there can be no more threads
-        done.acquire()
+        while not done.acquire(timeout=_BEGINS):
+            run()  # there was no memory for the thread to begin with; where it has begun, nothing
     except BaseException as error:
         if claim.acquire(blocking=False):
             raise
@@ -116,6 +121,8 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
             raise errors[0]
         finally:
             errors.clear()
+    if not results:
+        raise MemoryError("there is no memory left, not even to say what failed")
     return results[0]
 
 

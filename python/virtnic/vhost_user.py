@@ -86,6 +86,7 @@ class Backend(Owner):
         self.path = socket.path
         #: What the backend signals for each pair: frames received, frames finished.
         self.events = [(EventFd(), EventFd()) for _ in range(queues)]
+        undo.add(self._close_events)
         if shared is None:
             directory = RunDirectory()
             undo.add(directory.close)
@@ -114,6 +115,12 @@ class Backend(Owner):
         self.spec = dataclasses.replace(
             spec, socket=VhostUserSocket(listen, server=False, wait=_QEMU_CONNECTS)
         )
+
+    def _close_events(self) -> None:
+        """Give their descriptors back, whoever keeps the port."""
+        for pair in self.events:
+            for event in pair:
+                event.close()
 
     def _process(self) -> str | None:
         """Return the name of the backend's process, where the kernel tells it."""

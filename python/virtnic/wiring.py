@@ -12,6 +12,8 @@ from virtnic.pci import MsixTable, doorbell_message
 from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from virtnic._native import IvshmemServer, QTest
     from virtnic.hotplug import Attachment
     from virtnic.pci import Function, PciBus
@@ -64,10 +66,12 @@ class Wiring:
         if attachment.interrupts == "none":
             return Wires()
         if attachment.interrupts == "intx":
-            attachment.line = EventFd()
+            own = [EventFd() for _ in range(2 + (2 * pairs if backend is None else 0))]
+            attachment.undo.add(lambda: _close_all(own))
+            attachment.line, config, *rest = own
             self.lead(attachment, function)
-            several = _pairs_of_events(pairs) if backend is None else backend.events
-            return Wires(events=(several, EventFd()), intx=attachment.line)
+            several = _in_pairs(rest) if backend is None else backend.events
+            return Wires(events=(several, config), intx=attachment.line)
         assert self._server is not None
         server = self._server
         wanted = vectors_of(pairs, backend)
@@ -79,7 +83,7 @@ class Wiring:
         config = events.pop()
         if backend is not None:
             return Wires(([(_NO_VECTOR, _NO_VECTOR)] * pairs, 0), (backend.events, config))
-        signalled = list(zip(events[::2], events[1::2], strict=True))
+        signalled = _in_pairs(events)
         numbers = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
         return Wires((numbers, 2 * pairs), (signalled, config))
 
@@ -135,8 +139,14 @@ def vectors_of(pairs: int, backend: Backend | None) -> int:
     return 2 * pairs + 1 if backend is None else 1
 
 
-def _pairs_of_events(count: int) -> list[tuple[EventFd, EventFd]]:
-    return [(EventFd(), EventFd()) for _ in range(count)]
+def _in_pairs(events: list[EventFd]) -> list[tuple[EventFd, EventFd]]:
+    return list(zip(events[::2], events[1::2], strict=True))
+
+
+def _close_all(events: Iterable[EventFd]) -> None:
+    """Give back the descriptors of a port that is over, whoever keeps it."""
+    for event in events:
+        event.close()
 
 
 def _take_vectors(

@@ -159,6 +159,8 @@ PORT: Table = {
     "subscribe": lambda port: port.subscribe(lambda _: None, lambda: None)(),
     "suspend": suspend,
     "tx_fileno": lambda port: port.tx_fileno(),
+    "rx_descriptor": lambda port: port.rx_descriptor(),
+    "tx_descriptor": lambda port: port.tx_descriptor(),
     "wait_ready": lambda port: port.wait_ready(0.001),
     "wait_writable": lambda port: port.wait_writable(0.001),
     "xstats": lambda port: port.xstats(),

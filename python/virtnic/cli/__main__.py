@@ -2,6 +2,6 @@
 
 import sys
 
-from virtnic.cli import main
+from _virtnic import main
 
 sys.exit(main())

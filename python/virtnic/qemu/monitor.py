@@ -94,7 +94,6 @@ class Monitor(Owner):
         self._on_end = on_end
         self._on_hang = on_hang
         self._listeners: list[tuple[frozenset[str] | None, EventCallback]] = []
-        self._lock = threading.RLock()
         #: Held while a descriptor is sent.
         self._sending = threading.RLock()
         self._close_lock = threading.RLock()
@@ -235,21 +234,20 @@ class Monitor(Owner):
         :meth:`execute`.
         """
         entry = (frozenset(names) if names else None, callback)
-        lock, listeners = self._lock, self._listeners
-        with lock:
-            listeners.append(entry)
+        # Without a lock, of which the loop's thread would wait for the end: a signal handler that
+        # interrupts this may close, and wait for that thread.
+        listeners = self._listeners
+        listeners.append(entry)
 
         def remove() -> None:
-            with lock, contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):
                 listeners.remove(entry)
 
         return remove
 
     def hand_over(self, successor: Monitor) -> None:
         """Let the monitor of the next QEMU call back those who listen to this one."""
-        with self._lock:
-            listeners, self._listeners = self._listeners, []
-        successor._lock, successor._listeners = self._lock, listeners
+        successor._listeners, self._listeners = self._listeners, []
 
     def close(self) -> None:
         """Disconnect. A second call finishes what the first did not."""
@@ -310,9 +308,7 @@ class Monitor(Owner):
         if not isinstance(message["event"], str) or not isinstance(message.get("data"), dict):
             _log.warning("QEMU sent something that is no event: %.200s", message)
             return
-        with self._lock:
-            listeners = list(self._listeners)
-        for names, callback in listeners:
+        for names, callback in self._listeners.copy():
             if names is not None and message["event"] not in names:
                 continue
             try:

@@ -296,9 +296,13 @@ class FaultyPort(Owner):
         if self._epoll is None:
             epoll = select.epoll()
             epoll.register(self._port.fileno(), select.EPOLLIN)
-            epoll.register(self._event.fileno(), select.EPOLLIN)
+            epoll.register(self._event.lend(), select.EPOLLIN)
             self._epoll = epoll
         return self._epoll.fileno()
+
+    def rx_descriptor(self) -> Self:
+        """Return what keeps ``fileno`` open, which is this port."""
+        return self
 
     def stats(self) -> dict[str, int]:
         """Return the wrapped port's counters, and those of :meth:`faults` as ``fault_…``."""
@@ -328,9 +332,9 @@ class FaultyPort(Owner):
             pump = self._pump
         if pump is not None and pump is not threading.current_thread():
             pump.join()
-        if self._epoll is not None:
-            self._epoll.close()
         self._port.close()
+        if self._epoll is None:
+            self._event.close()  # else somebody may wait for it, and learns the end by the port's
 
     def _check(self) -> None:
         if self._closed or self._port.closed:

@@ -24,6 +24,7 @@ from virtnic.testing.frames import Frames, send_all
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from virtnic._native import Descriptor
     from virtnic.sending import Frame
 
 __all__ = [
@@ -217,7 +218,11 @@ class ScriptedPort(Owner):
 
     def tx_fileno(self) -> int:
         """Return a descriptor that is always readable: whether there is room, ``send`` tells."""
-        return self._room_event.fileno()
+        return self._room_event.lend()
+
+    def tx_descriptor(self) -> Descriptor:
+        """Return it for one wait; see :meth:`virtnic.Port.tx_descriptor`."""
+        return self._room_event.borrow()
 
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Frames:
         """Return up to ``maximum`` frames that arrived; see :meth:`virtnic.Port.recv`."""
@@ -238,7 +243,11 @@ class ScriptedPort(Owner):
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when :meth:`recv` would find something."""
-        return self._event.fileno()
+        return self._event.lend()
+
+    def rx_descriptor(self) -> Descriptor:
+        """Return it for one wait; see :meth:`virtnic.Port.rx_descriptor`."""
+        return self._event.borrow()
 
     def stats(self) -> dict[str, int]:
         """Return packets, bytes, and frames that did not fit the ring."""
@@ -284,6 +293,8 @@ class ScriptedPort(Owner):
             self._event.signal()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        self._event.close()
+        self._room_event.close()
 
     def _check(self) -> None:
         """Raise what ended the port; the caller has the lock."""

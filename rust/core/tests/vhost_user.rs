@@ -135,7 +135,8 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     assert_eq!((kick.connected(), kick.lost()), (false, 1));
 
     let qemus = EventFd::new().unwrap();
-    let passed = trio.down(SET_VRING_KICK, 1, &[qemus.as_fd()]);
+    let qemus_fd = qemus.hold().unwrap();
+    let passed = trio.down(SET_VRING_KICK, 1, &[qemus_fd.as_fd()]);
     assert_eq!((passed.number(), passed.fds.len()), (1, 1));
     assert_eq!(qemus.drain(), 1, "what was published before is to be noticed");
     let backends = EventFd::from_fd(passed.fds.into_iter().next().unwrap()).unwrap();
@@ -155,8 +156,9 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
 
     // A new one takes the place of the old; a withdrawn one leaves none.
     let newer = EventFd::new().unwrap();
-    trio.down(SET_VRING_KICK, 1, &[qemus.as_fd()]);
-    trio.down(SET_VRING_KICK, 1, &[newer.as_fd()]);
+    let newer_fd = newer.hold().unwrap();
+    trio.down(SET_VRING_KICK, 1, &[qemus_fd.as_fd()]);
+    trio.down(SET_VRING_KICK, 1, &[newer_fd.as_fd()]);
     qemus.drain();
     newer.drain();
     doorbell.ring(1, 0);
@@ -164,7 +166,7 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     let passed = trio.down(SET_VRING_KICK, 1 | NO_FD, &[]);
     assert_eq!((passed.number(), passed.fds.len(), kick.connected()), (1 | NO_FD, 0, false));
 
-    trio.down(SET_VRING_KICK, 255, &[newer.as_fd()]);
+    trio.down(SET_VRING_KICK, 255, &[newer_fd.as_fd()]);
     assert!(trio.interposer.kick(255).unwrap().connected());
     trio.qemu.send(RESET_OWNER, 1, &[], &[]);
     trio.backend.next();
@@ -180,11 +182,12 @@ fn the_backend_interrupts_us_and_not_qemu() {
     let ours = event();
     let trio = Trio::new(&room, vec![Some(Arc::clone(&ours)), None]);
     let qemus = EventFd::new().unwrap();
+    let qemus_fd = qemus.hold().unwrap();
     // Also where QEMU withdraws its own, and where it never should have sent two.
     for (number, fds) in [
-        (0, vec![qemus.as_fd()]),
+        (0, vec![qemus_fd.as_fd()]),
         (NO_FD, vec![]),
-        (0, vec![qemus.as_fd(), qemus.as_fd()]),
+        (0, vec![qemus_fd.as_fd(), qemus_fd.as_fd()]),
         (0, vec![]),
     ] {
         let passed = trio.down(SET_VRING_CALL, number, &fds);
@@ -193,7 +196,7 @@ fn the_backend_interrupts_us_and_not_qemu() {
     }
     // None was asked for: QEMU's stays.
     for queue in [1, 2, 255] {
-        let passed = trio.down(SET_VRING_CALL, queue, &[qemus.as_fd()]);
+        let passed = trio.down(SET_VRING_CALL, queue, &[qemus_fd.as_fd()]);
         assert_eq!(passed.number(), queue);
         assert!(same_eventfd(passed.fds[0].as_fd(), &qemus));
         let passed = trio.down(SET_VRING_CALL, queue | NO_FD, &[]);
@@ -311,7 +314,8 @@ fn qemu_sees_that_the_backend_went_and_comes_again_when_it_is_back() {
     let ours = event();
     let mut trio = Trio::new(&room, vec![Some(Arc::clone(&ours))]);
     let qemus = EventFd::new().unwrap();
-    trio.down(SET_VRING_KICK, 0, &[qemus.as_fd()]);
+    let qemus_fd = qemus.hold().unwrap();
+    trio.down(SET_VRING_KICK, 0, &[qemus_fd.as_fd()]);
     let kick = trio.interposer.kick(0).unwrap();
     assert!(kick.connected());
 
@@ -332,7 +336,7 @@ fn qemu_sees_that_the_backend_went_and_comes_again_when_it_is_back() {
     trio.again(&room);
     assert!(trio.interposer.changed().drain() > 0);
     qemus.drain();
-    trio.down(SET_VRING_KICK, 0, &[qemus.as_fd()]);
+    trio.down(SET_VRING_KICK, 0, &[qemus_fd.as_fd()]);
     assert_eq!(qemus.drain(), 1, "buffers published meanwhile are noticed");
     let passed = trio.down(SET_VRING_CALL, 0, &[]);
     assert!(same_eventfd(passed.fds[0].as_fd(), &ours));
@@ -500,7 +504,8 @@ fn odd_notification_messages_are_passed_on_for_the_backend_to_judge() {
     let trio = Trio::new(&room, vec![Some(event())]);
     let kick = trio.interposer.kick(0).unwrap();
     let good = EventFd::new().unwrap();
-    trio.down(SET_VRING_KICK, 0, &[good.as_fd()]);
+    let good_fd = good.hold().unwrap();
+    trio.down(SET_VRING_KICK, 0, &[good_fd.as_fd()]);
     assert!(kick.connected());
     // No descriptor, two, or one that could block us or kill us with SIGPIPE.
     let (reader, writer) = std::io::pipe().unwrap();
@@ -509,25 +514,25 @@ fn odd_notification_messages_are_passed_on_for_the_backend_to_judge() {
     let file = files(1);
     for fds in [
         vec![],
-        vec![good.as_fd(), good.as_fd()],
+        vec![good_fd.as_fd(), good_fd.as_fd()],
         vec![writer.as_fd()],
         vec![socket.as_fd()],
         vec![file[0].as_fd()],
     ] {
-        trio.down(SET_VRING_KICK, 0, &[good.as_fd()]);
+        trio.down(SET_VRING_KICK, 0, &[good_fd.as_fd()]);
         let passed = trio.down(SET_VRING_KICK, 0, &fds);
         assert_eq!(passed.inodes(), fds.iter().map(inode).collect::<Vec<_>>());
         assert!(!kick.connected());
         kick.ring();
     }
     // Payloads of a wrong size name no queue.
-    trio.down(SET_VRING_KICK, 0, &[good.as_fd()]);
+    trio.down(SET_VRING_KICK, 0, &[good_fd.as_fd()]);
     let looked_into =
         [SET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL, SET_PROTOCOL_FEATURES, GET_VRING_BASE];
     trio.interposer.follow(0, Some(Arc::new(|| Some(1))));
     for request in looked_into {
         for payload in [&[][..], &[0; 3], &[0xff; 7], &[0xff; 9]] {
-            trio.qemu.send(request, 1, payload, &[good.as_fd()]);
+            trio.qemu.send(request, 1, payload, &[good_fd.as_fd()]);
             let passed = trio.backend.next();
             assert_eq!((passed.payload.as_slice(), passed.fds.len()), (payload, 1));
         }
@@ -544,6 +549,7 @@ fn noise() {
     let mut trio = Trio::new(&room, vec![Some(event()), None, Some(event())]);
     let file = files(3);
     let good = EventFd::new().unwrap();
+    let good_fd = good.hold().unwrap();
     let mut seed = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move || {
         seed ^= seed << 13;
@@ -562,7 +568,7 @@ fn noise() {
                 _ => frame(random() as u32 % 45, random() as u32 % 16, &payload),
             };
             let mut fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
-            fds.push(good.as_fd());
+            fds.push(good_fd.as_fd());
             fds.truncate(random() as usize % 5);
             if from.send_bytes(&bytes, &fds).is_err() {
                 break;

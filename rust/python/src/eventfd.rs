@@ -5,7 +5,7 @@ use crate::time::span;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::cell::RefCell;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtnic::{Error, Result};
@@ -82,6 +82,24 @@ pub(crate) fn raise(error: Error) -> PyErr {
     to_py(error)
 }
 
+/// A descriptor that is open as long as this lives: for a wait in an event loop.
+#[pyclass(frozen, module = "virtnic._native")]
+pub(crate) struct Descriptor(Arc<OwnedFd>);
+
+impl Descriptor {
+    pub(crate) fn of(event: &virtnic::notify::EventFd) -> PyResult<Self> {
+        event.borrow().map(Self).map_err(to_py)
+    }
+}
+
+#[pymethods]
+impl Descriptor {
+    /// Return its number.
+    fn fileno(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// A Linux eventfd (eventfd(2)), non-blocking.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct EventFd(Arc<virtnic::notify::EventFd>);
@@ -105,9 +123,24 @@ impl EventFd {
         virtnic::notify::EventFd::new().map(|event| Self(Arc::new(event))).map_err(to_py)
     }
 
-    /// Return the descriptor; ``select``, ``poll`` and asyncio can wait on it.
+    /// Return the descriptor, which is open until ``close``; -1 after that.
     fn fileno(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
+        self.0.number().unwrap_or(-1)
+    }
+
+    /// Return the descriptor, and keep it open for as long as this object lives.
+    fn lend(&self) -> PyResult<RawFd> {
+        self.0.lend().map_err(to_py)
+    }
+
+    /// Return what keeps the descriptor open for the time of a wait.
+    fn borrow(&self) -> PyResult<Descriptor> {
+        Descriptor::of(&self.0)
+    }
+
+    /// Signal it, and give the descriptor back unless it was lent.
+    fn close(&self) {
+        self.0.close();
     }
 
     /// Add one.

@@ -31,7 +31,7 @@ mod _native {
     #[pymodule_export]
     use super::engine::{drop, exchange, forward, generate, reflect, run};
     #[pymodule_export]
-    use super::eventfd::EventFd;
+    use super::eventfd::{Descriptor, EventFd};
     #[pymodule_export]
     use super::features::features_table;
     #[pymodule_export]

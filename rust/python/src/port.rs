@@ -2,7 +2,7 @@
 
 use crate::burst::Burst;
 use crate::errors::to_py;
-use crate::eventfd::EventFd;
+use crate::eventfd::{Descriptor, EventFd};
 use crate::frames::{self, raise};
 use crate::memory::Memory;
 use crate::qtest::QTest;
@@ -11,7 +11,6 @@ use crate::vhost_user::{Interposer, Served};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virtnic::net::{
@@ -408,7 +407,7 @@ impl NetPort {
     /// From the first call on, interrupts stay enabled between calls of ``recv``.
     /// Raises ValueError when the port has no interrupts.
     fn fileno(&self) -> PyResult<i32> {
-        Ok(self.port.arm().map_err(to_py)?.as_fd().as_raw_fd())
+        self.port.arm().and_then(|event| event.lend()).map_err(to_py)
     }
 
     /// Return an eventfd that is readable until ``send`` does not take all.
@@ -417,7 +416,15 @@ impl NetPort {
     /// the memory has a buffer again, or when there is an error.
     /// Raises ValueError when the port has no interrupts.
     fn tx_fileno(&self) -> PyResult<i32> {
-        Ok(self.port.arm_tx().map_err(to_py)?.as_fd().as_raw_fd())
+        self.port.arm_tx().and_then(|event| event.lend()).map_err(to_py)
+    }
+
+    fn rx_descriptor(&self) -> PyResult<Descriptor> {
+        Descriptor::of(self.port.arm().map_err(to_py)?)
+    }
+
+    fn tx_descriptor(&self) -> PyResult<Descriptor> {
+        Descriptor::of(self.port.arm_tx().map_err(to_py)?)
     }
 
     /// Wait until half of the transmit queue is free; False after the timeout.

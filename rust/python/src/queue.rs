@@ -7,7 +7,6 @@ use crate::port::{NetPort, ask, receives};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::os::fd::{AsFd, AsRawFd};
 use virtnic::net::{Coalescing, QueuePair};
 
 /// One queue pair of a port, usable from its own thread. Made by :meth:`NetPort.queue`.
@@ -74,12 +73,12 @@ impl NetQueue {
 
     /// Return its eventfd; as :meth:`NetPort.fileno`.
     fn fileno(&self) -> PyResult<i32> {
-        Ok(self.pair().arm().map_err(to_py)?.as_fd().as_raw_fd())
+        self.pair().arm().and_then(|event| event.lend()).map_err(to_py)
     }
 
     /// Return its transmit eventfd; as :meth:`NetPort.tx_fileno`.
     fn tx_fileno(&self) -> PyResult<i32> {
-        Ok(self.pair().arm_tx().map_err(to_py)?.as_fd().as_raw_fd())
+        self.pair().arm_tx().and_then(|event| event.lend()).map_err(to_py)
     }
 
     /// Wait until half of its transmit queue is free; as :meth:`NetPort.wait_writable`.

@@ -49,6 +49,8 @@ struct Talk {
     clients: Vec<Client>,
     /// What a client has to be given, while clients are expected.
     memory: Option<Arc<OwnedFd>>,
+    /// The server was closed: a vector that is not in use is closed, too.
+    ended: bool,
 }
 
 /// An interrupt vector. It stays: see the protocol.
@@ -56,6 +58,12 @@ struct Talk {
 struct Vector {
     event: Arc<EventFd>,
     used: Use,
+}
+
+impl Vector {
+    fn is_free(&self) -> bool {
+        self.used == Use::Free && self.event.number().is_some()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +168,7 @@ impl Server {
     /// How many vectors can be taken; `None`: as many as are wanted.
     pub fn left(&self) -> Option<usize> {
         let talk = lock(&self.talk);
-        let free = || talk.vectors.iter().filter(|v| v.used == Use::Free).count();
+        let free = || talk.vectors.iter().filter(|v| v.is_free()).count();
         (!talk.open()).then(free)
     }
 
@@ -220,12 +228,19 @@ impl Server {
             vector.used = to;
             vector.event.drain();
         }
+        lock(&self.talk).close_unused();
     }
 
-    /// Stops listening, ends the connections. Nothing in a forked child.
+    /// Stops listening, ends the connections, and closes the vectors: those in use when they are
+    /// given back. Nothing in a forked child.
     pub fn close(&self) {
         self.stop_listening();
         self.hang_up();
+        if self.home.is_here() {
+            let mut talk = lock(&self.talk);
+            talk.ended = true;
+            talk.close_unused();
+        }
     }
 }
 
@@ -250,9 +265,18 @@ impl Talk {
     fn begin(&mut self, memory: Arc<OwnedFd>) {
         self.clients.clear();
         self.memory = Some(memory);
+        self.ended = false;
         while self.vectors.pop_if(|vector| vector.used != Use::Taken).is_some() {}
         for vector in self.vectors.iter_mut().filter(|vector| vector.used == Use::Lost) {
             vector.used = Use::Free;
+        }
+    }
+
+    /// Closes the vectors of a closed server that nobody uses.
+    fn close_unused(&mut self) {
+        if self.ended {
+            let unused = self.vectors.iter().filter(|vector| vector.used != Use::Taken);
+            unused.for_each(|vector| vector.event.close());
         }
     }
 
@@ -262,7 +286,7 @@ impl Talk {
     }
 
     fn take(&mut self) -> Result<(u16, Arc<EventFd>)> {
-        let given_back = self.vectors.iter_mut().zip(0..).find(|(v, _)| v.used == Use::Free);
+        let given_back = self.vectors.iter_mut().zip(0..).find(|(v, _)| v.is_free());
         if let Some((vector, number)) = given_back {
             vector.used = Use::Taken;
             vector.event.drain();
@@ -345,6 +369,7 @@ impl Client {
     /// error ends the connection.
     fn tell(&mut self, talk: &Talk) -> Result<(), Errno> {
         loop {
+            let event;
             let message = match about(self.next, self.first) {
                 About::Version => Message::version(),
                 About::Client => Message::client(),
@@ -354,7 +379,10 @@ impl Client {
                     None => return Err(Errno::CONNABORTED),
                 },
                 About::Vector(number) => match talk.vectors.get(usize::from(number)) {
-                    Some(vector) => Message::vector(number, vector.event.as_fd()),
+                    Some(vector) => {
+                        event = vector.event.hold().ok_or(Errno::CONNABORTED)?;
+                        Message::vector(number, event.as_fd())
+                    }
                     None => return Ok(()),
                 },
             };
@@ -392,7 +420,8 @@ fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait, spare: &mut Option<E
             talk.clients.iter().map(|c| (Arc::clone(&c.socket), c.interest())).collect()
         };
         let events = {
-            let mut fds = vec![PollFd::new(&wait.wake, PollFlags::IN)];
+            let Some(wake) = wait.wake.hold() else { return };
+            let mut fds = vec![PollFd::new(&wake, PollFlags::IN)];
             // A descriptor that is not asked for anything still reports errors,
             // which a listening socket does not have.
             let asked = if accepting { PollFlags::IN } else { PollFlags::empty() };

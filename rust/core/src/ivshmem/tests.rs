@@ -192,12 +192,20 @@ fn a_client_hears_of_every_vector_that_comes_later() {
     assert_eq!(introduced(&next).0.len(), usize::from(MANY) + 3);
     assert_eq!(server.take_vector().unwrap().0, 2);
     // Without a connection there are those that were given back, and no more.
-    server.close();
+    server.stop_listening();
+    server.hang_up();
     server.give_vector(0);
     assert_eq!(server.left(), Some(1));
     assert_eq!(server.take_vector().unwrap().0, 0);
     let error = server.take_vector().unwrap_err();
     assert!(error.to_string().contains("virtnic.Qemu"), "{error}");
+    // At the end all are closed, those in use when they are given back.
+    let (first, second) = (server.vector(0).unwrap(), server.vector(1).unwrap());
+    server.give_vector(1);
+    server.close();
+    assert_eq!((first.number().is_some(), second.number()), (true, None));
+    server.give_vector(0);
+    assert_eq!((first.number(), server.left()), (None, Some(0)));
 }
 
 #[test]

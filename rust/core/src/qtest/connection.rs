@@ -4,7 +4,7 @@ use super::clock::Clock;
 use super::pipeline::{End, Pipeline, Signal, Ticket};
 use super::wire::{Answer, Command, Splitter, parse};
 use crate::locks::may_wait;
-use crate::notify::EventFd;
+use crate::notify::{Descriptor, EventFd};
 use crate::process::{Home, background};
 use crate::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -29,8 +29,9 @@ impl Signal for EventFd {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) home: Home,
-    /// Reading blocks, in the reading thread only; writing never does.
-    socket: OwnedFd,
+    /// Reading blocks, in the reading thread only; writing never does. It goes with the connection,
+    /// whoever still refers to this.
+    socket: Descriptor,
     pub(super) pipeline: Pipeline<EventFd>,
     pub(super) clock: Clock,
     pub(super) timeout: Duration,
@@ -48,7 +49,7 @@ impl Connection {
             .map_err(|e| Error::os("setting up the QTest socket", e))?;
         let connection = Arc::new(Self {
             home: Home::here(),
-            socket,
+            socket: Descriptor::new(socket),
             pipeline: Pipeline::new(),
             clock: Clock::default(),
             timeout,
@@ -62,10 +63,12 @@ impl Connection {
 
     /// Reads until the end.
     fn read(&self) {
+        // As long as this thread reads: its number is no other's meanwhile.
+        let Some(socket) = self.socket.share() else { return };
         let mut splitter = Splitter::default();
         let mut buffer = [0; 4096];
         let why = loop {
-            let count = match recv(&self.socket, &mut buffer[..], RecvFlags::empty()) {
+            let count = match recv(&socket, &mut buffer[..], RecvFlags::empty()) {
                 Ok((_, 0)) => break "QEMU closed the QTest socket (it ended or crashed)".into(),
                 Ok((_, count)) => count.min(buffer.len()),
                 Err(Errno::INTR) => continue,
@@ -97,8 +100,9 @@ impl Connection {
             log::info!("the QTest connection ended: {why}");
         }
         self.clock.stop();
-        // Wakes the reading thread, and a writer in poll.
-        let _ = shutdown(&self.socket, Shutdown::Both);
+        // Wakes the reading thread, and a writer in poll, who close it when they go.
+        let _ = self.socket.with(|socket| shutdown(socket, Shutdown::Both));
+        self.socket.take(|| true);
     }
 
     /// When the patience with one call that starts now is over.
@@ -215,11 +219,17 @@ impl Connection {
     /// the thread that reads it.
     fn write_now(&self, lines: &[u8]) -> usize {
         loop {
-            match send(&self.socket, lines, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match self.send(lines) {
                 Err(Errno::INTR) => {}
                 other => return other.unwrap_or(0),
             }
         }
+    }
+
+    #[inline]
+    fn send(&self, lines: &[u8]) -> Result<usize, Errno> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        self.socket.with(|socket| send(socket, lines, flags))
     }
 
     /// Writes everything; an error says how much was written.
@@ -227,7 +237,7 @@ impl Connection {
         may_wait("the QTest socket");
         let mut written = 0;
         while let Some(rest) = lines.get(written..).filter(|rest| !rest.is_empty()) {
-            match send(&self.socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match self.send(rest) {
                 Ok(count) => written += count,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
@@ -236,11 +246,13 @@ impl Connection {
                         let text = "QEMU does not read its QTest socket; its main loop is blocked or stopped";
                         return Err((written, Error::Timeout(text.into())));
                     }
-                    let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+                    // Where it has ended, the next attempt says so.
+                    let Some(socket) = self.socket.share() else { continue };
+                    let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
                     // An interrupted or failed poll is tried again, until the deadline.
                     let _ = poll(&mut fds, crate::notify::timespec(left).as_ref());
                 }
-                Err(Errno::PIPE | Errno::CONNRESET) => {
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::BADF) => {
                     let text = "QEMU closed the QTest socket (it ended or crashed)";
                     return Err((0, Error::QemuDied(text.into())));
                 }

@@ -296,8 +296,8 @@ impl Interposer {
         }
     }
 
-    /// Ends the connections and the thread, and removes the socket files. Closing twice is
-    /// fine. Nothing in a forked child.
+    /// Ends the connections and the thread, and removes the socket files; nothing that was open
+    /// is, whoever keeps this. Closing twice is fine. Nothing in a forked child.
     pub fn close(&self) {
         if !self.home.is_here() {
             return;
@@ -309,6 +309,9 @@ impl Interposer {
             let _ = handle.join();
             self.shared.disconnected();
         }
+        drop(self.take_first());
+        self.shared.stop.close();
+        self.shared.changed.close();
     }
 }
 

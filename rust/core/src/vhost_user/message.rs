@@ -1,6 +1,5 @@
 //! What a vhost-user message is (QEMU: `docs/interop/vhost-user.rst`, "Message specification").
 
-use crate::notify::EventFd;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -69,14 +68,14 @@ pub(super) mod request {
 #[derive(Debug)]
 pub(super) enum Fd {
     Passing(OwnedFd),
-    Ours(Arc<EventFd>),
+    Ours(Arc<OwnedFd>),
 }
 
 impl AsFd for Fd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Passing(fd) => fd.as_fd(),
-            Self::Ours(event) => event.as_fd(),
+            Self::Ours(fd) => fd.as_fd(),
         }
     }
 }

@@ -143,7 +143,8 @@ impl Relay {
                 link.deadline()
             }
         };
-        let mut fds = vec![PollFd::new(&self.shared.stop, PollFlags::IN)];
+        let Some(stop) = self.shared.stop.hold() else { return Ok(None) };
+        let mut fds = vec![PollFd::new(&stop, PollFlags::IN)];
         let polled = watched.map(|one| match one {
             Some((fd, interest)) if interest != nothing => {
                 fds.push(PollFd::from_borrowed_fd(fd, interest));

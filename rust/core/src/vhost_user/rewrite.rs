@@ -130,9 +130,9 @@ impl Vrings {
             Some(Fd::Passing(fd)) if cannot_block(&fd) => match EventFd::from_fd(fd) {
                 Ok(event) => {
                     let event = Arc::new(event);
-                    kick.connect(Arc::clone(&event));
+                    message.fds.extend(event.hold().map(Fd::Ours));
+                    kick.connect(event);
                     self.learnt.fetch_add(1, Ordering::Relaxed);
-                    message.fds.push(Fd::Ours(event));
                 }
                 // The backend misses it, and says so to QEMU.
                 Err(error) => log::warn!("the kick of queue {index} is lost: {error}"),
@@ -157,9 +157,11 @@ impl Vrings {
     fn replace_call(&self, message: &mut Message) {
         let Some(number) = message.number() else { return };
         let index = number & 0xff;
-        if let Some(Some(call)) = self.calls.get(index as usize) {
+        if let Some(Some(call)) = self.calls.get(index as usize)
+            && let Some(call) = call.hold()
+        {
             message.set_number(number & !NO_FD);
-            message.fds = vec![Fd::Ours(Arc::clone(call))];
+            message.fds = vec![Fd::Ours(call)];
             self.replaced.fetch_add(1, Ordering::Relaxed);
         }
     }

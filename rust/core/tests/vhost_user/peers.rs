@@ -274,7 +274,7 @@ impl Trio {
         const SET_VRING_KICK: u32 = 12;
         for ring in 0..2 {
             let event = EventFd::new().unwrap();
-            self.down(SET_VRING_KICK, ring, &[event.as_fd()]);
+            self.down(SET_VRING_KICK, ring, &[event.hold().unwrap().as_fd()]);
         }
         let asked = self.backend.next();
         assert_eq!((asked.request, asked.flags, asked.payload.len()), (1, 1, 0));

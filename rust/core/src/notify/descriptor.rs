@@ -1,0 +1,114 @@
+//! A descriptor that is given back while others still refer to it.
+
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, PoisonError, RwLock, TryLockError};
+use std::time::Duration;
+
+/// So often, and with such pauses, [`Descriptor::take`] waits for those who are using it.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// An open descriptor, or none any more.
+///
+/// An object that has ended may be kept for long: by a variable, an exception, a reference cycle. What
+/// it has of the kernel goes when it ends, not when it is forgotten. A use costs an uncontended
+/// lock, which nobody waits for: users share it, and [`Self::take`] comes once.
+#[derive(Debug)]
+pub(crate) struct Descriptor(RwLock<Option<Arc<OwnedFd>>>);
+
+impl Descriptor {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self(RwLock::new(Some(Arc::new(fd))))
+    }
+
+    /// Uses it for a moment: for a call that does not wait. [`Errno::BADF`] where it is gone.
+    #[inline]
+    pub(crate) fn with<T>(
+        &self,
+        call: impl FnOnce(&OwnedFd) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(fd) => call(fd),
+            None => Err(Errno::BADF),
+        }
+    }
+
+    /// Keeps it open as long as the answer lives: for a wait. `None` where it is gone.
+    pub(crate) fn share(&self) -> Option<Arc<OwnedFd>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It is gone: closed now, or when the last who [shares](Self::share) it lets go.
+    ///
+    /// Where a peer holds somebody in a call that should not wait, it stays: see [`EventFd`](super::EventFd).
+    pub(crate) fn take(&self, when: impl FnOnce() -> bool) {
+        self.change(|fd| if when() { fd.take() } else { None });
+    }
+
+    /// There is one again, if there was none.
+    pub(crate) fn fill(&self, fd: OwnedFd) {
+        self.change(|old| match old {
+            Some(_) => Some(Arc::new(fd)),
+            None => {
+                *old = Some(Arc::new(fd));
+                None
+            }
+        });
+    }
+
+    /// What `change` returns is closed without the lock.
+    fn change(&self, change: impl FnOnce(&mut Option<Arc<OwnedFd>>) -> Option<Arc<OwnedFd>>) {
+        for _ in 0..TRIES {
+            let mut fd = match self.0.try_write() {
+                Ok(fd) => fd,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+            };
+            let old = change(&mut fd);
+            drop(fd);
+            drop(old);
+            return;
+        }
+        log::warn!("a descriptor was in use at the end, and stays open until its object goes");
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::io::{fcntl_getfd, write};
+
+    #[test]
+    fn it_is_closed_when_the_last_who_shares_it_lets_go() {
+        let descriptor = Descriptor::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let shared = descriptor.share().unwrap();
+        descriptor.take(|| false);
+        descriptor.with(|fd| fcntl_getfd(fd)).unwrap();
+        descriptor.take(|| true);
+        assert_eq!(descriptor.with(|fd| fcntl_getfd(fd)).unwrap_err(), Errno::BADF);
+        assert!(descriptor.share().is_none());
+        assert_eq!(
+            write(&shared, &1u64.to_ne_bytes()).unwrap(),
+            8,
+            "it is open where it is shared"
+        );
+        assert_eq!(Arc::strong_count(&shared), 1);
+    }
+
+    #[test]
+    fn a_use_that_does_not_end_keeps_it_open() {
+        let descriptor = Descriptor::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let inside = |fd: &OwnedFd| {
+            std::thread::scope(|scope| scope.spawn(|| descriptor.take(|| true)).join()).unwrap();
+            fcntl_getfd(fd)
+        };
+        descriptor.with(inside).unwrap();
+        assert!(descriptor.share().is_some());
+    }
+}
