@@ -598,6 +598,9 @@ class NetPort:
         legacy_io: tuple[int, int, bool] | None = None,
     ) -> None:
         """Go on with another device like the last one; for :class:`virtnic.Qemu` only."""
+    @property
+    def drops_long_frames(self) -> bool:
+        """Whether received frames were dropped, and counted, because no buffer holds them."""
     def refresh_link(self) -> bool:
         """Ask the device, and return whether the link is up."""
     @property

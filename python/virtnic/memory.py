@@ -68,8 +68,9 @@ class Memory(Owner, _native.Memory):
         Bytes of data that a packet buffer holds.
     jumbo_buffers
         How many buffers there shall be besides for longer frames, up to 64 KiB: to send them,
-        and to receive them where the feature MRG_RXBUF is in force. By default they take a
-        sixteenth of the memory, and there are none in less than 4 MiB.
+        and to receive them where the feature MRG_RXBUF is in force, as it is where QEMU moves
+        the frames. By default they take a sixteenth of the memory, and there are none in less
+        than 4 MiB.
 
     Raises ValueError, MemoryUnavailable, PermissionError.
 

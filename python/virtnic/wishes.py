@@ -12,13 +12,23 @@ from virtnic.qemu.netdevs import NETDEVS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from virtnic.memory import Memory
     from virtnic.qemu import Spec
     from virtnic.vhost_user import Backend
 
-__all__ = ["device_wishes", "offload_wishes", "one_of", "usual_size", "with_queues"]
+__all__ = [
+    "device_wishes",
+    "merge_wishes",
+    "offload_wishes",
+    "one_of",
+    "usual_size",
+    "with_queues",
+]
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.
 _MAX_QUEUES = 128
+#: The longest frame of a virtio-net device (VIRTIO, 5.1.6.3.1), and what QEMU makes room for.
+_LONGEST, _QEMU_BUFFER = 65_550, 68 << 10
 #: What a device can be asked to do to frames, and what may be left to do to received ones.
 _SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
 _RECEIVE_OFFLOADS = (
@@ -41,6 +51,20 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError for a value that is not allowed."""
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def merge_wishes(spec: Spec, memory: Memory, entries: int) -> dict[str, bool | None]:
+    """Return whether to ask for received frames to be spread over several buffers.
+
+    QEMU drops a frame that is longer than a buffer and tells nobody, unless it may do that; then
+    such frames are received, or counted. That costs a look at each header, of no weight where QEMU
+    moves the frames. A backend that polls the rings is many times faster: there it is left out.
+    """
+    if memory.buffer_size >= _LONGEST or not spec.kind.moves_frames(spec.options):
+        return {}
+    # In a ring that is too short for such a frame QEMU would wait for room for ever.
+    fits = min(entries or 256, memory.buffers) * memory.buffer_size >= _QEMU_BUFFER
+    return {"MRG_RXBUF": None} if fits else {}
 
 
 def device_wishes(

@@ -304,6 +304,10 @@ impl NetPort {
         let mut outcomes = self.port.outcomes().iter();
         outcomes.any(|outcome| outcome.offered && Features::bit(outcome.bit) == Features::STANDBY)
     }
+    #[getter]
+    fn drops_long_frames(&self) -> bool {
+        self.port.drops_long_frames()
+    }
     fn refresh_link(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let port = &slf.get().port;
         slf.py().detach(|| port.refresh_link()).map_err(|error| raise(slf, error))
