@@ -86,9 +86,9 @@ class Port(Owner, _native.NetPort):
         A port is open as soon as its device runs; what is behind it may take longer, and what is
         sent meanwhile vanishes, as on any wire. What is waited for depends on the netdev, see
         docs/netdevs.md: a stream's peer, a TAP that is up and known to be open, a vhost-user
-        backend that takes frames. For that a frame is sent to the port's own address, which no
-        switch passes on and an echoing backend gives back. Where nothing can be known, nothing is
-        waited for.
+        backend that takes frames. For that a frame is sent to the port's own address, with the type
+        0x9000: a learning switch keeps it, what passes all on passes it on too, and an echoing
+        backend gives it back. Where nothing can be known, nothing is waited for.
 
         Raises TimeoutError, which says what is missing, PortClosed, QemuDied, DeviceError.
         """

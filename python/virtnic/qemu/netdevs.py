@@ -223,7 +223,8 @@ NETDEVS: tuple[NetdevType, ...] = (
         interposed=True,
         peer="backend",
         ready="the link is up, and the backend has taken a frame: `wait_ready` sends one from the "
-        "port's address to itself, which no switch passes on and an echoing backend gives back",
+        "port's address to itself: a learning switch keeps it, what passes all on (testpmd's io "
+        "mode) passes it on too, and an echoing backend gives it back",
         moves_frames=lambda _options: False,
         note="Given as `vhost-user,path=SOCKET[,server=on][,wait=SECONDS]`; virtnic makes the "
         "chardev.",
