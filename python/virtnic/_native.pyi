@@ -106,6 +106,7 @@ class Memory:
         directory: str | None = None,
         buffer_size: int = 2048,
         jumbo_buffers: int | None = None,
+        jumbo_size: int | None = None,
     ) -> Self:
         """Make one. ``pages``: 0 for the largest that is free, else a page size in bytes.
 

@@ -7,17 +7,19 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+from virtnic.qemu import parse
 from virtnic.qemu.netdevs import NETDEVS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from virtnic.memory import Memory
-    from virtnic.qemu import Spec
+    from virtnic.qemu import Netdev, Spec
     from virtnic.vhost_user import Backend
 
 __all__ = [
     "device_wishes",
+    "jumbo_size",
     "merge_wishes",
     "offload_wishes",
     "one_of",
@@ -27,6 +29,8 @@ __all__ = [
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.
 _MAX_QUEUES = 128
+#: What a frame has besides an MTU's bytes: an Ethernet header and a VLAN tag.
+_ETHERNET = 18
 #: The longest frame of a virtio-net device (VIRTIO, 5.1.6.3.1), and what QEMU makes room for.
 _LONGEST, _QEMU_BUFFER = 65_550, 68 << 10
 #: What a device can be asked to do to frames, and what may be left to do to received ones.
@@ -51,6 +55,22 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError for a value that is not allowed."""
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def jumbo_size(netdev: Netdev, options: Mapping[str, Any], buffer_size: int) -> int | None:
+    """Return how large the jumbo buffers of a memory for one port need to be; None: for any frame.
+
+    ``options`` are those of its ``attach``. Where it may segment, frames are longer than its MTU.
+    """
+    spec, mtu = parse(netdev), (options.get("properties") or {}).get("host_mtu")
+    features = offload_wishes(spec, options.get("offload")) | (options.get("features") or {})
+    segments = re.compile("TSO|USO|UFO|ECN", re.IGNORECASE)
+    refused = {name for name, wish in features.items() if wish is False}
+    wanted = any(segments.search(name) for name in features.keys() - refused)
+    if wanted or not refused.issuperset(_SEND_OFFLOADS) or not str(mtu).isdecimal():
+        return None
+    longest = int(str(mtu)) + _ETHERNET
+    return longest if buffer_size < longest <= _LONGEST else None
 
 
 def merge_wishes(spec: Spec, memory: Memory, entries: int) -> dict[str, bool | None]:

@@ -23,6 +23,7 @@ fn pool_with(jumbos: usize) -> Arc<Pool> {
         directory: None,
         buffer_size: 2048,
         jumbo_buffers: Some(jumbos),
+        jumbo_size: None,
     };
     Region::new(&options).unwrap().pool()
 }
