@@ -38,8 +38,8 @@ impl Memory {
     #[new]
     #[pyo3(
         signature = (size, *, pages=0, iova=None, node=None, directory=None, buffer_size=2048,
-                     jumbo_buffers=None),
-        text_signature = "(size, *, pages=0, iova='va', node=None, directory=None, buffer_size=2048, jumbo_buffers=None)"
+                     jumbo_buffers=None, jumbo_size=None),
+        text_signature = "(size, *, pages=0, iova='va', node=None, directory=None, buffer_size=2048, jumbo_buffers=None, jumbo_size=None)"
     )]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
@@ -51,6 +51,7 @@ impl Memory {
         directory: Option<PathBuf>,
         buffer_size: usize,
         jumbo_buffers: Option<usize>,
+        jumbo_size: Option<usize>,
     ) -> PyResult<Self> {
         let options = RegionOptions {
             size,
@@ -60,6 +61,7 @@ impl Memory {
             directory,
             buffer_size,
             jumbo_buffers,
+            jumbo_size,
         };
         // Prefaulting takes its time.
         let region = py.detach(|| Region::new(&options)).map_err(to_py)?;

@@ -327,6 +327,11 @@ impl NetPort {
         let mut outcomes = self.port.outcomes().iter();
         outcomes.any(|outcome| outcome.offered && Features::bit(outcome.bit) == Features::STANDBY)
     }
+    /// Whether received frames were dropped, and counted, because no buffer holds them.
+    #[getter]
+    fn drops_long_frames(&self) -> bool {
+        self.port.drops_long_frames()
+    }
     /// Ask the device, and return whether the link is up.
     fn refresh_link(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let port = &slf.get().port;
