@@ -70,9 +70,10 @@ format: $(STAMPS)/tools ## Format the sources
 	$(BIN)/ruff check --fix --quiet
 
 .PHONY: docs
-docs: $(STAMPS)/extension ## Write docs/features.md and docs/netdevs.md from the tables in the sources
+docs: $(STAMPS)/extension ## Write docs/features.md, docs/netdevs.md and the docstrings of the stub from the sources
 	$(BIN)/python tests/features_page.py
 	$(BIN)/python tests/netdevs_page.py
+	$(BIN)/python tests/stub_docstrings.py
 
 ##@ Longer
 

@@ -3,46 +3,20 @@
 import ast
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import virtnic
-from virtnic import _native, aio, testing
+from stub_docstrings import at_run_time, described
+from virtnic import aio, testing
 
-STUB = Path(__file__).resolve().parents[1] / "python/virtnic/_native.pyi"
-
-
-def stubbed() -> Iterator[tuple[str, str]]:
-    """Yield each dotted name of the stub that has a docstring, and that."""
-    for node in ast.parse(STUB.read_text()).body:
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
-            continue
-        if text := ast.get_docstring(node):
-            yield node.name, text
-        for member in node.body:
-            if not isinstance(member, ast.FunctionDef) or member.name == "__new__":
-                continue  # a constructor is described by its class
-            if text := ast.get_docstring(member):
-                yield f"{node.name}.{member.name}", text
+STUBBED = [(name, ast.get_docstring(node)) for name, node in described()]
 
 
-STUBBED = list(stubbed())
-
-
-def found(name: str) -> object:
-    """Return what has a dotted name in the compiled module."""
-    thing: object = _native
-    for part in name.split("."):
-        thing = inspect.getattr_static(thing, part)
-    return thing
-
-
-@pytest.mark.parametrize(
-    ("name", "text"), list(stubbed()), ids=lambda value: value.split("\n")[0][:40]
-)
+@pytest.mark.parametrize(("name", "text"), STUBBED, ids=[name for name, _ in STUBBED])
 def test_the_stub_says_what_help_says(name: str, text: str) -> None:
-    assert inspect.getdoc(found(name)) == text
+    """`make docs` writes the stub's from those of the sources."""
+    assert at_run_time(name) == text
 
 
 def public(owner: object, prefix: str) -> Iterator[tuple[str, object]]:
