@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 OPENED = 5
 #: Of one more port of a QEMU: those interrupts.
 ATTACHED = 3
-#: Of one with a vhost-user backend: five eventfds to be told and to kick by, two connections, and of
-#: the thread between them two eventfds and a directory.
+#: Of one with a vhost-user backend: five eventfds to be told and to kick by, two connections, and
+#: of the thread between them two eventfds and a directory.
 VHOST_USER = 10
 #: Of a QEMU: QMP, QTest, the ivshmem server's connection and the memory.
 QEMU = 4
