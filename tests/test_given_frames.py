@@ -3,6 +3,7 @@
 import array
 import asyncio
 import ctypes
+import importlib
 import mmap
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -119,7 +120,7 @@ def test_a_packet_may_send_while_it_is_built(port: virtnic.Port) -> None:
 
 
 def test_a_packet_of_scapy_is_a_frame(port: virtnic.Port) -> None:
-    layers = pytest.importorskip("scapy.layers.l2")
+    layers = importlib.import_module("scapy.layers.l2")
     packet = layers.Ether(dst=BROADCAST, src=port.mac) / layers.ARP(pdst="10.0.2.2")
     with pytest.raises(TypeError, match="not Ether"):
         port.send(packet)

@@ -83,6 +83,7 @@ WAITS: dict[str, Callable[[Scene], object]] = {
     "Port.recv": lambda scene: scene.port.recv(timeout=LONG),
     "Port.wait_writable": lambda scene: scene.port.wait_writable(LONG),
     "Port.send_all": lambda scene: scene.port.send_all([numbered(scene.port.mac, 0)], LONG),
+    "Port.wait_ready": lambda scene: scene.port.wait_ready(LONG),
     "NetQueue.recv": lambda scene: scene.queue.recv(timeout=LONG),
     "NetQueue.wait_writable": lambda scene: scene.queue.wait_writable(LONG),
     "Stack.poll": lambda scene: scene.stack().poll(LONG),
@@ -108,9 +109,10 @@ ELSEWHERE = {"Qemu.connect", "Qemu.execute", "Qemu.remove_nic"}
 def waits() -> Iterator[str]:
     """Name everything public that takes the time to wait."""
     for module in (virtnic, _native):
-        for name, value in vars(module).items():
+        for name in dir(module):  # what is imported later is there too
             if name.startswith("_"):
                 continue
+            value = getattr(module, name)
             members = [(name, value)]
             if inspect.isclass(value):
                 members += [

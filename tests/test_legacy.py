@@ -23,8 +23,11 @@ modern_open = virtnic.open
 
 #: A device that has no other interface; and one that has both, with the longer header.
 KINDS: dict[str, dict[str, Any]] = {
-    "only-legacy": {"properties": {"disable-modern": True, "disable-legacy": "off"}},
-    "transitional": {"legacy": True, "features": {"MRG_RXBUF": True}},
+    "only-legacy": {
+        "properties": {"disable-modern": True, "disable-legacy": "off"},
+        "features": {"MRG_RXBUF": False},
+    },
+    "transitional": {"legacy": True},
 }
 
 

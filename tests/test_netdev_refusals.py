@@ -213,11 +213,11 @@ def test_filters_that_have_no_effect(
 
 def test_which_netdevs_filter() -> None:
     filters = {
-        netdev: kind_of("tap").filters(parse(netdev).options)
+        netdev: kind_of("tap").moves_frames(parse(netdev).options)
         for netdev in ("tap,ifname=x", "tap,ifname=x,vhost=on", "tap,ifname=x,vhost=off")
     }
     assert list(filters.values()) == [True, False, True]
-    assert not kind_of("vhost-vdpa").filters({})
+    assert not kind_of("vhost-vdpa").moves_frames({})
 
 
 # TAP devices.

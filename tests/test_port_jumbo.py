@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,11 @@ import virtnic
 from frames import number_of, numbered
 from negotiated import accepted
 from peers.netns import Netns
+from peers.testpmd import Testpmd
 from virtnic import _native
+from virtnic.qemu import parse
+from virtnic.wishes import jumbo_size, merge_wishes
+from waiting import eventually
 
 pytestmark = pytest.mark.needs("qemu", "netns")
 
@@ -266,9 +272,94 @@ def test_an_mtu_that_no_buffer_holds(jumbo_netns: Netns) -> None:
     assert (memory.jumbo_buffers, memory.largest_frame) == (0, memory.buffer_size)
     with (
         virtnic.Qemu(memory=memory) as qemu,
-        qemu.attach(jumbo_netns.netdev, properties=mtu) as port,
+        qemu.attach(jumbo_netns.netdev, properties=mtu, features={"MRG_RXBUF": False}) as port,
     ):
         assert "MRG_RXBUF" not in accepted(port)
+
+
+@pytest.mark.parametrize("interrupts", ["msix", "none"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_frames_that_no_buffer_holds_are_counted_and_told_of_once(
+    jumbo_netns: Netns, caplog: pytest.LogCaptureFixture, legacy: bool, interrupts: Any
+) -> None:
+    """No drop is silent, on a port as it is opened without a thought of long frames."""
+
+    def told() -> list[str]:
+        return [m for m in caplog.messages if "which no buffer holds" in m]
+
+    memory = virtnic.Memory("32M", jumbo_buffers=0)
+    with (
+        virtnic.Qemu(memory=memory) as qemu,
+        qemu.attach(jumbo_netns.netdev, legacy=legacy, interrupts=interrupts) as port,
+        jumbo_netns.packet_socket() as raw,
+    ):
+        for number in range(20):
+            raw.send(numbered(jumbo_netns.mac, number, 2049 if number % 2 else 2048))
+        assert [number_of(frame) for frame in receive(port, 10)] == list(range(0, 20, 2))
+        raw.send(numbered(jumbo_netns.mac, 20, 60))
+        assert [number_of(frame) for frame in receive(port, 1)] == [20]
+        stats = port.stats()
+        assert (stats["rx_bad_length"], stats["rx_no_buffer"], stats["rx_bad_chain"]) == (10, 0, 0)
+        if interrupts != "none":
+            assert eventually(told)
+    (warning,) = told()
+    assert "more than 2048 bytes" in warning
+    assert "jumbo_buffers" in warning
+    assert all_free(memory)
+
+
+@pytest.mark.needs("testpmd")
+def test_echoes_of_an_mtu_of_9000(testpmd: Callable[..., Testpmd], qemu_command: str) -> None:
+    """The jumbo buffers of a port's own memory fit its MTU, so that there are enough of them."""
+    # Each takes five descriptors: so many find room in the ring even if nobody receives.
+    total, window = 3000, 190
+    extra = ("--max-pkt-len=9018", "--mbuf-size=10240")
+    backend = testpmd(mode="macswap", extra=extra)
+    with virtnic.open(
+        f"vhost-user,path={backend.sockets[0]}", size="64M", properties={"host_mtu": MTU}
+    ) as port:
+        assert 9018 <= port.memory.largest_frame < 9200
+        port.wait_ready()
+        frames = [numbered(port.mac, number, LONGEST) for number in range(total)]
+        sent, got = 0, list[int]()
+        while len(got) < total:
+            sent += port.send(frames[sent : min(len(got) + window, total)])
+            burst = port.recv(64, timeout=5.0)
+            assert len(burst) > 0, port.stats()
+            got += [number for frame in burst if (number := number_of(frame)) is not None]
+        assert got == list(range(total))
+        assert port.stats()["rx_no_buffer"] == 0
+
+
+def test_jumbo_buffers_fit_the_mtu_unless_frames_are_segments() -> None:
+    mtu = {"host_mtu": MTU}
+    assert jumbo_size("vhost-user,path=/x", {"properties": mtu}, 2048) == 9018
+    assert jumbo_size("tap", {"properties": mtu, "offload": False}, 2048) == 9018
+    for options in ({}, {"offload": True}, {"features": {"GUEST_TSO4": True}}):
+        assert jumbo_size("vhost-user,path=/x", {"properties": mtu, **options}, 2048) == (
+            None if options else 9018
+        )
+    assert jumbo_size("tap", {"properties": mtu}, 2048) is None
+    assert jumbo_size("vhost-user,path=/x", {}, 2048) is None
+    assert jumbo_size("vhost-user,path=/x", {"properties": mtu}, 9018) is None
+    with pytest.raises(ValueError, match="more than the 2048 bytes of a common one, not 2000"):
+        virtnic.Memory("32M", jumbo_size=2000)
+
+
+def test_who_merges(jumbo_netns: Netns) -> None:
+    """Where QEMU moves the frames, a ring that holds the longest, unless it is refused."""
+    with virtnic.Qemu() as qemu:
+        for queue_size, features, merges in (
+            (0, {}, True),
+            (64, {}, True),
+            (32, {}, False),
+            (0, {"MRG_RXBUF": False}, False),
+            (32, {"MRG_RXBUF": True}, True),
+        ):
+            with qemu.attach(jumbo_netns.netdev, queue_size=queue_size, features=features) as port:
+                assert ("MRG_RXBUF" in accepted(port)) is merges
+    assert merge_wishes(parse("tap,ifname=t,vhost=on"), qemu.memory, 256) == {}
+    assert merge_wishes(parse("vhost-user,path=/x"), qemu.memory, 1024) == {}
 
 
 @pytest.mark.parametrize("count", [-1, 1000, 1 << 40])

@@ -549,8 +549,13 @@ class TestWarnings:
         said = words.Words()
         for part in (b"qemu: warn", b"ing: one\nqemu: two\nqemu: warning: one\n"):
             said.hear(part)
+            said.tell()
         assert [(record.levelname, record.message) for record in caplog.records] == [
             ("WARNING", "QEMU: qemu: warning: one"),
             ("DEBUG", "QEMU: qemu: two"),
             ("DEBUG", "QEMU: qemu: warning: one"),
         ]
+        said.mark()  # it has started: from now on all that it says is for the user, once in a row
+        said.hear(b"qemu: three\nqemu: three\n")
+        said.tell()
+        assert [record.levelname for record in caplog.records[3:]] == ["WARNING", "DEBUG"]

@@ -76,6 +76,20 @@ def feed(backend: Backend) -> bool:
     return True
 
 
+def test_generate_leaves_buffers_for_receiving(open_port: Open) -> None:
+    """It fills as many as there are besides, and makes do with these."""
+    (port, _), (other, backend) = open_port(), open_port()
+    memory = port.memory
+    # Nobody takes what is sent, so its buffers stay where they are.
+    result = virtnic.generate(port, frames=[numbered(SOURCE, 0)], seconds=0.2)
+    assert 0 < result.sent < SIZE
+    assert memory.buffers_free >= 64 * 2
+    assert feed(backend)
+    assert other.recv(16, timeout=PATIENCE)
+    with pytest.raises(virtnic.MemoryUnavailable, match="kept for receiving"):
+        virtnic.generate(other, frames=[numbered(SOURCE, 0)] * 400, seconds=0.2)
+
+
 def by_recv(port: virtnic.Port) -> virtnic.Burst:
     return port.recv(timeout=PATIENCE)
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,22 @@ def test_a_backend_that_takes_nothing(qemu: virtnic.Qemu, testpmd: Callable[...,
         (frame,) = port.recv(1, timeout=5.0).tobytes()
         own = bytes.fromhex(port.mac.replace(":", ""))
         assert frame[:14] == own + own + b"\x90\x00"
+
+
+@pytest.mark.needs("testpmd")
+def test_the_example_of_the_readme(qemu: virtnic.Qemu, testpmd: Callable[..., Testpmd]) -> None:
+    """It loses nothing, and takes nothing else for its own, whoever of the two ports is first."""
+    page = (Path(__file__).parents[1] / "README.md").read_text()
+    example = re.search(r"^def test_the_switch_forwards.*?(?=^```)", page, re.MULTILINE | re.DOTALL)
+    assert example
+    backend = testpmd(ports=2, mode="io")
+    text = example[0]
+    for number, path in enumerate(backend.sockets):
+        assert f"/run/vhu{number}" in text
+        text = text.replace(f"/run/vhu{number}", str(path))
+    names: dict[str, Any] = {}
+    exec(text, names)
+    names["test_the_switch_forwards"](qemu)
 
 
 @pytest.mark.needs("netns")

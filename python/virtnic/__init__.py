@@ -97,7 +97,16 @@ __all__ = [  # noqa: RUF022 - by importance
 os.register_at_fork(after_in_child=after_fork_in_child)
 
 #: What :func:`open` passes on to :class:`Memory`; the rest is for QEMU or for the port.
-_MEMORY_OPTIONS = ("size", "hugepages", "iova", "node", "directory", "buffer_size", "jumbo_buffers")
+_MEMORY_OPTIONS = (
+    "size",
+    "hugepages",
+    "iova",
+    "node",
+    "directory",
+    "buffer_size",
+    "jumbo_buffers",
+    "jumbo_size",
+)
 _QEMU_OPTIONS = (
     "qemu",
     "accel",
@@ -175,6 +184,7 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     """
     from virtnic.hotplug import Qemu
     from virtnic.memory import Memory
+    from virtnic.wishes import jumbo_size
 
     for_memory = {name: options.pop(name) for name in _MEMORY_OPTIONS if name in options}
     for_qemu = {name: options.pop(name) for name in _QEMU_OPTIONS if name in options}
@@ -184,6 +194,8 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     given = options.pop("memory", None)
     if given is not None and for_memory:
         raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
+    if given is None and "jumbo_size" not in for_memory:
+        for_memory["jumbo_size"] = jumbo_size(netdev, options, for_memory.get("buffer_size", 2048))
     machine = Qemu(Memory(**for_memory) if given is None else given, **for_qemu)
     try:
         machine._owns_memory = given is None

@@ -107,6 +107,7 @@ class Memory:
         directory: str | None = None,
         buffer_size: int = 2048,
         jumbo_buffers: int | None = None,
+        jumbo_size: int | None = None,
     ) -> Self:
         """Make one. ``pages``: 0 for the largest that is free, else a page size in bytes.
 
@@ -621,6 +622,9 @@ class NetPort:
         legacy_io: tuple[int, int, bool] | None = None,
     ) -> None:
         """Go on with another device like the last one; for :class:`virtnic.Qemu` only."""
+    @property
+    def drops_long_frames(self) -> bool:
+        """Whether received frames were dropped, and counted, because no buffer holds them."""
     def refresh_link(self) -> bool:
         """Ask the device, and return whether the link is up."""
     @property

@@ -33,7 +33,14 @@ from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
 from virtnic.vhost_user import Backend
 from virtnic.wiring import Wiring, vectors_of
-from virtnic.wishes import device_wishes, offload_wishes, one_of, usual_size, with_queues
+from virtnic.wishes import (
+    device_wishes,
+    merge_wishes,
+    offload_wishes,
+    one_of,
+    usual_size,
+    with_queues,
+)
 
 if TYPE_CHECKING:
     import os
@@ -380,18 +387,20 @@ class Qemu(Machine):
                     attachment.interrupts = chosen = "intx"  # QEMU was started for one port
                 wires = present(self._wiring).connect(attachment, self._take_new(attachment), pairs)
                 before = self.process.stderr_position()
+                entries = queue_size or usual_size(spec, device, attachment.by_legacy)
+                wishes |= merge_wishes(spec, self.memory, entries) | offload_wishes(spec, offload)
                 port = Port(
                     attachment=attachment,
                     memory=self.memory,
                     qtest=self.qtest,
                     **attachment.registers(),
                     queues=pairs,
-                    queue_size=queue_size or usual_size(spec, device, attachment.by_legacy),
+                    queue_size=entries,
                     vectors=wires.vectors,
                     events=wires.events,
                     intx=wires.intx,
                     kicks=None if backend is None else backend.interposer,
-                    features={**wishes, **offload_wishes(spec, offload), **(features or {})},
+                    features={**wishes, **(features or {})},
                 )
                 attachment.device = weakref.ref(port)
                 undo.add(port.stop)

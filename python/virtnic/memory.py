@@ -67,9 +67,13 @@ class Memory(Owner, _native.Memory):
     buffer_size
         Bytes of data that a packet buffer holds.
     jumbo_buffers
-        How many buffers there shall be besides for longer frames, up to 64 KiB: to send them,
-        and to receive them where the feature MRG_RXBUF is in force. By default they take a
-        sixteenth of the memory, and there are none in less than 4 MiB.
+        How many buffers there shall be besides for longer frames: to send them,
+        and to receive them where the feature MRG_RXBUF is in force, as it is where QEMU moves
+        the frames. By default they take a sixteenth of the memory, and there are none in less
+        than 4 MiB.
+    jumbo_size
+        Bytes of data that one of them holds. The default, 64 KiB, is for the longest frame there
+        is; with less, such as 9018 for an MTU of 9000, there are more of them.
 
     Raises ValueError, MemoryUnavailable, PermissionError.
 
@@ -85,6 +89,7 @@ class Memory(Owner, _native.Memory):
         directory: str | None = None,
         buffer_size: int = 2048,
         jumbo_buffers: int | None = None,
+        jumbo_size: int | None = None,
     ) -> Self:
         """Make one; see the class."""
         keep_standard_streams()  # it has descriptors
@@ -99,6 +104,7 @@ class Memory(Owner, _native.Memory):
             directory=directory,
             buffer_size=buffer_size,
             jumbo_buffers=jumbo_buffers,
+            jumbo_size=jumbo_size,
         )
         if self.fallback:
             warnings.warn(self.fallback, RuntimeWarning, stacklevel=2)

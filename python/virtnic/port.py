@@ -56,6 +56,7 @@ class Port(Owner, _native.NetPort):
         self._close_lock = threading.RLock()  # a signal handler may close, too
         self._owns_qemu = False
         self._filters_warned = False
+        self._long_frames_told = False
 
     @property
     def qemu(self) -> Qemu:
@@ -85,9 +86,9 @@ class Port(Owner, _native.NetPort):
         A port is open as soon as its device runs; what is behind it may take longer, and what is
         sent meanwhile vanishes, as on any wire. What is waited for depends on the netdev, see
         docs/netdevs.md: a stream's peer, a TAP that is up and known to be open, a vhost-user
-        backend that takes frames. For that a frame is sent to the port's own address, which no
-        switch passes on and an echoing backend gives back. Where nothing can be known, nothing is
-        waited for.
+        backend that takes frames. For that a frame is sent to the port's own address, with the type
+        0x9000: a learning switch keeps it, what passes all on passes it on too, and an echoing
+        backend gives it back. Where nothing can be known, nothing is waited for.
 
         Raises TimeoutError, which says what is missing, PortClosed, QemuDied, DeviceError.
         """
@@ -134,7 +135,7 @@ class Port(Owner, _native.NetPort):
     def _warn_of_filters(self, narrower: bool) -> None:
         """Say once that a filter, which the device took, filters nothing."""
         spec = self._attachment.handle.spec
-        if narrower and not spec.kind.filters(spec.options) and not self._filters_warned:
+        if narrower and not spec.kind.moves_frames(spec.options) and not self._filters_warned:
             self._filters_warned = True
             _log.warning(
                 "the device takes filters but they have no effect: the frames of this %s netdev "
@@ -238,6 +239,7 @@ class Port(Owner, _native.NetPort):
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed."""
         super().stop()
+        self._tell_of_long_frames()  # where there are no interrupts
         self.ended()
 
     def send_all(
@@ -268,6 +270,7 @@ class Port(Owner, _native.NetPort):
 
     def configuration_changed(self) -> None:
         """Look at the device's configuration; called when its interrupt came."""
+        self._tell_of_long_frames()
         if self.away:
             return  # who brings it back tells of the link
         try:
@@ -278,6 +281,18 @@ class Port(Owner, _native.NetPort):
             return
         if now != self._link_told:
             self.link_changed()
+
+    def _tell_of_long_frames(self) -> None:
+        """Say once that received frames were dropped for their length."""
+        if self._long_frames_told or not self.drops_long_frames:
+            return
+        self._long_frames_told = True
+        _log.warning(
+            "received frames of more than %d bytes, which no buffer holds, are dropped and counted "
+            "(rx_bad_length): make the memory with jumbo_buffers=64 or so, or with a larger "
+            "buffer_size, or lower the MTU of the sender",
+            self.memory.largest_frame,
+        )
 
     def link_changed(self) -> None:
         """Call back those who want to know of the link."""

@@ -7,18 +7,32 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+from virtnic.qemu import parse
 from virtnic.qemu.netdevs import NETDEVS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from virtnic.qemu import Spec
+    from virtnic.memory import Memory
+    from virtnic.qemu import Netdev, Spec
     from virtnic.vhost_user import Backend
 
-__all__ = ["device_wishes", "offload_wishes", "one_of", "usual_size", "with_queues"]
+__all__ = [
+    "device_wishes",
+    "jumbo_size",
+    "merge_wishes",
+    "offload_wishes",
+    "one_of",
+    "usual_size",
+    "with_queues",
+]
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.
 _MAX_QUEUES = 128
+#: What a frame has besides an MTU's bytes: an Ethernet header and a VLAN tag.
+_ETHERNET = 18
+#: The longest frame of a virtio-net device (VIRTIO, 5.1.6.3.1), and what QEMU makes room for.
+_LONGEST, _QEMU_BUFFER = 65_550, 68 << 10
 #: What a device can be asked to do to frames, and what may be left to do to received ones.
 _SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
 _RECEIVE_OFFLOADS = (
@@ -41,6 +55,36 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError for a value that is not allowed."""
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def jumbo_size(netdev: Netdev, options: Mapping[str, Any], buffer_size: int) -> int | None:
+    """Return how large the jumbo buffers of a memory for one port need to be; None: for any frame.
+
+    ``options`` are those of its ``attach``. Where it may segment, frames are longer than its MTU.
+    """
+    spec, mtu = parse(netdev), (options.get("properties") or {}).get("host_mtu")
+    features = offload_wishes(spec, options.get("offload")) | (options.get("features") or {})
+    segments = re.compile("TSO|USO|UFO|ECN", re.IGNORECASE)
+    refused = {name for name, wish in features.items() if wish is False}
+    wanted = any(segments.search(name) for name in features.keys() - refused)
+    if wanted or not refused.issuperset(_SEND_OFFLOADS) or not str(mtu).isdecimal():
+        return None
+    longest = int(str(mtu)) + _ETHERNET
+    return longest if buffer_size < longest <= _LONGEST else None
+
+
+def merge_wishes(spec: Spec, memory: Memory, entries: int) -> dict[str, bool | None]:
+    """Return whether to ask for received frames to be spread over several buffers.
+
+    QEMU drops a frame that is longer than a buffer and tells nobody, unless it may do that; then
+    such frames are received, or counted. That costs a look at each header, of no weight where QEMU
+    moves the frames. A backend that polls the rings is many times faster: there it is left out.
+    """
+    if memory.buffer_size >= _LONGEST or not spec.kind.moves_frames(spec.options):
+        return {}
+    # In a ring that is too short for such a frame QEMU would wait for room for ever.
+    fits = min(entries or 256, memory.buffers) * memory.buffer_size >= _QEMU_BUFFER
+    return {"MRG_RXBUF": None} if fits else {}
 
 
 def device_wishes(

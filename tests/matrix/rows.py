@@ -19,9 +19,22 @@ PATIENCE = 60.0
 
 #: The columns, each with the files of its tests. A test of any other file is counted as "other".
 KINDS: dict[str, tuple[str, ...]] = {
-    "start": ("test_qemu_start", "test_harness"),
+    "start": ("test_qemu_start", "test_qemu_surroundings", "test_descriptors", "test_harness"),
     "end-to-end": ("test_port_user", "test_port_tap", "test_port_jumbo"),
-    "vhost-user": ("test_vhost_user", "test_vhost_user_loss", "test_qemu_vhost_user"),
+    "netdevs": (
+        "test_netdevs",
+        "test_netdev_descriptors",
+        "test_netdev_refusals",
+        "test_netdev_stream",
+        "test_wait_ready",
+    ),
+    "vhost-user": (
+        "test_vhost_user",
+        "test_vhost_user_disorder",
+        "test_vhost_user_loss",
+        "test_vhost_user_service",
+        "test_qemu_vhost_user",
+    ),
     "hotplug": ("test_hotplug", "test_qemu_hotplug", "test_events"),
     "recovery": (
         "test_recovery",

@@ -87,8 +87,8 @@ class NetdevType:
     peer: Peer = "none"
     #: What :meth:`virtnic.Port.wait_ready` waits for.
     ready: str = "nothing: QEMU cannot tell"
-    #: Whether QEMU looks at every frame, so that its filters have an effect.
-    filters: Callable[[Options], bool] = _always
+    #: Whether QEMU itself moves the frames, so that its filters have an effect.
+    moves_frames: Callable[[Options], bool] = _always
     #: What to do about its usual refusals.
     advice: tuple[Advice, ...] = ()
     #: What else a user has to know.
@@ -182,7 +182,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         helper_when="`helper=`, `br=`, `script=`, `downscript=`",
         peer="host",
         ready="the device is up, and the kernel has noticed that it was opened (up to a second)",
-        filters=lambda options: not wants_vhost(options),
+        moves_frames=lambda options: not wants_vhost(options),
         advice=(_VHOST_ADVICE, *_BRIDGE_ADVICE),
         note="`script=` and `downscript=` are `no` unless given. With `vhost=on` (virtnic adds "
         "`vhostforce=on`, so that QEMU goes on without it neither silently nor by aborting) the "
@@ -223,8 +223,9 @@ NETDEVS: tuple[NetdevType, ...] = (
         interposed=True,
         peer="backend",
         ready="the link is up, and the backend has taken a frame: `wait_ready` sends one from the "
-        "port's address to itself, which no switch passes on and an echoing backend gives back",
-        filters=lambda _options: False,
+        "port's address to itself: a learning switch keeps it, what passes all on (testpmd's io "
+        "mode) passes it on too, and an echoing backend gives it back",
+        moves_frames=lambda _options: False,
         note="Given as `vhost-user,path=SOCKET[,server=on][,wait=SECONDS]`; virtnic makes the "
         "chardev.",
         tests=("tests/test_ovs.py::test_a_bridge_switches_two_ports",),
@@ -235,7 +236,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         queues=("queues",),
         descriptors={"vhostfd": "character device"},
         ready="the link is up",
-        filters=lambda _options: False,
+        moves_frames=lambda _options: False,
         advice=(
             Advice(
                 "DMA mapping failed|Cannot allocate memory",

@@ -131,6 +131,7 @@ fn main() -> Result<()> {
         directory: None,
         buffer_size: 2048,
         jumbo_buffers: None,
+        jumbo_size: None,
     })?;
     println!("ring of {size}, time-stamp counter {ghz:.2} GHz; per packet");
     println!("format  kicks  burst | add+publish     pop | both ns  cycles | device ns");

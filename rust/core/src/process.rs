@@ -2,7 +2,7 @@
 //!
 //! The kernel's parent-death signal is bound to the *thread* that forked, so all
 //! children are started by one thread that lives as long as the process. It does not reach
-//! those that run as another user than we do by then: see [`lifeline`].
+//! those that run as another user than we do by then: see `lifeline`.
 //!
 //! What a child gets of our surroundings is what QEMU needs: the environment that the caller
 //! chooses, the working directory, limits and umask; but no signal blocked or ignored, and no

@@ -54,6 +54,7 @@ impl Room {
             directory: None,
             buffer_size: 2048,
             jumbo_buffers: None,
+            jumbo_size: None,
         });
         let region = region.unwrap();
         let path = std::env::temp_dir().join(format!("virtnic-ih-{name}-{}", std::process::id()));

@@ -43,6 +43,7 @@ fn server() -> &'static (Server, PathBuf) {
             directory: None,
             buffer_size: 2048,
             jumbo_buffers: None,
+            jumbo_size: None,
         });
         let path = std::env::temp_dir().join(format!("virtnic-fuzz-{}", std::process::id()));
         let server = Server::new(&path, region.unwrap());

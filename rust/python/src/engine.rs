@@ -83,7 +83,7 @@ fn manner_of(mode: &str, backpressure: bool) -> PyResult<Manner> {
     Ok(if backpressure { Manner::patient(mode) } else { Manner::dropping(mode) })
 }
 
-/// Forwards between two ports, in both directions.
+/// Forward between two ports, in both directions; see virtnic.forward.
 #[pyfunction]
 pub(crate) fn forward<'py>(
     a: &Bound<'py, NetPort>,
@@ -100,7 +100,7 @@ pub(crate) fn forward<'py>(
     run_loop(a.py(), &until, |control| engine::forward(a_port, b_port, manner, control))
 }
 
-/// Sends frames back by the port they came from.
+/// Send frames back by the port they came from; see virtnic.reflect.
 #[pyfunction]
 pub(crate) fn reflect<'py>(
     port: &Bound<'py, NetPort>,
@@ -113,14 +113,14 @@ pub(crate) fn reflect<'py>(
     run_loop(port.py(), &until, |control| engine::reflect(core, manner, control))
 }
 
-/// Receives and forgets.
+/// Receive and forget; see virtnic.drop.
 #[pyfunction]
 pub(crate) fn drop<'py>(port: &Bound<'py, NetPort>, until: Until) -> PyResult<Bound<'py, PyDict>> {
     let core = port.get().core();
     run_loop(port.py(), &until, |control| engine::drop_all(core, control))
 }
 
-/// Sends frames in turn, again and again.
+/// Send frames in turn, again and again; see virtnic.generate.
 #[pyfunction]
 pub(crate) fn generate<'py>(
     port: &Bound<'py, NetPort>,
@@ -133,7 +133,7 @@ pub(crate) fn generate<'py>(
     run_loop(port.py(), &until, |control| engine::generate(core, &load, control))
 }
 
-/// Sends frames in turn, again and again, and forgets what comes in.
+/// Send frames in turn, and receive and forget; see virtnic.exchange.
 #[pyfunction]
 pub(crate) fn exchange<'py>(
     port: &Bound<'py, NetPort>,
@@ -154,9 +154,7 @@ fn load_of(frames: &Bound<'_, PyList>, rate: Option<f64>) -> PyResult<Load> {
     Ok(load)
 }
 
-/// Runs a compiled function over every burst.
-///
-/// The caller vouches for the address: see `virtnic.packet_function`.
+/// Run the compiled function at an address over every burst; see virtnic.run.
 #[pyfunction]
 pub(crate) fn run<'py>(
     py: Python<'py>,

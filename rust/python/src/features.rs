@@ -5,8 +5,12 @@ use pyo3::types::PyDict;
 use virtnic::virtio::catalogue::entry;
 use virtnic::virtio::features::{Support, TABLE};
 
-/// Each feature bit: its number, name and section, whether it is supported and why, and what the
-/// catalogue says of it.
+/// Return what is known of each virtio-net feature bit, by number.
+///
+/// ``bit``, ``name``, ``section`` of VIRTIO 1.3; ``support`` (required, accepted, on request,
+/// unsupported) and ``why``; ``about`` it in words; ``since``: the oldest QEMU of 5.2, 7.2, 10.0
+/// and 11.1 that offers it, or None, on which ``netdev`` and with which ``properties`` of
+/// ``virtio-net-pci``; ``argument``: what controls it here; ``tests`` that prove it.
 #[pyfunction]
 pub(crate) fn features_table(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
     let row = |feature: &virtnic::virtio::features::Feature| {

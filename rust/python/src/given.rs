@@ -85,7 +85,11 @@ fn refuse_lone(frames: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// Makes a burst, a list or a tuple of what was given as frames.
+/// Make a burst, a list or a tuple of what was given as frames, of which there are several.
+///
+/// What shows no bytes but makes some (``__bytes__``) is made bytes of; a list or a tuple in which
+/// there is no such thing is returned as it is. Raises TypeError for one frame in their place
+/// (anything that shows or makes bytes), and what an object's ``__bytes__`` raises.
 #[pyfunction]
 pub(crate) fn as_frames<'py>(frames: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     if frames.is_instance_of::<Burst>() {

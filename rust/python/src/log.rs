@@ -19,7 +19,7 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Sets from which level the core writes its log to stderr.
+/// Set from which level (off, error, warn, info, debug, trace) the core logs to stderr.
 #[pyfunction]
 pub(crate) fn set_log_level(level: &str) -> PyResult<()> {
     let Ok(filter) = level.parse::<LevelFilter>() else {

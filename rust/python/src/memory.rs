@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use virtnic::memory::{Iova, PageRequest, PageSize, Placement, Pool, Region, RegionOptions};
 
-/// What the machine, or one NUMA node, has: (page size, total, free) for each size.
+/// Return what the machine, or one NUMA node, has: (page size, total, free) for each size.
+///
+/// Raises ValueError when the node does not exist.
 #[pyfunction]
 #[pyo3(signature = (node=None))]
 pub(crate) fn hugepages(node: Option<u32>) -> PyResult<Vec<(usize, usize, usize)>> {
@@ -36,8 +38,8 @@ impl Memory {
     #[new]
     #[pyo3(
         signature = (size, *, pages=0, iova=None, node=None, directory=None, buffer_size=2048,
-                     jumbo_buffers=None),
-        text_signature = "(size, *, pages=0, iova='va', node=None, directory=None, buffer_size=2048, jumbo_buffers=None)"
+                     jumbo_buffers=None, jumbo_size=None),
+        text_signature = "(size, *, pages=0, iova='va', node=None, directory=None, buffer_size=2048, jumbo_buffers=None, jumbo_size=None)"
     )]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
@@ -49,6 +51,7 @@ impl Memory {
         directory: Option<PathBuf>,
         buffer_size: usize,
         jumbo_buffers: Option<usize>,
+        jumbo_size: Option<usize>,
     ) -> PyResult<Self> {
         let options = RegionOptions {
             size,
@@ -58,6 +61,7 @@ impl Memory {
             directory,
             buffer_size,
             jumbo_buffers,
+            jumbo_size,
         };
         // Prefaulting takes its time.
         let region = py.detach(|| Region::new(&options)).map_err(to_py)?;
@@ -110,7 +114,7 @@ impl Memory {
     fn buffers_free(&self) -> usize {
         self.pool.free()
     }
-    /// Buffers for frames longer than `buffer_size`, in all.
+    /// Buffers for frames longer than ``buffer_size``, in all.
     #[getter]
     fn jumbo_buffers(&self) -> usize {
         self.pool.jumbo_count()
@@ -127,6 +131,9 @@ impl Memory {
     }
 
     /// Return the file's descriptor.
+    ///
+    /// Raises ValueError where it was closed: :func:`virtnic.open` keeps none of a memory that
+    /// it makes.
     fn fileno(&self) -> PyResult<RawFd> {
         self.region.file().map(|file| file.as_raw_fd()).map_err(to_py)
     }

@@ -9,7 +9,10 @@ use pyo3::types::{PyList, PySlice};
 use std::ffi::c_int;
 use virtnic::net::{Offload as Header, segmentation_name};
 
-/// What is left to do to one frame.
+/// What is left to do to one frame: its checksum, its segmentation.
+///
+/// The header in front of each frame, ``virtio_net_hdr`` (VIRTIO 1.3, section 5.1.6), in words.
+/// True where there is something to know or to do.
 #[pyclass(frozen, eq, hash, from_py_object, module = "virtnic._native")]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Offload(pub(crate) Header);
@@ -66,6 +69,9 @@ impl Offload {
         }))
     }
 
+    /// ``"needed"``: it is not calculated; its field has the sum of the pseudo-header.
+    ///
+    /// ``"valid"``: the device has seen that it is right; of no meaning when sent.
     #[getter]
     fn checksum(&self) -> Option<&'static str> {
         if self.0.needs_checksum() {
@@ -76,14 +82,19 @@ impl Offload {
             None
         }
     }
+    /// Where the checksummed bytes start: at the transport header (0 unless needed).
     #[getter]
     fn checksum_start(&self) -> u16 {
         if self.0.needs_checksum() { self.0.csum_start } else { 0 }
     }
+    /// Where the checksum goes, from there: 16 for TCP, 6 for UDP (0 unless needed).
     #[getter]
     fn checksum_offset(&self) -> u16 {
         if self.0.needs_checksum() { self.0.csum_offset } else { 0 }
     }
+    /// How the frame becomes several: TCP segments, fragments (``udp``) or datagrams.
+    ///
+    /// ``unknown`` is what a device says that VIRTIO 1.3 does not know of.
     #[getter]
     fn segmentation(&self) -> Option<&'static str> {
         match self.0.gso_type & !Header::ECN {
@@ -91,22 +102,27 @@ impl Offload {
             gso_type => Some(segmentation_name(gso_type).unwrap_or("unknown")),
         }
     }
+    /// Bytes of payload of each segment.
     #[getter]
     fn segment_size(&self) -> u16 {
         self.0.gso_size
     }
+    /// Bytes of all headers; 0: what the frame says. Received, it is a hint.
     #[getter]
     fn header_length(&self) -> u16 {
         self.0.hdr_len
     }
+    /// Whether the TCP segment has ECN's CWR set, which only the first segment keeps.
     #[getter]
     fn ecn(&self) -> bool {
         self.0.gso_type & Header::ECN != 0
     }
+    /// How many segments the device made this frame of (RSC); 0 where it did not.
     #[getter]
     fn coalesced_segments(&self) -> u16 {
         if self.coalesced() { self.0.csum_start } else { 0 }
     }
+    /// How many duplicate acknowledgements were among them.
     #[getter]
     fn duplicate_acks(&self) -> u16 {
         if self.coalesced() { self.0.csum_offset } else { 0 }
@@ -150,7 +166,10 @@ impl Offload {
     }
 }
 
-/// What is left to do to each frame of a burst: a snapshot.
+/// What is left to do to each frame of a burst, as it was when it was asked for.
+///
+/// ``numpy.asarray(burst.offload)`` is a structured array whose fields are those of
+/// ``virtio_net_hdr``: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
 #[pyclass(frozen, sequence, module = "virtnic._native")]
 pub(crate) struct Offloads(pub(crate) Box<[Header]>);
 
@@ -199,6 +218,7 @@ impl Offloads {
         sequence::walk(slf.as_any(), -1)
     }
 
+    /// Return where it is first. Raises ValueError where it is not.
     #[pyo3(signature = (value, start = 0, stop = None))]
     fn index(
         slf: &Bound<'_, Self>,
@@ -209,6 +229,7 @@ impl Offloads {
         sequence::index(slf.as_any(), value, start, stop)
     }
 
+    /// Return how often it is there.
     fn count(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<usize> {
         sequence::count(slf.as_any(), value)
     }

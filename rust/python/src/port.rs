@@ -28,6 +28,8 @@ use virtnic::virtio::transport::modern::{ModernPci, Registers};
 type EventPair = (Py<EventFd>, Py<EventFd>);
 
 /// A started virtio-net device: the data path.
+///
+/// A subclass adds what the orchestration needs; all methods may be called from any thread.
 #[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetPort {
     port: virtnic::net::Port,
@@ -239,23 +241,29 @@ impl NetPort {
         Ok(Self { port, asked: Mutex::new(Instant::now()) })
     }
 
+    /// Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only.
     fn set_patient(&self, patient: bool) {
         self.port.set_patient(patient);
     }
+    /// Whether the device is being reset, or was lost with its QEMU and may come back.
     #[getter]
     fn away(&self) -> bool {
         self.port.is_away()
     }
+    /// How often the device was brought up again.
     #[getter]
     fn restarts(&self) -> u64 {
         self.port.restarts()
     }
+    /// Expect no other device any more; for :class:`virtnic.Qemu` only.
     fn abandon(&self, py: Python<'_>, why: &str) {
         py.detach(|| self.port.abandon(why));
     }
+    /// Set the queues of a device that is gone aside; for :class:`virtnic.Qemu` only.
     fn suspend(&self, py: Python<'_>) {
         py.detach(|| self.port.suspend());
     }
+    /// Go on with another device like the last one; for :class:`virtnic.Qemu` only.
     #[pyo3(signature = (qtest, registers = None, legacy_io = None))]
     fn reattach(
         slf: &Bound<'_, Self>,
@@ -270,57 +278,83 @@ impl NetPort {
         watch(port, &qtest);
         Ok(())
     }
+    /// Reset the device and bring it up again as it was, with all that it was told.
+    ///
+    /// Also where the port is broken. Frames that had arrived are still received, those that were
+    /// with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
+    /// PortClosed.
     fn restart(slf: &Bound<'_, Self>) -> PyResult<()> {
         ask(slf, virtnic::net::Port::restart)
     }
+    /// Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
     fn restart_if_needed(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let port = &slf.get().port;
         slf.py().detach(|| port.restart_if_needed()).map_err(|error| raise(slf, error))
     }
 
+    /// The device's MAC address, as ``52:54:00:12:34:56``.
     #[getter]
     fn mac(&self) -> String {
         self.port.mac().to_string()
     }
+    /// The device's MTU, 1500 where it does not say.
     #[getter]
     fn mtu(&self) -> u16 {
         self.port.config().mtu
     }
+    /// Whether the link is up, as last reported.
     #[getter]
     fn link(&self) -> bool {
         self.port.link()
     }
+    /// The line's speed in Mbit/s as last reported, None where the device does not know.
+    ///
+    /// Feature SPEED_DUPLEX; QEMU's property ``speed``.
     #[getter]
     fn speed(&self) -> Option<u32> {
         self.port.line().speed
     }
+    /// The line's duplex mode as last reported, None where the device does not know.
     #[getter]
     fn duplex(&self) -> Option<&'static str> {
         self.port.line().full_duplex.map(|full| if full { "full" } else { "half" })
     }
+    /// Whether the device is offered as standby for another with the same MAC address.
+    ///
+    /// Feature STANDBY; QEMU's property ``failover``.
     #[getter]
     fn standby(&self) -> bool {
         let mut outcomes = self.port.outcomes().iter();
         outcomes.any(|outcome| outcome.offered && Features::bit(outcome.bit) == Features::STANDBY)
     }
+    /// Whether received frames were dropped, and counted, because no buffer holds them.
+    #[getter]
+    fn drops_long_frames(&self) -> bool {
+        self.port.drops_long_frames()
+    }
+    /// Ask the device, and return whether the link is up.
     fn refresh_link(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let port = &slf.get().port;
         slf.py().detach(|| port.refresh_link()).map_err(|error| raise(slf, error))
     }
+    /// Each feature that is offered or known: (name, bit, offered, accepted, why).
     #[getter]
     fn features(&self) -> Vec<(String, u8, bool, bool, String)> {
         let outcomes = self.port.outcomes().iter();
         outcomes.map(|o| (o.name.clone(), o.bit, o.offered, o.accepted, o.why.clone())).collect()
     }
+    /// Entries of each queue.
     #[getter]
     fn queue_size(&self) -> u16 {
         self.port.queues()[0].size
     }
+    /// Each queue's name (``rx``, ``tx``) and the IOVAs of its three areas (VIRTIO 1.3, 2.6).
     #[getter]
     fn queue_addresses(&self) -> [(&'static str, u64, u64, u64); 2] {
         let [rx, tx] = self.port.queues();
         [("rx", rx), ("tx", tx)].map(|(n, q)| (n, q.descriptors.0, q.driver.0, q.device.0))
     }
+    /// The ring format: ``split`` or ``packed``.
     #[getter]
     fn ring(&self) -> &'static str {
         match self.port.ring_format() {
@@ -329,11 +363,30 @@ impl NetPort {
         }
     }
 
+    /// Whether the device is driven by its legacy interface, that of virtio 0.9.5.
     #[getter]
     fn legacy(&self) -> bool {
         self.port.is_legacy()
     }
 
+    /// Queue frames for transmission and return how many fitted the ring.
+    ///
+    /// ``offload``: what is left to do to them (an :class:`Offload` for all, one or None for each).
+    /// It must fit the frame, and its feature must be in force: else ValueError, and ``queued``
+    /// of the error says how many frames before it were queued. Without it, frames of a burst
+    /// are sent with what was left to do to them when they were received: a checksum that
+    /// this device cannot do is calculated, a frame that it cannot segment is dropped and counted
+    /// (``tx_no_offload``), as is one that does not fit its metadata (``tx_bad_offload``).
+    ///
+    /// A burst is moved: what fitted leaves it, no byte is copied (except for frames
+    /// of which a view is alive, or that live in another memory: these are copied
+    /// and counted). Other frames are copied once: bytes-like objects, and what ``bytes()`` takes,
+    /// such as packets of scapy. One frame in the place of several is a TypeError. Frames
+    /// that did not fit are not an error: they are counted and can be sent again.
+    ///
+    /// Raises ValueError (an empty frame, one longer than a buffer) and TypeError (not
+    /// bytes-like) with a note of how many were queued before it;
+    /// PortClosed, QemuDied, DeviceError, PortBusy.
     #[pyo3(signature = (frames, offload = None))]
     fn send(
         slf: &Bound<'_, Self>,
@@ -343,16 +396,30 @@ impl NetPort {
         frames::send(slf, slf.get().first(), frames, offload)
     }
 
+    /// Return up to ``maximum`` frames; an empty burst when none came in time.
+    ///
+    /// ``timeout`` 0 looks once, None waits for ever. Waits for the first frame only.
+    ///
+    /// Raises PortClosed, QemuDied, DeviceError, PortBusy, ValueError.
     #[pyo3(signature = (maximum = 256, timeout = Some(0.0)),
            text_signature = "($self, maximum=256, timeout=0.0)")]
     fn recv(slf: &Bound<'_, Self>, maximum: i64, timeout: Option<f64>) -> PyResult<Burst> {
         frames::recv(slf, slf.get().first(), maximum, timeout)
     }
 
+    /// Return an eventfd that is readable when ``recv`` would find frames or an error.
+    ///
+    /// From the first call on, interrupts stay enabled between calls of ``recv``.
+    /// Raises ValueError when the port has no interrupts.
     fn fileno(&self) -> PyResult<i32> {
         self.port.arm().and_then(|event| event.lend()).map_err(to_py)
     }
 
+    /// Return an eventfd that is readable until ``send`` does not take all.
+    ///
+    /// After that it is readable again once half of the queue is free and, where there was none,
+    /// the memory has a buffer again, or when there is an error.
+    /// Raises ValueError when the port has no interrupts.
     fn tx_fileno(&self) -> PyResult<i32> {
         self.port.arm_tx().and_then(|event| event.lend()).map_err(to_py)
     }
@@ -365,16 +432,27 @@ impl NetPort {
         Descriptor::of(self.port.arm_tx().map_err(to_py)?)
     }
 
+    /// Wait until half of the transmit queue is free; False after the timeout.
+    ///
+    /// By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
+    /// free buffer in the memory, also until there is one, whoever gives it back. Raises as
+    /// ``recv``.
     #[pyo3(signature = (timeout = None))]
     fn wait_writable(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<bool> {
         frames::wait_writable(slf, slf.get().first(), timeout)
     }
 
+    /// Microseconds that a wait in ``recv`` polls before it sleeps; see ``set_polling``.
     #[getter]
     fn polling(&self) -> f64 {
         self.port.spin().as_secs_f64() * 1e6
     }
 
+    /// Have waits in ``recv`` poll the ring for a while before they sleep; 0 for never.
+    ///
+    /// They do only where recent waits were shorter than that: a busy port needs no
+    /// interrupts then, an idle one no processor. ``stats`` counts ``rx_polls``, waits that
+    /// polling ended, and ``rx_sleeps``. Raises ValueError (negative, more than 100,000).
     fn set_polling(&self, microseconds: f64) -> PyResult<()> {
         let Ok(limit) = Duration::try_from_secs_f64(microseconds / 1e6) else {
             return Err(PyValueError::new_err(format!(
@@ -384,18 +462,38 @@ impl NetPort {
         self.port.set_spin(limit).map_err(to_py)
     }
 
+    /// Return packets, bytes, drops by reason, kicks and interrupts since the start.
+    ///
+    /// Sums over all queues; :meth:`NetQueue.stats` has those of one.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         frames::stats(py, self.port.stats())
     }
 
+    /// Return everything that is counted: what ``stats`` has, and each queue's own numbers.
+    ///
+    /// ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
+    /// :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
+    /// ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
+    /// frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
+    /// bytes on the wire, so with the four of the checksum that nobody sees),
+    /// ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
+    /// ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
+    /// ``size_1519_max_packets`` (lengths are without frame check sequence),
+    /// ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
+    ///
+    /// Takes no lock: nobody who moves frames is kept waiting.
     fn xstats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         frames::xstats(py, &self.port)
     }
+    /// What was set by ``set_statistics``.
     #[getter]
     fn statistics(&self) -> &'static str {
         let extended = self.first().extended_stats()[0].classes.is_some();
         if extended { "extended" } else { "basic" }
     }
+    /// Say whether the kinds of frames are counted, from now on and in running loops too.
+    ///
+    /// ``extended`` reads the first bytes of every frame. Raises ValueError.
     fn set_statistics(&self, which: &str) -> PyResult<()> {
         match which {
             "basic" => self.port.count_classes(false),
@@ -409,23 +507,34 @@ impl NetPort {
         Ok(())
     }
 
+    /// The queue pairs that the device uses.
     #[getter]
     fn queues(&self) -> u16 {
         self.port.active_pairs()
     }
+    /// The queue pairs that the port was opened with.
     #[getter]
     fn max_queues(&self) -> usize {
         self.port.pairs().len()
     }
+    /// Return a queue pair, from 0. Raises ValueError where there is none.
     fn queue(slf: &Bound<'_, Self>, index: i64) -> PyResult<NetQueue> {
         NetQueue::new(slf, index)
     }
+    /// Have the device use the first ``count`` queue pairs, while the port runs.
+    ///
+    /// What the others received stays readable. Ends steering by RSS.
+    /// Raises ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, as ``recv``.
     fn set_queues(slf: &Bound<'_, Self>, count: i64) -> PyResult<()> {
         // What is no u16 is too many or too few as well.
         let wanted = u16::try_from(count).unwrap_or(if count < 0 { 0 } else { u16::MAX });
         ask(slf, |port| port.set_queues(wanted))
     }
 
+    /// Turn a receive mode on or off (VIRTIO 1.3, section 5.1.6.5.1).
+    ///
+    /// ``promiscuous``, ``all-multicast``, ``all-unicast``, ``no-multicast``, ``no-unicast``,
+    /// ``no-broadcast``. Raises ValueError, CommandRefused and as ``recv``.
     #[pyo3(signature = (mode, on = true))]
     fn set_receive_mode(slf: &Bound<'_, Self>, mode: &str, on: bool) -> PyResult<()> {
         let mode = match mode {
@@ -444,10 +553,15 @@ impl NetPort {
         };
         ask(slf, |port| port.set_receive_mode(mode, on))
     }
+    /// Change the device's MAC address. Raises ValueError, CommandRefused and as ``recv``.
     fn set_mac(slf: &Bound<'_, Self>, mac: &str) -> PyResult<()> {
         let mac = address(mac)?;
         ask(slf, |port| port.set_mac(mac))
     }
+    /// Set the addresses that are received beside the device's own and broadcast.
+    ///
+    /// They replace those before; at most 64 together. Of no effect while the device is
+    /// promiscuous. Raises ValueError, CommandRefused and as ``recv``.
     #[pyo3(signature = (unicast = Vec::new(), multicast = Vec::new()),
            text_signature = "($self, unicast=(), multicast=())")]
     fn set_mac_filter(
@@ -460,12 +574,20 @@ impl NetPort {
         let (unicast, multicast) = (addresses(unicast)?, addresses(multicast)?);
         ask(slf, |port| port.set_mac_filter(&unicast, &multicast))
     }
+    /// Receive a VLAN's frames (0 to 4094) when the device is not promiscuous.
+    ///
+    /// Raises ValueError, CommandRefused and as ``recv``.
     fn add_vlan(slf: &Bound<'_, Self>, vlan: i64) -> PyResult<()> {
         ask(slf, |port| port.add_vlan(vlan_number(vlan)?))
     }
+    /// No longer receive a VLAN's frames. Raises as ``add_vlan``.
     fn remove_vlan(slf: &Bound<'_, Self>, vlan: i64) -> PyResult<()> {
         ask(slf, |port| port.remove_vlan(vlan_number(vlan)?))
     }
+    /// Say which of the negotiated offloads of received packets are in force.
+    ///
+    /// By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not
+    /// negotiated, CommandRefused and as ``recv``.
     fn set_guest_offloads(slf: &Bound<'_, Self>, offloads: Vec<String>) -> PyResult<()> {
         let mut set = Features::NONE;
         for name in offloads {
@@ -473,6 +595,9 @@ impl NetPort {
         }
         ask(slf, |port| port.set_guest_offloads(set))
     }
+    /// Let interrupts of all ``rx`` or ``tx`` queues wait for so many packets or so long.
+    ///
+    /// Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
     fn set_coalescing(
         slf: &Bound<'_, Self>,
         direction: &str,
@@ -483,14 +608,17 @@ impl NetPort {
         ask(slf, |port| port.set_coalescing(receive, Coalescing { packets, microseconds }))
     }
 
+    /// The longest key and table and the hash types that the device can do, or None.
     #[getter]
     fn rss_limits(&self) -> Option<(u8, u16, u32)> {
         self.port.rss_limits().map(|limits| (limits.key, limits.table, limits.types.bits()))
     }
+    /// Return key, table, types and the queue of unhashed packets as they were set last.
     fn rss_config(&self) -> Option<(Vec<u8>, Vec<u16>, u32, u16)> {
         let rss = self.port.rss()?;
         Some((rss.key, rss.table, rss.types.bits(), rss.unclassified))
     }
+    /// Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`.
     #[pyo3(signature = (key, table, types, unclassified = 0))]
     fn set_rss_config(
         slf: &Bound<'_, Self>,
@@ -503,15 +631,20 @@ impl NetPort {
         ask(slf, |port| port.set_rss(&rss))
     }
 
+    /// Take back the buffers of transmitted frames that the device has finished.
+    ///
+    /// ``send`` does this when it needs room. Raises as ``recv``.
     fn reclaim(slf: &Bound<'_, Self>) -> PyResult<()> {
         slf.get().port.reclaim().map_err(|error| raise(slf, error))
     }
 
+    /// Whether the port was stopped.
     #[getter]
     fn closed(&self) -> bool {
         self.port.is_closed()
     }
 
+    /// Reset the device and take every buffer back; waiting calls raise PortClosed.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.port.try_stop()).map_err(to_py)
     }

@@ -28,24 +28,31 @@ impl Child {
         wait_interruptibly(py, span(timeout)?, |slice| self.0.wait(Some(slice)))
     }
 
-    /// Send SIGTERM; return whether we may.
+    /// Send SIGTERM; False when it runs as another user than we do by now, so we may not.
     fn terminate(&self) -> bool {
         self.0.terminate()
     }
 
-    /// Send SIGKILL; return whether we may.
+    /// Send SIGKILL, to its process group too; False as :meth:`terminate` says.
     fn kill(&self) -> bool {
         self.0.kill()
     }
 }
 
-/// Tell the core that this is a forked child: the parent's objects are to be left alone.
+/// Tell the core that this is a forked child.
+///
+/// Objects made before the fork belong to the parent: their calls raise PortClosed from
+/// now on, and their end does nothing outside this process.
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     virtnic::process::after_fork_in_child();
 }
 
 /// Start a program whose stderr goes to a duplicate of the descriptor given.
+///
+/// It blocks and ignores no signal, and is killed when this process ends, whoever both run as then.
+///
+/// Raises FileNotFoundError, OSError.
 #[pyfunction]
 pub(crate) fn spawn(
     py: Python<'_>,

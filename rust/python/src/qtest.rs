@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// A connection to QEMU's QTest socket. Any thread may use it.
+///
+/// Every method raises QemuDied when QEMU is gone, TimeoutError when no reply
+/// comes, ValueError for what QEMU would abort on, QemuError for a refusal.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct QTest(virtnic::qtest::QTest);
 

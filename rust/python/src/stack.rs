@@ -82,15 +82,18 @@ impl Stack {
         Ok(Self { stack: Mutex::new(stack), settings })
     }
 
+    /// The address with its prefix, ``10.0.2.15/24``.
     #[getter]
     fn address(&self) -> Option<String> {
         self.settings.address().map(|address| address.to_string())
     }
+    /// The default gateway.
     #[getter]
     fn gateway(&self) -> Option<String> {
         self.settings.gateway().map(|gateway| gateway.to_string())
     }
 
+    /// Set the address (with prefix) and the gateway. Raises ValueError.
     #[pyo3(signature = (address, gateway = None))]
     fn configure(&self, py: Python<'_>, address: &str, gateway: Option<&str>) -> PyResult<()> {
         let address: Cidr = address.parse().map_err(to_py)?;
@@ -98,6 +101,9 @@ impl Stack {
         self.call(py, |stack, _| stack.configure(address, gateway))
     }
 
+    /// Take a lease and use it: address, prefix, gateway, server, dns, duration, elapsed.
+    ///
+    /// Raises TimeoutError.
     #[pyo3(signature = (timeout = Some(10.0)), text_signature = "($self, timeout=10.0)")]
     fn dhcp<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyDict>> {
         let timeout = span(timeout)?;
@@ -113,6 +119,7 @@ impl Stack {
         Ok(dict)
     }
 
+    /// Resolve an address: its MAC and the seconds it took. Raises TimeoutError.
     #[pyo3(signature = (address, timeout = Some(1.0)), text_signature = "($self, address, timeout=1.0)")]
     fn arp(&self, py: Python<'_>, address: &str, timeout: Option<f64>) -> PyResult<(String, f64)> {
         let (address, timeout) = (parse_ipv4(address).map_err(to_py)?, span(timeout)?);
@@ -120,6 +127,7 @@ impl Stack {
         Ok((mac.to_string(), took.as_secs_f64()))
     }
 
+    /// Send one ICMP echo request: the seconds to its reply, None when none came.
     #[pyo3(signature = (address, sequence = 0, payload = 56, timeout = Some(1.0)),
            text_signature = "($self, address, sequence=0, payload=56, timeout=1.0)")]
     fn ping(
@@ -138,6 +146,7 @@ impl Stack {
         Ok(took.map(|took| took.as_secs_f64()))
     }
 
+    /// Serve the network (ARP, echo requests) until the timeout; return frames handled.
     #[pyo3(signature = (timeout = Some(0.0)), text_signature = "($self, timeout=0.0)")]
     fn poll(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<u64> {
         let timeout = span(timeout)?;

@@ -11,7 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use virtnic::vhost_user::{Backend, Retry, Terms};
 
-/// Stands between a QEMU and a vhost-user backend and learns how to notify each other directly.
+/// Stands between a QEMU and a vhost-user backend.
+///
+/// QEMU's chardev connects to ``listen`` and must be one that connects again: the socket
+/// is there only while there is a backend that answers and no QEMU is served.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Interposer(Arc<virtnic::vhost_user::Interposer>);
 
@@ -86,12 +89,12 @@ impl Interposer {
         self.0.refusal()
     }
 
-    /// QEMU is about to make its netdev: have it let out of that should the backend fail.
+    /// Have QEMU, which is about to make its netdev, let out of that should the backend fail.
     fn begin_trial(&self) {
         self.0.begin_trial();
     }
 
-    /// QEMU has made its netdev: say why no backend is behind it, where that is so.
+    /// Say why no backend is behind the netdev that QEMU has made, where that is so.
     fn end_trial(&self) -> Option<String> {
         self.0.end_trial()
     }
@@ -125,6 +128,11 @@ impl Interposer {
     }
 
     /// Return what has happened so far.
+    ///
+    /// ``messages_to_backend``, ``messages_to_qemu``, ``links`` (times that the two were
+    /// joined), ``refusals`` (backends that came and did not serve), ``backend_losses``,
+    /// ``qemu_losses``, ``kicks_learnt``, ``calls_replaced``, ``kicks_lost`` (kicks without a
+    /// backend).
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.stats();
         let dict = PyDict::new(py);

@@ -130,15 +130,17 @@ fn check(load: &Load, pool: &Pool) -> Result<()> {
     Ok(())
 }
 
-/// A buffer for each place in the ring and for two bursts besides, filled in turn. Long frames
-/// take half of the free jumbo buffers at most: received ones need some too.
+/// A buffer for each place in the ring and for two bursts besides, filled in turn; fewer where the
+/// memory has not so many beside those that are kept for receiving. Long frames take half of the
+/// free jumbo buffers at most: received ones need some too.
 fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Magazine> {
     let frames = load.frames.len();
     let is_long = |frame: &Vec<u8>| frame.len() > pool.capacity();
     let long = load.frames.iter().filter(|frame| is_long(frame)).count();
-    let mut turns = (ring + 2 * BURST).div_ceil(frames);
+    let (spare, spare_jumbos) = pool.spare();
     let free = pool.jumbo_free();
-    if let Some(most) = free.div_ceil(2).checked_div(long) {
+    let mut turns = (ring + 2 * BURST).div_ceil(frames);
+    if let Some(most) = free.div_ceil(2).min(spare_jumbos).checked_div(long) {
         turns = turns.min(most);
         if turns == 0 {
             return Err(Error::MemoryUnavailable(format!(
@@ -151,22 +153,31 @@ fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Magazine> {
             )));
         }
     }
+    let too_few = || {
+        Error::MemoryUnavailable(format!(
+            "generating {frames} frames takes as many buffers, and {spare} of {} are free beside \
+             those that are kept for receiving; make the memory larger, or release bursts",
+            pool.count()
+        ))
+    };
+    if let Some(most) = spare.checked_div(frames - long) {
+        turns = turns.min(most);
+        if turns == 0 {
+            return Err(too_few());
+        }
+    }
     let mut common = Vec::with_capacity(turns * (frames - long));
-    pool.take(&mut common, turns * (frames - long));
+    pool.take_spare(&mut common, turns * (frames - long));
     let mut common = common.into_iter();
     let wanted = turns * frames;
     let mut ids = Vec::with_capacity(wanted);
     for frame in load.frames.iter().cycle().take(wanted) {
-        let id = if is_long(frame) { pool.take_jumbo() } else { common.next() };
+        let id = if is_long(frame) { pool.take_spare_jumbo() } else { common.next() };
         let Some(id) = id else {
-            let got = ids.len() + common.len();
+            // Somebody else has taken some meanwhile.
             pool.give(&ids);
             pool.give(common.as_slice());
-            return Err(Error::MemoryUnavailable(format!(
-                "generating {frames} frames over a ring of {ring} takes {wanted} buffers, and \
-                 {got} of {} are free",
-                pool.count() + pool.jumbo_count()
-            )));
+            return Err(too_few());
         };
         // SAFETY: the buffer is ours and holds the frame (checked before); the frame is
         // private memory, so they do not overlap.

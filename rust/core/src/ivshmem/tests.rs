@@ -41,6 +41,7 @@ fn region() -> Arc<Region> {
         directory: None,
         buffer_size: 2048,
         jumbo_buffers: None,
+        jumbo_size: None,
     })
     .unwrap()
 }

@@ -21,7 +21,7 @@
 use super::demand::Registry;
 use super::free::Free;
 use super::pages::human;
-use super::{Iova, Region};
+use super::{Iova, Region, RegionOptions};
 use crate::process::Home;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -35,7 +35,7 @@ pub type BufferId = u32;
 /// where the data starts, so that data is aligned to 64 bytes.
 pub const DATA_OFFSET: usize = 64;
 
-/// Bytes of data that a jumbo buffer holds at least: the longest frame of a virtio-net device
+/// Bytes of data that a jumbo buffer holds unless somebody says less: the longest frame of a virtio-net device
 /// (section 5.1.6.3.1: 65,562 bytes with its header of 12).
 pub const JUMBO_SIZE: usize = 65_550;
 
@@ -63,22 +63,27 @@ impl Layout {
     /// Smaller regions have no jumbo buffers unless they are asked for.
     const SMALLEST_WITH_JUMBOS: usize = 4 << 20;
 
-    /// Jumbo buffers of a region: as many as `wanted`, without it a sixteenth of the region's
-    /// size, and none where every buffer is that large.
-    pub(super) fn jumbo(
-        wanted: Option<usize>,
-        size: usize,
-        buffer_size: usize,
-        room: usize,
-    ) -> Result<Self> {
-        let count = match wanted {
+    /// Jumbo buffers of a region: as many as are wanted, else a sixteenth of the region's size,
+    /// and none where every buffer is that large.
+    pub(super) fn jumbo(options: &RegionOptions, room: usize) -> Result<Self> {
+        let &RegionOptions { size, buffer_size, jumbo_buffers, jumbo_size, .. } = options;
+        if let Some(jumbo_size) = jumbo_size
+            && jumbo_size <= buffer_size
+        {
+            return Err(Error::Invalid(format!(
+                "a jumbo buffer holds more than the {buffer_size} bytes of a common one, not \
+                 {jumbo_size}"
+            )));
+        }
+        let jumbo_size = jumbo_size.unwrap_or(JUMBO_SIZE);
+        let count = match jumbo_buffers {
             Some(0) => return Ok(Self::NONE),
-            None if size < Self::SMALLEST_WITH_JUMBOS || buffer_size >= JUMBO_SIZE => {
+            None if size < Self::SMALLEST_WITH_JUMBOS || buffer_size >= jumbo_size => {
                 return Ok(Self::NONE);
             }
             other => other,
         };
-        let most = Self::new(JUMBO_SIZE.max(buffer_size), room)?;
+        let most = Self::new(jumbo_size.max(buffer_size), room)?;
         let count = count.unwrap_or_else(|| (size / 16 / most.stride).max(2));
         match u32::try_from(count) {
             Ok(count) if count <= most.count => Ok(Self { count, ..most }),

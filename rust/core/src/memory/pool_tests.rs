@@ -17,6 +17,7 @@ fn pool_with(buffer_size: usize, jumbos: usize) -> Arc<Pool> {
         directory: None,
         buffer_size,
         jumbo_buffers: Some(jumbos),
+        jumbo_size: None,
     };
     Region::new(&options).unwrap().pool()
 }

@@ -32,8 +32,10 @@ pub struct RegionOptions {
     pub directory: Option<PathBuf>,
     /// Bytes of data a packet buffer holds; rounded up to whole cache lines.
     pub buffer_size: usize,
-    /// Buffers for frames of up to 64 KiB. `None`: a sixteenth of the memory, none below 4 MiB.
+    /// Buffers for longer frames. `None`: a sixteenth of the memory, none below 4 MiB.
     pub jumbo_buffers: Option<usize>,
+    /// Bytes of data that such a buffer holds. `None`: the longest frame there is, 64 KiB.
+    pub jumbo_size: Option<usize>,
 }
 
 /// The smallest region.
@@ -73,7 +75,7 @@ impl Region {
     /// # Errors
     /// [`crate::Error::Invalid`], [`crate::Error::MemoryUnavailable`] or [`crate::Error::Permission`].
     pub fn new(options: &RegionOptions) -> Result<Arc<Self>> {
-        let &RegionOptions { size, placement, node, buffer_size, jumbo_buffers, .. } = options;
+        let &RegionOptions { size, placement, node, buffer_size, .. } = options;
         if size < SMALLEST || !size.is_power_of_two() {
             return Err(Error::Invalid(format!(
                 "a size of {size} bytes will not do: QEMU makes the memory a PCI BAR, a power of \
@@ -90,7 +92,7 @@ impl Region {
             numa::check(Path::new("/sys"), node)?;
         }
         let rings = (size / 16).clamp(RINGS.0, RINGS.1);
-        let jumbo = Layout::jumbo(jumbo_buffers, size, buffer_size, size - rings)?;
+        let jumbo = Layout::jumbo(options, size - rings)?;
         let layout = Layout::new(buffer_size, size - rings - jumbo.len())?;
         let candidates = candidates(options)?;
         if placement == Placement::Physical {

@@ -19,6 +19,7 @@ fn options(size: usize) -> RegionOptions {
         directory: None,
         buffer_size: 2048,
         jumbo_buffers: None,
+        jumbo_size: None,
     }
 }
 

@@ -108,6 +108,25 @@ impl Pool {
         None
     }
 
+    /// How many common and jumbo buffers are free beside those that are kept for receiving, for
+    /// frames that stay in their buffers and are sent again and again.
+    pub(crate) fn spare(&self) -> (usize, usize) {
+        self.registry.ask_holders();
+        let (common, jumbos) = self.settle_kept();
+        (self.free().saturating_sub(common), self.jumbo_free().saturating_sub(jumbos))
+    }
+
+    /// Takes such buffers.
+    pub(crate) fn take_spare(&self, out: &mut Vec<BufferId>, wanted: usize) -> usize {
+        let kept = self.kept.load(Ordering::Relaxed);
+        self.lock().take_above(kept, out, wanted)
+    }
+
+    /// Takes a jumbo buffer of them.
+    pub(crate) fn take_spare_jumbo(&self) -> Option<BufferId> {
+        self.take_free_jumbo(self.kept_jumbos.load(Ordering::Relaxed))
+    }
+
     fn take_free_jumbo(&self, kept: usize) -> Option<BufferId> {
         self.pop_jumbo(&mut lock(&self.free_jumbos), kept)
     }

@@ -248,6 +248,7 @@ fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<
     let (rx, rx_addresses) = queue(2 * index, rx_vector)?;
     let (tx, tx_addresses) = queue(2 * index + 1, tx_vector)?;
     let rx = RxQueue::new(rx, accepted.contains(Features::MRG_RXBUF))
+        .telling(device.too_long.clone())
         .with_offloads(onward::headers_of(accepted, header_len));
     let tx = TxQueue::new(tx).with_features(accepted);
     let addresses = [rx_addresses, tx_addresses];

@@ -110,6 +110,7 @@ impl Rig {
             directory: None,
             buffer_size: 2048,
             jumbo_buffers: Some(2),
+            jumbo_size: None,
         })
         .unwrap();
         let fake = Arc::new(Fake {

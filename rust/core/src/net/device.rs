@@ -1,6 +1,7 @@
 //! What the queues of a port have in common: the device behind them, and its state.
 
 use super::bring_up::Events;
+use super::merge::TooLong;
 use super::patiently::Patiently;
 use crate::memory::Pool;
 use crate::process::Home;
@@ -34,6 +35,8 @@ pub(super) struct Device {
     patient: AtomicBool,
     /// Whether the device was lost, or is being reset, and its queues are set aside.
     away: AtomicBool,
+    /// Received frames that fit no buffer.
+    pub(super) too_long: Arc<TooLong>,
 }
 
 impl Device {
@@ -43,6 +46,7 @@ impl Device {
         accepted: Features,
         events: Option<Events>,
     ) -> Self {
+        let too_long = TooLong::new(events.as_ref().map(|events| events.config.clone()));
         Self {
             home: Home::here(),
             transport: RwLock::new(transport),
@@ -53,6 +57,7 @@ impl Device {
             broken: Mutex::new(None),
             patient: AtomicBool::new(false),
             away: AtomicBool::new(false),
+            too_long: Arc::new(too_long),
         }
     }
 

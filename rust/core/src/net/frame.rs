@@ -172,6 +172,7 @@ mod tests {
             directory: None,
             buffer_size: 2048,
             jumbo_buffers: Some(1),
+            jumbo_size: None,
         });
         let pool = region.unwrap().pool();
         let demand = pool.demand_to_send();

@@ -5,13 +5,19 @@
 //! others have nothing but data. The pieces of such a frame are copied into one jumbo buffer,
 //! each as it comes, so that a frame whose other pieces are still to come keeps no common
 //! buffer from the device.
+//!
+//! A frame that fits no buffer is dropped here, counted, and told of once. Without the feature the
+//! device would drop it, and tell nobody.
 
 use super::burst::Burst;
 use super::header;
 use super::queue::Common;
 use super::stats::LiveQueueStats;
 use crate::memory::{BufferId, Pool, prefetch};
+use crate::notify::EventFd;
 use crate::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The headers of so many buffers are on their way into the cache before they are read.
 const AHEAD: usize = 8;
@@ -25,6 +31,14 @@ pub(super) struct Merger {
     sorted: usize,
     /// The frame of which buffers are missing.
     partial: Option<Partial>,
+    too_long: Arc<TooLong>,
+}
+
+/// Whether frames were dropped that fit no buffer; somebody is told of the first of them.
+#[derive(Debug, Default)]
+pub(super) struct TooLong {
+    seen: AtomicBool,
+    bell: Option<Arc<EventFd>>,
 }
 
 /// A frame that is not complete.
@@ -40,7 +54,13 @@ struct Partial {
 
 impl Merger {
     pub(super) fn new(ring_size: u16) -> Self {
-        Self { popped: Vec::with_capacity(ring_size.into()), sorted: 0, partial: None }
+        let popped = Vec::with_capacity(ring_size.into());
+        Self { popped, sorted: 0, partial: None, too_long: Arc::default() }
+    }
+
+    /// Who is told of frames that fit no buffer.
+    pub(super) fn tell(&mut self, too_long: Arc<TooLong>) {
+        self.too_long = too_long;
     }
 
     /// Whether there are buffers that came from the ring but are not in a frame yet.
@@ -135,6 +155,7 @@ impl Merger {
                             let into = if *jumbos > 0 { pool.take_jumbo() } else { None };
                             match into {
                                 Some(_) => *jumbos -= 1,
+                                None if pool.jumbo_count() == 0 => self.too_long.drop_one(stats),
                                 None if *jumbos == 0 || packets > 0 => {
                                     self.sorted -= 1;
                                     break;
@@ -146,7 +167,9 @@ impl Merger {
                     }
                 }
             };
-            partial.append(pool, id, written as usize, header_len, stats);
+            if !partial.append(pool, id, written as usize, header_len) {
+                self.too_long.drop_one(stats);
+            }
             stash.push(id);
             if partial.missing == 0 {
                 let (into, length) = (partial.into, partial.filled.saturating_sub(header_len));
@@ -185,22 +208,15 @@ impl Merger {
 }
 
 impl Partial {
-    /// Adds what the device wrote into its next buffer.
-    fn append(
-        &mut self,
-        pool: &Pool,
-        id: BufferId,
-        written: usize,
-        header_len: usize,
-        stats: &LiveQueueStats,
-    ) {
+    /// Adds what the device wrote into its next buffer; false where the frame is dropped now, for
+    /// that does not fit.
+    fn append(&mut self, pool: &Pool, id: BufferId, written: usize, header_len: usize) -> bool {
         self.missing -= 1;
-        let Some(into) = self.into else { return };
+        let Some(into) = self.into else { return true };
         if self.filled + written > header_len + pool.capacity_of(into) {
             pool.give(&[into]);
             self.into = None;
-            stats.bad_chain.add(1);
-            return;
+            return false;
         }
         // SAFETY: both buffers are ours and differ. The device wrote from the header's place,
         // `header_len` before the data, and the ring checked that `written` bytes fit there; that
@@ -211,6 +227,28 @@ impl Partial {
             std::ptr::copy_nonoverlapping(from, to, written);
         }
         self.filled += written;
+        true
+    }
+}
+
+impl TooLong {
+    pub(super) fn new(bell: Option<Arc<EventFd>>) -> Self {
+        Self { seen: AtomicBool::new(false), bell }
+    }
+
+    /// Whether there were any.
+    pub(super) fn seen(&self) -> bool {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    fn drop_one(&self, stats: &LiveQueueStats) {
+        stats.bad_length.add(1);
+        if !self.seen.swap(true, Ordering::Relaxed)
+            && let Some(bell) = &self.bell
+        {
+            bell.signal();
+        }
     }
 }
 

@@ -23,6 +23,7 @@ fn pool_with(jumbos: usize) -> Arc<Pool> {
         directory: None,
         buffer_size: 2048,
         jumbo_buffers: Some(jumbos),
+        jumbo_size: None,
     };
     Region::new(&options).unwrap().pool()
 }
@@ -235,11 +236,33 @@ on_both_rings! {
             assert_eq!(rig.recv(256).unwrap(), 0);
             assert_eq!(rig.pool.jumbo_free(), 2);
         }
-        assert_eq!(rig.stats().bad_chain, 2);
+        assert_eq!((rig.stats().bad_length, rig.stats().bad_chain), (2, 0));
         rig.write(&good, None);
         rig.device.flush();
         assert_eq!(rig.recv(256).unwrap(), 1);
         assert!(rig.frames() == [good]);
+        rig.finish();
+    }
+
+    where_there_are_no_jumbo_buffers_a_long_frame_is_dropped_and_told_of_once(rig, 0) {
+        let mut rig = rig;
+        let bell = Arc::new(EventFd::new().unwrap());
+        let too_long = Arc::new(TooLong::new(Some(bell.clone())));
+        rig.rx = rig.rx.telling(too_long.clone());
+        assert!(!too_long.seen());
+        let short = frame(1, 100);
+        for told in [1, 0] {
+            rig.write(&frame(0, 9014), None);
+            rig.write(&short, None);
+            rig.write(&frame(0, 3000), None);
+            rig.device.flush();
+            assert_eq!(rig.recv(256).unwrap(), 1);
+            assert!(rig.frames() == [short.clone()]);
+            assert!(!rig.rx.has_used());
+            assert_eq!(bell.drain(), told);
+        }
+        assert!(too_long.seen());
+        assert_eq!((rig.stats().bad_length, rig.stats().no_buffer), (4, 0));
         rig.finish();
     }
 

@@ -24,6 +24,7 @@ fn pool() -> Arc<Pool> {
         directory: None,
         buffer_size: 2048,
         jumbo_buffers: Some(4),
+        jumbo_size: None,
     };
     Region::new(&options).unwrap().pool()
 }

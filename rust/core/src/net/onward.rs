@@ -218,10 +218,14 @@ pub(super) fn plan(
     if large == Features::NONE || pool.capacity() >= JUMBO_SIZE {
         return Ok(());
     }
-    if pool.jumbo_count() == 0 {
+    if pool.jumbo_capacity() < JUMBO_SIZE {
+        let jumbos = match pool.jumbo_capacity() {
+            0 => "the memory has no jumbo buffers; make it with jumbo_buffers=64 or so".to_owned(),
+            bytes => format!("a jumbo buffer {bytes}; make the memory without jumbo_size"),
+        };
         return Err(Error::Invalid(format!(
             "with {large} the device makes frames of up to {JUMBO_SIZE} bytes, but a buffer holds \
-             {} and the memory has no jumbo buffers; make it with jumbo_buffers=64 or so",
+             {} and {jumbos}",
             pool.capacity()
         )));
     }

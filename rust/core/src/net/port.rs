@@ -121,6 +121,12 @@ impl Port {
         }
     }
 
+    /// Whether it has dropped received frames because they fit no buffer. The first of them
+    /// signals the event of configuration changes.
+    pub fn drops_long_frames(&self) -> bool {
+        self.device.too_long.seen()
+    }
+
     /// The device's configuration as it was at the start.
     pub fn config(&self) -> &NetConfig {
         &self.setup.config

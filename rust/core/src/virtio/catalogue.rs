@@ -94,8 +94,9 @@ catalogue! {
         Some("5.2"), tap "", "`port.send(…, offload=…)`",
         ["tests/test_offload_send.py::test_a_datagram_in_fragments"];
     15 "spreads a received frame over several buffers",
-        Some("5.2"), user "", "`features={\"MRG_RXBUF\": True}`; without it where the MTU needs it",
-        ["tests/test_port_jumbo.py::test_frames_of_every_length_both_ways"];
+        Some("5.2"), user "", "`features={\"MRG_RXBUF\": …}`",
+        ["tests/test_port_jumbo.py::test_frames_of_every_length_both_ways",
+         "tests/test_port_jumbo.py::test_frames_that_no_buffer_holds_are_counted_and_told_of_once"];
     16 "says whether the link is up",
         Some("5.2"), user "", "`port.link`, `port.on_link()`",
         ["tests/test_port_user.py::test_link_changes_are_reported"];

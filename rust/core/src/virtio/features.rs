@@ -130,9 +130,12 @@ macro_rules! features {
 use Support::{Accepted, OnRequest, Required, Unsupported};
 
 /// Frames of the usual size fit one buffer, so nothing has to be merged. A port prefers it
-/// where the device's MTU makes longer frames.
-const MERGE_ON_REQUEST: Support =
-    OnRequest("frames fit one buffer; merging, for longer ones, costs a header read for each");
+/// where the device's MTU makes longer frames; `attach` also where that look at a header, of each
+/// frame, is of no weight.
+const MERGE_ON_REQUEST: Support = OnRequest(
+    "a header read for each frame, which counts where a backend moves them; \
+     asked for where QEMU does, or the MTU needs it",
+);
 /// What a device does to received frames surprises whoever does not look at `burst.offload`.
 const OFFLOAD_ON_REQUEST: Support =
     OnRequest("received frames may then lack checksums or be 64 KiB long; ask by offload=True");

@@ -4,7 +4,7 @@ use super::Common;
 use crate::Result;
 use crate::memory::{Demand, Iova, JUMBO_SIZE};
 use crate::net::burst::Burst;
-use crate::net::merge::{self, Merger};
+use crate::net::merge::{self, Merger, TooLong};
 use crate::net::slot::Reclaim;
 use crate::net::vacancy::Vacancy;
 use crate::net::wakeup::Interrupts;
@@ -79,6 +79,14 @@ impl RxQueue {
     pub(in crate::net) fn told_by(self, bell: Option<Arc<EventFd>>) -> Self {
         if let Some(bell) = bell {
             self.demand.ring(move || bell.signal());
+        }
+        self
+    }
+
+    /// Who is told of frames that fit no buffer.
+    pub(in crate::net) fn telling(mut self, too_long: Arc<TooLong>) -> Self {
+        if let Some(merger) = &mut self.merger {
+            merger.tell(too_long);
         }
         self
     }

@@ -73,6 +73,7 @@ fn notifications<R: Ring>(accepted: Features, size: u16, count: u16) -> Writes {
         directory: None,
         buffer_size: 2048,
         jumbo_buffers: None,
+        jumbo_size: None,
     })
     .unwrap();
     let mut ring = R::new(&region, &RingOptions::new(size)).unwrap();
