@@ -82,7 +82,7 @@ pub(crate) fn raise(error: Error) -> PyErr {
     to_py(error)
 }
 
-/// A descriptor that is open as long as this lives: for a wait in an event loop.
+/// A descriptor that is open as long as this object lives: for a wait in an event loop.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Descriptor(Arc<OwnedFd>);
 
@@ -123,22 +123,28 @@ impl EventFd {
         virtnic::notify::EventFd::new().map(|event| Self(Arc::new(event))).map_err(to_py)
     }
 
-    /// Return the descriptor, which is open until ``close``; -1 after that.
+    /// Return the descriptor, which is open until :meth:`close`; -1 after that.
+    ///
+    /// ``select``, ``poll`` and asyncio can wait on it.
     fn fileno(&self) -> RawFd {
         self.0.number().unwrap_or(-1)
     }
 
     /// Return the descriptor, and keep it open for as long as this object lives.
+    ///
+    /// After :meth:`close` it is readable for good. Raises OSError where there are no more.
     fn lend(&self) -> PyResult<RawFd> {
         self.0.lend().map_err(to_py)
     }
 
-    /// Return what keeps the descriptor open for the time of a wait.
+    /// Return what keeps the descriptor open for the time of a wait; else as :meth:`lend`.
     fn borrow(&self) -> PyResult<Descriptor> {
         Descriptor::of(&self.0)
     }
 
-    /// Signal it, and give the descriptor back unless it was lent.
+    /// Signal it for good, and give the descriptor back unless it was lent.
+    ///
+    /// That happens when nobody waits in :meth:`wait` or has borrowed it any more. Twice is fine.
     fn close(&self) {
         self.0.close();
     }

@@ -409,7 +409,8 @@ impl NetPort {
 
     /// Return an eventfd that is readable when ``recv`` would find frames or an error.
     ///
-    /// From the first call on, interrupts stay enabled between calls of ``recv``.
+    /// From the first call on, interrupts stay enabled between calls of ``recv``. It stays open,
+    /// and readable, for as long as this object lives, also when the port is closed.
     /// Raises ValueError when the port has no interrupts.
     fn fileno(&self) -> PyResult<i32> {
         self.port.arm().and_then(|event| event.lend()).map_err(to_py)
@@ -418,16 +419,18 @@ impl NetPort {
     /// Return an eventfd that is readable until ``send`` does not take all.
     ///
     /// After that it is readable again once half of the queue is free and, where there was none,
-    /// the memory has a buffer again, or when there is an error.
-    /// Raises ValueError when the port has no interrupts.
+    /// the memory has a buffer again, or when there is an error. It stays open as that of
+    /// :meth:`fileno`. Raises ValueError when the port has no interrupts.
     fn tx_fileno(&self) -> PyResult<i32> {
         self.port.arm_tx().and_then(|event| event.lend()).map_err(to_py)
     }
 
+    /// Return the same for one wait: a closed port gives it back when that is over.
     fn rx_descriptor(&self) -> PyResult<Descriptor> {
         Descriptor::of(self.port.arm().map_err(to_py)?)
     }
 
+    /// Return the same for one wait: a closed port gives it back when that is over.
     fn tx_descriptor(&self) -> PyResult<Descriptor> {
         Descriptor::of(self.port.arm_tx().map_err(to_py)?)
     }
