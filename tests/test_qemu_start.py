@@ -444,3 +444,11 @@ def test_a_disk_without_room_is_named(memory: _native.Memory, qemu_command: str)
             Machine(memory, qemu=qemu_command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("timeout", [1e10, 1e300, float("inf")])
+def test_a_timeout_longer_than_any_clock_is_for_ever(
+    memory: _native.Memory, qemu_command: str, timeout: float
+) -> None:
+    with Machine(memory, qemu=qemu_command, timeout=timeout) as qemu:
+        assert qemu.execute("query-status", timeout=timeout)["status"] == "running"

@@ -8,6 +8,7 @@ are true.
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +203,74 @@ def test_a_backend_that_misbehaves_when_it_is_attached(
         backend.hook = leave_it
         with hasty.attach(netdev(backend)) as port:
             assert backend.wait(lambda: backend.serving)
+
+
+def answers(request: int, reply: Callable[[Message], bytes]) -> Callable[[ScriptedBackend], None]:
+    """Let a backend answer that message so."""
+
+    def hook(connection: Connection, message: Message) -> bool:
+        # Not to our own greeting, which is a connection's first message.
+        if message.request != request or not connection.messages:
+            return False
+        connection.send(reply(message))
+        return True
+
+    def change(backend: ScriptedBackend) -> None:
+        backend.hook = hook
+        backend.protocol |= 1 << 15  # it may have GET_MAX_MEM_SLOTS
+
+    return change
+
+
+def changed(**values: int) -> Callable[[ScriptedBackend], None]:
+    """Let a backend have other features, or another number of queue pairs."""
+
+    def change(backend: ScriptedBackend) -> None:
+        for name, value in values.items():
+            setattr(backend, name, value)
+
+    return change
+
+
+_USUAL = PROTOCOL_FEATURES | VERSION_1 | RING_PACKED
+_GET_MAX_MEM_SLOTS = 36
+REFUSED_FOR_EVER = {
+    "no-protocol-features": (changed(features=_USUAL & ~PROTOCOL_FEATURES), "protocol features"),
+    "access-platform-alone": (changed(features=_USUAL | 1 << 33), "ACCESS_PLATFORM"),
+    "pairs-beyond-an-int": (changed(pairs=(1 << 64) - 1), "18446744073709551615 queue pairs"),
+    "no-place-for-memory": (
+        answers(_GET_MAX_MEM_SLOTS, lambda message: message.reply(bytes(8))),
+        "GET_MAX_MEM_SLOTS is 0",
+    ),
+    "unasked": (
+        answers(Request.SET_PROTOCOL_FEATURES, lambda message: message.reply(bytes(8))),
+        "SET_PROTOCOL_FEATURES",  # QEMU may have asked the next thing by then
+    ),
+    "short": (
+        answers(Request.GET_PROTOCOL_FEATURES, lambda message: message.reply(bytes(4))),
+        "GET_PROTOCOL_FEATURES with 4 bytes",
+    ),
+    "no-reply-flag": (
+        answers(
+            Request.GET_PROTOCOL_FEATURES,
+            lambda message: struct.pack("=IIIQ", message.request, 1, 8, 0),
+        ),
+        "GET_PROTOCOL_FEATURES with the flags 0x1",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_FOR_EVER)
+def test_what_qemu_would_refuse_for_ever_is_refused_before_it(
+    hasty: virtnic.Qemu, backend: ScriptedBackend, what: str
+) -> None:
+    """QEMU connects again and again, in ``netdev_add``, until it is killed with all its ports."""
+    other = hasty.attach("user")
+    change, words = REFUSED_FOR_EVER[what]
+    change(backend)
+    with pytest.raises(virtnic.QemuError, match=words):
+        hasty.attach(netdev(backend), recover=FEW)
+    assert arp_works(other)
 
 
 @contextlib.contextmanager

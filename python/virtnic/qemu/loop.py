@@ -74,7 +74,8 @@ class _Call(Generic[T]):
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for its end; False after the timeout."""
-        return self._done.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        for_ever = timeout is None or timeout >= threading.TIMEOUT_MAX
+        return self._done.acquire(timeout=-1 if for_ever else max(0.0, timeout or 0.0))
 
     def outcome(self) -> T:
         """Return what it returned, or raise what it raised."""

@@ -1,7 +1,7 @@
 //! A QEMU and a backend, joined.
 
+use super::answers::Known;
 use super::channel::{End, Reader, Writer};
-use super::demands::few_pairs;
 use super::message::{Message, request};
 use super::rewrite::Vrings;
 use super::service::{Told, first_pair};
@@ -90,8 +90,7 @@ pub(super) struct Link {
     /// For how long it may.
     patience: Duration,
     told: Told,
-    /// The queue pairs that there must be.
-    pairs: u16,
+    known: Known,
     /// The rings that the backend serves when it is back.
     expected: BTreeSet<u32>,
     service: Service,
@@ -122,7 +121,7 @@ impl Link {
             owed: None,
             patience: PATIENCE,
             told: Told::default(),
-            pairs: 0,
+            known: Known::default(),
             expected: first_pair(),
             service: Service::Awaited,
             heard: Instant::now(),
@@ -137,7 +136,7 @@ impl Link {
         rings: BTreeSet<u32>,
         patience: Duration,
     ) -> Self {
-        (self.pairs, self.expected, self.patience) = (pairs, rings, patience);
+        (self.known.pairs, self.expected, self.patience) = (pairs, rings, patience);
         self
     }
 
@@ -269,7 +268,7 @@ impl Link {
         // The backend first: a reply that came before it went is still delivered.
         let asked = self.asked().is_some();
         let mut wrong = None;
-        let (owed, pairs) = (&self.owed, self.pairs);
+        let (owed, known) = (&self.owed, self.known);
         let reply = pass(
             &mut self.up,
             (self.backend.as_fd(), at_backend, Side::Backend),
@@ -278,12 +277,10 @@ impl Link {
                 if asked && message.is_reply() && message.request == request::GET_FEATURES {
                     return false;
                 }
-                if let Some((question, _)) = owed
-                    && message.is_reply()
-                {
-                    wrong = objection(question, message, pairs);
+                wrong = known.objection(owed.as_ref().map(|(question, _)| question), message);
+                if wrong.is_none() {
+                    vrings.reply(message);
                 }
-                vrings.reply(message);
                 wrong.is_none()
             },
             now,
@@ -298,7 +295,7 @@ impl Link {
         }
         // Nothing is taken from QEMU while we have a question of our own.
         let at_qemu = if self.holds_qemu() { PollFlags::empty() } else { at_qemu };
-        let (told, mut owed) = (&mut self.told, None);
+        let (told, known, mut owed) = (&mut self.told, &mut self.known, None);
         let request = pass(
             &mut self.down,
             (self.qemu.as_fd(), at_qemu, Side::Qemu),
@@ -306,6 +303,7 @@ impl Link {
             |message| {
                 vrings.request(message);
                 told.request(message);
+                known.request(message);
                 if message.wants_reply() {
                     owed = Some((message.words(), now));
                 }
@@ -359,22 +357,6 @@ fn ready(socket: BorrowedFd<'_>, flags: PollFlags, until: Instant) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket, flags)];
     // An interrupted wait is one that can be tried again.
     !left.is_zero() && !matches!(poll(&mut fds, timespec(Some(left)).as_ref()), Ok(0))
-}
-
-/// Why QEMU must not have an answer: it would hang up for it, or stay with a backend that has not
-/// done what it was told.
-fn objection(question: &Message, answer: &Message, pairs: u16) -> Option<String> {
-    let name = request::name(question.request);
-    if answer.request != question.request {
-        return Some(format!("it answered {name} with {}", request::name(answer.request)));
-    }
-    match answer.number() {
-        Some(1..) if !question.is_question() => Some(format!("it refused {name}")),
-        Some(number) if question.request == request::GET_QUEUE_NUM && number < pairs.into() => {
-            Some(few_pairs(number, pairs))
-        }
-        _ => None,
-    }
 }
 
 /// What has passed.
@@ -458,8 +440,8 @@ mod tests {
             link.serve(&vrings(), ALL, ALL, start).unwrap();
             assert_eq!(link.deadline(), Some(start + PATIENCE));
             link.serve(&vrings(), ALL, ALL, start + PATIENCE / 2).unwrap();
-            // What is no reply does not help.
-            backend.write_all(&bytes(request, 1, &[])).unwrap();
+            // Half an answer does not help.
+            backend.write_all(&bytes(request, 1 | REPLY, &[0; 8])[..8]).unwrap();
             let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
             assert_eq!(cut.side, Side::Backend);
             assert!(
@@ -518,6 +500,7 @@ mod tests {
         // The backend's queue is full, then the lane, then QEMU's queue: no more is read.
         assert_eq!(link.interest().0, PollFlags::empty());
         assert_eq!(link.interest().1, ALL);
+        // It may be an answer to what was sent: we do not know that message.
         backend.write_all(&bytes(998, 1, &[1])).unwrap();
         link.serve(&vrings(), ALL, ALL, start + PATIENCE / 2).unwrap();
         let mut reply = [0; 13];

@@ -57,6 +57,7 @@ pub(super) mod request {
             SET_VRING_ENABLE => "SET_VRING_ENABLE",
             20 => "NET_SET_MTU",
             GET_CONFIG => "GET_CONFIG",
+            GET_MAX_MEM_SLOTS => "GET_MAX_MEM_SLOTS",
             37 => "ADD_MEM_REG",
             other => return format!("message {other}"),
         };
@@ -147,6 +148,32 @@ impl Message {
                 | GET_MAX_MEM_SLOTS
                 | GET_STATUS
         )
+    }
+
+    /// Whether its answer is more than one number.
+    pub(super) fn is_structure(&self) -> bool {
+        matches!(self.request, request::GET_CONFIG | request::GET_INFLIGHT_FD)
+    }
+
+    /// Whether there is an answer to it only where it says so, by [`NEED_REPLY`].
+    pub(super) fn has_no_answer(&self) -> bool {
+        use request::*;
+        // 3, SET_OWNER; 5, SET_MEM_TABLE; 8, 9, 14: SET_VRING_NUM, _ADDR, _ERR; 20, NET_SET_MTU.
+        matches!(
+            self.request,
+            3 | 5
+                | 8
+                | 9
+                | 14
+                | 20
+                | SET_FEATURES
+                | RESET_OWNER
+                | SET_VRING_BASE
+                | SET_VRING_KICK
+                | SET_VRING_CALL
+                | SET_PROTOCOL_FEATURES
+                | SET_VRING_ENABLE
+        ) || self.is_question()
     }
 
     /// The same without its descriptors.

@@ -18,13 +18,15 @@
 //!
 //! QEMU blocks as a whole while a backend does not answer it. So it is let in only when a
 //! backend has answered us, and has what QEMU will insist on (`demands`), one QEMU at a time,
-//! and is let go when the backend owes it an answer for too long. While QEMU makes its netdev
+//! and is let go when the backend owes it an answer for too long, or gives one that QEMU would
+//! not take (`answers`). While QEMU makes its netdev
 //! it would try again for ever, so a backend that fails then is replaced (`stand_in`).
 //!
 //! `message` is framing, `channel` one socket, `rewrite` the table above, `link` a QEMU and
 //! a backend, `service` whether the one serves the other, `socket` finding either,
 //! `interposer` what users hold, `relay` the thread.
 
+mod answers;
 mod channel;
 mod demands;
 mod interposer;

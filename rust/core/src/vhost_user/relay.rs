@@ -188,7 +188,7 @@ impl Relay {
             },
             State::Ready { .. } if !first.is_empty() => {
                 // It has nothing to say before QEMU asks.
-                self.refused("it went before QEMU came".into())
+                self.refused("it went, or said something, before QEMU came".into())
             }
             State::Ready { backend, gate, .. } if second.is_empty() => {
                 State::Ready { backend, gate, deaf: None }

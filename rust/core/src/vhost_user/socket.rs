@@ -1,7 +1,7 @@
 //! Finding a backend, and letting a QEMU in.
 
 use super::channel::{End, Reader, Writer};
-use super::demands::{Offer, PROTOCOL_F_MQ};
+use super::demands::{F_ACCESS_PLATFORM, Offer, PROTOCOL_F_MQ};
 use super::message::{F_PROTOCOL_FEATURES, Message, request};
 use crate::Result;
 use crate::process::Home;
@@ -124,6 +124,7 @@ pub(super) struct Greeting {
     /// What was asked last.
     asked: u32,
     features: u64,
+    protocol: Option<u64>,
     /// Whether the number of queue pairs is of interest.
     several: bool,
     begun: Instant,
@@ -137,7 +138,8 @@ impl Greeting {
         // Too far away for the clock is for ever, or nearly.
         let until = begun.checked_add(patience).unwrap_or(begun + FOREVER);
         let (reader, several) = (Reader::new(), pairs > 1);
-        let mut greeting = Self { socket, reader, asked: 0, features: 0, several, begun, until };
+        let mut greeting =
+            Self { socket, reader, asked: 0, features: 0, protocol: None, several, begun, until };
         greeting.ask(request::GET_FEATURES)?;
         Ok(greeting)
     }
@@ -167,7 +169,8 @@ impl Greeting {
                 }
             };
             if let Some(pairs) = self.took(number)? {
-                return Ok(Some(Offer { features: self.features, pairs }));
+                let Self { features, protocol, .. } = *self;
+                return Ok(Some(Offer { features, protocol, pairs }));
             }
         }
     }
@@ -177,7 +180,7 @@ impl Greeting {
         match self.asked {
             request::GET_FEATURES => {
                 self.features = number;
-                if !self.several {
+                if !self.several && number & F_ACCESS_PLATFORM == 0 {
                     return Ok(Some(None));
                 }
                 if number & F_PROTOCOL_FEATURES == 0 {
@@ -186,7 +189,8 @@ impl Greeting {
                 self.ask(request::GET_PROTOCOL_FEATURES)?;
             }
             request::GET_PROTOCOL_FEATURES => {
-                if number & PROTOCOL_F_MQ == 0 {
+                self.protocol = Some(number);
+                if !self.several || number & PROTOCOL_F_MQ == 0 {
                     return Ok(Some(Some(1)));
                 }
                 // Some answer GET_QUEUE_NUM to those only who have this feature; QEMU says anew

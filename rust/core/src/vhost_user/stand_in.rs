@@ -14,6 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// VERSION_1 (VIRTIO 1.3, section 6).
 const VERSION_1: u64 = 1 << 32;
+/// Regions of memory that every backend has place for.
+const BASELINE_SLOTS: u64 = 8;
 
 /// A QEMU that talks to nobody.
 #[derive(Debug)]
@@ -80,6 +82,8 @@ fn answer(message: &Message) -> Option<Message> {
         request::GET_FEATURES => VERSION_1 | F_PROTOCOL_FEATURES,
         request::GET_PROTOCOL_FEATURES => PROTOCOL_F_MQ,
         request::GET_QUEUE_NUM => MAX_QUEUES as u64,
+        // Of those that the backend said it has, before it went: as many as without that.
+        request::GET_MAX_MEM_SLOTS => BASELINE_SLOTS,
         // Where the ring stopped: at its start.
         request::GET_VRING_BASE => message.vring()?.into(),
         _ if message.flags & NEED_REPLY != 0 => 0,
