@@ -9,17 +9,20 @@ fn pool_of(buffer_size: usize) -> Arc<Pool> {
 }
 
 fn pool_with(buffer_size: usize, jumbos: usize) -> Arc<Pool> {
-    let options = RegionOptions {
-        size: 1 << 20,
+    Region::new(&options(1 << 20, buffer_size, Some(jumbos))).unwrap().pool()
+}
+
+fn options(size: usize, buffer_size: usize, jumbo_buffers: Option<usize>) -> RegionOptions {
+    RegionOptions {
+        size,
         pages: PageRequest::Exactly(PageSize::Base),
         placement: Placement::Virtual,
         node: None,
         directory: None,
         buffer_size,
-        jumbo_buffers: Some(jumbos),
+        jumbo_buffers,
         jumbo_size: None,
-    };
-    Region::new(&options).unwrap().pool()
+    }
 }
 
 fn take(pool: &Pool, wanted: usize) -> Vec<BufferId> {
@@ -149,7 +152,8 @@ fn an_exported_jumbo_buffer_is_not_handed_out() {
 #[test]
 fn how_many_jumbo_buffers_there_are() {
     let count = |wanted, size: usize, buffer_size| {
-        Layout::jumbo(wanted, size, buffer_size, size / 16 * 15).map(|layout| layout.count)
+        Layout::jumbo(&options(size, buffer_size, wanted), size / 16 * 15)
+            .map(|layout| layout.count)
     };
     assert_eq!(count(None, 2 << 20, 2048).unwrap(), 0);
     assert_eq!(count(None, 4 << 20, 2048).unwrap(), 3);
@@ -161,8 +165,15 @@ fn how_many_jumbo_buffers_there_are() {
         let error = count(Some(wanted), 1 << 20, 2048).unwrap_err().to_string();
         assert!(error.contains("jumbo buffers") && error.contains("room for 14"), "{error}");
     }
-    let large = Layout::jumbo(Some(1), 1 << 20, 100_000, 1 << 20).unwrap();
+    let large = Layout::jumbo(&options(1 << 20, 100_000, Some(1)), 1 << 20).unwrap();
     assert!(large.capacity >= 100_000, "no smaller than a common buffer");
+    let smaller = RegionOptions { jumbo_size: Some(9018), ..options(32 << 20, 2048, None) };
+    let smaller = Layout::jumbo(&smaller, 30 << 20).unwrap();
+    assert!((9018..9018 + 64).contains(&smaller.capacity) && smaller.count > 200);
+    for jumbo_size in [0, 2048] {
+        let wrong = RegionOptions { jumbo_size: Some(jumbo_size), ..options(32 << 20, 2048, None) };
+        assert!(Layout::jumbo(&wrong, 30 << 20).is_err());
+    }
 }
 
 #[test]

@@ -91,8 +91,11 @@ impl Merger {
             self.sorted = 0;
             let popped = &mut self.popped;
             let result = common.ring.pop(wanted, |id, written| popped.push((id, written)));
-            taken += self.sort(common, max - taken, &mut jumbos, burst)?;
-            if result? < wanted {
+            let sorted = self.sort(common, max - taken, &mut jumbos, burst);
+            // First what is wrong with the ring: it explains what else is.
+            let popped = result?;
+            taken += sorted?;
+            if popped < wanted {
                 break;
             }
         }
