@@ -120,9 +120,9 @@ def read(names: str, how: Callable[[str], Callable[[Any], object]] = get) -> Tab
 
 PORT: Table = {
     **read(
-        "away closed duplex features interrupts legacy link mac max_queues memory mtu polling "
-        "qemu queue_addresses queue_size queues restarts ring rss rss_limits speed standby "
-        "statistics tells_link"
+        "away closed drops_long_frames duplex features interrupts legacy link mac max_queues "
+        "memory mtu polling qemu queue_addresses queue_size queues restarts ring rss rss_limits "
+        "speed standby statistics tells_link"
     ),
     "abandon": lambda port: (port.abandon("a test"), port.restart()),
     "add_vlan": lambda port: port.add_vlan(7),
