@@ -30,6 +30,14 @@ pub(super) struct Offer {
 }
 
 impl Demands {
+    /// What is left to demand where a backend lacks nothing but features that may be missing.
+    pub(super) fn without(&self, offer: &Offer, may_lack: u64) -> Option<Self> {
+        let missing = self.features & !F_LOG_ALL & !offer.features;
+        let enough = offer.pairs.is_none_or(|pairs| pairs >= self.pairs.into());
+        let spared = enough && missing & !may_lack == 0;
+        spared.then_some(Self { features: self.features & !missing, ..*self })
+    }
+
     /// What of it a backend lacks, in words.
     pub(super) fn lacking(&self, offer: &Offer) -> Option<String> {
         let missing = self.features & !F_LOG_ALL & !offer.features;
@@ -59,6 +67,19 @@ pub(super) fn few_pairs(found: u64, wanted: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_missing_is_demanded_no_more() {
+        let demands = Demands { pairs: 2, features: 1 << 32 | 1 << 34 | F_LOG_ALL };
+        let left = |features, pairs, may_lack| {
+            let left = demands.without(&Offer { features, pairs }, may_lack);
+            left.map(|demands| demands.features)
+        };
+        assert_eq!(left(1 << 32, Some(2), 1 << 34), Some(1 << 32 | F_LOG_ALL));
+        assert_eq!(left(1 << 32, Some(2), 1 << 15), None);
+        assert_eq!(left(1 << 34, Some(2), 1 << 34), None);
+        assert_eq!(left(1 << 32, Some(1), 1 << 34), None);
+    }
 
     #[test]
     fn what_is_missing_is_named() {
