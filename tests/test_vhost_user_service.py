@@ -295,11 +295,6 @@ def drained(events: virtnic.Events) -> list[virtnic.Event]:
 # What is there when it comes back.
 
 
-def without_packed_rings(backend: ScriptedBackend) -> str:
-    backend.features &= ~RING_PACKED
-    return "without RING_PACKED"
-
-
 def without_version_1(backend: ScriptedBackend) -> str:
     backend.features &= ~VERSION_1
     return "without VERSION_1"
@@ -317,12 +312,15 @@ def with_fewer_queues(backend: ScriptedBackend) -> str:
 
 @pytest.mark.parametrize(
     "lessen",
-    [without_packed_rings, without_version_1, without_protocol_features, with_fewer_queues],
+    [without_version_1, without_protocol_features, with_fewer_queues],
 )
 def test_a_backend_that_returns_with_less(
     qemu: virtnic.Qemu, backend: ScriptedBackend, lessen: Callable[[ScriptedBackend], str]
 ) -> None:
-    """It is not back; the attempts end, and calls say what is missing."""
+    """Of what a port needs: it is not back; the attempts end, and calls say what is missing.
+
+    What it can do without: ``test_vhost_user_less.py``.
+    """
     events = qemu.events()
     port = qemu.attach(netdev(backend), queues=2, recover=FEW)
     assert backend.wait(lambda: backend.serving)
@@ -348,7 +346,7 @@ def test_a_backend_that_returns_with_less_and_then_with_all(
     port = qemu.attach(netdev(backend))
     assert backend.wait(lambda: backend.serving)
     features = backend.features
-    without_packed_rings(backend)
+    without_version_1(backend)
     backend.drop()
     next_of(events, "backend-refused")
     assert not port.link

@@ -345,6 +345,17 @@ class Interposer:
         """Have QEMU, which is about to make its netdev, let out of that should the backend fail."""
     def end_trial(self) -> str | None:
         """Say why no backend is behind the netdev that QEMU has made, where that is so."""
+    def spare(self, port: NetPort) -> None:
+        """Hold a backend that returns without features that the port can do without.
+
+        Others are refused. QEMU chooses a device's features when it is plugged in: what has the
+        device plugged in anew calls :meth:`accept_held` when the old one is gone.
+        """
+    @property
+    def held(self) -> str | None:
+        """What a backend that is there lacks, where it waits until it is accepted."""
+    def accept_held(self) -> None:
+        """Let QEMU meet the backend that waits; from now on no more is demanded of one."""
     def take_first(self) -> int | None:
         """Return a descriptor of the first backend's socket, the caller's to close; once."""
     @property
@@ -355,7 +366,7 @@ class Interposer:
         """Why no backend is looked for any more; None while one is."""
     @property
     def changed(self) -> EventFd:
-        """Signalled when ``connected``, ``serving``, ``refusal`` or ``given_up`` changes."""
+        """Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change."""
     def kick(self, queue: int) -> None:
         """Kick the backend that serves a queue at the moment, as a port does."""
     def stats(self) -> dict[str, int]:
@@ -614,7 +625,10 @@ class NetPort:
     def abandon(self, why: str) -> None:
         """Expect no other device any more; for :class:`virtnic.Qemu` only."""
     def suspend(self) -> None:
-        """Set the queues of a device that is gone aside; for :class:`virtnic.Qemu` only."""
+        """Set the queues of a device aside that is gone, or is about to be unplugged.
+
+        For :class:`virtnic.Qemu` only. Raises VirtnicError, TimeoutError.
+        """
     def reattach(
         self,
         qtest: QTest,

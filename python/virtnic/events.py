@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import readable
+from virtnic.lessen import Lessening
 from virtnic.qemu.loop import Watch
 from virtnic.teardown import Owner
 from virtnic.vhost_user import quoting
@@ -270,6 +271,16 @@ class Feed:
         told: str | None = None
         weak = weakref.ref(port)  # one that is forgotten is collected
 
+        def failed(why: str) -> None:
+            nonlocal told
+            if why != told:
+                told = why
+                _log.warning("the vhost-user backend %s has less, and %s", path, why)
+                self.put("backend-refused", weak(), f"{path}: it is there with less, but {why}")
+
+        lessening = Lessening(port, backend, failed)
+        port._attachment.lessening = lessening
+
         def look() -> None:
             nonlocal losses, refusals, doubts, there, told
             interposer.changed.drain()
@@ -291,16 +302,21 @@ class Feed:
                 words = refusal if port is None else quoting(refusal, port.qemu.process.stderr)
                 _log.warning("the vhost-user backend %s does not serve: %s", path, words)
                 self.put("backend-refused", port, f"{path}: {words}")
-            elif interposer.serving:
+            elif interposer.serving and not lessening.busy:
                 doubts = 0
                 if not there:
                     there, told = True, None
-                    self.put("backend-back", port, path)
+                    lost, lessening.lost = lessening.lost, []
+                    less = f" without {', '.join(lost)}" if lost else ""
+                    self.put("backend-back", port, path + less)
+            if port is not None and interposer.held is not None and not port._attachment.is_lost:
+                lessening.begin()
             if port is not None and (why := backend.given_up(port.qemu.process.stderr)) is not None:
                 port.abandon(why)
 
         # Lost already while it was being attached: the eventfd says so.
         watch = Watch(loop, interposer.changed.fileno(), look)
+        interposer.spare(port)
         port._attachment.undo.add(watch.close)
         watch.begin()
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from virtnic._native import QTest
+    from virtnic.lessen import Lessening
 
 __all__ = ["Attachment", "Qemu"]
 
@@ -77,6 +78,8 @@ class Attachment:
     plugged: NicHandle | None = None
     #: The vhost-user backend, where there is an interposer in front of it.
     backend: Backend | None = None
+    #: Has it go on with a backend that came back with fewer features.
+    lessening: Lessening | None = None
     #: The device on the PCI bus, once it was found there.
     function: Function | None = None
     #: Undoes, last first, all that attaching did.
@@ -489,6 +492,9 @@ class Qemu(Machine):
         loop.check_outside()
         if self._recoverer is not None:
             self._recoverer.close()
+        for attachment in self._attachments.copy():
+            if attachment.lessening is not None:
+                attachment.lessening.close()
         me = threading.get_ident()
         # One that another thread is about to attach fails there, and is undone there.
         going = [a for a in self._attachments if a.port is not None or a.leaving or a.thread == me]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from virtnic.port import Port
     from virtnic.vhost_user import Backend
 
-__all__ = ["abandon", "restore", "set_aside", "whole"]
+__all__ = ["abandon", "attach_again", "restore", "set_aside", "whole"]
 
 #: Seconds that the interposer has to see that QEMU is gone.
 _PARTING = 2.0
@@ -64,7 +64,7 @@ def restore(qemu: Qemu) -> None:
             if not port.away or port.closed:
                 continue
             try:
-                _attach_again(port)
+                attach_again(port)
             except QemuDied:
                 raise
             except (VirtnicError, OSError, ValueError) as error:
@@ -94,7 +94,11 @@ def _returning(qemu: Qemu) -> list[Port]:
     return [port for port in qemu.ports if port._attachment.returns]
 
 
-def _attach_again(port: Port) -> None:
+def attach_again(port: Port) -> None:
+    """Plug in another device for a port whose device is gone, and go on with that.
+
+    The caller has the lock. Raises what :meth:`virtnic.Qemu.attach` does; the device is gone then.
+    """
     attachment = port._attachment
     qemu = attachment.qemu
     assert attachment.spec is not None

@@ -164,10 +164,23 @@ class Backend(Owner):
         deadline = time.monotonic() + seconds
         gate = Path(self.spec.socket.path)
         while not gate.exists():
+            self.interposer.accept_held()  # the QEMU that comes knows of no features yet
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.001)
         return True
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a backend, which waits for a QEMU."""
+        assert self.spec.socket is not None
+        return self.interposer.held is not None or Path(self.spec.socket.path).exists()
+
+    @property
+    def attempts(self) -> int | None:
+        """How many attempts in a row may fail; None for any number."""
+        retry = _retry(self._recover)
+        return None if retry is None else retry[0]
 
     @property
     def offers_packed_rings(self) -> bool:

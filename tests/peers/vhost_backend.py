@@ -30,6 +30,9 @@ _VERSION, _REPLY, _NEED_REPLY = 1, 1 << 2, 1 << 3
 #: Feature bits.
 MRG_RXBUF, PROTOCOL_FEATURES, VERSION_1, RING_PACKED = 1 << 15, 1 << 30, 1 << 32, 1 << 34
 MQ = 1 << 22
+EVENT_IDX, INDIRECT_DESC = 1 << 29, 1 << 28
+#: CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6 and HOST_ECN.
+OFFLOADS = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13
 #: Protocol feature bits.
 PROTOCOL_MQ, PROTOCOL_REPLY_ACK = 1 << 0, 1 << 3
 
@@ -82,6 +85,10 @@ class Message:
     def reply(self, payload: bytes) -> bytes:
         """Return an answer to it, as it is sent."""
         return _HEADER.pack(self.request, _VERSION | _REPLY, len(payload)) + payload
+
+    def pack(self, payload: bytes) -> bytes:
+        """Return it with another payload, as it is sent."""
+        return _HEADER.pack(self.request, self.flags, len(payload)) + payload
 
 
 @dataclass
@@ -207,7 +214,7 @@ class ScriptedBackend:
 
     def _serve(self, connection: Connection) -> None:
         while self._readable(connection.socket):
-            message = _receive(connection.socket)
+            message = receive(connection.socket)
             if message is None:
                 return
             try:
@@ -256,7 +263,7 @@ class ScriptedBackend:
             connection.send(message.reply(_U64.pack(0)))
 
 
-def _receive(connection: socket.socket) -> Message | None:
+def receive(connection: socket.socket) -> Message | None:
     """Read one message; None at the end. Descriptors come with the header."""
     fds = array.array("i")
     room = socket.CMSG_SPACE(32 * fds.itemsize)

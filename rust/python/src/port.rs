@@ -259,9 +259,12 @@ impl NetPort {
     fn abandon(&self, py: Python<'_>, why: &str) {
         py.detach(|| self.port.abandon(why));
     }
-    /// Set the queues of a device that is gone aside; for :class:`virtnic.Qemu` only.
-    fn suspend(&self, py: Python<'_>) {
-        py.detach(|| self.port.suspend());
+    /// Set the queues of a device aside that is gone, or is about to be unplugged.
+    ///
+    /// For :class:`virtnic.Qemu` only. Raises VirtnicError, TimeoutError.
+    fn suspend(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let port = &slf.get().port;
+        slf.py().detach(|| port.suspend()).map_err(to_py)
     }
     /// Go on with another device like the last one; for :class:`virtnic.Qemu` only.
     #[pyo3(signature = (qtest, registers = None, legacy_io = None))]
@@ -324,7 +327,7 @@ impl NetPort {
     /// Feature STANDBY; QEMU's property ``failover``.
     #[getter]
     fn standby(&self) -> bool {
-        let mut outcomes = self.port.outcomes().iter();
+        let mut outcomes = self.port.outcomes().into_iter();
         outcomes.any(|outcome| outcome.offered && Features::bit(outcome.bit) == Features::STANDBY)
     }
     /// Whether received frames were dropped, and counted, because no buffer holds them.
@@ -340,8 +343,8 @@ impl NetPort {
     /// Each feature that is offered or known: (name, bit, offered, accepted, why).
     #[getter]
     fn features(&self) -> Vec<(String, u8, bool, bool, String)> {
-        let outcomes = self.port.outcomes().iter();
-        outcomes.map(|o| (o.name.clone(), o.bit, o.offered, o.accepted, o.why.clone())).collect()
+        let outcomes = self.port.outcomes().into_iter();
+        outcomes.map(|o| (o.name, o.bit, o.offered, o.accepted, o.why)).collect()
     }
     /// Entries of each queue.
     #[getter]

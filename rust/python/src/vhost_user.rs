@@ -2,6 +2,7 @@
 
 use crate::errors::to_py;
 use crate::eventfd::{EventFd, raise};
+use crate::port::NetPort;
 use crate::time::span;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -99,6 +100,26 @@ impl Interposer {
         self.0.end_trial()
     }
 
+    /// Hold a backend that returns without features that the port can do without.
+    ///
+    /// Others are refused. QEMU chooses a device's features when it is plugged in: what has the
+    /// device plugged in anew calls :meth:`accept_held` when the old one is gone.
+    fn spare(&self, port: &NetPort) {
+        // vhost-user has 64 features.
+        self.0.may_lack(port.core().dispensable().0 as u64);
+    }
+
+    /// What a backend that is there lacks, where it waits until it is accepted.
+    #[getter]
+    fn held(&self) -> Option<String> {
+        self.0.held()
+    }
+
+    /// Let QEMU meet the backend that waits; from now on no more is demanded of one.
+    fn accept_held(&self) {
+        self.0.accept_held();
+    }
+
     /// Return a descriptor of the first backend's socket, the caller's to close; once.
     fn take_first(&self) -> Option<i32> {
         self.0.take_first().map(IntoRawFd::into_raw_fd)
@@ -116,7 +137,7 @@ impl Interposer {
         self.0.given_up()
     }
 
-    /// Signalled when ``connected``, ``serving``, ``refusal`` or ``given_up`` changes.
+    /// Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change.
     #[getter]
     fn changed(&self) -> EventFd {
         Arc::clone(self.0.changed()).into()

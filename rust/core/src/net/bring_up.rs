@@ -191,7 +191,12 @@ fn bring_up(transport: Arc<dyn Transport>, pool: Arc<Pool>, options: PortOptions
         pair.rx.wait_for_it().refill();
     }
     transport.alive()?;
-    let setup = Setup { config, config_vector, doorbells_given: options.doorbells.is_some() };
+    let setup = Setup {
+        config,
+        config_vector,
+        doorbells_given: options.doorbells.is_some(),
+        insisted: wishes.insist,
+    };
     let port = Port::new(device, pairs, control, setup, outcomes, intx);
     if wanted > 1 {
         port.set_queues(wanted)?;
@@ -214,7 +219,7 @@ fn refuse_data(wishes: &mut Wishes) -> Result<()> {
 }
 
 fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<QueuePair> {
-    let accepted = device.accepted;
+    let accepted = device.accepted();
     let vectors = match &options.vectors {
         Some(vectors) => vectors.pairs.get(usize::from(index)).copied(),
         None => None,
@@ -236,8 +241,7 @@ fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<
         } else {
             queue_size(index, options.queue_size, most)?
         };
-        // A frame is one descriptor, so tables would only take memory.
-        let ring = make_ring(&device.pool, accepted - Features::INDIRECT_DESC, size)?;
+        let ring = make_ring(&device.pool, frame_ring(accepted), size)?;
         let mut common = Common::new(index, ring, device.pool.clone(), doorbell, Arc::default())
             .with_header(header_len);
         common.disable_interrupts();
@@ -264,13 +268,18 @@ fn make_control(device: &Device, index: u16) -> Result<ControlQueue> {
     } else {
         queue_size(index, most.min(CONTROL_QUEUE_SIZE), most)?
     };
-    let ring = make_ring(&device.pool, device.accepted, size)?;
+    let ring = make_ring(&device.pool, device.accepted(), size)?;
     let control = ControlQueue::new(index, ring, transport.doorbell(index)?, &device.pool)?;
     transport.setup_queue(index, &control.addresses())?;
     Ok(control)
 }
 
-fn make_ring(pool: &Arc<Pool>, accepted: Features, size: u16) -> Result<AnyRing> {
+/// A frame is one descriptor, so tables would only take memory.
+pub(super) fn frame_ring(accepted: Features) -> Features {
+    accepted - Features::INDIRECT_DESC
+}
+
+pub(super) fn make_ring(pool: &Arc<Pool>, accepted: Features, size: u16) -> Result<AnyRing> {
     let options = RingOptions {
         size,
         event_idx: accepted.contains(Features::EVENT_IDX),
@@ -313,7 +322,7 @@ fn needs_merging(transport: &dyn Transport, offered: Features, pool: &Pool) -> R
 }
 
 /// Frames of the MTU must fit: a buffer, or where they are merged a jumbo buffer.
-fn check_mtu(mtu: u16, merge: bool, pool: &Pool) -> Result<()> {
+pub(super) fn check_mtu(mtu: u16, merge: bool, pool: &Pool) -> Result<()> {
     let frame = longest_frame(mtu);
     let room = if merge { pool.largest_frame() } else { pool.capacity() };
     if frame <= room {

@@ -6,6 +6,7 @@ use crate::memory::{PageRequest, PageSize, Placement, Region, RegionOptions};
 use crate::net::{HashTypes, PortOptions, Rss};
 use crate::notify::{Doorbell, EventFd};
 use crate::virtio::Status;
+use crate::virtio::features::Wishes;
 use crate::virtio::ring::RingOptions;
 use crate::virtio::ring::testing::{Device, SplitDevice};
 use crate::virtio::transport::{QueueAddresses, Transport};
@@ -22,6 +23,8 @@ const SIZE: u16 = 64;
 /// A device with registers in memory, whose control queue a thread serves.
 struct Fake {
     offered: Features,
+    /// What it does not offer any more.
+    withdrawn: Mutex<Features>,
     status: AtomicU8,
     queues: Mutex<BTreeMap<u16, QueueAddresses>>,
     resets: Mutex<Vec<u16>>,
@@ -34,7 +37,7 @@ struct Fake {
 
 impl Transport for Fake {
     fn device_features(&self) -> Result<Features> {
-        Ok(self.offered)
+        Ok(self.offered - *self.withdrawn.lock().unwrap())
     }
     fn set_driver_features(&self, features: Features) -> Result<()> {
         assert_eq!(features - self.offered, Features::NONE);
@@ -114,6 +117,7 @@ impl Rig {
         })
         .unwrap();
         let fake = Arc::new(Fake {
+            withdrawn: Mutex::new(Features::NONE),
             offered: features | Features::VERSION_1 | Features::CTRL_VQ | Features::MQ,
             status: AtomicU8::new(0),
             queues: Mutex::default(),
@@ -159,7 +163,8 @@ impl Rig {
                 }
             }
         });
-        let options = PortOptions { pairs, ..PortOptions::default() };
+        let wishes = Wishes { prefer: features, ..Wishes::default() };
+        let options = PortOptions { pairs, wishes, ..PortOptions::default() };
         let port = Port::start(fake.clone(), region.pool(), options).unwrap();
         commands.lock().unwrap().clear();
         Self { port: Some(port), fake, commands, answer, stop, thread: Some(thread) }
@@ -365,6 +370,35 @@ fn a_device_that_says_so_is_reset() {
 }
 
 #[test]
+fn a_device_that_has_less_is_asked_for_no_more() {
+    let tso = Features::GUEST_TSO4 | Features::GUEST_CSUM;
+    let rings = Features::EVENT_IDX;
+    let others = Features::CTRL_GUEST_OFFLOADS | Features::CTRL_VLAN | Features::MRG_RXBUF;
+    let rig = Rig::new(others | tso | rings, 2);
+    let port = rig.port();
+    assert!(port.accepted().contains(others | tso | rings), "{}", port.accepted());
+    port.set_guest_offloads(tso).unwrap();
+    let before = port.pairs()[1].addresses();
+    rig.came();
+    *rig.fake.withdrawn.lock().unwrap() = Features::GUEST_CSUM | rings;
+    port.restart().unwrap();
+    // Segments cannot be had without checksums.
+    assert_eq!(rig.came(), [vec![4, 0, 2, 0], [&[5, 0][..], &[0; 8]].concat()]);
+    assert_eq!(port.accepted() & (tso | rings), Features::NONE);
+    assert_ne!(port.pairs()[1].addresses(), before);
+    let outcomes = port.outcomes();
+    let tso = outcomes.iter().find(|outcome| outcome.name == "GUEST_TSO4").unwrap();
+    assert!(tso.offered && !tso.accepted && tso.why.contains("came back without"), "{tso:?}");
+    assert_eq!(port.send(&mut [[0u8; 60]].as_slice()).unwrap().0, 1);
+    // What the driver is built on is another thing.
+    *rig.fake.withdrawn.lock().unwrap() = Features::CTRL_VLAN;
+    match port.restart() {
+        Err(Error::Device(why)) => assert!(why.contains("without CTRL_VLAN"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn a_queue_that_was_stopped_stays_so() {
     let rig = Rig::new(Features::RING_RESET, 2);
     rig.port().stop_pair(1).unwrap();
@@ -382,7 +416,7 @@ fn while_the_device_is_away_queues_are_full_and_empty_and_commands_wait() {
     let port = rig.port();
     port.set_patient(true);
     assert_eq!(port.send(&mut [[0u8; 60]].as_slice()).unwrap().0, 1);
-    port.suspend();
+    port.suspend().unwrap();
     assert!(port.is_away());
     assert_eq!(port.pool().free(), port.pool().count());
     assert_eq!(port.send(&mut [[0u8; 60]].as_slice()).unwrap().0, 0);
@@ -400,7 +434,7 @@ fn while_the_device_is_away_queues_are_full_and_empty_and_commands_wait() {
     assert_eq!(port.send(&mut [[0u8; 60]].as_slice()).unwrap().0, 1);
     let stats = port.stats();
     assert_eq!((stats.tx.packets, stats.tx.lost, stats.tx.ring_full), (2, 1, 1));
-    port.suspend();
+    port.suspend().unwrap();
     port.abandon("it is enough");
     match port.recv(64, &mut burst) {
         Err(Error::Device(why)) => assert!(why.contains("it is enough"), "{why}"),

@@ -104,7 +104,7 @@ impl Port {
         arguments: &str,
     ) -> Result<()> {
         self.device.check()?;
-        if self.device.accepted.contains(feature) {
+        if self.device.accepted().contains(feature) {
             return Ok(());
         }
         let name = command.name;
@@ -310,11 +310,11 @@ impl Port {
         if wrong != Features::NONE {
             return Err(Error::Invalid(format!("{wrong} is no offload of received packets")));
         }
-        let missing = offloads - self.device.accepted;
+        let missing = offloads - self.device.accepted();
         if missing != Features::NONE {
             return Err(Error::Invalid(format!(
                 "{missing} was not negotiated, so it cannot be turned on; these were: {}",
-                self.device.accepted & known
+                self.device.accepted() & known
             )));
         }
         // The bits of the command are those of the features; all are below 64.

@@ -97,6 +97,13 @@ impl ControlQueue {
         self.overdue.store(false, Ordering::Relaxed);
     }
 
+    /// Has another ring, an empty one; for a device that is gone, or was reset.
+    pub(super) fn replace_ring(&self, ring: AnyRing) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.ring = ring;
+        inner.ring.disable_interrupts();
+    }
+
     /// The command whose time was over, if it has been carried out since. Does not wait.
     pub(super) fn late(&self) -> Option<Late> {
         if !self.overdue.load(Ordering::Relaxed) {

@@ -6,9 +6,9 @@ use super::patiently::Patiently;
 use crate::memory::Pool;
 use crate::process::Home;
 use crate::virtio::Features;
-use crate::virtio::transport::Transport;
+use crate::virtio::transport::{Transport, Unplugged};
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,9 @@ pub(super) struct Device {
     /// Another one when its QEMU was started again.
     transport: RwLock<Arc<dyn Transport>>,
     pub(super) pool: Arc<Pool>,
-    pub(super) accepted: Features,
+    /// What was negotiated, in halves: never more than at first. Changed only while the queues are set
+    /// aside.
+    accepted: [AtomicU64; 2],
     pub(super) events: Option<Events>,
     state: AtomicU8,
     broken: Mutex<Option<String>>,
@@ -37,6 +39,8 @@ pub(super) struct Device {
     away: AtomicBool,
     /// Received frames that fit no buffer.
     pub(super) too_long: Arc<TooLong>,
+    /// Whether its QEMU goes on without it.
+    unplugged: AtomicBool,
 }
 
 impl Device {
@@ -51,13 +55,28 @@ impl Device {
             home: Home::here(),
             transport: RwLock::new(transport),
             pool,
-            accepted,
+            accepted: halves(accepted).map(AtomicU64::new),
             events,
             state: AtomicU8::new(RUNNING),
             broken: Mutex::new(None),
             patient: AtomicBool::new(false),
             away: AtomicBool::new(false),
             too_long: Arc::new(too_long),
+            unplugged: AtomicBool::new(false),
+        }
+    }
+
+    /// What was negotiated.
+    #[inline]
+    pub(super) fn accepted(&self) -> Features {
+        let [low, high] = &self.accepted;
+        let half = |half: &AtomicU64| u128::from(half.load(Ordering::Relaxed));
+        Features(half(low) | half(high) << 64)
+    }
+    /// Less is in force from now on: the queues are set aside, and no frame is with the device.
+    pub(super) fn set_accepted(&self, accepted: Features) {
+        for (half, bits) in self.accepted.iter().zip(halves(accepted)) {
+            half.store(bits, Ordering::Relaxed);
         }
     }
 
@@ -98,7 +117,17 @@ impl Device {
         self.transport.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
     pub(super) fn set_transport(&self, transport: Arc<dyn Transport>) {
+        self.unplugged.store(false, Ordering::Release);
         *self.transport.write().unwrap_or_else(PoisonError::into_inner) = transport;
+    }
+
+    /// Its registers are out of reach: it is about to be unplugged.
+    pub(super) fn unplug(&self) {
+        self.set_transport(Arc::new(Unplugged::new(self.transport())));
+        self.unplugged.store(true, Ordering::Release);
+    }
+    pub(super) fn is_unplugged(&self) -> bool {
+        self.unplugged.load(Ordering::Acquire)
     }
 
     /// Whether the end of QEMU is an outage, from now on. Where it no longer is, wakes everybody,
@@ -202,4 +231,8 @@ impl Device {
             self.signal_all();
         }
     }
+}
+
+fn halves(features: Features) -> [u64; 2] {
+    [features.0 as u64, (features.0 >> 64) as u64]
 }

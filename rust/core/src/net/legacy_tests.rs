@@ -45,9 +45,9 @@ fn a_port_is_brought_up_without_features_ok() {
         let accepted =
             Features::MAC | Features::STATUS | Features::ANY_LAYOUT | Features::EVENT_IDX;
         assert_eq!(port.accepted(), accepted);
-        let version = port.outcomes().iter().find(|o| o.name == "VERSION_1").unwrap();
+        let version = port.outcomes().into_iter().find(|o| o.name == "VERSION_1").unwrap();
         assert!(!version.offered && !version.accepted && version.why.contains("legacy"));
-        let [rx, tx] = *port.queues();
+        let [rx, tx] = port.queues();
         assert_eq!((rx.size, tx.size), (256, 128));
         port.refresh_link().unwrap();
         let state = state.lock().unwrap();

@@ -20,6 +20,7 @@ mod frame;
 mod header;
 mod intx;
 mod legacy;
+mod less;
 mod merge;
 mod offload;
 mod onward;

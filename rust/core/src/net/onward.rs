@@ -153,7 +153,7 @@ impl QueuePair {
         let mut frames = Vec::with_capacity(burst.len());
         let mut places = Vec::with_capacity(burst.len());
         let mut refused = Vec::new();
-        let can = self.device.accepted;
+        let can = self.device.accepted();
         for index in 0..burst.len() {
             let Some(mut frame) = burst.copy_out(index) else { continue };
             let offload = burst.offload(index).unwrap_or_default();

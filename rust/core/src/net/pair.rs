@@ -6,7 +6,7 @@ use super::device::Device;
 use super::frame::{FrameBuffer, FrameSource};
 use super::header;
 use super::onward::copy_header;
-use super::queue::{RxQueue, SendStop, TxQueue};
+use super::queue::{AnyRing, RxQueue, SendStop, TxQueue};
 use super::slot::{Claim, Locked, Reclaim, Slot};
 use super::stats::{ExtendedStats, LivePairStats, PortStats};
 use super::vacancy::Vacancy;
@@ -14,8 +14,8 @@ use super::waiting::Waiting;
 use crate::memory::{Demand, Holder};
 use crate::virtio::transport::QueueAddresses;
 use crate::{Error, Result};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Frames of a `send` are copied in groups of this many between two doorbells.
@@ -57,7 +57,8 @@ pub struct QueuePair {
     pub(super) tx: Arc<Slot<TxQueue>>,
     pub(super) stats: LivePairStats,
     pub(super) events: Option<PairEvents>,
-    addresses: [QueueAddresses; 2],
+    /// Others where the rings were made anew.
+    addresses: Mutex<[QueueAddresses; 2]>,
     vacancies: [Arc<Vacancy>; 2],
     /// Whether the device writes hashes in front of received frames.
     hashes: bool,
@@ -101,7 +102,7 @@ impl QueuePair {
             tx,
             stats,
             events,
-            addresses,
+            addresses: Mutex::new(addresses),
             vacancies,
             hashes,
             header_len,
@@ -121,8 +122,25 @@ impl QueuePair {
         self.events.as_ref()
     }
     /// Where the receive and the transmit queue lie, and their sizes.
-    pub fn addresses(&self) -> &[QueueAddresses; 2] {
-        &self.addresses
+    pub fn addresses(&self) -> [QueueAddresses; 2] {
+        *self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Has other rings in the place of those of queues that are set aside.
+    pub(super) fn replace_rings(&self, [receive, transmit]: [AnyRing; 2]) {
+        let [before_rx, before_tx] = self.addresses();
+        // One lock after the other: others may wait for a queue.
+        let receive = {
+            let mut rx = self.rx.borrow();
+            rx.replace_ring(receive, &self.vacancies[0]);
+            rx.common.addresses(before_rx.vector)
+        };
+        let transmit = {
+            let mut tx = self.tx.borrow();
+            tx.replace_ring(transmit);
+            tx.common.addresses(before_tx.vector)
+        };
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        *addresses = [receive, transmit];
     }
     /// What has to be told when the receive or the transmit queue has no vhost-user backend any
     /// more, and when it gets one again.
@@ -394,7 +412,7 @@ impl QueuePair {
         // SAFETY: the buffer is ours and holds the frame, which `fill` has checked; its data is
         // 64-byte aligned and has DATA_OFFSET (64) bytes in front.
         unsafe {
-            match frames.offload().checked(data, length, self.device.accepted) {
+            match frames.offload().checked(data, length, self.device.accepted()) {
                 Ok(offload) => header::write(data, self.header_len, offload),
                 Err(why) => {
                     self.stats.tx.bad_offload.add_shared(1);

@@ -39,7 +39,7 @@ pub struct Port {
     pub(super) active: AtomicU16,
     pub(super) setup: Setup,
     pub(super) link: AtomicBool,
-    outcomes: Vec<Outcome>,
+    outcomes: Mutex<Vec<Outcome>>,
     pub(super) intx: Mutex<Option<IntxDispatcher>>,
     pub(super) journal: Mutex<Journal>,
     /// One change at a time: held for as long as it takes to tell the device, and while it is reset.
@@ -76,6 +76,8 @@ pub(super) struct Setup {
     pub(super) config_vector: Option<u16>,
     /// Whether queues are kicked in another way than through the transport.
     pub(super) doorbells_given: bool,
+    /// Features that must be in force.
+    pub(super) insisted: Features,
 }
 
 /// What the device was told, as far as somebody asks for it; the rest is in the [`Journal`].
@@ -110,7 +112,7 @@ impl Port {
             active: AtomicU16::new(1),
             setup,
             link: AtomicBool::new(setup.config.link),
-            outcomes,
+            outcomes: Mutex::new(outcomes),
             intx: Mutex::new(intx),
             journal: Mutex::default(),
             changing: Exclusive::default(),
@@ -154,11 +156,14 @@ impl Port {
     }
     /// What was negotiated.
     pub fn accepted(&self) -> Features {
-        self.device.accepted
+        self.device.accepted()
     }
     /// What became of each feature, and why.
-    pub fn outcomes(&self) -> &[Outcome] {
-        &self.outcomes
+    pub fn outcomes(&self) -> Vec<Outcome> {
+        self.all_outcomes().clone()
+    }
+    pub(super) fn all_outcomes(&self) -> MutexGuard<'_, Vec<Outcome>> {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
     /// The pool that received frames lie in.
     pub fn pool(&self) -> &Arc<Pool> {
@@ -196,12 +201,12 @@ impl Port {
         &self.pairs[0]
     }
     /// Where the first receive and transmit queue lie, and their sizes.
-    pub fn queues(&self) -> &[QueueAddresses; 2] {
+    pub fn queues(&self) -> [QueueAddresses; 2] {
         self.first().addresses()
     }
     /// The layout of the queues.
     pub fn ring_format(&self) -> RingFormat {
-        if self.device.accepted.contains(Features::RING_PACKED) {
+        if self.device.accepted().contains(Features::RING_PACKED) {
             RingFormat::Packed
         } else {
             RingFormat::Split
@@ -225,10 +230,16 @@ impl Port {
     /// As for [`Self::recv`].
     pub fn refresh_link(&self) -> Result<bool> {
         self.device.check()?;
-        let (link, announce) = read_status(self.device.transport().as_ref(), self.device.accepted)?;
+        let (link, announce) =
+            read_status(self.device.transport().as_ref(), self.device.accepted())?;
         self.link.store(link, Ordering::Relaxed);
+        if let Err(error) = self.device.check() {
+            // It was given up meanwhile, with its link.
+            self.link.store(false, Ordering::Relaxed);
+            return Err(error);
+        }
         // Section 5.1.5: it may be another now.
-        let line = Line::read(self.device.transport().as_ref(), self.device.accepted)?;
+        let line = Line::read(self.device.transport().as_ref(), self.device.accepted())?;
         self.settings().line = line;
         if announce {
             self.announce()?;
@@ -424,7 +435,7 @@ impl Port {
         for (queue, addresses) in (2 * pair.index..).zip(pair.addresses()) {
             self.device
                 .transport()
-                .setup_queue(queue, addresses)
+                .setup_queue(queue, &addresses)
                 .map_err(|error| self.device.note(error))?;
         }
         let (mut rx, mut tx) = (pair.rx.lock()?, pair.tx.lock()?);
@@ -440,7 +451,7 @@ impl Port {
     fn resettable(&self, index: usize, what: &str) -> Result<&QueuePair> {
         self.device.check()?;
         let pair = self.pair(index)?;
-        if self.device.accepted.contains(Features::RING_RESET) {
+        if self.device.accepted().contains(Features::RING_RESET) {
             return Ok(pair);
         }
         Err(Error::Refused(format!(
@@ -516,7 +527,7 @@ impl std::fmt::Debug for Port {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Port")
             .field("config", &self.setup.config)
-            .field("accepted", &self.device.accepted)
+            .field("accepted", &self.device.accepted())
             .field("pairs", &self.pairs)
             .finish_non_exhaustive()
     }

@@ -14,8 +14,8 @@ use super::pair::Mode;
 use super::patiently::Patiently;
 use super::port::Port;
 use crate::notify::Doorbell;
-use crate::virtio::Status;
 use crate::virtio::transport::Transport;
+use crate::virtio::{Features, Status};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -78,6 +78,17 @@ impl Journal {
         entries.filter(|((c, number, _), _)| *c == class::MQ && *number > 0).map(|(_, entry)| entry)
     }
 
+    /// Fewer features are in force: the next device is told of no other offloads.
+    pub(super) fn lessen(&mut self, accepted: Features) {
+        let offloads = (accepted & Features::RECEIVE_OFFLOADS).0 as u64;
+        for (_, entry) in self.told.iter_mut().filter(|((c, ..), _)| *c == class::GUEST_OFFLOADS) {
+            // They are below 64: see `Port::set_guest_offloads`.
+            for (byte, kept) in entry.payload.iter_mut().zip(offloads.to_le_bytes()) {
+                *byte &= kept;
+            }
+        }
+    }
+
     /// The number of pairs ends steering.
     pub(super) fn forget_steering(&mut self) {
         self.told.retain(|&(c, number, _), _| c != class::MQ || number == 0);
@@ -120,10 +131,11 @@ impl Port {
         if self.device.check_resettable().is_err() {
             return;
         }
+        // Before anybody gets the error: who looks at the link then sees that it is down.
+        self.link.store(false, Ordering::Relaxed);
         if self.device.transport().alive().is_ok() {
             self.device.fail(why.to_owned());
         }
-        self.link.store(false, Ordering::Relaxed);
         self.device.set_patient(false);
     }
     /// Whether the device was lost and may come back, or is being reset.
@@ -135,18 +147,37 @@ impl Port {
         self.restarts.load(Ordering::Relaxed)
     }
 
-    /// Sets the queues aside: for a device that is gone, or was reset, and writes to memory no
-    /// more. Frames that had arrived are still received; those that were with the device are
-    /// counted as [`lost`](super::QueueStats::lost).
-    pub fn suspend(&self) {
+    /// Sets the queues aside: for a device that is gone, and writes to memory no more, or is about
+    /// to be unplugged: that is reset first, and not touched again. Frames that had arrived are still received; those that were
+    /// with the device are counted as [`lost`](super::QueueStats::lost).
+    ///
+    /// # Errors
+    /// Of a device that is there and cannot be reset: its queues are not set aside.
+    pub fn suspend(&self) -> Result<()> {
         if self.device.check_resettable().is_err() {
-            return;
+            return Ok(());
         }
         self.device.set_away(true);
         let Ok(_change) = self.change() else {
-            return; // interrupted, or in a change that will set them aside
+            return Ok(()); // interrupted, or in a change that will set them aside
         };
+        let transport = self.device.transport();
+        if self.device.is_unplugged() {
+            return Ok(());
+        }
+        match transport.set_status(Status::empty()) {
+            Ok(()) => {
+                self.device.unplug();
+                self.dispatch_again()?;
+            }
+            Err(error) if transport.alive().is_ok() => {
+                self.device.set_away(false);
+                return Err(error);
+            }
+            Err(_) => {} // gone
+        }
         self.set_aside();
+        Ok(())
     }
 
     /// An error where a loop of this thread has one of the queues.
@@ -163,7 +194,8 @@ impl Port {
         self.link.store(false, Ordering::Relaxed);
     }
 
-    /// Goes on with another device that is like the last one, after [`Self::suspend`].
+    /// Goes on with another device that is like the last one, after [`Self::suspend`]; or has less,
+    /// where the port can do without that ([`Self::dispensable`]).
     ///
     /// # Errors
     /// [`Error::Device`] where it is not like that, [`Error::Refused`] where it refuses what the
@@ -193,6 +225,9 @@ impl Port {
         self.not_ours()?;
         let _change = self.change()?;
         self.device.check_resettable()?;
+        if self.device.is_unplugged() {
+            return Err(Error::Timeout("the device is away".to_owned()));
+        }
         self.device.set_away(true);
         let transport = self.device.transport();
         let result = transport.set_status(Status::empty()).and_then(|()| {
@@ -229,13 +264,9 @@ impl Port {
 
     /// Brings a device up that was reset. In a [`Self::change`].
     fn start_again(&self, transport: &dyn Transport) -> Result<()> {
-        let accepted = self.device.accepted;
         let mut status = Status::ACKNOWLEDGE | Status::DRIVER;
         transport.set_status(status)?;
-        let missing = accepted - transport.device_features()?;
-        if missing.0 != 0 {
-            return Err(Error::Device(format!("the device came back without {missing}")));
-        }
+        let accepted = self.lessen(transport.device_features()?)?;
         transport.set_driver_features(accepted)?;
         if !transport.is_legacy() {
             status |= Status::FEATURES_OK;
@@ -252,7 +283,7 @@ impl Port {
         }
         for pair in &self.pairs {
             for (queue, addresses) in (2 * pair.index..).zip(pair.addresses()) {
-                transport.setup_queue(queue, addresses)?;
+                transport.setup_queue(queue, &addresses)?;
             }
         }
         let _asking = self.asking.enter(|| transport.patience())?;

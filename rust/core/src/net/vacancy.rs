@@ -4,7 +4,7 @@ use super::stats::LiveQueueStats;
 use crate::virtio::ring::Follower;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// There is none.
 const NONE: u32 = u32::MAX;
@@ -19,7 +19,8 @@ const NONE: u32 = u32::MAX;
 /// gone but QEMU does not know yet, and when another is about to come.
 #[derive(Debug)]
 pub struct Vacancy {
-    follower: Follower,
+    /// Locked for a moment only, and no other lock is taken meanwhile.
+    follower: Mutex<Follower>,
     /// Where the ring was when it began.
     began: AtomicU32,
     /// Where it is counted; nowhere for a receive queue.
@@ -38,7 +39,12 @@ impl std::fmt::Debug for Reoffer {
 
 impl Vacancy {
     pub(super) fn new(follower: Follower, stats: Option<Arc<LiveQueueStats>>) -> Self {
-        Self { follower, began: AtomicU32::new(NONE), stats, reoffer: OnceLock::new() }
+        Self {
+            follower: Mutex::new(follower),
+            began: AtomicU32::new(NONE),
+            stats,
+            reoffer: OnceLock::new(),
+        }
     }
 
     /// What is done as soon as the backend writes to the ring no more.
@@ -49,19 +55,26 @@ impl Vacancy {
 
     /// The backend writes to the ring no more, and QEMU does not yet. Whether it is a packed ring.
     pub fn begin(&self) -> bool {
-        let place = u32::from(self.follower.place());
+        let (place, packed) = {
+            let follower = self.follower();
+            (u32::from(follower.place()), follower.is_packed())
+        };
         // One that has begun goes on.
         let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
         if let Some(Reoffer(reoffer)) = self.reoffer.get() {
             reoffer();
         }
-        self.follower.is_packed()
+        packed
     }
 
     /// Another backend is about to start; where it goes on in a packed ring.
     pub fn end(&self) -> Option<u16> {
-        let position = self.follower.position();
-        self.follower.welcome();
+        let position = {
+            let follower = self.follower();
+            let position = follower.position();
+            follower.welcome();
+            position
+        };
         self.settle();
         position
     }
@@ -73,11 +86,23 @@ impl Vacancy {
         }
     }
 
+    /// There is another ring, and nobody serves it yet.
+    pub(super) fn follow(&self, follower: Follower) {
+        self.close();
+        *self.follower() = follower;
+    }
+
+    fn follower(&self) -> MutexGuard<'_, Follower> {
+        self.follower.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts what has moved since it began.
     fn settle(&self) {
         let Ok(began) = u16::try_from(self.began.swap(NONE, AcqRel)) else { return };
         if let Some(stats) = &self.stats {
-            let moved = self.follower.distance(began, self.follower.place());
+            let follower = self.follower();
+            let moved = follower.distance(began, follower.place());
+            drop(follower);
             stats.no_backend.add_shared(moved.into());
         }
     }

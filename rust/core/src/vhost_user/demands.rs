@@ -38,6 +38,13 @@ pub(super) struct Offer {
 }
 
 impl Demands {
+    /// What is left to demand where a backend lacks nothing but features that may be missing.
+    pub(super) fn without(&self, offer: &Offer, may_lack: u64) -> Option<Self> {
+        let missing = self.features & !F_LOG_ALL & !offer.features & may_lack;
+        let left = Self { features: self.features & !missing, ..*self };
+        left.lacking(offer).is_none().then_some(left)
+    }
+
     /// What of it a backend lacks, in words.
     pub(super) fn lacking(&self, offer: &Offer) -> Option<String> {
         // QEMU takes none without protocol features: then it has no place for any memory.
@@ -78,6 +85,22 @@ pub(super) fn few_pairs(found: u64, wanted: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_be_missing_is_demanded_no_more() {
+        let demands = Demands { pairs: 2, features: 1 << 32 | 1 << 34 | F_LOG_ALL };
+        let left = |features: u64, pairs, may_lack| {
+            let features = features | F_PROTOCOL_FEATURES;
+            let left = demands.without(&Offer { features, protocol: None, pairs }, may_lack);
+            left.map(|demands| demands.features)
+        };
+        let bare = Offer { features: 1 << 32, protocol: None, pairs: Some(2) };
+        assert!(demands.without(&bare, 1 << 34).is_none(), "QEMU wants protocol features");
+        assert_eq!(left(1 << 32, Some(2), 1 << 34), Some(1 << 32 | F_LOG_ALL));
+        assert_eq!(left(1 << 32, Some(2), 1 << 15), None);
+        assert_eq!(left(1 << 34, Some(2), 1 << 34), None);
+        assert_eq!(left(1 << 32, Some(1), 1 << 34), None);
+    }
 
     #[test]
     fn what_is_missing_is_named() {

@@ -85,6 +85,18 @@ enum Trial {
     Over,
 }
 
+/// A backend that lacks something which the port can do without.
+#[derive(Debug, Default)]
+enum Held {
+    /// There is none.
+    #[default]
+    None,
+    /// It waits; what it lacks.
+    Waiting(String),
+    /// QEMU may meet it.
+    Accepted,
+}
+
 /// How a backend is to be treated.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
@@ -109,6 +121,11 @@ pub(super) struct Shared {
     pub connected: AtomicBool,
     served: AtomicBool,
     trial: Mutex<Trial>,
+    /// Features that the next backend may lack, once QEMU has been prepared for that.
+    may_lack: AtomicU64,
+    held: Mutex<Held>,
+    /// Signalled when a backend that is held may be met.
+    pub accepted: EventFd,
     /// Why the last backend that came does not serve.
     refusal: Mutex<Option<String>>,
     refusals: AtomicU64,
@@ -176,6 +193,9 @@ impl Interposer {
             connected: AtomicBool::new(false),
             served: AtomicBool::new(false),
             trial: Mutex::new(Trial::Over),
+            may_lack: AtomicU64::new(0),
+            held: Mutex::default(),
+            accepted: EventFd::new()?,
             refusal: Mutex::default(),
             refusals: AtomicU64::new(0),
             features: AtomicU64::new(offer.features),
@@ -251,6 +271,30 @@ impl Interposer {
         }
     }
 
+    /// A backend that returns without some of these features is not refused, but held until
+    /// [`Self::accept_held`]: QEMU chooses a device's features when it is plugged in, so it must
+    /// have a new device when it meets that backend.
+    pub fn may_lack(&self, features: u64) {
+        self.shared.may_lack.store(features, Ordering::Relaxed);
+    }
+
+    /// What a backend lacks that is there and held.
+    pub fn held(&self) -> Option<String> {
+        match &*self.shared.held() {
+            Held::Waiting(lacking) => Some(lacking.clone()),
+            _ => None,
+        }
+    }
+
+    /// QEMU may meet the backend that is held: nothing of it is there that knows more features.
+    pub fn accept_held(&self) {
+        let mut held = self.shared.held();
+        if matches!(*held, Held::Waiting(_)) {
+            *held = Held::Accepted;
+            self.shared.accepted.signal();
+        }
+    }
+
     /// Why the last backend that came does not serve; `None` where it does, or none has come.
     pub fn refusal(&self) -> Option<String> {
         self.shared.refusal().clone()
@@ -272,7 +316,7 @@ impl Interposer {
         self.shared.over.get().map(String::as_str)
     }
 
-    /// Signalled when [`Self::connected`], [`Self::serving`], [`Self::refusal`] or
+    /// Signalled when [`Self::connected`], [`Self::serving`], [`Self::refusal`], [`Self::held`] or
     /// [`Self::given_up`] changes.
     pub fn changed(&self) -> &Arc<EventFd> {
         &self.shared.changed
@@ -311,6 +355,7 @@ impl Interposer {
         }
         drop(self.take_first());
         self.shared.stop.close();
+        self.shared.accepted.close();
         self.shared.changed.close();
     }
 }
@@ -329,6 +374,35 @@ impl Drop for Interposer {
 impl Shared {
     fn trial(&self) -> MutexGuard<'_, Trial> {
         self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Features that a backend may lack now; none while QEMU waits for it.
+    pub(super) fn spared(&self) -> u64 {
+        match *self.trial() {
+            Trial::Over => self.may_lack.load(Ordering::Relaxed),
+            _ => 0,
+        }
+    }
+
+    /// A backend waits until it is accepted.
+    pub(super) fn hold(&self, lacking: String) {
+        *self.held() = Held::Waiting(lacking);
+        self.changed.signal();
+    }
+
+    /// Whether the backend that waits was accepted.
+    pub(super) fn is_accepted(&self) -> bool {
+        matches!(*self.held(), Held::Accepted)
+    }
+
+    /// It waits no more.
+    pub(super) fn hold_no_more(&self) {
+        *self.held() = Held::None;
+        self.accepted.drain();
     }
 
     fn refusal(&self) -> MutexGuard<'_, Option<String>> {

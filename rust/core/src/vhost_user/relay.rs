@@ -51,6 +51,8 @@ pub(super) enum State {
     Away,
     /// There is one; it has not answered yet.
     Greeting(Greeting),
+    /// There is one that lacks something: it waits until QEMU is prepared for what is left to demand.
+    Held { backend: OwnedFd, demands: Demands },
     /// There is one, and QEMU may come; not before `deaf`, for want of descriptors.
     Ready { backend: OwnedFd, gate: Listener, deaf: Option<Instant> },
     /// They talk.
@@ -106,6 +108,7 @@ impl Relay {
     /// the two sockets of a link, or the first is that of the one socket there is.
     fn wait(&self, state: &State) -> Result<Option<[PollFlags; 2]>, Errno> {
         let nothing = PollFlags::empty();
+        let accepted = self.shared.accepted.hold();
         let mut watched: [Option<(BorrowedFd<'_>, PollFlags)>; 2] = [None, None];
         let until = match state {
             State::Away => match self.source.listener() {
@@ -128,6 +131,12 @@ impl Relay {
             State::Greeting(greeting) => {
                 watched[0] = Some((greeting.as_fd(), Greeting::INTEREST));
                 Some(greeting.until)
+            }
+            State::Held { backend, .. } => {
+                watched[0] = Some((backend.as_fd(), PollFlags::IN));
+                watched[1] = accepted.as_ref().map(|event| (event.as_fd(), PollFlags::IN));
+                // Who makes a netdev meanwhile waits for no answer.
+                Some(Instant::now() + PAUSE)
             }
             State::Ready { backend, gate, deaf } => {
                 watched[0] = Some((backend.as_fd(), PollFlags::IN));
@@ -186,6 +195,11 @@ impl Relay {
                 Ok(()) => State::LetOut(qemu),
                 Err(_) => self.again_or_over(),
             },
+            State::Held { .. } if !first.is_empty() => {
+                self.shared.hold_no_more();
+                self.refused("it went before QEMU came".into())
+            }
+            State::Held { backend, demands } => self.held(backend, demands),
             State::Ready { .. } if !first.is_empty() => {
                 // It has nothing to say before QEMU asks.
                 self.refused("it went, or said something, before QEMU came".into())
@@ -241,10 +255,30 @@ impl Relay {
     /// A backend has said what it offers.
     fn met(&mut self, backend: OwnedFd, offer: &Offer) -> State {
         self.shared.features.store(offer.features, Ordering::Relaxed);
-        match self.demands.lacking(offer) {
-            Some(lacking) => self.refused(lacking),
-            None => self.open_gate(backend),
+        let Some(lacking) = self.demands.lacking(offer) else {
+            return self.open_gate(backend);
+        };
+        match self.demands.without(offer, self.shared.spared()) {
+            Some(demands) => {
+                self.shared.hold(lacking);
+                State::Held { backend, demands }
+            }
+            None => self.refused(lacking),
         }
+    }
+
+    /// Whether a backend that lacks something waits any longer.
+    fn held(&mut self, backend: OwnedFd, demands: Demands) -> State {
+        let accepted = self.shared.is_accepted();
+        if !accepted && self.shared.spared() != 0 {
+            return State::Held { backend, demands };
+        }
+        self.shared.hold_no_more();
+        if accepted {
+            self.demands = demands;
+            return self.open_gate(backend);
+        }
+        self.refused("it lacks features that the port uses".into())
     }
 
     /// What the next backend must have: all that this one was told to use.

@@ -384,6 +384,21 @@ pub fn prerequisites(wanted: Features) -> Features {
     all - wanted
 }
 
+/// What is left of features where those go as well that need others (section 5.1.3.1).
+#[must_use]
+pub fn consistent(mut features: Features) -> Features {
+    let orphans = |features: Features| {
+        let broken = NEEDS.iter().filter(|(_, any)| features & *any == Features::NONE);
+        broken.fold(Features::NONE, |all, (which, _)| all | features & *which)
+    };
+    loop {
+        match orphans(features) {
+            Features::NONE => return features,
+            some => features = features - some,
+        }
+    }
+}
+
 impl Features {
     /// What a device can be asked to do to frames before it sends them.
     pub const SEND_OFFLOADS: Self = Self(

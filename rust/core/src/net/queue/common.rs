@@ -76,6 +76,12 @@ impl Common {
         self.ring.disable_interrupts();
     }
 
+    /// Has another ring, an empty one, in the place of one that is empty.
+    pub(super) fn replace_ring(&mut self, ring: AnyRing) {
+        self.ring = ring;
+        self.disable_interrupts();
+    }
+
     pub(super) fn resume(&mut self, doorbell: Option<Doorbell>) {
         if let Some(doorbell) = doorbell {
             self.doorbell = doorbell;

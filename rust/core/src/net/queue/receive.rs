@@ -1,6 +1,6 @@
 //! The receive queue.
 
-use super::Common;
+use super::{AnyRing, Common};
 use crate::Result;
 use crate::memory::{Demand, Iova, JUMBO_SIZE};
 use crate::net::burst::Burst;
@@ -9,6 +9,7 @@ use crate::net::slot::Reclaim;
 use crate::net::vacancy::Vacancy;
 use crate::net::wakeup::Interrupts;
 use crate::notify::{Doorbell, EventFd};
+use crate::virtio::ring::Follower;
 use std::sync::Arc;
 
 /// Buffers are posted to the device in groups of at least so many, where the ring is large enough.
@@ -42,9 +43,7 @@ impl RxQueue {
     pub(in crate::net) fn new(common: Common, merge: bool) -> Self {
         let size = usize::from(common.ring.size());
         let refill_at = REFILL.min(size / 4).max(1);
-        // The longest frame must find room.
-        let frame = if merge { JUMBO_SIZE.div_ceil(common.pool.capacity()) + 1 } else { 1 };
-        let low = frame.max(size / 4).min(size);
+        let low = lowest(&common, merge);
         let demand = common.pool.demand_to_receive(KEPT.min(size / 4));
         let merger = merge.then(|| Box::new(Merger::new(common.ring.size())));
         Self {
@@ -62,8 +61,23 @@ impl RxQueue {
 
     /// A buffer in a gap is one with a header and nothing behind it.
     pub(in crate::net) fn vacancy(&self) -> Arc<Vacancy> {
-        let follower = self.common.follower().closing_with(self.gap());
-        Arc::new(Vacancy::new(follower, None))
+        Arc::new(Vacancy::new(self.follower(), None))
+    }
+
+    fn follower(&self) -> Follower {
+        self.common.follower().closing_with(self.gap())
+    }
+
+    /// Has another ring while it is set aside.
+    pub(in crate::net) fn replace_ring(&mut self, ring: AnyRing, vacancy: &Vacancy) {
+        self.common.replace_ring(ring);
+        vacancy.follow(self.follower());
+    }
+
+    /// The next device writes each frame into one buffer. While it is set aside.
+    pub(in crate::net) fn stop_merging(&mut self) {
+        self.merger = None;
+        self.low = lowest(&self.common, false);
     }
 
     /// The backend is gone: see [`crate::virtio::ring::Ring::reoffer`].
@@ -281,6 +295,13 @@ impl Interrupts for RxQueue {
 
 /// Received frames, each in one buffer.
 #[inline]
+/// With fewer buffers than this in the ring there may be no room for the longest frame.
+fn lowest(common: &Common, merge: bool) -> usize {
+    let size = usize::from(common.ring.size());
+    let frame = if merge { JUMBO_SIZE.div_ceil(common.pool.capacity()) + 1 } else { 1 };
+    frame.max(size / 4).min(size)
+}
+
 fn recv_whole(common: &mut Common, max: usize, burst: &mut Burst) -> Result<usize> {
     let Common { ring, stats, stash, header_len, .. } = common;
     let header_len = *header_len;

@@ -1,6 +1,6 @@
 //! The transmit queue.
 
-use super::{Common, Magazine};
+use super::{AnyRing, Common, Magazine};
 use crate::Result;
 use crate::memory::{BufferId, Demand, Holder, Iova, Pool};
 use crate::net::burst::Burst;
@@ -47,6 +47,12 @@ impl TxQueue {
         let (vacancy, can) = (Arc::new(vacancy), Features::NONE);
         let demand = common.pool.demand_to_send();
         Self { common, reclaim_at, jumbos: 0, magazine: None, demand, vacancy, can }
+    }
+
+    /// Has another ring while it is set aside.
+    pub(in crate::net) fn replace_ring(&mut self, ring: AnyRing) {
+        self.common.replace_ring(ring);
+        self.vacancy.follow(self.common.follower());
     }
 
     /// The backend is gone: see [`crate::virtio::ring::Ring::reoffer`].

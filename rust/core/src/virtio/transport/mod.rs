@@ -4,6 +4,9 @@ pub mod legacy;
 pub mod modern;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod testing;
+mod unplugged;
+
+pub use unplugged::Unplugged;
 
 use super::{Features, Status};
 use crate::Result;

@@ -1,0 +1,73 @@
+//! The registers of a device that was, or will be, unplugged: what lies there may be another's.
+
+use super::{QueueAddresses, Transport};
+use crate::notify::Doorbell;
+use crate::virtio::{Features, Status};
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// In the place of the transport of such a device: touches no register.
+pub struct Unplugged(Arc<dyn Transport>);
+
+impl Unplugged {
+    /// Of this device, whose QEMU goes on.
+    pub fn new(before: Arc<dyn Transport>) -> Self {
+        Self(before)
+    }
+
+    fn away<T>() -> Result<T> {
+        Err(Error::Timeout("the device is away: it is unplugged, and will be plugged anew".into()))
+    }
+}
+
+impl Transport for Unplugged {
+    fn is_legacy(&self) -> bool {
+        self.0.is_legacy()
+    }
+    fn device_features(&self) -> Result<Features> {
+        Self::away()
+    }
+    fn set_driver_features(&self, _features: Features) -> Result<()> {
+        Self::away()
+    }
+    fn status(&self) -> Result<Status> {
+        Self::away()
+    }
+    fn set_status(&self, _status: Status) -> Result<()> {
+        Self::away()
+    }
+    fn read_config(&self, _offset: usize, _out: &mut [u8]) -> Result<()> {
+        Self::away()
+    }
+    fn write_config(&self, _offset: usize, _data: &[u8]) -> Result<()> {
+        Self::away()
+    }
+    fn queue_count(&self) -> Result<u16> {
+        Self::away()
+    }
+    fn queue_max_size(&self, _queue: u16) -> Result<u16> {
+        Self::away()
+    }
+    fn setup_queue(&self, _queue: u16, _addresses: &QueueAddresses) -> Result<()> {
+        Self::away()
+    }
+    fn reset_queue(&self, _queue: u16) -> Result<()> {
+        Self::away()
+    }
+    fn doorbell(&self, _queue: u16) -> Result<Doorbell> {
+        Self::away()
+    }
+    fn set_config_vector(&self, _vector: u16) -> Result<()> {
+        Self::away()
+    }
+    /// It raises no interrupt; who shares its line may.
+    fn take_isr(&self) -> Result<u8> {
+        Ok(0)
+    }
+    fn alive(&self) -> Result<()> {
+        self.0.alive()
+    }
+    fn patience(&self) -> Result<()> {
+        self.0.patience()
+    }
+}
