@@ -26,8 +26,8 @@ OPENED = 5
 #: Of one more port of a QEMU: those interrupts.
 ATTACHED = 3
 #: Of one with a vhost-user backend: five eventfds to be told and to kick by, two connections, and
-#: of the thread between them two eventfds and a directory.
-VHOST_USER = 10
+#: of the thread between them three eventfds and a directory.
+VHOST_USER = 11
 #: Of a QEMU: QMP, QTest, the ivshmem server's connection and the memory.
 QEMU = 4
 
@@ -115,7 +115,7 @@ def test_an_attached_port_costs_three(qemu_command: str) -> None:
         assert count() == before
 
 
-def test_a_vhost_user_port_costs_ten(qemu_command: str, testpmd: Callable[..., Testpmd]) -> None:
+def test_a_vhost_user_port_costs_eleven(qemu_command: str, testpmd: Callable[..., Testpmd]) -> None:
     with virtnic.Qemu(virtnic.Memory("64M", hugepages=None)) as qemu:
         backend = testpmd(ports=3)
         before = count()

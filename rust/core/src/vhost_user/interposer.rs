@@ -437,6 +437,10 @@ impl Shared {
         self.changed.signal();
     }
 
+    /// Whether QEMU makes a netdev with this backend.
+    pub(super) fn trial_is_open(&self) -> bool {
+        matches!(*self.trial(), Trial::Open)
+    }
     /// Whether QEMU is to be let out of making its netdev.
     pub(super) fn trial_failed(&self) -> bool {
         matches!(*self.trial(), Trial::Failed(_))

@@ -128,6 +128,11 @@ impl Link {
         }
     }
 
+    /// Whether QEMU makes a netdev meanwhile, and must not be misled.
+    pub(super) fn set_strict(&mut self, strict: bool) {
+        self.known.strict = strict;
+    }
+
     /// Each side has so long for its messages; the backend has so many queue pairs, and serves
     /// when it has these rings.
     pub(super) fn expecting(

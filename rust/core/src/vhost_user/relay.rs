@@ -216,6 +216,7 @@ impl Relay {
                 }
             },
             State::Linked(mut link) => {
+                link.set_strict(self.shared.trial_is_open());
                 let served = link.serve(&self.shared.vrings, first, second, Instant::now());
                 link.count(&self.shared.to_backend, &self.shared.to_qemu);
                 if link.serves() {
