@@ -409,7 +409,9 @@ def test_qemu_sees_the_loss_of_a_backend_while_a_child_lives(scratch: Path) -> N
         def serve() -> socket.socket:
             backend, _ = listener.accept()
             assert len(backend.recv(12)) == 12  # GET_FEATURES
-            backend.sendall(features.pack(1, 0b101, 8, 1 << 32))
+            backend.sendall(features.pack(1, 0b101, 8, 1 << 32 | 1 << 30))
+            assert len(backend.recv(12)) == 12  # GET_PROTOCOL_FEATURES
+            backend.sendall(features.pack(15, 0b101, 8, 0))
             return backend
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
