@@ -75,8 +75,9 @@ def nic(qemu: virtnic.Qemu) -> None:
 
 
 def suspend(port: virtnic.Port) -> None:
-    """Set a port aside and bring it up again."""
+    """Set the queues aside, and go on with the same device: one that was there was reset."""
     port.suspend()
+    port.reattach(port.qemu.qtest, **port._attachment.registers())
     port.restart()
 
 
