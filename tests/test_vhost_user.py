@@ -103,14 +103,23 @@ def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, 
     pmd = testpmd()
     with virtnic.open(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
         frame = numbered(port.mac, 7)
+
+        def send_to_a_sleeper(sleeps: int) -> None:
+            while port.stats()["rx_sleeps"] == sleeps:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            port.send([frame])
+
         for rounds in range(1, 4):
-            timer = threading.Timer(0.1, port.send, args=([frame],))
+            sender = threading.Thread(
+                target=send_to_a_sleeper, args=(port.stats()["rx_sleeps"],), daemon=True
+            )
             used = time.thread_time()
-            timer.start()
-            burst = port.recv(1, timeout=5.0)
+            sender.start()
+            burst = port.recv(1, timeout=10.0)
             assert burst.tobytes() == [swapped(frame)]
             assert time.thread_time() - used < 0.05, "it polled instead of sleeping"
-            timer.join()
+            sender.join()
             assert port.stats()["rx_interrupts"] == rounds
         began = time.monotonic()
         assert len(port.recv(1, timeout=0.2)) == 0
