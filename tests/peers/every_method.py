@@ -1,6 +1,6 @@
 """Every public method, in all pairs from three threads, of a QEMU that is stopped now and then.
 
-The table says how each is called; ``tests/test_locks.py`` sees to it that none is missing.
+The table says how each is called; ``tests/failure/test_locks.py`` sees to it that none is missing.
 As a program: ``every_method.py SEED SECONDS`` calls until all pairs were seen (or for as long as
 it may), with a SIGINT at random moments; it ends with 0, or says what hung.
 """

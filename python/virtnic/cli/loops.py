@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     import virtnic
-    from virtnic.engine import Result
+    from virtnic.loops.engine import Result
 
 __all__ = ["ENDING", "Loop", "Outcome", "add_loop"]
 

@@ -17,7 +17,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
-from virtnic.qemu.elsewhere import (
+from virtnic.qemu.external import (
     Elsewhere,
     SharedDirectory,
     accelerator_in_use,
