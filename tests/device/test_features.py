@@ -108,8 +108,10 @@ def test_a_standby_device_says_so(qemu_command: str, accel: str) -> None:
         assert port.standby
         assert "STANDBY" not in accepted(port)
         answered(port)
-    wishes: dict[str, bool | None] = {"STANDBY": True}
-    with virtnic.open("user", accel=accel, properties={"failover": True}, features=wishes) as port:
+    preferences: dict[str, bool | None] = {"STANDBY": True}
+    with virtnic.open(
+        "user", accel=accel, properties={"failover": True}, features=preferences
+    ) as port:
         assert port.standby
         assert "STANDBY" in accepted(port)
         answered(port)

@@ -14,7 +14,7 @@ from support.frames import number_of, numbered
 from support.negotiated import accepted
 from support.waiting import eventually
 from virtnic import _native
-from virtnic.nic.options import jumbo_size, merge_wishes
+from virtnic.nic.options import jumbo_size, merge_features
 from virtnic.qemu import parse
 
 pytestmark = pytest.mark.needs("qemu", "netns")
@@ -358,8 +358,8 @@ def test_who_merges(jumbo_netns: Netns) -> None:
         ):
             with qemu.attach(jumbo_netns.netdev, queue_size=queue_size, features=features) as port:
                 assert ("MRG_RXBUF" in accepted(port)) is merges
-    assert merge_wishes(parse("tap,ifname=t,vhost=on"), qemu.memory, 256) == {}
-    assert merge_wishes(parse("vhost-user,path=/x"), qemu.memory, 1024) == {}
+    assert merge_features(parse("tap,ifname=t,vhost=on"), qemu.memory, 256) == {}
+    assert merge_features(parse("vhost-user,path=/x"), qemu.memory, 1024) == {}
 
 
 @pytest.mark.parametrize("count", [-1, 1000, 1 << 40])

@@ -311,11 +311,11 @@ def with_fewer_queues(backend: ScriptedBackend) -> str:
 
 
 @pytest.mark.parametrize(
-    "lessen",
+    "renegotiate",
     [without_version_1, without_protocol_features, with_fewer_queues],
 )
 def test_a_backend_that_returns_with_less(
-    qemu: virtnic.Qemu, backend: ScriptedBackend, lessen: Callable[[ScriptedBackend], str]
+    qemu: virtnic.Qemu, backend: ScriptedBackend, renegotiate: Callable[[ScriptedBackend], str]
 ) -> None:
     """Of what a port needs: it is not back; the attempts end, and calls say what is missing.
 
@@ -324,7 +324,7 @@ def test_a_backend_that_returns_with_less(
     events = qemu.events()
     port = qemu.attach(netdev(backend), queues=2, recover=FEW)
     assert backend.wait(lambda: backend.serving)
-    words = lessen(backend)
+    words = renegotiate(backend)
     backend.drop()
     assert next_of(events, "backend-lost", "backend-back").kind == "backend-lost"
     refused = next_of(events, "backend-refused", "backend-back")

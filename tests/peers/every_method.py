@@ -148,7 +148,7 @@ PORT: Table = {
     "set_guest_offloads": lambda port: port.set_guest_offloads([]),
     "set_mac": lambda port: port.set_mac(port.mac),
     "set_mac_filter": lambda port: port.set_mac_filter([port.mac]),
-    "set_patient": lambda port: port.set_patient(False),
+    "set_recoverable": lambda port: port.set_recoverable(False),
     "set_polling": lambda port: port.set_polling(0),
     "set_promiscuous": lambda port: port.set_promiscuous(),
     "set_queues": lambda port: port.set_queues(1),

@@ -350,5 +350,5 @@ class LinkChanges(Owner):
             if self._port.closed:
                 raise PortClosed("the port is closed")
             if self._port.qemu.qtest.death is not None:
-                raise QemuDied(self._port._obituary())
+                raise QemuDied(self._port._how_qemu_ended())
             await readable(self._event.borrow, self._library)

@@ -75,7 +75,7 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
 
 
 class Stop:
-    """Ctrl-C and SIGTERM as a wish that the loop notices, so that it ends with its numbers."""
+    """Ctrl-C and SIGTERM as a request that the loop notices, so that it ends with its numbers."""
 
     def __init__(self) -> None:
         #: The signal that came.

@@ -98,7 +98,7 @@ def _loop(ports: Sequence[Port], loop: Callable[..., dict[str, Any]], *arguments
     except QemuDied:
         for port in ports:
             if port.qemu.qtest.death is not None:
-                raise QemuDied(port._obituary()) from None
+                raise QemuDied(port._how_qemu_ended()) from None
         raise
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import readable
 from virtnic.nic.backend import quoting
-from virtnic.nic.renegotiation import Lessening
+from virtnic.nic.renegotiation import Renegotiation
 from virtnic.qemu.loop import Watch
 from virtnic.teardown import Owner
 
@@ -278,8 +278,8 @@ class Feed:
                 _log.warning("the vhost-user backend %s has less, and %s", path, why)
                 self.put("backend-refused", weak(), f"{path}: it is there with less, but {why}")
 
-        lessening = Lessening(port, backend, failed)
-        port._attachment.lessening = lessening
+        renegotiation = Renegotiation(port, backend, failed)
+        port._attachment.renegotiation = renegotiation
 
         def look() -> None:
             nonlocal losses, refusals, doubts, there, told
@@ -302,15 +302,15 @@ class Feed:
                 words = refusal if port is None else quoting(refusal, port.qemu.process.stderr)
                 _log.warning("the vhost-user backend %s does not serve: %s", path, words)
                 self.put("backend-refused", port, f"{path}: {words}")
-            elif interposer.serving and not lessening.busy:
+            elif interposer.serving and not renegotiation.busy:
                 doubts = 0
                 if not there:
                     there, told = True, None
-                    lost, lessening.lost = lessening.lost, []
+                    lost, renegotiation.lost = renegotiation.lost, []
                     less = f" without {', '.join(lost)}" if lost else ""
                     self.put("backend-back", port, path + less)
             if port is not None and interposer.held is not None and not port._attachment.is_lost:
-                lessening.begin()
+                renegotiation.begin()
             if port is not None and (why := backend.given_up(port.qemu.process.stderr)) is not None:
                 port.abandon(why)
 

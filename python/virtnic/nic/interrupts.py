@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from virtnic.nic.qemu import Attachment
     from virtnic.pci import Function, PciBus
 
-__all__ = ["Wires", "Wiring", "vectors_of"]
+__all__ = ["InterruptRouting", "Wires", "vectors_of"]
 
 #: The MSI-X vector that means none (VIRTIO 1.3, section 4.1.5.1.2).
 _NO_VECTOR = 0xFFFF
@@ -34,7 +34,7 @@ class Wires:
     intx: EventFd | None = None
 
 
-class Wiring:
+class InterruptRouting:
     """The interrupts of one QEMU's devices."""
 
     def __init__(

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from virtnic.qemu import Netdev, Spec
 
 __all__ = [
-    "device_wishes",
+    "device_request",
     "jumbo_size",
-    "merge_wishes",
-    "offload_wishes",
+    "merge_features",
+    "offload_features",
     "one_of",
     "usual_size",
     "with_queues",
@@ -41,7 +41,7 @@ _RECEIVE_OFFLOADS = (
 )
 
 
-def offload_wishes(spec: Spec, offload: bool | None) -> dict[str, bool | None]:
+def offload_features(spec: Spec, offload: bool | None) -> dict[str, bool | None]:
     """Return the offload features to ask for and to refuse."""
     if offload:
         return dict.fromkeys(_SEND_OFFLOADS + _RECEIVE_OFFLOADS)
@@ -63,9 +63,9 @@ def jumbo_size(netdev: Netdev, options: Mapping[str, Any], buffer_size: int) -> 
     ``options`` are those of its ``attach``. Where it may segment, frames are longer than its MTU.
     """
     spec, mtu = parse(netdev), (options.get("properties") or {}).get("host_mtu")
-    features = offload_wishes(spec, options.get("offload")) | (options.get("features") or {})
+    features = offload_features(spec, options.get("offload")) | (options.get("features") or {})
     segments = re.compile("TSO|USO|UFO|ECN", re.IGNORECASE)
-    refused = {name for name, wish in features.items() if wish is False}
+    refused = {name for name, preference in features.items() if preference is False}
     wanted = any(segments.search(name) for name in features.keys() - refused)
     if wanted or not refused.issuperset(_SEND_OFFLOADS) or not str(mtu).isdecimal():
         return None
@@ -73,7 +73,7 @@ def jumbo_size(netdev: Netdev, options: Mapping[str, Any], buffer_size: int) -> 
     return longest if buffer_size < longest <= _LONGEST else None
 
 
-def merge_wishes(spec: Spec, memory: Memory, entries: int) -> dict[str, bool | None]:
+def merge_features(spec: Spec, memory: Memory, entries: int) -> dict[str, bool | None]:
     """Return whether to ask for received frames to be spread over several buffers.
 
     QEMU drops a frame that is longer than a buffer and tells nobody, unless it may do that; then
@@ -87,7 +87,7 @@ def merge_wishes(spec: Spec, memory: Memory, entries: int) -> dict[str, bool | N
     return {"MRG_RXBUF": None} if fits else {}
 
 
-def device_wishes(
+def device_request(
     spec: Spec,
     backend: Backend | None,
     mac: str | None,
@@ -97,7 +97,7 @@ def device_wishes(
 ) -> tuple[dict[str, Any], dict[str, bool | None]]:
     """Return QEMU's properties of a device, and the features to ask for."""
     device: dict[str, Any] = {}
-    wishes: dict[str, bool | None] = {}
+    preferences: dict[str, bool | None] = {}
     # QEMU's own default is the same in every QEMU, which no switch would stand.
     device["mac"] = _unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
     if queues > 1:
@@ -107,14 +107,14 @@ def device_wishes(
         size = max(queue_size, 256) if queue_size else spec.kind.queue_size
         device["rx_queue_size"] = device["tx_queue_size"] = size
         # A backend that polls looks at neither; one write less to a shared line.
-        wishes["EVENT_IDX"] = False
+        preferences["EVENT_IDX"] = False
     elif queue_size > 256:
         device["rx_queue_size"] = queue_size
     if ring == "packed" or (ring is None and backend is not None):
         device["packed"] = True
     if ring is not None:
-        wishes["RING_PACKED"] = ring == "packed"
-    return device, wishes
+        preferences["RING_PACKED"] = ring == "packed"
+    return device, preferences
 
 
 def _unicast(mac: str) -> str:

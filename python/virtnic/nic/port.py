@@ -303,7 +303,7 @@ class Port(Owner, _native.NetPort):
             except BaseException:  # such as SystemExit, which would end the thread for all
                 _log.exception("a link callback failed")
 
-    def _obituary(self) -> str:
+    def _how_qemu_ended(self) -> str:
         """Say how QEMU ended; called when the data path finds that it has."""
         return self.qemu.process.death()
 

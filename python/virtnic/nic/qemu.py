@@ -15,11 +15,11 @@ from virtnic.limits import descriptors
 from virtnic.memory import Memory
 from virtnic.nic.backend import Backend
 from virtnic.nic.events import Event, Events, Feed, tell_link
-from virtnic.nic.interrupts import Wiring, vectors_of
+from virtnic.nic.interrupts import InterruptRouting, vectors_of
 from virtnic.nic.options import (
-    device_wishes,
-    merge_wishes,
-    offload_wishes,
+    device_request,
+    merge_features,
+    offload_features,
     one_of,
     usual_size,
     with_queues,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from virtnic._native import QTest
-    from virtnic.nic.renegotiation import Lessening
+    from virtnic.nic.renegotiation import Renegotiation
 
 __all__ = ["Attachment", "Qemu"]
 
@@ -80,7 +80,7 @@ class Attachment:
     #: The vhost-user backend, where there is an interposer in front of it.
     backend: Backend | None = None
     #: Has it go on with a backend that came back with fewer features.
-    lessening: Lessening | None = None
+    renegotiation: Renegotiation | None = None
     #: The device on the PCI bus, once it was found there.
     function: Function | None = None
     #: Undoes, last first, all that attaching did.
@@ -158,7 +158,7 @@ class Qemu(Machine):
         self._attachments: list[Attachment] = []
         self._attach_lock = threading.RLock()
         self._feed = Feed()
-        self._wiring: Wiring | None = None
+        self._routing: InterruptRouting | None = None
         #: Whether nobody else has the memory: its file goes with this Qemu.
         self._owns_memory = memory is None
         try:
@@ -191,7 +191,9 @@ class Qemu(Machine):
             )
         placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: self.memory.iova})
         self._ivshmem = self.bus.enable(placed)
-        self._wiring = Wiring(self.bus, self.qtest, self._ivshmem, self.server, self.timeout)
+        self._routing = InterruptRouting(
+            self.bus, self.qtest, self._ivshmem, self.server, self.timeout
+        )
 
     @property
     def recovery(self) -> Recoverer | None:
@@ -376,7 +378,7 @@ class Qemu(Machine):
                     copies = Copies()
                     undo.add(copies.close)
                     spec = copies.of(spec)
-                device, wishes = device_wishes(spec, backend, mac, pairs, queue_size, ring)
+                device, preferences = device_request(spec, backend, mac, pairs, queue_size, ring)
                 if legacy:
                     device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
                 device.update(properties or {})
@@ -389,10 +391,14 @@ class Qemu(Machine):
                     attachment.interrupts = chosen = "intx"
                 if chosen == "msix" and interrupts is None and self._lacks_vectors(pairs, backend):
                     attachment.interrupts = chosen = "intx"  # QEMU was started for one port
-                wires = present(self._wiring).connect(attachment, self._take_new(attachment), pairs)
+                wires = present(self._routing).connect(
+                    attachment, self._take_new(attachment), pairs
+                )
                 before = self.process.stderr_position()
                 entries = queue_size or usual_size(spec, device, attachment.by_legacy)
-                wishes |= merge_wishes(spec, self.memory, entries) | offload_wishes(spec, offload)
+                preferences |= merge_features(spec, self.memory, entries) | offload_features(
+                    spec, offload
+                )
                 port = Port(
                     attachment=attachment,
                     memory=self.memory,
@@ -404,12 +410,12 @@ class Qemu(Machine):
                     events=wires.events,
                     intx=wires.intx,
                     kicks=None if backend is None else backend.interposer,
-                    features={**wishes, **(features or {})},
+                    features={**preferences, **(features or {})},
                 )
                 attachment.device = weakref.ref(port)
                 undo.add(port.stop)
                 self._check_started(attachment, before)
-                port.set_patient(attachment.returns)
+                port.set_recoverable(attachment.returns)
                 port.set_polling(spin)
                 port.set_statistics(statistics)
                 if ring is None and backend is not None and port.ring != "packed":
@@ -494,8 +500,8 @@ class Qemu(Machine):
         if self._recoverer is not None:
             self._recoverer.close()
         for attachment in self._attachments.copy():
-            if attachment.lessening is not None:
-                attachment.lessening.close()
+            if attachment.renegotiation is not None:
+                attachment.renegotiation.close()
         me = threading.get_ident()
         # One that another thread is about to attach fails there, and is undone there.
         going = [a for a in self._attachments if a.port is not None or a.leaving or a.thread == me]
@@ -511,7 +517,7 @@ class Qemu(Machine):
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for attachment in going:
             self._let_go(attachment)
-        self._wiring = None
+        self._routing = None
         if self._owns_memory:
             self.memory.forget_file()
 

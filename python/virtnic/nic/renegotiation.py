@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from virtnic.nic.backend import Backend
     from virtnic.nic.port import Port
 
-__all__ = ["Lessening"]
+__all__ = ["Renegotiation"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 _PAUSE = 0.1
 
 
-class Lessening:
+class Renegotiation:
     """Has one port's device plugged in anew when its backend is held, in a thread of its own.
 
     The thread lives as long as that takes. ``failed`` is told why an attempt failed.
@@ -59,7 +59,7 @@ class Lessening:
         with self._lock:
             if self._thread is not None or self._stop.is_set():
                 return
-            thread = threading.Thread(target=self._run, name="virtnic-lessen", daemon=True)
+            thread = threading.Thread(target=self._run, name="virtnic-renegotiate", daemon=True)
             try:
                 thread.start()  # it waits for the lock before it ends
             except RuntimeError as error:

@@ -36,7 +36,7 @@ def set_aside(qemu: Qemu) -> None:
     with qemu._attach_lock:
         qemu.qtest.close()
         assert isinstance(qemu.process, Process)  # only our own QEMUs are started again
-        qemu.process.bury()  # whatever it was that it did last, it writes no more
+        qemu.process.reap()  # whatever it was that it did last, it writes no more
         ports = _returning(qemu)
         down = [port for port in ports if _link(port)]
         for port in ports:
@@ -111,7 +111,7 @@ def attach_again(port: Port) -> None:
         undo.callback(qemu._unplug, attachment)
         made = () if backend is None else (backend.expect_netdev(),)
         qemu.add_nic(attachment.spec, attachment.properties, attachment.plugging, *made)
-        present(qemu._wiring).lead(attachment, qemu._take_new(attachment))
+        present(qemu._routing).lead(attachment, qemu._take_new(attachment))
         before = qemu.process.stderr_position()
         port.reattach(qemu.qtest, **attachment.registers())
         qemu._check_started(attachment, before)

@@ -229,7 +229,7 @@ catalogue! {
 mod tests {
     use super::*;
     use crate::virtio::Features;
-    use crate::virtio::features::{TABLE, Wishes, negotiate};
+    use crate::virtio::features::{Preferences, TABLE, negotiate};
 
     #[test]
     fn every_feature_has_one_entry() {
@@ -249,7 +249,7 @@ mod tests {
             | Features::NOTIF_CONFIG_DATA
             | Features::NOTF_COAL
             | Features::VQ_NOTF_COAL;
-        let (accepted, _) = negotiate(wanted, &Wishes::default()).unwrap_or_default();
+        let (accepted, _) = negotiate(wanted, &Preferences::default()).unwrap_or_default();
         assert_eq!(accepted, wanted);
     }
 }
