@@ -11,7 +11,7 @@ from virtnic._native import as_frames
 from virtnic.nic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
-    from virtnic import Burst
+    from virtnic._native import Burst
     from virtnic.nic.sending import Frame
 
 __all__ = ["Frames", "PacketPort"]
