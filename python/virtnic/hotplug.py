@@ -506,6 +506,11 @@ class Qemu(Machine):
         self._feed.end()
         if self.shared is not None:
             self._leave(going)
+            # What that did not undo is undone without QEMU, and before the next program may come.
+            if self._qtest is not None:
+                self._qtest.close()
+            for attachment in going:
+                self._let_go(attachment)
         super().close()
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for attachment in going:
