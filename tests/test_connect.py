@@ -23,6 +23,7 @@ from peers.testpmd import Testpmd
 from traffic import echo
 from virtnic.cli import main
 from virtnic.qemu.elsewhere import Elsewhere, SharedDirectory
+from waiting import PROMPT, pause
 
 if TYPE_CHECKING:
     import subprocess
@@ -97,7 +98,7 @@ def test_the_processor_is_parked(
         assert f"EIP={where}" in registers
         assert ("HLT=1" in registers) == (qemu.accel == "tcg")
         # SeaBIOS would have found and placed the devices by now.
-        time.sleep(0.2)
+        pause(0.2)
         with qemu.attach("user") as port:
             arp(port)
 
@@ -131,7 +132,7 @@ def test_link_changes_are_seen(running: object, directory: Path) -> None:
 
     with connect(directory) as qemu, qemu.attach("user", on_link=changed) as port:
         qemu.execute("set_link", name=qemu.nics[0].id, up=False)
-        assert seen.wait(5.0)
+        assert seen.wait(20.0)
         assert changes == [False]
         assert port.link is False
 
@@ -188,7 +189,7 @@ def test_a_second_qemu_in_the_directory(
 def test_qemu_comes_later(start: Starter, directory: Path) -> None:
     with ThreadPoolExecutor(1) as executor:
         connecting = executor.submit(connect, directory, timeout=20)
-        time.sleep(0.5)
+        pause(0.5)
         assert not connecting.done()
         start()
         with connecting.result(20) as qemu, qemu.attach("user") as port:
@@ -207,7 +208,7 @@ def test_qemu_dies(
         threading.Timer(0.2, running.kill).start()
         with pytest.raises(virtnic.QemuDied, match=f"the QEMU at {directory} closed its sockets"):
             port.recv(1, timeout=10.0)
-        event = events.wait(5.0)
+        event = events.wait(20.0)
         assert event is not None
         assert event.kind == "qemu-died"
         with pytest.raises(virtnic.QemuDied):
@@ -225,13 +226,13 @@ def test_a_qemu_that_stands_still_holds_nobody_up(
     running: "subprocess.Popen[bytes]", directory: Path
 ) -> None:
     """Closing does not wait once for each port."""
-    qemu = connect(directory, timeout=1.0)
+    qemu = connect(directory)
     for _ in range(3):
         qemu.attach("user")
     running.send_signal(signal.SIGSTOP)
     began = time.monotonic()
     qemu.close()
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < PROMPT
     with pytest.raises(TimeoutError, match="stopped, blocked, or another client"):
         connect(directory, timeout=0.5)
     running.send_signal(signal.SIGCONT)

@@ -19,6 +19,7 @@ from peers.testpmd import Testpmd
 from test_recovery import arp_works, balanced, wait_until
 from traffic import drain
 from virtnic.pci import virtio_registers
+from waiting import pause
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -197,7 +198,7 @@ def test_a_backend_goes_on(
         sending = threading.Thread(target=load)
         sending.start()
         for times in range(1, 6):
-            time.sleep(0.1)
+            pause(0.1)
             break_control_queue(port)
             wait_until(functools.partial(restarted, port, times))
             assert status(port) == 0xF
