@@ -28,11 +28,14 @@ from peers.vhost_backend import (
     leave_it,
 )
 from virtnic.qemu import quirks
-from waiting import PROMPT
+from virtnic.qemu.machine import present
+from waiting import PROMPT, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from virtnic.hotplug import Attachment
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -204,6 +207,29 @@ def test_a_backend_that_misbehaves_when_it_is_attached(
         backend.hook = leave_it
         with hasty.attach(netdev(backend)) as port:
             assert backend.wait(lambda: backend.serving)
+
+
+def test_a_backend_that_goes_before_it_is_looked_at(
+    hasty: virtnic.Qemu, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who attaches is held up, from the start of the rings until the last attempt has failed."""
+    check = virtnic.Qemu._check_started
+
+    def held_up(qemu: virtnic.Qemu, attachment: Attachment, before: int) -> None:
+        check(qemu, attachment, before)
+        interposer = present(attachment.backend).interposer
+        assert eventually(lambda: interposer.given_up)
+
+    with unless_it_crashes(hasty):
+        events = hasty.events()
+        backend.hook = misbehaves(Request.SET_VRING_KICK, "closes")
+        with monkeypatch.context() as patch:
+            patch.setattr(virtnic.Qemu, "_check_started", held_up)
+            port = hasty.attach(netdev(backend), recover=FEW)
+        assert next_of(events, "backend-lost", seconds=5.0).port is port
+        with pytest.raises(virtnic.DeviceError, match="in 3 attempts"):
+            port.recv(1, timeout=20.0)
+        assert not port.link
 
 
 def answers(request: int, reply: Callable[[Message], bytes]) -> Callable[[ScriptedBackend], None]:
