@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import virtnic
-from frames import arp_request, is_arp_reply
 from peers.process import mortal
+from support.frames import arp_request, is_arp_reply
+from virtnic.qemu.command import Accel
 
 
 def memory() -> virtnic.Memory:
@@ -52,7 +53,7 @@ def shared(scratch: Path) -> Iterator[Path]:
 class Starter:
     """Starts what ``virtnic qemu-args`` says, with more options of QEMU, and ends it."""
 
-    def __init__(self, directory: Path, machine: str, qemu: str, accel: str) -> None:
+    def __init__(self, directory: Path, machine: str, qemu: str, accel: Accel) -> None:
         command = [sys.executable, "-m", "virtnic.cli", "qemu-args", "--json", "--qemu", qemu]
         command += ["--directory", str(directory), "--machine", machine, "--accel", accel]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
