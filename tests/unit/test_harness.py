@@ -154,7 +154,7 @@ def test_a_test_without_end_fails_alone(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The executor waits for its thread when it is left, and the interpreter for it at the end."""
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", str(tests))
     pytester.makeconftest(
         "from peers import limits\n"
