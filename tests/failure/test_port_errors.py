@@ -7,13 +7,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import virtnic
+from peers.process import freeze
 from support.frames import arp_request, is_arp_reply
-from support.waiting import PROMPT, pause
+from support.waiting import PROMPT, eventually, pause
 from virtnic.nic.options import Interrupts
 
 
@@ -180,6 +182,22 @@ def test_qemu_killed_while_a_call_waits(qemu_command: str, interrupts: Interrupt
         with pytest.raises(virtnic.QemuDied):
             port.send([b"\0" * 60])
     assert port.memory.buffers_free == port.memory.buffers
+
+
+def test_closing_waits_once_for_a_qemu_that_stands_still(qemu: virtnic.Qemu) -> None:
+    """Not once for each port, and who waits is told."""
+    ports = [qemu.attach("user") for _ in range(3)]
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(ports[0].recv, 64, None)
+        assert eventually(lambda: ports[0].stats()["rx_sleeps"])
+        freeze(qemu.process.pid)
+        began = time.monotonic()
+        qemu.close()
+        assert time.monotonic() - began < PROMPT
+        with pytest.raises(virtnic.PortClosed):
+            waiting.result(20.0)
+    assert all(port.closed for port in ports)
+    assert qemu.memory.buffers_free == qemu.memory.buffers
 
 
 def test_a_reader_by_fileno_learns_that_qemu_died(port: virtnic.Port) -> None:
