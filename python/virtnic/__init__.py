@@ -57,12 +57,14 @@ if TYPE_CHECKING:
     from virtnic.nic.port import Port
     from virtnic.nic.qemu import Qemu
     from virtnic.nic.rss import Rss
+    from virtnic.protocols import PacketPort
     from virtnic.qemu import Netdev
 
 __all__ = [  # noqa: RUF022 - by importance
     "open",
     "Port",
     "NetQueue",
+    "PacketPort",
     "Rss",
     "aio",
     "Burst",
@@ -119,6 +121,7 @@ _LATER = {
     "Event": "virtnic.nic.events",
     "Events": "virtnic.nic.events",
     "Memory": "virtnic.memory",
+    "PacketPort": "virtnic.protocols",
     "Port": "virtnic.nic.port",
     "Qemu": "virtnic.nic.qemu",
     "Recovery": "virtnic.nic.policy",

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from virtnic._native import Burst, EventFd, PortClosed, QemuDied
 from virtnic.async_library import readable, running
-from virtnic.nic.opening import open_port
+from virtnic.nic.opening import OpenOptions, open_port
+from virtnic.nic.options import check_names
 from virtnic.nic.port import Port as BlockingPort
 from virtnic.nic.ready import PAUSE, Readiness
 from virtnic.nic.sending import BACKOFF, Pending
@@ -37,12 +38,10 @@ if TYPE_CHECKING:
 
     from virtnic._native import Memory, Offload, Offloads
     from virtnic.async_library import Library
-    from virtnic.nic.opening import OpenOptions
     from virtnic.nic.options import Interrupts
     from virtnic.nic.port import Host, PortOptions
-    from virtnic.nic.sending import Frame
+    from virtnic.protocols import Frame, PacketPort
     from virtnic.qemu import Netdev
-    from virtnic.testing import FaultyPort, ScriptedPort
 
 __all__ = ["LinkChanges", "Port", "attach", "open"]
 
@@ -152,6 +151,7 @@ def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Opening:  #
     ``async with virtnic.aio.open("user") as port`` closes it at the end;
     ``port = await virtnic.aio.open("user")`` leaves that to the caller.
     """
+    check_names("virtnic.aio.open()", OpenOptions.__optional_keys__, options)
     return Opening(functools.partial(open_port, netdev, options))
 
 
@@ -168,7 +168,7 @@ class Port(Owner):
     or QemuDied as soon as the port is closed or its QEMU gone.
     """
 
-    def __init__(self, port: BlockingPort | FaultyPort | ScriptedPort) -> None:
+    def __init__(self, port: BlockingPort | PacketPort) -> None:
         """Wrap a port that is open, or one of :mod:`virtnic.testing`.
 
         Raises ValueError when it has no interrupts.

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from virtnic._native import EventFd, Interposer, QemuError
 from virtnic.nic.policy import Recovery
 from virtnic.qemu.backends import process_of, queue_size_for
-from virtnic.qemu.netdev import VhostUserSocket
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.qemu.spec import VhostUserSocket
 from virtnic.teardown import Owner
 
 if TYPE_CHECKING:

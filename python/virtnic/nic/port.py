@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from virtnic.nic.events import Event, Events, Feed
     from virtnic.nic.options import Interrupts, Notify, Ring
     from virtnic.nic.policy import Recoveries, Recovery
-    from virtnic.nic.sending import Frame
+    from virtnic.protocols import Frame
     from virtnic.qemu import Netdev
 
 __all__ = ["Host", "LinkCallback", "Port", "PortOptions"]

@@ -26,10 +26,11 @@ from virtnic.qemu.external import (
 )
 from virtnic.qemu.find import find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
-from virtnic.qemu.netdev import Netdev, Spec, parse
+from virtnic.qemu.netdev import Netdev, parse
 from virtnic.qemu.nic import NicHandle, Nics
 from virtnic.qemu.process import Process
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.qemu.spec import Spec
 from virtnic.qemu.text import check_words
 from virtnic.teardown import Owner, close_later, finish_forgotten
 

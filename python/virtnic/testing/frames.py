@@ -12,7 +12,7 @@ from virtnic.nic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
     from virtnic._native import Burst
-    from virtnic.nic.sending import Frame
+    from virtnic.protocols import Frame
 
 __all__ = ["Frames", "PacketPort"]
 
