@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import virtnic
-from peers import leaks
+from peers import leaks, limits
 from peers.components import needs, qemu_command
 from peers.netns import Netns
 from peers.ovs import Ovs
@@ -63,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Machines without hugepages are tested too: there `auto` warns, which is no error here.
     config.addinivalue_line("filterwarnings", "ignore:.*pass hugepages=None:RuntimeWarning")
     config.stash[SESSION] = leaks.Session()
+    config.pluginmanager.register(limits.Limits())
     # A shell that runs us in the background ignores these, and so would all that we start.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:

@@ -901,6 +901,7 @@ class NetPort:
     @property
     def closed(self) -> bool:
         """Whether the port was stopped."""
+    def _refuse(self) -> None: ...
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed."""
 

@@ -17,6 +17,7 @@ import trio
 import virtnic
 from peers.netns import Netns
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.waiting import PROMPT
 from virtnic import aio
 from virtnic.nic.options import Interrupts
 
@@ -119,7 +120,7 @@ def test_a_cancelled_recv_loses_no_frame(netns: Netns, run: Run) -> None:
 
                 await gathered(feed, receive)
         assert got == list(range(total))
-        assert cancelled > total / 20
+        assert cancelled
 
     run(main)
 
@@ -209,6 +210,9 @@ def test_a_full_queue_wakes_a_sender_by_interrupt(
             try:
                 frames = [arp_request(port.mac)] * 200
                 task = asyncio.create_task(port.send(frames))
+                async with asyncio.timeout(20):
+                    while not port.stats()["tx_packets"]:
+                        await asyncio.sleep(0.01)
                 await asyncio.sleep(0.05)
                 used = time.thread_time()
                 for _ in range(20):
@@ -302,7 +306,7 @@ def test_a_dead_qemu_raises_in_waiting_tasks(
             with pytest.raises(virtnic.QemuDied):
                 await port.send([b"\0" * 60])
         assert len(failures) == 3
-        assert max(failures) < 1.0
+        assert max(failures) < PROMPT
 
     run(main)
 
@@ -338,25 +342,23 @@ def test_close_raises_in_waiting_tasks(qemu_command: str, run: Run) -> None:
 @LIBRARIES
 def test_the_loop_runs_while_a_port_is_opened(qemu_command: str, run: Run) -> None:
     async def main() -> None:
-        worst = 0.0
+        ticks = 0
         scope = anyio.CancelScope()
 
         async def tick() -> None:
-            nonlocal worst
+            nonlocal ticks
             with scope:
                 while True:
-                    before = time.monotonic()
                     await anyio.sleep(0.001)
-                    worst = max(worst, time.monotonic() - before)
+                    ticks += 1
 
         async def work() -> None:
-            began = time.monotonic()
             async with aio.open("user"):
-                assert time.monotonic() - began > 0.02
+                # One that is held up does not tick before QEMU, which takes 100 ms, has started.
+                assert ticks > 2
             scope.cancel()
 
         await gathered(tick, work)
-        assert worst < 1.0
 
     run(main)
 

@@ -10,6 +10,7 @@ import pytest
 import virtnic
 from peers.netns import Netns
 from support.frames import BROADCAST, arp_request, is_arp_reply, mac_bytes, number_of, numbered
+from support.waiting import pause
 
 OTHER = "02:00:00:00:00:77"
 GROUP, OTHER_GROUP = "01:00:5e:00:00:11", "01:00:5e:00:00:22"
@@ -130,7 +131,7 @@ def test_the_port_announces_itself_when_asked(netns: Netns) -> None:
         assert frame[:12] == mac_bytes(BROADCAST) + mac_bytes(port.mac)
         assert frame[20:22] == b"\0\3"
         # An unacknowledged announcement would be repeated at each look.
-        time.sleep(0.5)
+        pause(0.5)
         sent = port.stats()["tx_packets"]
         port.refresh_link()
         assert port.stats()["tx_packets"] == sent
@@ -143,7 +144,7 @@ def test_slirp_takes_commands(port: virtnic.Port) -> None:
         port.set_mac_filter([OTHER], [GROUP])
         port.add_vlan(round_)
         port.send([arp_request(port.mac)])
-        assert any(is_arp_reply(frame) for frame in port.recv(8, timeout=5.0))
+        assert any(is_arp_reply(frame) for frame in port.recv(8, timeout=20.0))
 
 
 @pytest.mark.needs("testpmd")
@@ -171,7 +172,7 @@ def test_a_refused_command_says_which_and_the_port_goes_on(port: virtnic.Port) -
     with pytest.raises(virtnic.CommandRefused, match="rss=on"):
         port.set_rss()
     port.send([arp_request(port.mac)])
-    assert any(is_arp_reply(frame) for frame in port.recv(8, timeout=5.0))
+    assert any(is_arp_reply(frame) for frame in port.recv(8, timeout=20.0))
 
 
 def test_without_a_control_queue_nothing_can_be_asked(qemu: virtnic.Qemu) -> None:
@@ -183,7 +184,7 @@ def test_without_a_control_queue_nothing_can_be_asked(qemu: virtnic.Qemu) -> Non
         with pytest.raises(virtnic.CommandRefused, match=r"RX_PROMISC\(on\).*CTRL_RX"):
             port.set_promiscuous()
         port.send([arp_request(port.mac)])
-        assert any(is_arp_reply(frame) for frame in port.recv(8, timeout=5.0))
+        assert any(is_arp_reply(frame) for frame in port.recv(8, timeout=20.0))
 
 
 def test_bad_arguments_never_reach_the_device(port: virtnic.Port) -> None:

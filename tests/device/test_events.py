@@ -17,7 +17,7 @@ import pytest
 
 import virtnic
 from peers.testpmd import Testpmd
-from support.waiting import eventually
+from support.waiting import PROMPT, eventually, pause
 from virtnic.nic.events import Feed
 from virtnic.qemu import quirks
 
@@ -38,7 +38,7 @@ def kinds(events: virtnic.Events, count: int, seconds: float = 20.0) -> Kinds:
 def let_it_settle(qemu: virtnic.Qemu) -> None:
     """Leave a QEMU alone with its backend that may die when it goes at once."""
     if quirks.has(qemu.version, "vhost-user-loss-crash"):
-        time.sleep(0.5)
+        pause(0.5)
 
 
 def set_link(port: virtnic.Port, up: bool) -> None:
@@ -53,7 +53,7 @@ def test_attach_link_detach(qemu: virtnic.Qemu) -> None:
     set_link(port, up=False)
     set_link(port, up=True)
     port.close()
-    found = [events.wait(5.0) for _ in range(4)]
+    found = [events.wait(20.0) for _ in range(4)]
     assert [event.kind for event in found if event] == [
         "attached",
         "link-down",
@@ -79,7 +79,7 @@ def test_every_flip_of_a_link_is_told(qemu: virtnic.Qemu, interrupts: str) -> No
         for _ in range(20):
             for up, kind in ((False, "link-down"), (True, "link-up")):
                 set_link(port, up)
-                event = events.wait(5.0)
+                event = events.wait(20.0)
                 assert event is not None
                 assert (event.kind, event.port) == (kind, port)
                 assert port.link is up
@@ -96,17 +96,19 @@ def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
         )
         for _ in range(10):
             await asyncio.sleep(0)
-        time.sleep(0.5)  # the thread that would see the interrupt is in here
+        asked.wait(20.0)  # the thread that would see the interrupt is in here
         await pulling
 
+    asked = threading.Event()
     with qemu.attach("user") as port:
         events = qemu.events()
         qemu.monitor.loop.start_call(lambda: pull_and_look_away(port))
-        deadline = time.monotonic() + 0.4
-        while port.refresh_link():
-            assert time.monotonic() < deadline
-        assert events.wait(0) is None
-        assert kinds(events, 1, 5.0) == ["link-down"]
+        try:
+            assert eventually(lambda: not port.refresh_link())
+            assert events.wait(0) is None
+        finally:
+            asked.set()
+        assert kinds(events, 1) == ["link-down"]
 
 
 def test_a_thread_waits_without_work(qemu: virtnic.Qemu) -> None:
@@ -123,41 +125,41 @@ def test_a_thread_waits_without_work(qemu: virtnic.Qemu) -> None:
     events = qemu.events()
     listener = threading.Thread(target=listen)
     listener.start()
-    time.sleep(1.0)
+    pause(1.0)
     began = time.monotonic()
     set_link(port, up=False)
-    time.sleep(0.2)
+    assert eventually(lambda: heard)
     qemu.close()
-    listener.join(5.0)
+    listener.join(20.0)
     assert not listener.is_alive(), "the iterator did not end with the QEMU"
     assert [kind for kind, _ in heard] == ["link-down", "detached"]
-    assert heard[0][1] - began < 0.1
-    assert used[0] < 0.05
+    assert heard[0][1] - began < PROMPT
+    assert used[0] < 0.5
     assert list(qemu.events()) == []
 
 
 def test_asyncio(qemu: virtnic.Qemu) -> None:
     port = qemu.attach("user")
 
-    async def listen(events: virtnic.Events) -> Kinds:
-        return [event.kind async for event in events]
+    found: list[Kinds] = [[], []]
 
-    async def main() -> tuple[Kinds, Kinds, int]:
-        ticks = 0
-        listeners = [asyncio.create_task(listen(qemu.events())) for _ in range(2)]
-        await asyncio.sleep(0)
-        for up in (False, True):
-            await asyncio.to_thread(set_link, port, up)
-            await asyncio.sleep(0.05)
-            ticks += 1
-        closing = asyncio.create_task(asyncio.to_thread(qemu.close))
-        first, second = await asyncio.gather(*listeners)
-        await closing
-        return first, second, ticks
+    async def listen(events: virtnic.Events, kinds: Kinds) -> None:
+        async for event in events:
+            kinds.append(event.kind)
 
-    first, second, ticks = asyncio.run(main())
-    assert first == second == ["link-down", "link-up", "detached"]
-    assert ticks == 2
+    async def main() -> None:
+        listeners = [asyncio.create_task(listen(qemu.events(), kinds)) for kinds in found]
+        async with asyncio.timeout(60.0):
+            for told, up in enumerate((False, True), 1):
+                await asyncio.to_thread(set_link, port, up)
+                while not all(len(kinds) == told for kinds in found):
+                    await asyncio.sleep(0.005)
+            closing = asyncio.create_task(asyncio.to_thread(qemu.close))
+            await asyncio.gather(*listeners)
+            await closing
+
+    asyncio.run(main())
+    assert found == [["link-down", "link-up", "detached"]] * 2
 
 
 def test_a_task_that_listens_can_be_cancelled(qemu: virtnic.Qemu) -> None:
@@ -224,8 +226,8 @@ def test_qemu_dies(qemu: virtnic.Qemu) -> None:
     events = qemu.events()
     began = time.monotonic()
     os.kill(qemu.process.pid, signal.SIGKILL)
-    event = events.wait(5.0)
-    assert time.monotonic() - began < 1.0
+    event = events.wait(20.0)
+    assert time.monotonic() - began < PROMPT
     assert event is not None
     assert (event.kind, event.port) == ("qemu-died", None)
     assert "SIGKILL" in event.detail
@@ -434,7 +436,7 @@ def test_a_link_callback_cannot_detach(
 
     port = qemu.attach("user", on_link=close)
     set_link(port, up=False)
-    assert tried.wait(5.0)
+    assert tried.wait(20.0)
     assert not port.closed
     assert qemu.ports == (port,)
     set_link(port, up=True)

@@ -72,7 +72,7 @@ def compare(netdev: str, options: dict[str, Any], *, tap: bool) -> None:
 def answered(port: virtnic.Port) -> None:
     """Have slirp answer an ARP request."""
     port.send([arp_request(port.mac)])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20.0
     while not any(map(is_arp_reply, port.recv(16, timeout=1.0))):
         assert time.monotonic() < deadline, "no answer"
 

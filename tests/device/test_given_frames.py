@@ -125,7 +125,7 @@ def test_a_packet_of_scapy_is_a_frame(port: virtnic.Port) -> None:
     with pytest.raises(TypeError, match="not Ether"):
         port.send(packet)
     assert port.send([packet]) == 1
-    assert port.recv(timeout=5.0)
+    assert port.recv(timeout=20.0)
 
 
 def test_what_is_no_frame_says_which_it_is(port: virtnic.Port) -> None:

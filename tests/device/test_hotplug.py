@@ -26,7 +26,7 @@ def bus(request: pytest.FixtureRequest, qemu_command: str, accel: Accel) -> Iter
 def answers(port: virtnic.Port) -> bool:
     """Whether the gateway answers an ARP request that the port sends."""
     assert port.send([arp_request(port.mac)]) == 1
-    burst = port.recv(1, timeout=5.0)
+    burst = port.recv(1, timeout=20.0)
     frames = burst.tobytes()
     burst.release()
     return any(map(is_arp_reply, frames))
@@ -141,7 +141,7 @@ def test_bursts_outlive_their_port_and_their_qemu(qemu_command: str) -> None:
         qemu = virtnic.Qemu(memory)
         port = qemu.attach("user")
         port.send([arp_request(port.mac)])
-        burst = port.recv(1, timeout=5.0)
+        burst = port.recv(1, timeout=20.0)
         view = burst[0]
         before = bytes(view)
         if end == "detach":
@@ -224,7 +224,7 @@ def test_a_second_qemu_comes_and_goes_beside_a_loop(qemu: virtnic.Qemu) -> None:
         port = other.attach("user")
         kill_qemu(other)
         with pytest.raises(virtnic.QemuDied):
-            port.recv(timeout=5.0)
+            port.recv(timeout=20.0)
     thread.join()
     assert results
     assert answers(a)

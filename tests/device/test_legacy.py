@@ -107,7 +107,7 @@ def test_legacy_and_modern_ports_of_one_qemu(qemu: virtnic.Qemu) -> None:
         with qemu.attach("user", legacy=legacy) as port:
             assert port.legacy is legacy
             assert port.send([arp_request(port.mac)]) == 1
-            assert is_arp_reply(port.recv(64, timeout=5.0)[0])
+            assert is_arp_reply(port.recv(64, timeout=20.0)[0])
 
 
 @once
@@ -120,7 +120,7 @@ def test_the_queue_size_is_the_devices(qemu: virtnic.Qemu) -> None:
     larger = qemu.attach("user", legacy=True, properties={"rx_queue_size": 1024})
     assert larger.queue_size == 1024
     assert larger.send([arp_request(larger.mac)]) == 1
-    assert is_arp_reply(larger.recv(64, timeout=5.0)[0])
+    assert is_arp_reply(larger.recv(64, timeout=20.0)[0])
     assert qemu.nics
     larger.close()
     assert not qemu.nics

@@ -12,6 +12,7 @@ import pytest
 import virtnic
 from peers.netns import Netns
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.waiting import pause
 from virtnic.nic.options import Interrupts
 
 SENDERS = 64
@@ -175,9 +176,9 @@ def test_a_queue_stops_and_starts_without_the_others(netns4: Netns) -> None:
 
         waiting = threading.Thread(target=wait)
         waiting.start()
-        time.sleep(0.1)
+        pause(0.1)
         port.queue(1).stop()
-        waiting.join(5.0)
+        waiting.join(20.0)
         assert not waiting.is_alive()
         assert ends
         assert any(why in ends[0] for why in ("queue 1 is stopped", "queue 1 is being stopped"))
@@ -221,7 +222,7 @@ def test_a_netdev_that_has_one_queue(qemu: virtnic.Qemu) -> None:
     with qemu.attach("user") as port:
         port.set_queues(1) if port.max_queues > 1 else None
         port.queue(0).send([arp_request(port.mac)])
-        assert any(is_arp_reply(frame) for frame in port.queue(0).recv(8, timeout=5.0))
+        assert any(is_arp_reply(frame) for frame in port.queue(0).recv(8, timeout=20.0))
 
 
 @pytest.mark.needs("testpmd")
@@ -243,7 +244,7 @@ def test_testpmd_echoes_on_each_queue(
                 assert queue.send(sent) == 10
             for index in range(queues):
                 got: list[int | None] = []
-                until = time.monotonic() + 5
+                until = time.monotonic() + 20.0
                 while len(got) < 10 and time.monotonic() < until:
                     got += map(number_of, port.queue(index).recv(64, timeout=0.5))
                 assert got == [1000 * index + 10 * round_ + i for i in range(10)]

@@ -51,7 +51,7 @@ def exchange(port: virtnic.Port, there: socket.socket) -> None:
     port.send([numbered(port.mac, 1)])
     assert receive_frame(there) == numbered(port.mac, 1)
     send_frame(there, numbered(port.mac, 2))
-    assert port.recv(1, timeout=5.0).tobytes() == [numbered(port.mac, 2)]
+    assert port.recv(1, timeout=20.0).tobytes() == [numbered(port.mac, 2)]
 
 
 def test_a_socket_of_ours(qemu: virtnic.Qemu, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -93,7 +93,7 @@ def test_a_datagram_socket_of_ours(qemu: virtnic.Qemu) -> None:
         port.send([numbered(port.mac, 1)])
         assert there.recv(2000) == numbered(port.mac, 1)
         there.send(numbered(port.mac, 2))
-        assert port.recv(1, timeout=5.0).tobytes() == [numbered(port.mac, 2)]
+        assert port.recv(1, timeout=20.0).tobytes() == [numbered(port.mac, 2)]
         assert named(qemu) == []
 
 

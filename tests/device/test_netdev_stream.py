@@ -75,7 +75,7 @@ def exchange(port: virtnic.Port, there: socket.socket) -> None:
     port.send([numbered(port.mac, 1)])
     assert receive_frame(there) == numbered(port.mac, 1)
     send_frame(there, numbered(port.mac, 2))
-    assert port.recv(1, timeout=5.0).tobytes() == [numbered(port.mac, 2)]
+    assert port.recv(1, timeout=20.0).tobytes() == [numbered(port.mac, 2)]
 
 
 def test_the_link_follows_the_peer(qemu: virtnic.Qemu, path: Path) -> None:
@@ -202,7 +202,7 @@ def test_two_qemus(qemu: virtnic.Qemu, path: Path, accel: Any) -> None:
             frames = [numbered(a.mac, number, 60 + number % 1400) for number in range(100)]
             assert a.send(frames) == 100
             got: list[bytes] = []
-            while len(got) < 100 and (burst := b.recv(100, timeout=5.0)):
+            while len(got) < 100 and (burst := b.recv(100, timeout=20.0)):
                 got += burst.tobytes()
             assert got == frames
         assert {kind for kind, _ in kinds(events, 4)} == {

@@ -49,7 +49,7 @@ def receive(port: virtnic.Port, count: int) -> list[bytes]:
     """Return the next numbered frames, fewer when none comes for a while."""
     got: list[bytes] = []
     while len(got) < count:
-        burst = port.recv(64, timeout=5.0)
+        burst = port.recv(64, timeout=20.0)
         if not burst:
             break
         got.extend(frame for frame in burst.tobytes() if number_of(frame) is not None)
@@ -109,7 +109,7 @@ def test_a_received_jumbo_frame_is_one_view(jumbo_netns: Netns) -> None:
     ):
         memory = port.memory
         raw.send(numbered(jumbo_netns.mac, 1, LONGEST))
-        burst = port.recv(1, timeout=5.0)
+        burst = port.recv(1, timeout=20.0)
         view = burst[0]
         assert (len(view), view.nbytes, view.contiguous) == (LONGEST, LONGEST, True)
         assert bytes(view) == numbered(jumbo_netns.mac, 1, LONGEST)
@@ -123,7 +123,7 @@ def test_a_received_jumbo_frame_is_one_view(jumbo_netns: Netns) -> None:
         view.release()
 
         raw.send(numbered(jumbo_netns.mac, 2, LONGEST))
-        assert port.send(port.recv(1, timeout=5.0)) == 1
+        assert port.send(port.recv(1, timeout=20.0)) == 1
         assert port.stats()["tx_copied"] == 1
         assert next(f for f in iter(lambda: raw.recv(1 << 16), None) if number_of(f) == 2)
         del burst
@@ -140,7 +140,7 @@ def test_jumbo_frames_as_rows(jumbo_netns: Netns) -> None:
         sent = [numbered(jumbo_netns.mac, number, 3000 + number) for number in range(3)]
         for frame in sent:
             raw.send(frame)
-        bursts = [port.recv(1, timeout=5.0) for _ in sent]
+        bursts = [port.recv(1, timeout=20.0) for _ in sent]
         for frame, burst in zip(sent, bursts, strict=True):
             data = burst.data
             assert data.shape == (1, memory.largest_frame)
@@ -175,10 +175,10 @@ def test_many_more_jumbo_frames_than_jumbo_buffers(jumbo_netns: Netns) -> None:
         # Echoed: what the transmit queue has is what the receive queue needs.
         for number in range(total):
             raw.send(numbered(jumbo_netns.mac, number, 9000))
-            burst = port.recv(64, timeout=5.0)
+            burst = port.recv(64, timeout=20.0)
             while [number_of(frame) for frame in burst] != [number]:
                 assert len(burst) > 0, f"frame {number} did not come"
-                burst = port.recv(64, timeout=5.0)
+                burst = port.recv(64, timeout=20.0)
             assert port.send(burst) == 1
             while number_of(raw.recv(1 << 16)) != number:
                 pass
@@ -200,7 +200,7 @@ def test_no_jumbo_buffer_is_free(jumbo_netns: Netns) -> None:
         kept = []
         numbers: list[int] = []
         while len(numbers) < 6:
-            burst = port.recv(64, timeout=5.0)
+            burst = port.recv(64, timeout=20.0)
             assert len(burst) > 0
             numbers += [n for frame in burst if (n := number_of(frame)) is not None]
             kept.append(burst)
@@ -326,7 +326,7 @@ def test_echoes_of_an_mtu_of_9000(testpmd: Callable[..., Testpmd], qemu_command:
         sent, got = 0, list[int]()
         while len(got) < total:
             sent += port.send(frames[sent : min(len(got) + window, total)])
-            burst = port.recv(64, timeout=5.0)
+            burst = port.recv(64, timeout=20.0)
             assert len(burst) > 0, port.stats()
             got += [number for frame in burst if (number := number_of(frame)) is not None]
         assert got == list(range(total))

@@ -49,7 +49,7 @@ def test_we_receive_exactly_what_a_raw_socket_sent(netns: Netns) -> None:
 
         def receive() -> None:
             while len(got) < len(sent):
-                burst = port.recv(64, timeout=5.0)
+                burst = port.recv(64, timeout=20.0)
                 if not burst:
                     return
                 got.extend(frame for frame in burst.tobytes() if number_of(frame) is not None)
@@ -112,14 +112,14 @@ def test_a_tap_that_is_not_there(netns: Netns) -> None:
 def test_frames_stop_while_the_tap_is_down(netns: Netns) -> None:
     with virtnic.open(netns.netdev) as port, netns.packet_socket() as raw:
         raw.send(numbered(netns.mac, 1))
-        assert number_of(port.recv(1, timeout=5.0)[0]) == 1
+        assert number_of(port.recv(1, timeout=20.0)[0]) == 1
         netns.run("ip", "link", "set", netns.tap, "down")
         with pytest.raises(OSError, match="down"):
             raw.send(numbered(netns.mac, 2))
         netns.run("ip", "link", "set", netns.tap, "up")
     with virtnic.open(netns.netdev) as port, netns.packet_socket() as raw:
         raw.send(numbered(netns.mac, 3))
-        assert number_of(port.recv(1, timeout=5.0)[0]) == 3
+        assert number_of(port.recv(1, timeout=20.0)[0]) == 3
 
 
 @pytest.mark.parametrize("tag", ["", "81000000", "8100e000", "88a80000", "88a800008100e000"])

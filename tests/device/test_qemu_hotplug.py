@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from support.waiting import PROMPT, eventually, pause
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import Machine, NicHandle
@@ -136,7 +137,7 @@ def test_unplugging_is_quick(machine: Machine) -> None:
         began = time.monotonic()
         machine.remove_nic(handle, bus.eject(handle))
         times.append(time.monotonic() - began)
-    assert sorted(times)[2] < 0.1
+    assert max(times) < PROMPT
 
 
 def test_nobody_ejects(machine: Machine) -> None:
@@ -160,7 +161,7 @@ def test_killed_while_unplugging(machine: Machine) -> None:
     began = time.monotonic()
     with pytest.raises(QemuDied, match="SIGKILL"):
         machine.remove_nic(handle, lambda: os.kill(machine.process.pid, signal.SIGKILL))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < PROMPT
 
 
 @pytest.mark.parametrize(
@@ -238,14 +239,16 @@ def test_clock_runs_for_slirp(memory: _native.Memory, qemu_command: str, accel: 
             assert machine.execute("query-status")["running"] is True
             return
         still = machine.qtest.clock_step(1)
-        time.sleep(0.2)
+        pause(0.2)
         assert machine.qtest.clock_step(1) - still == 1
         machine.add_nic("socket,udp=127.0.0.1:9,localaddr=127.0.0.1:0")
-        time.sleep(0.2)
+        pause(0.2)
         assert machine.qtest.clock_step(1) - still == 2
+        began = time.monotonic()
         machine.add_nic("user")
-        time.sleep(0.5)
-        assert 0.3e9 < machine.qtest.clock_step(1) - still < 0.9e9
+        assert eventually(lambda: machine.qtest.clock_step(1) - still > 0.3e9)
+        passed = machine.qtest.clock_step(1) - still
+        assert passed < (time.monotonic() - began) * 1e9 + 1e6, "it runs ahead of the time"
 
 
 def test_plugging_from_several_threads(machine: Machine) -> None:

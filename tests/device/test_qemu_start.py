@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from support.waiting import PROMPT, eventually, pause
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import Machine, find, find_qemu
@@ -81,22 +82,27 @@ def test_it_is_small_and_idle(machine: Machine) -> None:
     pid = machine.process.pid
     machine.add_nic("socket,udp=127.0.0.1:9,localaddr=127.0.0.1:0")
     assert resident_mib(pid) < 60
-    time.sleep(0.3)
-    before, woken = processor_seconds(pid), wakeups(pid)
-    time.sleep(1.0)
-    assert processor_seconds(pid) - before <= 0.01
-    assert wakeups(pid) - woken <= 5
+
+    def idle() -> bool:
+        before, woken = processor_seconds(pid), wakeups(pid)
+        pause(1.0)
+        return processor_seconds(pid) - before <= 0.01 and wakeups(pid) - woken <= 5
+
+    assert eventually(idle)  # once it has done with the device
 
 
 def test_it_is_small_and_nearly_idle_with_slirp(machine: Machine) -> None:
     pid = machine.process.pid
     machine.add_nic("user,hostname=x")
     assert resident_mib(pid) < 60
-    time.sleep(0.3)
-    before = processor_seconds(pid)
-    time.sleep(1.0)
-    # A clock that has to be stepped costs a little.
-    assert processor_seconds(pid) - before <= 0.03
+
+    def idle() -> bool:
+        before = processor_seconds(pid)
+        pause(1.0)
+        # A clock that has to be stepped costs a little.
+        return processor_seconds(pid) - before <= 0.03
+
+    assert eventually(idle)
 
 
 def test_parked_firmware_sits_at_the_reset_vector() -> None:
@@ -108,15 +114,19 @@ def test_parked_processor_executes_nothing(memory: _native.Memory, qemu_command:
     with Machine(memory, accel="tcg") as machine:
         [processor] = machine.execute("query-cpus-fast")
         registers: dict[str, Any] = {"command-line": "info registers"}
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 20.0
         while "HLT=1" not in machine.execute("human-monitor-command", timeout=5.0, **registers):
             assert time.monotonic() < deadline
-        before = processor_seconds(processor["thread-id"])
         asleep = machine.execute("human-monitor-command", timeout=5.0, **registers)
-        time.sleep(1.0)
+
+        def idle() -> bool:
+            before = processor_seconds(processor["thread-id"])
+            pause(1.0)
+            # One tick of the clock by which the kernel accounts is no work.
+            return processor_seconds(processor["thread-id"]) - before <= 0.011
+
+        assert eventually(idle)
         assert machine.execute("human-monitor-command", timeout=5.0, **registers) == asleep
-        # One tick of the clock by which the kernel accounts is no work.
-        assert processor_seconds(processor["thread-id"]) - before <= 0.011
 
 
 def test_nothing_of_the_directory_is_left_while_it_runs(scratch: Path, machine: Machine) -> None:
@@ -168,7 +178,7 @@ def test_an_abandoned_one_goes_away(memory: _native.Memory, qemu_command: str) -
     pid = machine.process.pid
     with pytest.warns(ResourceWarning, match="unclosed <Machine pc"):
         machine = None
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20.0
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{pid}").exists()
@@ -208,7 +218,7 @@ def test_a_start_that_fails_quotes_qemu(memory: _native.Memory, qemu_command: st
     began = time.monotonic()
     with pytest.raises(QemuError, match=r"did not start: .*no-such-device"):
         Machine(memory, extra=("-device", "no-such-device"))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PROMPT
 
 
 def test_an_accelerator_it_has_not(memory: _native.Memory, qemu_command: str) -> None:
@@ -244,7 +254,7 @@ def test_a_stopped_qemu_is_killed_by_close(memory: _native.Memory, qemu_command:
     os.kill(machine.process.pid, signal.SIGSTOP)
     began = time.monotonic()
     machine.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PROMPT
 
 
 def test_killed_while_a_call_waits(machine: Machine) -> None:
@@ -262,8 +272,8 @@ def test_killed_while_a_call_waits(machine: Machine) -> None:
     began = time.monotonic()
     with pytest.raises(QemuDied, match="killed by SIGKILL"):
         machine.execute("query-status")
-    assert time.monotonic() - began < 1.2
-    assert told.wait(1.0)
+    assert time.monotonic() - began < PROMPT
+    assert told.wait(20.0)
     assert "killed by SIGKILL" in str(died[0])
     with pytest.raises(QemuDied):
         machine.execute("query-status")
@@ -286,12 +296,12 @@ def test_death_quotes_what_qemu_said_last(
         died = threading.Event()
         assert "invalid start" in machine.process.stderr
         done.touch()
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + 20.0
         while "legs" not in machine.process.stderr and time.monotonic() < deadline:
             time.sleep(0.01)
         machine.on_death(lambda _error: died.set())
         os.kill(machine.process.pid, signal.SIGTERM)
-        assert died.wait(5.0)
+        assert died.wait(20.0)
         with pytest.raises(QemuDied, match="exit status 0; it said: on my last legs"):
             machine.execute("query-status")
 
@@ -300,7 +310,7 @@ def test_closing_is_no_death(memory: _native.Memory, qemu_command: str) -> None:
     died: list[QemuDied] = []
     with Machine(memory) as machine:
         machine.on_death(died.append)
-    time.sleep(0.05)
+    pause(0.05)
     assert not died
 
 
@@ -322,7 +332,7 @@ def test_callbacks_must_not_wait(machine: Machine) -> None:
 
     machine.on_event(callback, "STOP")
     machine.execute("stop")
-    assert done.wait(2.0)
+    assert done.wait(20.0)
     assert isinstance(outcome[0], RuntimeError)
     assert machine.execute("query-status")["running"] is False
 
@@ -338,7 +348,7 @@ def test_events_reach_those_who_asked(machine: Machine) -> None:
     stop()
     machine.execute("stop")
     machine.execute("cont")
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20.0
     while len(everything) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert seen == ["RESUME"]
@@ -356,7 +366,7 @@ def test_a_failing_callback_harms_nobody(
     machine.on_event(broken)
     machine.on_event(lambda _event: seen.set())
     machine.execute("stop")
-    assert seen.wait(2.0)
+    assert seen.wait(20.0)
     assert "a callback for the event STOP failed" in caplog.text
 
 
@@ -372,10 +382,10 @@ def test_watching_a_descriptor(machine: Machine) -> None:
     unwatch = machine.watch_fd(fd, ready)
     for value in (3, 4):
         os.eventfd_write(fd, value)
-        assert seen.acquire(timeout=2.0)
+        assert seen.acquire(timeout=20.0)
     unwatch()
     os.eventfd_write(fd, 5)
-    time.sleep(0.05)
+    pause(0.05)
     assert values == [3, 4]
     os.close(fd)
 
@@ -396,7 +406,7 @@ def child(body: str, qemu_command: str) -> subprocess.Popen[str]:
     )
 
 
-def gone(pid: int, seconds: float = 3.0) -> bool:
+def gone(pid: int, seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

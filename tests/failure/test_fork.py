@@ -21,7 +21,7 @@ import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply, number_of, numbered
-from support.waiting import eventually
+from support.waiting import eventually, pause
 from virtnic import _native
 from virtnic.qemu.process import Process
 
@@ -69,7 +69,7 @@ def ended(pid: int, seconds: float = 15.0) -> int:
 def exchange(port: virtnic.Port) -> virtnic.Burst:
     """Ask for the gateway, and return what came back."""
     assert port.send([arp_request(port.mac)]) == 1
-    burst = port.recv(64, timeout=5.0)
+    burst = port.recv(64, timeout=20.0)
     assert [is_arp_reply(frame) for frame in burst] == [True]
     return burst
 
@@ -97,7 +97,7 @@ def refuses(port: virtnic.Port) -> None:
     why = "belongs to the process that opened it; this is a forked child"
     for call in (
         lambda: port.recv(64),
-        lambda: port.recv(64, timeout=5.0),
+        lambda: port.recv(64, timeout=20.0),
         lambda: port.recv(64, timeout=None),
         lambda: port.send([bytes(60)]),
         port.fileno,
@@ -221,7 +221,7 @@ port = virtnic.open("user", interrupts=sys.argv[1])
 
 def exchange():
     assert port.send([arp_request(port.mac)]) == 1
-    burst = port.recv(64, timeout=5.0)
+    burst = port.recv(64, timeout=20.0)
     assert is_arp_reply(burst[0])
     return burst
 
@@ -423,7 +423,7 @@ def test_qemu_sees_the_loss_of_a_backend_while_a_child_lives(scratch: Path) -> N
             backend = serving.result()
         qemu.settimeout(5.0)
         qemu.connect(os.fspath(scratch / "qemu"))
-        assert interposer.changed.wait(5.0)
+        assert interposer.changed.wait(20.0)
         stays, go = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -433,7 +433,7 @@ def test_qemu_sees_the_loss_of_a_backend_while_a_child_lives(scratch: Path) -> N
             os._exit(0)
         try:
             backend.close()
-            time.sleep(0.1)  # for the child's copy
+            pause(0.1)  # for the child's copy
             assert qemu.recv(1) == b""
         finally:
             os.close(go)
@@ -453,7 +453,7 @@ def test_a_vhost_user_port(qemu_command: str, testpmd: Callable[..., Testpmd]) -
         frame = numbered(port.mac, 7)
         for _ in range(20):
             assert port.send([frame]) == 1
-            assert [number_of(view) for view in port.recv(64, timeout=5.0)] == [7]
+            assert [number_of(view) for view in port.recv(64, timeout=20.0)] == [7]
 
     with virtnic.open(netdev) as port:
         echo(port)

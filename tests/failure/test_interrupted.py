@@ -167,7 +167,7 @@ def descriptors() -> int:
 
 def settled(before: int) -> None:
     """Nothing is left; what was lost on the way to the caller may close in its own thread."""
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 20.0
     while descriptors() > before:
         gc.collect()
         assert time.monotonic() < deadline, f"{descriptors()} descriptors, {before} before"

@@ -18,6 +18,7 @@ from peers.netns import Netns
 from peers.testpmd import Testpmd
 from support.frames import arp_request, number_of, numbered
 from support.traffic import drain
+from support.waiting import pause
 from virtnic.nic.options import Ring
 from virtnic.pci import virtio_registers
 from virtnic.qemu.command import Accel
@@ -199,7 +200,7 @@ def test_a_backend_goes_on(
         sending = threading.Thread(target=load)
         sending.start()
         for times in range(1, 6):
-            time.sleep(0.1)
+            pause(0.1)
             break_control_queue(port)
             wait_until(functools.partial(restarted, port, times))
             assert status(port) == 0xF

@@ -18,6 +18,7 @@ from peers.process import freeze
 from peers.testpmd import Testpmd
 from support.frames import arp_request
 from support.traffic import echo
+from support.waiting import PROMPT, pause
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -76,7 +77,7 @@ def in_midst(
     pid = port.qemu.process.pid
     freeze(pid)
     asking = executor.submit(call)
-    time.sleep(0.1)
+    pause(0.1)
     assert not asking.done()
     os.kill(pid, signal.SIGKILL)
     return asking
@@ -107,7 +108,7 @@ def test_a_command_that_waits_in_the_outage(wrapper: Wrapper, executor: ThreadPo
         kill(port)
         wait_until(lambda: port.away)
         asking = executor.submit(port.set_mac, MAC)
-        time.sleep(0.2)
+        pause(0.2)
         assert not asking.done()
         wrapper.come()
         asking.result(10.0)
@@ -143,7 +144,7 @@ def test_who_asks_waits_for_nobody(qemu_command: str, executor: ThreadPoolExecut
             assert (port.mac, port.rss, port.speed, port.link) == (before, None, None, True)
         assert not asking.done()
         os.kill(pid, signal.SIGCONT)
-        asking.result(5.0)
+        asking.result(20.0)
         assert port.mac == MAC
 
 
@@ -204,9 +205,9 @@ def test_at_any_moment_of_coming_and_going(qemu_command: str) -> None:
         thread = threading.Thread(target=killer)
         thread.start()
         came = failed = 0
-        deadline = time.monotonic() + 6.0
+        deadline = time.monotonic() + 60.0
         try:
-            while time.monotonic() < deadline:
+            while (came < 10 or failed < 5) and time.monotonic() < deadline:
                 try:
                     port = qemu.attach("user")
                 except virtnic.QemuDied:
@@ -242,7 +243,7 @@ def test_killed_while_it_is_brought_up(qemu_command: str, delay: float) -> None:
             kill(port)
             for _ in range(3):
                 wait_until(functools.partial(another, port, before), 20.0)
-                time.sleep(delay)
+                pause(delay)
                 before = port.qemu.process.pid
                 os.kill(before, signal.SIGKILL)
             wait_until(functools.partial(another_and_back, port, before), 20.0)
@@ -265,13 +266,13 @@ def test_closed_while_it_does_not_come_back(
     kill(port)
     wait_until(lambda: port.away)
     asking = executor.submit(port.set_promiscuous)
-    time.sleep(0.1)
+    pause(0.1)
     began = time.monotonic()
     port.close()
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < PROMPT
     for waiting in (receiving, asking):
         with pytest.raises(virtnic.PortClosed):
-            waiting.result(5.0)
+            waiting.result(20.0)
     assert memory.buffers_free == memory.buffers
 
 

@@ -181,7 +181,7 @@ def long_tcp(netns: Netns, port: virtnic.Port) -> tuple[int, set[str | None]]:
 
 def datagram(port: virtnic.Port) -> Packet:
     """Return the next datagram to port 2000."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20.0
     while time.monotonic() < until:
         for frame in port.recv(64, timeout=1.0).tobytes():
             packet = parse(frame)

@@ -66,7 +66,7 @@ def test_offloads_are_a_sequence(netns: Netns) -> None:
         netns.wait_for_carrier()
         with netns.packet_socket() as raw:
             raw.send(numbered(netns.mac, 1))
-        found = port.recv(timeout=5.0).offload
+        found = port.recv(timeout=20.0).offload
         assert found is not None
         check(found, list(found))
         assert _native.Offload() in found

@@ -28,7 +28,7 @@ def starve(more):
     resource.setrlimit(which, (held() + more, hard))
 
 def settled(before, what):
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 20.0
     while held() > before:
         gc.collect()
         assert time.monotonic() < deadline, f"{held()} instead of {before} after {what}"

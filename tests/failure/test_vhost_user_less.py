@@ -22,6 +22,7 @@ from peers.vhost_backend import (
     ScriptedBackend,
 )
 from support.frames import number_of, numbered
+from support.waiting import pause
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -198,7 +199,7 @@ def test_a_port_that_is_closed_meanwhile(
         backend.features &= ~RING_PACKED
         backend.drop()
         next_of(events, "backend-lost")
-        time.sleep(moment)
+        pause(moment)
         port.close() if how == "detach" else qemu.close()
         assert port.closed
         backend.features = everything

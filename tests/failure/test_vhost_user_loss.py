@@ -200,7 +200,7 @@ def test_frames_that_wait_when_the_backend_dies(
             assert port.send([numbered(port.mac, start + i) for i in range(8)]) == 8
             got = 0
             while got < 8:
-                burst = port.recv(8, timeout=5.0)
+                burst = port.recv(8, timeout=20.0)
                 assert burst
                 got += len(burst)
                 burst.release()
@@ -208,7 +208,7 @@ def test_frames_that_wait_when_the_backend_dies(
         assert port.send([numbered(port.mac, 10_000 + i) for i in range(64)]) == 64
         events = qemu.events()
         pmd.kill()
-    assert {event.kind for event in (events.wait(5.0), events.wait(5.0)) if event} == {
+    assert {event.kind for event in (events.wait(20.0), events.wait(20.0)) if event} == {
         "backend-lost",
         "link-down",
     }

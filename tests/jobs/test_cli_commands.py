@@ -13,6 +13,10 @@ import pytest
 
 from peers.netns import Netns
 from support.program import command, virtnic, virtnic_json
+from support.waiting import PROMPT, pause
+
+#: A reply that takes its time on a busy machine is not a lost one.
+PATIENTLY = ("--timeout", "20")
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +56,9 @@ def test_demo_in_json_on_every_machine_with_every_interrupt(machine: str, interr
 
 
 def test_ping_prints_each_reply_and_a_summary() -> None:
-    done = virtnic("ping", "10.0.2.2", "--count", "3", "--interval", "0.01", "--size", "100")
+    done = virtnic(
+        "ping", "10.0.2.2", "--count", "3", "--interval", "0.01", "--size", "100", *PATIENTLY
+    )
     first, *replies, header, counts, times = done.stdout.splitlines()
     assert first == "PING 10.0.2.2 from 10.0.2.15/24, leased, netdev user: 100 data bytes"
     for number, reply in enumerate(replies):
@@ -66,7 +72,7 @@ def test_ping_prints_each_reply_and_a_summary() -> None:
 
 
 def test_ping_in_json_has_every_reply() -> None:
-    found = virtnic_json("ping", "10.0.2.2", "--count", "20", "--interval", "0")
+    found = virtnic_json("ping", "10.0.2.2", "--count", "20", "--interval", "0", *PATIENTLY)
     assert (found["sent"], found["received"], found["loss"]) == (20, 20, 0.0)
     assert [reply["sequence"] for reply in found["replies"]] == list(range(20))
     times = sorted(reply["seconds"] for reply in found["replies"])
@@ -78,7 +84,7 @@ def test_ping_in_json_has_every_reply() -> None:
 
 def test_ping_waits_between_requests() -> None:
     found = virtnic_json("ping", "10.0.2.2", "--count", "4", "--interval", "0.2")
-    assert 0.6 <= found["seconds"] < 1.5
+    assert 0.6 <= found["seconds"] < PROMPT
 
 
 def test_ping_without_any_reply_is_1() -> None:
@@ -94,7 +100,7 @@ def test_ping_without_any_reply_is_1() -> None:
 
 def test_ping_the_kernel_through_a_tap_without_dhcp(netns: Netns) -> None:
     network = netns.address.rpartition(".")[0]
-    options = ["--netdev", netns.netdev, "--address", f"{network}.2/24"]
+    options = ["--netdev", netns.netdev, "--address", f"{network}.2/24", *PATIENTLY]
     found = virtnic_json("ping", netns.address, "--count", "50", "--interval", "0", *options)
     assert found["received"] == 50
     assert found["address"] == f"{network}.2/24"
@@ -207,7 +213,7 @@ def qemu_of(process: subprocess.Popen[str]) -> int:
     return qemu
 
 
-def gone(pid: int, seconds: float = 5.0) -> bool:
+def gone(pid: int, seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while Path(f"/proc/{pid}").exists():
         if time.monotonic() > deadline:
@@ -233,7 +239,7 @@ def test_ctrl_c_during_a_wait_is_one_line() -> None:
         while not (qemus := qemus_of(process)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(1.0)  # opening the port takes half of it
+        pause(1.0)  # opening the port takes half of it
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=5)
     assert process.returncode == 130
@@ -254,21 +260,26 @@ def test_a_signal_to_end_leaves_nothing(
     assert gone(qemu)
 
 
-def test_qemu_killed_is_told_within_a_second() -> None:
+def test_qemu_killed_is_told_at_once(endless: subprocess.Popen[str]) -> None:
+    os.kill(qemu_of(endless), signal.SIGKILL)
+    start = time.monotonic()
+    _, err = endless.communicate(timeout=30)
+    assert time.monotonic() - start < PROMPT
+    assert endless.returncode == 1
+    assert err.startswith("virtnic: QEMU ")
+    assert "Traceback" not in err
+
+
+def test_qemu_killed_is_told_in_json() -> None:
     # The error object, not stderr: a log line there names the signal too, at times.
-    with started("ping", "10.0.2.2", "--count", "0", "--interval", "0.05", "--json") as ping:
-        deadline = time.monotonic() + 10
-        while not (qemus := qemus_of(ping)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(1.0)  # it pings by then
-        os.kill(qemus[0], signal.SIGKILL)
-        start = time.monotonic()
-        out, err = ping.communicate(timeout=10)
-        assert time.monotonic() - start < 1.0
+    with started("ping", "10.0.2.2", "--count", "0", "--json", "-vv") as ping:
+        assert ping.stderr is not None
+        while " attached " not in ping.stderr.readline():
+            assert ping.poll() is None
+        os.kill(qemu_of(ping), signal.SIGKILL)
+        out, _ = ping.communicate(timeout=30)
     assert ping.returncode == 1
     assert json.loads(out)["error"]["type"] == "QemuDied"
-    assert "Traceback" not in err
 
 
 def test_no_dhcp_server_is_1_and_says_what_to_do() -> None:

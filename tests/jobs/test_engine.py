@@ -3,7 +3,6 @@
 import ctypes
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import virtnic
 from peers.netns import Netns, PingResult
 from support.frames import mac_bytes, number_of, numbered
+from support.waiting import pause
 from virtnic.loops.engine import make_frame, parse_rate
 from virtnic.memory import parse_size
 
@@ -83,7 +83,7 @@ def test_bursts_cross_from_one_port_to_another(
             source.send(frame)
         moved = 0
         while moved < len(sent):
-            burst = a.recv(64, timeout=5.0)
+            burst = a.recv(64, timeout=20.0)
             assert burst
             moved += len(burst)
             while burst:
@@ -234,7 +234,7 @@ def test_queues_in_use_are_busy(port: virtnic.Port) -> None:
     loop = threading.Thread(target=virtnic.reflect, args=(port,), kwargs={"progress": progress})
     loop.start()
     try:
-        assert started.wait(5.0)
+        assert started.wait(20.0)
         for call in (
             lambda: port.recv(1),
             lambda: port.send([b"\0" * 60]),
@@ -244,7 +244,7 @@ def test_queues_in_use_are_busy(port: virtnic.Port) -> None:
                 call()
     finally:
         stop.set()
-        loop.join(5.0)
+        loop.join(20.0)
     assert not loop.is_alive()
     assert len(port.recv(1)) == 0
 
@@ -261,8 +261,8 @@ def test_close_ends_a_loop(qemu_command: str) -> None:
 
         thread = threading.Thread(target=loop)
         thread.start()
-        time.sleep(0.2)
-    thread.join(5.0)
+        pause(0.2)
+    thread.join(20.0)
     assert not thread.is_alive()
     assert len(ended) == 1
 

@@ -1,9 +1,16 @@
-"""Waiting for what another thread or process does: bounded, and no longer than it takes."""
+"""Waiting for what another thread or process does: bounded, and no longer than it takes.
+
+`test_conventions.py` refuses tests that sleep in another way, or call what takes a second too long.
+"""
 
 import time
 from collections.abc import Callable
 
-__all__ = ["eventually"]
+__all__ = ["PROMPT", "eventually", "pause"]
+
+#: Seconds that a call may take which is not to wait: less than virtnic's own time-outs, which are
+#: 10 s where a test gives none, and more than any machine needs that is merely busy.
+PROMPT = 8.0
 
 
 def eventually(condition: Callable[[], object], seconds: float = 20.0) -> bool:
@@ -18,3 +25,12 @@ def eventually(condition: Callable[[], object], seconds: float = 20.0) -> bool:
             return bool(condition())
         time.sleep(0.005)
     return True
+
+
+def pause(seconds: float) -> None:
+    """Give others the time to do something that a test does not rely on.
+
+    For what must not happen, and for moments that are to differ: the verdict must be the same
+    where nobody else ran meanwhile. What is to happen is waited for by :func:`eventually`.
+    """
+    time.sleep(seconds)

@@ -18,7 +18,7 @@ def receive(port: virtnic.Port, netns: Netns, count: int) -> list[virtnic.Burst]
     bursts = []
     got = 0
     while got < count:
-        burst = port.recv(256, timeout=5.0)
+        burst = port.recv(256, timeout=20.0)
         assert burst
         bursts.append(burst)
         got += len(burst)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from support.waiting import PROMPT
 from virtnic.qemu.quirks import QUIRKS, Quirk
 
 TOP = Path(__file__).resolve().parents[2]
 CORE = TOP / "rust/core/src"
 PYTHON = TOP / "python/virtnic"
+TESTS = TOP / "tests"
 
 # What a module of the core may use besides `error` and `process`. Nothing points up the picture in
 # CONTRIBUTING.md; `notify` and `qtest` are level: a doorbell is a QTest write, and an
@@ -217,3 +219,71 @@ def test_the_workflows_pin_their_actions() -> None:
     for workflow in workflows:
         for line in re.findall(r"uses: (.*)", workflow.read_text()):
             assert re.fullmatch(r"\S+@[0-9a-f]{40} # \S.*", line), f"{workflow.name}: {line}"
+
+
+def parents_of(tree: ast.AST) -> dict[ast.AST, ast.AST]:
+    """Return what each node of a tree is in."""
+    return {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+
+def sleeps_once(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
+    """Whether it is a `time.sleep`, and not that of a loop that asks for something."""
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) != "time.sleep":
+        return False
+    above: ast.AST = node
+    while above in parents:
+        above = parents[above]
+        if isinstance(above, ast.While):
+            return False
+        if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            break
+    return True
+
+
+def is_in_a_hurry(node: ast.AST) -> bool:
+    """Whether it wants something to have taken less than so many seconds, and those are few."""
+    if not isinstance(node, ast.Compare):
+        return False
+    compared = zip([node.left, *node.comparators], node.ops, node.comparators, strict=False)
+    return any(
+        isinstance(operator, ast.Lt | ast.LtE)
+        and isinstance(bound, ast.Constant)
+        and isinstance(bound.value, int | float)
+        and bound.value < PROMPT
+        and re.match(r"time\.(monotonic|perf_counter)\(\) - ", ast.unparse(taken))
+        for taken, operator, bound in compared
+    )
+
+
+def test_no_test_relies_on_others_having_run_by_then() -> None:
+    """`eventually` of `waiting.py` waits for them; `pause` says that it waits for nobody."""
+    found = []
+    for file in sorted(TESTS.glob("**/test_*.py")):
+        tree = ast.parse(file.read_text())
+        parents = parents_of(tree)
+        found += [
+            f"{file.relative_to(TOP)}:{getattr(node, 'lineno', 0)}: {ast.unparse(node)}"
+            for node in ast.walk(tree)
+            if sleeps_once(node, parents) or is_in_a_hurry(node)
+        ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("code", "lucky"),
+    [
+        ("time.sleep(0.1)", True),
+        ("while not done:\n    time.sleep(0.1)", False),
+        ("def wait():\n    while work():\n        def later(): time.sleep(1)", True),
+        ("assert time.monotonic() - began < 2", True),
+        ("assert 0.2 <= time.monotonic() - began < 2", True),
+        ("assert 0.2 <= time.monotonic() - began", False),
+        ("assert time.monotonic() - began < PROMPT", False),
+        ("assert time.monotonic() < deadline", False),
+    ],
+)
+def test_what_relies_on_luck(code: str, lucky: bool) -> None:
+    tree = ast.parse(code)
+    parents = parents_of(tree)
+    nodes = list(ast.walk(tree))
+    assert any(sleeps_once(node, parents) or is_in_a_hurry(node) for node in nodes) is lucky

@@ -122,3 +122,47 @@ def test_testpmd_serves_and_counts(testpmd: "Callable[..., Testpmd]") -> None:
         frontend.connect(str(backend.sockets[0]))
     assert backend.stats(1)["RX-packets"] == 0
     assert "testpmd" in backend.output
+
+
+HANGS = """
+import threading
+import pytest
+
+@pytest.fixture
+def executor():
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor() as executor:
+        yield executor
+
+@pytest.fixture
+def for_ever():
+    yield
+    threading.Event().wait()
+
+def test_that_waits_for_a_thread_without_end(executor):
+    executor.submit(threading.Event().wait).result()
+
+def test_that_fails_before_a_clean_up_without_end(for_ever):
+    assert False
+
+def test_that_leaves_a_thread():
+    threading.Thread(target=threading.Event().wait).start()
+"""
+
+
+def test_a_test_without_end_fails_alone(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The executor waits for its thread when it is left, and the interpreter for it at the end."""
+    tests = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", str(tests))
+    pytester.makeconftest(
+        "from peers import limits\n"
+        "limits.CLEAN_UP = limits.AGAIN = 0.5\n"
+        "def pytest_configure(config): config.pluginmanager.register(limits.Limits())\n"
+    )
+    pytester.makepyfile(HANGS)
+    result = pytester.runpytest_subprocess("--timeout", "1", timeout=60)
+    result.assert_outcomes(passed=1, failed=2, errors=2)
+    assert result.ret != 0
+    assert "threads that a test left behind do not end" in result.stderr.str()

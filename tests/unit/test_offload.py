@@ -33,10 +33,10 @@ def test_without_offloads_there_is_nothing_to_know(netns: Netns) -> None:
         assert "GUEST_CSUM" not in accepted(port)
         assert {"CSUM", "HOST_TSO4", "HOST_TSO6"} <= accepted(port)
         raw.send(numbered(netns.mac, 1))
-        assert port.recv(1, timeout=5.0).offload is None
+        assert port.recv(1, timeout=20.0).offload is None
     with virtnic.open(netns.netdev, offload=True) as port, netns.packet_socket() as raw:
         raw.send(numbered(netns.mac, 1))
-        burst = port.recv(1, timeout=5.0)
+        burst = port.recv(1, timeout=20.0)
         assert burst.offload is not None
         assert list(burst.offload) == [Offload()]
         burst.release()

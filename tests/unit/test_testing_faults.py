@@ -14,6 +14,7 @@ import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.waiting import PROMPT, eventually
 from virtnic.testing import (
     Deliver,
     Die,
@@ -61,7 +62,7 @@ def sent(count: int, **faults: Any) -> tuple[list[bytes], dict[str, int]]:
     with FaultyPort(ScriptedPort(script()), **faults) as port:
         for start in range(0, count, 64):
             assert port.send(frames(count)[start : start + 64]) == min(64, count - start)
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + 20.0
         while port.faults()["tx_waiting"] and time.monotonic() < deadline:
             port.flush()  # what the ring had no room for waits as well
         while len(seen) < port.faults()["tx_passed"] and time.monotonic() < deadline:
@@ -133,15 +134,15 @@ def test_corrupt(through: Any, way: str) -> None:
 
 
 def test_delay() -> None:
-    with FaultyPort(ScriptedPort([Deliver(*frames(10))]), delay=0.2) as port:
+    with FaultyPort(ScriptedPort([Deliver(*frames(10))]), delay=1.0) as port:
         began = time.monotonic()
         used = time.thread_time()
         assert len(port.recv(64)) == 0
         assert len(port.recv(64, timeout=0.05)) == 0
         assert port.faults()["rx_waiting"] == port.faults()["rx_delayed"] == 10
         assert port.recv(64, timeout=None).tobytes() == frames(10)
-        assert 0.2 <= time.monotonic() - began < 1.0
-        assert time.thread_time() - used < 0.05
+        assert 1.0 <= time.monotonic() - began < PROMPT
+        assert time.thread_time() - used < 0.5, "it polled instead of sleeping"
 
 
 def test_a_jittery_delay_reorders() -> None:
@@ -162,10 +163,10 @@ def test_delayed_frames_leave_by_themselves() -> None:
 def test_the_descriptor_tells_of_delayed_frames() -> None:
     with FaultyPort(ScriptedPort([Deliver(*frames(3))]), delay=0.1) as port:
         fd = port.fileno()
-        assert select.select([fd], [], [], 5.0)[0] == [fd]  # something came to the port itself
+        assert select.select([fd], [], [], 20.0)[0] == [fd]  # something came to the port itself
         assert len(port.recv()) == 0
         assert select.select([fd], [], [], 0)[0] == []
-        assert select.select([fd], [], [], 5.0)[0] == [fd]
+        assert select.select([fd], [], [], 20.0)[0] == [fd]
         assert port.recv(2).tobytes() == frames(3)[:2]
         assert select.select([fd], [], [], 0)[0] == [fd]
         assert port.recv(2).tobytes() == frames(3)[2:]
@@ -291,7 +292,7 @@ def test_its_link_callbacks_get_the_bad_port(port: virtnic.Port) -> None:
     faulty.on_link(told.append)
     events = port.qemu.events()
     set_link(port, up=False)
-    assert events.wait(5.0) is not None
+    assert events.wait(20.0) is not None
     assert told == [faulty]
 
 
@@ -344,6 +345,12 @@ def test_received_frames_are_as_a_burst() -> None:
         _ = burst.data
 
 
+def all_came(port: virtnic.Port, counts: dict[str, int]) -> bool:
+    """Whether each request that got through was answered, and each answer has come or not."""
+    waiting = counts["tx_waiting"] + counts["rx_waiting"]
+    return waiting == 0 and counts["rx_seen"] == port.stats()["tx_packets"]
+
+
 def test_on_a_real_port(port: virtnic.Port) -> None:
     """The gateway answers every request that gets through, through the same bad wire."""
     faulty = FaultyPort(port, seed=11, drop=0.3, duplicate=0.2, reorder=0.2)
@@ -359,7 +366,7 @@ def test_on_a_real_port(port: virtnic.Port) -> None:
     for _ in range(200):
         assert faulty.send([arp_request(port.mac)]) == 1
     faulty.flush()
-    time.sleep(0.5)
+    assert eventually(lambda: all_came(port, faulty.faults()))
     stop.set()
     receiver.join()
     counts = faulty.faults()
@@ -374,7 +381,7 @@ def test_on_a_real_port(port: virtnic.Port) -> None:
 def test_a_burst_is_moved(port: virtnic.Port) -> None:
     faulty = FaultyPort(port)
     port.send([arp_request(port.mac)])
-    burst = port.recv(timeout=5.0)
+    burst = port.recv(timeout=20.0)
     assert len(burst) == 1
     assert faulty.send(burst) == 1
     assert len(burst) == 0

@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "test_restore",
         "test_needs_reset",
     ),
-    "connect": ("test_connect",),
+    "connect": ("test_connect", "test_connect_again"),
     "features": ("test_features", "test_legacy", "test_control_queue"),
     "offload": (
         "test_offload",

@@ -109,6 +109,8 @@ class Backend(Owner):
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise QemuError(error.strerror or str(error)) from None
         undo.add(self.interposer.close)
+        #: Its counters when QEMU had its netdev.
+        self.before = self.interposer.stats()
         #: The most entries that a queue is to have for which nobody asked; 0 for any number.
         self.queue_size = queue_size_for(self._process())
         #: The netdev that makes QEMU connect to the interposer.
@@ -142,6 +144,8 @@ class Backend(Owner):
         self.interposer.begin_trial()
 
         def made(said: str) -> None:
+            # First: what is lost from here on fails the trial, or is told of.
+            self.before = self.interposer.stats()
             why = self.interposer.end_trial()
             if why is not None:
                 raise QemuError(f"the vhost-user backend at {self.path}: {quoting(why, said)}")

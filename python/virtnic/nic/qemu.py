@@ -449,11 +449,23 @@ class Qemu(Host):
         for attachment in going:
             attachment.leaving = True
             if attachment.port is not None:
+                attachment.port._refuse()
+        answers = self._answers()
+        if not answers and self._qtest is not None:
+            self._qtest.close()  # else each port would wait for it, one after another
+        for attachment in going:
+            if attachment.port is not None:
                 attachment.port.stop()
             self._tell_detached(attachment)
         self.feed.end()
         if self.shared is not None:
-            self._leave(going)
+            if answers:
+                self._leave(going)
+            # What that did not undo is undone without QEMU, and before the next program may come.
+            if self._qtest is not None:
+                self._qtest.close()
+            for attachment in going:
+                self._let_go(attachment)
         super().close()
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for attachment in going:
@@ -486,10 +498,19 @@ class Qemu(Host):
         self.feed.tell(attachment.farewell)
         attachment.announced = False
 
+    def _answers(self) -> bool:
+        """Whether QEMU is not stopped or blocked: what is gone says so at once."""
+        try:
+            self.execute("query-status", timeout=min(2.0, self.timeout))
+        except TimeoutError:
+            return False
+        except QemuError as error:
+            _log.debug("closing %r: %s", self, error)
+        return True
+
     def _leave(self, going: list[_Attached]) -> None:
         """Take everything of ours out of a QEMU that goes on without us."""
         try:
-            self.execute("query-status", timeout=min(2.0, self.timeout))
             for attachment in going:
                 attachment.undo.run()
             self.unplug_memory(self.devices.eject_slot)

@@ -42,8 +42,8 @@ def follow_backend(feed: Feed[Port], port: Port, backend: Backend, loop: LoopThr
     It is back when it serves: its rings are started, and it answers. It ends with the port.
     """
     interposer, path = backend.interposer, backend.path
-    before = interposer.stats()
-    losses, refusals = before["backend_losses"], before["refusals"]
+    # Not as of now: it may have gone since its rings were started.
+    losses, refusals = backend.before["backend_losses"], backend.before["refusals"]
     doubts = 0
     there = True
     told: str | None = None

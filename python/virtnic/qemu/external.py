@@ -16,6 +16,7 @@ import re
 import socket
 import stat
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,8 +268,8 @@ def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:
     """
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(timeout)
-        client.connect(os.fspath(path))
         try:
+            _connect(client, path, timeout)
             client.sendall(b"1 1 1\n")
             with client.makefile("rb") as lines:
                 while (line := lines.readline()).startswith(b"IRQ "):
@@ -277,10 +278,24 @@ def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:
             raise TimeoutError(
                 f"QEMU did not answer on {path} within {timeout:g} s: it is blocked"
             ) from None
-        except ConnectionError:
+        except (BrokenPipeError, ConnectionResetError):
             line = b""
     if not line:
         raise QemuDied(process.death())
+
+
+def _connect(client: socket.socket, path: Path, timeout: float) -> None:
+    """Connect, and wait while as many wait there as QEMU lets wait. Raises OSError."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            client.connect(os.fspath(path))
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(0.001)
+        else:
+            return
 
 
 def accelerator_in_use(monitor: Monitor, qtest: _native.QTest) -> Accel:

@@ -482,8 +482,10 @@ class Machine(Owner):
                 return
             started = time.monotonic()
             left = True
-            parts = (self._qtest, self._process, self._starting, self._monitor)
-            for part in (*parts, self._server, self._directory):
+            # The monitor after all that has sockets in a directory that we share with QEMU: once it
+            # is disconnected, the next program may come, whose sockets have the same names.
+            parts = (self._qtest, self._process, self._starting, self._server)
+            for part in (*parts, self._monitor, self._directory):
                 if part is None:
                     continue
                 try:

@@ -268,13 +268,17 @@ class Monitor(Owner):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
             try:
-                await asyncio.get_running_loop().sock_connect(sock, self._path)
+                # At once or not at all: that of asyncio waits until the socket is writable, which
+                # one that nobody took is from the start, and then takes it for connected.
+                sock.connect(self._path)
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
                 sock.close()
                 if self._gone(0.0):
                     raise QemuDied(f"QEMU did not start: {self._why()}") from None
                 if time.monotonic() > deadline:
+                    if isinstance(error, BlockingIOError):  # as many wait as QEMU lets wait: two
+                        raise TimeoutError(f"{self._silent()}, and others wait for it") from None
                     raise NobodyListens(f"QEMU opened no QMP socket at {self._path}") from None
                 await asyncio.sleep(0.001)
             except BaseException:
@@ -284,10 +288,7 @@ class Monitor(Owner):
         try:
             await asyncio.wait_for(greeted, max(0.1, deadline - time.monotonic()))
         except TimeoutError:
-            raise TimeoutError(
-                f"QEMU said nothing on its QMP socket {self._path}: it is stopped, blocked, "
-                "or another client holds the connection"
-            ) from None
+            raise TimeoutError(self._silent()) from None
         self._holder = self.loop.begin(self._stay())
 
     async def _stay(self) -> None:
@@ -343,6 +344,12 @@ class Monitor(Owner):
                 await asyncio.wait((task,), timeout=patience)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+
+    def _silent(self) -> str:
+        return (
+            f"QEMU said nothing on its QMP socket {self._path}: it is stopped, blocked, "
+            "or another client holds the connection"
+        )
 
     def _ended(self) -> str:
         return "the connection was closed by us" if self._closed else self._why()

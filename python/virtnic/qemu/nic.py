@@ -199,7 +199,22 @@ class Nics:
     def remove_memory(self, eject: Callable[[], object], timeout: float) -> None:
         """Unplug the shared memory; fine where there is none."""
         self._unplug(SHMEM, eject, timeout)
-        self._try("chardev-remove", id=SHMEM_CHARDEV)
+        deadline = time.monotonic() + timeout
+        while self._is_busy(SHMEM_CHARDEV) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _is_busy(self, chardev: str) -> bool:
+        """Remove a chardev, unless a device that a program before us let go of still has it.
+
+        QEMU frees a device up to some 50 ms after it was ejected (by RCU).
+        """
+        try:
+            self._monitor.execute("chardev-remove", id=chardev)
+        except QemuDied:
+            raise
+        except QemuError as error:
+            return "is busy" in str(error)
+        return False
 
     def adopt(self) -> None:
         """Take over the NICs that a program before us left, to be removed; what they had, goes."""

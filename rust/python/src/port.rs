@@ -651,6 +651,10 @@ impl NetPort {
         self.port.is_closed()
     }
 
+    /// Raise PortClosed from now on, also in calls that wait. QEMU is not asked: ``stop`` does the rest.
+    fn _refuse(&self) {
+        self.port.refuse();
+    }
     /// Reset the device and take every buffer back; waiting calls raise PortClosed.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.port.try_stop()).map_err(to_py)

@@ -144,11 +144,12 @@ impl Server {
         }
         let mut listening = lock(&self.listening);
         let Some(Listening { file, wait, thread }) = listening.take() else { return };
+        // While there is the socket, no other file has its inode's number.
+        remove(&self.path, file);
         wait.over.store(true, Ordering::Release);
         wait.wake.signal();
         // A thread that panicked has printed why.
         let _ = thread.join();
-        remove(&self.path, file);
         lock(&self.talk).memory = None;
     }
 

@@ -467,6 +467,12 @@ impl Port {
         self.device.is_closed()
     }
 
+    /// Refuses what is asked from now on, with [`Error::Closed`], also to those who wait. Asks the
+    /// device for nothing: [`Self::stop`] does the rest.
+    pub fn refuse(&self) {
+        self.device.close();
+    }
+
     /// Resets the device and takes every buffer back. Waiting calls return [`Error::Closed`].
     /// A second call does nothing, nor does one in a forked child.
     pub fn stop(&self) {

@@ -315,12 +315,13 @@ impl Link {
                 true
             },
             now,
-        )?;
-        if request.is_some() {
-            self.heard = now;
-        }
+        );
+        // Also what the backend went too soon to be asked: QEMU waits for the answer.
         if owed.is_some() {
             self.owed = owed;
+        }
+        if request?.is_some() {
+            self.heard = now;
         }
         self.ask(now)?;
         self.check(now)
@@ -462,6 +463,21 @@ mod tests {
         backend.write_all(&bytes(request::GET_QUEUE_NUM, 1 | REPLY, &[0; 8])).unwrap();
         link.serve(&vrings(), ALL, ALL, start + PATIENCE * 2).unwrap();
         assert_eq!(link.deadline(), None);
+    }
+
+    #[test]
+    fn a_question_that_the_backend_did_not_take_any_more_is_answered() {
+        let (mut qemu, mut link, backend) = link();
+        qemu.write_all(&bytes(request::GET_QUEUE_NUM, 1, &[])).unwrap();
+        drop(backend);
+        // QEMU's question is seen first.
+        let cut = link.serve(&vrings(), ALL, PollFlags::empty(), Instant::now()).unwrap_err();
+        assert_eq!(cut.side, Side::Backend);
+        link.into_stand_in().unwrap().serve().unwrap();
+        let mut reply = [0; 20];
+        qemu.set_read_timeout(Some(PATIENCE)).unwrap();
+        qemu.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[..4], request::GET_QUEUE_NUM.to_ne_bytes());
     }
 
     #[test]

@@ -1,0 +1,84 @@
+"""A QEMU that was started elsewhere, as `virtnic qemu-args` says, and connecting to it."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import virtnic
+from peers.process import mortal
+from support.frames import arp_request, is_arp_reply
+from virtnic.qemu.command import Accel
+
+
+def memory() -> virtnic.Memory:
+    """Return memory that does not depend on free hugepages."""
+    return virtnic.Memory("32M", hugepages=None)
+
+
+def connect(directory: Path, **options: Any) -> virtnic.Qemu:
+    """Connect with such a memory."""
+    return virtnic.Qemu.connect(directory, memory(), **options)
+
+
+def arp(port: virtnic.Port) -> None:
+    """Ask slirp for its address, with timers that may only just have started."""
+    deadline = time.monotonic() + 20.0
+    while time.monotonic() < deadline:
+        port.send([arp_request(port.mac)])
+        if any(is_arp_reply(frame) for frame in port.recv(64, timeout=0.5)):
+            return
+    pytest.fail(f"slirp does not answer: {port.stats()}")
+
+
+@contextlib.contextmanager
+def shared(scratch: Path) -> Iterator[Path]:
+    """Make the directory that we share with QEMU; nothing but QEMU's own may be left in it."""
+    path = scratch / "shared"
+    path.mkdir(mode=0o700)
+    yield path
+    left = {file.name for file in path.iterdir()}
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+    assert left <= {"qemu.pid", "qmp.sock", "qtest.sock"}
+
+
+class Starter:
+    """Starts what ``virtnic qemu-args`` says, with more options of QEMU, and ends it."""
+
+    def __init__(self, directory: Path, machine: str, qemu: str, accel: Accel) -> None:
+        command = [sys.executable, "-m", "virtnic.cli", "qemu-args", "--json", "--qemu", qemu]
+        command += ["--directory", str(directory), "--machine", machine, "--accel", accel]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        self._argv: list[str] = json.loads(done.stdout)["argv"]
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, *extra: str, name: str | None = None) -> "subprocess.Popen[bytes]":
+        """Start one, perhaps under another name."""
+        argv = [*self._argv, *extra]
+        if name is not None:
+            argv[argv.index("-name") + 1] = name
+        process = subprocess.Popen(mortal(argv), stdin=subprocess.DEVNULL)
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """End all."""
+        for process in self._processes:
+            process.kill()
+            process.wait(20.0)
+
+
+def in_the_way(qemu: virtnic.Qemu) -> list[str]:
+    """Return what is in QEMU of those that connect to it."""
+    found = [item["name"] for item in qemu.execute("qom-list", path="/machine/peripheral")]
+    found += [chardev["label"] for chardev in qemu.execute("query-chardev")]
+    words: dict[str, Any] = {"command-line": "info network"}
+    return [*found, qemu.execute("human-monitor-command", **words)]
