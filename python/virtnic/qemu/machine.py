@@ -17,7 +17,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
-from virtnic.qemu.elsewhere import (
+from virtnic.qemu.external import (
     Elsewhere,
     SharedDirectory,
     accelerator_in_use,
@@ -26,10 +26,11 @@ from virtnic.qemu.elsewhere import (
 )
 from virtnic.qemu.find import find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
-from virtnic.qemu.netdev import Netdev, Spec, parse
+from virtnic.qemu.netdev import Netdev, parse
 from virtnic.qemu.nic import NicHandle, Nics
 from virtnic.qemu.process import Process
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.qemu.spec import Spec
 from virtnic.qemu.text import check_words
 from virtnic.teardown import Owner, close_later, finish_forgotten
 
@@ -108,9 +109,9 @@ class Machine(Owner):
         self._qtest: _native.QTest | None = None
         self._clock_runs = False
         self._hold: loop.Hold | None = None
-        self._mourners: list[Callable[[QemuDied], object]] = []
+        self._death_callbacks: list[Callable[[QemuDied], object]] = []
         self._restartable = restartable
-        self._keeps_little = False
+        self.keeps_little = False
         if not isinstance(memory, _native.Memory):
             raise TypeError(f"memory is the virtnic.Memory that QEMU is to see, not {memory!r}")
         _one_of("accel", accel, Accel)
@@ -246,7 +247,7 @@ class Machine(Owner):
         self._nics.adopt()
         self._server = serve(place, self.memory)
 
-    def _relaunch(self) -> None:
+    def relaunch(self) -> None:
         """End what is left of a QEMU and start another; the memory and its interrupts stay.
 
         Raises as the constructor; then this can be tried again.
@@ -262,7 +263,7 @@ class Machine(Owner):
         place.qtest.unlink(missing_ok=True)
         self._clock_runs = False
         self._launch(present(self.binary), place)
-        for callback in self._mourners:
+        for callback in self._death_callbacks:
             self.process.on_death(callback)
 
     def _silence_timer(self, qtest: _native.QTest) -> None:
@@ -356,7 +357,7 @@ class Machine(Owner):
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, from the loop's thread, when QEMU ends unasked."""
-        self._mourners.append(callback)
+        self._death_callbacks.append(callback)
         self.process.on_death(callback)
 
     def watch_fd(self, fd: int, callback: Callable[[], object]) -> Callable[[], None]:
@@ -450,7 +451,7 @@ class Machine(Owner):
             return
         if self._server is not None:
             self._server.hang_up()
-        self._keeps_little = True
+        self.keeps_little = True
         if memory and not self._restartable:
             self.memory.forget_file()
 

@@ -1,8 +1,9 @@
 //! What users hold: one method for each command, arguments checked first.
 
-use super::clock;
-use super::connection::{Connection, Patience};
+use super::connection::Connection;
+use super::patience::Patience;
 use super::pipeline::End;
+use super::stepping;
 use super::sync::{Mutex, lock};
 use super::wire::{Answer, Command, MAX_IRQ, READ_CHUNK, WRITE_CHUNK, push_hex};
 use crate::notify::EventFd;
@@ -74,7 +75,7 @@ impl QTest {
     /// [`crate::Error::Timeout`], [`crate::Error::Os`], [`crate::Error::QemuDied`];
     /// [`crate::Error::Invalid`] for a path that no socket can have.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
-        Self::connect_patiently(path, timeout, None)
+        Self::connect_interruptible(path, timeout, None)
     }
 
     /// Like [`Self::connect`]; every call on this connection that waits longer than
@@ -82,7 +83,7 @@ impl QTest {
     ///
     /// # Errors
     /// See [`Self::connect`], and what `patience` returns.
-    pub fn connect_patiently(
+    pub fn connect_interruptible(
         path: &Path,
         timeout: Duration,
         patience: Option<Patience>,
@@ -92,11 +93,11 @@ impl QTest {
         Self::greet(path, socket, timeout, deadline, patience)
     }
 
-    /// Like [`Self::connect_patiently`], to a QEMU that is known to listen: where nobody does, it
+    /// Like [`Self::connect_interruptible`], to a QEMU that is known to listen: where nobody does, it
     /// has ended.
     ///
     /// # Errors
-    /// See [`Self::connect_patiently`]; [`crate::Error::QemuDied`] at once where nobody listens.
+    /// See [`Self::connect_interruptible`]; [`crate::Error::QemuDied`] at once where nobody listens.
     pub fn connect_to_running(
         path: &Path,
         timeout: Duration,
@@ -367,7 +368,7 @@ impl QTest {
         if !self.connection.clock.set(period) {
             return Ok(());
         }
-        match clock::start(&self.connection) {
+        match stepping::start(&self.connection) {
             Ok(handle) => {
                 handles.push(handle);
                 Ok(())

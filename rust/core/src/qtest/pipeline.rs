@@ -4,8 +4,8 @@
 //! So a request takes its place in the queue before its line is written, and the
 //! thread that reads pops a place for each reply. No I/O happens here.
 
-use super::connection::Patience;
-use super::kicks::{Before, Kept};
+use super::kept::{Before, Kept};
+use super::patience::Patience;
 use super::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 use super::wire::{Answer, Command, Incoming, MAX_IRQ, quote};
 use crate::locks::may_wait;
@@ -181,7 +181,7 @@ impl<S> Drop for Turn<'_, S> {
 
 /// Waits in slices, asking `patience` after each; `None` when the time is over.
 /// `done` is looked at with the lock held.
-fn patiently<'a, T>(
+fn interruptible<'a, T>(
     mutex: &'a Mutex<T>,
     condition: &Condvar,
     deadline: Option<Instant>,
@@ -251,7 +251,7 @@ impl<S: Signal> Pipeline<S> {
         if !ready(&mut state) {
             state.queueing += 1;
             drop(state);
-            let waited = patiently(&self.state, &self.turn, deadline, patience, ready);
+            let waited = interruptible(&self.state, &self.turn, deadline, patience, ready);
             state = match waited {
                 Ok(Some(state)) => state,
                 Ok(None) => {
@@ -294,7 +294,7 @@ impl<S: Signal> Pipeline<S> {
         patience: Option<Patience>,
     ) -> Result<Vec<Answer>> {
         let complete = |r: &mut Replies| r.ended || r.list.len() == r.expected;
-        let waited = patiently(&ticket.replies, &ticket.done, deadline, patience, complete)?;
+        let waited = interruptible(&ticket.replies, &ticket.done, deadline, patience, complete)?;
         let Some(mut replies) = waited else {
             return Err(Error::Timeout(format!(
                 "no reply to `{command}` in time; QEMU's main loop is blocked or stopped"

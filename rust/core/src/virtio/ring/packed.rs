@@ -6,29 +6,18 @@
 //! half of a descriptor that holds them (length, id, flags) is one aligned
 //! 64-bit word here, so that it is read and written whole.
 
+use super::flags::{
+    AVAIL, DESC, DISABLE, ENABLE, EVENT_FLAGS, EVENT_WRAP, INDIRECT, NEXT, USED, WRITE,
+};
 use super::indirect::Tables;
 use super::shared::{LINE, Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
-use super::{Follower, Ring, RingOptions, Violation, event, fifo::Fifo, reoffer};
+use super::{Follower, Ring, RingOptions, Violation, event, fifo::Fifo};
 use crate::Result;
 use crate::memory::{Iova, Region};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU16, fence};
-
-/// Descriptor flags (2.8.1 and 2.8.6), where they lie in the second half.
-const NEXT: u64 = 1 << 48;
-pub(super) const WRITE: u64 = 2 << 48;
-const INDIRECT: u64 = 4 << 48;
-pub(super) const AVAIL: u64 = 1 << (48 + 7);
-pub(super) const USED: u64 = 1 << (48 + 15);
-
-/// Event suppression (2.8.14): offset and wrap counter below, these above.
-pub(super) const ENABLE: u32 = 0;
-const DISABLE: u32 = 1 << 16;
-const DESC: u32 = 2 << 16;
-const EVENT_FLAGS: u32 = 3 << 16;
-pub(super) const EVENT_WRAP: u16 = 1 << 15;
 
 /// Byte offsets of the event suppression areas and the end.
 #[derive(Clone, Copy, Debug)]
@@ -454,21 +443,21 @@ impl Ring for PackedRing {
         if new_descriptors == 0 {
             return false;
         }
-        // The descriptors must be out before the device's wish is read: it
-        // writes the wish, then looks at the ring a last time before it sleeps.
+        // The descriptors must be out before the device's preference is read: it
+        // writes the preference, then looks at the ring a last time before it sleeps.
         fence(SeqCst);
-        let wish = self.device_event.load(0, Relaxed);
-        if !self.event_idx || wish & EVENT_FLAGS != DESC {
-            return wish & EVENT_FLAGS != DISABLE;
+        let preference = self.device_event.load(0, Relaxed);
+        if !self.event_idx || preference & EVENT_FLAGS != DESC {
+            return preference & EVENT_FLAGS != DISABLE;
         }
         if new_descriptors > self.size {
-            // The wish may be of any of the laps since.
+            // The preference may be of any of the laps since.
             return true;
         }
         // In the previous lap's terms where the wrap counters differ (2.8.10).
         let wrap = self.avail_flags & AVAIL != 0;
-        let mut at = wish as u16 & !EVENT_WRAP;
-        if (wish as u16 & EVENT_WRAP != 0) != wrap {
+        let mut at = preference as u16 & !EVENT_WRAP;
+        if (preference as u16 & EVENT_WRAP != 0) != wrap {
             at = at.wrapping_sub(self.size);
         }
         let new = self.next_avail;
@@ -513,7 +502,7 @@ impl Ring for PackedRing {
     }
 
     fn enable_interrupts_after(&mut self, n: u16) -> bool {
-        let wish = if self.event_idx {
+        let preference = if self.event_idx {
             // By descriptors: a chain counts as many, so this is never too late.
             let ahead = usize::from(n).clamp(1, self.in_flight.max(1)) - 1;
             let mut at = usize::from(self.next_used) + ahead;
@@ -526,8 +515,8 @@ impl Ring for PackedRing {
         } else {
             ENABLE
         };
-        self.driver_event.store(0, wish, Relaxed);
-        // The mirror image of `wants_kick`: our wish first, then a last look.
+        self.driver_event.store(0, preference, Relaxed);
+        // The mirror image of `wants_kick`: our preference first, then a last look.
         fence(SeqCst);
         self.has_used()
     }
@@ -548,7 +537,7 @@ impl Ring for PackedRing {
 
     fn reoffer(&mut self, length: u32) {
         if self.broken.is_none() && !self.in_order {
-            reoffer::packed(self, length);
+            self.reoffer_overwritten(length);
         }
     }
 

@@ -5,12 +5,12 @@
 //! the first two in a row, the used ring on the next page), which modern
 //! devices take as well and which keeps the sides off each other's lines.
 
-use super::follower::SplitWish;
+use super::follower::SplitSuppression;
 use super::indirect::Tables;
 use super::shared::{Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
 use super::table::Table;
-use super::{Follower, MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo, reoffer};
+use super::{Follower, MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo};
 use crate::Result;
 use crate::memory::{Iova, Region};
 use std::sync::Arc;
@@ -418,8 +418,8 @@ impl Ring for SplitRing {
         if new_chains == 0 {
             return false;
         }
-        // The index must be out before the device's wish is read: it writes the
-        // wish, then looks at the index a last time before it sleeps.
+        // The index must be out before the device's preference is read: it writes the
+        // preference, then looks at the index a last time before it sleeps.
         fence(SeqCst);
         if self.event_idx {
             let new = self.published;
@@ -488,7 +488,7 @@ impl Ring for SplitRing {
         } else {
             self.areas.avail_flags.store(0, 0, Relaxed);
         }
-        // The mirror image of `wants_kick`: our wish first, then a last look.
+        // The mirror image of `wants_kick`: our preference first, then a last look.
         fence(SeqCst);
         self.areas.used_idx.load(0, Acquire).wrapping_sub(self.popped) >= wanted
     }
@@ -517,7 +517,7 @@ impl Ring for SplitRing {
 
     fn reoffer(&mut self, _: u32) {
         if self.broken.is_none() && !self.in_order {
-            reoffer::split(self);
+            self.reoffer_overwritten();
         }
     }
 
@@ -527,7 +527,7 @@ impl Ring for SplitRing {
 
     fn follower(&self) -> Follower {
         let Areas { used_idx, used_flags, avail_event, avail_idx, .. } = self.areas;
-        let wish = SplitWish { used_flags, avail_event, avail_idx };
-        Follower::of_split(self.size, used_idx, wish, &self.memory)
+        let preference = SplitSuppression { used_flags, avail_event, avail_idx };
+        Follower::of_split(self.size, used_idx, preference, &self.memory)
     }
 }

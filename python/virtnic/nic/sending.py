@@ -1,0 +1,96 @@
+"""Frames on their way into a transmit queue that may be full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtnic._native import Burst, Offload, as_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from virtnic._native import NetPort, Offloads
+    from virtnic.protocols import Frame
+
+__all__ = ["BACKOFF", "Pending"]
+
+#: Frames that one call of ``send`` is given: what is left is not copied again and again.
+_GROUP = 1024
+#: Seconds to pause where a queue has room but the memory no free buffer: nobody tells of those.
+BACKOFF = 0.001
+
+
+class Pending:
+    """Frames of which some may be queued already."""
+
+    def __init__(
+        self,
+        port: NetPort,
+        frames: Burst | Iterable[Frame],
+        offload: Offload | Offloads | Iterable[Offload | None] | None = None,
+    ) -> None:
+        self._port = port
+        self._frames = as_frames(frames)
+        #: The same for all frames, or a list with one for each.
+        self._offload: Offload | list[Offload | None] | None
+        if offload is None or isinstance(offload, Offload):
+            self._offload = offload
+        else:
+            self._offload = list(offload)
+            if len(self._offload) != len(self._frames):
+                count = len(self._frames)
+                raise ValueError(
+                    f"{count} frames need {count} offloads, or one for all; "
+                    f"not {len(self._offload)}"
+                )
+        #: How many were queued.
+        self.queued = 0
+        #: Whether the last :meth:`push` got nowhere.
+        self.stuck = False
+
+    def push(self) -> bool:
+        """Queue what fits now; True when all is queued. Raises as ``Port.send``."""
+        before = self.queued
+        done = self._push_burst() if isinstance(self._frames, Burst) else self._push_frames()
+        self.stuck = not done and self.queued == before
+        return done
+
+    def _push_burst(self) -> bool:
+        assert isinstance(self._frames, Burst)
+        at = self.queued
+        try:
+            self.queued += self._port.send(self._frames, self._of(at, at + len(self._frames)))
+        except ValueError as error:
+            _count_from(error, at)
+            raise
+        return not self._frames
+
+    def _of(self, start: int, end: int) -> Offload | list[Offload | None] | None:
+        """Return what is left to do to some of the frames."""
+        if isinstance(self._offload, list):
+            return self._offload[start:end]
+        return self._offload
+
+    def _push_frames(self) -> bool:
+        assert not isinstance(self._frames, Burst)
+        frames, at = self._frames, self.queued
+        while True:
+            group = frames if at == 0 and len(frames) <= _GROUP else frames[at : at + _GROUP]
+            try:
+                sent = self._port.send(group, self._of(at, at + len(group)))
+            except (ValueError, TypeError) as error:
+                _count_from(error, at)
+                raise
+            at += sent
+            self.queued = at
+            if sent < len(group):
+                return False
+            if at >= len(frames):
+                return True
+
+
+def _count_from(error: Exception, at: int) -> None:
+    """Correct the progress that an error tells: the frames before ``at`` were queued as well."""
+    if at and hasattr(error, "queued"):
+        error.add_note(f"counted from frame {at}: those before it were queued as well")
+        error.queued += at
