@@ -280,11 +280,13 @@ class Machine(Owner):
 
     def _explain(self, binary: Binary, process: Process, error: Exception) -> None:
         """Say why QEMU did not start, in its own words where it left some."""
-        if process.alive:
+        # Its sockets are closed a moment before its end can be seen.
+        status = process.wait(1.0 if isinstance(error, QemuDied) else 0.0)
+        if status is None:
             raise error
         binary.check(self.machine)
         words = last_line(process.stderr)
-        if not words:
+        if not words or status < 0:  # killed: what it said before is not why
             raise QemuError(f"QEMU did not start: {process.death()}") from None
         advice = ""
         if "sandbox" in words or "seccomp" in words:

@@ -198,23 +198,23 @@ class Nics:
 
     def remove_memory(self, eject: Callable[[], object], timeout: float) -> None:
         """Unplug the shared memory; fine where there is none."""
-        self._unplug(SHMEM, eject, timeout)
         deadline = time.monotonic() + timeout
-        while self._is_busy(SHMEM_CHARDEV) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        self._unplug(SHMEM, eject, timeout)
+        # A device that QEMU knows no more may have its chardev for some 50 ms (RCU).
+        while not self._chardev_goes(SHMEM_CHARDEV):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"QEMU did not let go of {SHMEM_CHARDEV} within {timeout:g} s")
+            time.sleep(0.01)
 
-    def _is_busy(self, chardev: str) -> bool:
-        """Remove a chardev, unless a device that a program before us let go of still has it.
-
-        QEMU frees a device up to some 50 ms after it was ejected (by RCU).
-        """
+    def _chardev_goes(self, name: str) -> bool:
+        """Remove a chardev; False while something in QEMU uses it."""
         try:
-            self._monitor.execute("chardev-remove", id=chardev)
+            self._monitor.execute("chardev-remove", id=name)
         except QemuDied:
             raise
         except QemuError as error:
-            return "is busy" in str(error)
-        return False
+            return "busy" not in str(error)
+        return True
 
     def adopt(self) -> None:
         """Take over the NICs that a program before us left, to be removed; what they had, goes."""
