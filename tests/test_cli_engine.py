@@ -24,6 +24,7 @@ from peers.process import gone
 from peers.testpmd import Testpmd
 from program import command, virtnic, virtnic_json
 from virtnic.cli import main
+from virtnic.cli.generate import check_lengths
 from virtnic.cli.live import Live, drops_text, occupancy_text, rate_text
 from virtnic.engine import Result, make_frame
 
@@ -115,7 +116,7 @@ def test_forward_between_two_taps(two_taps: Netns, mode: str) -> None:
                     assert got == expected
             out = ended(process)
     assert f"FORWARD tap,ifname=tap0 <-> tap,ifname=tap1, mode {mode}" not in out  # read before
-    assert "--- forward statistics ---\n200 frames, 21900 bytes in " in out
+    assert "--- forward statistics ---\n200 frames, 22700 bytes in " in out
     assert "tap,ifname=tap0: 100 received, 100 sent, dropped 0" in out
     assert "tap,ifname=tap1: 100 received, 100 sent, dropped 0" in out
 
@@ -201,12 +202,12 @@ def test_generate_sends_exactly_what_was_asked(netns: Netns) -> None:
     )
     after = netns.statistics()
     assert after["rx_packets"] - before["rx_packets"] == found["packets"] == 12345
-    assert after["rx_bytes"] - before["rx_bytes"] == found["bytes"] == 12345 * 124
+    assert after["rx_bytes"] - before["rx_bytes"] == found["bytes"] - 4 * 12345 == 12345 * 124
     assert (found["size"], found["rate"], found["unfinished"]) == (128, None, 0)
 
 
 @needs_kernel
-@pytest.mark.parametrize(("rate", "pps"), [("2kpps", 2000), ("500", 500), ("0.96Mbps", 2000)])
+@pytest.mark.parametrize(("rate", "pps"), [("2kpps", 2000), ("500", 500), ("1.024Mbps", 2000)])
 def test_generate_at_a_rate(netns: Netns, rate: str, pps: float) -> None:
     found = virtnic_json("generate", "--netdev", netns.netdev, "--rate", rate, "--seconds", "1")
     # Never more; less where a busy machine did not let it run at the end.
@@ -223,7 +224,7 @@ def test_drop_counts(netns: Netns) -> None:
         wait_for_carrier(netns)
         for i in range(1000):
             raw.send(numbered("02:00:00:00:00:99", i))
-        assert "--- drop statistics ---\n1000 frames, 60000 bytes in " in ended(process)
+        assert "--- drop statistics ---\n1000 frames, 64000 bytes in " in ended(process)
 
 
 @needs_kernel
@@ -273,8 +274,18 @@ def test_elsewhere_it_is_a_line_at_a_time(qemu_command: str) -> None:
     out = virtnic(
         "generate", "--rate", "10kpps", "--seconds", "1.25", "--interval", "0.25"
     ).stdout.splitlines()
-    assert out[0] == "GENERATE on user, frames of 64 bytes, rate 10kpps"
-    assert out[1].split() == ["time", "Mpps", "Gb/s", "burst", "occupied", "dropped", "so", "far"]
+    assert out[0] == "GENERATE on user, frames of 64 bytes, 10000 frames/s"
+    assert out[1].split() == [
+        "time",
+        "Mpps",
+        "Gb/s",
+        "L2",
+        "burst",
+        "occupied",
+        "dropped",
+        "so",
+        "far",
+    ]
     rows = out[2 : out.index("--- generate statistics ---")]
     assert 1 <= len(rows) <= 5
     for row in rows:
@@ -364,7 +375,7 @@ def test_on_a_terminal_it_is_redrawn_in_place(qemu_command: str, columns: int) -
     heading, row, everything, after, summary = screen.lines[1:6]
     assert re.match(r"\d\.\d s ", heading)
     assert re.match(r"user +0\.000 +0\.000 +0\.\d+ ", row)
-    assert re.match(r"all +0\.\d+ Mpps +0\.\d+ Gb/s", everything)
+    assert re.match(r"all +0\.\d+ Mpps +0\.\d+ Gb", everything)
     assert (after, summary) == ("^C", "--- generate statistics ---")
     assert all(len(line) < columns for line in screen.lines[1:4])
 
@@ -487,7 +498,12 @@ def test_forward_of_several_options(two_taps: Netns) -> None:
         (["generate", "--vlan", "4095"], "'4095' is above 4094"),
         (["generate", "--vlan", "1", "--size", "64"], "68 bytes at least"),
         (["generate", "--source-mac", "5:4"], "six bytes such as 52:54:00:12:34:56, not '5:4'"),
-        (["generate", "--destination", "here"], "'here' is no IPv4 address"),
+        (["generate", "--destination", "here"], "'here' is no IPv4 or IPv6 address"),
+        (["generate", "--vlan", "1", "--source", "::1", "--size", "69"], "70 bytes at least"),
+        (["generate", "--source", "10.0.0.1", "--destination", "::1"], "not both IPv4 or both"),
+        (["generate", "--payload", "00" * 30, "--size", "64"], "needs 76 bytes, --size 64 has not"),
+        (["generate", "--payload", "00" * 30, "--size", "imix"], "needs 76 bytes"),
+        (["generate", "--payload", "0"], "'0' is no frame of hexadecimal"),
         (["generate", "--source-port", "65536"], "'65536' is above 65535"),
         (["generate", "--frame", "0f1"], "'0f1' is no frame of hexadecimal digits"),
         (["generate", "--frame", "00", "--pcap", "x"], "--pcap and --frame"),
@@ -564,8 +580,8 @@ def test_rates_are_those_since_the_last_refresh(capsys: pytest.CaptureFixture[st
     heading, *rows = capsys.readouterr().out.splitlines()
     assert heading.split()[0] == "time"
     assert [row.split() for row in rows] == [
-        ["1.0", "s", "1.000", "0.480", "10.0", "50", "%", "0"],
-        ["2.0", "s", "2.000", "0.960", "20.0", "25", "%", "7:", "7", "ring", "full"],
+        ["1.0", "s", "1.000", "0.512", "10.0", "50", "%", "0"],
+        ["2.0", "s", "2.000", "1.024", "20.0", "25", "%", "7:", "7", "ring", "full"],
         ["9.0", "s", "0.000", "0.000", "-", "0", "%", "7:", "7", "ring", "full"],
     ]
 
@@ -655,3 +671,54 @@ def test_a_capture_that_cannot_be_sent_is_2(
 def test_a_capture_that_is_not_there_is_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--pcap", "/nonexistent.pcap"]) == 3
     assert "/nonexistent.pcap" in capsys.readouterr().err
+
+
+@needs_kernel
+def test_generate_sends_ipv6_with_a_payload(netns: Netns) -> None:
+    """The kernel has sums of its own: what it takes is right."""
+    netns.run("sh", "-c", f"echo 0 > /proc/sys/net/ipv6/conf/{netns.tap}/disable_ipv6")
+    netns.run("ip", "address", "add", "2001:db8::1/64", "dev", netns.tap, "nodad")
+    with (
+        netns.inside(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as udp,
+        started(
+            *(
+                "generate",
+                "--netdev",
+                netns.netdev,
+                "--rate",
+                "100",
+                "--destination-mac",
+                netns.mac,
+            ),
+            *("--source", "2001:db8::2", "--destination", "2001:db8::1"),
+            *("--destination-port", "5001", "--payload", "68 65 6c 6c 6f"),
+        ) as process,
+    ):
+        udp.bind(("2001:db8::1", 5001))
+        udp.settimeout(30)
+        data, sender = udp.recvfrom(100)
+        assert (data, sender[:2]) == (b"hello", ("2001:db8::2", 9))
+        ended(process, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("mtu", "length", "complaint"),
+    [(1500, 1518, None), (1500, 1519, "the MTU of this port is 1500"), (9000, 9000, "a buffer")],
+)
+def test_a_frame_that_the_port_cannot_send_is_refused(
+    mtu: int, length: int, complaint: str | None
+) -> None:
+    """The device would drop it: a tag more than the MTU's, or more than a buffer."""
+
+    class Fake:
+        features = (("MTU", 3, True, True, ""),)
+        memory = type("Memory", (), {"largest_frame": 2048})
+
+    port = Fake()
+    port.mtu = mtu  # type: ignore[attr-defined]
+    frames = [bytes(60), bytes(length)]
+    if complaint is None:
+        check_lengths(frames, port)  # type: ignore[arg-type]
+        return
+    with pytest.raises(ValueError, match=f"frame 1 to send has {length} bytes .*{complaint}"):
+        check_lengths(frames, port)  # type: ignore[arg-type]

@@ -7,15 +7,19 @@ import re
 import subprocess
 import sys
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import virtnic
-from virtnic.cli import drop, main
-from virtnic.cli.output import Output, Status, bytes_text, seconds_text, status_of
+from virtnic.cli import drop, main, options
+from virtnic.cli.echoes import Echoes, percentile
+from virtnic.cli.output import Output, Status, status_of
 from virtnic.cli.parser import COMMANDS
-from virtnic.cli.ping import Echoes, percentile
+from virtnic.cli.text import bytes_text, seconds_text
+from virtnic.engine import Mode
+from virtnic.port import Interrupts
+from virtnic.qemu.command import Accel, MachineType
 
 NAMES = [name for name in COMMANDS if name != "help"]
 
@@ -89,6 +93,20 @@ def test_json_and_v_stand_before_the_command_or_after_it(
     assert output.verbosity == (2 if place == "both" else 1)
     assert arguments.netdev == "user"
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("choices", "kind"),
+    [
+        (options.ACCELERATORS, Accel),
+        (options.MACHINES, MachineType),
+        (options.INTERRUPTS, Interrupts),
+        (options.MODES, Mode),
+    ],
+)
+def test_the_choices_are_those_of_the_api(choices: tuple[str, ...], kind: object) -> None:
+    """They are written down twice: help does not wait for what the API imports."""
+    assert choices == get_args(kind)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

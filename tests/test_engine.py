@@ -382,7 +382,7 @@ def test_a_frame_is_made_as_it_is_wanted() -> None:
     assert struct.unpack("!4H", frame[38:46]) == (1234, 5001, 62, 0)
     assert sum(struct.unpack("!10H", frame[18:38])) % 0xFFFF == 0
     for wrong in ({"vlan": 4095}, {"source_port": -1}, {"source": "x"}, {"source_ip": "x"}):
-        with pytest.raises(ValueError, match=r"VLAN|port|MAC|octets"):
+        with pytest.raises(ValueError, match=r"VLAN|port|MAC|IPv4 or IPv6"):
             make_frame(100, **wrong)
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
-import time
-import warnings
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
-from virtnic.cli.output import EXIT_STATUSES, Output, Status, message_of, seconds_text
+from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
     import argparse
 
+    from virtnic.cli.output import Output
     from virtnic.doctor import Check
 
 __all__ = ["add", "run"]
@@ -52,7 +49,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Print all checks; return OK when a port could be opened."""
-    from virtnic.doctor import checks  # what it imports would slow every command down
+    import textwrap
+    from dataclasses import asdict
+
+    from virtnic.doctor import checks
 
     found = [*checks(arguments.qemu), try_port(arguments)]
     fit = found[-1].status == "ok"
@@ -83,13 +83,19 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 def try_port(arguments: argparse.Namespace) -> Check:
     """Open a port as the options say, and close it."""
+    import time
+    import warnings
+
+    from virtnic.cli.output import message_of
+    from virtnic.cli.session import opened
+    from virtnic.cli.text import seconds_text
     from virtnic.doctor import Check
 
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # hugepages have their own check
-            with options.opened(arguments) as session:
+            with opened(arguments) as session:
                 port = session.port
                 took = time.perf_counter() - start
                 found = (

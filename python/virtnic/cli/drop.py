@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
-from virtnic.cli.loops import ENDING, Loop, add_loop
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +20,7 @@ examples:
   virtnic drop --netdev tap,ifname=tap0
   virtnic drop --netdev vhost-user,path=/run/vhu0 --seconds 10 --json | jq .pps
 
-{ENDING}"""
+{options.ENDING}"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.description = "Receive every frame, count it and forget it."
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run)
-    add_loop(parser)
+    options.add_loop(parser)
     options.add_port(parser)
     options.add_qemu(parser)
     options.add_connect(parser)
@@ -40,8 +39,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Receive until it ends."""
+    from virtnic.cli.loops import Loop
+    from virtnic.cli.session import opened
+
     netdev: str = arguments.netdev
-    with options.opened(arguments) as session:
+    with opened(arguments) as session:
         loop = Loop(arguments, output, [netdev], [session.port])
         outcome = loop.run(
             f"DROP what comes on {netdev}", functools.partial(virtnic.drop, session.port)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
-from virtnic.cli.loops import ENDING, Loop, add_loop
-from virtnic.engine import Mode
 
 if TYPE_CHECKING:
     import argparse
 
     from virtnic.cli.output import Output
+    from virtnic.engine import Mode
 
 __all__ = ["add", "run"]
 
@@ -26,7 +25,7 @@ examples:
       one port: every frame goes back, with its two addresses exchanged
   virtnic forward --port user --packets 1000 --json | jq .pps
 
-{ENDING}"""
+{options.ENDING}"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--mode",
-        choices=get_args(Mode),
+        choices=options.MODES,
         help="what is changed: nothing (io), the source address to that of the port it leaves by "
         "(mac), or the two addresses are exchanged (macswap) (default: io between two ports, "
         "macswap with one)",
@@ -68,7 +67,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="drop at once what does not fit",
     )
     options.add_device(group)
-    add_loop(parser)
+    options.add_loop(parser)
     options.add_qemu(parser)
     options.add_connect(parser)
     options.add_recover(parser)
@@ -84,10 +83,13 @@ def check(arguments: argparse.Namespace) -> str | None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Forward until it ends."""
+    from virtnic.cli.loops import Loop
+    from virtnic.cli.session import opened_ports
+
     wanted = [port.otherwise(arguments) for port in arguments.port]
     netdevs = [port.netdev for port in wanted]
     mode: Mode = arguments.mode or ("io" if len(wanted) == 2 else "macswap")
-    with options.opened_ports(arguments, wanted) as ports:
+    with opened_ports(arguments, wanted) as ports:
         title = f"FORWARD {' <-> '.join(netdevs)}, mode {mode}"
         loop = Loop(arguments, output, netdevs, ports)
         move = virtnic.forward if len(ports) == 2 else virtnic.reflect

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from virtnic.cli import options
-from virtnic.cli.loops import Stop
-from virtnic.cli.output import EXIT_STATUSES, Output, Status
+from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
     import argparse
 
     import virtnic
+    from virtnic.cli.output import Output
 
 __all__ = ["add", "run"]
 
@@ -69,11 +67,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Print events until it ends."""
+    import time
+    from contextlib import ExitStack
+
+    from virtnic.cli.loops import Stop
+    from virtnic.cli.session import make_memory, start_qemu
+
     output.by_line = True
     wanted = [
         port.otherwise(arguments) for port in arguments.port or [options.port_options("user")]
     ]
-    memory = options.make_memory(arguments)
+    memory = make_memory(arguments)
     netdevs: dict[virtnic.Port, str] = {}
     stop, died = Stop(), False
 
@@ -94,7 +98,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         )
 
     with stop.noticed(), ExitStack() as stack:
-        qemu = stack.enter_context(options.start_qemu(arguments, memory))
+        qemu = stack.enter_context(start_qemu(arguments, memory))
         events = qemu.events()
         for each in wanted:
             netdevs[each.attach(qemu)] = each.netdev
@@ -120,5 +124,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 def _clock(seconds: float) -> str:
     """Return a time of the day with milliseconds."""
+    import time
+
     whole, fraction = divmod(round(seconds * 1000), 1000)
     return f"{time.strftime('%H:%M:%S', time.localtime(whole))}.{fraction:03}"

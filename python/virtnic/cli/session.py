@@ -1,0 +1,131 @@
+"""The memory, QEMU and ports that a command's options describe."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import virtnic
+from virtnic.cli.options import SANDBOXES
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+__all__ = [
+    "PortOptions",
+    "Session",
+    "attach",
+    "configure",
+    "make_memory",
+    "opened",
+    "opened_ports",
+    "start_qemu",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command works with."""
+
+    memory: virtnic.Memory
+    qemu: virtnic.Qemu
+    port: virtnic.Port
+
+
+def make_memory(arguments: argparse.Namespace) -> virtnic.Memory:
+    """Make the memory that the options describe."""
+    hugepages = None if arguments.hugepages == "none" else arguments.hugepages
+    options: dict[str, Any] = {"hugepages": hugepages, "iova": arguments.iova}
+    size = arguments.memory or ("1G" if hugepages == "1G" else None)
+    if size is not None:
+        options["size"] = size
+    return virtnic.Memory(**options)
+
+
+def start_qemu(arguments: argparse.Namespace, memory: virtnic.Memory) -> virtnic.Qemu:
+    """Start the QEMU that the options describe."""
+    return virtnic.Qemu(
+        memory,
+        qemu=arguments.qemu,
+        accel=arguments.accel,
+        machine=arguments.machine,
+        sandbox=SANDBOXES[arguments.sandbox],
+        connect=getattr(arguments, "connect", None),
+        recover=getattr(arguments, "recover", False),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PortOptions:
+    """What the options say of one port; None where they say nothing."""
+
+    netdev: str
+    mac: str | None = None
+    interrupts: str | None = None
+    queue_size: int | None = None
+    ring: str | None = None
+    notify: str | None = None
+
+    def otherwise(self, arguments: argparse.Namespace) -> PortOptions:
+        """Fill in what the options of :func:`add_device` say for every port."""
+        names = ("interrupts", "queue_size", "ring", "notify")
+        missing = {name: getattr(arguments, name) for name in names if getattr(self, name) is None}
+        return replace(self, **missing)
+
+    def attach(self, qemu: virtnic.Qemu) -> virtnic.Port:
+        """Plug in and start this NIC."""
+        options: dict[str, Any] = {
+            "mac": self.mac,
+            "interrupts": self.interrupts,
+            "queue_size": self.queue_size or 0,
+            "ring": self.ring,
+            "notify": self.notify,
+        }
+        return qemu.attach(self.netdev, **options)
+
+
+def attach(arguments: argparse.Namespace, qemu: virtnic.Qemu) -> virtnic.Port:
+    """Plug in and start the NIC that the options describe."""
+    return PortOptions(arguments.netdev, arguments.mac).otherwise(arguments).attach(qemu)
+
+
+@contextlib.contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[Session]:
+    """Do all three; close them at the end."""
+    memory = make_memory(arguments)
+    with start_qemu(arguments, memory) as qemu, attach(arguments, qemu) as port:
+        yield Session(memory, qemu, port)
+
+
+@contextlib.contextmanager
+def opened_ports(
+    arguments: argparse.Namespace, wanted: Sequence[PortOptions]
+) -> Iterator[list[virtnic.Port]]:
+    """Open several ports of one QEMU on one memory; close them at the end."""
+    memory = make_memory(arguments)
+    with start_qemu(arguments, memory) as qemu, ExitStack() as stack:
+        yield [stack.enter_context(each.attach(qemu)) for each in wanted]
+
+
+def configure(arguments: argparse.Namespace, stack: virtnic.Stack) -> dict[str, Any]:
+    """Give the stack the address of the options, or one from DHCP.
+
+    Returns ``address`` with its prefix and ``gateway``, and from DHCP also ``server``, ``dns``,
+    ``duration`` of the lease and ``elapsed``, the seconds that it took.
+
+    Raises TimeoutError when no DHCP server answers.
+    """
+    more: dict[str, Any] = {}
+    if arguments.address is not None:
+        stack.configure(arguments.address, arguments.gateway)
+    else:
+        try:
+            lease = stack.dhcp()
+        except TimeoutError as error:
+            error.add_note("Where there is no DHCP server, give --address A.B.C.D/N.")
+            raise
+        more = {name: lease[name] for name in ("server", "dns", "duration", "elapsed")}
+    return {"address": stack.address, "gateway": stack.gateway, **more}
