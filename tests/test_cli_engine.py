@@ -1,6 +1,5 @@
 """``virtnic forward``, ``generate`` and ``drop``, run as a user runs them: as processes."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -8,12 +7,11 @@ import pty
 import re
 import select
 import signal
-import socket
 import struct
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,48 +20,13 @@ from frames import mac_bytes, number_of, numbered
 from peers.netns import Netns, PingResult
 from peers.process import gone
 from peers.testpmd import Testpmd
-from program import command, virtnic, virtnic_json
+from program import command, ended, running, started, virtnic, virtnic_json
 from virtnic.cli import main
-from virtnic.cli.generate import check_lengths
 from virtnic.cli.live import Live, drops_text, occupancy_text, rate_text
-from virtnic.engine import Result, make_frame
+from virtnic.engine import Result
 
 needs_kernel = pytest.mark.needs("qemu", "netns")
 needs_backend = pytest.mark.needs("qemu", "testpmd", "hugepages")
-
-
-@contextlib.contextmanager
-def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a command; it is killed when the test has not ended it."""
-    with subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-@contextlib.contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a command and wait until its ports are open."""
-    with running(*arguments) as process:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        if not re.match("(FORWARD|GENERATE|DROP) ", first):
-            out, err = process.communicate(timeout=30)
-            pytest.fail(f"it did not start: {first}{out}{err}")
-        yield process
-
-
-def ended(process: subprocess.Popen[str], number: signal.Signals | None = None) -> str:
-    """Send a signal, wait for the end, and return what it printed; it has to end well."""
-    if number is not None:
-        process.send_signal(number)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (0, ""), out + err
-    return out
 
 
 def qemus_of(process: subprocess.Popen[str]) -> list[int]:
@@ -584,141 +547,3 @@ def test_rates_are_those_since_the_last_refresh(capsys: pytest.CaptureFixture[st
         ["2.0", "s", "2.000", "1.024", "20.0", "25", "%", "7:", "7", "ring", "full"],
         ["9.0", "s", "0.000", "0.000", "-", "0", "%", "7:", "7", "ring", "full"],
     ]
-
-
-#: From <linux/if_packet.h>.
-SOL_PACKET, PACKET_AUXDATA = 263, 8
-
-
-def with_its_tag(raw: socket.socket) -> bytes:
-    """Receive a frame, and put the VLAN tag back that the kernel keeps beside it (packet(7))."""
-    frame, auxiliary, _, _ = raw.recvmsg(4096, 256)
-    for _, kind, data in auxiliary:
-        if kind == PACKET_AUXDATA:
-            tag, protocol = struct.unpack_from("12x2x2xHH", data)
-            if protocol:
-                frame = frame[:12] + struct.pack("!HH", protocol, tag) + frame[12:]
-    return frame
-
-
-@needs_kernel
-def test_generate_sends_the_frames_that_are_described(netns: Netns, scratch: Path) -> None:
-    """With addresses, ports and a VLAN; from a capture; as digits."""
-    capture = scratch / "frames.pcap"
-    captured = [numbered("02:00:00:00:00:01", number, 60 + number) for number in (7, 8)]
-    capture.write_bytes(
-        struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
-        + b"".join(struct.pack("<IIII", 0, 0, len(f), len(f)) + f for f in captured)
-    )
-    made = make_frame(
-        64,
-        source="02:00:00:00:00:0a",
-        destination="02:00:00:00:00:0b",
-        source_ip="10.0.0.1",
-        destination_ip="10.0.0.2",
-        source_port=1000,
-        destination_port=2000,
-        vlan=5,
-    )
-    described = [
-        *("--source-mac", "02-00-00-00-00-0a", "--destination-mac", "02000000000b"),
-        *("--source", "10.0.0.1", "--destination", "10.0.0.2"),
-        *("--source-port", "1000", "--destination-port", "2000", "--vlan", "5"),
-    ]
-    digits = [word for frame in captured for word in ("--frame", frame.hex(":"))]
-    try:
-        for words, wanted in (
-            (described, [made]),
-            (["--pcap", str(capture)], captured),
-            (digits, captured),
-        ):
-            with netns.packet_socket() as raw:
-                raw.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-                virtnic("generate", "--netdev", netns.netdev, *words, "--packets", "4")
-                got = [with_its_tag(raw) for _ in range(4)]
-            assert got == wanted * (4 // len(wanted))
-    finally:
-        capture.unlink()
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"", "is no pcap file"),
-        (b"\x0a\x0d\x0d\x0a" + bytes(40), "editcap -F pcap"),
-        (struct.pack(">IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), "has no frames"),
-        (struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 113), "link type 113"),
-        (struct.pack("<IHHiIII10x", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), "within the header of"),
-        (struct.pack("<IHHiIII4I", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 0, 0, 60, 60), "within frame"),
-        (
-            struct.pack("<IHHiIII4I4x", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 0, 0, 4, 60),
-            "4 of the 60 bytes",
-        ),
-    ],
-)
-def test_a_capture_that_cannot_be_sent_is_2(
-    scratch: Path, content: bytes, complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capture = scratch / "bad.pcap"
-    capture.write_bytes(content)
-    try:
-        assert main(["generate", "--pcap", str(capture)]) == 2
-    finally:
-        capture.unlink()
-    assert complaint in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_capture_that_is_not_there_is_3(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--pcap", "/nonexistent.pcap"]) == 3
-    assert "/nonexistent.pcap" in capsys.readouterr().err
-
-
-@needs_kernel
-def test_generate_sends_ipv6_with_a_payload(netns: Netns) -> None:
-    """The kernel has sums of its own: what it takes is right."""
-    netns.run("sh", "-c", f"echo 0 > /proc/sys/net/ipv6/conf/{netns.tap}/disable_ipv6")
-    netns.run("ip", "address", "add", "2001:db8::1/64", "dev", netns.tap, "nodad")
-    with (
-        netns.inside(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as udp,
-        started(
-            *(
-                "generate",
-                "--netdev",
-                netns.netdev,
-                "--rate",
-                "100",
-                "--destination-mac",
-                netns.mac,
-            ),
-            *("--source", "2001:db8::2", "--destination", "2001:db8::1"),
-            *("--destination-port", "5001", "--payload", "68 65 6c 6c 6f"),
-        ) as process,
-    ):
-        udp.bind(("2001:db8::1", 5001))
-        udp.settimeout(30)
-        data, sender = udp.recvfrom(100)
-        assert (data, sender[:2]) == (b"hello", ("2001:db8::2", 9))
-        ended(process, signal.SIGINT)
-
-
-@pytest.mark.parametrize(
-    ("mtu", "length", "complaint"),
-    [(1500, 1518, None), (1500, 1519, "the MTU of this port is 1500"), (9000, 9000, "a buffer")],
-)
-def test_a_frame_that_the_port_cannot_send_is_refused(
-    mtu: int, length: int, complaint: str | None
-) -> None:
-    """The device would drop it: a tag more than the MTU's, or more than a buffer."""
-
-    class Fake:
-        features = (("MTU", 3, True, True, ""),)
-        memory = type("Memory", (), {"largest_frame": 2048})
-
-    port = Fake()
-    port.mtu = mtu  # type: ignore[attr-defined]
-    frames = [bytes(60), bytes(length)]
-    if complaint is None:
-        check_lengths(frames, port)  # type: ignore[arg-type]
-        return
-    with pytest.raises(ValueError, match=f"frame 1 to send has {length} bytes .*{complaint}"):
-        check_lengths(frames, port)  # type: ignore[arg-type]
