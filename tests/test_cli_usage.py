@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,7 @@ import virtnic
 from virtnic.cli import drop, main, options
 from virtnic.cli.echoes import Echoes, percentile
 from virtnic.cli.output import Output, Status, status_of
-from virtnic.cli.parser import COMMANDS
+from virtnic.cli.parser import COMMANDS, parse
 from virtnic.cli.text import bytes_text, seconds_text
 from virtnic.engine import Mode
 from virtnic.port import Interrupts
@@ -44,8 +45,12 @@ def test_help_of_a_command_has_examples_that_parse(
     text = capsys.readouterr().out
     assert main(["help", name]) == 0
     assert capsys.readouterr().out == text
-    examples = [line.strip() for line in text.splitlines() if line.startswith("  virtnic ")]
-    assert any(example.startswith(f"virtnic {name}") for example in examples)
+    examples = re.findall(r"^  (?:source <\()?virtnic ([^|>)\n]*)", text, re.MULTILINE)
+    assert any(example.startswith(name) for example in examples)
+    for example in examples:
+        assert parse(shlex.split(example)).command == example.split()[0]
+    if name == "completions":
+        return
     wanted = ["--qemu", "--accel", "--sandbox", "--netdev", "--json"]
     if name != "qemu-args":  # it has neither a memory nor a choice of machine
         wanted += ["--machine", "--hugepages", "--iova"]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,24 @@ def test_the_workflows_pin_their_actions() -> None:
     for workflow in workflows:
         for line in re.findall(r"uses: (.*)", workflow.read_text()):
             assert re.fullmatch(r"\S+@[0-9a-f]{40} # \S.*", line), f"{workflow.name}: {line}"
+
+
+def test_every_extra_is_used() -> None:
+    """An extra that nothing imports is a promise that nobody keeps."""
+    extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    imports = set()
+    for file in PYTHON.glob("**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imports |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imports.add(node.module.partition(".")[0])
+    assert extras
+    for extra, packages in extras.items():
+        for package in packages:
+            name = re.split(r"[<>=~!;\[ ]", package)[0].replace("-", "_")
+            assert name in imports, f"nothing imports {package} of the extra {extra}"
+    advised = re.findall(
+        r"virtnic\[(\w+)\]", " ".join(f.read_text() for f in PYTHON.glob("**/*.py"))
+    )
+    assert set(advised) <= set(extras)

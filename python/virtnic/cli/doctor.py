@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
+from virtnic.cli.colour import coloured
 from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ is something that nothing works without.
 {EXIT_STATUSES}"""
 
 _WIDTH = 100
+_COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 #: Seconds that a peer has: Linux looks at a TAP once a second.
 _READY = 3.0
 
@@ -59,7 +61,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     opened = found[-1].status == "warn"
     width = max(len(check.name) for check in found)
     for check in found:
-        output.line(f"{check.status:<8} {check.name:<{width}}  {check.found}")
+        status = coloured(f"{check.status:<8}", _COLOURS[check.status])
+        output.line(f"{status} {check.name:<{width}}  {check.found}")
         if check.advice:
             indent = " " * (width + 11)
             output.line(

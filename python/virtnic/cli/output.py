@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import virtnic
 from virtnic import _native
+from virtnic.cli.colour import coloured
 from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = [
 
 
 #: What a log message's level is called at the start of its line.
-_LEVELS = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
+_LEVELS = {logging.WARNING: "warning:", logging.ERROR: "error:", logging.CRITICAL: "error:"}
 
 
 class Output:
@@ -59,7 +60,7 @@ class Output:
 
     def warning(self, text: str) -> None:
         """Print a warning on stderr."""
-        _say(f"virtnic: warning: {text}")
+        _say(f"virtnic: {coloured('warning:', 'yellow', sys.stderr)} {text}")
 
     def note(self, text: str) -> None:
         """Print on stderr what is no warning."""
@@ -71,11 +72,10 @@ class Output:
             with contextlib.suppress(OSError):
                 self.result({"error": {"type": kind, "message": message}})
                 return
-        _say(
-            textwrap.fill(
-                f"virtnic: {message}", 100, break_long_words=False, break_on_hyphens=False
-            )
+        filled = textwrap.fill(
+            f"virtnic: {message}", 100, break_long_words=False, break_on_hyphens=False
         )
+        _say(filled.replace("virtnic:", coloured("virtnic:", "red", sys.stderr), 1))
 
     def failure(self, error: BaseException) -> int:
         """Tell of an exception that ended the command; return the exit status."""
@@ -134,7 +134,10 @@ class _Handler(logging.Handler):
     """Log messages on stderr, as it is now and not as it was at import."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(f"virtnic: {_LEVELS.get(record.levelno, '')}{record.getMessage()}")
+        level = _LEVELS.get(record.levelno, "")
+        colour = "yellow" if record.levelno == logging.WARNING else "red"
+        kind = f"{coloured(level, colour, sys.stderr)} " if level else ""
+        _say(f"virtnic: {kind}{record.getMessage()}")
         if record.exc_info:
             _say("".join(traceback.format_exception(*record.exc_info)).rstrip())
 

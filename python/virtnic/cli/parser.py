@@ -8,12 +8,14 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from virtnic._native import __version__
+from virtnic.cli import options
+from virtnic.cli.colour import coloured, has_colour, help_in_colour
 from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["COMMANDS", "parse"]
+__all__ = ["COMMANDS", "build", "parse"]
 
 #: The commands by name, with what the list says of each. Its module has the name too.
 COMMANDS = {
@@ -26,6 +28,7 @@ COMMANDS = {
     "drop": "receive frames, count and forget them",
     "watch": "print what happens to ports: links, backends, QEMU",
     "qemu-args": "the command line of a QEMU that somebody else starts, in another container",
+    "completions": "a script that completes command lines in bash, zsh or fish",
     "help": "this list, or with the name of a command what that does",
 }
 
@@ -47,7 +50,7 @@ examples:
 
 {EXIT_STATUSES}
 `virtnic COMMAND --help` explains a command and its options. --json and -v stand before the
-command or after it.
+command or after it. Output has colour on a terminal; NO_COLOR=1 and FORCE_COLOR=1 decide it.
 """
 
 
@@ -55,6 +58,15 @@ class Parser(argparse.ArgumentParser):
     """A parser whose usage errors are one line, or JSON where JSON was asked for."""
 
     wants_json = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.color = False  # Python 3.14 has colours of its own; ours are the same everywhere
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help, in colour where that is wanted."""
+        text = self.format_help()
+        (file or sys.stdout).write(help_in_colour(text) if has_colour(file) else text)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read words; those of a command that it does not know are its own mistake to tell."""
@@ -85,7 +97,8 @@ class Parser(argparse.ArgumentParser):
             Output(json=True).error("UsageError", message)
         else:
             advice = " Try" if message.endswith("?") else "; try"
-            sys.stderr.write(f"{self.prog}: {message}{advice} `{self.prog} --help`\n")
+            prog = coloured(f"{self.prog}:", "red", sys.stderr)
+            sys.stderr.write(f"{prog} {message}{advice} `{self.prog} --help`\n")
         raise SystemExit(Status.USAGE)
 
 
@@ -99,17 +112,20 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     return f"; did you mean {' and '.join(likely)}?" if likely else ""
 
 
-def _build(chosen: str | None) -> Parser:
-    """Build the parser with every command, of which only the chosen one has its options."""
+def build(chosen: str | None = None) -> Parser:
+    """Build the parser with every command; where one is chosen, only that has its options."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="virtnic", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"virtnic {__version__}")
+    options.add_common(parser)
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", required=True, parser_class=Parser
     )
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, formatter_class=raw)
-        if name == chosen:
+        if name == "help":
+            command.add_argument("name", choices=[*COMMANDS], nargs="?", metavar="COMMAND")
+        elif chosen in (None, name):
             _module(name).add(command)
     return parser
 
@@ -126,7 +142,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         words = [word for word in words[1:] if not _is_common(word) and word != "help"][:1]
         words = [*words, "--help"]
     chosen = words[0] if words and words[0] in COMMANDS else None
-    parser = _build(chosen)
+    parser = build(chosen or "")
     if not words or all(map(_is_common, words)):
         parser.print_help()
         raise SystemExit(Status.OK)
