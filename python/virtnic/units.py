@@ -53,7 +53,7 @@ def parse_size(size: int | str) -> int:
     are whole numbers of bytes. Raises ValueError for anything else.
     """
     if isinstance(size, int) and not isinstance(size, bool):
-        if size <= 0:
+        if not 0 < size < 1 << 63:
             raise ValueError(f"a size is a power of two, not {size}")
         return size
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
@@ -61,7 +61,7 @@ def parse_size(size: int | str) -> int:
         number = match["number"].replace("_", "")
         unit = _UNITS[(match["unit"] or "").upper()]
         value = int(number, 0) * unit if number[:2] == "0x" else float(number) * unit
-        if math.isfinite(value) and value == int(value) > 0:
+        if value < 1 << 63 and value == int(value) > 0:
             return int(value)
     raise ValueError(f"a size is a number of bytes or text such as '64M', not {size!r}")
 

@@ -19,6 +19,7 @@ from virtnic.cli.echoes import Echoes
 from virtnic.cli.session import attach, configure, make_memory, start_qemu
 from virtnic.cli.status import Status
 from virtnic.cli.text import bytes_text, seconds_text
+from virtnic.cli.wording import of_options
 from virtnic.qemu import find_qemu
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def demonstrate(arguments: argparse.Namespace, output: Output) -> int:
     binary = find_qemu(arguments.qemu)
     steps.add("found", f"{binary}", command=str(binary))
     memory = make_memory(arguments)
-    fallback = [f"({memory.fallback})"] if memory.fallback else []
+    fallback = [f"({of_options(memory.fallback)})"] if memory.fallback else []
     steps.add(
         "memory",
         [

@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from virtnic.cli.text import bytes_text
+from virtnic.cli.wording import of_options
 from virtnic.pci import (
     Capability,
     Function,
@@ -84,14 +85,15 @@ def describe_memory(memory: virtnic.Memory) -> dict[str, Any]:
         "address": memory.address,
         "buffers": memory.buffers,
         "buffer_size": memory.buffer_size,
-        "fallback": memory.fallback,
+        "fallback": memory.fallback and of_options(memory.fallback),
     }
 
 
 def describe_features(port: virtnic.Port) -> list[dict[str, Any]]:
     """Return the feature bits that are offered or known to this driver."""
     names = ("name", "bit", "offered", "accepted", "why")
-    return [dict(zip(names, feature, strict=True)) for feature in port.features]
+    found = [dict(zip(names, feature, strict=True)) for feature in port.features]
+    return [{**feature, "why": of_options(str(feature["why"]))} for feature in found]
 
 
 def describe_function(function: Function) -> dict[str, Any]:

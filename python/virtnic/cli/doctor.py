@@ -52,17 +52,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Print all checks; return OK when a port could be opened."""
     import textwrap
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
+    from virtnic.cli.wording import of_options
     from virtnic.doctor import checks
 
-    found = [*checks(arguments.qemu), try_port(arguments)]
-    fit = found[-1].status == "ok"
-    opened = found[-1].status == "warn"
+    port, status = try_port(arguments)
+    found = [
+        replace(check, found=of_options(check.found), advice=of_options(check.advice))
+        for check in (*checks(arguments.qemu), port)
+    ]
+    fit = port.status == "ok"
     width = max(len(check.name) for check in found)
     for check in found:
-        status = coloured(f"{check.status:<8}", _COLOURS[check.status])
-        output.line(f"{status} {check.name:<{width}}  {check.found}")
+        state = coloured(f"{check.status:<8}", _COLOURS[check.status])
+        output.line(f"{state} {check.name:<{width}}  {check.found}")
         if check.advice:
             indent = " " * (width + 11)
             output.line(
@@ -76,20 +80,23 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 )
             )
     output.line()
-    if opened:
+    if port.status == "warn":
         output.line("virtnic works here, but no frame would pass this port; see above.")
     else:
         output.line("virtnic works here." if fit else "virtnic does not work here yet; see above.")
     output.result({"ok": fit, "checks": [asdict(check) for check in found]})
-    return Status.OK if fit else Status.ENVIRONMENT
+    return status
 
 
-def try_port(arguments: argparse.Namespace) -> Check:
-    """Open a port as the options say, and close it."""
+def try_port(arguments: argparse.Namespace) -> tuple[Check, int]:
+    """Open a port as the options say, and close it; return the exit status too.
+
+    Raises ValueError where it is an option that is wrong, not the machine.
+    """
     import time
     import warnings
 
-    from virtnic.cli.output import message_of
+    from virtnic.cli.output import message_of, status_of
     from virtnic.cli.session import opened
     from virtnic.cli.text import seconds_text
     from virtnic.doctor import Check
@@ -108,7 +115,7 @@ def try_port(arguments: argparse.Namespace) -> Check:
                 try:
                     port.wait_ready(_READY)
                 except TimeoutError as error:
-                    return Check("a port", "warn", found, str(error))
-                return Check("a port", "ok", found)
-    except (virtnic.VirtnicError, OSError, ValueError) as error:
-        return Check("a port", "missing", message_of(error))
+                    return Check("a port", "warn", found, str(error)), Status.ENVIRONMENT
+                return Check("a port", "ok", found), Status.OK
+    except (virtnic.VirtnicError, OSError) as error:
+        return Check("a port", "missing", message_of(error)), status_of(error)

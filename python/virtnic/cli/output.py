@@ -15,6 +15,7 @@ import virtnic
 from virtnic import _native
 from virtnic.cli.colour import coloured
 from virtnic.cli.status import EXIT_STATUSES, Status
+from virtnic.cli.wording import of_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,7 +61,7 @@ class Output:
 
     def warning(self, text: str) -> None:
         """Print a warning on stderr."""
-        _say(f"virtnic: {coloured('warning:', 'yellow', sys.stderr)} {text}")
+        _say(f"virtnic: {coloured('warning:', 'yellow', sys.stderr)} {of_options(text)}")
 
     def note(self, text: str) -> None:
         """Print on stderr what is no warning."""
@@ -88,6 +89,7 @@ class Output:
             self.error("KeyboardInterrupt", "interrupted")
             return status
         message = ". ".join([message_of(error).rstrip("."), *getattr(error, "__notes__", ())])
+        message = of_options(message)
         if not _is_expected(error):
             message = (
                 f"an error that should not happen, {type(error).__name__}: {message}. "
@@ -137,7 +139,7 @@ class _Handler(logging.Handler):
         level = _LEVELS.get(record.levelno, "")
         colour = "yellow" if record.levelno == logging.WARNING else "red"
         kind = f"{coloured(level, colour, sys.stderr)} " if level else ""
-        _say(f"virtnic: {kind}{record.getMessage()}")
+        _say(f"virtnic: {kind}{of_options(record.getMessage())}")
         if record.exc_info:
             _say("".join(traceback.format_exception(*record.exc_info)).rstrip())
 
@@ -174,7 +176,8 @@ def status_of(error: BaseException) -> int:
         return own
     if isinstance(error, TimeoutError):
         return Status.FAILED  # an OSError as well, but the machine lacks nothing
-    if isinstance(error, (virtnic.QemuNotFound, virtnic.MemoryUnavailable, OSError)):
+    missing = (virtnic.QemuNotFound, virtnic.NetdevUnavailable, virtnic.MemoryUnavailable, OSError)
+    if isinstance(error, missing):
         return Status.ENVIRONMENT
     if isinstance(error, ValueError):
         return Status.USAGE

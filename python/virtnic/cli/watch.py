@@ -97,11 +97,13 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             }
         )
 
-    with stop.noticed(), ExitStack() as stack:
+    with ExitStack() as stack:
         qemu = stack.enter_context(start_qemu(arguments, memory))
         events = qemu.events()
         for each in wanted:
             netdevs[each.attach(qemu)] = each.netdev
+        # From here on a signal is the end, not an interruption; a wait for a backend it cuts short.
+        stack.enter_context(stop.noticed())
         deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
         while stop.signal is None and not died:
             left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
