@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import argparse
 
     from virtnic.cli.output import Output
-    from virtnic.engine import Mode
+    from virtnic.loops.engine import Mode
 
 __all__ = ["add", "run"]
 

@@ -112,7 +112,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_common(parser)
 
 
-#: What :func:`virtnic.traffic.make_frame` is told, by its own names and by those of the options.
+#: What :func:`virtnic.loops.make_frame` is told, by its own names and by those of the options.
 _FIELDS = {
     "source_mac": "source",
     "destination_mac": "destination",
@@ -151,7 +151,7 @@ def check(arguments: argparse.Namespace) -> str | None:
 
 def _shortest(arguments: argparse.Namespace) -> tuple[int, str]:
     """Return the least bytes on the wire, and what makes it more than 64."""
-    from virtnic.traffic import shortest_frame
+    from virtnic.loops.traffic import shortest_frame
 
     is_ipv6 = ":" in f"{arguments.source_ip}{arguments.destination_ip}"
     tagged = arguments.vlan is not None
@@ -174,7 +174,7 @@ def _rate(text: str) -> float | str:
 
 
 def _size(text: str) -> int | Literal["imix"]:
-    from virtnic.traffic import MAX_FRAME
+    from virtnic.loops.traffic import MAX_FRAME
     from virtnic.units import parse_size
 
     if text.lower() == "imix":
@@ -230,7 +230,7 @@ def _made(
     arguments: argparse.Namespace, mac: str, *, size: int | Literal["imix"] | None
 ) -> list[bytes]:
     """Return the UDP frames that the options describe. Raises ValueError."""
-    from virtnic.traffic import IMIX, make_frame
+    from virtnic.loops.traffic import IMIX, make_frame
 
     fields: dict[str, Any] = {"source": mac} | {
         name: getattr(arguments, option)

@@ -13,7 +13,7 @@ from virtnic.units import CHECKSUM
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from virtnic.engine import Result
+    from virtnic.loops.engine import Result
 
 __all__ = [
     "Live",

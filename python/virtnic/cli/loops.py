@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import virtnic
     from virtnic.cli.output import Output
-    from virtnic.engine import Result
+    from virtnic.loops.engine import Result
 
 __all__ = ["Loop", "Outcome"]
 
@@ -39,7 +39,7 @@ _STALLED = 0.2
 
 
 class Stop:
-    """Ctrl-C and SIGTERM as a wish that the loop notices, so that it ends with its numbers."""
+    """Ctrl-C and SIGTERM as a request that the loop notices, so that it ends with its numbers."""
 
     def __init__(self) -> None:
         #: The signal that came.

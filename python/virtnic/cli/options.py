@@ -330,7 +330,7 @@ def _interface(text: str) -> str:
 
 def mac(text: str) -> str:
     """Check a MAC address, for argparse."""
-    from virtnic.traffic import parse_mac
+    from virtnic.loops.traffic import parse_mac
 
     try:
         return parse_mac(text).hex(":")
