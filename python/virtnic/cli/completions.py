@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = "Print a script that completes commands, options and values in a shell."
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, imports=("virtnic.cli.parser",))
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"{', '.join(SHELLS)}")
     options.add_common(parser)
 

@@ -32,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "Each step says what was done and how long after the start it was finished."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=check)
+    parser.set_defaults(run=run, check=check, imports=("virtnic.cli.demonstration",))
     parser.add_argument(
         "-c",
         "--count",

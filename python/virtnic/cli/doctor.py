@@ -35,6 +35,9 @@ _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 _READY = 3.0
 
 
+_IMPORTS = ("virtnic.cli.session", "virtnic.cli.text", "virtnic.cli.wording", "virtnic.doctor")
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
@@ -42,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "given.\nEach finding comes with what to do about it."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, imports=_IMPORTS)
     options.add_port(parser)
     options.add_qemu(parser)
     options.add_memory(parser)

@@ -23,11 +23,14 @@ examples:
 {options.ENDING}"""
 
 
+_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = "Receive every frame, count it and forget it."
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, imports=_IMPORTS)
     options.add_loop(parser)
     options.add_port(parser)
     options.add_qemu(parser)

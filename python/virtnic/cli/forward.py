@@ -28,6 +28,9 @@ examples:
 {options.ENDING}"""
 
 
+_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
@@ -35,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "port, send every frame back. Both ports are on one memory: nothing is copied."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=check)
+    parser.set_defaults(run=run, check=check, imports=_IMPORTS)
     group = parser.add_argument_group("ports")
     group.add_argument(
         "--port",

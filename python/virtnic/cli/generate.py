@@ -36,6 +36,9 @@ _LEAST, _TAG = 64, 4
 _ETHERNET = 14
 
 
+_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
@@ -43,7 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "fast as\nthey are taken or at a rate, and count them."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=check)
+    parser.set_defaults(run=run, check=check, imports=_IMPORTS)
     group = parser.add_argument_group("frames")
     group.add_argument(
         "--rate",

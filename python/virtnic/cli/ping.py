@@ -32,11 +32,14 @@ Like ping(8), it worked when at least one reply came.
 _ICMP_HEADER = 8
 
 
+_IMPORTS = ("virtnic.cli.echoes", "virtnic.cli.session")
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = "Ping an address through a virtio-net NIC of this process."
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=options.check_address)
+    parser.set_defaults(run=run, check=options.check_address, imports=_IMPORTS)
     parser.add_argument("target", metavar="ADDRESS", type=options.ipv4, help="whom to ping (IPv4)")
     group = parser.add_argument_group("echo requests")
     group.add_argument(

@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "capabilities, and the features that the NIC offered: accepted or not, and why."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, imports=("virtnic.cli.description", "virtnic.cli.session"))
     options.add_port(parser)
     options.add_qemu(parser)
     options.add_connect(parser)

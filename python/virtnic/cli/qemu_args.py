@@ -49,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "of sockets."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=_check)
+    parser.set_defaults(run=run, check=_check, imports=("virtnic.qemu",))
     parser.add_argument(
         "--directory",
         required=True,

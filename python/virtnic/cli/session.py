@@ -7,12 +7,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import virtnic
 from virtnic.cli.options import SANDBOXES
+from virtnic.memory import Memory
+from virtnic.nic.qemu import Qemu
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+
+    import virtnic
 
 __all__ = [
     "PortOptions",
@@ -30,24 +33,24 @@ __all__ = [
 class Session:
     """What a command works with."""
 
-    memory: virtnic.Memory
-    qemu: virtnic.Qemu
+    memory: Memory
+    qemu: Qemu
     port: virtnic.Port
 
 
-def make_memory(arguments: argparse.Namespace) -> virtnic.Memory:
+def make_memory(arguments: argparse.Namespace) -> Memory:
     """Make the memory that the options describe."""
     hugepages = None if arguments.hugepages == "none" else arguments.hugepages
     options: dict[str, Any] = {"hugepages": hugepages, "iova": arguments.iova}
     size = arguments.memory or ("1G" if hugepages == "1G" else None)
     if size is not None:
         options["size"] = size
-    return virtnic.Memory(**options)
+    return Memory(**options)
 
 
-def start_qemu(arguments: argparse.Namespace, memory: virtnic.Memory) -> virtnic.Qemu:
+def start_qemu(arguments: argparse.Namespace, memory: Memory) -> Qemu:
     """Start the QEMU that the options describe."""
-    return virtnic.Qemu(
+    return Qemu(
         memory,
         qemu=arguments.qemu,
         accel=arguments.accel,
@@ -75,7 +78,7 @@ class PortOptions:
         missing = {name: getattr(arguments, name) for name in names if getattr(self, name) is None}
         return replace(self, **missing)
 
-    def attach(self, qemu: virtnic.Qemu) -> virtnic.Port:
+    def attach(self, qemu: Qemu) -> virtnic.Port:
         """Plug in and start this NIC."""
         options: dict[str, Any] = {
             "mac": self.mac,
@@ -87,7 +90,7 @@ class PortOptions:
         return qemu.attach(self.netdev, **options)
 
 
-def attach(arguments: argparse.Namespace, qemu: virtnic.Qemu) -> virtnic.Port:
+def attach(arguments: argparse.Namespace, qemu: Qemu) -> virtnic.Port:
     """Plug in and start the NIC that the options describe."""
     return PortOptions(arguments.netdev, arguments.mac).otherwise(arguments).attach(qemu)
 

@@ -43,7 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "What they receive is left alone."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, imports=("virtnic.cli.loops", "virtnic.cli.session"))
     group = parser.add_argument_group("ports")
     group.add_argument(
         "--port",
