@@ -57,7 +57,9 @@ def _main(words: Sequence[str], about_to_run: Callable[[], object]) -> int:
     try:
         arguments = parse(words)
     except SystemExit as end:
-        return int(end.code or 0)
+        return _written(int(end.code or 0), words)
+    except OSError as error:
+        return _unwritten(error, words)
     from virtnic.cli.output import Output  # what a command needs, and its help does not
 
     output = Output(json=arguments.json, verbosity=arguments.verbose)
@@ -74,6 +76,26 @@ def _main(words: Sequence[str], about_to_run: Callable[[], object]) -> int:
             status = output.failure(error)
         _forget_unwritten()
         return status
+
+
+def _written(status: int, words: Sequence[str]) -> int:
+    """Return a status once what was printed is out."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _unwritten(error, words)
+    return status
+
+
+def _unwritten(error: OSError, words: Sequence[str]) -> int:
+    """Tell that help could not be printed; where its reader has seen enough, say nothing."""
+    from virtnic.cli.output import Output
+
+    _forget_unwritten()
+    if isinstance(error, BrokenPipeError):
+        return Status.FAILED
+    error.filename = "standard output"
+    return Output(json="--json" in words).failure(error)
 
 
 def _forget_unwritten() -> None:

@@ -37,8 +37,11 @@ def from_hex(text: str) -> bytes:
 
 def from_pcap(path: str) -> list[bytes]:
     """Read the frames of a capture file (draft-ietf-opsawg-pcap). Raises ValueError, OSError."""
-    data = Path(path).read_bytes()
-    order = _MAGIC.get(data[:4])
+    with Path(path).open("rb") as file:
+        data = file.read(_HEADER)
+        order = _MAGIC.get(data[:4])
+        if order is not None:  # a file that is something else may have no end
+            data += file.read()
     if order is None or len(data) < _HEADER:
         advice = "; `editcap -F pcap` makes one of a pcapng file" if data[:4] == _PCAPNG else ""
         raise ValueError(f"{path} is no pcap file{advice}")

@@ -104,7 +104,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "several are sent in turn",
     )
     group.add_argument(
-        "--pcap", metavar="FILE", help="the frames of this capture file, in turn, in place of these"
+        "--pcap",
+        type=options.path,
+        metavar="FILE",
+        help="the frames of this capture file, in turn, in place of these",
     )
     options.add_loop(parser)
     options.add_port(parser)

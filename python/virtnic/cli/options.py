@@ -36,6 +36,7 @@ __all__ = [
     "ip",
     "ipv4",
     "mac",
+    "path",
     "port_options",
     "positive",
     "seconds",
@@ -93,6 +94,7 @@ def add_qemu(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("QEMU")
     group.add_argument(
         "--qemu",
+        type=path,
         metavar="PATH",
         help="the QEMU to start: a path or a quoted command line (default: $VIRTNIC_QEMU, else "
         "qemu-system-x86_64 in PATH)",
@@ -123,6 +125,7 @@ def add_connect(parser: argparse.ArgumentParser) -> None:
     """Add the choice of a QEMU that runs already."""
     parser.add_argument_group("QEMU started elsewhere").add_argument(
         "--connect",
+        type=path,
         metavar="DIR",
         help="start no QEMU, but drive the one whose sockets are in this directory; it was started "
         "as `virtnic qemu-args --directory` says",
@@ -326,6 +329,13 @@ def _interface(text: str) -> str:
         return str(ipaddress.IPv4Interface(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address with prefix") from None
+
+
+def path(text: str) -> str:
+    """Refuse an empty path, for argparse: a shell's variable that is not set, in quotes."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def mac(text: str) -> str:

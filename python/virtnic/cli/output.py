@@ -15,6 +15,7 @@ import virtnic
 from virtnic import _native
 from virtnic.cli.colour import coloured
 from virtnic.cli.status import EXIT_STATUSES, Status
+from virtnic.cli.text import without_long_words
 from virtnic.cli.wording import of_options
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class Output:
                 self.result({"error": {"type": kind, "message": message}})
                 return
         filled = textwrap.fill(
-            f"virtnic: {message}", 100, break_long_words=False, break_on_hyphens=False
+            f"virtnic: {without_long_words(message)}",
+            100,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
         _say(filled.replace("virtnic:", coloured("virtnic:", "red", sys.stderr), 1))
 
@@ -192,6 +196,6 @@ def _is_expected(error: BaseException) -> bool:
 
 def message_of(error: BaseException) -> str:
     """Return what an exception says, or at least its kind."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,6 +12,7 @@ from virtnic._native import __version__
 from virtnic.cli import options
 from virtnic.cli.colour import coloured, has_colour, help_in_colour
 from virtnic.cli.status import EXIT_STATUSES, Status
+from virtnic.cli.text import without_long_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,6 +32,20 @@ COMMANDS = {
     "qemu-args": "the command line of a QEMU that somebody else starts, in another container",
     "completions": "a script that completes command lines in bash, zsh or fish",
     "help": "this list, or with the name of a command what that does",
+}
+
+#: Words of other programs for what is called otherwise here.
+_MEANT = {
+    "version": "--version",
+    "list": "help",
+    "commands": "help",
+    "send": "generate",
+    "receive": "drop",
+    "recv": "drop",
+    "reflect": "forward",
+    "info": "probe",
+    "monitor": "watch",
+    "completion": "completions",
 }
 
 DESCRIPTION = """\
@@ -68,6 +84,10 @@ class Parser(argparse.ArgumentParser):
         text = self.format_help()
         (file or sys.stdout).write(help_in_colour(text) if has_colour(file) else text)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print the version; what argparse has here keeps errors to itself."""
+        (file or sys.stdout).write(message)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read words; those of a command that it does not know are its own mistake to tell."""
         if self._subparsers is None:
@@ -88,6 +108,15 @@ class Parser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             if name.startswith("--") and not any(each.startswith(name) for each in known):
                 self.error(f"there is no option {name}{did_you_mean([name], known)}")
+            if f"-{name}" in known:  # else -version is -v with a value
+                self.error(f"there is no option {name}; did you mean -{name}?")
+
+    def _commands(self) -> dict[str, Parser]:
+        """Return the parsers of the commands."""
+        found: dict[str, Parser] = next(
+            action.choices for action in self._actions if isinstance(action.choices, dict)
+        )
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line, and exit."""
@@ -98,7 +127,12 @@ class Parser(argparse.ArgumentParser):
         else:
             advice = " Try" if message.endswith("?") else "; try"
             prog = coloured(f"{self.prog}:", "red", sys.stderr)
-            sys.stderr.write(f"{prog} {message}{advice} `{self.prog} --help`\n")
+            with contextlib.suppress(OSError):  # nobody reads it: the status tells
+                print(
+                    f"{prog} {without_long_words(message)}{advice} `{self.prog} --help`",
+                    file=sys.stderr,
+                    flush=True,
+                )
         raise SystemExit(Status.USAGE)
 
 
@@ -107,7 +141,10 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     import difflib  # for those who make mistakes
 
     names = list(known)
-    found = [difflib.get_close_matches(word, names, 1, 0.6) for word in words]
+    found = [
+        [_MEANT[word]] if word in _MEANT else difflib.get_close_matches(word.lower(), names, 1, 0.6)
+        for word in words
+    ]
     likely = [names[0] for names in found if names]
     return f"; did you mean {' and '.join(likely)}?" if likely else ""
 
@@ -116,7 +153,7 @@ def build(chosen: str | None = None) -> Parser:
     """Build the parser with every command; where one is chosen, only that has its options."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="virtnic", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"virtnic {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"virtnic {__version__}")
     options.add_common(parser)
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", required=True, parser_class=Parser
@@ -139,17 +176,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     Parser.wants_json = "--json" in words
     words = _in_order(words)
     if words and words[0] == "help":
-        words = [word for word in words[1:] if not _is_common(word) and word != "help"][:1]
+        ignored = ("help", "--")
+        words = [word for word in words[1:] if not _is_common(word) and word not in ignored][:1]
         words = [*words, "--help"]
     chosen = words[0] if words and words[0] in COMMANDS else None
     parser = build(chosen or "")
     if not words or all(map(_is_common, words)):
         parser.print_help()
         raise SystemExit(Status.OK)
-    if chosen is None and not words[0].startswith("-"):
-        parser.error(f"there is no command {words[0]!r}{did_you_mean(words[:1], COMMANDS)}")
     if chosen is None:
-        parser.check_options(words[:1])
+        _refuse(parser, words)
     arguments = parser.parse_args(words)
     check = getattr(arguments, "check", None)
     wrong = check(arguments) if check is not None else None
@@ -158,9 +194,27 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def _refuse(parser: Parser, words: Sequence[str]) -> None:
+    """Refuse a line that does not begin with a command, unless it asks for help or the version."""
+    first = words[0]
+    named = next((word for word in words[1:] if word in COMMANDS), None)
+    if not first.startswith("-"):
+        if named is not None and not did_you_mean([first], COMMANDS):
+            parser.error(f"the command comes first, as in `virtnic {named} {first}`")
+        parser.error(f"there is no command {first!r}{did_you_mean([first], COMMANDS)}")
+    if named is not None:
+        name = first.partition("=")[0]
+        command = build(named)._commands()[named]
+        if any(each.startswith(name) for each in command._option_string_actions if len(name) > 2):
+            parser.error(f"{name} comes after the command, as in `virtnic {named} {name} …`")
+    parser.check_options(words[:1])
+
+
 def _in_order(words: Sequence[str]) -> list[str]:
     """Put options that every command has behind the command, where they are read."""
     first = next((at for at, word in enumerate(words) if not _is_common(word)), len(words))
+    if words[first : first + 1] == ["--"]:
+        words = [*words[:first], *words[first + 1 :]]
     return [*words[first : first + 1], *words[:first], *words[first + 1 :]]
 
 

@@ -53,6 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--directory",
         required=True,
+        type=options.path,
         metavar="DIR",
         help="the shared directory, as QEMU sees it",
     )
@@ -70,6 +71,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("QEMU")
     group.add_argument(
         "--qemu",
+        type=options.path,
         default="qemu-system-x86_64",
         metavar="COMMAND",
         help="the program there: a path or a quoted command line (default: %(default)s)",

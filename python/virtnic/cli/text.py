@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["bytes_text", "seconds_text"]
+import re
+
+__all__ = ["bytes_text", "seconds_text", "without_long_words"]
+
+#: A word that would fill the screen: a path or a netdev that is wrong in length.
+_LONG = re.compile(r"\S{600,}")
 
 
 def seconds_text(seconds: float) -> str:
@@ -20,3 +25,8 @@ def bytes_text(size: int) -> str:
         if size >= 1 << shift and size % (1 << shift) == 0:
             return f"{size >> shift} {unit}"
     return f"{size} bytes"
+
+
+def without_long_words(text: str) -> str:
+    """Return a message with the middle cut out of words that are longer than some lines."""
+    return _LONG.sub(lambda found: f"{found[0][:200]}…{found[0][-100:]}", text)
