@@ -12,6 +12,7 @@ import pytest
 import virtnic
 from peers.netns import Netns
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from virtnic.nic.options import Interrupts
 
 SENDERS = 64
 
@@ -59,7 +60,7 @@ def collect(port: virtnic.Port, total: int, seconds: float = 10.0) -> dict[int, 
 
 @pytest.mark.needs("qemu", "netns")
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
-def test_frames_of_all_queues_arrive_once(netns4: Netns, interrupts: str) -> None:
+def test_frames_of_all_queues_arrive_once(netns4: Netns, interrupts: Interrupts) -> None:
     with virtnic.open(netns4.netdev, queues=4, interrupts=interrupts) as port:
         assert (port.queues, port.max_queues) == (4, 4)
         total = kernel_sends(netns4, port, each=3)

@@ -10,12 +10,13 @@ import pytest
 import virtnic
 from peers.netns import Netns, PingResult
 from support.frames import arp_request, is_arp_reply, mac_bytes, number_of, numbered
+from virtnic.nic.options import Interrupts
 
 pytestmark = pytest.mark.needs("qemu", "netns")
 
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
-def test_the_kernel_pings_our_stack(netns: Netns, interrupts: str) -> None:
+def test_the_kernel_pings_our_stack(netns: Netns, interrupts: Interrupts) -> None:
     """A thousand echo requests, none lost."""
     with virtnic.open(netns.netdev, interrupts=interrupts) as port:
         stack = virtnic.Stack(port)

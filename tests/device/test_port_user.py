@@ -5,12 +5,15 @@ import select
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply
 from support.waiting import eventually
+from virtnic.nic.options import Interrupts
+from virtnic.qemu.command import Accel, MachineType
 
 
 def exchange(port: virtnic.Port, timeout: float = 5.0) -> list[bytes]:
@@ -39,7 +42,9 @@ def test_open_says_what_the_device_is(port: virtnic.Port) -> None:
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 @pytest.mark.parametrize("machine", ["pc", "q35"])
-def test_arp_round_trip(qemu_command: str, accel: str, machine: str, interrupts: str) -> None:
+def test_arp_round_trip(
+    qemu_command: str, accel: Accel, machine: MachineType, interrupts: Interrupts
+) -> None:
     with virtnic.open("user", machine=machine, interrupts=interrupts, accel=accel) as port:
         for turn in range(20):
             # On a busy machine each other reply may be there before anybody waits for it.
@@ -257,7 +262,7 @@ def test_several_threads_use_one_port(port: virtnic.Port) -> None:
 
 
 @pytest.mark.parametrize("options", [{"iova": 1 << 37}, {"hugepages": None}, {"shmem": "plain"}])
-def test_memory_options(qemu_command: str, options: dict[str, object]) -> None:
+def test_memory_options(qemu_command: str, options: dict[str, Any]) -> None:
     with virtnic.open("user", **options) as port:
         assert exchange(port)
         if "iova" in options:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from virtnic.qemu.command import Accel
+
 pytestmark = pytest.mark.needs("qemu")
 
 #: Three attempts, in a tenth of a second.
@@ -73,7 +75,7 @@ LACKS = {
 
 @pytest.mark.parametrize("lacks", LACKS)
 def test_a_port_goes_on_with_less(
-    scratch: Path, qemu_command: str, accel: str, backend: ScriptedBackend, lacks: str
+    scratch: Path, qemu_command: str, accel: Accel, backend: ScriptedBackend, lacks: str
 ) -> None:
     """The event says without what; so does ``port.features``, and what the backend was told.
 
@@ -167,7 +169,7 @@ def test_other_ports_go_on(qemu: virtnic.Qemu, backend: ScriptedBackend, scratch
 
 
 def test_a_backend_that_has_less_after_qemu_died(
-    memory: virtnic.Memory, qemu_command: str, accel: str, backend: ScriptedBackend
+    memory: virtnic.Memory, qemu_command: str, accel: Accel, backend: ScriptedBackend
 ) -> None:
     """The QEMU that takes its place finds what is left; the port goes on with that."""
     with virtnic.Qemu(memory, accel=accel, recover=True) as qemu:

@@ -19,7 +19,7 @@ from virtnic.cli.output import Output, Status, status_of
 from virtnic.cli.parser import COMMANDS, parse
 from virtnic.cli.text import bytes_text, seconds_text
 from virtnic.loops.engine import Mode
-from virtnic.nic.port import Interrupts
+from virtnic.nic.options import Interrupts
 from virtnic.qemu.command import Accel, MachineType
 
 NAMES = [name for name in COMMANDS if name != "help"]

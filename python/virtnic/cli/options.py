@@ -14,7 +14,7 @@ from virtnic.cli.status import EXIT_STATUSES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from virtnic.cli.session import PortOptions
+    from virtnic.cli.ports import PortArguments
 
 __all__ = [
     "ACCELERATORS",
@@ -357,9 +357,9 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def port_options(text: str) -> PortOptions:
+def port_options(text: str) -> PortArguments:
     """Read ``NETDEV[;OPTION=VALUE]...``, for argparse; ``;;`` is a semicolon of the netdev."""
-    from virtnic.cli.session import PortOptions
+    from virtnic.cli.ports import PortArguments
 
     netdev, *words = [word.replace("\0", ";") for word in text.replace(";;", "\0").split(";")]
     given: dict[str, Any] = {}
@@ -372,7 +372,7 @@ def port_options(text: str) -> PortOptions:
                 "written twice"
             )
         given[name.replace("-", "_")] = _PORT_OPTIONS[name](name, value)
-    return PortOptions(netdev.strip(), **given)
+    return PortArguments(netdev.strip(), **given)
 
 
 def _mac(_name: str, value: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from virtnic.cli.options import SANDBOXES
+from virtnic.cli.ports import PortArguments
 from virtnic.memory import Memory
 from virtnic.nic.qemu import Qemu
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import virtnic
 
 __all__ = [
-    "PortOptions",
     "Session",
     "attach",
     "configure",
@@ -61,38 +61,9 @@ def start_qemu(arguments: argparse.Namespace, memory: Memory) -> Qemu:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PortOptions:
-    """What the options say of one port; None where they say nothing."""
-
-    netdev: str
-    mac: str | None = None
-    interrupts: str | None = None
-    queue_size: int | None = None
-    ring: str | None = None
-    notify: str | None = None
-
-    def otherwise(self, arguments: argparse.Namespace) -> PortOptions:
-        """Fill in what the options of :func:`add_device` say for every port."""
-        names = ("interrupts", "queue_size", "ring", "notify")
-        missing = {name: getattr(arguments, name) for name in names if getattr(self, name) is None}
-        return replace(self, **missing)
-
-    def attach(self, qemu: Qemu) -> virtnic.Port:
-        """Plug in and start this NIC."""
-        options: dict[str, Any] = {
-            "mac": self.mac,
-            "interrupts": self.interrupts,
-            "queue_size": self.queue_size or 0,
-            "ring": self.ring,
-            "notify": self.notify,
-        }
-        return qemu.attach(self.netdev, **options)
-
-
 def attach(arguments: argparse.Namespace, qemu: Qemu) -> virtnic.Port:
     """Plug in and start the NIC that the options describe."""
-    return PortOptions(arguments.netdev, arguments.mac).otherwise(arguments).attach(qemu)
+    return PortArguments(arguments.netdev, arguments.mac).otherwise(arguments).attach(qemu)
 
 
 @contextlib.contextmanager
@@ -105,7 +76,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def opened_ports(
-    arguments: argparse.Namespace, wanted: Sequence[PortOptions]
+    arguments: argparse.Namespace, wanted: Sequence[PortArguments]
 ) -> Iterator[list[virtnic.Port]]:
     """Open several ports of one QEMU on one memory; close them at the end."""
     memory = make_memory(arguments)
