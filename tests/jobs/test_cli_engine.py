@@ -353,6 +353,26 @@ def test_a_terminal_without_a_table(qemu_command: str) -> None:
     assert screen.lines[-2].startswith("user: 0 received")
 
 
+@pytest.mark.parametrize(
+    ("words", "begun", "then", "wanted"),
+    [
+        (["ping", "10.0.2.2", "--count", "0"], rb"seq=0", r"--- 10.0.2.2 ping statistics", 130),
+        (["watch"], rb"attached", r"[\d:.]+  detached", 0),
+        (["demo", "--netdev", "hubport,hubid=0"], rb" s  port ", r"virtnic: interrupted", 130),
+    ],
+    ids=["ping", "watch", "demo"],
+)
+def test_ctrl_c_on_a_terminal_ends_its_line(
+    qemu_command: str, words: list[str], begun: bytes, then: str, wanted: int
+) -> None:
+    """The terminal writes ^C there; what follows begins in the next."""
+    _, written, status = on_a_terminal(100, *words, ctrl_c_after=begun)
+    assert status == wanted, written
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in written.split("\r\n")]
+    at = next(number for number, line in enumerate(lines) if line.endswith("^C"))
+    assert re.match(then, lines[at + 1]), written
+
+
 def test_a_dumb_terminal_gets_lines(qemu_command: str) -> None:
     _, written, status = on_a_terminal(
         100, "drop", "--interval", "0.05", term="dumb", ctrl_c_after=rb"0 %  0\r\n"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import TextIO
 
-__all__ = ["coloured", "has_colour", "help_in_colour"]
+__all__ = ["coloured", "has_colour", "help_in_colour", "is_terminal"]
 
 _CODES = {"red": "1;31", "yellow": "1;33", "green": "32", "heading": "1;32", "option": "36"}
 #: In a help text: the title of a section; the options that a line begins with, and each of them.
@@ -29,7 +29,11 @@ def has_colour(stream: TextIO | None = None) -> bool:
         return False
     if os.environ.get("FORCE_COLOR"):
         return True
-    stream = sys.stdout if stream is None else stream
+    return is_terminal(sys.stdout if stream is None else stream)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether what is written there can be redrawn, or have colour."""
     try:
         return os.environ.get("TERM", "dumb") != "dumb" and stream.isatty()
     except ValueError:  # it is closed

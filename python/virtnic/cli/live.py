@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from virtnic.cli.colour import is_terminal
 from virtnic.units import CHECKSUM
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ __all__ = [
     "burst_text",
     "drops_of",
     "drops_text",
-    "is_terminal",
     "l2_bits",
     "occupancy_text",
     "rate_text",
@@ -67,11 +66,6 @@ def rate_text(per_second: float, unit: float) -> str:
 def l2_bits(size: int, frames: int) -> int:
     """Return the bits of frames with their checksums, of bytes that were counted without."""
     return 8 * (size + CHECKSUM * frames)
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Whether what is written there can be redrawn."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def shortened(text: str, width: int) -> str:

@@ -14,7 +14,6 @@ from virtnic.cli.live import (
     burst_text,
     drops_of,
     drops_text,
-    is_terminal,
     l2_bits,
     occupancy_text,
     rate_text,
@@ -124,8 +123,8 @@ class Loop:
             if latest is not None:
                 self._print(self._outcome(latest, 0))
             raise
-        if self._stop.signal is signal.SIGINT and is_terminal(live.stream):
-            self.output.line()  # the terminal has written ^C
+        if self._stop.signal is signal.SIGINT:
+            self.output.after_ctrl_c()
         return self._outcome(result, self._drain())
 
     def finish(self, outcome: Outcome, **more: Any) -> int:

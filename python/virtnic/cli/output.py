@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import virtnic
 from virtnic import _native
-from virtnic.cli.colour import coloured
+from virtnic.cli.colour import coloured, is_terminal
 from virtnic.cli.status import EXIT_STATUSES, Status
 from virtnic.cli.text import without_long_words
 from virtnic.cli.wording import of_options
@@ -51,6 +51,11 @@ class Output:
         """Print a line for people."""
         if not self.json:
             _print(text)
+
+    def after_ctrl_c(self) -> None:
+        """End the line in which a terminal has written ``^C``."""
+        if is_terminal(sys.stdout):
+            self.line()
 
     def result(self, value: Mapping[str, Any]) -> None:
         """Print the result for scripts."""
@@ -90,6 +95,8 @@ class Output:
         if self.verbosity >= 2:
             traceback.print_exception(error)
         if isinstance(error, KeyboardInterrupt):
+            if is_terminal(sys.stderr) and not self.json:
+                _say("")  # the terminal has written ^C
             self.error("KeyboardInterrupt", "interrupted")
             return status
         message = ". ".join([message_of(error).rstrip("."), *getattr(error, "__notes__", ())])

@@ -117,6 +117,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             timeout=arguments.timeout,
             each=each,
         )
+    if echoes.interrupted:
+        output.after_ctrl_c()
     output.line(f"--- {target} ping statistics ---")
     for line in echoes.text():
         output.line(line)

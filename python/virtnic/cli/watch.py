@@ -67,6 +67,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Print events until it ends."""
+    import signal
     import time
     from contextlib import ExitStack
 
@@ -115,6 +116,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 died = event.kind == "qemu-died" and qemu.recovery is None
             elif qemu.recovery is not None:
                 died = qemu.recovery.over
+    if stop.signal is signal.SIGINT:
+        output.after_ctrl_c()
     for event in events:  # that the ports went
         show(event)
     if died:
