@@ -514,7 +514,7 @@ def test_wrong_usage_is_2_and_says_what_is_wrong(
         (["forward", "--port", "carrier-pigeon"], 2, "carrier-pigeon"),
         (["forward", "--port", "user", "--port", "user,net=nonsense"], 1, "net"),
         (["forward", "--port", ""], 2, "the netdev is empty"),
-        (["drop", "--netdev", "vhost-user,path=/nonexistent/vhu0"], 1, "/nonexistent/vhu0"),
+        (["drop", "--netdev", "vhost-user,path=/nonexistent/vhu0"], 3, "/nonexistent/vhu0"),
         (["drop", "--notify", "eventfd"], 2, "vhost-user"),
         (["drop", "--queue-size", "100"], 2, "power of two"),
     ],

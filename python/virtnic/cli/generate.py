@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import virtnic
 from virtnic.cli import options
-from virtnic.units import CHECKSUM, RATES
+from virtnic.units import CHECKSUM, RATES, SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,9 @@ examples:
 
 rates:
 {options.table(RATES)}
+
+sizes:
+{options.table(SIZES)}
 
 {options.ENDING}"""
 

@@ -149,8 +149,8 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=_size,
         metavar="SIZE",
-        help="size of the shared packet memory, a power of two such as 64M (default: 32M, or one "
-        "page where pages are larger)",
+        help="size of the shared packet memory, a power of two: 64M, 64MiB, 64 MB, 1g (default: "
+        "32M, or one page where pages are larger)",
     )
     group.add_argument(
         "--hugepages",
