@@ -46,6 +46,12 @@ def shell(line: str, environment: dict[str, str] | None = None) -> subprocess.Co
         (["--netdev", "user", "ping"], "--netdev comes after the command, as in `virtnic ping"),
         (["--nonsense", "ping"], "there is no option --nonsense"),
         (["ping", "10.0.2.2", "10.0.2.3"], "unrecognized arguments: 10.0.2.3"),
+        (["drop", "user"], "unrecognized arguments: user; did you mean --netdev user?"),
+        (["forward", "tap,ifname=a", "user"], "did you mean --port tap,ifname=a?"),
+        (["forward"], "--port is required, once or twice"),
+        (["generate", "--rate", "10", "Mpps"], "unrecognized arguments: Mpps; try"),
+        (["generate", "--payload", "hello"], "'hello' is not hexadecimal digits"),
+        (["generate", "--frame", ""], "there are no digits"),
         (["ping", ""], "'' is no IPv4 address"),
         (["ping", "10.0.2.2 "], "'10.0.2.2 ' is no IPv4 address"),
         (["ping", "１0.0.2.2"], "is no IPv4 address"),  # noqa: RUF001 - a wide digit

@@ -29,9 +29,9 @@ def from_hex(text: str) -> bytes:
     try:
         frame = bytes.fromhex(digits)
     except ValueError:
-        raise ValueError(f"{text!r} is no frame of hexadecimal digits, two for each byte") from None
+        raise ValueError(f"{text!r} is not hexadecimal digits, two for each byte") from None
     if not frame:
-        raise ValueError("a frame has at least one byte")
+        raise ValueError("there are no digits, two for each byte")
     return frame
 
 

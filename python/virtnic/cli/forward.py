@@ -43,7 +43,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--port",
         action="append",
-        required=True,
         type=options.port_options,
         metavar="NETDEV[;OPTION=VALUE]...",
         help="what a port is connected to, as --netdev of the other commands takes it; once or "
@@ -80,7 +79,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def check(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options together."""
-    count = len(arguments.port)
+    count = len(arguments.port or ())
+    if not count:
+        return "--port is required, once or twice, as in `virtnic forward --port user`"
     return None if count <= 2 else f"--port is given once or twice, not {count} times"
 
 

@@ -94,10 +94,20 @@ class Parser(argparse.ArgumentParser):
             self.check_options(args)  # first: the value of a wrong one is taken for another's
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._as_option(unknown[0])}")
         if not hasattr(found, "parser"):
             found.parser = self  # the command's: it reads before the whole has been read
         return found, unknown
+
+    def _as_option(self, word: str) -> str:
+        """Return how a netdev is given, where a word is one; or nothing."""
+        option = next((o for o in ("--netdev", "--port") if o in self._option_string_actions), None)
+        if option is None:
+            return ""
+        from virtnic.qemu.netdevs import NETDEVS  # for those who make mistakes
+
+        is_one = word.partition(",")[0] in {kind.name for kind in NETDEVS}
+        return f"; did you mean {option} {word}?" if is_one else ""
 
     def check_options(self, words: Sequence[str]) -> None:
         """Refuse options that there are not, with one that may have been meant."""
