@@ -23,6 +23,7 @@ from support.frames import mac_bytes, number_of, numbered
 from support.program import command, ended, running, started, virtnic, virtnic_json
 from virtnic.cli import main
 from virtnic.cli.live import Live, drops_text, occupancy_text, rate_text
+from virtnic.cli.loops import line_rates
 from virtnic.loops.engine import Result
 
 needs_kernel = pytest.mark.needs("qemu", "netns")
@@ -557,6 +558,14 @@ def test_numbers_in_words() -> None:
 
 def result(seconds: float, packets: int, bursts: int, idle: int) -> Result:
     return Result(packets, 60 * packets, seconds, packets, packets, bursts, idle, 0, 0, 0)
+
+
+def test_a_line_of_ten_gigabits() -> None:
+    """14.88 million frames of 64 bytes a second fill it: RFC 2544, and everybody since."""
+    l2, l1 = line_rates(result(1.0, 14_880_952, 1, 0))
+    assert l2 == pytest.approx(7.619e9, rel=1e-3)
+    assert l1 == pytest.approx(10e9, rel=1e-6)
+    assert line_rates(result(0.0, 0, 0, 0)) == (0.0, 0.0)
 
 
 def test_rates_are_those_since_the_last_refresh(capsys: pytest.CaptureFixture[str]) -> None:

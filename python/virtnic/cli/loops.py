@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from virtnic.cli.output import Output
     from virtnic.loops.engine import Result
 
-__all__ = ["Loop", "Outcome"]
+__all__ = ["Loop", "Outcome", "line_rates"]
 
 #: How long frames may take to leave after the loop, while some do.
 _STALLED = 0.2
@@ -132,7 +132,7 @@ class Loop:
         self._print(outcome)
         result = outcome.result
         turns = result.bursts + result.idle
-        l2, l1 = _line_rates(result)
+        l2, l1 = line_rates(result)
         self.output.result(
             {
                 **more,
@@ -207,7 +207,7 @@ class Loop:
 
     def _print(self, outcome: Outcome) -> None:
         result = outcome.result
-        l2, l1 = _line_rates(result)
+        l2, l1 = line_rates(result)
         line = self.output.line
         line(f"--- {self.arguments.command} statistics ---")
         line(
@@ -232,7 +232,7 @@ class Loop:
             line(f"{outcome.unfinished} of the frames sent were not taken by the other side")
 
 
-def _line_rates(result: Result) -> tuple[float, float]:
+def line_rates(result: Result) -> tuple[float, float]:
     """Return bits a second of L2, with checksums, and of L1, with preambles and gaps."""
     if not result.seconds:
         return 0.0, 0.0
