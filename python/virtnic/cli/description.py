@@ -92,8 +92,8 @@ def describe_memory(memory: virtnic.Memory) -> dict[str, Any]:
 def describe_features(port: virtnic.Port) -> list[dict[str, Any]]:
     """Return the feature bits that are offered or known to this driver."""
     names = ("name", "bit", "offered", "accepted", "why")
-    found = [dict(zip(names, feature, strict=True)) for feature in port.features]
-    return [{**feature, "why": of_options(str(feature["why"]))} for feature in found]
+    found = [{name: getattr(feature, name) for name in names} for feature in port.features]
+    return [{**feature, "why": of_options(feature["why"])} for feature in found]
 
 
 def describe_function(function: Function) -> dict[str, Any]:

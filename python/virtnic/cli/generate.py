@@ -261,7 +261,7 @@ def check_lengths(frames: list[bytes], port: virtnic.Port) -> None:
     """Raise ValueError for a frame that the port cannot send: the device would drop it."""
     most = port.memory.largest_frame
     limit = f"a buffer of this port holds {most}"
-    if any(feature[0] == "MTU" and feature[3] for feature in port.features):
+    if any(feature.name == "MTU" and feature.accepted for feature in port.features):
         longest = port.mtu + _ETHERNET + _TAG
         if longest < most:
             most, limit = longest, f"the MTU of this port is {port.mtu}"
