@@ -14,7 +14,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from virtnic import _native
-from virtnic.errors import QemuDied, QemuError
+from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
 from virtnic.qemu.external import (
@@ -295,7 +295,10 @@ class Machine(Owner):
             advice = " (leave accel=auto to take what it has)"
         elif "KVM" in words or "kvm" in words:
             advice = " (/dev/kvm has to exist and be writable; accel=auto needs none)"
-        raise QemuError(f"QEMU did not start: {words}{advice}") from None
+        # With an advice it is one that cannot be used so.
+        raise (QemuNotFound if advice else QemuError)(
+            f"QEMU did not start: {words}{advice}"
+        ) from None
 
     # What it consists of.
 

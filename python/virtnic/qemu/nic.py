@@ -15,12 +15,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from virtnic.errors import QemuDied, QemuError
+from virtnic.errors import NetdevUnavailable, QemuDied, QemuError
 from virtnic.qemu import command, quirks
 from virtnic.qemu.descriptors import handed_over, names_in_qemu
 from virtnic.qemu.monitor import understanding
 from virtnic.qemu.netdev import boolean, with_reconnect
-from virtnic.qemu.netdevs import advice_on
+from virtnic.qemu.netdevs import advice_on, is_unavailable
 from virtnic.qemu.peer import StreamPeer
 from virtnic.qemu.schema import Schema, convert
 from virtnic.qemu.spec import Spec
@@ -415,7 +415,7 @@ class Nics:
         if why is None:
             return
         if spec.wait:
-            raise QemuError(f"no peer of the netdev stream within {spec.wait:g} s: {why}")
+            raise NetdevUnavailable(f"no peer of the netdev stream within {spec.wait:g} s: {why}")
         if repeats:
             then = "QEMU goes on " + ("connecting" if connects else "listening")
         else:
@@ -451,11 +451,11 @@ class Nics:
             ]
             if more := [line for line in said if line not in refused]:
                 words = f"{refused} (QEMU also said: {' | '.join(more[-4:])})"
-            if advice := tap_advice(spec, words, self._pid) or advice_on(spec.kind, words):
+            of_tap = tap_advice(spec, words, self._pid)
+            kind = NetdevUnavailable if of_tap or is_unavailable(words) else QemuError
+            if advice := of_tap or advice_on(spec.kind, words):
                 words = f"{words}; {advice}"
-            if words == refused:
-                raise
-            raise QemuError(words) from None
+            raise kind(words) from None
 
     def _schema(self) -> Schema:
         if self._key not in self._schemas:
@@ -505,7 +505,7 @@ class Nics:
             if time.monotonic() > deadline:
                 self._try("chardev-remove", id=name)
                 said = self._process.stderr_since(before).strip().splitlines()
-                raise QemuError(_no_backend(backend, said[-1] if said else None))
+                raise NetdevUnavailable(_no_backend(backend, said[-1] if said else None))
             time.sleep(0.005)
 
     def _connected(self, name: str) -> bool:
