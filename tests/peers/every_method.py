@@ -189,8 +189,8 @@ STACK: Table = {
 }
 QEMU: Table = {
     **read(
-        "accel bus closed directory ivshmem monitor nics ports process qtest recovery server shared "
-        "version"
+        "accel bus closed directory ivshmem monitor nics ports process qtest recovery server "
+        "shared version"
     ),
     "add_nic": nic,
     "attach": attach,
