@@ -517,9 +517,13 @@ class TestReadOnlyRoot:
             assert not list(Path("/dev/shm").glob("virtnic-*/qmp.sock"))
 
     def test_the_way_out_is_named(
-        self, small: virtnic.Memory, qemu_command: str, monkeypatch: pytest.MonkeyPatch
+        self,
+        small: virtnic.Memory,
+        qemu_command: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(rundir, "_LAST_RESORT", "/nonexistent")
+        monkeypatch.setattr(rundir, "_LAST_RESORT", str(tmp_path / "nowhere"))
         with pytest.raises(FileNotFoundError, match=r"/tmp.*mount a tmpfs .*TMPDIR"):
             virtnic.Qemu(small)
 

@@ -21,7 +21,7 @@ FEW = virtnic.Recovery(attempts=3, backoff=0.05, backoff_max=0.1)
 
 
 def arp_works(port: virtnic.Port) -> bool:
-    for _ in range(20):
+    for _ in range(100):
         port.send([arp_request(port.mac)])
         if any(is_arp_reply(frame) for frame in port.recv(64, timeout=0.2).tobytes()):
             return True

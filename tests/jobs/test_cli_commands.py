@@ -14,6 +14,8 @@ import pytest
 from peers.netns import Netns
 from support.program import command, virtnic, virtnic_json
 from support.waiting import PROMPT, pause
+from virtnic import Stack
+from virtnic.cli import main
 
 #: A reply that takes its time on a busy machine is not a lost one.
 PATIENTLY = ("--timeout", "20")
@@ -284,9 +286,13 @@ def test_qemu_killed_is_told_in_json() -> None:
     assert json.loads(out)["error"]["type"] == "QemuDied"
 
 
-def test_no_dhcp_server_is_1_and_says_what_to_do() -> None:
-    done = virtnic("ping", "10.0.2.2", "--netdev", "hubport,hubid=0", status=1)
-    assert "--address A.B.C.D/N" in done.stderr
+def test_no_dhcp_server_is_1_and_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dhcp = Stack.dhcp
+    monkeypatch.setattr(Stack, "dhcp", lambda stack: dhcp(stack, timeout=0.5))
+    assert main(["ping", "10.0.2.2", "--netdev", "hubport,hubid=0"]) == 1
+    assert "--address A.B.C.D/N" in capsys.readouterr().err
 
 
 def test_our_own_sigkill_takes_qemu_along(endless: subprocess.Popen[str]) -> None:

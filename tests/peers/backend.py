@@ -139,7 +139,7 @@ class Backend:
 
     # Coming and going.
 
-    def wait_up(self, connections: int = 1, timeout: float = 10.0) -> None:
+    def wait_up(self, connections: int = 1, timeout: float = 20.0) -> None:
         """Wait until QEMU came so often and the first pair's rings are started."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -418,11 +418,11 @@ class Backend:
             self.signal(number)
         return frames
 
-    def kicked(self, number: int, more_than: int, timeout: float = 5.0) -> bool:
+    def kicked(self, number: int, more_than: int, timeout: float = 20.0) -> bool:
         """Wait until a ring has been kicked more often than that."""
         return self.wait_for(lambda: self.rings[number].kicks > more_than, timeout)
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 5.0) -> bool:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 20.0) -> bool:
         """Wait until a condition on the backend holds; whether it does."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:

@@ -161,7 +161,7 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
     return found
 
 
-def wait_for_none(session: Session, before: Snapshot, seconds: float = 2.0) -> list[str]:
+def wait_for_none(session: Session, before: Snapshot, seconds: float = 10.0) -> list[str]:
     """Return what is left when things had a moment to end."""
     deadline = time.monotonic() + seconds
     left = difference(before, snapshot(session))

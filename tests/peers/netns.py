@@ -154,7 +154,7 @@ class Netns:
             raise failed[0]
         return made[0]
 
-    def packet_socket(self, timeout: float = 5.0, buffer: int = 16 << 20) -> socket.socket:
+    def packet_socket(self, timeout: float = 20.0, buffer: int = 16 << 20) -> socket.socket:
         """Return a raw socket on the TAP: it sends and receives whole Ethernet frames.
 
         It also sees the frames that the kernel itself sends (PACKET_OUTGOING).

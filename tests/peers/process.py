@@ -24,7 +24,7 @@ def mortal(argv: Sequence[str]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", *argv]
 
 
-def freeze(pid: int, seconds: float = 5.0) -> None:
+def freeze(pid: int, seconds: float = 20.0) -> None:
     """Stop a process (SIGSTOP), and wait until each of its threads stands still."""
     os.kill(pid, signal.SIGSTOP)
     deadline = time.monotonic() + seconds
@@ -35,7 +35,7 @@ def freeze(pid: int, seconds: float = 5.0) -> None:
             time.sleep(0.001)
 
 
-def gone(pid: int, seconds: float = 5.0) -> bool:
+def gone(pid: int, seconds: float = 20.0) -> bool:
     """Wait until a process has ended; False when it has not in time.
 
     A zombie has ended: an orphan waits for init to reap it, and a container's first

@@ -152,7 +152,7 @@ class ScriptedBackend:
         self._thread = threading.Thread(target=self._run, name="scripted-backend")
         self._thread.start()
 
-    def wait(self, condition: Callable[[], object], seconds: float = 10.0) -> bool:
+    def wait(self, condition: Callable[[], object], seconds: float = 20.0) -> bool:
         """Wait until something holds that a message or a connection brings about."""
         with self._changed:
             return bool(self._changed.wait_for(condition, seconds))

@@ -48,10 +48,11 @@ def download(netns: Netns, port: virtnic.Port, payload: bytes) -> TinyTcp:
 
 
 def collect(port: virtnic.Port, count: int) -> virtnic.Burst:
-    """Return a burst of so many frames."""
-    until = time.monotonic() + 5
+    """Return a burst of so many frames, which the kernel has sent."""
+    until = time.monotonic() + 20
     while True:
-        time.sleep(0.05)
+        for _ in range(2):  # QEMU has looked at its TAP by then, and passed them all on
+            port.qemu.execute("query-status")
         burst = port.recv(64, timeout=1.0)
         if len(burst) == count:
             return burst

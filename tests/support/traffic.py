@@ -23,10 +23,10 @@ def echo(port: virtnic.Port, count: int, in_flight: int = 256, seconds: float = 
     assert got == [frame[6:12] + frame[:6] + frame[12:] for frame in sent]
 
 
-def drain(port: virtnic.Port, quiet: float = 0.2) -> list[bytes]:
-    """Receive until nothing comes any more."""
+def drain(port: virtnic.Port, quiet: float = 0.2, least: int = 0) -> list[bytes]:
+    """Receive until nothing comes any more; the ``least`` that must come may take their time."""
     got: list[bytes] = []
-    while burst := port.recv(256, timeout=quiet):
+    while burst := port.recv(256, timeout=quiet if len(got) >= least else 20.0):
         got += burst.tobytes()
     return got
 
