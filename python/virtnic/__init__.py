@@ -15,10 +15,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from virtnic._native import (
+    ArpReply,
     Burst,
     EventFd,
+    Feature,
+    Lease,
     NetQueue,
     Offload,
+    PingReply,
     Stack,
     __version__,
     after_fork_in_child,
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
     from virtnic.nic.policy import Recovery
     from virtnic.nic.port import Port
     from virtnic.nic.qemu import Qemu
-    from virtnic.nic.rss import Rss
+    from virtnic.nic.rss import Rss, RssLimits
     from virtnic.protocols import PacketPort
     from virtnic.qemu import Netdev
 
@@ -66,6 +70,7 @@ __all__ = [  # noqa: RUF022 - by importance
     "NetQueue",
     "PacketPort",
     "Rss",
+    "RssLimits",
     "aio",
     "Burst",
     "Offload",
@@ -73,6 +78,10 @@ __all__ = [  # noqa: RUF022 - by importance
     "Qemu",
     "Recovery",
     "Stack",
+    "Lease",
+    "ArpReply",
+    "PingReply",
+    "Feature",
     "Event",
     "Events",
     "EventFd",
@@ -126,6 +135,7 @@ _LATER = {
     "Qemu": "virtnic.nic.qemu",
     "Recovery": "virtnic.nic.policy",
     "Rss": "virtnic.nic.rss",
+    "RssLimits": "virtnic.nic.rss",
     # Modules of their own, which a program may name without importing them.
     **{name: f"virtnic.{name}" for name in ("loops", "memory", "nic", "qemu")},
 }

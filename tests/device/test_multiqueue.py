@@ -158,7 +158,7 @@ def test_the_number_changes_while_running(netns4: Netns) -> None:
 def test_a_queue_stops_and_starts_without_the_others(netns4: Netns) -> None:
     """By RING_RESET, with the packets of the others going on."""
     with virtnic.open(netns4.netdev, queues=4) as port:
-        if not any(name == "RING_RESET" and on for name, _, _, on, _ in port.features):
+        if not any(f.name == "RING_RESET" and f.accepted for f in port.features):
             with pytest.raises(virtnic.CommandRefused, match="RING_RESET"):
                 port.queue(1).stop()
             return

@@ -59,14 +59,14 @@ def test_arp_round_trip(
 def test_dhcp_arp_and_ping(port: virtnic.Port) -> None:
     stack = virtnic.Stack(port)
     lease = stack.dhcp(timeout=10)
-    assert (lease["address"], lease["prefix"]) == ("10.0.2.15", 24)
+    assert (lease.address, lease.prefix) == ("10.0.2.15", 24)
     assert stack.address == "10.0.2.15/24"
-    assert lease["gateway"] == "10.0.2.2"
-    mac, seconds = stack.arp("10.0.2.2")
-    assert mac.startswith("52:55:")
-    assert 0 < seconds < 1
+    assert lease.gateway == "10.0.2.2"
+    reply = stack.arp("10.0.2.2")
+    assert reply.mac.startswith("52:55:")
+    assert 0 < reply.seconds < 1
     for sequence in range(20):
-        assert stack.ping("10.0.2.2", sequence=sequence) is not None
+        assert stack.ping("10.0.2.2", sequence=sequence).sequence == sequence
 
 
 def test_two_frames_in_one_call(port: virtnic.Port) -> None:
@@ -279,9 +279,7 @@ def test_chosen_mac_and_queue_size(qemu_command: str) -> None:
 
 def test_features_are_negotiated_by_name(qemu_command: str) -> None:
     with virtnic.open("user", features={"EVENT_IDX": False, "INDIRECT_DESC": False}) as port:
-        by_name = {
-            name: (offered, accepted, why) for name, _, offered, accepted, why in port.features
-        }
+        by_name = {f.name: (f.offered, f.accepted, f.why) for f in port.features}
         assert by_name["EVENT_IDX"] == (True, False, "refused by argument")
         assert by_name["VERSION_1"][:2] == (True, True)
         assert by_name["MRG_RXBUF"][0] is True

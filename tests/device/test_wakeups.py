@@ -36,7 +36,7 @@ PATIENCE = 10.0
 def open_port(pmd: Testpmd, ring: Ring, event_idx: bool, **options: Any) -> virtnic.Port:
     netdev = f"vhost-user,path={pmd.sockets[0]}"
     port = virtnic.open(netdev, ring=ring, features={"EVENT_IDX": event_idx}, **options)
-    accepted = {name for name, _, _, accepted, _ in port.features if accepted}
+    accepted = {feature.name for feature in port.features if feature.accepted}
     assert ("EVENT_IDX" in accepted) is event_idx
     assert port.ring == ring
     return port

@@ -94,7 +94,7 @@ def test_as_many_queues_are_used(netns4: Netns, accel: Accel) -> None:
 
 def test_a_stopped_queue_stays_stopped(netns4: Netns, accel: Accel) -> None:
     with virtnic.open(netns4.netdev, queues=QUEUES, recover=EAGER, accel=accel) as port:
-        if not any(name == "RING_RESET" and on for name, _, _, on, _ in port.features):
+        if not any(f.name == "RING_RESET" and f.accepted for f in port.features):
             pytest.skip("this QEMU does not offer RING_RESET")
         port.queue(1).stop()
         killed(netns4, port)

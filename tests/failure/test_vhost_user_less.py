@@ -47,7 +47,7 @@ def netdev(backend: ScriptedBackend) -> str:
 
 
 def accepted(port: virtnic.Port) -> set[str]:
-    return {name for name, _bit, _offered, taken, _why in port.features if taken}
+    return {feature.name for feature in port.features if feature.accepted}
 
 
 def next_of(events: virtnic.Events, *kinds: str, seconds: float = 20.0) -> virtnic.Event:
@@ -102,7 +102,7 @@ def test_a_port_goes_on_with_less(
         assert names <= lost
         assert all(name in back.detail for name in lost)
         assert back.detail.startswith(f"{backend.path} without ")
-        whys = {name: why for name, _bit, _offered, _taken, why in port.features}
+        whys = {feature.name: feature.why for feature in port.features}
         assert all("came back without it" in whys[name] for name in lost)
         assert port.ring == ("packed" if "RING_PACKED" in now else "split")
         assert (port.queue_addresses == addresses) == (

@@ -189,7 +189,7 @@ STACK: Table = {
 }
 QEMU: Table = {
     **read(
-        "accel closed directory ivshmem monitor nics ports process qtest recovery server shared "
+        "accel bus closed directory ivshmem monitor nics ports process qtest recovery server shared "
         "version"
     ),
     "add_nic": nic,
@@ -225,6 +225,7 @@ ELSEWHERE = {
     "remove_nic": "with add_nic",
     "plug_memory": "of a QEMU that somebody else started: test_connect.py",
     "unplug_memory": "likewise",
+    "relaunch": "of a QEMU that died: test_recovery.py",
 }
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from virtnic._native import Memory, Offload, Offloads
+    from virtnic._native import Feature, Memory, Offload, Offloads
     from virtnic.async_library import Library
     from virtnic.nic.options import Interrupts
     from virtnic.nic.port import Host, PortOptions
@@ -272,8 +272,8 @@ class Port(Owner):
         return self.port.link
 
     @property
-    def features(self) -> list[tuple[str, int, bool, bool, str]]:
-        """What became of each feature: (name, bit, offered, accepted, why)."""
+    def features(self) -> list[Feature]:
+        """What became of each feature."""
         return self.port.features
 
     @property

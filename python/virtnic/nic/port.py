@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 from virtnic import _native
 from virtnic._native import CommandRefused
 from virtnic.nic.ready import Readiness
-from virtnic.nic.rss import DEFAULT_KEY, Rss, names_of, types_of
+from virtnic.nic.rss import DEFAULT_KEY, Rss, RssLimits, names_of, types_of
 from virtnic.nic.sending import BACKOFF, Pending
 from virtnic.qemu import Machine, loop
 from virtnic.teardown import Owner
@@ -158,9 +158,7 @@ class Port(Owner, _native.NetPort):
     @property
     def tells_link(self) -> bool:
         """Whether the device interrupts when its link goes up or down."""
-        accepted = any(
-            name == "STATUS" and taken for name, _bit, _offered, taken, _why in self.features
-        )
+        accepted = any(feature.name == "STATUS" and feature.accepted for feature in self.features)
         return accepted and self.interrupts != "none"
 
     def set_promiscuous(self, on: bool = True) -> None:
@@ -213,6 +211,15 @@ class Port(Owner, _native.NetPort):
         key, table, types, unclassified = config
         return Rss(bytes(key), tuple(table), names_of(types), unclassified)
 
+    @property
+    def rss_limits(self) -> RssLimits | None:
+        """What the device can steer by; None where it does not hash (``rss=on``)."""
+        limits = self._rss_limits
+        if limits is None:
+            return None
+        key, table, types = limits
+        return RssLimits(key, table, names_of(types))
+
     def set_rss(
         self,
         key: bytes | None = None,
@@ -238,15 +245,14 @@ class Port(Owner, _native.NetPort):
                 "set_rss: the device does not hash; QEMU's property rss=on makes it "
                 "(properties={'rss': True})"
             )
-        _, longest, able = limits
         if table is None:
-            table = [i % self.queues for i in range(min(longest, 128))]
+            table = [i % self.queues for i in range(min(limits.table, 128))]
         if not all(0 <= queue < 1 << 16 for queue in (*table, unclassified)):
             raise ValueError(f"the table leads to a queue that cannot be; {self.queues} are in use")
         self.set_rss_config(
             list(DEFAULT_KEY if key is None else key),
             list(table),
-            able if types is None else types_of(list(types)),
+            types_of(list(limits.types if types is None else types)),
             unclassified,
         )
 

@@ -139,4 +139,4 @@ class Renegotiation:
 
 def _accepted(port: Port) -> list[str]:
     """Return the features in force."""
-    return [name for name, _bit, _offered, accepted, _why in port.features if accepted]
+    return [feature.name for feature in port.features if feature.accepted]
