@@ -133,6 +133,8 @@ class Machine(Owner):
         #: The program; None when somebody else started it.
         self.binary = find_qemu(qemu) if connect is None else None
         finish_forgotten()
+        #: Whether somebody has begun to close it; an interruption may have ended that.
+        self._closing = False
         self._closed = self._is_over = False
         _live.add(self)
         try:
@@ -525,7 +527,7 @@ class Machine(Owner):
         if getattr(self, "_is_over", True) or self._is_forked:
             return
         try:
-            if not self._closed:
+            if not (self._closed or self._closing):
                 self._warn_unclosed()  # which may be an error
         finally:
             close_later(self.close)

@@ -80,7 +80,7 @@ fn a_backend_that_does_not_answer_or_is_none() {
     let error = start();
     assert!(matches!(error, Error::Qemu(_)), "{error:?}");
     assert!(error.to_string().contains("did not answer GET_FEATURES for 5 s"), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(4));
+    assert!(started.elapsed() < Duration::from_secs(10));
     drop(host.accept());
     // It takes its time, and has it.
     std::thread::scope(|scope| {
