@@ -73,7 +73,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("user", ["--memory", "64T"], 3, "cannot be had"),
         ("user", ["--hugepages", "1G", "--memory", "64T"], 3, "--hugepages none"),
         ("vhost-user,path=/nonexistent/vhu0", [], 3, "/nonexistent/vhu0"),
-        ("vhost-vdpa,vhostdev=/nonexistent", [], 3, "/nonexistent"),
+        ("vhost-vdpa,vhostdev=/nonexistent/vdpa", [], 3, "/nonexistent/vdpa"),
         ("user,net=nonsense", [], 1, "QEMU refused"),
         ("carrier-pigeon", [], 2, "carrier-pigeon"),
         ("bridge,br=br0", [], 2, "give --sandbox spawn"),
@@ -100,9 +100,12 @@ def test_what_goes_wrong(
 
 
 @pytest.mark.parametrize("name", [name for name in OPENING if name not in NOT_CONNECTING])
-@pytest.mark.parametrize("place", ["/nonexistent", "/etc/hosts"])
-def test_no_directory_to_connect_in_is_3(name: str, place: str, fails: Callable[..., str]) -> None:
-    assert "it is the directory that is shared" in fails(words(name, "user", "--connect", place), 3)
+def test_no_directory_to_connect_in_is_3(
+    name: str, scratch: Path, fails: Callable[..., str]
+) -> None:
+    for place in (f"{scratch}/nowhere", "/etc/hosts"):
+        said = fails(words(name, "user", "--connect", place), 3)
+        assert "it is the directory that is shared" in said
 
 
 @pytest.fixture

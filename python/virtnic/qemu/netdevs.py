@@ -364,7 +364,7 @@ def advice_on(kind: NetdevType, words: str) -> str:
 
 #: The kernel's words, which QEMU quotes, for what is not there, in use or not permitted.
 _ERRNOS = (
-    *(errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.EBUSY),
+    *(errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.EISDIR, errno.EBUSY),
     *(errno.EPERM, errno.EACCES, errno.ECONNREFUSED, errno.EADDRINUSE, errno.EADDRNOTAVAIL),
     *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN),
 )
