@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Literal, Self
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import readable
 from virtnic.lessen import Lessening
-from virtnic.qemu.loop import Watch
 from virtnic.teardown import Owner
 from virtnic.vhost_user import quoting
 
@@ -283,7 +283,6 @@ class Feed:
 
         def look() -> None:
             nonlocal losses, refusals, doubts, there, told
-            interposer.changed.drain()
             stats, refusal = interposer.stats(), interposer.refusal
             refused = stats["refusals"] != refusals
             port = weak()
@@ -314,11 +313,10 @@ class Feed:
             if port is not None and (why := backend.given_up(port.qemu.process.stderr)) is not None:
                 port.abandon(why)
 
-        # Lost already while it was being attached: the eventfd says so.
-        watch = Watch(loop, interposer.changed.fileno(), look)
         interposer.spare(port)
-        port._attachment.undo.add(watch.close)
-        watch.begin()
+        port._attachment.undo.add(functools.partial(backend.changed.remove, look))
+        # Lost already while it was being attached: it looks at once.
+        backend.changed.add(loop, look, look)
 
 
 def tell_link(feed: Feed) -> Callable[[Port], None]:

@@ -31,8 +31,8 @@ from virtnic.qemu.netdevs import not_started
 from virtnic.ready import trouble_at_open
 from virtnic.recovery import Recoverer, Recovery, policy
 from virtnic.teardown import Teardown
-from virtnic.vhost_user import Backend
-from virtnic.wiring import Wiring, vectors_of
+from virtnic.vhost_user import Backend, Backends
+from virtnic.wiring import ConfigVector, Wires, Wiring, vectors_of
 from virtnic.wishes import (
     device_wishes,
     merge_wishes,
@@ -158,6 +158,8 @@ class Qemu(Machine):
         self._attach_lock = threading.RLock()
         self._feed = Feed()
         self._wiring: Wiring | None = None
+        self._config = ConfigVector()
+        self._backends = Backends()
         #: Whether nobody else has the memory: its file goes with this Qemu.
         self._owns_memory = memory is None
         try:
@@ -190,7 +192,9 @@ class Qemu(Machine):
             )
         placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: self.memory.iova})
         self._ivshmem = self.bus.enable(placed)
-        self._wiring = Wiring(self.bus, self.qtest, self._ivshmem, self.server, self.timeout)
+        self._wiring = Wiring(
+            self.bus, self.qtest, self._ivshmem, self.server, self.timeout, self._config
+        )
 
     @property
     def recovery(self) -> Recoverer | None:
@@ -362,6 +366,7 @@ class Qemu(Machine):
                         spec,
                         undo,
                         pairs,
+                        backends=self._backends,
                         interrupts=chosen != "none",
                         shared=self.shared,
                         recover=recover,
@@ -416,8 +421,7 @@ class Qemu(Machine):
                         "%s does not offer packed rings: split ones are used, which are slower",
                         "QEMU" if backend.offers_packed_rings else "the backend",
                     )
-                if wires.events is not None:
-                    self._watch_configuration(port, wires.events[1])
+                self._watch_configuration(port, wires)
                 if on_link is not None:
                     port.on_link(on_link)
                 with self._feed.lock:
@@ -511,6 +515,7 @@ class Qemu(Machine):
         for attachment in going:
             self._let_go(attachment)
         self._wiring = None
+        self._config.give()
         if self._owns_memory:
             self.memory.forget_file()
 
@@ -558,7 +563,7 @@ class Qemu(Machine):
     def _lacks_vectors(self, pairs: int, backend: Backend | None) -> bool:
         """Whether there are too few interrupt vectors for one more port, and will be no more."""
         left = None if self.server is None else self.server.left
-        return left is not None and left < vectors_of(pairs, backend)
+        return left is not None and left < vectors_of(pairs, backend, self._config)
 
     def _take_new(self, attachment: Attachment) -> Function:
         """Find the device that was just plugged in, and make it ours."""
@@ -622,15 +627,17 @@ class Qemu(Machine):
             self.bus.rescan()
             self._eject(attachment.handle.slot)
 
-    def _watch_configuration(self, port: Port, event: EventFd) -> None:
+    def _watch_configuration(self, port: Port, wires: Wires) -> None:
+        if wires.config is None:
+            return
+        config = wires.config
         # Neither is kept alive: one that is forgotten is collected, and closed then.
-        weak_qemu, weak_port = weakref.ref(self), weakref.ref(port)
+        weak_qemu, weak_port, who = weakref.ref(self), weakref.ref(port), object()
 
         def changed() -> None:
-            event.drain()
             qemu, port = weak_qemu(), weak_port()
             if qemu is None or port is None:
-                watch.close()
+                config.remove(who)
                 return
             over = port.closed
             if not over and port._attachment.is_lost:
@@ -639,11 +646,10 @@ class Qemu(Machine):
                     return
                 over = True
             if over:
-                watch.close()
+                config.remove(who)
                 port.ended()
                 return
             port.configuration_changed()
 
-        watch = loop.Watch(self.monitor.loop, event.fileno(), changed)
-        port._attachment.undo.add(watch.close)
-        watch.begin()
+        port._attachment.undo.add(functools.partial(config.remove, who))
+        config.add(self.monitor.loop, who, changed)

@@ -26,7 +26,9 @@ from virtnic.streams import keep_standard_streams
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Hold", "LoopThread", "Watch", "check_outside"]
+    from virtnic._native import EventFd
+
+__all__ = ["Hold", "LoopThread", "SharedWatch", "Watch", "check_outside"]
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +115,10 @@ class Watch:
         self._loop.here(self._remove)
         self._callback = _nothing  # which may refer to this object, and to descriptors
 
+    def settle(self) -> None:
+        """Wait for the end of a callback that may be under way."""
+        self._loop.here(_nothing)
+
     def _add(self) -> None:
         loop, watches = asyncio.get_running_loop(), self._loop.watches
         # One that was closed without a word would make the selector refuse the number for ever.
@@ -139,6 +145,61 @@ class Watch:
 
 def _nothing() -> None:
     pass
+
+
+class SharedWatch:
+    """One eventfd that is watched for several: it tells all of them to look.
+
+    It is watched while there is somebody to tell. Whoever is added beside others looks once at
+    what may have happened before: they may have taken the news.
+    """
+
+    def __init__(self, event: EventFd) -> None:
+        self.event = event
+        # Never held while the loop's thread is waited for, which may want it.
+        self._lock = threading.RLock()
+        self._looks: dict[object, Callable[[], object]] = {}
+        self._watch: Watch | None = None
+
+    def add(self, loop: LoopThread, who: object, look: Callable[[], object]) -> None:
+        """Have ``look`` called in the loop's thread. Raises TimeoutError where that is held up."""
+        with self._lock:
+            several = bool(self._looks)
+            self._looks[who] = look
+            if self._watch is None:
+                self._watch = Watch(loop, self.event.fileno(), self._all)
+            watch = self._watch
+        watch.begin()
+        if several:
+            loop.later(0.0, lambda: self._tell(who))
+
+    def remove(self, who: object) -> None:
+        """Tell somebody no more; he is not told after this. Twice is fine."""
+        with self._lock:
+            watch = self._watch
+            if self._looks.pop(who, None) is None or watch is None:
+                return
+            if last := not self._looks:
+                self._watch = None
+        if last:
+            watch.close()
+        else:
+            watch.settle()
+
+    def _all(self) -> None:
+        self.event.drain()
+        for who in list(self._looks):
+            self._tell(who)
+
+    def _tell(self, who: object) -> None:
+        look = self._looks.get(who)
+        if look is None:
+            return
+        try:
+            look()
+        except BaseException:  # such as SystemExit, which would end the thread for all
+            _log.exception("a callback failed; it is told no more")
+            self._looks.pop(who, None)
 
 
 class LoopThread:

@@ -137,7 +137,11 @@ fn watch(port: &virtnic::net::Port, qtest: &virtnic::qtest::QTest) {
 
 /// The doorbells of the queues that the interposer's backend serves.
 fn doorbells(kicks: &Py<Interposer>, pairs: u16) -> PyResult<Vec<Doorbell>> {
-    let kick = |queue| kicks.get().core().kick(queue).map(Doorbell::Kick).map_err(to_py);
+    let kick = |queue| {
+        let kick = kicks.get().core().kick(queue).map_err(to_py)?;
+        // Where its eventfd is not kept, the device's own doorbell leads to it.
+        Ok(Doorbell::Kick(kick, Box::new(Doorbell::Silent)))
+    };
     (0..pairs.saturating_mul(2)).map(kick).collect()
 }
 

@@ -6,10 +6,9 @@ use super::message::{Message, request};
 use super::rewrite::Vrings;
 use super::service::{Told, first_pair};
 use super::stand_in::StandIn;
-use crate::notify::timespec;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::PollFlags;
 use rustix::net::{Shutdown, shutdown};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -73,6 +72,27 @@ impl AsFd for Line {
 impl From<OwnedFd> for Line {
     fn from(socket: OwnedFd) -> Self {
         Self(socket)
+    }
+}
+
+/// The rings that a backend is to stop.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    rings: VecDeque<u32>,
+    /// Whether it was told to stop one, and has not answered.
+    asked: bool,
+    /// It has no longer.
+    pub(super) until: Instant,
+}
+
+impl Stopping {
+    pub(super) fn of(rings: Vec<u32>, patience: Duration) -> Self {
+        Self { rings: rings.into(), asked: false, until: Instant::now() + patience }
+    }
+
+    /// `Some(false)` when the time is over.
+    fn left(&self) -> Option<bool> {
+        (Instant::now() >= self.until).then_some(false)
     }
 }
 
@@ -180,47 +200,41 @@ impl Link {
         (of(&self.down, &self.up, self.holds_qemu()), of(&self.up, &self.down, false))
     }
 
-    /// QEMU is gone: has the backend stop these rings, as QEMU would have done, so that it writes
-    /// to our memory no more. Whether it answered in time.
-    pub(super) fn stop_rings(&mut self, rings: &[u32], patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        // What QEMU said last may be half on its way.
-        let mut stopped = self.write_out(until);
-        for ring in rings {
+    /// QEMU is gone: has the backend stop its rings, as QEMU would have done, so that it writes to our
+    /// memory no more. Whether it said so in time; `None` while there is some left.
+    pub(super) fn stop_rings(&mut self, stopping: &mut Stopping) -> Option<bool> {
+        loop {
+            // What QEMU said last may be half on its way.
+            if self.down.writer.write(self.backend.as_fd()).is_err() {
+                return Some(false);
+            }
+            if self.down.writer.busy() {
+                return stopping.left();
+            }
+            if stopping.asked {
+                match self.up.reader.read(self.backend.as_fd()) {
+                    Ok(Some(message))
+                        if message.is_reply() && message.request == request::GET_VRING_BASE =>
+                    {
+                        stopping.asked = false;
+                    }
+                    // Something else may come before; one that says it for ever holds up nobody.
+                    Ok(_) => return stopping.left(),
+                    Err(_) => return Some(false),
+                }
+            }
+            let Some(ring) = stopping.rings.pop_front() else { return Some(true) };
             let mut message = Message::ask(request::GET_VRING_BASE);
             message.payload.extend(ring.to_ne_bytes());
             message.payload.extend([0; 4]);
             self.down.writer.put(message);
-            stopped = stopped && self.write_out(until) && self.await_base(until);
+            stopping.asked = true;
         }
-        stopped
     }
 
-    fn write_out(&mut self, until: Instant) -> bool {
-        while self.down.writer.write(self.backend.as_fd()).is_ok() {
-            if !self.down.writer.busy() {
-                return true;
-            }
-            if !ready(self.backend.as_fd(), PollFlags::OUT, until) {
-                break;
-            }
-        }
-        false
-    }
-
-    fn await_base(&mut self, until: Instant) -> bool {
-        loop {
-            match self.up.reader.read(self.backend.as_fd()) {
-                Ok(Some(message)) if message.is_reply() => {
-                    if message.request == request::GET_VRING_BASE {
-                        return true;
-                    }
-                }
-                Ok(Some(_)) => {}
-                Ok(None) if ready(self.backend.as_fd(), PollFlags::IN, until) => {}
-                Ok(None) | Err(_) => return false,
-            }
-        }
+    /// What to wait for at the backend meanwhile.
+    pub(super) fn stopping_interest(&self) -> PollFlags {
+        if self.down.writer.busy() { PollFlags::OUT } else { PollFlags::IN }
     }
 
     /// When patience is at an end.
@@ -356,14 +370,6 @@ impl Link {
     }
 }
 
-/// Waits for a socket, not for longer than that.
-fn ready(socket: BorrowedFd<'_>, flags: PollFlags, until: Instant) -> bool {
-    let left = until.saturating_duration_since(Instant::now());
-    let mut fds = [PollFd::from_borrowed_fd(socket, flags)];
-    // An interrupted wait is one that can be tried again.
-    !left.is_zero() && !matches!(poll(&mut fds, timespec(Some(left)).as_ref()), Ok(0))
-}
-
 /// What has passed.
 struct Passed {
     is_reply: bool,
@@ -482,13 +488,42 @@ mod tests {
             }
             (asked, backend)
         });
-        assert!(link.stop_rings(&[0, 3], PATIENCE));
+        assert!(stopped(&mut link, &[0, 3], PATIENCE));
         let (asked, backend) = served.join().unwrap();
         assert_eq!(asked, [0, 3]);
         // One that does not answer is not waited for for ever.
-        assert!(!link.stop_rings(&[0], Duration::from_millis(20)));
+        assert!(!stopped(&mut link, &[0], Duration::from_millis(20)));
         drop(backend);
-        assert!(!link.stop_rings(&[0], PATIENCE));
+        assert!(!stopped(&mut link, &[0], PATIENCE));
+    }
+
+    /// A backend that talks of something else for ever holds up nobody but itself.
+    #[test]
+    fn a_step_of_stopping_ends_whatever_a_backend_says() {
+        let (_qemu, mut link, mut backend) = link();
+        let mut stopping = Stopping::of(vec![0], Duration::ZERO);
+        for _ in 0..100 {
+            backend.write_all(&bytes(998, 1, &[1])).unwrap();
+        }
+        assert_eq!(link.stop_rings(&mut stopping), Some(false), "not one message was its answer");
+        let mut asked = [0; 20];
+        backend.read_exact(&mut asked).unwrap();
+        let mut stopping = Stopping::of(vec![0], PATIENCE);
+        assert_eq!(link.stop_rings(&mut stopping), None);
+        let answer = bytes(request::GET_VRING_BASE, 1 | REPLY, &[0; 8]);
+        backend.write_all(&answer).unwrap();
+        let steps = (0..200).take_while(|_| link.stop_rings(&mut stopping).is_none()).count();
+        assert!(steps <= 100, "{steps}");
+    }
+
+    fn stopped(link: &mut Link, rings: &[u32], patience: Duration) -> bool {
+        let mut stopping = Stopping::of(rings.to_vec(), patience);
+        loop {
+            if let Some(stopped) = link.stop_rings(&mut stopping) {
+                return stopped;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

@@ -82,10 +82,8 @@ impl Common {
         self.disable_interrupts();
     }
 
-    pub(super) fn resume(&mut self, doorbell: Option<Doorbell>) {
-        if let Some(doorbell) = doorbell {
-            self.doorbell = doorbell;
-        }
+    pub(super) fn resume(&mut self, doorbell: Doorbell) {
+        self.doorbell = doorbell;
         self.suspended = false;
     }
 }
