@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from virtnic.errors import PortClosed
@@ -34,7 +35,24 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Seconds until somebody who waits for the thread looks whether it is still there.
+_LOOK = 1.0
+
+DEAF = (
+    "descriptors of virtnic were closed by somebody else (os.closerange, a library that turns the "
+    "program into a daemon): nothing is heard of QEMU any more; open what is needed after that"
+)
+
 _INSIDE = "a callback of virtnic must not wait for QEMU; do that in another thread"
+
+
+def _is_still(known: tuple[int, int]) -> bool:
+    """Whether a descriptor is the file that it was."""
+    fd, inode = known
+    try:
+        return os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
 
 
 class _Call(Generic[T]):
@@ -214,6 +232,9 @@ class LoopThread:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._forked = False
         self._ident = 0
+        #: The descriptors without which the thread hears nothing, and which files they are.
+        self._vital: list[tuple[int, int]] = []
+        self._deaf = False
         self._selector: selectors.EpollSelector | None = None
         self._loop: asyncio.SelectorEventLoop | None = None
         self._failure: BaseException | None = None
@@ -258,6 +279,9 @@ class LoopThread:
             for end in socket.socketpair():
                 end.close()
             self._loop = asyncio.SelectorEventLoop(self._selector)
+            # It has one descriptor so far, by which other threads wake it.
+            vital = [self._selector.fileno(), *(k.fd for k in self._selector.get_map().values())]
+            self._vital = [(fd, os.fstat(fd).st_ino) for fd in vital]
         except BaseException as error:
             self._failure = error.with_traceback(None)
             if self._selector is not None:
@@ -267,7 +291,12 @@ class LoopThread:
             self._starting.release()
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            try:
+                self._loop.run_forever()
+            except OSError:
+                if self.is_deaf:
+                    self._rest()
+                raise
             left = asyncio.all_tasks(self._loop)
             for task in left:
                 task.cancel()
@@ -276,6 +305,14 @@ class LoopThread:
         finally:
             asyncio.set_event_loop(None)
             self._loop.close()
+
+    def _rest(self) -> None:
+        """Sleep for good, with all that the loop has: it would complain of its end."""
+        assert self._loop is not None
+        kept = asyncio.all_tasks(self._loop)
+        for_ever = _thread.allocate_lock()
+        while kept is not None:
+            for_ever.acquire()
 
     @property
     def inside(self) -> bool:
@@ -297,8 +334,12 @@ class LoopThread:
         try:
             if not self._post(lambda: call.begin(self)):
                 raise EOFError("the connection was closed")
-            if not call.wait(timeout):
-                raise TimeoutError
+            deadline = None if timeout is None else time.monotonic() + timeout
+            while not call.wait(_LOOK if deadline is None else self._slice(deadline)):
+                if self.is_deaf:
+                    raise EOFError(DEAF)
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError
         except BaseException:
             self._post(call.cancel)
             raise
@@ -340,8 +381,14 @@ class LoopThread:
 
         if not self._post(run):
             return
-        if not done.acquire(timeout=10.0):
-            raise TimeoutError("the thread that talks to QEMU is held up, by a callback perhaps")
+        deadline = time.monotonic() + 10.0
+        while not done.acquire(timeout=self._slice(deadline)):
+            if self.is_deaf:
+                return
+            if time.monotonic() >= deadline:
+                raise TimeoutError(
+                    "the thread that talks to QEMU is held up, by a callback perhaps"
+                )
         if errors:
             try:
                 raise errors[0]
@@ -354,7 +401,7 @@ class LoopThread:
 
     def _post(self, function: Callable[[], object]) -> bool:
         """Have a function called in the loop's thread; False where that has ended."""
-        if self._forked or self._loop is None:
+        if self._forked or self._loop is None or self.is_deaf:
             return False
         try:
             # In a context of its own: that of the caller may hold anything, for as long.
@@ -362,6 +409,26 @@ class LoopThread:
         except RuntimeError:
             return False
         return True
+
+    @staticmethod
+    def _slice(deadline: float) -> float:
+        """Return how long to wait before the next look at what is waited for."""
+        return max(0.0, min(_LOOK, deadline - time.monotonic()))
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether the thread hears nothing any more, because somebody closed its descriptors.
+
+        It sleeps for good then, and takes no processor; another takes its place.
+        """
+        if not self._deaf and not self._loop_is_over and not all(map(_is_still, self._vital)):
+            self._deaf = self.ending = True
+            _log.error("%s", DEAF)
+        return self._deaf
+
+    @property
+    def _loop_is_over(self) -> bool:
+        return self._loop is None or self._loop.is_closed()
 
     def end(self) -> None:
         """Have the thread end; for :class:`Hold` only. Twice is fine."""
@@ -377,7 +444,8 @@ class LoopThread:
 
     def join(self) -> None:
         """Wait for the end of the thread, unless we are in it."""
-        if self._thread is not None and not self.inside and not self._forked:
+        away = self.inside or self._forked or self.is_deaf
+        if self._thread is not None and not away:
             self._thread.join(5.0)
 
     def leave_to_parent(self) -> None:

@@ -193,6 +193,10 @@ impl Thread {
                 return tasks;
             }
         }
+        if fds[0].revents().contains(PollFlags::NVAL) {
+            // Somebody else has closed our descriptors: it would never wait again.
+            std::thread::sleep(PAUSE);
+        }
         let now = Instant::now();
         let events: Vec<Option<[PollFlags; 2]>> = places
             .iter()
