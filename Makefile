@@ -24,6 +24,9 @@ export PYO3_BUILD_EXTENSION_MODULE := 1
 CARGO := PYO3_PYTHON=$(abspath $(BIN)/python) cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
+# The programs beside the tests use the same peers.
+TOOLS := PYTHONPATH=$(CURDIR)/tools:$(CURDIR)/tests
+
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust/core rust/python -name '*.rs' -o -name '*.toml')
 
 # Flags for pytest, as in `make test ARGS='-k slirp'`.
@@ -51,7 +54,7 @@ test: setup-test $(STAMPS)/extension $(STAMPS)/tools ## All tests: Rust, then Py
 LOOPS ?= 4
 .PHONY: test-under-load
 test-under-load: setup-test $(STAMPS)/extension $(STAMPS)/tools ## The same beside LOOPS=4 busy loops, for what passes by luck alone
-	$(BIN)/python tests/load.py $(LOOPS) $(MAKE) test ARGS='$(ARGS)'
+	$(BIN)/python tools/load.py $(LOOPS) $(MAKE) test ARGS='$(ARGS)'
 
 .PHONY: lint
 lint: setup-lint $(STAMPS)/extension $(STAMPS)/tools ## Formatting, lints, types, stubs, documentation; warnings are errors
@@ -71,9 +74,9 @@ format: $(STAMPS)/tools ## Format the sources
 
 .PHONY: docs
 docs: $(STAMPS)/extension ## Write docs/features.md, docs/netdevs.md and the docstrings of the stub from the sources
-	$(BIN)/python tests/features_page.py
-	$(BIN)/python tests/netdevs_page.py
-	$(BIN)/python tests/stub_docstrings.py
+	$(BIN)/python tools/features_page.py
+	$(BIN)/python tools/netdevs_page.py
+	$(BIN)/python tools/stub_docstrings.py
 
 ##@ Longer
 
@@ -83,11 +86,11 @@ SEED ?=
 
 .PHONY: soak
 soak: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Numbered traffic while QEMUs, backends and links die: SECONDS=600 SEED=7; ARGS=--steady: memory
-	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	$(TOOLS) $(BIN)/python -m soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: bench
 bench: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Benchmarks; prints them and writes build/bench.json
-	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ARGS)
+	$(TOOLS) $(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: fuzz
 fuzz: SECONDS ?= 60
@@ -96,11 +99,11 @@ fuzz: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Fuzz what a hostile peer
 
 .PHONY: matrix
 matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools $(STAMPS)/tox ## One table: tests on QEMU 5.2, 7.2, 10.0, 11.1 and on each Python; writes build/matrix.json
-	PYTHONPATH=tests $(BIN)/python -m matrix $(ARGS)
+	$(TOOLS) $(BIN)/python -m matrix $(ARGS)
 
 .PHONY: containers
 containers: setup-containers $(STAMPS)/extension $(STAMPS)/tools ## Program, QEMU and backend in containers with a Debian root each
-	$(BIN)/python tests/containers $(ARGS)
+	$(TOOLS) $(BIN)/python tools/containers $(ARGS)
 
 ##@ House
 
@@ -108,7 +111,7 @@ containers: setup-containers $(STAMPS)/extension $(STAMPS)/tools ## Program, QEM
 clean: ## Remove everything that was built or installed here
 	rm -rf .venv .tox .cache build dist target .mypy_cache .ruff_cache .pytest_cache
 	rm -f python/virtnic/_native*.so
-	find python tests -name __pycache__ -prune -exec rm -rf {} +
+	find python tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help
 help: ## This list

@@ -38,7 +38,7 @@ from virtnic.limits import descriptors
 
 if TYPE_CHECKING:
     from virtnic import aio
-    from virtnic.engine import (
+    from virtnic.loops import (
         Result,
         drop,
         exchange,
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
         run,
         to_port,
     )
-    from virtnic.events import Event, Events
-    from virtnic.hotplug import Qemu
     from virtnic.memory import Memory
-    from virtnic.port import Port
+    from virtnic.nic.events import Event, Events
+    from virtnic.nic.policy import Recovery
+    from virtnic.nic.port import Port
+    from virtnic.nic.qemu import Qemu
+    from virtnic.nic.rss import Rss
     from virtnic.qemu import Netdev
-    from virtnic.recovery import Recovery
-    from virtnic.rss import Rss
 
 __all__ = [  # noqa: RUF022 - by importance
     "open",
@@ -134,17 +134,17 @@ _LATER = {
             "run",
             "to_port",
         ),
-        "virtnic.engine",
+        "virtnic.loops",
     ),
-    "Event": "virtnic.events",
-    "Events": "virtnic.events",
+    "Event": "virtnic.nic.events",
+    "Events": "virtnic.nic.events",
     "Memory": "virtnic.memory",
-    "Port": "virtnic.port",
-    "Qemu": "virtnic.hotplug",
-    "Recovery": "virtnic.recovery",
-    "Rss": "virtnic.rss",
+    "Port": "virtnic.nic.port",
+    "Qemu": "virtnic.nic.qemu",
+    "Recovery": "virtnic.nic.policy",
+    "Rss": "virtnic.nic.rss",
     # Modules of their own, which a program may name without importing them.
-    **{name: f"virtnic.{name}" for name in ("engine", "events", "memory", "qemu", "rss")},
+    **{name: f"virtnic.{name}" for name in ("loops", "memory", "nic", "qemu")},
 }
 
 
@@ -182,9 +182,9 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError,
     OSError where a limit of the system is reached.
     """
-    from virtnic.hotplug import Qemu
     from virtnic.memory import Memory
-    from virtnic.wishes import jumbo_size
+    from virtnic.nic.options import jumbo_size
+    from virtnic.nic.qemu import Qemu
 
     for_memory = {name: options.pop(name) for name in _MEMORY_OPTIONS if name in options}
     for_qemu = {name: options.pop(name) for name in _QEMU_OPTIONS if name in options}

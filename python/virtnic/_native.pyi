@@ -624,7 +624,7 @@ class NetPort:
         """
     def restart_if_needed(self) -> bool:
         """Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did."""
-    def set_patient(self, patient: bool) -> None:
+    def set_recoverable(self, patient: bool) -> None:
         """Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only."""
     def abandon(self, why: str) -> None:
         """Expect no other device any more; for :class:`virtnic.Qemu` only."""

@@ -1,6 +1,6 @@
 """Every public method, in all pairs from three threads, of a QEMU that is stopped now and then.
 
-The table says how each is called; ``tests/test_locks.py`` sees to it that none is missing.
+The table says how each is called; ``tests/failure/test_locks.py`` sees to it that none is missing.
 As a program: ``every_method.py SEED SECONDS`` calls until all pairs were seen (or for as long as
 it may), with a SIGINT at random moments; it ends with 0, or says what hung.
 """
@@ -148,7 +148,7 @@ PORT: Table = {
     "set_guest_offloads": lambda port: port.set_guest_offloads([]),
     "set_mac": lambda port: port.set_mac(port.mac),
     "set_mac_filter": lambda port: port.set_mac_filter([port.mac]),
-    "set_patient": lambda port: port.set_patient(False),
+    "set_recoverable": lambda port: port.set_recoverable(False),
     "set_polling": lambda port: port.set_polling(0),
     "set_promiscuous": lambda port: port.set_promiscuous(),
     "set_queues": lambda port: port.set_queues(1),

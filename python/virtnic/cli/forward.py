@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import virtnic
 from virtnic.cli import options
 from virtnic.cli.loops import ENDING, Loop, add_loop
-from virtnic.engine import Mode
+from virtnic.loops.engine import Mode
 
 if TYPE_CHECKING:
     import argparse

@@ -10,8 +10,8 @@ import virtnic
 from virtnic.cli import options
 from virtnic.cli.captured import from_hex, from_pcap
 from virtnic.cli.loops import ENDING, Loop, add_loop
+from virtnic.loops.traffic import IMIX, MAX_FRAME, make_frame, parse_mac, parse_rate
 from virtnic.memory import parse_size
-from virtnic.traffic import IMIX, MAX_FRAME, make_frame, parse_mac, parse_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_common(parser)
 
 
-#: What :func:`virtnic.traffic.make_frame` is told, by its own names and by those of the options.
+#: What :func:`virtnic.loops.make_frame` is told, by its own names and by those of the options.
 _FIELDS = {
     "source_mac": "source",
     "destination_mac": "destination",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from virtnic.engine import Result
+    from virtnic.loops.engine import Result
 
 __all__ = [
     "Live",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     import virtnic
-    from virtnic.engine import Result
+    from virtnic.loops.engine import Result
 
 __all__ = ["ENDING", "Loop", "Outcome", "add_loop"]
 
@@ -75,7 +75,7 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
 
 
 class Stop:
-    """Ctrl-C and SIGTERM as a wish that the loop notices, so that it ends with its numbers."""
+    """Ctrl-C and SIGTERM as a request that the loop notices, so that it ends with its numbers."""
 
     def __init__(self) -> None:
         #: The signal that came.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import virtnic
-from virtnic.port import Interrupts
+from virtnic.nic.port import Interrupts
 from virtnic.qemu.command import Accel, MachineType
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ BACKENDS: tuple[Peculiarity, ...] = (
         symptom="with queues of 1,024 entries its assertion in `tcp_vu.c` fails, and it dies, when "
         "much is downloaded through a large window; 256 and 512 entries are fine",
         action="queues have 512 entries unless `queue_size=` says otherwise",
-        test="tests/test_vhost_user_backends.py::test_passt_gets_shorter_queues",
+        test="tests/device/test_vhost_user_backends.py::test_passt_gets_shorter_queues",
         queue_size=512,
     ),
     Peculiarity(
@@ -53,7 +53,7 @@ BACKENDS: tuple[Peculiarity, ...] = (
         "on as they are",
         action="none: a vhost-user port asks for no offload by itself. With `offload=True` take "
         "another mode (`macswap`, `mac`), or no TSO",
-        test="tests/test_offload_forward.py",
+        test="tests/device/test_offload_forward.py",
     ),
 )
 

@@ -17,7 +17,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
-from virtnic.qemu.elsewhere import (
+from virtnic.qemu.external import (
     Elsewhere,
     SharedDirectory,
     accelerator_in_use,
@@ -108,7 +108,7 @@ class Machine(Owner):
         self._qtest: _native.QTest | None = None
         self._clock_runs = False
         self._hold: loop.Hold | None = None
-        self._mourners: list[Callable[[QemuDied], object]] = []
+        self._death_callbacks: list[Callable[[QemuDied], object]] = []
         self._restartable = restartable
         self._keeps_little = False
         if not isinstance(memory, _native.Memory):
@@ -262,7 +262,7 @@ class Machine(Owner):
         place.qtest.unlink(missing_ok=True)
         self._clock_runs = False
         self._launch(present(self.binary), place)
-        for callback in self._mourners:
+        for callback in self._death_callbacks:
             self.process.on_death(callback)
 
     def _silence_timer(self, qtest: _native.QTest) -> None:
@@ -354,7 +354,7 @@ class Machine(Owner):
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, from the loop's thread, when QEMU ends unasked."""
-        self._mourners.append(callback)
+        self._death_callbacks.append(callback)
         self.process.on_death(callback)
 
     def watch_fd(self, fd: int, callback: Callable[[], object]) -> Callable[[], None]:

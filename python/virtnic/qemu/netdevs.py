@@ -1,7 +1,7 @@
 """The netdevs that QEMU has: one table of what virtnic has to know about each.
 
 A new netdev is a new row, and works without one: then it has one queue pair, no descriptors and no
-advice. ``docs/netdevs.md`` is made of this table (``make docs``), and ``tests/test_netdevs.py``
+advice. ``docs/netdevs.md`` is made of this table (``make docs``). ``tests/device/test_netdevs.py``
 compares the two, the table with QEMU, and looks for the tests that it names.
 """
 
@@ -166,7 +166,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         ),
         note="`ipv6-net=PREFIX/LENGTH` is translated to `ipv6-prefix=` and `ipv6-prefixlen=`, as "
         "QEMU's command line does.",
-        tests=("tests/test_port_user.py::test_chosen_mac_and_queue_size",),
+        tests=("tests/device/test_port_user.py::test_chosen_mac_and_queue_size",),
     ),
     NetdevType(
         "tap",
@@ -188,7 +188,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         "`vhostforce=on`, so that QEMU goes on without it neither silently nor by aborting) the "
         "kernel moves the frames: there are no packed rings, HASH_REPORT or RSC_EXT, filters are "
         "accepted without effect (a warning says so), and a broken receive ring is not reported.",
-        tests=("tests/test_port_tap.py::test_the_kernel_pings_our_stack",),
+        tests=("tests/device/test_port_tap.py::test_the_kernel_pings_our_stack",),
     ),
     NetdevType(
         "bridge",
@@ -198,7 +198,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         peer="host",
         ready="the device is up, and the kernel has noticed that it was opened (up to a second)",
         advice=_BRIDGE_ADVICE,
-        tests=("tests/test_netdev_refusals.py::test_a_bridge_without_its_rights",),
+        tests=("tests/failure/test_netdev_refusals.py::test_a_bridge_without_its_rights",),
     ),
     NetdevType(
         "passt",
@@ -213,7 +213,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         helper_when="always; `sandbox='spawn'` will not do: QEMU's filter of system calls kills "
         "passt (signal 31)",
         peer="none",
-        tests=("tests/test_netdev_refusals.py::test_passt_needs_no_sandbox",),
+        tests=("tests/failure/test_netdev_refusals.py::test_passt_needs_no_sandbox",),
     ),
     NetdevType(
         "vhost-user",
@@ -228,7 +228,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         moves_frames=lambda _options: False,
         note="Given as `vhost-user,path=SOCKET[,server=on][,wait=SECONDS]`; virtnic makes the "
         "chardev.",
-        tests=("tests/test_ovs.py::test_a_bridge_switches_two_ports",),
+        tests=("tests/device/test_ovs.py::test_a_bridge_switches_two_ports",),
     ),
     NetdevType(
         "vhost-vdpa",
@@ -254,7 +254,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         ready="with `connect=` or `listen=`, somebody who is connected",
         note="A peer that goes is told of by nothing: the link stays up and frames vanish. One "
         "that is not there (`connect=`) is a warning when the port is opened. `stream` tells.",
-        tests=("tests/test_netdev_descriptors.py::test_a_socket_of_ours",),
+        tests=("tests/device/test_netdev_descriptors.py::test_a_socket_of_ours",),
     ),
     NetdevType(
         "stream",
@@ -267,21 +267,21 @@ NETDEVS: tuple[NetdevType, ...] = (
         "this QEMU has: none before 8.0, seconds before 9.2. `addr.type=fd` is translated to "
         "`socket,fd=`, the same frames: QEMU itself takes no descriptor for it by QMP, and then "
         "nothing tells of the peer.",
-        tests=("tests/test_netdev_stream.py::test_the_link_follows_the_peer",),
+        tests=("tests/device/test_netdev_stream.py::test_the_link_follows_the_peer",),
     ),
     NetdevType(
         "dgram",
         "another QEMU or program, by UDP, multicast or UNIX datagrams (7.2 and later)",
         descriptors={"local.str": "datagram socket"},
         note="As with any datagram, a peer that is not there is told of by nothing.",
-        tests=("tests/test_netdev_descriptors.py::test_a_datagram_socket_of_ours",),
+        tests=("tests/device/test_netdev_descriptors.py::test_a_datagram_socket_of_ours",),
     ),
     NetdevType(
         "hubport",
         "a hub inside QEMU, and with it what else is plugged into that",
         clock=True,
         note="The other ports of a hub are given by `extra=`.",
-        tests=("tests/test_netdevs.py::test_slirp_behind_a_hub_has_a_clock",),
+        tests=("tests/device/test_netdevs.py::test_slirp_behind_a_hub_has_a_clock",),
     ),
     NetdevType(
         "l2tpv3",

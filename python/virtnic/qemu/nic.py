@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from virtnic.qemu.command import MachineType
-    from virtnic.qemu.elsewhere import Elsewhere
+    from virtnic.qemu.external import Elsewhere
     from virtnic.qemu.find import Binary
     from virtnic.qemu.monitor import Event, Monitor
     from virtnic.qemu.netdev import VhostUserSocket

@@ -138,7 +138,7 @@ class Process(Owner):
             self._verdict = why
             child.kill()
 
-    def bury(self, grace: float = 1.0) -> None:
+    def reap(self, grace: float = 1.0) -> None:
         """See it end, by SIGKILL after ``grace`` seconds, and tell those who want to know."""
         if self.wait(grace) is None and self._child is not None:
             self._child.kill()

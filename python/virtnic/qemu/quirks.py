@@ -73,7 +73,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "`-accel help` does not say so: `invalid accelerator qtest`",
         action="accel=auto gives QEMU the list qtest, tcg, kvm and reads which ones it could not "
         "have; without qtest the vCPU is parked by a three-instruction firmware",
-        test="tests/test_qemu_start.py::test_accel_auto_takes_what_there_is",
+        test="tests/device/test_qemu_start.py::test_accel_auto_takes_what_there_is",
     ),
     Quirk(
         name="qtest-clock-stands-still",
@@ -81,7 +81,7 @@ QUIRKS: tuple[Quirk, ...] = (
         before=None,
         symptom="with accel=qtest the virtual clock stands still, so slirp's timers never fire",
         action="step the clock in real time as soon as a netdev that needs it is attached",
-        test="tests/test_qemu_hotplug.py::test_clock_runs_for_slirp",
+        test="tests/device/test_qemu_hotplug.py::test_clock_runs_for_slirp",
     ),
     Quirk(
         name="q35-acpi-hotplug",
@@ -91,7 +91,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "the topology; before 6.1 it is native",
         action="switch ACPI hotplug off, so that all versions use the native PCI Express slot "
         "registers",
-        test="tests/test_qemu_hotplug.py::test_native_hotplug_on_q35",
+        test="tests/device/test_qemu_hotplug.py::test_native_hotplug_on_q35",
     ),
     Quirk(
         name="q35-slot-power",
@@ -100,7 +100,7 @@ QUIRKS: tuple[Quirk, ...] = (
         symptom="a device that is added behind a root port with a power controller answers no "
         "configuration access until the slot is powered",
         action="root ports without power controller (power_controller_present=off)",
-        test="tests/test_qemu_hotplug.py::test_native_hotplug_on_q35",
+        test="tests/device/test_qemu_hotplug.py::test_native_hotplug_on_q35",
     ),
     Quirk(
         name="typed-device-add",
@@ -109,7 +109,7 @@ QUIRKS: tuple[Quirk, ...] = (
         symptom="device_add takes each property in its own JSON type only: `mq` as a boolean, "
         "`disable-legacy` as the string on or off",
         action="ask this QEMU for the type of each property (device-list-properties) and convert",
-        test="tests/test_qemu_hotplug.py::test_properties_are_typed_by_qemu",
+        test="tests/device/test_qemu_hotplug.py::test_properties_are_typed_by_qemu",
     ),
     Quirk(
         name="queue-size-ignored",
@@ -119,7 +119,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "read back as it was set (seen on 10.0.13; not on 5.2, 7.2 and 11.1)",
         action="the driver makes it 256 where nobody asked for more; by the legacy interface, "
         "which cannot change it, queue_size= may only be 1024",
-        test="tests/test_legacy.py::test_the_queue_size_is_the_devices",
+        test="tests/device/test_legacy.py::test_the_queue_size_is_the_devices",
     ),
     Quirk(
         name="no-split-wx",
@@ -128,7 +128,7 @@ QUIRKS: tuple[Quirk, ...] = (
         symptom="the accelerator tcg knows no `split-wx`: it does not start where writable memory "
         "must not be executable (systemd's MemoryDenyWriteExecute), with `mprotect of jit buffer`",
         action="split-wx=on elsewhere; there the accelerator qtest does, which such QEMUs have",
-        test="tests/test_qemu_surroundings.py::test_without_writable_and_executable_memory",
+        test="tests/device/test_qemu_surroundings.py::test_without_writable_and_executable_memory",
     ),
     Quirk(
         name="reconnect-in-seconds",
@@ -137,7 +137,7 @@ QUIRKS: tuple[Quirk, ...] = (
         symptom="a socket chardev knows no `reconnect-ms`, only `reconnect` in whole seconds, "
         "which newer ones (10.2) no longer know",
         action="reconnect=1 there, reconnect-ms=100 elsewhere",
-        test="tests/test_qemu_vhost_user.py::test_reconnect_by_version",
+        test="tests/device/test_qemu_vhost_user.py::test_reconnect_by_version",
     ),
     Quirk(
         name="stream-no-reconnect",
@@ -145,7 +145,7 @@ QUIRKS: tuple[Quirk, ...] = (
         before=Version(8, 0),
         symptom="a stream netdev knows neither `reconnect` (8.0 to 10.1) nor `reconnect-ms` (9.2)",
         action="a ValueError that says so; elsewhere either becomes the one that this QEMU has",
-        test="tests/test_netdev_stream.py::test_reconnecting_in_this_qemus_unit",
+        test="tests/device/test_netdev_stream.py::test_reconnecting_in_this_qemus_unit",
     ),
     Quirk(
         name="platform-unplug-crash",
@@ -154,7 +154,7 @@ QUIRKS: tuple[Quirk, ...] = (
         symptom="QEMU dies of SIGABRT (`do_address_space_destroy`) when a device with "
         "`iommu_platform=on` is unplugged (seen on 5.2; 7.2 and later are fine)",
         action="none: close such a QEMU instead of detaching the port",
-        test="tests/test_features.py::test_unplugging_behind_the_platform",
+        test="tests/device/test_features.py::test_unplugging_behind_the_platform",
     ),
     Quirk(
         name="vhost-user-msix-crash",
@@ -164,7 +164,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "queues and there is no KVM irqfd (seen on 5.2 and 7.2; 10.0 and 11.1 are fine)",
         action="the queues get no vector (0xffff) and are polled or signalled by the interposer; "
         "the configuration vector stays",
-        test="tests/test_qemu_vhost_user.py::test_queue_vectors_are_refused_where_qemu_crashes",
+        test="tests/device/test_qemu_vhost_user.py::test_queue_vectors_are_refused_where_qemu_crashes",
     ),
     Quirk(
         name="vhost-user-loss-crash",
@@ -174,7 +174,7 @@ QUIRKS: tuple[Quirk, ...] = (
         "vhost-user backend goes in the moment in which its device starts (seen on 5.2, in about "
         "one of six tries; never half a second later, nor on 7.2, 10.0 and 11.1)",
         action="none: calls raise QemuDied, and with recover=True another QEMU takes its place",
-        test="tests/test_events.py::test_a_backend_that_goes_at_once",
+        test="tests/device/test_events.py::test_a_backend_that_goes_at_once",
     ),
 )
 

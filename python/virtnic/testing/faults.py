@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
-from virtnic.sending import BACKOFF
+from virtnic.nic.sending import BACKOFF
 from virtnic.teardown import Owner
 from virtnic.testing.frames import Frames, PacketPort, send_all
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from virtnic.sending import Frame
+    from virtnic.nic.sending import Frame
 
 __all__ = ["FaultyPort"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from virtnic._native import as_frames
-from virtnic.sending import BACKOFF, Pending
+from virtnic.nic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
     from virtnic import Burst
-    from virtnic.sending import Frame
+    from virtnic.nic.sending import Frame
 
 __all__ = ["Frames", "PacketPort"]
 

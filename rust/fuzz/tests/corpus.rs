@@ -19,7 +19,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
 #[test]
 fn every_target_has_a_corpus_and_every_corpus_a_target() {
     let mut targets: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).into()).collect();
-    // Its code is Python's: tests/test_pci_fuzz.py.
+    // Its code is Python's: tests/failure/test_pci_fuzz.py.
     targets.insert("pci_capabilities".to_owned());
     assert_eq!(names(&corpus()), targets);
     for target in targets {

@@ -21,7 +21,7 @@ const MAX_BURST: i64 = 65_536;
 /// knows the process: how it ended, and its last words.
 pub(crate) fn raise(port: &Bound<'_, NetPort>, error: virtnic::Error) -> PyErr {
     if let virtnic::Error::QemuDied(_) = error
-        && let Ok(words) = port.call_method0("_obituary").and_then(|words| words.extract())
+        && let Ok(words) = port.call_method0("_how_qemu_ended").and_then(|words| words.extract())
     {
         return QemuDied::new_err::<(String,)>((words,));
     }

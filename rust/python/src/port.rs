@@ -19,7 +19,7 @@ use virtnic::net::{
 };
 use virtnic::notify::Doorbell;
 use virtnic::virtio::Features;
-use virtnic::virtio::features::{Wishes, by_name};
+use virtnic::virtio::features::{Preferences, by_name};
 use virtnic::virtio::transport::Transport;
 use virtnic::virtio::transport::legacy::{LegacyPci, LegacyRegisters};
 use virtnic::virtio::transport::modern::{ModernPci, Registers};
@@ -145,21 +145,21 @@ fn doorbells(kicks: &Py<Interposer>, pairs: u16) -> PyResult<Vec<Doorbell>> {
     (0..pairs.saturating_mul(2)).map(kick).collect()
 }
 
-/// Feature wishes by name: True insists, False refuses, None prefers.
-fn wishes(features: Option<&Bound<'_, PyDict>>) -> PyResult<Wishes> {
-    let mut wishes = Wishes::default();
+/// Feature preferences by name: True insists, False refuses, None prefers.
+fn preferences(features: Option<&Bound<'_, PyDict>>) -> PyResult<Preferences> {
+    let mut preferences = Preferences::default();
     for (name, wanted) in features.into_iter().flatten() {
         let name: String = name.extract()?;
         let Some(feature) = by_name(&name) else {
             return Err(unknown(&name));
         };
         match wanted.extract::<Option<bool>>()? {
-            Some(true) => wishes.insist |= feature.set(),
-            Some(false) => wishes.refuse |= feature.set(),
-            None => wishes.prefer |= feature.set(),
+            Some(true) => preferences.insist |= feature.set(),
+            Some(false) => preferences.refuse |= feature.set(),
+            None => preferences.prefer |= feature.set(),
         }
     }
-    Ok(wishes)
+    Ok(preferences)
 }
 
 /// Addresses of the common, ISR, device and notify structures; the device structure's length,
@@ -223,7 +223,7 @@ impl NetPort {
         let options = PortOptions {
             pairs: queues,
             queue_size,
-            wishes: wishes(features)?,
+            preferences: preferences(features)?,
             events,
             vectors: vectors.map(|(pairs, config)| Vectors { pairs, config }),
             intx: intx.map(|line| line.get().inner().clone()),
@@ -236,9 +236,9 @@ impl NetPort {
         let port =
             py.detach(|| virtnic::net::Port::start(transport, pool, options)).map_err(to_py)?;
         // A backend that comes back goes on where the last one ended.
-        for (queue, vacancy) in (0..).zip(port.pairs().iter().flat_map(|pair| pair.vacancies())) {
+        for (queue, outage) in (0..).zip(port.pairs().iter().flat_map(|pair| pair.outages())) {
             if let Some(kicks) = &kicks {
-                kicks.get().core().follow(queue, Some(Arc::new(Served(vacancy.clone()))));
+                kicks.get().core().follow(queue, Some(Arc::new(Served(outage.clone()))));
             }
         }
         watch(&port, &qtest);
@@ -246,8 +246,8 @@ impl NetPort {
     }
 
     /// Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only.
-    fn set_patient(&self, patient: bool) {
-        self.port.set_patient(patient);
+    fn set_recoverable(&self, patient: bool) {
+        self.port.set_recoverable(patient);
     }
     /// Whether the device is being reset, or was lost with its QEMU and may come back.
     #[getter]

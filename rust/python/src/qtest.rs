@@ -71,7 +71,7 @@ impl QTest {
     #[pyo3(signature = (path, timeout=5.0))]
     fn new(py: Python<'_>, path: PathBuf, timeout: f64) -> PyResult<Self> {
         let timeout = span(Some(timeout))?.unwrap_or(Duration::MAX);
-        py.detach(|| virtnic::qtest::QTest::connect_patiently(&path, timeout, Some(patience)))
+        py.detach(|| virtnic::qtest::QTest::connect_interruptible(&path, timeout, Some(patience)))
             .map(Self)
             .map_err(raise)
     }

@@ -61,7 +61,7 @@ impl Interposer {
         let calls: Vec<_> =
             calls.into_iter().map(|call| call.map(|event| Arc::clone(event.inner()))).collect();
         py.detach(|| {
-            virtnic::vhost_user::Interposer::start_patiently(
+            virtnic::vhost_user::Interposer::start_interruptible(
                 &listen,
                 backend,
                 wait,
@@ -184,7 +184,7 @@ impl Interposer {
 }
 
 /// Tells a queue of a port whether a backend serves it.
-pub(crate) struct Served(pub(crate) Arc<virtnic::net::Vacancy>);
+pub(crate) struct Served(pub(crate) Arc<virtnic::net::Outage>);
 
 impl virtnic::vhost_user::Driver for Served {
     fn stopped(&self) -> bool {

@@ -6,7 +6,7 @@
 use super::BURST;
 use super::control::{Control, Report};
 use crate::memory::Pool;
-use crate::net::{Claim, Magazine, Port, TxQueue};
+use crate::net::{Claim, Port, Replay, TxQueue};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ impl<'a> Source<'a> {
         check(load, port.pool())?;
         let mut tx = port.claim_tx()?;
         let give_up = Instant::now() + LEFTOVERS;
-        while tx.has_magazine() {
+        while tx.has_replay() {
             tx.reclaim().map_err(|error| port.fault(error))?;
             if Instant::now() > give_up {
                 return Err(Error::Busy(format!(
@@ -70,8 +70,8 @@ impl<'a> Source<'a> {
                 )));
             }
         }
-        let magazine = fill(port.pool(), tx.size(), load)?;
-        tx.load(magazine);
+        let replay = fill(port.pool(), tx.size(), load)?;
+        tx.load(replay);
         Ok(Self { port, tx, rate: load.rate, start: Instant::now() })
     }
 
@@ -88,7 +88,7 @@ impl<'a> Source<'a> {
             None => BURST,
             Some(rate) => due(rate, self.start.elapsed(), report.sent).min(BURST),
         };
-        let sent = self.tx.send_from_magazine(due.min(most));
+        let sent = self.tx.send_replay(due.min(most));
         let (sent, bytes) = sent.map_err(|error| self.port.fault(error))?;
         report.sent += sent as u64;
         report.bytes += bytes;
@@ -133,7 +133,7 @@ fn check(load: &Load, pool: &Pool) -> Result<()> {
 /// A buffer for each place in the ring and for two bursts besides, filled in turn; fewer where the
 /// memory has not so many beside those that are kept for receiving. Long frames take half of the
 /// free jumbo buffers at most: received ones need some too.
-fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Magazine> {
+fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Replay> {
     let frames = load.frames.len();
     let is_long = |frame: &Vec<u8>| frame.len() > pool.capacity();
     let long = load.frames.iter().filter(|frame| is_long(frame)).count();
@@ -185,7 +185,7 @@ fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Magazine> {
         ids.push(id);
     }
     let lengths = load.frames.iter().cycle().take(wanted).map(|frame| frame.len() as u32);
-    Ok(Magazine::new(ids, lengths.collect()))
+    Ok(Replay::new(ids, lengths.collect()))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(crate) trait Holder: fmt::Debug + Send + Sync {
 
 type Bell = Box<dyn Fn() + Send + Sync>;
 
-/// One queue's wish for buffers.
+/// One queue's preference for buffers.
 pub(crate) struct Demand {
     unmet: AtomicBool,
     /// How many demands of the pool are unmet.

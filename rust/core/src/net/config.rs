@@ -1,6 +1,6 @@
 //! The device configuration (section 5.1.4).
 
-use super::rss::HashTypes;
+use crate::net::packet::HashTypes;
 use crate::virtio::Features;
 use crate::virtio::transport::Transport;
 use crate::{Error, Result};
@@ -42,7 +42,7 @@ pub struct Line {
 
 impl Line {
     /// Reads it; unknown in a device without the feature.
-    pub(super) fn read(transport: &dyn Transport, accepted: Features) -> Result<Self> {
+    pub(in crate::net) fn read(transport: &dyn Transport, accepted: Features) -> Result<Self> {
         if !accepted.contains(Features::SPEED_DUPLEX) {
             return Ok(Self::default());
         }
@@ -93,7 +93,7 @@ pub struct RssLimits {
 impl NetConfig {
     /// Reads what the accepted features say is there. A device without a MAC address
     /// of its own gets `fallback` (section 5.1.5: the driver chooses one).
-    pub(super) fn read(
+    pub(in crate::net) fn read(
         transport: &dyn Transport,
         accepted: Features,
         fallback: Mac,
@@ -132,14 +132,17 @@ impl NetConfig {
     }
 
     /// The index of the control queue, behind those of all pairs (section 5.1.2).
-    pub(super) fn control_queue(&self) -> u16 {
+    pub(in crate::net) fn control_queue(&self) -> u16 {
         self.max_pairs.saturating_mul(2)
     }
 }
 
 /// Whether the link is up (always, for a device without the STATUS feature, section 5.1.4.2),
 /// and whether the device wants the driver to announce itself.
-pub(super) fn read_status(transport: &dyn Transport, accepted: Features) -> Result<(bool, bool)> {
+pub(in crate::net) fn read_status(
+    transport: &dyn Transport,
+    accepted: Features,
+) -> Result<(bool, bool)> {
     if !accepted.contains(Features::STATUS) {
         return Ok((true, false));
     }

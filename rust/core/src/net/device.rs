@@ -1,9 +1,9 @@
 //! What the queues of a port have in common: the device behind them, and its state.
 
-use super::bring_up::Events;
-use super::merge::TooLong;
-use super::patiently::Patiently;
 use crate::memory::Pool;
+use crate::net::interruptible::Interruptible;
+use crate::net::interrupts::Events;
+use crate::net::interrupts::too_long::TooLong;
 use crate::process::Home;
 use crate::virtio::Features;
 use crate::virtio::transport::{Transport, Unplugged};
@@ -22,15 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// A device that was brought up.
-pub(super) struct Device {
+pub(in crate::net) struct Device {
     home: Home,
     /// Another one when its QEMU was started again.
     transport: RwLock<Arc<dyn Transport>>,
-    pub(super) pool: Arc<Pool>,
+    pub(in crate::net) pool: Arc<Pool>,
     /// What was negotiated, in halves: never more than at first. Changed only while the queues are set
     /// aside.
     accepted: [AtomicU64; 2],
-    pub(super) events: Option<Events>,
+    pub(in crate::net) events: Option<Events>,
     state: AtomicU8,
     broken: Mutex<Option<String>>,
     /// Whether the end of QEMU is an outage: somebody will start it again.
@@ -38,13 +38,13 @@ pub(super) struct Device {
     /// Whether the device was lost, or is being reset, and its queues are set aside.
     away: AtomicBool,
     /// Received frames that fit no buffer.
-    pub(super) too_long: Arc<TooLong>,
+    pub(in crate::net) too_long: Arc<TooLong>,
     /// Whether its QEMU goes on without it.
     unplugged: AtomicBool,
 }
 
 impl Device {
-    pub(super) fn new(
+    pub(in crate::net) fn new(
         transport: Arc<dyn Transport>,
         pool: Arc<Pool>,
         accepted: Features,
@@ -68,26 +68,26 @@ impl Device {
 
     /// What was negotiated.
     #[inline]
-    pub(super) fn accepted(&self) -> Features {
+    pub(in crate::net) fn accepted(&self) -> Features {
         let [low, high] = &self.accepted;
         let half = |half: &AtomicU64| u128::from(half.load(Ordering::Relaxed));
         Features(half(low) | half(high) << 64)
     }
     /// Less is in force from now on: the queues are set aside, and no frame is with the device.
-    pub(super) fn set_accepted(&self, accepted: Features) {
+    pub(in crate::net) fn set_accepted(&self, accepted: Features) {
         for (half, bits) in self.accepted.iter().zip(halves(accepted)) {
             half.store(bits, Ordering::Relaxed);
         }
     }
 
     /// An error in a process other than the one that opened the port.
-    pub(super) fn at_home(&self) -> Result<()> {
+    pub(in crate::net) fn at_home(&self) -> Result<()> {
         self.home.check("the port")
     }
 
     /// An error unless the port runs, and in the process that opened it.
     #[inline]
-    pub(super) fn check(&self) -> Result<()> {
+    pub(in crate::net) fn check(&self) -> Result<()> {
         self.at_home()?;
         match self.state.load(Ordering::Acquire) {
             RUNNING => Ok(()),
@@ -97,14 +97,14 @@ impl Device {
 
     /// The same, and an error where QEMU is gone for good.
     #[inline]
-    pub(super) fn alive(&self) -> Result<()> {
+    pub(in crate::net) fn alive(&self) -> Result<()> {
         self.check()?;
         self.connected()
     }
 
     /// An error where QEMU is gone for good.
     #[inline]
-    pub(super) fn connected(&self) -> Result<()> {
+    pub(in crate::net) fn connected(&self) -> Result<()> {
         let transport = self.transport.read().unwrap_or_else(PoisonError::into_inner);
         match transport.alive() {
             Err(_) if self.patient.load(Ordering::Relaxed) => Ok(()),
@@ -113,44 +113,44 @@ impl Device {
     }
 
     /// The way to the registers of the device as it is now.
-    pub(super) fn transport(&self) -> Arc<dyn Transport> {
+    pub(in crate::net) fn transport(&self) -> Arc<dyn Transport> {
         self.transport.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
-    pub(super) fn set_transport(&self, transport: Arc<dyn Transport>) {
+    pub(in crate::net) fn set_transport(&self, transport: Arc<dyn Transport>) {
         self.unplugged.store(false, Ordering::Release);
         *self.transport.write().unwrap_or_else(PoisonError::into_inner) = transport;
     }
 
     /// Its registers are out of reach: it is about to be unplugged.
-    pub(super) fn unplug(&self) {
+    pub(in crate::net) fn unplug(&self) {
         self.set_transport(Arc::new(Unplugged::new(self.transport())));
         self.unplugged.store(true, Ordering::Release);
     }
-    pub(super) fn is_unplugged(&self) -> bool {
+    pub(in crate::net) fn is_unplugged(&self) -> bool {
         self.unplugged.load(Ordering::Acquire)
     }
 
     /// Whether the end of QEMU is an outage, from now on. Where it no longer is, wakes everybody,
     /// to look again.
-    pub(super) fn set_patient(&self, patient: bool) {
+    pub(in crate::net) fn set_recoverable(&self, patient: bool) {
         if self.patient.swap(patient, Ordering::AcqRel) && !patient {
             self.signal_all();
         }
     }
-    pub(super) fn set_away(&self, away: bool) {
+    pub(in crate::net) fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::Release);
     }
     /// Whether the device was lost and may come back, or is being reset.
-    pub(super) fn is_away(&self) -> bool {
+    pub(in crate::net) fn is_away(&self) -> bool {
         self.away.load(Ordering::Acquire)
             || (self.patient.load(Ordering::Acquire) && self.transport().alive().is_err())
     }
 
     /// Waits as long as the device is away, so that it can be asked for something.
-    pub(super) fn await_back(&self) -> Result<()> {
+    pub(in crate::net) fn await_back(&self) -> Result<()> {
         let since = Instant::now();
         let transport = self.transport();
-        let patient = Patiently::new(transport.as_ref());
+        let patient = Interruptible::new(transport.as_ref());
         loop {
             self.alive()?;
             patient.ask()?;
@@ -167,7 +167,7 @@ impl Device {
     }
 
     /// An error where it was closed; a device that broke a rule can be reset.
-    pub(super) fn check_resettable(&self) -> Result<()> {
+    pub(in crate::net) fn check_resettable(&self) -> Result<()> {
         self.at_home()?;
         match self.state.load(Ordering::Acquire) {
             CLOSED => Err(self.why(CLOSED)),
@@ -176,7 +176,7 @@ impl Device {
     }
 
     /// It was reset, and is as good as new.
-    pub(super) fn mended(&self) {
+    pub(in crate::net) fn mended(&self) {
         *self.rule() = None;
         let _ = self.state.compare_exchange(BROKEN, RUNNING, Ordering::AcqRel, Ordering::Acquire);
     }
@@ -197,7 +197,7 @@ impl Device {
 
     /// Marks the port broken where the device broke a rule; passes the error on.
     #[cold]
-    pub(super) fn note(&self, error: Error) -> Error {
+    pub(in crate::net) fn note(&self, error: Error) -> Error {
         if let Error::Device(rule) = &error {
             log::error!("the device broke a rule: {rule}");
             self.fail(rule.clone());
@@ -207,26 +207,26 @@ impl Device {
 
     /// Marks the port broken.
     #[cold]
-    pub(super) fn fail(&self, why: String) {
+    pub(in crate::net) fn fail(&self, why: String) {
         self.rule().get_or_insert(why);
         let _ = self.state.compare_exchange(RUNNING, BROKEN, Ordering::AcqRel, Ordering::Acquire);
         self.signal_all();
     }
 
     /// Wakes everybody who waits.
-    pub(super) fn signal_all(&self) {
+    pub(in crate::net) fn signal_all(&self) {
         if let Some(events) = &self.events {
             events.signal_all();
         }
     }
 
     /// Whether it was closed, or this is a forked child of the process that opened it.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(in crate::net) fn is_closed(&self) -> bool {
         !self.home.is_here() || self.state.load(Ordering::Acquire) == CLOSED
     }
 
     /// From now on every call says that the port is closed. Nothing in a forked child.
-    pub(super) fn close(&self) {
+    pub(in crate::net) fn close(&self) {
         if self.home.is_here() && self.state.swap(CLOSED, Ordering::AcqRel) != CLOSED {
             self.signal_all();
         }

@@ -1,21 +1,22 @@
 //! A started device.
 
-use super::burst::Burst;
-use super::config::{Line, Mac, NetConfig, RssLimits, read_status};
-use super::control::ControlQueue;
-use super::device::Device;
-use super::exclusive::{Exclusive, Turn};
-use super::frame::FrameSource;
-use super::intx::IntxDispatcher;
-use super::pair::{Mode, QueuePair};
-use super::queue::{RxQueue, SendStop, TxQueue};
-use super::restart::Journal;
-use super::rss::Rss;
-use super::slot::Claim;
-use super::stats::PortStats;
-use super::waiting::Wake;
-use super::{Events, RingFormat};
 use crate::memory::Pool;
+use crate::net::config::{Line, Mac, NetConfig, RssLimits, read_status};
+use crate::net::control::journal::Journal;
+use crate::net::control::queue::ControlQueue;
+use crate::net::control::rss::Rss;
+use crate::net::device::Device;
+use crate::net::interrupts::Events;
+use crate::net::interrupts::intx::IntxDispatcher;
+use crate::net::lifecycle::exclusive::{Exclusive, Turn};
+use crate::net::packet::burst::Burst;
+use crate::net::packet::frame::FrameSource;
+use crate::net::queue::RingFormat;
+use crate::net::queue::claim::Claim;
+use crate::net::queue::pair::{Mode, QueuePair};
+use crate::net::queue::waiting::Wake;
+use crate::net::queue::{RxQueue, SendStop, TxQueue};
+use crate::net::stats::PortStats;
 use crate::notify::EventFd;
 use crate::virtio::features::Outcome;
 use crate::virtio::transport::QueueAddresses;
@@ -30,31 +31,31 @@ use std::time::Duration;
 /// All methods may be called from any thread. Frames go through its queue pairs
 /// ([`Self::pair`]), each with locks of its own; the port's own data path is that of the first.
 pub struct Port {
-    pub(super) device: Arc<Device>,
+    pub(in crate::net) device: Arc<Device>,
     /// At least one.
-    pub(super) pairs: Box<[QueuePair]>,
-    pub(super) control: Option<ControlQueue>,
-    pub(super) state: Mutex<Settings>,
+    pub(in crate::net) pairs: Box<[QueuePair]>,
+    pub(in crate::net) control: Option<ControlQueue>,
+    pub(in crate::net) state: Mutex<Settings>,
     /// The pairs that the device uses.
-    pub(super) active: AtomicU16,
-    pub(super) setup: Setup,
-    pub(super) link: AtomicBool,
+    pub(in crate::net) active: AtomicU16,
+    pub(in crate::net) setup: Setup,
+    pub(in crate::net) link: AtomicBool,
     outcomes: Mutex<Vec<Outcome>>,
-    pub(super) intx: Mutex<Option<IntxDispatcher>>,
-    pub(super) journal: Mutex<Journal>,
+    pub(in crate::net) intx: Mutex<Option<IntxDispatcher>>,
+    pub(in crate::net) journal: Mutex<Journal>,
     /// One change at a time: held for as long as it takes to tell the device, and while it is reset.
     changing: Exclusive,
     /// One command at a time, as long as the device takes to answer.
-    pub(super) asking: Exclusive,
+    pub(in crate::net) asking: Exclusive,
     /// It was closed, and its device was reset.
     ended: AtomicBool,
     /// It was closed by who interrupts a change, at the end of which it ends.
     ending: AtomicBool,
-    pub(super) restarts: AtomicU64,
+    pub(in crate::net) restarts: AtomicU64,
 }
 
 /// A change of a port, which is the only one.
-pub(super) struct Change<'a> {
+pub(in crate::net) struct Change<'a> {
     port: &'a Port,
     _turn: Turn<'a>,
 }
@@ -71,28 +72,28 @@ impl Drop for Change<'_> {
 
 /// How the device was brought up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Setup {
-    pub(super) config: NetConfig,
-    pub(super) config_vector: Option<u16>,
+pub(in crate::net) struct Setup {
+    pub(in crate::net) config: NetConfig,
+    pub(in crate::net) config_vector: Option<u16>,
     /// Whether queues are kicked in another way than through the transport.
-    pub(super) doorbells_given: bool,
+    pub(in crate::net) doorbells_given: bool,
     /// Features that must be in force.
-    pub(super) insisted: Features,
+    pub(in crate::net) insisted: Features,
 }
 
 /// What the device was told, as far as somebody asks for it; the rest is in the [`Journal`].
 /// Locked for a moment only: who asks may hold what others need to go on, Python's interpreter lock
 /// for one.
 #[derive(Debug)]
-pub(super) struct Settings {
-    pub(super) mac: Mac,
-    pub(super) rss: Option<Rss>,
+pub(in crate::net) struct Settings {
+    pub(in crate::net) mac: Mac,
+    pub(in crate::net) rss: Option<Rss>,
     /// What it said of its line.
     line: Line,
 }
 
 impl Port {
-    pub(super) fn new(
+    pub(in crate::net) fn new(
         device: Arc<Device>,
         pairs: Box<[QueuePair]>,
         control: Option<ControlQueue>,
@@ -147,11 +148,11 @@ impl Port {
         self.setup.config.rss
     }
     /// Begins a change, when no other is under way.
-    pub(super) fn change(&self) -> Result<Change<'_>> {
+    pub(in crate::net) fn change(&self) -> Result<Change<'_>> {
         let _turn = self.changing.enter(|| self.device.transport().patience())?;
         Ok(Change { port: self, _turn })
     }
-    pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
+    pub(in crate::net) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
     /// What was negotiated.
@@ -162,7 +163,7 @@ impl Port {
     pub fn outcomes(&self) -> Vec<Outcome> {
         self.all_outcomes().clone()
     }
-    pub(super) fn all_outcomes(&self) -> MutexGuard<'_, Vec<Outcome>> {
+    pub(in crate::net) fn all_outcomes(&self) -> MutexGuard<'_, Vec<Outcome>> {
         self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
     }
     /// The pool that received frames lie in.

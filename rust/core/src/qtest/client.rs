@@ -74,7 +74,7 @@ impl QTest {
     /// [`crate::Error::Timeout`], [`crate::Error::Os`], [`crate::Error::QemuDied`];
     /// [`crate::Error::Invalid`] for a path that no socket can have.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
-        Self::connect_patiently(path, timeout, None)
+        Self::connect_interruptible(path, timeout, None)
     }
 
     /// Like [`Self::connect`]; every call on this connection that waits longer than
@@ -82,7 +82,7 @@ impl QTest {
     ///
     /// # Errors
     /// See [`Self::connect`], and what `patience` returns.
-    pub fn connect_patiently(
+    pub fn connect_interruptible(
         path: &Path,
         timeout: Duration,
         patience: Option<Patience>,

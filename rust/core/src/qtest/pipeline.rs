@@ -181,7 +181,7 @@ impl<S> Drop for Turn<'_, S> {
 
 /// Waits in slices, asking `patience` after each; `None` when the time is over.
 /// `done` is looked at with the lock held.
-fn patiently<'a, T>(
+fn interruptible<'a, T>(
     mutex: &'a Mutex<T>,
     condition: &Condvar,
     deadline: Option<Instant>,
@@ -251,7 +251,7 @@ impl<S: Signal> Pipeline<S> {
         if !ready(&mut state) {
             state.queueing += 1;
             drop(state);
-            let waited = patiently(&self.state, &self.turn, deadline, patience, ready);
+            let waited = interruptible(&self.state, &self.turn, deadline, patience, ready);
             state = match waited {
                 Ok(Some(state)) => state,
                 Ok(None) => {
@@ -294,7 +294,7 @@ impl<S: Signal> Pipeline<S> {
         patience: Option<Patience>,
     ) -> Result<Vec<Answer>> {
         let complete = |r: &mut Replies| r.ended || r.list.len() == r.expected;
-        let waited = patiently(&ticket.replies, &ticket.done, deadline, patience, complete)?;
+        let waited = interruptible(&ticket.replies, &ticket.done, deadline, patience, complete)?;
         let Some(mut replies) = waited else {
             return Err(Error::Timeout(format!(
                 "no reply to `{command}` in time; QEMU's main loop is blocked or stopped"

@@ -386,11 +386,11 @@ fn half_a_line_poisons_the_connection() {
 
 #[test]
 fn patience_ends_a_wait() {
-    fn impatient() -> crate::Result<()> {
+    fn interrupted() -> crate::Result<()> {
         Err(Error::Busy("enough".into()))
     }
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let qtest = QTest::from_socket(OwnedFd::from(ours), LONG, Some(impatient)).unwrap();
+    let qtest = QTest::from_socket(OwnedFd::from(ours), LONG, Some(interrupted)).unwrap();
     let started = Instant::now();
     assert!(matches!(qtest.port_in(1, 1), Err(Error::Busy(_))));
     assert!(started.elapsed() < Duration::from_secs(2));

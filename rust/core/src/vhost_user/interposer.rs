@@ -164,14 +164,14 @@ impl Interposer {
         wait: Duration,
         calls: Vec<Option<Arc<EventFd>>>,
     ) -> Result<Self> {
-        Self::start_patiently(listen, backend, wait, calls, Terms::default(), None)
+        Self::start_interruptible(listen, backend, wait, calls, Terms::default(), None)
     }
 
     /// As [`Self::start`], on other terms; every 100 ms of waiting asks `patience`, in its own thread, whether to go on.
     ///
     /// # Errors
     /// See [`Self::start`], and what `patience` returns.
-    pub fn start_patiently(
+    pub fn start_interruptible(
         listen: &Path,
         backend: Backend,
         wait: Duration,

@@ -296,7 +296,7 @@ pub struct Outcome {
 
 /// What the driver wants beyond its defaults: features to insist on and to refuse.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wishes {
+pub struct Preferences {
     /// An error if one of these cannot be had.
     pub insist: Features,
     /// Not accepted even if offered.
@@ -312,11 +312,11 @@ pub struct Wishes {
 /// # Errors
 /// [`Error::Device`] when a required or insisted-on feature is not offered,
 /// [`Error::Invalid`] when one is insisted on that this driver cannot drive.
-pub fn negotiate(offered: Features, wishes: &Wishes) -> Result<(Features, Vec<Outcome>)> {
+pub fn negotiate(offered: Features, preferences: &Preferences) -> Result<(Features, Vec<Outcome>)> {
     let mut outcomes = Vec::new();
     for feature in TABLE {
         let offered = offered.contains(feature.set());
-        let (accepted, why) = decide(feature, offered, wishes)?;
+        let (accepted, why) = decide(feature, offered, preferences)?;
         outcomes.push(Outcome {
             name: feature.name.to_owned(),
             bit: feature.bit,
@@ -325,12 +325,12 @@ pub fn negotiate(offered: Features, wishes: &Wishes) -> Result<(Features, Vec<Ou
             why,
         });
     }
-    let merged = (wishes.merged, Features::MRG_RXBUF);
+    let merged = (preferences.merged, Features::MRG_RXBUF);
     // Each pass takes out what lacks a prerequisite, until there is none.
     while let Some((outcome, missing)) = lacking(&outcomes, merged) {
         let outcome = &mut outcomes[outcome];
         let missing = missing.to_string().replace(", ", " or ");
-        if wishes.insist.contains(Features::bit(outcome.bit)) {
+        if preferences.insist.contains(Features::bit(outcome.bit)) {
             return Err(Error::Invalid(format!(
                 "the feature {} cannot be insisted on without {missing}",
                 outcome.name
@@ -468,9 +468,9 @@ const NEEDS_CONTROL: Features = Features(
         | Features::RSS.0,
 );
 
-fn decide(feature: &Feature, offered: bool, wishes: &Wishes) -> Result<(bool, String)> {
+fn decide(feature: &Feature, offered: bool, preferences: &Preferences) -> Result<(bool, String)> {
     let name = feature.name;
-    let insisted = wishes.insist.contains(feature.set());
+    let insisted = preferences.insist.contains(feature.set());
     if insisted && let Unsupported(why) = feature.support {
         return Err(Error::Invalid(format!("the feature {name} cannot be insisted on: {why}")));
     }
@@ -483,7 +483,7 @@ fn decide(feature: &Feature, offered: bool, wishes: &Wishes) -> Result<(bool, St
         }
         return Ok((false, "not offered".to_owned()));
     }
-    if wishes.refuse.contains(feature.set()) {
+    if preferences.refuse.contains(feature.set()) {
         if feature.support == Required {
             return Err(Error::Invalid(format!(
                 "the feature {name} is required and cannot be refused"
@@ -492,7 +492,7 @@ fn decide(feature: &Feature, offered: bool, wishes: &Wishes) -> Result<(bool, St
         return Ok((false, "refused by argument".to_owned()));
     }
     if insisted
-        || wishes.prefer.contains(feature.set()) && !matches!(feature.support, Unsupported(_))
+        || preferences.prefer.contains(feature.set()) && !matches!(feature.support, Unsupported(_))
     {
         return Ok((true, "asked for".to_owned()));
     }
@@ -531,13 +531,14 @@ mod tests {
 
     #[test]
     fn version_1_is_required() {
-        let error = negotiate(Features::MAC, &Wishes::default()).unwrap_err();
+        let error = negotiate(Features::MAC, &Preferences::default()).unwrap_err();
         assert!(error.to_string().contains("VERSION_1"), "{error}");
     }
 
     #[test]
     fn unknown_bits_are_reported_and_refused() {
-        let (accepted, outcomes) = negotiate(BASE | Features::bit(99), &Wishes::default()).unwrap();
+        let (accepted, outcomes) =
+            negotiate(BASE | Features::bit(99), &Preferences::default()).unwrap();
         assert_eq!(accepted, BASE);
         let unknown = outcomes.iter().find(|o| o.bit == 99).unwrap();
         assert!(unknown.offered && !unknown.accepted);
@@ -546,24 +547,26 @@ mod tests {
     #[test]
     fn wishes_are_followed() {
         let offered = BASE | Features::MRG_RXBUF | Features::EVENT_IDX;
-        let wishes = Wishes {
+        let preferences = Preferences {
             insist: Features::MRG_RXBUF,
             refuse: Features::EVENT_IDX,
-            ..Wishes::default()
+            ..Preferences::default()
         };
-        assert_eq!(negotiate(offered, &wishes).unwrap().0, BASE | Features::MRG_RXBUF);
-        let wishes = Wishes { insist: Features::RING_PACKED, ..Wishes::default() };
-        assert!(matches!(negotiate(offered, &wishes), Err(Error::Device(_))));
-        let wishes = Wishes { insist: Features::ADMIN_VQ, ..Wishes::default() };
-        assert!(matches!(negotiate(offered, &wishes), Err(Error::Invalid(_))));
+        assert_eq!(negotiate(offered, &preferences).unwrap().0, BASE | Features::MRG_RXBUF);
+        let preferences = Preferences { insist: Features::RING_PACKED, ..Preferences::default() };
+        assert!(matches!(negotiate(offered, &preferences), Err(Error::Device(_))));
+        let preferences = Preferences { insist: Features::ADMIN_VQ, ..Preferences::default() };
+        assert!(matches!(negotiate(offered, &preferences), Err(Error::Invalid(_))));
         let queues = offered | Features::CTRL_VQ | Features::MQ;
-        let wishes = Wishes { refuse: Features::CTRL_VQ, ..Wishes::default() };
-        assert_eq!(negotiate(queues, &wishes).unwrap().0, BASE | Features::EVENT_IDX);
-        assert!(negotiate(queues, &Wishes::default()).unwrap().0.contains(Features::MQ));
-        let wishes = Wishes { insist: Features::MQ, ..wishes };
-        assert!(matches!(negotiate(queues, &wishes), Err(Error::Invalid(_))));
-        let wishes =
-            Wishes { prefer: Features::MRG_RXBUF | Features::RING_PACKED, ..Wishes::default() };
-        assert!(negotiate(offered, &wishes).unwrap().0.contains(Features::MRG_RXBUF));
+        let preferences = Preferences { refuse: Features::CTRL_VQ, ..Preferences::default() };
+        assert_eq!(negotiate(queues, &preferences).unwrap().0, BASE | Features::EVENT_IDX);
+        assert!(negotiate(queues, &Preferences::default()).unwrap().0.contains(Features::MQ));
+        let preferences = Preferences { insist: Features::MQ, ..preferences };
+        assert!(matches!(negotiate(queues, &preferences), Err(Error::Invalid(_))));
+        let preferences = Preferences {
+            prefer: Features::MRG_RXBUF | Features::RING_PACKED,
+            ..Preferences::default()
+        };
+        assert!(negotiate(offered, &preferences).unwrap().0.contains(Features::MRG_RXBUF));
     }
 }

@@ -147,7 +147,7 @@ impl<D: Format> Rig<D> {
         });
         let mut options = PortOptions::default();
         // All of them: some are taken only by who asks.
-        options.wishes.insist = offered;
+        options.preferences.insist = offered;
         let port = Port::start(registers.clone(), pool.clone(), options).unwrap();
         let queue = |index: u16| {
             let queues = registers.queues.lock().unwrap();

@@ -48,7 +48,7 @@ pub enum Step {
     /// The driver takes up to so many.
     Pop(usize),
     /// The driver asks for interrupts.
-    Interrupts(Wish),
+    Interrupts(Preference),
     /// The device asks for kicks.
     Kicks(bool),
     /// The queue is reset.
@@ -57,7 +57,7 @@ pub enum Step {
 
 /// What the driver asks for.
 #[derive(Clone, Copy, Debug)]
-pub enum Wish {
+pub enum Preference {
     /// None.
     Off,
     /// The next.
@@ -90,9 +90,9 @@ pub fn steps(max: usize) -> impl Strategy<Value = Vec<Step>> {
             }),
         6 => (0usize..60).prop_map(Step::Pop),
         3 => prop_oneof![
-            Just(Wish::Off),
-            Just(Wish::Next),
-            (1u16..40).prop_map(Wish::After)
+            Just(Preference::Off),
+            Just(Preference::Next),
+            (1u16..40).prop_map(Preference::After)
         ]
         .prop_map(Step::Interrupts),
         2 => any::<bool>().prop_map(Step::Kicks),
@@ -357,22 +357,22 @@ impl<R: Ring, D: Device> Model<R, D> {
         self.popped += count;
     }
 
-    fn interrupts(&mut self, wish: Wish) {
+    fn interrupts(&mut self, preference: Preference) {
         let waiting = self.flushed - self.popped;
-        let n = match wish {
-            Wish::Off => {
+        let n = match preference {
+            Preference::Off => {
                 self.ring.disable_interrupts();
                 self.interrupts = Asked::Never;
                 return;
             }
-            Wish::Next => 1,
-            Wish::After(n) if self.options.event_idx => {
+            Preference::Next => 1,
+            Preference::After(n) if self.options.event_idx => {
                 usize::from(n).clamp(1, (self.published - self.popped).max(1))
             }
-            Wish::After(_) => 1,
+            Preference::After(_) => 1,
         };
-        let already = match wish {
-            Wish::After(n) => self.ring.enable_interrupts_after(n),
+        let already = match preference {
+            Preference::After(n) => self.ring.enable_interrupts_after(n),
             _ => self.ring.enable_interrupts(),
         };
         assert!(already || waiting < n, "{waiting} used, {n} wanted, and it says to wait");
@@ -433,7 +433,7 @@ impl<R: Ring, D: Device> Model<R, D> {
                 self.use_some(*count, pick, *fill, *batch, *flush);
             }
             Step::Pop(max) => self.pop(*max),
-            Step::Interrupts(wish) => self.interrupts(*wish),
+            Step::Interrupts(preference) => self.interrupts(*preference),
             Step::Kicks(wanted) => self.kicks(*wanted),
             Step::Reset => self.reset(),
         }

@@ -253,7 +253,8 @@ impl Trio {
             let backend = scope.spawn(|| host.greet());
             let at = Backend::Connect(room.back());
             let terms = Terms { retry, ..Terms::default() };
-            let started = Interposer::start_patiently(&room.front(), at, LONG, calls, terms, None);
+            let started =
+                Interposer::start_interruptible(&room.front(), at, LONG, calls, terms, None);
             (started.unwrap(), backend.join().unwrap())
         });
         let qemu = Peer::connect(&room.front());

@@ -92,7 +92,8 @@ fn who_must_come_has_as_long_as_the_pauses_take() {
         });
         let at = Backend::Listen(room.back());
         let terms = Terms { retry, ..Terms::default() };
-        let started = Interposer::start_patiently(&room.front(), at, LONG, Vec::new(), terms, None);
+        let started =
+            Interposer::start_interruptible(&room.front(), at, LONG, Vec::new(), terms, None);
         drop(backend.join().unwrap());
         started.unwrap()
     });

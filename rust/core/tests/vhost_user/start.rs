@@ -185,7 +185,7 @@ fn a_backend_with_too_few_queue_pairs_is_refused_before_qemu_comes() {
             let terms = Terms { pairs: 2, ..Terms::default() };
             let at = Backend::Connect(room.back());
             let started =
-                Interposer::start_patiently(&room.front(), at, LONG, Vec::new(), terms, None);
+                Interposer::start_interruptible(&room.front(), at, LONG, Vec::new(), terms, None);
             (started, backend.join().unwrap())
         });
         match started.0 {

@@ -2,7 +2,7 @@
 
 use super::AnyRing;
 use crate::memory::{BufferId, Pool};
-use crate::net::header::HEADER_LEN;
+use crate::net::packet::header::HEADER_LEN;
 use crate::net::stats::LiveQueueStats;
 use crate::notify::Doorbell;
 use crate::virtio::ring::Follower;

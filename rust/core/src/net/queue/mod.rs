@@ -1,18 +1,33 @@
 //! A receive and a transmit queue: a ring, and the packet buffers that pass through it.
 //!
 //! `common` is what both have, `ring` the ring of either format; `receive` posts buffers and takes
-//! them with frames in them, `transmit` sends frames and takes their buffers back. `magazine` has
-//! frames that are sent again and again.
+//! them with frames in them, `merge` those that are spread over several; `transmit` sends frames and
+//! takes their buffers back, `described` those that something is left to do to, and `replay` those
+//! that are sent again and again. `claim` is the lock of a queue, which a loop can have for itself, in
+//! the order of [`crate::locks`]; `outage` is a ring whose backend is gone. `pair` has one queue of
+//! each direction, `waiting` and `waits` are how it is waited for.
 
+pub(in crate::net) mod claim;
 mod common;
-mod magazine;
+mod described;
+pub(in crate::net) mod merge;
+pub(in crate::net) mod outage;
+pub(in crate::net) mod pair;
 mod receive;
+mod replay;
 mod ring;
 mod transmit;
+pub(in crate::net) mod waiting;
+mod waits;
 
-pub(super) use common::Common;
-pub(crate) use magazine::Magazine;
+pub(crate) use claim::Claim;
+pub(in crate::net) use common::Common;
+pub use outage::Outage;
+pub use pair::QueuePair;
 pub(crate) use receive::RxQueue;
-pub(super) use ring::AnyRing;
+pub(crate) use replay::Replay;
+pub(in crate::net) use ring::AnyRing;
+pub use ring::RingFormat;
 pub use transmit::SendStop;
 pub(crate) use transmit::TxQueue;
+pub use waiting::Wake;

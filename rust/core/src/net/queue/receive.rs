@@ -3,11 +3,12 @@
 use super::{AnyRing, Common};
 use crate::Result;
 use crate::memory::{Demand, Iova, JUMBO_SIZE};
-use crate::net::burst::Burst;
-use crate::net::merge::{self, Merger, TooLong};
-use crate::net::slot::Reclaim;
-use crate::net::vacancy::Vacancy;
-use crate::net::wakeup::Interrupts;
+use crate::net::interrupts::too_long::TooLong;
+use crate::net::interrupts::wakeup::Interrupts;
+use crate::net::packet::burst::Burst;
+use crate::net::queue::claim::Reclaim;
+use crate::net::queue::merge::{self, Merger};
+use crate::net::queue::outage::Outage;
 use crate::notify::{Doorbell, EventFd};
 use crate::virtio::ring::Follower;
 use std::sync::Arc;
@@ -60,8 +61,8 @@ impl RxQueue {
     }
 
     /// A buffer in a gap is one with a header and nothing behind it.
-    pub(in crate::net) fn vacancy(&self) -> Arc<Vacancy> {
-        Arc::new(Vacancy::new(self.follower(), None))
+    pub(in crate::net) fn outage(&self) -> Arc<Outage> {
+        Arc::new(Outage::new(self.follower(), None))
     }
 
     fn follower(&self) -> Follower {
@@ -69,9 +70,9 @@ impl RxQueue {
     }
 
     /// Has another ring while it is set aside.
-    pub(in crate::net) fn replace_ring(&mut self, ring: AnyRing, vacancy: &Vacancy) {
+    pub(in crate::net) fn replace_ring(&mut self, ring: AnyRing, outage: &Outage) {
         self.common.replace_ring(ring);
-        vacancy.follow(self.follower());
+        outage.follow(self.follower());
     }
 
     /// The next device writes each frame into one buffer. While it is set aside.

@@ -6,6 +6,15 @@ use crate::virtio::ring::{Follower, PackedRing, Ring, RingOptions, SplitRing, Vi
 use std::sync::Arc;
 
 /// Either ring. One branch for each burst picks the code that was compiled for it.
+/// The layout of the queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingFormat {
+    /// Section 2.7.
+    Split,
+    /// Section 2.8.
+    Packed,
+}
+
 #[derive(Debug)]
 pub(in crate::net) enum AnyRing {
     Split(SplitRing),

@@ -1,14 +1,14 @@
 //! The transmit queue.
 
-use super::{AnyRing, Common, Magazine};
+use super::{AnyRing, Common, Replay};
 use crate::Result;
 use crate::memory::{BufferId, Demand, Holder, Iova, Pool};
-use crate::net::burst::Burst;
-use crate::net::header;
-use crate::net::onward::copy_header;
-use crate::net::slot::{Reclaim, Slot};
-use crate::net::vacancy::Vacancy;
-use crate::net::wakeup::Interrupts;
+use crate::net::interrupts::wakeup::Interrupts;
+use crate::net::packet::burst::Burst;
+use crate::net::packet::header;
+use crate::net::packet::header::copy_header;
+use crate::net::queue::claim::{Reclaim, Slot};
+use crate::net::queue::outage::Outage;
 use crate::notify::{Doorbell, EventFd};
 use crate::virtio::Features;
 use std::sync::Arc;
@@ -32,10 +32,10 @@ pub(crate) struct TxQueue {
     reclaim_at: usize,
     /// Jumbo buffers that are with the device. They are few, so they are taken back early.
     jumbos: usize,
-    magazine: Option<Magazine>,
+    replay: Option<Replay>,
     /// Unmet while frames wait for buffers.
     demand: Arc<Demand>,
-    vacancy: Arc<Vacancy>,
+    outage: Arc<Outage>,
     /// What the device can be told to do to frames: the features in force.
     pub(in crate::net) can: Features,
 }
@@ -43,16 +43,16 @@ pub(crate) struct TxQueue {
 impl TxQueue {
     pub(in crate::net) fn new(common: Common) -> Self {
         let reclaim_at = usize::from(common.ring.size()) / 2;
-        let vacancy = Vacancy::new(common.follower(), Some(common.stats.clone()));
-        let (vacancy, can) = (Arc::new(vacancy), Features::NONE);
+        let outage = Outage::new(common.follower(), Some(common.stats.clone()));
+        let (outage, can) = (Arc::new(outage), Features::NONE);
         let demand = common.pool.demand_to_send();
-        Self { common, reclaim_at, jumbos: 0, magazine: None, demand, vacancy, can }
+        Self { common, reclaim_at, jumbos: 0, replay: None, demand, outage, can }
     }
 
     /// Has another ring while it is set aside.
     pub(in crate::net) fn replace_ring(&mut self, ring: AnyRing) {
         self.common.replace_ring(ring);
-        self.vacancy.follow(self.common.follower());
+        self.outage.follow(self.common.follower());
     }
 
     /// The backend is gone: see [`crate::virtio::ring::Ring::reoffer`].
@@ -78,8 +78,8 @@ impl TxQueue {
         Self { can, ..self }
     }
 
-    pub(in crate::net) fn vacancy(&self) -> Arc<Vacancy> {
-        self.vacancy.clone()
+    pub(in crate::net) fn outage(&self) -> Arc<Outage> {
+        self.outage.clone()
     }
 
     /// Entries of the ring.
@@ -92,38 +92,38 @@ impl TxQueue {
         self.common.stats.bytes.get()
     }
 
-    pub(crate) fn has_magazine(&self) -> bool {
-        self.magazine.is_some()
+    pub(crate) fn has_replay(&self) -> bool {
+        self.replay.is_some()
     }
     /// Makes frames ready to be sent repeatedly.
-    pub(crate) fn load(&mut self, magazine: Magazine) {
-        magazine.clear_headers(&self.common);
-        self.magazine = Some(magazine);
+    pub(crate) fn load(&mut self, replay: Replay) {
+        replay.clear_headers(&self.common);
+        self.replay = Some(replay);
     }
-    /// No more from the magazine: its buffers go to the pool, those with the device later.
+    /// No more from the replay: its buffers go to the pool, those with the device later.
     pub(crate) fn unload(&mut self) {
-        if let Some(magazine) = &mut self.magazine {
-            magazine.end();
+        if let Some(replay) = &mut self.replay {
+            replay.end();
         }
-        self.retire_magazine();
+        self.retire_replay();
     }
 
-    fn retire_magazine(&mut self) {
-        if self.magazine.as_mut().is_some_and(|magazine| magazine.retire(&self.common.pool)) {
-            self.magazine = None;
+    fn retire_replay(&mut self) {
+        if self.replay.as_mut().is_some_and(|replay| replay.retire(&self.common.pool)) {
+            self.replay = None;
         }
     }
 
-    /// Sends up to `most` frames of the magazine; says how many, and their bytes.
+    /// Sends up to `most` frames of the replay; says how many, and their bytes.
     #[inline]
-    pub(crate) fn send_from_magazine(&mut self, most: usize) -> Result<(usize, u64)> {
-        // A magazine of jumbo buffers may be far smaller than the ring.
-        let few = self.magazine.as_ref().is_some_and(|magazine| magazine.ready() < most);
+    pub(crate) fn send_replay(&mut self, most: usize) -> Result<(usize, u64)> {
+        // A replay of jumbo buffers may be far smaller than the ring.
+        let few = self.replay.as_ref().is_some_and(|replay| replay.ready() < most);
         if few || self.common.ring.free() < self.reclaim_at.max(most) {
             self.reclaim()?;
         }
-        match &mut self.magazine {
-            Some(magazine) if !self.common.suspended => Ok(magazine.send(&mut self.common, most)),
+        match &mut self.replay {
+            Some(replay) if !self.common.suspended => Ok(replay.send(&mut self.common, most)),
             _ => Ok((0, 0)),
         }
     }
@@ -253,8 +253,8 @@ impl TxQueue {
     pub(crate) fn reclaim(&mut self) -> Result<()> {
         let common = &mut self.common;
         let stash = &mut common.stash;
-        let magazine = &mut self.magazine;
-        let result = common.ring.pop(usize::MAX, |token, _| sort(token, stash, magazine));
+        let replay = &mut self.replay;
+        let result = common.ring.pop(usize::MAX, |token, _| sort(token, stash, replay));
         let popped = *result.as_ref().unwrap_or(&stash.len());
         common.stats.completed.add(popped as u64);
         if !stash.is_empty() {
@@ -264,17 +264,17 @@ impl TxQueue {
             common.pool.give(stash);
             stash.clear();
         }
-        self.retire_magazine();
+        self.retire_replay();
         self.common.show_use();
         result?;
         Ok(())
     }
 
     /// Takes finished buffers back early, where somebody may miss them: jumbo buffers, for they are
-    /// few (a magazine may have any), and all while somebody starves.
+    /// few (a replay may have any), and all while somebody starves.
     #[inline]
     pub(crate) fn release(&mut self) -> Result<()> {
-        if self.jumbos > 0 || self.magazine.is_some() || self.common.pool.starved() {
+        if self.jumbos > 0 || self.replay.is_some() || self.common.pool.starved() {
             self.reclaim()
         } else {
             Ok(())
@@ -285,11 +285,11 @@ impl TxQueue {
     fn empty(&mut self) -> u64 {
         self.demand.withdraw();
         let stash = &mut self.common.stash;
-        let magazine = &mut self.magazine;
+        let replay = &mut self.replay;
         let mut left = 0;
         self.common.ring.reset(|token| {
             left += 1;
-            sort(token, stash, magazine);
+            sort(token, stash, replay);
         });
         self.common.pool.give(stash);
         stash.clear();
@@ -301,12 +301,12 @@ impl TxQueue {
     /// The device was reset, or is gone: counts what it had finished, and the rest as lost.
     /// The queue is as a full one before [`Self::resume`].
     pub(in crate::net) fn suspend(&mut self) {
-        self.vacancy.close();
+        self.outage.close();
         // An error is one of the device that is gone; what it said before was right.
         let _ = self.reclaim();
         let lost = self.empty();
         self.common.stats.lost.add(lost);
-        self.retire_magazine();
+        self.retire_replay();
         self.common.suspended = true;
     }
 
@@ -390,9 +390,9 @@ fn jumbos_among(ids: &[BufferId], pool: &Pool) -> usize {
 
 /// A finished buffer goes back to where it came from.
 #[inline]
-fn sort(token: u32, stash: &mut Vec<BufferId>, magazine: &mut Option<Magazine>) {
-    match magazine {
-        Some(magazine) if Magazine::issued(token) => magazine.take_back(token),
+fn sort(token: u32, stash: &mut Vec<BufferId>, replay: &mut Option<Replay>) {
+    match replay {
+        Some(replay) if Replay::issued(token) => replay.take_back(token),
         _ => stash.push(token),
     }
 }

@@ -29,20 +29,20 @@ enum Followed {
     Split {
         /// The index of the used ring.
         used_idx: Window<u16>,
-        wish: SplitWish,
+        preference: SplitPreference,
     },
     Packed {
         descriptors: Window<u64>,
         /// The driver's `next_used` and its wrap counter.
         popped: Arc<AtomicU16>,
         /// The device event suppression area.
-        wish: Window<u32>,
+        preference: Window<u32>,
     },
 }
 
 /// Where the device of a split ring says when it wants to be kicked.
 #[derive(Debug)]
-pub(super) struct SplitWish {
+pub(super) struct SplitPreference {
     pub(super) used_flags: Window<u16>,
     pub(super) avail_event: Window<u16>,
     /// What the event is compared with: how far the driver has come.
@@ -83,20 +83,25 @@ impl Follower {
     pub(super) fn of_split(
         size: u16,
         used_idx: Window<u16>,
-        wish: SplitWish,
+        preference: SplitPreference,
         memory: &Arc<Memory>,
     ) -> Self {
-        Self { ring: Followed::Split { used_idx, wish }, size, gap: 0, _memory: Arc::clone(memory) }
+        Self {
+            ring: Followed::Split { used_idx, preference },
+            size,
+            gap: 0,
+            _memory: Arc::clone(memory),
+        }
     }
 
     pub(super) fn of_packed(
         size: u16,
         descriptors: Window<u64>,
         popped: &Arc<AtomicU16>,
-        wish: Window<u32>,
+        preference: Window<u32>,
         memory: &Arc<Memory>,
     ) -> Self {
-        let ring = Followed::Packed { descriptors, popped: Arc::clone(popped), wish };
+        let ring = Followed::Packed { descriptors, popped: Arc::clone(popped), preference };
         Self { ring, size, gap: 0, _memory: Arc::clone(memory) }
     }
 
@@ -123,12 +128,12 @@ impl Follower {
     /// What the driver publishes meanwhile has to be kicked for when there is a device.
     pub fn welcome(&self) {
         match &self.ring {
-            Followed::Split { wish, .. } => {
-                wish.used_flags.store(0, 0, Relaxed);
+            Followed::Split { preference, .. } => {
+                preference.used_flags.store(0, 0, Relaxed);
                 // The next buffer is worth a kick.
-                wish.avail_event.store(0, wish.avail_idx.load(0, Relaxed), Relaxed);
+                preference.avail_event.store(0, preference.avail_idx.load(0, Relaxed), Relaxed);
             }
-            Followed::Packed { wish, .. } => wish.store(0, ENABLE, Relaxed),
+            Followed::Packed { preference, .. } => preference.store(0, ENABLE, Relaxed),
         }
     }
 

@@ -454,21 +454,21 @@ impl Ring for PackedRing {
         if new_descriptors == 0 {
             return false;
         }
-        // The descriptors must be out before the device's wish is read: it
-        // writes the wish, then looks at the ring a last time before it sleeps.
+        // The descriptors must be out before the device's preference is read: it
+        // writes the preference, then looks at the ring a last time before it sleeps.
         fence(SeqCst);
-        let wish = self.device_event.load(0, Relaxed);
-        if !self.event_idx || wish & EVENT_FLAGS != DESC {
-            return wish & EVENT_FLAGS != DISABLE;
+        let preference = self.device_event.load(0, Relaxed);
+        if !self.event_idx || preference & EVENT_FLAGS != DESC {
+            return preference & EVENT_FLAGS != DISABLE;
         }
         if new_descriptors > self.size {
-            // The wish may be of any of the laps since.
+            // The preference may be of any of the laps since.
             return true;
         }
         // In the previous lap's terms where the wrap counters differ (2.8.10).
         let wrap = self.avail_flags & AVAIL != 0;
-        let mut at = wish as u16 & !EVENT_WRAP;
-        if (wish as u16 & EVENT_WRAP != 0) != wrap {
+        let mut at = preference as u16 & !EVENT_WRAP;
+        if (preference as u16 & EVENT_WRAP != 0) != wrap {
             at = at.wrapping_sub(self.size);
         }
         let new = self.next_avail;
@@ -513,7 +513,7 @@ impl Ring for PackedRing {
     }
 
     fn enable_interrupts_after(&mut self, n: u16) -> bool {
-        let wish = if self.event_idx {
+        let preference = if self.event_idx {
             // By descriptors: a chain counts as many, so this is never too late.
             let ahead = usize::from(n).clamp(1, self.in_flight.max(1)) - 1;
             let mut at = usize::from(self.next_used) + ahead;
@@ -526,8 +526,8 @@ impl Ring for PackedRing {
         } else {
             ENABLE
         };
-        self.driver_event.store(0, wish, Relaxed);
-        // The mirror image of `wants_kick`: our wish first, then a last look.
+        self.driver_event.store(0, preference, Relaxed);
+        // The mirror image of `wants_kick`: our preference first, then a last look.
         fence(SeqCst);
         self.has_used()
     }

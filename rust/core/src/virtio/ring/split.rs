@@ -5,7 +5,7 @@
 //! the first two in a row, the used ring on the next page), which modern
 //! devices take as well and which keeps the sides off each other's lines.
 
-use super::follower::SplitWish;
+use super::follower::SplitPreference;
 use super::indirect::Tables;
 use super::shared::{Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
@@ -418,8 +418,8 @@ impl Ring for SplitRing {
         if new_chains == 0 {
             return false;
         }
-        // The index must be out before the device's wish is read: it writes the
-        // wish, then looks at the index a last time before it sleeps.
+        // The index must be out before the device's preference is read: it writes the
+        // preference, then looks at the index a last time before it sleeps.
         fence(SeqCst);
         if self.event_idx {
             let new = self.published;
@@ -488,7 +488,7 @@ impl Ring for SplitRing {
         } else {
             self.areas.avail_flags.store(0, 0, Relaxed);
         }
-        // The mirror image of `wants_kick`: our wish first, then a last look.
+        // The mirror image of `wants_kick`: our preference first, then a last look.
         fence(SeqCst);
         self.areas.used_idx.load(0, Acquire).wrapping_sub(self.popped) >= wanted
     }
@@ -527,7 +527,7 @@ impl Ring for SplitRing {
 
     fn follower(&self) -> Follower {
         let Areas { used_idx, used_flags, avail_event, avail_idx, .. } = self.areas;
-        let wish = SplitWish { used_flags, avail_event, avail_idx };
-        Follower::of_split(self.size, used_idx, wish, &self.memory)
+        let preference = SplitPreference { used_flags, avail_event, avail_idx };
+        Follower::of_split(self.size, used_idx, preference, &self.memory)
     }
 }

@@ -152,14 +152,14 @@ impl Device for PackedDevice {
         let (mut old, new) = (self.flushed, self.next_used);
         self.flushed = new;
         fence(SeqCst);
-        let wish: u16 = self.view.load(self.driver, Relaxed);
+        let preference: u16 = self.view.load(self.driver, Relaxed);
         match self.view.load::<u16>(self.driver.plus(2), Relaxed) {
             0 => true,
             2 if self.event_idx => {
                 // Was the position among those that were filled? Walked, not
                 // calculated, as a check on the driver's arithmetic.
                 while old != new {
-                    if old.encode() == wish {
+                    if old.encode() == preference {
                         return true;
                     }
                     old.advance(1, self.size);

@@ -1,0 +1,11 @@
+"""Ports for asyncio, trio and anyio.
+
+>>> async with virtnic.aio.open("user") as port:
+...     await port.send([frame])
+...     async for burst in port:
+...         ...
+"""
+
+from virtnic.aio.port import LinkChanges, Port, attach, open  # noqa: A004 - virtnic.aio.open
+
+__all__ = ["LinkChanges", "Port", "attach", "open"]

@@ -1,0 +1,354 @@
+"""Ports for asyncio, trio and anyio.
+
+>>> async with virtnic.aio.open("user") as port:
+...     await port.send([frame])
+...     async for burst in port:
+...         ...
+
+Whichever of asyncio and trio runs is used (anyio runs on one of the two); neither is
+imported here. All waiting is for the port's file descriptors, in the event loop's own way;
+no thread is involved but for opening and closing, which take some 100 ms.
+
+Every call is a checkpoint: others run meanwhile, and it can be cancelled. A cancelled
+``recv`` has taken no frame: frames are taken without a pause between that and the return.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+import virtnic
+from virtnic._native import Burst, EventFd, PortClosed, QemuDied
+from virtnic.async_library import readable, running
+from virtnic.nic.ready import PAUSE, Readiness
+from virtnic.nic.sending import BACKOFF, Pending
+from virtnic.teardown import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+    from types import TracebackType
+
+    from virtnic._native import Memory, Offload, Offloads
+    from virtnic.async_library import Library
+    from virtnic.nic.port import Interrupts
+    from virtnic.nic.port import Port as BlockingPort
+    from virtnic.nic.qemu import Qemu
+    from virtnic.nic.sending import Frame
+    from virtnic.qemu import Netdev
+    from virtnic.testing import FaultyPort, ScriptedPort
+
+__all__ = ["LinkChanges", "Port", "attach", "open"]
+
+_T = TypeVar("_T")
+#: Link changes that nobody has fetched yet; more than this are a broken cable.
+_LINK_CHANGES = 1024
+
+
+async def _in_thread(
+    library: Library, call: Callable[[], _T], undo: Callable[[_T], object] | None = None
+) -> _T:
+    """Call in a thread that lives for this call. A cancellation waits for its end, and undoes.
+
+    Where nobody can wait any more, because the event loop itself was ended, the thread undoes.
+    """
+    done = EventFd()
+    results: list[_T] = []
+    errors: list[BaseException] = []
+    lock = threading.RLock()
+    left = False
+
+    def run() -> None:
+        try:
+            result = call()
+            with lock:
+                if not left:
+                    results.append(result)
+                    return
+            if undo is not None:
+                undo(result)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.signal()
+
+    thread = threading.Thread(target=run, name="virtnic-aio")
+    try:
+        thread.start()
+        cancelled = await library.finished(done.fileno())
+        thread.join()
+    except BaseException:
+        with lock:
+            left = True
+        if results and undo is not None:
+            undo(results[0])
+        raise
+    if cancelled is not None:
+        if results and undo is not None:
+            await _in_thread(library, functools.partial(undo, results[0]))
+        raise cancelled
+    if errors:
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()  # an exception that holds this frame, which holds the exception
+    return results[0]
+
+
+class Opening(Owner):
+    """A port that is about to be opened: ``async with`` it, or ``await`` it."""
+
+    def __init__(self, call: Callable[[], BlockingPort]) -> None:
+        self._call = call
+        self._port: Port | None = None
+        self._remember_caller()
+
+    async def _open(self) -> Port:
+        def call() -> BlockingPort:
+            port = self._call()
+            if port._owns_qemu:
+                port.qemu._made_at = self._made_at  # and not in this thread
+            try:
+                port.rx_descriptor()  # a port without interrupts has none: ValueError
+            except BaseException:
+                port.close()
+                raise
+            return port
+
+        port: BlockingPort = await _in_thread(running(), call, virtnic.Port.close)
+        try:
+            return Port(port)
+        except BaseException:  # Ctrl-C: the event loop comes to no further call
+            port.close()
+            raise
+
+    def __await__(self) -> Generator[Any, Any, Port]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Port:
+        self._port = await self._open()
+        return self._port
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        port, self._port = self._port, None
+        if port is not None:
+            await port.close()
+
+
+def open(netdev: Netdev = "user", **options: Any) -> Opening:  # noqa: A001 - virtnic.aio.open
+    """Open a port as :func:`virtnic.open` does, with the same options, off the event loop.
+
+    ``async with virtnic.aio.open("user") as port`` closes it at the end;
+    ``port = await virtnic.aio.open("user")`` leaves that to the caller.
+    """
+    return Opening(functools.partial(virtnic.open, netdev, **options))
+
+
+def attach(qemu: Qemu, netdev: Netdev = "user", **options: Any) -> Opening:
+    """Do the same for a port of a QEMU that runs: see :meth:`virtnic.Qemu.attach`."""
+    return Opening(functools.partial(qemu.attach, netdev, **options))
+
+
+class Port(Owner):
+    """A port whose calls are awaited. ``port`` is the :class:`virtnic.Port` underneath.
+
+    Belongs to the event loop that it was made in. Any number of tasks may send and receive:
+    they take turns in the order in which they came. Waiting tasks raise PortClosed
+    or QemuDied as soon as the port is closed or its QEMU gone.
+    """
+
+    def __init__(self, port: BlockingPort | FaultyPort | ScriptedPort) -> None:
+        """Wrap a port that is open, or one of :mod:`virtnic.testing`.
+
+        Raises ValueError when it has no interrupts.
+        """
+        self.port = cast("BlockingPort", port)
+        self._library = running()
+        # Not the numbers, which would keep the descriptors of a closed port open.
+        self._rx, self._tx = self.port.rx_descriptor, self.port.tx_descriptor
+        self._rx()
+        self._receiving = self._library.lock()
+        self._sending = self._library.lock()
+
+    async def recv(self, maximum: int = 256) -> Burst:
+        """Wait for frames and return up to ``maximum``, at least one.
+
+        Cancelling it loses no frame. Raises as :meth:`virtnic.Port.recv`.
+        """
+        await self._receiving.acquire()
+        try:
+            await self._library.checkpoint()
+            # From here on no pause between taking frames and returning them.
+            while not (burst := self.port.recv(maximum)):
+                await readable(self._rx, self._library)
+            return burst
+        finally:
+            self._receiving.release()
+
+    async def send(
+        self,
+        frames: Burst | Iterable[Frame],
+        offload: Offload | Offloads | Iterable[Offload | None] | None = None,
+    ) -> None:
+        """Queue all frames, in order, waiting for room where the queue is full.
+
+        ``offload`` as for :meth:`virtnic.Port.send`.
+        When it is cancelled, those in front were queued and the others were not; a burst
+        keeps what was not. Raises as :meth:`virtnic.Port.send`.
+        """
+        await self._sending.acquire()
+        try:
+            await self._library.checkpoint()
+            pending = Pending(self.port, frames, offload)
+            while not pending.push():
+                await readable(self._tx, self._library)
+                if pending.stuck:
+                    await self._library.sleep(BACKOFF)
+        finally:
+            self._sending.release()
+
+    async def wait_ready(self, timeout: float | None = 10.0) -> None:
+        """Wait until frames pass, as :meth:`virtnic.Port.wait_ready` does; raises as it does."""
+        readiness = Readiness(self.port)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # In a thread: where QEMU has to be asked it may take its time.
+        while not await _in_thread(self._library, readiness.look):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise readiness.late(timeout)
+            await self._library.sleep(PAUSE)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Burst:
+        return await self.recv()
+
+    def link_changes(self) -> LinkChanges:
+        """Return an iterator, ``async for up in port.link_changes()``, of what comes from now on.
+
+        Ends with PortClosed or QemuDied.
+        """
+        return LinkChanges(self.port, self._library)
+
+    async def close(self) -> None:
+        """Close the port, see :meth:`virtnic.Port.close`, even when cancelled meanwhile."""
+        await _in_thread(self._library, self.port.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def mac(self) -> str:
+        """The device's MAC address."""
+        return self.port.mac
+
+    @property
+    def mtu(self) -> int:
+        """The device's MTU."""
+        return self.port.mtu
+
+    @property
+    def link(self) -> bool:
+        """Whether the link is up."""
+        return self.port.link
+
+    @property
+    def features(self) -> list[tuple[str, int, bool, bool, str]]:
+        """What became of each feature: (name, bit, offered, accepted, why)."""
+        return self.port.features
+
+    @property
+    def queue_size(self) -> int:
+        """Entries of each queue."""
+        return self.port.queue_size
+
+    @property
+    def ring(self) -> str:
+        """The ring format: ``split`` or ``packed``."""
+        return self.port.ring
+
+    @property
+    def interrupts(self) -> Interrupts:
+        """How the device tells us."""
+        return self.port.interrupts
+
+    @property
+    def qemu(self) -> Qemu:
+        """The QEMU whose device it is."""
+        return self.port.qemu
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that its frames lie in."""
+        return self.qemu.memory
+
+    @property
+    def closed(self) -> bool:
+        """Whether the port was stopped."""
+        return self.port.closed
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters."""
+        return self.port.stats()
+
+    def __repr__(self) -> str:
+        return f"<virtnic.aio.Port of {self.port!r}>"
+
+
+class LinkChanges(Owner):
+    """An asynchronous iterator: True when the link went up, False when it went down."""
+
+    def __init__(self, port: BlockingPort, library: Library) -> None:
+        self._port = port
+        self._library = library
+        changes: deque[bool] = deque(maxlen=_LINK_CHANGES)
+        event = EventFd()
+
+        def changed(port: BlockingPort) -> None:
+            changes.append(port.link)
+            event.signal()
+
+        self._changes, self._event = changes, event
+        weak = weakref.ref(port)
+
+        def ended() -> None:
+            port = weak()
+            if port is None or port.closed:
+                event.close()  # with its port, whoever keeps this iterator
+            else:
+                event.signal()
+
+        # Neither holds this object: an iterator that is dropped stops listening.
+        self._unsubscribe = weakref.finalize(self, port.subscribe(changed, ended))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bool:
+        await self._library.checkpoint()
+        while True:
+            self._event.drain()
+            if self._changes:
+                return self._changes.popleft()
+            if self._port.closed:
+                raise PortClosed("the port is closed")
+            if self._port.qemu.qtest.death is not None:
+                raise QemuDied(self._port._how_qemu_ended())
+            await readable(self._event.borrow, self._library)

@@ -1,0 +1,33 @@
+"""Loops over packets that run in the core, without the interpreter, and what they send."""
+
+from virtnic.loops.engine import (
+    DROP,
+    PacketFunction,
+    Result,
+    drop,
+    exchange,
+    forward,
+    generate,
+    packet_function,
+    reflect,
+    run,
+    to_port,
+)
+from virtnic.loops.traffic import IMIX, make_frame, parse_rate
+
+__all__ = [
+    "DROP",
+    "IMIX",
+    "PacketFunction",
+    "Result",
+    "drop",
+    "exchange",
+    "forward",
+    "generate",
+    "make_frame",
+    "packet_function",
+    "parse_rate",
+    "reflect",
+    "run",
+    "to_port",
+]

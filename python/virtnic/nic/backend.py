@@ -1,0 +1,244 @@
+"""vhost-user: a backend that shares our memory and polls our rings.
+
+QEMU connects to an interposer of ours, which passes its messages on to the backend and
+puts our own eventfds in the place of QEMU's: notifications then go straight between the
+backend and us. See the "Vhost-user Protocol" in QEMU's documentation (docs/interop).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from virtnic._native import EventFd, Interposer, QemuError
+from virtnic.nic.policy import Recovery
+from virtnic.qemu.backends import process_of, queue_size_for
+from virtnic.qemu.loop import SharedWatch
+from virtnic.qemu.netdev import VhostUserSocket
+from virtnic.qemu.rundir import RunDirectory
+from virtnic.teardown import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtnic.qemu import Spec
+    from virtnic.qemu.external import SharedDirectory
+    from virtnic.teardown import Teardown
+
+__all__ = ["RING_PACKED", "Backend", "Backends", "quoting"]
+
+#: The feature bit by which a backend offers packed rings (VIRTIO 1.3, section 6).
+RING_PACKED = 34
+#: Seconds that QEMU has to connect to the interposer: it retries once a second before 9.2.
+_QEMU_CONNECTS = 5.0
+
+
+#: How the interposer begins where QEMU knows more than it does.
+_HUNG_UP = "QEMU hung up"
+
+
+def quoting(why: str, said: str) -> str:
+    """Add QEMU's own words to why a backend does not serve, where it was QEMU that hung up."""
+    lines = said.strip().splitlines()
+    return f"{why} (QEMU: {lines[-1]})" if lines and why.find(_HUNG_UP) >= 0 else why
+
+
+def _retry(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
+    """Return a policy as the interposer takes it."""
+    if recover is False:
+        return 0, 0.0, 0.0
+    if isinstance(recover, Recovery):
+        return recover.attempts, recover.backoff, recover.backoff_max
+    return None
+
+
+class Backends:
+    """What the interposers of one QEMU have in common: it costs its descriptors once.
+
+    It is there while one of them is.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._users: set[object] = set()
+        self._directory: RunDirectory | None = None
+        self._made = False
+        self._numbers = itertools.count()
+        self._changed: SharedWatch | None = None
+
+    @property
+    def changed(self) -> SharedWatch:
+        """Tells of all that becomes of them."""
+        assert self._changed is not None
+        return self._changed
+
+    def enter(self, who: object) -> None:
+        """Count somebody; he leaves, whatever becomes of this. Raises OSError."""
+        with self._lock:
+            self._users.add(who)
+            if self._changed is None:
+                self._changed = SharedWatch(EventFd())
+
+    def new_vhost_user(self) -> Path:
+        """Return where one more interposer is to listen. Raises OSError."""
+        with self._lock:
+            if self._directory is None:
+                self._directory = RunDirectory()
+            if not self._made:
+                self._directory.make()
+                self._made = True
+            return self._directory.vhost_user(next(self._numbers))
+
+    def leave(self, who: object) -> None:
+        """Count somebody no more; twice is fine. Raises OSError where the directory stays."""
+        with self._lock:
+            self._users.discard(who)
+            if self._users:
+                return
+            if self._directory is not None:
+                self._directory.close()
+                self._directory, self._made = None, False
+            if self._changed is not None:
+                self._changed.event.close()
+                self._changed = None
+
+
+class Backend(Owner):
+    """A vhost-user backend and the interposer in front of it."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        undo: Teardown,
+        queues: int = 1,
+        *,
+        backends: Backends,
+        interrupts: bool,
+        shared: SharedDirectory | None = None,
+        recover: bool | Recovery | None = None,
+        patience: float = 10.0,
+    ) -> None:
+        """Connect to the backend of a netdev. ``undo`` gets what takes it down again.
+
+        It must have so many ``queues`` (pairs), and answer each of QEMU's questions within
+        ``patience`` seconds: QEMU does nothing else meanwhile. ``backends`` has what
+        those of one QEMU have in common. ``shared`` is where QEMU finds the interposer's socket,
+        when it was started elsewhere. ``recover`` says whether, and how
+        often, a backend that went is looked for.
+
+        Raises QemuError when no backend is there, or it lacks something, TimeoutError when none
+        came in time.
+        """
+        socket = spec.socket
+        if socket is None:
+            raise ValueError("the netdev names no vhost-user socket")
+        self._recover = recover
+        #: Its socket.
+        self.path = socket.path
+        #: What the backend signals for each pair: frames received, frames finished.
+        self.events = [(EventFd(), EventFd()) for _ in range(queues)]
+        undo.add(self._close_events)
+        undo.add(functools.partial(backends.leave, self))
+        backends.enter(self)
+        #: Tells of what becomes of the backend, and of others.
+        self.changed = backends.changed
+        listen = os.fspath((backends if shared is None else shared).new_vhost_user())
+        calls = [event for pair in self.events for event in pair] if interrupts else []
+        try:
+            self.interposer = Interposer(
+                listen,
+                socket.path,
+                socket.server,
+                socket.wait,
+                calls,
+                _retry(recover),
+                queues,
+                patience,
+                self.changed.event,
+            )
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise QemuError(error.strerror or str(error)) from None
+        undo.add(self.interposer.close)
+        #: The most entries that a queue is to have for which nobody asked; 0 for any number.
+        self.queue_size = queue_size_for(self._process())
+        #: The netdev that makes QEMU connect to the interposer.
+        self.spec = dataclasses.replace(
+            spec, socket=VhostUserSocket(listen, server=False, wait=_QEMU_CONNECTS)
+        )
+
+    def _close_events(self) -> None:
+        """Give their descriptors back, whoever keeps the port."""
+        for pair in self.events:
+            for event in pair:
+                event.close()
+
+    def _process(self) -> str | None:
+        """Return the name of the backend's process, where the kernel tells it."""
+        fd = self.interposer.take_first()
+        if fd is None:
+            return None
+        try:
+            return process_of(fd)
+        finally:
+            os.close(fd)
+
+    def expect_netdev(self) -> Callable[[str], None]:
+        """QEMU is about to make its netdev; returns what is to be called when it has.
+
+        That takes what QEMU said meanwhile, and raises QemuError where there is no backend behind
+        the netdev: it was refused, or went, and QEMU was let out of the command, in which it would
+        have stayed otherwise.
+        """
+        self.interposer.begin_trial()
+
+        def made(said: str) -> None:
+            why = self.interposer.end_trial()
+            if why is not None:
+                raise QemuError(f"the vhost-user backend at {self.path}: {quoting(why, said)}")
+
+        return made
+
+    def given_up(self, said: str = "") -> str | None:
+        """Say why no backend is looked for any more, with what QEMU said; None while one is."""
+        why = self.interposer.given_up
+        if why is None:
+            return None
+        why = quoting(why, said)
+        if self._recover is False:
+            return f"{why}; it is not looked for again (recover=False): attach the port anew"
+        return f"{why}; start it and attach the port anew"
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the interposer has the backend again and lets a QEMU in."""
+        assert self.spec.socket is not None
+        deadline = time.monotonic() + seconds
+        gate = Path(self.spec.socket.path)
+        while not gate.exists():
+            self.interposer.accept_held()  # the QEMU that comes knows of no features yet
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a backend, which waits for a QEMU."""
+        assert self.spec.socket is not None
+        return self.interposer.held is not None or Path(self.spec.socket.path).exists()
+
+    @property
+    def attempts(self) -> int | None:
+        """How many attempts in a row may fail; None for any number."""
+        retry = _retry(self._recover)
+        return None if retry is None else retry[0]
+
+    @property
+    def offers_packed_rings(self) -> bool:
+        """Whether it does, as of when it came last."""
+        return bool(self.interposer.features >> RING_PACKED & 1)

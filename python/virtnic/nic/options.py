@@ -1,0 +1,186 @@
+"""What a port asks of QEMU, as properties, and of its device, as features."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from virtnic.qemu import parse
+from virtnic.qemu.netdevs import NETDEVS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from virtnic.memory import Memory
+    from virtnic.nic.backend import Backend
+    from virtnic.qemu import Netdev, Spec
+
+__all__ = [
+    "device_request",
+    "jumbo_size",
+    "merge_features",
+    "offload_features",
+    "one_of",
+    "usual_size",
+    "with_queues",
+]
+
+#: Queue pairs that there can be: vhost-user numbers 256 queues.
+_MAX_QUEUES = 128
+#: What a frame has besides an MTU's bytes: an Ethernet header and a VLAN tag.
+_ETHERNET = 18
+#: The longest frame of a virtio-net device (VIRTIO, 5.1.6.3.1), and what QEMU makes room for.
+_LONGEST, _QEMU_BUFFER = 65_550, 68 << 10
+#: What a device can be asked to do to frames, and what may be left to do to received ones.
+_SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
+_RECEIVE_OFFLOADS = (
+    *("GUEST_CSUM", "GUEST_TSO4", "GUEST_TSO6", "GUEST_ECN", "GUEST_UFO"),
+    *("GUEST_USO4", "GUEST_USO6"),
+)
+
+
+def offload_features(spec: Spec, offload: bool | None) -> dict[str, bool | None]:
+    """Return the offload features to ask for and to refuse."""
+    if offload:
+        return dict.fromkeys(_SEND_OFFLOADS + _RECEIVE_OFFLOADS)
+    if offload is None and spec.type != "vhost-user":
+        return {}
+    # A backend that was told of them reads every header: one cache line more for each frame.
+    return dict.fromkeys(_SEND_OFFLOADS, False)
+
+
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise ValueError for a value that is not allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def jumbo_size(netdev: Netdev, options: Mapping[str, Any], buffer_size: int) -> int | None:
+    """Return how large the jumbo buffers of a memory for one port need to be; None: for any frame.
+
+    ``options`` are those of its ``attach``. Where it may segment, frames are longer than its MTU.
+    """
+    spec, mtu = parse(netdev), (options.get("properties") or {}).get("host_mtu")
+    features = offload_features(spec, options.get("offload")) | (options.get("features") or {})
+    segments = re.compile("TSO|USO|UFO|ECN", re.IGNORECASE)
+    refused = {name for name, preference in features.items() if preference is False}
+    wanted = any(segments.search(name) for name in features.keys() - refused)
+    if wanted or not refused.issuperset(_SEND_OFFLOADS) or not str(mtu).isdecimal():
+        return None
+    longest = int(str(mtu)) + _ETHERNET
+    return longest if buffer_size < longest <= _LONGEST else None
+
+
+def merge_features(spec: Spec, memory: Memory, entries: int) -> dict[str, bool | None]:
+    """Return whether to ask for received frames to be spread over several buffers.
+
+    QEMU drops a frame that is longer than a buffer and tells nobody, unless it may do that; then
+    such frames are received, or counted. That costs a look at each header, of no weight where QEMU
+    moves the frames. A backend that polls the rings is many times faster: there it is left out.
+    """
+    if memory.buffer_size >= _LONGEST or not spec.kind.moves_frames(spec.options):
+        return {}
+    # In a ring that is too short for such a frame QEMU would wait for room for ever.
+    fits = min(entries or 256, memory.buffers) * memory.buffer_size >= _QEMU_BUFFER
+    return {"MRG_RXBUF": None} if fits else {}
+
+
+def device_request(
+    spec: Spec,
+    backend: Backend | None,
+    mac: str | None,
+    queues: int,
+    queue_size: int,
+    ring: Literal["split", "packed"] | None,
+) -> tuple[dict[str, Any], dict[str, bool | None]]:
+    """Return QEMU's properties of a device, and the features to ask for."""
+    device: dict[str, Any] = {}
+    preferences: dict[str, bool | None] = {}
+    # QEMU's own default is the same in every QEMU, which no switch would stand.
+    device["mac"] = _unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
+    if queues > 1:
+        # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
+        device["mq"], device["vectors"] = True, 2 * queues + 2
+    if spec.type == "vhost-user":
+        size = max(queue_size, 256) if queue_size else spec.kind.queue_size
+        device["rx_queue_size"] = device["tx_queue_size"] = size
+        # A backend that polls looks at neither; one write less to a shared line.
+        preferences["EVENT_IDX"] = False
+    elif queue_size > 256:
+        device["rx_queue_size"] = queue_size
+    if ring == "packed" or (ring is None and backend is not None):
+        device["packed"] = True
+    if ring is not None:
+        preferences["RING_PACKED"] = ring == "packed"
+    return device, preferences
+
+
+def _unicast(mac: str) -> str:
+    """Return a MAC address that a station can have. Raises ValueError.
+
+    QEMU takes them all: what a group's address sends, bridges and switches drop, and in the place
+    of all zeroes it has one of its own.
+    """
+    digits = re.sub(r"[:.-]", "", mac)
+    if re.fullmatch(r"[0-9a-fA-F]{12}", digits):
+        if int(digits[:2], 16) & 1:
+            raise ValueError(
+                f"mac={mac!r} is a group's address, no station's: its first byte is odd"
+            )
+        if not int(digits, 16):
+            raise ValueError(
+                f"mac={mac!r}: all zeroes are no address; leave it out for a random one"
+            )
+    return mac
+
+
+def usual_size(spec: Spec, device: Mapping[str, Any], legacy: bool) -> int:
+    """Return the entries of queues for which nobody asked; 0 leaves them to the device.
+
+    256 is QEMU's own default, here also for one that ignores it (quirk queue-size-ignored).
+    """
+    named = not device.keys().isdisjoint(("rx_queue_size", "tx_queue_size"))
+    # A vhost-user device has the size already, as a property.
+    return 0 if legacy or named or spec.kind.interposed else spec.kind.queue_size
+
+
+def with_queues(spec: Spec, queues: int | None) -> tuple[Spec, int]:
+    """Return the netdev with so many queue pairs, and how many. Raises ValueError."""
+    named, by = _named_queues(spec)
+    if queues is None:
+        queues = named or 1
+    if not 1 <= queues <= _MAX_QUEUES:
+        raise ValueError(f"a port has 1 to {_MAX_QUEUES} queue pairs, not {queues}")
+    if queues > 1 and not spec.kind.queues:
+        several = ", ".join(row.name for row in NETDEVS if row.queues)
+        raise ValueError(
+            f"queues={queues}: a netdev of type {spec.type!r} has 1 queue pair; "
+            f"those of type {several} can have more"
+        )
+    if named is not None and queues > named:
+        raise ValueError(f"queues={queues}: the netdev has {named} queue pairs (its own {by})")
+    if queues > 1 and by is None:
+        spec = dataclasses.replace(spec, options={**spec.options, "queues": queues})
+    return spec, queues
+
+
+def _named_queues(spec: Spec) -> tuple[int | None, str | None]:
+    """Return how many queue pairs a netdev says it has, and by what; None where it does not."""
+    for option in spec.kind.queues:
+        value = spec.options.get(option)
+        if value is None:
+            continue
+        if option in spec.kind.descriptors:
+            count = len(value.split(":")) if isinstance(value, str) else len(value)
+            return count, f"{option}= of {count}"
+        text = str(value)
+        # What is no number is for QEMU to complain about.
+        return (
+            max(int(text), 1) if text.isascii() and text.isdigit() else None
+        ), f"{option}={text}"
+    single = [option for option in spec.kind.descriptors if option + "s" in spec.kind.queues]
+    if any(option in spec.options for option in single):
+        return 1, f"{single[0]}="
+    return None, None

@@ -1,0 +1,122 @@
+"""Whether frames pass a port: what its netdev is connected to may not be there yet.
+
+What is looked at for which netdev is a column of the table in :mod:`virtnic.qemu.netdevs`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from virtnic._native import PortClosed, QemuError
+from virtnic.qemu.peer import socket_is_connected
+from virtnic.qemu.tap import device_of
+
+if TYPE_CHECKING:
+    from virtnic.nic.port import Port
+    from virtnic.qemu.tap import Tap
+
+__all__ = ["PAUSE", "Readiness", "trouble_at_open"]
+
+#: Seconds between two looks.
+PAUSE = 0.005
+#: "Loopback" of Ethernet's Configuration Testing Protocol: stations ignore what they do not know.
+_LOOPBACK = b"\x90\x00"
+_SHORTEST_FRAME = 60
+
+
+def _device(port: Port) -> Tap | None:
+    """Return the host's network device behind a port, where that is known."""
+    attachment = port._attachment
+    try:
+        pid: int | None = attachment.qemu.process.pid
+    except QemuError:
+        pid = None  # started by somebody else
+    # As it was given: its descriptors have names in QEMU that say nothing here.
+    return None if attachment.spec is None else device_of(attachment.spec, pid)
+
+
+def _nobody(port: Port) -> str | None:
+    """Say that nobody is at the other end of a ``socket`` netdev, whose link is up all the same."""
+    handle = port._attachment.handle
+    if handle.spec.type != "socket" or handle.spec.options.keys().isdisjoint(("connect", "listen")):
+        return None
+    if socket_is_connected(port.qemu.monitor, handle.netdev_id):
+        return None
+    return (
+        "nobody is at the other end of the socket, and a connection that failed is not tried "
+        "again; with the netdev stream the link tells, and wait= and reconnect-ms= help"
+    )
+
+
+def trouble_at_open(port: Port) -> str | None:
+    """Say why nothing passes a port whose link is up, and what mends that."""
+    device = _device(port)
+    if device is not None and not device.up:
+        return device.trouble()
+    # One that listens is alone at first.
+    return None if "listen" in port._attachment.handle.spec.options else _nobody(port)
+
+
+class Readiness:
+    """Looks, again and again, whether a port's peer is ready."""
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        #: Frames that were finished before ours was sent; None before that.
+        self._finished: int | None = None
+        self._missing = "it was not looked at"
+
+    def look(self) -> bool:
+        """Whether frames pass, as far as that can be known. Raises as ``send``."""
+        missing = self._look()
+        self._missing = missing or ""
+        return missing is None
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait for that. Raises TimeoutError, and as ``send``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.look():
+            if deadline is not None and time.monotonic() >= deadline:
+                raise self.late(timeout)
+            time.sleep(PAUSE)
+
+    def late(self, timeout: float | None) -> TimeoutError:
+        """Return the error for what did not come in time."""
+        return TimeoutError(f"the port is not ready after {timeout or 0.0:g} s: {self._missing}")
+
+    def _look(self) -> str | None:
+        """Say what is missing; None where nothing is."""
+        port = self._port
+        if port.closed:
+            raise PortClosed("the port is closed")
+        if not hasattr(port, "_attachment"):
+            return None  # one of virtnic.testing, whose device is a script
+        attachment = port._attachment
+        spec = attachment.handle.spec
+        if port.away:
+            return "its QEMU or backend is gone, and not back yet"
+        if not port.link:
+            if attachment.handle.peer is not None:
+                return "nobody is connected at the other end of the stream"
+            return "the link is down"
+        device = _device(port)
+        if device is not None and (trouble := device.trouble()) is not None:
+            return trouble
+        if (trouble := _nobody(port)) is not None:
+            return trouble
+        if spec.type == "vhost-user" and not self._taken():
+            return "the backend takes no frames (testpmd: `start`)"
+        return None
+
+    def _taken(self) -> bool:
+        """Whether the backend has taken a frame since the first look."""
+        port = self._port
+        port.reclaim()
+        finished = port.stats()["tx_completed"]
+        if self._finished is None:
+            own = bytes.fromhex(port.mac.replace(":", ""))
+            if port.send([(own + own + _LOOPBACK).ljust(_SHORTEST_FRAME, b"\0")]):
+                self._finished = finished
+            return False
+        return finished > self._finished

@@ -1,0 +1,145 @@
+"""A vhost-user backend that came back with fewer features: the port goes on with these.
+
+QEMU chooses a device's features when it is plugged in, and for a backend that offers fewer it
+has one answer: it hangs up. So the device is unplugged and plugged in anew, on the same QEMU,
+while the interposer holds the backend. The port, its queues and their frames stay.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+from virtnic._native import NetPort, QemuDied
+from virtnic.errors import VirtnicError
+from virtnic.nic.restore import attach_again
+from virtnic.teardown import Latch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtnic.nic.backend import Backend
+    from virtnic.nic.port import Port
+
+__all__ = ["Renegotiation"]
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between attempts.
+_PAUSE = 0.1
+
+
+class Renegotiation:
+    """Has one port's device plugged in anew when its backend is held, in a thread of its own.
+
+    The thread lives as long as that takes. ``failed`` is told why an attempt failed.
+    """
+
+    def __init__(self, port: Port, backend: Backend, failed: Callable[[str], None]) -> None:
+        self._port = weakref.ref(port)
+        self._backend = backend
+        self._failed = failed
+        self._lock = threading.RLock()
+        self._stop = Latch()
+        self._thread: threading.Thread | None = None
+        #: What the port lost, by name, until somebody tells of it.
+        self.lost: list[str] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether the device is being plugged in anew."""
+        return self._thread is not None
+
+    def begin(self) -> None:
+        """Begin, unless that is under way. Any thread may call it."""
+        with self._lock:
+            if self._thread is not None or self._stop.is_set():
+                return
+            thread = threading.Thread(target=self._run, name="virtnic-renegotiate", daemon=True)
+            try:
+                thread.start()  # it waits for the lock before it ends
+            except RuntimeError as error:
+                _log.warning("the backend must wait: %s; tried again in a second", error)
+                if (port := self._port()) is not None:
+                    port.qemu.monitor.loop.later(1.0, self._backend.interposer.changed.signal)
+                return
+            self._thread = thread
+
+    def end(self) -> None:
+        """Begin no other attempt."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """End it; waits for an attempt that is under way. Twice is fine."""
+        self.end()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are not for us
+        try:
+            self._go_on()
+        except Exception:
+            _log.exception("a port did not go on with fewer features")
+            self._stop.wait(1.0)
+        with self._lock:
+            self._thread = None
+        self._backend.interposer.changed.signal()  # whoever tells of the backend looks again
+
+    def _go_on(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            port = self._port()
+            if port is None:
+                return
+            try:
+                if self._attempt(port):
+                    return
+            except QemuDied:
+                return  # it is for the supervisor, if there is one
+            except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
+                failures += 1
+                self._failed(str(error))
+                most = self._backend.attempts
+                if most is not None and failures >= most:
+                    port.abandon(f"the backend {self._backend.path} has less, and {error}")
+                    return
+            del port  # one that is forgotten is collected
+            if self._stop.wait(_PAUSE):
+                return
+
+    def _attempt(self, port: Port) -> bool:
+        """Plug the device in anew, once the backend is there; whether there is no more to do."""
+        attachment, qemu = port._attachment, port.qemu
+        with qemu._attach_lock:
+            if self._stop.is_set() or attachment.leaving or attachment.is_lost or port.closed:
+                return True
+            interposer = self._backend.interposer
+            if interposer.given_up is not None:
+                return True
+            if interposer.held is None and not port.away:
+                return True  # it went, and the device can wait for the next
+            if not self._backend.is_there:
+                return False  # it went meanwhile; the next is awaited
+            before = _accepted(port)
+            if attachment.plugged is not None:
+                port.suspend()
+                eject = functools.partial(qemu._eject_nic, attachment)
+                qemu.remove_nic(attachment.handle, eject)
+                attachment.plugged = attachment.function = None
+            attach_again(port)
+            now = _accepted(port)
+            self.lost += [name for name in before if name not in now]
+        if NetPort.link.__get__(port) != port._link_told:
+            port.link_changed()
+        return True
+
+
+def _accepted(port: Port) -> list[str]:
+    """Return the features in force."""
+    return [name for name, _bit, _offered, accepted, _why in port.features if accepted]

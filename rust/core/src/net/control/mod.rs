@@ -1,0 +1,10 @@
+//! The control queue (section 5.1.6.5): what the device can be asked for, and what it was told.
+
+pub(in crate::net) mod class;
+pub(in crate::net) mod commands;
+pub(in crate::net) mod journal;
+pub(in crate::net) mod queue;
+pub(in crate::net) mod rss;
+
+pub use commands::{Coalescing, ReceiveMode};
+pub use rss::Rss;

@@ -1,0 +1,96 @@
+//! One at a time, for what takes as long as QEMU does.
+
+use crate::locks::{may_wait, this_thread};
+use crate::{Error, Result};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How often a thread that waits asks whether to go on.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// A lock that is held while QEMU is waited for.
+///
+/// Such a wait runs Python's signal handlers in the waiting thread, and one of them may call what
+/// takes the same lock: it gets [`Error::Busy`] instead of waiting for itself.
+#[derive(Debug, Default)]
+pub(in crate::net) struct Exclusive {
+    /// The thread that has it; 0 where nobody has.
+    owner: Mutex<usize>,
+    free: Condvar,
+}
+
+impl Exclusive {
+    /// Waits until nobody has it; `patience` is asked meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where this thread has it; what `patience` returns.
+    pub(in crate::net) fn enter(&self, patience: impl Fn() -> Result<()>) -> Result<Turn<'_>> {
+        may_wait("another change of the port");
+        let mut owner = self.owner();
+        while *owner != 0 {
+            if *owner == this_thread() {
+                return Err(Error::Busy(
+                    "this thread is changing the port already: a signal handler or callback \
+                     interrupted that; call it afterwards"
+                        .to_owned(),
+                ));
+            }
+            let waited =
+                self.free.wait_timeout(owner, SLICE).unwrap_or_else(PoisonError::into_inner);
+            owner = waited.0;
+            if *owner != 0 {
+                drop(owner);
+                patience()?;
+                owner = self.owner();
+            }
+        }
+        *owner = this_thread();
+        Ok(Turn { of: self })
+    }
+
+    fn owner(&self) -> MutexGuard<'_, usize> {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// It is this thread's, until dropped.
+#[derive(Debug)]
+pub(in crate::net) struct Turn<'a> {
+    of: &'a Exclusive,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.of.owner() = 0;
+        self.of.free.notify_one();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn its_owner_does_not_wait_for_itself() {
+        let lock = Exclusive::default();
+        let turn = lock.enter(|| Ok(())).unwrap();
+        assert!(matches!(lock.enter(|| Ok(())), Err(Error::Busy(_))));
+        drop(turn);
+        lock.enter(|| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn others_wait_and_get_it() {
+        let lock = Exclusive::default();
+        std::thread::scope(|scope| {
+            let turn = lock.enter(|| Ok(())).unwrap();
+            let interrupted =
+                scope.spawn(|| lock.enter(|| Err(Error::Closed("a signal".to_owned()))).map(drop));
+            assert!(matches!(interrupted.join().unwrap(), Err(Error::Closed(_))));
+            let other = scope.spawn(|| lock.enter(|| Ok(())).map(drop));
+            drop(turn);
+            other.join().unwrap().unwrap();
+        });
+    }
+}

@@ -1,0 +1,13 @@
+//! Frames: a burst of them, the header in front of each, and what is left to do to one.
+
+pub(in crate::net) mod burst;
+pub(in crate::net) mod frame;
+pub(in crate::net) mod hash;
+pub(in crate::net) mod header;
+pub(in crate::net) mod offload;
+
+pub use burst::Burst;
+pub use frame::{FrameBuffer, FrameSource};
+pub use hash::HashTypes;
+pub use header::{HASH_HEADER_LEN, HEADER_LEN};
+pub use offload::{Offload, Refusal, name as segmentation_name};

@@ -1,0 +1,109 @@
+//! A ring that nobody serves: its vhost-user backend stopped, or died, and the next has not come.
+
+use crate::net::stats::LiveQueueStats;
+use crate::virtio::ring::Follower;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// There is none.
+const NONE: u32 = u32::MAX;
+
+/// The time in which a ring has no backend.
+///
+/// What moves then is not the work of a backend. QEMU, which takes the rings over, empties a
+/// transmit ring when it is kicked while the link is down: nobody gets these frames
+/// (`virtio_net_drop_tx_queue_data` in QEMU's `hw/net/virtio-net.c`).
+///
+/// Told by those who stand between QEMU and the backend, in their thread: when the backend has
+/// gone but QEMU does not know yet, and when another is about to come.
+#[derive(Debug)]
+pub struct Outage {
+    /// Locked for a moment only, and no other lock is taken meanwhile.
+    follower: Mutex<Follower>,
+    /// Where the ring was when it began.
+    began: AtomicU32,
+    /// Where it is counted; nowhere for a receive queue.
+    stats: Option<Arc<LiveQueueStats>>,
+    reoffer: OnceLock<Reoffer>,
+}
+
+/// Has the driver put what the last backend left where the next finds it.
+struct Reoffer(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Reoffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reoffer")
+    }
+}
+
+impl Outage {
+    pub(in crate::net) fn new(follower: Follower, stats: Option<Arc<LiveQueueStats>>) -> Self {
+        Self {
+            follower: Mutex::new(follower),
+            began: AtomicU32::new(NONE),
+            stats,
+            reoffer: OnceLock::new(),
+        }
+    }
+
+    /// What is done as soon as the backend writes to the ring no more.
+    pub(in crate::net) fn first(&self, reoffer: impl Fn() + Send + Sync + 'static) {
+        // The first stays: there is one for each queue.
+        let _ = self.reoffer.set(Reoffer(Box::new(reoffer)));
+    }
+
+    /// The backend writes to the ring no more, and QEMU does not yet. Whether it is a packed ring.
+    pub fn begin(&self) -> bool {
+        let (place, packed) = {
+            let follower = self.follower();
+            (u32::from(follower.place()), follower.is_packed())
+        };
+        // One that has begun goes on.
+        let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
+        if let Some(Reoffer(reoffer)) = self.reoffer.get() {
+            reoffer();
+        }
+        packed
+    }
+
+    /// Another backend is about to start; where it goes on in a packed ring.
+    pub fn end(&self) -> Option<u16> {
+        let position = {
+            let follower = self.follower();
+            let position = follower.position();
+            follower.welcome();
+            position
+        };
+        self.settle();
+        position
+    }
+
+    /// The device is gone for good, with what it had in the ring. It is over if it had begun.
+    pub(in crate::net) fn close(&self) {
+        if self.began.load(Acquire) != NONE {
+            self.end();
+        }
+    }
+
+    /// There is another ring, and nobody serves it yet.
+    pub(in crate::net) fn follow(&self, follower: Follower) {
+        self.close();
+        *self.follower() = follower;
+    }
+
+    fn follower(&self) -> MutexGuard<'_, Follower> {
+        self.follower.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts what has moved since it began.
+    fn settle(&self) {
+        let Ok(began) = u16::try_from(self.began.swap(NONE, AcqRel)) else { return };
+        if let Some(stats) = &self.stats {
+            let follower = self.follower();
+            let moved = follower.distance(began, follower.place());
+            drop(follower);
+            stats.no_backend.add_shared(moved.into());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Frames that are sent again and again.
+
+use super::Common;
+use crate::memory::{BufferId, Iova, Pool};
+use crate::net::packet::header;
+use std::collections::VecDeque;
+
+/// Marks a ring's token as an index into the replay.
+const FROM_MAGAZINE: u32 = 1 << 31;
+
+/// Buffers with frames in them that are sent again and again.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    ids: Vec<BufferId>,
+    lengths: Vec<u32>,
+    /// Indices of those that are not with the device, longest first.
+    ready: VecDeque<u32>,
+    /// Set once no more shall be sent: what comes back goes to the pool.
+    ended: bool,
+    /// How many of its buffers have not gone to the pool.
+    kept: usize,
+}
+
+impl Replay {
+    /// Buffers that the caller owned, and the lengths of the frames in them.
+    pub(crate) fn new(ids: Vec<BufferId>, lengths: Vec<u32>) -> Self {
+        let ready = (0..ids.len() as u32).collect();
+        let kept = ids.len();
+        Self { ids, lengths, ready, ended: false, kept }
+    }
+
+    /// Nothing is left to do to any of its frames.
+    pub(super) fn clear_headers(&self, common: &Common) {
+        for &id in &self.ids {
+            // SAFETY: the replay owns its buffers; their data is 64-byte aligned and has
+            // DATA_OFFSET (64) bytes in front.
+            unsafe { header::clear(common.pool.data_ptr(id), common.header_len) };
+        }
+    }
+
+    /// Sends up to `most` frames; says how many, and their bytes.
+    #[inline]
+    pub(super) fn send(&mut self, common: &mut Common, most: usize) -> (usize, u64) {
+        let Self { ids, lengths, ready, .. } = self;
+        let pool = &common.pool;
+        let header_len = common.header_len;
+        let most = most.min(ready.len());
+        let mut bytes = 0u64;
+        let added = common.ring.add(false, most, |i| {
+            let index = ready[i];
+            let length = lengths[index as usize];
+            bytes += u64::from(length);
+            let header = pool.data_iova(ids[index as usize]).0.wrapping_sub(header_len as u64);
+            (index | FROM_MAGAZINE, Iova(header), length + header_len as u32)
+        });
+        if added > 0 {
+            common.publish();
+            if common.stats.classes.on() {
+                common.stats.classes.count(&common.pool, added, |i| {
+                    let index = ready[i] as usize;
+                    (ids[index], lengths[index])
+                });
+            }
+            ready.drain(..added);
+            common.stats.packets.add(added as u64);
+            common.stats.bytes.add(bytes);
+            common.show_use();
+        }
+        (added, bytes)
+    }
+
+    /// How many of its frames are not with the device.
+    #[inline]
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Whether a ring's token is of a replay's buffer.
+    #[inline]
+    pub(super) fn issued(token: u32) -> bool {
+        token & FROM_MAGAZINE != 0
+    }
+
+    /// A buffer is back from the device.
+    #[inline]
+    pub(super) fn take_back(&mut self, token: u32) {
+        self.ready.push_back(token & !FROM_MAGAZINE);
+    }
+
+    /// No more is sent from it.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// Once it has ended, gives the buffers that are back to the pool; whether it has none left.
+    pub(super) fn retire(&mut self, pool: &Pool) -> bool {
+        if !self.ended {
+            return false;
+        }
+        let back: Vec<BufferId> =
+            self.ready.drain(..).map(|index| self.ids[index as usize]).collect();
+        pool.give(&back);
+        self.kept -= back.len();
+        self.kept == 0
+    }
+}

@@ -1,0 +1,154 @@
+//! What kinds of frames a queue moved: their lengths, and whom they were for.
+//!
+//! Off unless asked for: then a burst costs one branch. On, a frame costs the first line of its
+//! bytes, which a loop that only passes frames on does not touch otherwise.
+
+use crate::memory::{BufferId, Pool, prefetch};
+use crate::net::stats::Counter;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// The first bytes of so many frames are on their way into the cache before they are read.
+const AHEAD: usize = 8;
+/// Bytes of an Ethernet address.
+const ADDRESS: u32 = 6;
+
+/// Bytes of the frame check sequence, which neither side of a virtqueue ever sees.
+const FCS: u32 = 4;
+
+/// How many lengths and destinations are told apart.
+const SIZES: usize = 8;
+const CASTS: usize = 3;
+
+/// How many frames of each kind: `_packets` follows in the names of counters, as in those of
+/// DPDK's virtio PMD.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameClasses {
+    /// By length on the wire, so with the frame check sequence, as RMON counts (RFC 2819) and people
+    /// speak of frames: the shortest is of 64 bytes. [`Self::SIZE_NAMES`] says which is which.
+    pub sizes: [u64; SIZES],
+    /// By destination, as [`Self::CAST_NAMES`] says.
+    pub casts: [u64; CASTS],
+}
+
+impl FrameClasses {
+    /// The names of the lengths. `undersize` is below 64.
+    pub const SIZE_NAMES: [&str; SIZES] = [
+        "undersize",
+        "size_64",
+        "size_65_127",
+        "size_128_255",
+        "size_256_511",
+        "size_512_1023",
+        "size_1024_1518",
+        "size_1519_max",
+    ];
+    /// The names of the destinations. Broadcast frames are not counted as multicast.
+    pub const CAST_NAMES: [&str; CASTS] = ["unicast", "multicast", "broadcast"];
+
+    /// Each count with its name.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(&'static str, u64)> {
+        let sizes = Self::SIZE_NAMES.into_iter().zip(self.sizes);
+        sizes.chain(Self::CAST_NAMES.into_iter().zip(self.casts)).collect()
+    }
+}
+
+/// The live counters of one queue.
+#[derive(Debug, Default)]
+pub(crate) struct LiveClasses {
+    on: AtomicBool,
+    sizes: [Counter; SIZES],
+    casts: [Counter; CASTS],
+}
+
+impl LiveClasses {
+    #[inline]
+    pub(crate) fn on(&self) -> bool {
+        self.on.load(Relaxed)
+    }
+    pub(crate) fn turn(&self, on: bool) {
+        self.on.store(on, Relaxed);
+    }
+    pub(crate) fn snapshot(&self) -> Option<FrameClasses> {
+        self.on().then(|| FrameClasses {
+            sizes: self.sizes.each_ref().map(Counter::get),
+            casts: self.casts.each_ref().map(Counter::get),
+        })
+    }
+
+    /// Counts frames that lie in buffers of the pool: `frame(i)` is the `i`th and its length.
+    /// The buffers are the caller's, or with a device that only reads them.
+    #[inline(never)]
+    pub(crate) fn count(
+        &self,
+        pool: &Pool,
+        frames: usize,
+        frame: impl Fn(usize) -> (BufferId, u32),
+    ) {
+        for i in 0..frames.min(AHEAD) {
+            prefetch(pool.data_ptr(frame(i).0));
+        }
+        for i in 0..frames {
+            if i + AHEAD < frames {
+                prefetch(pool.data_ptr(frame(i + AHEAD).0));
+            }
+            let (id, length) = frame(i);
+            self.sizes[size_of_frame(length.saturating_add(FCS))].add(1);
+            // SAFETY: data is 64-byte aligned and a buffer has room for that much at least; one
+            // volatile read, whatever the device does meanwhile.
+            let first = unsafe { pool.data_ptr(id).cast::<u64>().read_volatile() };
+            self.casts[cast(u64::from_le(first), length)].add(1);
+        }
+    }
+}
+
+/// Which of [`FrameClasses::SIZE_NAMES`] a length on the wire is, without a branch.
+#[inline]
+fn size_of_frame(length: u32) -> usize {
+    // 6 for all below 64, 7 for 64 to 127, and so on; 11 for all from 1024.
+    let bits = (u32::BITS - length.leading_zeros()).clamp(6, 11);
+    (bits - 6 + u32::from(length > 64) + u32::from(length > 1518)) as usize
+}
+
+/// Which of [`FrameClasses::CAST_NAMES`] a frame is, whose first eight bytes these are.
+#[inline]
+fn cast(first: u64, length: u32) -> usize {
+    let all = u64::MAX >> 16;
+    let broadcast = (first & all == all) & (length >= ADDRESS);
+    usize::from(first & 1 == 1) + usize::from(broadcast)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_is_in_its_class() {
+        let wanted = |length: u32| match length {
+            0..64 => 0,
+            64 => 1,
+            65..=127 => 2,
+            128..=255 => 3,
+            256..=511 => 4,
+            512..=1023 => 5,
+            1024..=1518 => 6,
+            _ => 7,
+        };
+        for length in (0..70_000).chain([u32::MAX - 1, u32::MAX]) {
+            assert_eq!(size_of_frame(length), wanted(length), "{length}");
+        }
+    }
+
+    #[test]
+    fn every_destination_is_in_its_class() {
+        let read = |bytes: [u8; 8]| u64::from_le_bytes(bytes);
+        assert_eq!(cast(read([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]), 60), 2);
+        assert_eq!(cast(read([0xff; 8]), 60), 2);
+        // What is behind a short frame is not its own.
+        assert_eq!(cast(read([0xff; 8]), 5), 1);
+        assert_eq!(cast(read([0x01, 0, 0x5e, 0, 0, 1, 0xff, 0xff]), 60), 1);
+        assert_eq!(cast(read([0xff, 0xff, 0xff, 0xff, 0xff, 0xfe, 0xff, 0xff]), 60), 1);
+        assert_eq!(cast(read([0x52, 0x54, 0, 1, 2, 3, 0xff, 0xff]), 60), 0);
+        assert_eq!(cast(read([0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]), 60), 0);
+    }
+}

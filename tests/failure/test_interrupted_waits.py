@@ -1,0 +1,158 @@
+"""Every wait can be ended by a signal that another thread took, within a slice or two.
+
+``_thread.interrupt_main`` is such a signal: it interrupts no system call of the main thread, so
+that only a wait that looks at signals by itself ends.
+"""
+
+import _thread
+import contextlib
+import inspect
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import virtnic
+from peers.backend import Backend
+from support.frames import numbered
+from virtnic import _native
+
+pytestmark = pytest.mark.needs("qemu")
+
+#: Seconds of each wait: it fails the test, and does not hang it.
+LONG = 60.0
+#: Seconds within which it has to end, on a machine that is busy with other things.
+SOON = 20.0
+
+
+@dataclass
+class Scene:
+    """A port whose transmit ring is full, and the means to wait for other things."""
+
+    port: virtnic.Port
+    directory: Path
+
+    @property
+    def queue(self) -> virtnic.NetQueue:
+        return self.port.queue(0)
+
+    def stack(self) -> virtnic.Stack:
+        stack = virtnic.Stack(self.port)
+        stack.configure("10.0.0.1/24")
+        return stack
+
+    def qtest(self) -> object:
+        """Connect to a QEMU that accepts, and say something that it never answers."""
+        path = self.directory / "mute"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            try:
+                with contextlib.closing(_native.QTest(str(path), timeout=LONG)) as qtest:
+                    return qtest.readl(0)
+            finally:
+                path.unlink()
+
+    def interposer(self) -> object:
+        listen, backend = (str(self.directory / name) for name in ("front", "nobody"))
+        return _native.Interposer(listen, backend, wait=LONG)
+
+    def child(self) -> object:
+        child = _native.spawn(["sleep", str(LONG)], dict(os.environ), sys.stderr.fileno())
+        try:
+            return child.wait(LONG)
+        finally:
+            child.kill()
+            child.wait(SOON)
+
+    def events(self) -> object:
+        with self.port.qemu.events() as events:
+            while events.wait(LONG) is not None:
+                pass
+        return None
+
+
+#: By the name that `waits` finds them by.
+WAITS: dict[str, Callable[[Scene], object]] = {
+    "Port.recv": lambda scene: scene.port.recv(timeout=LONG),
+    "Port.wait_writable": lambda scene: scene.port.wait_writable(LONG),
+    "Port.send_all": lambda scene: scene.port.send_all([numbered(scene.port.mac, 0)], LONG),
+    "Port.wait_ready": lambda scene: scene.port.wait_ready(LONG),
+    "NetQueue.recv": lambda scene: scene.queue.recv(timeout=LONG),
+    "NetQueue.wait_writable": lambda scene: scene.queue.wait_writable(LONG),
+    "Stack.poll": lambda scene: scene.stack().poll(LONG),
+    "Stack.arp": lambda scene: scene.stack().arp("10.0.0.2", LONG),
+    "Stack.ping": lambda scene: scene.stack().ping("10.0.0.2", timeout=LONG),
+    "Stack.dhcp": lambda scene: scene.stack().dhcp(LONG),
+    "EventFd.wait": lambda _: virtnic.EventFd().wait(LONG),
+    "Events.wait": Scene.events,
+    "drop": lambda scene: virtnic.drop(scene.port, seconds=LONG),
+    "reflect": lambda scene: virtnic.reflect(scene.port, seconds=LONG),
+    "generate": lambda scene: virtnic.generate(scene.port, seconds=LONG),
+    "exchange": lambda scene: virtnic.exchange(scene.port, seconds=LONG),
+    "QTest": Scene.qtest,
+    "Interposer": Scene.interposer,
+    "Child.wait": Scene.child,
+}
+#: The same loop, wait or base class as one above.
+ALIKE = {"forward", "run", "NetPort.recv", "NetPort.wait_writable"}
+#: Those of QMP wait in its event loop's thread, as Python's own futures do.
+ELSEWHERE = {"Qemu.connect", "Qemu.execute", "Qemu.remove_nic"}
+
+
+def waits() -> Iterator[str]:
+    """Name everything public that takes the time to wait."""
+    for module in (virtnic, _native):
+        for name in dir(module):  # what is imported later is there too
+            if name.startswith("_"):
+                continue
+            value = getattr(module, name)
+            members = [(name, value)]
+            if inspect.isclass(value):
+                members += [
+                    (f"{name}.{member}", getattr(value, member))
+                    for member in dir(value)
+                    if not member.startswith("_")
+                ]
+            for full, member in members:
+                with contextlib.suppress(TypeError, ValueError):
+                    names = inspect.signature(member).parameters
+                    fields = getattr(member, "__dataclass_fields__", {})
+                    if names.keys() & {"timeout", "seconds", "wait", "until"} - fields.keys():
+                        yield full
+
+
+@pytest.fixture(name="scene")
+def _scene(qemu_command: str, scratch: Path) -> Iterator[Scene]:
+    """A port whose peer never finishes a frame."""
+    path = scratch / "interrupted"
+    memory = virtnic.Memory("8M", hugepages=None)
+    with Backend(path), virtnic.open(f"vhost-user,path={path}", memory=memory) as port:
+        while port.send([numbered(port.mac, 0)]):
+            pass
+        yield Scene(port, scratch)
+    path.unlink()
+
+
+def test_every_wait_ends(scene: Scene) -> None:
+    """One after the other: a port is dear."""
+    for name, wait in WAITS.items():
+        interrupter = threading.Timer(0.1, _thread.interrupt_main)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            interrupter.start()
+            wait(scene)
+            pytest.fail(f"{name} was not interrupted")
+        interrupter.join()
+        assert time.monotonic() - began < SOON, name
+
+
+def test_no_wait_is_forgotten() -> None:
+    """A new one belongs into the list above."""
+    assert set(waits()) == WAITS.keys() | ALIKE | ELSEWHERE

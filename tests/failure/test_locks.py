@@ -1,0 +1,294 @@
+"""Nothing hangs: every method from any thread, of a QEMU that is slow or does not answer at all.
+
+The order of locks that makes it so is in ``rust/core/src/locks.rs``.
+"""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import virtnic
+from peers import every_method
+from virtnic import _native, aio
+
+PROGRAMS = Path(__file__).parents[1] / "peers"
+#: Seconds in which a program that does not hang has long ended, on a busy machine too.
+LIMIT = 100.0
+
+pytestmark = pytest.mark.usefixtures("qemu_command")
+
+
+def run(*argv: str, limit: float = LIMIT) -> str:
+    """Run a Python program; what it prints. One that hangs says where, and fails."""
+    process = subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, timeout=limit + 20, check=False
+    )
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-8000:]
+    return process.stdout
+
+
+def program(body: str, limit: float = LIMIT) -> str:
+    """Run the text of a program that must not hang."""
+    head = (
+        "import faulthandler, os, signal, subprocess, sys, threading, time, virtnic\n"
+        f"faulthandler.dump_traceback_later({limit}, exit=True)\n"
+        "FRAME = b'\\xff' * 12 + b'\\x88\\xb5' + bytes(46)\n"
+        "def stopped(pid, seconds):\n"
+        "    os.kill(pid, signal.SIGSTOP)\n"
+        "    return subprocess.Popen(['sh', '-c', f'sleep {seconds}; kill -CONT {pid}'])\n"
+    )
+    return run("-c", head + body, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("owner", "tables"),
+    [
+        (virtnic.Port, [every_method.PORT, every_method.LAST["port"]]),
+        (_native.NetQueue, [every_method.QUEUE]),
+        (virtnic.Stack, [every_method.STACK]),
+        (
+            virtnic.Qemu,
+            [every_method.QEMU, every_method.LAST["qemu"], every_method.LAST["end"]],
+        ),
+        (aio.Port, [every_method.AIO, every_method.LAST["aio"]]),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_every_public_method_is_tried(owner: type, tables: list[every_method.Table]) -> None:
+    """One that is new has to be added to the table."""
+    tried = {name for table in tables for name in table}
+    there = {name for name in dir(owner) if not name.startswith("_")}
+    assert there - tried - set(every_method.ELSEWHERE) == set()
+    assert tried <= there
+
+
+def test_every_method_from_three_threads_while_qemu_is_stopped() -> None:
+    """In all pairs, with Ctrl-C at random moments; VIRTNIC_LOCKS_SECONDS=600 for a longer run."""
+    longer = os.environ.get("VIRTNIC_LOCKS_SECONDS")
+    seconds = float(longer or 25.0)
+    seed = os.environ.get("VIRTNIC_LOCKS_SEED") or str(random.randrange(1 << 32))
+    print("seed", seed)
+    print(run(str(PROGRAMS / "every_method.py"), seed, str(seconds), limit=seconds + LIMIT))
+
+
+def test_sending_beside_two_receivers() -> None:
+    """Refills ring the doorbell with the queue locked, while others want it and the interpreter."""
+    program(
+        "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
+        "mac = bytes.fromhex(port.mac.replace(':', ''))\n"
+        "arp = (b'\\xff' * 6 + mac + bytes.fromhex('0806000108000604') + b'\\0\\1' + mac"
+        " + bytes([10, 0, 2, 15]) + bytes(6) + bytes([10, 0, 2, 2]))\n"
+        "until = time.monotonic() + 1.5\n"
+        "def again(call):\n"
+        "    while time.monotonic() < until: call()\n"
+        "calls = [lambda: port.recv(32, timeout=0.02), lambda: port.recv(32),"
+        " lambda: port.send([arp] * 8)]\n"
+        "threads = [threading.Thread(target=again, args=(call,)) for call in calls]\n"
+        "for thread in threads: thread.start()\n"
+        "stopped(port.qemu.process.pid, 0.5).wait()\n"
+        "for thread in threads: thread.join()\n"
+        "port.close()\n"
+    )
+
+
+def test_a_queue_is_stopped_and_started_beside_senders() -> None:
+    """While it is, its senders get PortClosed, and another port's go on."""
+    program(
+        "qemu = virtnic.Qemu(virtnic.Memory('8M', hugepages=None))\n"
+        "port, other = qemu.attach('user'), qemu.attach('user')\n"
+        "queue, done = port.queue(0), threading.Event()\n"
+        "def work(send):\n"
+        "    while not done.is_set():\n"
+        "        try: send([FRAME] * 8)\n"
+        "        except virtnic.PortClosed: pass\n"
+        "sends = (queue.send, other.send)\n"
+        "threads = [threading.Thread(target=work, args=(send,)) for send in sends]\n"
+        "for thread in threads: thread.start()\n"
+        "for _ in range(100): queue.stop(); queue.start()\n"
+        "done.set()\n"
+        "for thread in threads: thread.join()\n"
+        "assert queue.active and queue.send([FRAME]) == 1\n"
+        "qemu.close()\n"
+    )
+
+
+def test_a_queue_that_is_being_stopped_refuses_at_once() -> None:
+    """Also while QEMU does not answer, and whoever asks holds the interpreter."""
+    program(
+        "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
+        "queue = port.queue(0)\n"
+        "running = stopped(port.qemu.process.pid, 1)\n"
+        "thread = threading.Thread(target=queue.stop); thread.start()\n"
+        "while queue.active: time.sleep(0.001)\n"
+        "for call in (lambda: queue.recv(1), lambda: queue.send([FRAME])):\n"
+        "    try: call()\n"
+        "    except virtnic.PortClosed as error: assert 'is being stopped' in str(error), error\n"
+        "    else: raise AssertionError('it moved frames')\n"
+        "assert running.poll() is None, 'nobody waited for QEMU'\n"
+        "thread.join(); running.wait()\n"
+        "queue.start(); assert queue.send([FRAME]) == 1\n"
+        "port.close()\n"
+    )
+
+
+def test_sending_does_not_wait_for_a_stopped_qemu() -> None:
+    """More kicks than its socket holds: none is waited for, and the last of each queue comes."""
+    program(
+        "qemu = virtnic.Qemu(virtnic.Memory('8M', hugepages=None))\n"
+        "ports = [qemu.attach('user', features={'EVENT_IDX': False}) for _ in range(6)]\n"
+        "os.kill(qemu.process.pid, signal.SIGSTOP)\n"
+        "began = time.monotonic()\n"
+        "for port in ports:\n"
+        "    while port.send([FRAME]): pass\n"
+        "took = time.monotonic() - began\n"
+        "os.kill(qemu.process.pid, signal.SIGCONT)\n"
+        "kicks = [port.stats()['tx_kicks'] for port in ports]\n"
+        "assert sum(kicks) > 1100 and took < 5.0, (kicks, took)\n"
+        "for port in ports:\n"
+        "    while port.stats()['tx_completed'] < port.queue_size:\n"
+        "        port.reclaim(); time.sleep(0.001)\n"
+        "qemu.close()\n"
+    )
+
+
+def test_a_signal_handler_closes_what_it_interrupts() -> None:
+    """Whatever was being done when SIGTERM came: no thread waits for itself."""
+    program(
+        "for number in range(4):\n"
+        "    port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
+        "    queue = port.queue(0)\n"
+        "    set_mac = lambda: port.set_mac('52:54:00:00:00:01')\n"
+        "    call = (queue.stop, port.restart, set_mac, port.close)[number]\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: port.close())\n"
+        "    running = stopped(port.qemu.process.pid, 0.6)\n"
+        "    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    try: call()\n"
+        "    except (virtnic.VirtnicError, TimeoutError) as error: print(repr(error))\n"
+        "    running.wait()\n"
+        "    port.close()\n"
+        "    assert port.closed\n"
+    )
+
+
+def test_a_progress_function_closes_its_own_port() -> None:
+    """The loop that calls it has the queues."""
+    program(
+        "for loop in (virtnic.reflect, virtnic.drop):\n"
+        "    memory = virtnic.Memory('8M', hugepages=None)\n"
+        "    port = virtnic.open('user', memory=memory)\n"
+        "    try: loop(port, progress=lambda report: port.close())\n"
+        "    except virtnic.PortClosed as error: print(error)\n"
+        "    else: raise AssertionError('the loop went on')\n"
+        "    assert memory.buffers_free == memory.buffers, 'buffers are lost'\n"
+    )
+
+
+def test_a_link_callback_asks_for_the_ports_while_one_is_attached() -> None:
+    """It runs in the thread by which QEMU's answers come."""
+    program(
+        "qemu = virtnic.Qemu(virtnic.Memory('8M', hugepages=None))\n"
+        "seen = threading.Event()\n"
+        "def changed(port):\n"
+        "    assert port in port.qemu.ports\n"
+        "    seen.set()\n"
+        "port = qemu.attach('user', on_link=changed)\n"
+        "with qemu._attach_lock:\n"
+        "    qemu.execute('set_link', name=port._attachment.handle.id, up=False)\n"
+        "    assert seen.wait(5.0), 'the callback waits for who attaches'\n"
+        "    qemu.execute('query-status')\n"
+        "qemu.close()\n"
+    )
+
+
+def test_ctrl_c_ends_a_command_that_qemu_does_not_answer() -> None:
+    """By the control queue, whose answer is waited for in memory, and for another thread's."""
+    program(
+        "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
+        "pid = port.qemu.process.pid\n"
+        "def unheard():\n"
+        "    try: port.set_mac('52:54:00:00:00:01')\n"
+        "    except TimeoutError: return True\n"
+        "for others in (1, 0):\n"
+        "    os.kill(pid, signal.SIGSTOP)\n"
+        "    threads = [threading.Thread(target=unheard) for _ in range(others)]\n"
+        "    for thread in threads: thread.start()\n"
+        "    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    try: port.set_mac('52:54:00:00:00:02')\n"
+        "    except KeyboardInterrupt: pass\n"
+        "    else: raise AssertionError('no Ctrl-C')\n"
+        "    os.kill(pid, signal.SIGCONT)\n"
+        "    for thread in threads: thread.join()\n"
+        "    while unheard(): pass  # until the command that was interrupted is answered\n"
+        "assert port.mac == '52:54:00:00:00:01'\n"
+        "port.close()\n"
+    )
+
+
+def test_the_interpreter_ends_while_threads_wait() -> None:
+    """Threads that are daemons wait and send until the very end, and a loop runs."""
+    for body in (
+        "port.recv(1, timeout=None)",
+        "port.send([FRAME] * 8)",
+        "virtnic.drop(port)",
+        "virtnic.Stack(port).poll(None)",
+    ):
+        program(
+            "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
+            "begun = threading.Event()\n"
+            "def work():\n"
+            "    begun.set()\n"
+            f"    while True: {body}\n"
+            "for _ in range(2): threading.Thread(target=work, daemon=True).start()\n"
+            "begun.wait(); time.sleep(0.05)\n"
+        )
+
+
+def test_a_forgotten_port_of_a_slow_qemu_is_collected() -> None:
+    """Its interrupt line has a thread of its own, which is waited for without the interpreter."""
+    program(
+        "import gc\n"
+        "qemu = virtnic.Qemu(virtnic.Memory('8M', hugepages=None))\n"
+        "port = qemu.attach('user', interrupts='intx')\n"
+        "running = stopped(qemu.process.pid, 0.7)\n"
+        "port.send([FRAME])\n"
+        "port._attachment.line.signal()\n"
+        "time.sleep(0.2)\n"
+        "thread = threading.Thread(target=port.stop); thread.start()\n"
+        "ticks = 0\n"
+        "while thread.is_alive(): ticks += 1; time.sleep(0.01)\n"
+        "assert ticks > 10, 'nobody else ran'\n"
+        "running.wait(); qemu.close()\n"
+    )
+
+
+def test_a_fork_beside_waiting_threads() -> None:
+    """The child has copies of locks that threads of its parent hold, and waits for none."""
+    program(
+        "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
+        "done = threading.Event()\n"
+        "def work(call):\n"
+        "    while not done.is_set(): call()\n"
+        "calls = (lambda: port.send([FRAME] * 8), lambda: port.recv(32, timeout=0.001),"
+        " port.refresh_link)\n"
+        "threads = [threading.Thread(target=work, args=(call,)) for call in calls]\n"
+        "for thread in threads: thread.start()\n"
+        "for _ in range(20):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        signal.alarm(20)\n"
+        "        more = (port.restart, lambda: port.set_mac(port.mac), port.reclaim, port.fileno)\n"
+        "        for call in (*calls, *more):\n"
+        "            try: call()\n"
+        "            except virtnic.PortClosed: pass\n"
+        "            else: os._exit(1)\n"
+        "        port.close()\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "done.set()\n"
+        "for thread in threads: thread.join()\n"
+        "port.close()\n"
+    )

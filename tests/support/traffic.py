@@ -1,0 +1,47 @@
+"""Frames on their way through ports: what tests of switches and backends share."""
+
+import time
+
+import virtnic
+from support.frames import numbered
+
+#: No frame of a test has this number.
+_PROBE = numbered("03:00:00:00:00:01", 0xFFFFFFFF)  # a multicast source: no bridge learns it
+
+
+def echo(port: virtnic.Port, count: int, in_flight: int = 256, seconds: float = 30.0) -> None:
+    """Send numbered frames of many lengths to a peer that swaps addresses; all must come back."""
+    sent = [numbered(port.mac, number, 60 + number % 1400) for number in range(count)]
+    got: list[bytes] = []
+    queued = 0
+    deadline = time.monotonic() + seconds
+    while len(got) < count:
+        assert time.monotonic() < deadline, f"{queued} sent, {len(got)} came back: {port.stats()}"
+        if room := min(in_flight - (queued - len(got)), 64):
+            queued += port.send(sent[queued : queued + room])
+        got += port.recv(256, timeout=0.0 if queued < count else 1.0).tobytes()
+    assert got == [frame[6:12] + frame[:6] + frame[12:] for frame in sent]
+
+
+def drain(port: virtnic.Port, quiet: float = 0.2) -> list[bytes]:
+    """Receive until nothing comes any more."""
+    got: list[bytes] = []
+    while burst := port.recv(256, timeout=quiet):
+        got += burst.tobytes()
+    return got
+
+
+def settle(a: virtnic.Port, b: virtnic.Port, seconds: float = 30.0) -> None:
+    """Return when what lies between two ports forwards both ways, with nothing on the way.
+
+    A backend learns of DRIVER_OK some time after we wrote it; what a switch has for a
+    port that is not up yet is lost, as on any wire.
+    """
+    deadline = time.monotonic() + seconds
+    for source, sink in ((a, b), (b, a)):
+        source.send([_PROBE])
+        while not sink.recv(64, timeout=0.2):
+            assert time.monotonic() < deadline, f"nothing comes through to {sink}"
+            source.send([_PROBE])
+    while drain(a, 0.3) or drain(b, 0.3):
+        pass
