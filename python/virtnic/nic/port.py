@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic import _native
 from virtnic._native import CommandRefused
+from virtnic.deadline import Deadline
 from virtnic.nic.ready import Readiness
 from virtnic.nic.rss import DEFAULT_KEY, Rss, names_of, types_of
 from virtnic.nic.sending import BACKOFF, Pending
@@ -256,10 +257,10 @@ class Port(Owner, _native.NetPort):
         ``offload`` as for ``send``.
         Raises as ``send``; a port without interrupts waits by polling.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         pending = Pending(self, frames, offload)
         while not pending.push():
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = deadline.left
             if not self.wait_writable(left):
                 break
             if pending.stuck:
