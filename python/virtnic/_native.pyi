@@ -828,6 +828,11 @@ class NetPort:
     @property
     def closed(self) -> bool:
         """Whether the port was stopped."""
+    @property
+    def withholds(self) -> bool:
+        """Whether it was stopped, but its device was not reset in time and still has its buffers."""
+    def device_gone(self) -> None:
+        """Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only."""
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed."""
 

@@ -240,6 +240,12 @@ class Port(Owner, _native.NetPort):
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed."""
         super().stop()
+        if self.withholds:
+            _log.warning(
+                "the device of %s was not reset in time: it may still write to its buffers, which "
+                "are kept until it is gone",
+                self.mac,
+            )
         self._tell_of_long_frames()  # where there are no interrupts
         self.ended()
 

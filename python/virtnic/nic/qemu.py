@@ -157,6 +157,8 @@ class Qemu(Machine):
         #: Of the ports that are there, that come and that go.
         self._attachments: list[Attachment] = []
         self._attach_lock = threading.RLock()
+        #: Closed ports whose devices could not be removed.
+        self._lingering: list[Port] = []
         self._feed = Feed()
         self._routing: InterruptRouting | None = None
         self._config = ConfigVector()
@@ -521,6 +523,9 @@ class Qemu(Machine):
             self._let_go(attachment)
         self._routing = None
         self._config.give()
+        while self._lingering and self._is_over:
+            self._lingering[-1].device_gone()
+            self._lingering.pop()
         if self._owns_memory:
             self.memory.forget_file()
 
@@ -583,13 +588,24 @@ class Qemu(Machine):
 
     def _unplug(self, attachment: Attachment) -> None:
         """Remove the device; that it cannot be removed from a dead QEMU is no error."""
+        port = attachment.device()
         if attachment.plugged is None or attachment.is_lost:
+            if port is not None:
+                process = self._process
+                if process is None or not process.alive or attachment.qtest is not self._qtest:
+                    port.device_gone()
+                else:
+                    self._lingering.append(port)
             return  # what has its place on another QEMU's bus is somebody else's
         eject = functools.partial(self._eject_nic, attachment)
         try:
             self.remove_nic(attachment.handle, eject)
+            if port is not None:
+                port.device_gone()
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
             gone = self.closed or isinstance(error, (QemuDied, PortClosed))
+            if port is not None:
+                self._lingering.append(port)  # its device may still write to its buffers
             _log.log(
                 logging.DEBUG if gone else logging.WARNING,
                 "%s is not unplugged and keeps its slot: %s",

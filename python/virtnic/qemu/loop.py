@@ -290,6 +290,7 @@ class LoopThread:
         finally:
             self._starting.release()
         asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(self._failed)
         try:
             try:
                 self._loop.run_forever()
@@ -305,6 +306,11 @@ class LoopThread:
         finally:
             asyncio.set_event_loop(None)
             self._loop.close()
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what asyncio complains of, but not that its descriptors are gone: that is said."""
+        if not self.is_deaf:
+            loop.default_exception_handler(context)
 
     def _rest(self) -> None:
         """Sleep for good, with all that the loop has: it would complain of its end."""

@@ -654,7 +654,20 @@ impl NetPort {
         self.port.is_closed()
     }
 
+    /// Whether it was stopped, but its device was not reset in time and still has its buffers.
+    #[getter]
+    fn withholds(&self) -> bool {
+        self.port.withholds()
+    }
+
+    /// Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only.
+    fn device_gone(&self, py: Python<'_>) {
+        py.detach(|| self.port.device_gone());
+    }
+
     /// Reset the device and take every buffer back; waiting calls raise PortClosed.
+    ///
+    /// Where QEMU does not answer in time the buffers stay with the device until that is gone.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.port.try_stop()).map_err(to_py)
     }

@@ -49,6 +49,8 @@ pub struct Port {
     pub(in crate::net) asking: Exclusive,
     /// It was closed, and its device was reset.
     ended: AtomicBool,
+    /// It is over, but the device was not reset, and may still write to its buffers.
+    withheld: AtomicBool,
     /// It was closed by who interrupts a change, at the end of which it ends.
     ending: AtomicBool,
     pub(in crate::net) restarts: AtomicU64,
@@ -119,6 +121,7 @@ impl Port {
             changing: Exclusive::default(),
             asking: Exclusive::default(),
             ended: AtomicBool::new(false),
+            withheld: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
         }
@@ -502,25 +505,73 @@ impl Port {
         if self.ended.load(Ordering::Acquire) {
             return Ok(());
         }
-        match self.device.transport().set_status(Status::empty()) {
-            Err(error) if error.is_interruption() => return Err(error),
-            Err(error) => log::debug!("the device was not reset at the end: {error}"),
-            Ok(()) => {}
+        let transport = self.device.transport();
+        let intx = self.intx.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if self.withheld.load(Ordering::Acquire) {
+            // By now another device may be where it was: it is asked for nothing any more.
+            if transport.alive().is_err() {
+                self.take_back();
+            }
+            return Ok(());
         }
-        drop(self.intx.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if !self.device.is_unplugged() {
+            match transport.set_status(Status::empty()) {
+                Err(error) if error.is_interruption() => {
+                    *self.intx.lock().unwrap_or_else(PoisonError::into_inner) = intx;
+                    return Err(error);
+                }
+                Err(error) if transport.alive().is_ok() => {
+                    self.withheld.store(true, Ordering::Release);
+                    log::warn!(
+                        "the device was not reset at the end, and may still write to its buffers: \
+                         they are kept until it is gone ({error})"
+                    );
+                    return Ok(());
+                }
+                Err(error) => log::debug!("the device was not reset at the end: {error}"),
+                Ok(()) => {}
+            }
+        }
+        drop(intx);
+        self.take_back();
+        Ok(())
+    }
+
+    /// Nobody writes to the buffers any more.
+    fn take_back(&self) {
         for pair in &self.pairs {
             if let Err(error) = pair.take_back() {
                 log::debug!("the last frames of a closed port: {error}");
             }
         }
         self.ended.store(true, Ordering::Release);
-        Ok(())
+    }
+
+    /// Whether it was stopped, but its device was not reset in time and still has its buffers.
+    pub fn withholds(&self) -> bool {
+        self.withheld.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire)
+    }
+
+    /// The device is gone: it was unplugged, or its QEMU has ended. Takes back what a device that
+    /// was not reset in time might have written to.
+    pub fn device_gone(&self) {
+        if self.withheld.load(Ordering::Acquire)
+            && let Ok(_change) = self.change()
+            && !self.ended.load(Ordering::Acquire)
+        {
+            self.take_back();
+        }
     }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
         self.stop();
+        if self.withholds() {
+            // Nobody will know when it is gone: its buffers and rings are nobody else's any more.
+            std::mem::forget(std::mem::take(&mut self.pairs));
+            std::mem::forget(self.control.take());
+        }
     }
 }
 

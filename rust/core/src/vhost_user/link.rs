@@ -6,9 +6,10 @@ use super::message::{Message, request};
 use super::rewrite::Vrings;
 use super::service::{Told, first_pair};
 use super::stand_in::StandIn;
+use super::stopping::Stopping;
 use rustix::event::PollFlags;
 use rustix::net::{Shutdown, shutdown};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 /// How long a side may leave a message unread, or a request unanswered, unless it was said
 /// otherwise. The slowest of a backend's tasks, mapping a large memory, takes a second or two.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// So many messages that QEMU has not asked for, one after another, are passed on, for QEMU to judge. It
+/// reads none before it asks something, and more would soon fill its socket.
+const MOST_STRAYS: u32 = 64;
 /// When QEMU has said nothing for so long, a device in use has no more rings than were started.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -75,27 +79,6 @@ impl From<OwnedFd> for Line {
     }
 }
 
-/// The rings that a backend is to stop.
-#[derive(Debug)]
-pub(super) struct Stopping {
-    rings: VecDeque<u32>,
-    /// Whether it was told to stop one, and has not answered.
-    asked: bool,
-    /// It has no longer.
-    pub(super) until: Instant,
-}
-
-impl Stopping {
-    pub(super) fn of(rings: Vec<u32>, patience: Duration) -> Self {
-        Self { rings: rings.into(), asked: false, until: Instant::now() + patience }
-    }
-
-    /// `Some(false)` when the time is over.
-    fn left(&self) -> Option<bool> {
-        (Instant::now() >= self.until).then_some(false)
-    }
-}
-
 /// A QEMU, the backend it was joined with, and the messages between them.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -116,6 +99,8 @@ pub(super) struct Link {
     service: Service,
     /// When QEMU said something last.
     heard: Instant,
+    /// Messages of the backend since then that QEMU had not asked for.
+    strays: u32,
 }
 
 /// Whether the backend serves.
@@ -125,6 +110,8 @@ enum Service {
     Awaited,
     /// They were; it is asked whether it got that far, and QEMU waits meanwhile.
     Asked(Instant),
+    /// It answered, at that time; it serves if that is all that it has to say.
+    Answered(Instant),
     /// It did.
     Found,
 }
@@ -145,6 +132,7 @@ impl Link {
             expected: first_pair(),
             service: Service::Awaited,
             heard: Instant::now(),
+            strays: 0,
         }
     }
 
@@ -244,6 +232,8 @@ impl Link {
         let late = [owed, self.down.waiting, self.up.waiting, asked].into_iter().flatten();
         let quiet = match self.service {
             Service::Awaited if self.told.has(&first_pair()) => Some(self.heard + QUIET),
+            // At once: whether it says more is seen by then.
+            Service::Answered(_) => Some(self.heard),
             _ => None,
         };
         late.min().map(|since| since + self.patience).into_iter().chain(quiet).min()
@@ -252,7 +242,7 @@ impl Link {
     /// Since when it owes us an answer.
     fn asked(&self) -> Option<Instant> {
         match self.service {
-            Service::Asked(since) => Some(since),
+            Service::Asked(since) | Service::Answered(since) => Some(since),
             _ => None,
         }
     }
@@ -284,10 +274,13 @@ impl Link {
         at_backend: PollFlags,
         now: Instant,
     ) -> Result<(), Cut> {
+        if matches!(self.service, Service::Answered(_)) && !at_backend.contains(PollFlags::IN) {
+            self.service = Service::Found;
+        }
         // The backend first: a reply that came before it went is still delivered.
-        let asked = self.asked().is_some();
+        let asked = matches!(self.service, Service::Asked(_));
         let mut wrong = None;
-        let (owed, known) = (&self.owed, self.known);
+        let (owed, known, strays) = (&self.owed, &mut self.known, &mut self.strays);
         let reply = pass(
             &mut self.up,
             (self.backend.as_fd(), at_backend, Side::Backend),
@@ -296,7 +289,18 @@ impl Link {
                 if asked && message.is_reply() && message.request == request::GET_FEATURES {
                     return false;
                 }
-                wrong = known.objection(owed.as_ref().map(|(question, _)| question), message);
+                let question = owed.as_ref().map(|(question, _)| question);
+                wrong = known.objection(question, message);
+                let stray = question.is_none() || !message.is_reply();
+                if stray && !std::mem::take(&mut known.unsure) {
+                    *strays += 1;
+                    if *strays > MOST_STRAYS && wrong.is_none() {
+                        wrong = Some(format!(
+                            "it sent {strays} messages that nobody had asked for, the last of them {}",
+                            request::name(message.request)
+                        ));
+                    }
+                }
                 if wrong.is_none() {
                     vrings.reply(message);
                 }
@@ -308,7 +312,7 @@ impl Link {
             return Err(Cut { side: Side::Backend, end: End::Broken(why) });
         }
         match reply {
-            Some(Passed { kept: true, .. }) => self.service = Service::Found,
+            Some(Passed { kept: true, .. }) => self.service = Service::Answered(now),
             Some(Passed { is_reply: true, .. }) => self.owed = None,
             _ => {}
         }
@@ -331,7 +335,7 @@ impl Link {
             now,
         )?;
         if request.is_some() {
-            self.heard = now;
+            (self.heard, self.strays) = (now, 0);
         }
         if owed.is_some() {
             self.owed = owed;
@@ -549,5 +553,36 @@ mod tests {
         let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
         assert_eq!(cut.side, Side::Backend);
         assert!(cut.end.to_string().contains("read nothing for 10 s"), "{}", cut.end);
+    }
+
+    /// One that sends without end is cut off for that, and does not serve, whatever it sends.
+    #[test]
+    fn a_backend_that_talks_without_end_is_cut_off() {
+        for (what, flags) in [(998, 1), (request::GET_FEATURES, 1 | REPLY)] {
+            let (mut qemu, mut link, mut backend) = link();
+            for ring in [0u32, 1] {
+                let kick =
+                    bytes(request::SET_VRING_KICK, 1, &u64::from(ring | 0x100).to_ne_bytes());
+                let enable = [ring.to_ne_bytes(), 1u32.to_ne_bytes()].concat();
+                qemu.write_all(&kick).unwrap();
+                qemu.write_all(&bytes(request::SET_VRING_ENABLE, 1, &enable)).unwrap();
+            }
+            let flood: Vec<u8> = bytes(what, flags, &[0; 8]).repeat(200);
+            let now = Instant::now();
+            let mut cut = None;
+            for step in 0..400 {
+                if step == 3 {
+                    backend.write_all(&flood).unwrap();
+                }
+                if let Err(end) = link.serve(&vrings(), ALL, ALL, now) {
+                    cut = Some(end);
+                    break;
+                }
+                assert!(!link.serves(), "{what}");
+            }
+            let cut = cut.unwrap();
+            assert_eq!(cut.side, Side::Backend);
+            assert!(cut.end.to_string().contains("65 messages that nobody had asked for"));
+        }
     }
 }

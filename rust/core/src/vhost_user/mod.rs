@@ -38,6 +38,7 @@ mod rewrite;
 mod service;
 mod socket;
 mod stand_in;
+mod stopping;
 #[cfg(all(any(test, feature = "testing"), not(loom)))]
 pub mod testing;
 mod thread;

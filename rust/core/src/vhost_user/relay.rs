@@ -3,11 +3,12 @@
 use super::channel::End;
 use super::demands::{Demands, Offer};
 use super::interposer::Shared;
-use super::link::{Cut, Link, Side, Stopping};
+use super::link::{Cut, Link, Side};
 use super::retry::Attempts;
 use super::service::first_pair;
 use super::socket::{GREETING, Greeting, Listener, Source};
 use super::stand_in::StandIn;
+use super::stopping::Stopping;
 use super::thread::PAUSE;
 use rustix::event::PollFlags;
 use rustix::fs::Mode;
