@@ -20,6 +20,7 @@ from peers.netns import Netns
 from peers.ovs import Ovs
 from peers.testpmd import Testpmd
 from virtnic.qemu import find, machine
+from virtnic.qemu.command import Accel
 
 # Its threads would otherwise appear to belong to the first test that uses it.
 with contextlib.suppress(ImportError):
@@ -145,7 +146,7 @@ def accel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.fixture(name="qemu_command")
 def _qemu_command(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, accel: str
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, accel: Accel
 ) -> str:
     """The command line of the QEMU under test, which VIRTNIC_QEMU says to the library."""
     command = str(getattr(request, "param", "") or qemu_command())
@@ -162,14 +163,14 @@ def memory() -> virtnic.Memory:
 
 
 @pytest.fixture
-def qemu(memory: virtnic.Memory, qemu_command: str, accel: str) -> Iterator[virtnic.Qemu]:
+def qemu(memory: virtnic.Memory, qemu_command: str, accel: Accel) -> Iterator[virtnic.Qemu]:
     """A started QEMU on ``memory``."""
     with virtnic.Qemu(memory=memory, accel=accel) as qemu:
         yield qemu
 
 
 @pytest.fixture
-def port(qemu_command: str, accel: str) -> Iterator[virtnic.Port]:
+def port(qemu_command: str, accel: Accel) -> Iterator[virtnic.Port]:
     """A port on QEMU's user-mode network."""
     with virtnic.open("user", accel=accel) as port:
         yield port

@@ -15,10 +15,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from virtnic._native import (
+    ArpReply,
     Burst,
     EventFd,
+    Feature,
+    Lease,
     NetQueue,
     Offload,
+    PingReply,
     Stack,
     __version__,
     after_fork_in_child,
@@ -34,9 +38,10 @@ from virtnic.errors import (
     QemuNotFound,
     VirtnicError,
 )
-from virtnic.limits import descriptors
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from virtnic import aio
     from virtnic.loops import (
         Result,
@@ -51,17 +56,21 @@ if TYPE_CHECKING:
     )
     from virtnic.memory import Memory
     from virtnic.nic.events import Event, Events
+    from virtnic.nic.opening import OpenOptions
     from virtnic.nic.policy import Recovery
     from virtnic.nic.port import Port
     from virtnic.nic.qemu import Qemu
-    from virtnic.nic.rss import Rss
+    from virtnic.nic.rss import Rss, RssLimits
+    from virtnic.protocols import PacketPort
     from virtnic.qemu import Netdev
 
 __all__ = [  # noqa: RUF022 - by importance
     "open",
     "Port",
     "NetQueue",
+    "PacketPort",
     "Rss",
+    "RssLimits",
     "aio",
     "Burst",
     "Offload",
@@ -69,6 +78,10 @@ __all__ = [  # noqa: RUF022 - by importance
     "Qemu",
     "Recovery",
     "Stack",
+    "Lease",
+    "ArpReply",
+    "PingReply",
+    "Feature",
     "Event",
     "Events",
     "EventFd",
@@ -96,28 +109,6 @@ __all__ = [  # noqa: RUF022 - by importance
 # A forked child's copies of our objects must not touch what is its parent's.
 os.register_at_fork(after_in_child=after_fork_in_child)
 
-#: What :func:`open` passes on to :class:`Memory`; the rest is for QEMU or for the port.
-_MEMORY_OPTIONS = (
-    "size",
-    "hugepages",
-    "iova",
-    "node",
-    "directory",
-    "buffer_size",
-    "jumbo_buffers",
-    "jumbo_size",
-)
-_QEMU_OPTIONS = (
-    "qemu",
-    "accel",
-    "machine",
-    "shmem",
-    "sandbox",
-    "timeout",
-    "connect",
-)
-
-
 #: Where names are that are imported when they are first used: `import virtnic` alone brings neither
 #: asyncio nor QMP, and a program that asks for a version or for help does not wait for them.
 _LATER = {
@@ -139,10 +130,12 @@ _LATER = {
     "Event": "virtnic.nic.events",
     "Events": "virtnic.nic.events",
     "Memory": "virtnic.memory",
+    "PacketPort": "virtnic.protocols",
     "Port": "virtnic.nic.port",
     "Qemu": "virtnic.nic.qemu",
     "Recovery": "virtnic.nic.policy",
     "Rss": "virtnic.nic.rss",
+    "RssLimits": "virtnic.nic.rss",
     # Modules of their own, which a program may name without importing them.
     **{name: f"virtnic.{name}" for name in ("loops", "memory", "nic", "qemu")},
 }
@@ -164,8 +157,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LATER})
 
 
-@descriptors()
-def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtnic.open
+def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Port:  # noqa: A001 - virtnic.open
     """Open a port on any QEMU netdev: start a QEMU, plug the NIC in, and start it.
 
     ``options`` are those of :class:`Memory` (``hugepages``, ``iova``, …; or ``memory``, one that
@@ -179,30 +171,9 @@ def open(netdev: Netdev = "user", **options: Any) -> Port:  # noqa: A001 - virtn
     besides has no messages of its own (``interrupts="intx"``), and the memory that was made for it
     cannot be given to another QEMU. Many ports are better off on a :class:`Qemu`.
 
-    Raises QemuNotFound, QemuError, MemoryUnavailable, PermissionError, ValueError, DeviceError,
-    OSError where a limit of the system is reached.
+    Raises TypeError for an option that there is not, QemuNotFound, QemuError, MemoryUnavailable,
+    PermissionError, ValueError, DeviceError, OSError where a limit of the system is reached.
     """
-    from virtnic.memory import Memory
-    from virtnic.nic.options import jumbo_size
-    from virtnic.nic.qemu import Qemu
+    from virtnic.nic.opening import open_port
 
-    for_memory = {name: options.pop(name) for name in _MEMORY_OPTIONS if name in options}
-    for_qemu = {name: options.pop(name) for name in _QEMU_OPTIONS if name in options}
-    recover = options.get("recover")
-    if recover is not None and for_qemu.get("connect") is None:
-        for_qemu["recover"] = recover
-    given = options.pop("memory", None)
-    if given is not None and for_memory:
-        raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
-    if given is None and "jumbo_size" not in for_memory:
-        for_memory["jumbo_size"] = jumbo_size(netdev, options, for_memory.get("buffer_size", 2048))
-    machine = Qemu(Memory(**for_memory) if given is None else given, **for_qemu)
-    try:
-        machine._owns_memory = given is None
-        port = machine.attach(netdev, **options)
-        machine.keep_little(memory=given is None)
-        port._owns_qemu = True
-    except BaseException:
-        machine.close()
-        raise
-    return port
+    return open_port(netdev, options)

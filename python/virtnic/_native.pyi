@@ -10,20 +10,24 @@ from typing import Any, Literal, Self, SupportsBytes, TypeAlias, final, overload
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
+    "ArpReply",
     "Burst",
     "Child",
     "CommandRefused",
     "Descriptor",
     "DeviceError",
     "EventFd",
+    "Feature",
     "Interposer",
     "IvshmemServer",
+    "Lease",
     "Memory",
     "MemoryUnavailable",
     "NetPort",
     "NetQueue",
     "Offload",
     "Offloads",
+    "PingReply",
     "PortBusy",
     "PortClosed",
     "QTest",
@@ -499,6 +503,79 @@ _Frame: TypeAlias = Buffer | SupportsBytes
 _Offload: TypeAlias = Offload | Offloads | Iterable[Offload | None] | None
 
 @final
+class Feature:
+    """What became of a feature bit of the device."""
+
+    @property
+    def name(self) -> str:
+        """Its name in VIRTIO 1.3, without the prefix: ``MRG_RXBUF``."""
+    @property
+    def bit(self) -> int:
+        """Its number."""
+    @property
+    def offered(self) -> bool:
+        """Whether the device offers it."""
+    @property
+    def accepted(self) -> bool:
+        """Whether it is in force."""
+    @property
+    def why(self) -> str:
+        """Why it is, or is not."""
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Lease:
+    """A DHCP lease (RFC 2131), which the stack uses from then on."""
+
+    @property
+    def address(self) -> str:
+        """Our address, without its prefix."""
+    @property
+    def prefix(self) -> int:
+        """Bits of the network's prefix."""
+    @property
+    def gateway(self) -> str | None:
+        """The default gateway; None where the server names none."""
+    @property
+    def server(self) -> str:
+        """Who gave it."""
+    @property
+    def dns(self) -> list[str]:
+        """Name servers, the first one first."""
+    @property
+    def duration(self) -> float:
+        """Seconds for which it holds."""
+    @property
+    def elapsed(self) -> float:
+        """Seconds that it took to get it."""
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class ArpReply:
+    """Who answered an ARP request (RFC 826), and how soon."""
+
+    @property
+    def mac(self) -> str:
+        """The MAC address that has the IP address."""
+    @property
+    def seconds(self) -> float:
+        """Seconds from the request to the reply."""
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class PingReply:
+    """An ICMP echo reply (RFC 792)."""
+
+    @property
+    def sequence(self) -> int:
+        """The number of the request that it answers."""
+    @property
+    def seconds(self) -> float:
+        """Seconds from the request to the reply."""
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
 class Burst(Sequence[memoryview]):
     """Frames received together, or to be sent together; each a writable memoryview.
 
@@ -661,8 +738,8 @@ class NetPort:
         Feature STANDBY; QEMU's property ``failover``.
         """
     @property
-    def features(self) -> list[tuple[str, int, bool, bool, str]]:
-        """Each feature that is offered or known: (name, bit, offered, accepted, why)."""
+    def features(self) -> list[Feature]:
+        """Each feature that is offered or known, by its number."""
     @property
     def queue_size(self) -> int:
         """Entries of each queue."""
@@ -812,7 +889,7 @@ class NetPort:
         Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
         """
     @property
-    def rss_limits(self) -> tuple[int, int, int] | None:
+    def _rss_limits(self) -> tuple[int, int, int] | None:
         """The longest key and table and the hash types that the device can do, or None."""
     def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
         """Return key, table, types and the queue of unhashed packets as they were set last."""
@@ -830,11 +907,14 @@ class NetPort:
         """Whether the port was stopped."""
     @property
     def withholds(self) -> bool:
-        """Whether it was stopped, but its device was not reset in time and still has its buffers."""
+        """Whether it was stopped, but its device was not reset and still has its buffers."""
     def device_gone(self) -> None:
         """Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only."""
     def stop(self) -> None:
-        """Reset the device and take every buffer back; waiting calls raise PortClosed."""
+        """Reset the device and take every buffer back; waiting calls raise PortClosed.
+
+        Where QEMU does not answer in time the buffers stay with the device until that is gone.
+        """
 
 @final
 class NetQueue:
@@ -889,17 +969,23 @@ class Stack:
         """The default gateway."""
     def configure(self, address: str, gateway: str | None = None) -> None:
         """Set the address (with prefix) and the gateway. Raises ValueError."""
-    def dhcp(self, timeout: float | None = 10.0) -> dict[str, Any]:
-        """Take a lease and use it: address, prefix, gateway, server, dns, duration, elapsed.
+    def dhcp(self, timeout: float | None = 10.0) -> Lease:
+        """Take a lease by DHCP and use it.
 
-        Raises TimeoutError.
+        Raises TimeoutError when no server answers within ``timeout`` seconds.
         """
-    def arp(self, address: str, timeout: float = 1.0) -> tuple[str, float]:
-        """Resolve an address: its MAC and the seconds it took. Raises TimeoutError."""
+    def arp(self, address: str, timeout: float | None = 1.0) -> ArpReply:
+        """Resolve an IPv4 address.
+
+        Raises TimeoutError when nobody answers within ``timeout`` seconds.
+        """
     def ping(
-        self, address: str, sequence: int = 0, payload: int = 56, timeout: float = 1.0
-    ) -> float | None:
-        """Send one ICMP echo request: the seconds to its reply, None when none came."""
+        self, address: str, sequence: int = 0, payload: int = 56, timeout: float | None = 1.0
+    ) -> PingReply:
+        """Send one ICMP echo request with ``payload`` bytes, and wait for its reply.
+
+        Raises TimeoutError when none comes within ``timeout`` seconds.
+        """
     def poll(self, timeout: float | None = 0.0) -> int:
         """Serve the network (ARP, echo requests) until the timeout; return frames handled."""
 

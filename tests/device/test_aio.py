@@ -18,6 +18,7 @@ import virtnic
 from peers.netns import Netns
 from support.frames import arp_request, is_arp_reply, number_of, numbered
 from virtnic import aio
+from virtnic.nic.options import Interrupts
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 
@@ -72,7 +73,7 @@ def test_arp_round_trips(qemu_command: str, run: Run) -> None:
 
 @LIBRARIES
 @pytest.mark.parametrize("interrupts", ["msix", "intx"])
-def test_iteration(qemu_command: str, run: Run, interrupts: str) -> None:
+def test_iteration(qemu_command: str, run: Run, interrupts: Interrupts) -> None:
     async def main() -> None:
         port = await aio.open("user", interrupts=interrupts)
         try:
@@ -271,7 +272,9 @@ def test_receivers_take_turns(netns: Netns, run: Run) -> None:
 
 @LIBRARIES
 @pytest.mark.parametrize("interrupts", ["msix", "intx"])
-def test_a_dead_qemu_raises_in_waiting_tasks(qemu_command: str, run: Run, interrupts: str) -> None:
+def test_a_dead_qemu_raises_in_waiting_tasks(
+    qemu_command: str, run: Run, interrupts: Interrupts
+) -> None:
     async def main() -> None:
         killed = 0.0
         failures: list[float] = []

@@ -25,6 +25,7 @@ from peers.testpmd import Testpmd
 from support.frames import arp_request, is_arp_reply
 from support.traffic import echo
 from virtnic.cli import main
+from virtnic.qemu.command import Accel
 from virtnic.qemu.external import Elsewhere, SharedDirectory, _end_line
 from virtnic.qemu.monitor import Monitor
 
@@ -77,7 +78,7 @@ both_machines = pytest.mark.parametrize("machine", ["pc", "q35"], indirect=True)
 
 
 @pytest.fixture
-def start(directory: Path, machine: str, qemu_command: str, accel: str) -> Iterator[StartQemu]:
+def start(directory: Path, machine: str, qemu_command: str, accel: Accel) -> Iterator[StartQemu]:
     """Start what ``virtnic qemu-args`` says, with more options of QEMU."""
     with contextlib.ExitStack() as stack:
 
@@ -99,7 +100,7 @@ def running(start: StartQemu) -> "subprocess.Popen[bytes]":
     return start()
 
 
-def arguments(directory: Path, machine: str, qemu: str, accel: str) -> list[str]:
+def arguments(directory: Path, machine: str, qemu: str, accel: Accel) -> list[str]:
     """Return the command line that the command prints."""
     command = [sys.executable, "-m", "virtnic.cli", "qemu-args", "--json", "--qemu", qemu]
     command += ["--directory", str(directory), "--machine", machine, "--accel", accel]
@@ -126,14 +127,14 @@ def test_a_port(
     directory: Path,
     machine: str,
     qemu_command: str,
-    accel: str,
+    accel: Accel,
     interrupts: Any,
 ) -> None:
     """It is the same as with a QEMU of our own."""
     with connect(directory) as qemu, qemu.attach("user", interrupts=interrupts) as port:
         arp(port)
         stack = virtnic.Stack(port)
-        assert stack.ping(stack.dhcp()["gateway"]) is not None
+        assert stack.ping(str(stack.dhcp().gateway)).seconds > 0
         assert qemu.accel in {"qtest", "tcg"} if accel == "auto" else qemu.accel == accel
         assert qemu.machine == machine
         assert qemu.binary is None
@@ -142,7 +143,7 @@ def test_a_port(
 
 @both_machines
 def test_the_processor_is_parked(
-    running: object, directory: Path, qemu_command: str, accel: str
+    running: object, directory: Path, qemu_command: str, accel: Accel
 ) -> None:
     """By three instructions in main memory: no firmware of anybody's runs."""
     with connect(directory) as qemu:
@@ -159,7 +160,7 @@ def test_the_processor_is_parked(
 
 @both_machines
 def test_ports_come_and_go(
-    running: object, directory: Path, machine: str, qemu_command: str, accel: str
+    running: object, directory: Path, machine: str, qemu_command: str, accel: Accel
 ) -> None:
     """As many as there are slots, while one of them carries traffic."""
     large = virtnic.Memory("256M", hugepages=None)
@@ -232,7 +233,7 @@ def test_connecting_again(
     directory: Path,
     machine: str,
     qemu_command: str,
-    accel: str,
+    accel: Accel,
 ) -> None:
     """Nothing of ours is in QEMU when we have gone, and the next may come."""
     found = []
@@ -259,7 +260,7 @@ def test_connecting_again(
 
 @both_machines
 def test_what_a_killed_program_left_is_removed(
-    running: object, directory: Path, qemu_command: str, accel: str
+    running: object, directory: Path, qemu_command: str, accel: Accel
 ) -> None:
     """Its NICs, its netdevs and its memory, in the middle of traffic."""
     program = """
@@ -287,7 +288,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @both_machines
 def test_what_a_program_left_half_done_is_removed(
-    running: object, directory: Path, machine: str, qemu_command: str, accel: str
+    running: object, directory: Path, machine: str, qemu_command: str, accel: Accel
 ) -> None:
     """It was killed between the steps of attaching or detaching."""
     deadline = time.monotonic() + 10.0
@@ -321,7 +322,7 @@ def test_what_a_program_left_half_done_is_removed(
 
 
 def test_a_half_line_of_qtest_is_ended(
-    running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: str
+    running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: Accel
 ) -> None:
     """A killed program may leave one; QEMU would glue our first line to it, and abort."""
     with connect(directory):
@@ -341,7 +342,7 @@ def test_a_half_line_of_qtest_is_ended(
 
 
 def test_a_second_qemu_in_the_directory(
-    start: StartQemu, directory: Path, qemu_command: str, accel: str
+    start: StartQemu, directory: Path, qemu_command: str, accel: Accel
 ) -> None:
     """It ends at once and takes nothing away; killed, the first leaves no lock."""
     first = start()
@@ -368,7 +369,7 @@ def test_qemu_comes_later(start: StartQemu, directory: Path) -> None:
 
 
 def test_qemu_dies(
-    running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: str
+    running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: Accel
 ) -> None:
     """Its death is the same error as that of a QEMU of ours."""
     died: list[virtnic.QemuDied] = []

@@ -113,7 +113,7 @@ def test_a_new_mac_address_is_received_and_sent(netns: Netns) -> None:
             sender.close()
         stack = virtnic.Stack(port)
         stack.configure("10.99.0.2/24")
-        assert stack.arp("10.99.0.1")[0] == netns.mac
+        assert stack.arp("10.99.0.1").mac == netns.mac
 
 
 @pytest.mark.needs("qemu", "netns")
@@ -176,7 +176,7 @@ def test_a_refused_command_says_which_and_the_port_goes_on(port: virtnic.Port) -
 
 def test_without_a_control_queue_nothing_can_be_asked(qemu: virtnic.Qemu) -> None:
     with qemu.attach("user", features={"CTRL_VQ": False}) as port:
-        accepted = {name for name, _, _, accepted, _ in port.features if accepted}
+        accepted = {feature.name for feature in port.features if feature.accepted}
         assert not {name for name in accepted if name.startswith("CTRL")} | accepted & {"MQ"}
         with pytest.raises(virtnic.CommandRefused, match=r"VLAN_ADD\(5\).*CTRL_VLAN"):
             port.add_vlan(5)

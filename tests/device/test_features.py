@@ -15,6 +15,7 @@ from support.frames import arp_request, is_arp_reply
 from support.negotiated import accepted, offered
 from virtnic._native import features_table
 from virtnic.qemu import quirks
+from virtnic.qemu.command import Accel
 from virtnic.qemu.quirks import Version
 
 TOP = Path(__file__).resolve().parents[2]
@@ -76,21 +77,21 @@ def answered(port: virtnic.Port) -> None:
         assert time.monotonic() < deadline, "no answer"
 
 
-def test_offered_as_the_catalogue_says(qemu_command: str, accel: str) -> None:
+def test_offered_as_the_catalogue_says(qemu_command: str, accel: Accel) -> None:
     """Every set of properties, and frames pass with what is accepted then."""
     compare("user", {"accel": accel, "size": "16M"}, tap=False)
 
 
 @pytest.mark.needs("netns")
 def test_offered_to_a_tap_as_the_catalogue_says(
-    qemu_command: str, accel: str, monkeypatch: pytest.MonkeyPatch
+    qemu_command: str, accel: Accel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Netns(queues=2) as netns:
         monkeypatch.setenv("VIRTNIC_QEMU", netns.qemu_command)
         compare(netns.netdev, {"accel": accel, "queues": 2, "size": "32M"}, tap=True)
 
 
-def test_mtu_speed_and_duplex_are_read(qemu_command: str, accel: str) -> None:
+def test_mtu_speed_and_duplex_are_read(qemu_command: str, accel: Accel) -> None:
     properties = {"host_mtu": 1400, "speed": 10000, "duplex": "full"}
     with virtnic.open("user", accel=accel, properties=properties) as port:
         assert {"MTU", "SPEED_DUPLEX"} <= accepted(port)
@@ -103,7 +104,7 @@ def test_mtu_speed_and_duplex_are_read(qemu_command: str, accel: str) -> None:
         assert (port.mtu, port.speed, port.duplex) == (1500, None, None)
 
 
-def test_a_standby_device_says_so(qemu_command: str, accel: str) -> None:
+def test_a_standby_device_says_so(qemu_command: str, accel: Accel) -> None:
     with virtnic.open("user", accel=accel, properties={"failover": True}) as port:
         assert port.standby
         assert "STANDBY" not in accepted(port)
@@ -119,7 +120,9 @@ def test_a_standby_device_says_so(qemu_command: str, accel: str) -> None:
         assert not port.standby
 
 
-def test_unplugging_behind_the_platform(qemu: virtnic.Qemu, qemu_command: str, accel: str) -> None:
+def test_unplugging_behind_the_platform(
+    qemu: virtnic.Qemu, qemu_command: str, accel: Accel
+) -> None:
     properties = {"iommu_platform": True, "disable-legacy": "on"}
     port = qemu.attach("user", properties=properties)
     answered(port)
@@ -132,7 +135,7 @@ def test_unplugging_behind_the_platform(qemu: virtnic.Qemu, qemu_command: str, a
     answered(qemu.attach("user"))
 
 
-def test_coalescing_is_refused_where_it_is_not_offered(qemu_command: str, accel: str) -> None:
+def test_coalescing_is_refused_where_it_is_not_offered(qemu_command: str, accel: Accel) -> None:
     with virtnic.open("user", accel=accel) as port:
         with pytest.raises(virtnic.CommandRefused, match="NOTF_COAL"):
             port.set_coalescing("rx", 8, 100)

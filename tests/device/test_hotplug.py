@@ -9,7 +9,7 @@ import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply
-from virtnic.qemu.command import MachineType
+from virtnic.qemu.command import Accel, MachineType
 from virtnic.testing import kill_qemu
 
 #: Slots for NICs.
@@ -17,7 +17,7 @@ SLOTS: dict[MachineType, int] = {"pc": 29, "q35": 16}
 
 
 @pytest.fixture(params=list(SLOTS))
-def bus(request: pytest.FixtureRequest, qemu_command: str, accel: str) -> Iterator[virtnic.Qemu]:
+def bus(request: pytest.FixtureRequest, qemu_command: str, accel: Accel) -> Iterator[virtnic.Qemu]:
     """A QEMU of either machine type on a memory of the usual size."""
     with virtnic.Qemu(accel=accel, machine=request.param, timeout=5.0) as qemu:
         yield qemu

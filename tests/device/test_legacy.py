@@ -37,7 +37,7 @@ def legacy_open(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     def legacy(netdev: Any = "user", **options: Any) -> virtnic.Port:
         port = modern_open(netdev, **{**KINDS[request.param], **options})
         assert port.legacy
-        accepted = {name for name, _, _, accepted, _ in port.features if accepted}
+        accepted = {feature.name for feature in port.features if feature.accepted}
         assert "VERSION_1" not in accepted
         assert ("MRG_RXBUF" in accepted) == (request.param == "transitional")
         return port

@@ -12,6 +12,7 @@ import pytest
 import virtnic
 from peers.netns import Netns
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from virtnic.nic.options import Interrupts
 
 SENDERS = 64
 
@@ -59,7 +60,7 @@ def collect(port: virtnic.Port, total: int, seconds: float = 10.0) -> dict[int, 
 
 @pytest.mark.needs("qemu", "netns")
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
-def test_frames_of_all_queues_arrive_once(netns4: Netns, interrupts: str) -> None:
+def test_frames_of_all_queues_arrive_once(netns4: Netns, interrupts: Interrupts) -> None:
     with virtnic.open(netns4.netdev, queues=4, interrupts=interrupts) as port:
         assert (port.queues, port.max_queues) == (4, 4)
         total = kernel_sends(netns4, port, each=3)
@@ -157,7 +158,7 @@ def test_the_number_changes_while_running(netns4: Netns) -> None:
 def test_a_queue_stops_and_starts_without_the_others(netns4: Netns) -> None:
     """By RING_RESET, with the packets of the others going on."""
     with virtnic.open(netns4.netdev, queues=4) as port:
-        if not any(name == "RING_RESET" and on for name, _, _, on, _ in port.features):
+        if not any(f.name == "RING_RESET" and f.accepted for f in port.features):
             with pytest.raises(virtnic.CommandRefused, match="RING_RESET"):
                 port.queue(1).stop()
             return

@@ -14,7 +14,7 @@ from support.frames import number_of, numbered
 from support.negotiated import accepted
 from support.waiting import eventually
 from virtnic import _native
-from virtnic.nic.options import jumbo_size, merge_features
+from virtnic.nic.options import Interrupts, jumbo_size, merge_features
 from virtnic.qemu import parse
 
 pytestmark = pytest.mark.needs("qemu", "netns")
@@ -58,7 +58,9 @@ def receive(port: virtnic.Port, count: int) -> list[bytes]:
 
 @pytest.mark.parametrize("interrupts", ["msix", "none"])
 @pytest.mark.parametrize("how", ["insisted on", "needed by the MTU"])
-def test_frames_of_every_length_both_ways(jumbo_netns: Netns, interrupts: str, how: str) -> None:
+def test_frames_of_every_length_both_ways(
+    jumbo_netns: Netns, interrupts: Interrupts, how: str
+) -> None:
     """60 to 9,014 bytes between us and the kernel, byte for byte."""
     options = (
         {"features": {"MRG_RXBUF": True}}

@@ -10,12 +10,13 @@ import pytest
 import virtnic
 from peers.netns import Netns, PingResult
 from support.frames import arp_request, is_arp_reply, mac_bytes, number_of, numbered
+from virtnic.nic.options import Interrupts
 
 pytestmark = pytest.mark.needs("qemu", "netns")
 
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
-def test_the_kernel_pings_our_stack(netns: Netns, interrupts: str) -> None:
+def test_the_kernel_pings_our_stack(netns: Netns, interrupts: Interrupts) -> None:
     """A thousand echo requests, none lost."""
     with virtnic.open(netns.netdev, interrupts=interrupts) as port:
         stack = virtnic.Stack(port)
@@ -33,9 +34,9 @@ def test_we_ping_the_kernel(netns: Netns) -> None:
         stack = virtnic.Stack(port)
         stack.configure("10.99.0.2/24")
         netns.wait_for_carrier()
-        assert stack.arp("10.99.0.1")[0] == netns.mac
+        assert stack.arp("10.99.0.1").mac == netns.mac
         for sequence in range(100):
-            assert stack.ping("10.99.0.1", sequence=sequence, payload=1000) is not None
+            assert stack.ping("10.99.0.1", sequence=sequence, payload=1000).seconds > 0
 
 
 def test_we_receive_exactly_what_a_raw_socket_sent(netns: Netns) -> None:

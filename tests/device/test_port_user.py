@@ -5,12 +5,15 @@ import select
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply
 from support.waiting import eventually
+from virtnic.nic.options import Interrupts
+from virtnic.qemu.command import Accel, MachineType
 
 
 def exchange(port: virtnic.Port, timeout: float = 5.0) -> list[bytes]:
@@ -39,7 +42,9 @@ def test_open_says_what_the_device_is(port: virtnic.Port) -> None:
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 @pytest.mark.parametrize("machine", ["pc", "q35"])
-def test_arp_round_trip(qemu_command: str, accel: str, machine: str, interrupts: str) -> None:
+def test_arp_round_trip(
+    qemu_command: str, accel: Accel, machine: MachineType, interrupts: Interrupts
+) -> None:
     with virtnic.open("user", machine=machine, interrupts=interrupts, accel=accel) as port:
         for turn in range(20):
             # On a busy machine each other reply may be there before anybody waits for it.
@@ -54,14 +59,14 @@ def test_arp_round_trip(qemu_command: str, accel: str, machine: str, interrupts:
 def test_dhcp_arp_and_ping(port: virtnic.Port) -> None:
     stack = virtnic.Stack(port)
     lease = stack.dhcp(timeout=10)
-    assert (lease["address"], lease["prefix"]) == ("10.0.2.15", 24)
+    assert (lease.address, lease.prefix) == ("10.0.2.15", 24)
     assert stack.address == "10.0.2.15/24"
-    assert lease["gateway"] == "10.0.2.2"
-    mac, seconds = stack.arp("10.0.2.2")
-    assert mac.startswith("52:55:")
-    assert 0 < seconds < 1
+    assert lease.gateway == "10.0.2.2"
+    reply = stack.arp("10.0.2.2")
+    assert reply.mac.startswith("52:55:")
+    assert 0 < reply.seconds < 1
     for sequence in range(20):
-        assert stack.ping("10.0.2.2", sequence=sequence) is not None
+        assert stack.ping("10.0.2.2", sequence=sequence).sequence == sequence
 
 
 def test_two_frames_in_one_call(port: virtnic.Port) -> None:
@@ -257,7 +262,7 @@ def test_several_threads_use_one_port(port: virtnic.Port) -> None:
 
 
 @pytest.mark.parametrize("options", [{"iova": 1 << 37}, {"hugepages": None}, {"shmem": "plain"}])
-def test_memory_options(qemu_command: str, options: dict[str, object]) -> None:
+def test_memory_options(qemu_command: str, options: dict[str, Any]) -> None:
     with virtnic.open("user", **options) as port:
         assert exchange(port)
         if "iova" in options:
@@ -274,9 +279,7 @@ def test_chosen_mac_and_queue_size(qemu_command: str) -> None:
 
 def test_features_are_negotiated_by_name(qemu_command: str) -> None:
     with virtnic.open("user", features={"EVENT_IDX": False, "INDIRECT_DESC": False}) as port:
-        by_name = {
-            name: (offered, accepted, why) for name, _, offered, accepted, why in port.features
-        }
+        by_name = {f.name: (f.offered, f.accepted, f.why) for f in port.features}
         assert by_name["EVENT_IDX"] == (True, False, "refused by argument")
         assert by_name["VERSION_1"][:2] == (True, True)
         assert by_name["MRG_RXBUF"][0] is True

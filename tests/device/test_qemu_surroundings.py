@@ -20,6 +20,7 @@ import virtnic
 from peers.testpmd import Testpmd
 from virtnic.errors import QemuNotFound
 from virtnic.qemu import environment, find, find_qemu, patched, process, quirks, rundir, words
+from virtnic.qemu.command import Shmem
 
 #: Characters that some shell, format or option syntax gives a meaning to, and one past ASCII.
 ODD = "lr=0.1,b c %s é'\"$x"
@@ -309,7 +310,7 @@ class TestPaths:
 
     @pytest.mark.parametrize("shmem", ["doorbell", "plain"])
     def test_of_the_sockets(
-        self, small: virtnic.Memory, qemu_command: str, odd: Path, shmem: str
+        self, small: virtnic.Memory, qemu_command: str, odd: Path, shmem: Shmem
     ) -> None:
         with virtnic.Qemu(small, directory=odd, shmem=shmem) as qemu:
             assert qemu.attach("user", interrupts="none" if shmem == "plain" else None).link

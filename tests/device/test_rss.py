@@ -115,7 +115,7 @@ def test_hashes_come_with_the_frames(steering: tuple[Netns, virtnic.Port]) -> No
     stack = virtnic.Stack(port)
     stack.configure("10.99.0.2/24")
     port.set_queues(1)
-    assert stack.arp("10.99.0.1")[0] == netns.mac
+    assert stack.arp("10.99.0.1").mac == netns.mac
 
 
 def test_a_port_without_hashes(port: virtnic.Port) -> None:
@@ -130,7 +130,7 @@ def test_a_port_without_hashes(port: virtnic.Port) -> None:
 def test_what_the_device_cannot_do(steering: tuple[Netns, virtnic.Port]) -> None:
     _, port = steering
     assert port.rss_limits is not None
-    key, table, _ = port.rss_limits
+    key, table = port.rss_limits.key, port.rss_limits.table
     with pytest.raises(ValueError, match=f"1 to {key} bytes, not {key + 1}"):
         port.set_rss(key=bytes(key + 1))
     with pytest.raises(ValueError, match=f"1 to {key} bytes, not 0"):

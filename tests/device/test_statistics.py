@@ -218,7 +218,7 @@ def test_classes_are_there_when_asked_for(qemu_command: str, wire: Wire) -> None
         with pytest.raises(ValueError, match='basic or extended, not "all"'):
             port.set_statistics("all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="statistics is one of"):
-        virtnic.open(wire.netdev, statistics="all")
+        virtnic.open(wire.netdev, statistics="all")  # type: ignore[arg-type]
 
 
 @pytest.mark.needs("qemu")

@@ -54,7 +54,7 @@ class World:
 
     def events(self, timeout: float) -> Any:
         with self.qemu.events() as events:
-            self.qemu._feed.put("attached", self.port)
+            self.qemu.feed.put("attached", self.port)
             return events.wait(timeout)
 
     def latch(self, timeout: float) -> bool:

@@ -13,6 +13,7 @@ import virtnic
 from peers.testpmd import Testpmd
 from support.frames import number_of, numbered
 from support.traffic import drain, settle
+from virtnic.nic.options import Interrupts, Notify, Ring
 
 pytestmark = pytest.mark.needs("qemu", "testpmd")
 
@@ -66,7 +67,7 @@ def cpu_time(pid: int) -> float:
 @NOTIFY
 @pytest.mark.parametrize("interrupts", ["msix", "none"])
 def test_echo(
-    qemu_command: str, testpmd: StartTestpmd, ring: str, notify: str, interrupts: str
+    qemu_command: str, testpmd: StartTestpmd, ring: Ring, notify: Notify, interrupts: Interrupts
 ) -> None:
     """Frames of all lengths come back byte for byte, in order; testpmd counted the same."""
     pmd = testpmd()
@@ -98,7 +99,7 @@ def test_packed_rings_are_chosen_where_they_are_offered(
 
 
 @RINGS
-def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, ring: str) -> None:
+def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, ring: Ring) -> None:
     """By the backend's own interrupt: QEMU has no part in it."""
     pmd = testpmd()
     with virtnic.open(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
@@ -128,7 +129,7 @@ def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, 
 
 @RINGS
 @NOTIFY
-def test_select(qemu_command: str, testpmd: StartTestpmd, ring: str, notify: str) -> None:
+def test_select(qemu_command: str, testpmd: StartTestpmd, ring: Ring, notify: Notify) -> None:
     pmd = testpmd()
     netdev = f"vhost-user,path={pmd.sockets[0]}"
     with virtnic.open(netdev, ring=ring, notify=notify) as port:
@@ -144,7 +145,7 @@ def test_select(qemu_command: str, testpmd: StartTestpmd, ring: str, notify: str
 
 
 @RINGS
-def test_qemu_is_idle(qemu_command: str, testpmd: StartTestpmd, ring: str) -> None:
+def test_qemu_is_idle(qemu_command: str, testpmd: StartTestpmd, ring: Ring) -> None:
     """Neither frames nor interrupts nor kicks cost QEMU a microsecond."""
     pmd = testpmd()
     with virtnic.open(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
@@ -161,7 +162,7 @@ def test_qemu_is_idle(qemu_command: str, testpmd: StartTestpmd, ring: str) -> No
 
 
 @RINGS
-def test_generate_and_drop(qemu_command: str, testpmd: StartTestpmd, ring: str) -> None:
+def test_generate_and_drop(qemu_command: str, testpmd: StartTestpmd, ring: Ring) -> None:
     """100,000 frames each way; what one side counts as sent the other has received."""
     pmd = testpmd(mode="rxonly")
     with virtnic.open(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
@@ -190,7 +191,7 @@ def test_generate_and_drop(qemu_command: str, testpmd: StartTestpmd, ring: str) 
 
 
 @RINGS
-def test_reflect(qemu_command: str, testpmd: StartTestpmd, ring: str) -> None:
+def test_reflect(qemu_command: str, testpmd: StartTestpmd, ring: Ring) -> None:
     """256 frames go round and round until 100,000 have passed, and all are there at the end."""
     pmd = testpmd()
     with virtnic.open(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
@@ -210,11 +211,11 @@ def test_reflect(qemu_command: str, testpmd: StartTestpmd, ring: str) -> None:
 
 
 @RINGS
-def test_queue_sizes(qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: str) -> None:
+def test_queue_sizes(qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: Ring) -> None:
     sizes = (64, 128, 256, 512, 1024)
     pmd = testpmd(ports=len(sizes), extra=LOOP)
     for path, size in zip(pmd.sockets, sizes, strict=True):
-        with qemu.attach(f"vhost-user,path={path}", ring=ring, queue_size=size) as port:  # type: ignore[arg-type]
+        with qemu.attach(f"vhost-user,path={path}", ring=ring, queue_size=size) as port:
             assert (port.ring, port.queue_size) == (ring, size)
             # Several laps, so that every descriptor is used and the wrap counters turn.
             frames = [numbered(port.mac, i) for i in range(4 * size + 3)]
@@ -222,21 +223,21 @@ def test_queue_sizes(qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: str) -> No
             assert got == [swapped(frame) for frame in frames]
     for size in (100, 2048):
         with pytest.raises((ValueError, virtnic.QemuError), match=r"queue.*size|power of two"):
-            qemu.attach(f"vhost-user,path={path}", ring=ring, queue_size=size)  # type: ignore[arg-type]
+            qemu.attach(f"vhost-user,path={path}", ring=ring, queue_size=size)
     assert qemu.memory.buffers_free == qemu.memory.buffers
 
 
 @RINGS
 @pytest.mark.parametrize("qemus", [1, 2])
 def test_forward_between_two_backends(
-    qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: str, qemus: int
+    qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: Ring, qemus: int
 ) -> None:
     """Frames circle through two ports of testpmd and two of ours, and not a byte is copied."""
     pmd = testpmd(ports=2, mode="io")
     left, right = (f"vhost-user,path={path}" for path in pmd.sockets)
-    with qemu.attach(left, ring=ring) as a:  # type: ignore[arg-type]
+    with qemu.attach(left, ring=ring) as a:
         if qemus == 1:
-            b = qemu.attach(right, ring=ring)  # type: ignore[arg-type]
+            b = qemu.attach(right, ring=ring)
         else:
             b = virtnic.open(right, ring=ring, memory=qemu.memory)
         with b:
@@ -279,7 +280,7 @@ def test_either_side_may_come_first(
 
 @RINGS
 def test_the_data_path_has_two_directions_at_once(
-    qemu_command: str, testpmd: StartTestpmd, ring: str
+    qemu_command: str, testpmd: StartTestpmd, ring: Ring
 ) -> None:
     """One thread sends, another receives."""
     pmd = testpmd()

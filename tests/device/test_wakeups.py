@@ -11,12 +11,14 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import virtnic
 from peers.testpmd import Testpmd
 from support.frames import number_of, numbered
+from virtnic.nic.options import Interrupts, Ring
 
 pytestmark = pytest.mark.needs("qemu", "testpmd")
 
@@ -31,10 +33,10 @@ ROUNDS = int(os.environ.get("VIRTNIC_WAKEUPS", "20000")) // 8
 PATIENCE = 10.0
 
 
-def open_port(pmd: Testpmd, ring: str, event_idx: bool, **options: object) -> virtnic.Port:
+def open_port(pmd: Testpmd, ring: Ring, event_idx: bool, **options: Any) -> virtnic.Port:
     netdev = f"vhost-user,path={pmd.sockets[0]}"
     port = virtnic.open(netdev, ring=ring, features={"EVENT_IDX": event_idx}, **options)
-    accepted = {name for name, _, _, accepted, _ in port.features if accepted}
+    accepted = {feature.name for feature in port.features if feature.accepted}
     assert ("EVENT_IDX" in accepted) is event_idx
     assert port.ring == ring
     return port
@@ -69,7 +71,7 @@ def round_trips(port: virtnic.Port, way: str, count: int) -> None:
 @WAYS
 @pytest.mark.timeout(60 + ROUNDS / 500)
 def test_no_wake_up_is_lost(
-    qemu_command: str, testpmd: StartTestpmd, ring: str, event_idx: bool, way: str
+    qemu_command: str, testpmd: StartTestpmd, ring: Ring, event_idx: bool, way: str
 ) -> None:
     with open_port(testpmd(), ring, event_idx) as port:
         before = time.monotonic()
@@ -81,7 +83,7 @@ def test_no_wake_up_is_lost(
 @RINGS
 @EVENT_IDX
 def test_two_sleepers_and_a_reader_of_the_descriptor(
-    qemu_command: str, testpmd: StartTestpmd, ring: str, event_idx: bool
+    qemu_command: str, testpmd: StartTestpmd, ring: Ring, event_idx: bool
 ) -> None:
     """All three wait on one queue; none may take the wake-up of another with it to its grave."""
     rounds = 300
@@ -133,7 +135,7 @@ def test_two_sleepers_and_a_reader_of_the_descriptor(
 @RINGS
 @EVENT_IDX
 def test_a_full_transmit_queue_wakes(
-    qemu_command: str, testpmd: StartTestpmd, ring: str, event_idx: bool
+    qemu_command: str, testpmd: StartTestpmd, ring: Ring, event_idx: bool
 ) -> None:
     """testpmd stops and starts; a sender waits by descriptor or by call, and all arrives."""
     pmd = testpmd(mode="rxonly")
@@ -177,7 +179,7 @@ def test_send_all_stops_at_its_timeout(qemu_command: str, testpmd: StartTestpmd)
 
 @pytest.mark.parametrize("interrupts", ["msix", "none"])
 def test_send_all_by_interrupt_and_by_polling(
-    qemu_command: str, testpmd: StartTestpmd, interrupts: str
+    qemu_command: str, testpmd: StartTestpmd, interrupts: Interrupts
 ) -> None:
     pmd = testpmd(mode="rxonly")
     netdev = f"vhost-user,path={pmd.sockets[0]}"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from peers.testpmd import Testpmd
+    from virtnic.nic.options import Interrupts
 
 pytestmark = [
     # Python 3.12 and later: "This process is multi-threaded, use of fork() may lead to deadlocks".
@@ -118,7 +119,7 @@ def refuses(port: virtnic.Port) -> None:
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 def test_a_child_reads_what_it_holds_and_touches_nothing_else(
-    qemu_command: str, interrupts: str
+    qemu_command: str, interrupts: Interrupts
 ) -> None:
     with virtnic.open("user", interrupts=interrupts) as port:
         burst = exchange(port)
@@ -255,7 +256,7 @@ else:
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx"])
 def test_the_end_of_a_childs_whole_interpreter(
-    qemu_command: str, scratch: Path, interrupts: str
+    qemu_command: str, scratch: Path, interrupts: Interrupts
 ) -> None:
     """With atexit and the end of all modules, which ``os._exit`` leaves out."""
     script = scratch / "forks.py"

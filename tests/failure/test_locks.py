@@ -196,7 +196,7 @@ def test_a_link_callback_asks_for_the_ports_while_one_is_attached() -> None:
         "    assert port in port.qemu.ports\n"
         "    seen.set()\n"
         "port = qemu.attach('user', on_link=changed)\n"
-        "with qemu._attach_lock:\n"
+        "with qemu.devices.lock:\n"
         "    qemu.execute('set_link', name=port._attachment.handle.id, up=False)\n"
         "    assert seen.wait(5.0), 'the callback waits for who attaches'\n"
         "    qemu.execute('query-status')\n"

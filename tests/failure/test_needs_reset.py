@@ -18,7 +18,9 @@ from peers.netns import Netns
 from peers.testpmd import Testpmd
 from support.frames import arp_request, number_of, numbered
 from support.traffic import drain
+from virtnic.nic.options import Ring
 from virtnic.pci import virtio_registers
+from virtnic.qemu.command import Accel
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -71,7 +73,7 @@ def status(port: virtnic.Port) -> int:
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 @pytest.mark.parametrize("ring", ["split", "packed"])
-def test_needs_reset(qemu_command: str, accel: str, ring: str, interrupts: Any) -> None:
+def test_needs_reset(qemu_command: str, accel: Accel, ring: Ring, interrupts: Any) -> None:
     """QEMU gives a device up whose ring is nonsense; the port resets it and goes on."""
     options: dict[str, Any] = {"properties": {"packed": True}} if ring == "packed" else {}
     if ring == "packed":
@@ -106,7 +108,7 @@ def test_needs_reset(qemu_command: str, accel: str, ring: str, interrupts: Any) 
     assert memory.buffers_free == memory.buffers
 
 
-def opened(netdev: str, accel: str, ring: str, **options: Any) -> virtnic.Port:
+def opened(netdev: str, accel: Accel, ring: Ring, **options: Any) -> virtnic.Port:
     """Open a port with this ring, whoever offers it."""
     if ring == "packed":
         options["properties"] = {"packed": True}
@@ -118,7 +120,7 @@ def opened(netdev: str, accel: str, ring: str, **options: Any) -> virtnic.Port:
 @pytest.mark.needs("netns")
 @pytest.mark.parametrize("broken", ["rx", "control"])
 @RINGS
-def test_a_tap_goes_on(netns: Netns, accel: str, ring: str, broken: str) -> None:
+def test_a_tap_goes_on(netns: Netns, accel: Accel, ring: Ring, broken: str) -> None:
     """Numbered frames both ways: what is lost is counted, and nothing comes twice."""
     mac = "52:54:00:00:00:99"
     with opened(netns.netdev, accel, ring) as port, netns.packet_socket(0.5) as raw:
@@ -176,7 +178,7 @@ def listen(raw: Any, mac: str) -> list[int]:
 @RINGS
 def test_a_backend_goes_on(
     qemu_command: str,
-    accel: str,
+    accel: Accel,
     testpmd: Callable[..., Testpmd],
     ring: Literal["split", "packed"],
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply
+from virtnic.nic.options import Interrupts
 
 
 def quietly(code: str) -> list[str]:
@@ -157,7 +158,7 @@ def test_bad_port_options(qemu: virtnic.Qemu) -> None:
 
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
-def test_qemu_killed_while_a_call_waits(qemu_command: str, interrupts: str) -> None:
+def test_qemu_killed_while_a_call_waits(qemu_command: str, interrupts: Interrupts) -> None:
     with virtnic.open("user", interrupts=interrupts) as port:
         pid = port.qemu.process.pid
         killed: list[float] = []
@@ -255,4 +256,4 @@ def test_a_device_that_lies_breaks_the_port(port: virtnic.Port) -> None:
 
 def test_chosen_accelerator_that_is_not_there(qemu_command: str) -> None:
     with pytest.raises(ValueError, match="accel"):
-        virtnic.open("user", accel="warp")
+        virtnic.open("user", accel="warp")  # type: ignore[arg-type]

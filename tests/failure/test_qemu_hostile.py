@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +22,9 @@ from virtnic.qemu.find import Binary
 from virtnic.qemu.netdev import parse
 from virtnic.qemu.nic import Nics
 
+if TYPE_CHECKING:
+    from virtnic.qemu.command import Shmem
+
 TIMEOUT = 1.5
 #: Seconds for a start that cannot succeed: each of its parts has the timeout.
 BOUND = 12.0
@@ -29,7 +32,7 @@ BOUND = 12.0
 
 @pytest.mark.parametrize("shmem", ["doorbell", "plain"])
 @pytest.mark.parametrize("fault", fake_qemu.FAULTS)
-def test_a_start_that_cannot_succeed(fault: str, shmem: str) -> None:
+def test_a_start_that_cannot_succeed(fault: str, shmem: Shmem) -> None:
     script = Path(fake_qemu.__file__)
     command = shlex.join([sys.executable, "-S", str(script), fault])
     memory = virtnic.Memory("4M", hugepages=None)

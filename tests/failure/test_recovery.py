@@ -22,6 +22,7 @@ from peers.netns import Netns
 from peers.testpmd import Testpmd
 from support.frames import arp_request, is_arp_reply, number_of, numbered
 from support.traffic import drain
+from virtnic.qemu.command import Accel
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -66,7 +67,7 @@ def wait_for_another(port: virtnic.Port, pid: int, times: int) -> None:
 
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
-def test_killed(qemu_command: str, accel: str, interrupts: Any) -> None:
+def test_killed(qemu_command: str, accel: Accel, interrupts: Any) -> None:
     """Twenty times in a row; a thread that waits for frames notices nothing."""
     got: list[bytes] = []
     stop = threading.Event()

@@ -8,6 +8,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from support.frames import number_of, numbered
 from support.offloads import US, download, filling
 from support.packets import Packet, parse
 from support.traffic import drain
+from virtnic.qemu.command import Accel
 
 pytestmark = pytest.mark.needs("qemu", "netns")
 
@@ -27,7 +29,7 @@ QUEUES = 4
 
 
 @pytest.fixture
-def netns4(qemu_command: str, accel: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Netns]:
+def netns4(qemu_command: str, accel: Accel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Netns]:
     """A namespace with a TAP of several queues."""
     with Netns(queues=QUEUES) as netns:
         monkeypatch.setenv("VIRTNIC_QEMU", netns.qemu_command)
@@ -41,10 +43,14 @@ def killed(netns: Netns, port: virtnic.Port, times: int = 1) -> None:
 
 
 @pytest.mark.parametrize("steers", [True, False])
-def test_flows_land_where_they_did(netns4: Netns, accel: str, steers: bool) -> None:
+def test_flows_land_where_they_did(netns4: Netns, accel: Accel, steers: bool) -> None:
     """Key, table and types of RSS; or, with an empty table, the report of hashes alone."""
     netdev = f"{netns4.netdev},vhost=off"
-    options = {"queues": QUEUES, "properties": {"rss": True, "hash": True}, "accel": accel}
+    options: dict[str, Any] = {
+        "queues": QUEUES,
+        "properties": {"rss": True, "hash": True},
+        "accel": accel,
+    }
     with virtnic.open(netdev, recover=EAGER, **options) as port:
         if port.rss_limits is None:
             pytest.skip("this QEMU does not offer RSS")
@@ -71,7 +77,7 @@ def test_flows_land_where_they_did(netns4: Netns, accel: str, steers: bool) -> N
             assert seen == total
 
 
-def test_as_many_queues_are_used(netns4: Netns, accel: str) -> None:
+def test_as_many_queues_are_used(netns4: Netns, accel: Accel) -> None:
     with virtnic.open(netns4.netdev, queues=QUEUES, recover=EAGER, accel=accel) as port:
         for times, count in enumerate((2, 3, 1), 1):
             port.set_queues(count)
@@ -86,9 +92,9 @@ def test_as_many_queues_are_used(netns4: Netns, accel: str) -> None:
             assert sum(1 for counter in seen.values() if counter) == count
 
 
-def test_a_stopped_queue_stays_stopped(netns4: Netns, accel: str) -> None:
+def test_a_stopped_queue_stays_stopped(netns4: Netns, accel: Accel) -> None:
     with virtnic.open(netns4.netdev, queues=QUEUES, recover=EAGER, accel=accel) as port:
-        if not any(name == "RING_RESET" and on for name, _, _, on, _ in port.features):
+        if not any(f.name == "RING_RESET" and f.accepted for f in port.features):
             pytest.skip("this QEMU does not offer RING_RESET")
         port.queue(1).stop()
         killed(netns4, port)
@@ -116,7 +122,7 @@ def tagged(mac: str, number: int, vlan: int, destination: str) -> bytes:
     return frame[:12] + struct.pack("!HH", 0x8100, vlan) + frame[12:]
 
 
-def test_what_was_filtered_is_filtered(netns: Netns, accel: str) -> None:
+def test_what_was_filtered_is_filtered(netns: Netns, accel: Accel) -> None:
     """The address, other addresses, groups, VLANs; and then all groups."""
     mac, other = "52:54:00:00:00:99", "52:54:00:00:00:98"
     group, strange = "01:00:5e:00:00:11", "01:00:5e:00:00:22"
@@ -144,7 +150,7 @@ def test_what_was_filtered_is_filtered(netns: Netns, accel: str) -> None:
             port.set_allmulticast()
 
 
-def test_what_the_kernel_leaves_to_do(netns: Netns, accel: str) -> None:
+def test_what_the_kernel_leaves_to_do(netns: Netns, accel: Accel) -> None:
     """Guest offloads: a long TCP frame comes in one piece, or does not."""
     with virtnic.open(netns.netdev, offload=True, recover=EAGER, accel=accel) as port:
         netns.run("ip", "neigh", "add", US, "lladdr", port.mac, "dev", netns.tap)

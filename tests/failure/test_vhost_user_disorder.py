@@ -14,6 +14,7 @@ import pytest
 import virtnic
 from peers.backend import Backend
 from support.frames import number_of, numbered
+from virtnic.nic.options import Ring
 from virtnic.testing import set_link
 
 pytestmark = pytest.mark.needs("qemu")
@@ -34,7 +35,7 @@ def _backend(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Backend]
 
 
 @pytest.fixture(name="port")
-def _port(qemu_command: str, scratch: Path, ring: str, backend: Backend) -> Iterator[virtnic.Port]:
+def _port(qemu_command: str, scratch: Path, ring: Ring, backend: Backend) -> Iterator[virtnic.Port]:
     """A port on that backend, all of whose buffers are back at the end."""
     memory = virtnic.Memory("8M", hugepages=None)
     netdev = f"vhost-user,path={scratch / 'disorder'}"

@@ -16,6 +16,7 @@ import virtnic
 from peers.testpmd import Testpmd
 from support.frames import number_of, numbered
 from support.traffic import drain
+from virtnic.nic.options import Notify, Ring
 
 pytestmark = pytest.mark.needs("qemu", "testpmd")
 
@@ -27,14 +28,14 @@ NOTIFY = pytest.mark.parametrize("notify", ["eventfd", "qtest"])
 
 
 @NOTIFY
-def test_no_socket_fails_at_once(qemu: virtnic.Qemu, scratch: Path, notify: str) -> None:
+def test_no_socket_fails_at_once(qemu: virtnic.Qemu, scratch: Path, notify: Notify) -> None:
     path = scratch / "nothing"
     began = time.monotonic()
     with pytest.raises(virtnic.QemuError, match=r"no vhost-user backend.*start it first.*wait="):
-        qemu.attach(f"vhost-user,path={path}", notify=notify)  # type: ignore[arg-type]
+        qemu.attach(f"vhost-user,path={path}", notify=notify)
     assert time.monotonic() - began < 2.0
     with pytest.raises(virtnic.QemuError, match=str(path)) as caught:
-        qemu.attach(f"vhost-user,path={path}", notify=notify)  # type: ignore[arg-type]
+        qemu.attach(f"vhost-user,path={path}", notify=notify)
     # Said once, not once by each layer.
     assert str(caught.value).count("start it first") == 1
     assert qemu.ports == ()
@@ -42,13 +43,13 @@ def test_no_socket_fails_at_once(qemu: virtnic.Qemu, scratch: Path, notify: str)
 
 @NOTIFY
 @pytest.mark.parametrize("server", ["on", "off"])
-def test_waiting_ends(qemu: virtnic.Qemu, scratch: Path, notify: str, server: str) -> None:
+def test_waiting_ends(qemu: virtnic.Qemu, scratch: Path, notify: Notify, server: str) -> None:
     netdev = f"vhost-user,path={scratch}/nothing,server={server},wait=1"
     began = time.monotonic()
     with pytest.raises(
         (virtnic.QemuError, TimeoutError), match=r"no vhost-user backend.*/nothing.*within 1 ?s"
     ):
-        qemu.attach(netdev, notify=notify)  # type: ignore[arg-type]
+        qemu.attach(netdev, notify=notify)
     assert 0.9 <= time.monotonic() - began < 4.0
     (scratch / "nothing").unlink(missing_ok=True)  # QEMU's own, with notify="qtest"
 
@@ -56,11 +57,11 @@ def test_waiting_ends(qemu: virtnic.Qemu, scratch: Path, notify: str, server: st
 @NOTIFY
 @pytest.mark.parametrize("server", ["on", "off"])
 def test_a_path_that_is_too_long(
-    qemu: virtnic.Qemu, scratch: Path, notify: str, server: str
+    qemu: virtnic.Qemu, scratch: Path, notify: Notify, server: str
 ) -> None:
     path = scratch / ("x" * 108)
     with pytest.raises((ValueError, virtnic.QemuError), match=r"too long|10[78]"):
-        qemu.attach(f"vhost-user,path={path},server={server}", notify=notify)  # type: ignore[arg-type]
+        qemu.attach(f"vhost-user,path={path},server={server}", notify=notify)
 
 
 class Impostor:
@@ -179,7 +180,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 @RINGS
 @pytest.mark.parametrize("activity", ["reflect", "recv"])
 def test_a_backend_that_vanishes_and_returns(
-    qemu_command: str, scratch: Path, ring: str, activity: str
+    qemu_command: str, scratch: Path, ring: Ring, activity: str
 ) -> None:
     """In mid-burst: the link goes down, nothing is lost, and up again when it is back."""
     path = scratch / "vhu0"
@@ -240,11 +241,11 @@ def qemu_is_well(port: virtnic.Port) -> bool:
 
 
 @RINGS
-def test_closing_without_a_backend(qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: str) -> None:
+def test_closing_without_a_backend(qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: Ring) -> None:
     """A port whose backend is dead is detached like any other, and its slot is free again."""
     for _ in range(2):
         pmd = testpmd()
-        port = qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring)  # type: ignore[arg-type]
+        port = qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring)
         port.send([numbered(port.mac, number) for number in range(64)])
         burst = port.recv(16, timeout=5.0)
         kept = burst.tobytes()
@@ -259,7 +260,7 @@ def test_closing_without_a_backend(qemu: virtnic.Qemu, testpmd: StartTestpmd, ri
 @RINGS
 @pytest.mark.parametrize("notify", ["eventfd", "qtest"])
 def test_qemu_killed_while_the_backend_polls(
-    qemu_command: str, testpmd: StartTestpmd, ring: str, notify: str
+    qemu_command: str, testpmd: StartTestpmd, ring: Ring, notify: Notify
 ) -> None:
     pmd = testpmd(mode="txonly")
     netdev = f"vhost-user,path={pmd.sockets[0]}"
@@ -341,11 +342,11 @@ LIES = {
 @RINGS
 @pytest.mark.parametrize("lie", LIES)
 def test_a_used_descriptor_that_lies(
-    qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: str, lie: str
+    qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: Ring, lie: str
 ) -> None:
     tell, words = LIES[lie]
     pmd = testpmd()
-    with qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:  # type: ignore[arg-type]
+    with qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
         # Into the second lap, where the wrap counter of a packed ring is 0.
         assert len(echo(port, range(1500))) == 1500
         drain(port)
@@ -364,15 +365,15 @@ def test_a_used_descriptor_that_lies(
     assert qemu.memory.buffers_free == qemu.memory.buffers
     # QEMU and the backend are as good as before.
     pmd.command("start")
-    with qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:  # type: ignore[arg-type]
+    with qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
         assert len(echo(port, range(100))) == 100
 
 
 @RINGS
-def test_a_lie_about_the_lap(qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: str) -> None:
+def test_a_lie_about_the_lap(qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: Ring) -> None:
     """Packed: flags of the other lap are a descriptor not used. Split: an index of a lap ahead."""
     pmd = testpmd()
-    with qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:  # type: ignore[arg-type]
+    with qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
         assert len(echo(port, range(100))) == 100
         drain(port)
         pmd.command("stop")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from virtnic.qemu.command import Accel
+
 pytestmark = pytest.mark.needs("qemu")
 
 #: Three attempts, in a tenth of a second.
@@ -45,7 +47,7 @@ def netdev(backend: ScriptedBackend) -> str:
 
 
 def accepted(port: virtnic.Port) -> set[str]:
-    return {name for name, _bit, _offered, taken, _why in port.features if taken}
+    return {feature.name for feature in port.features if feature.accepted}
 
 
 def next_of(events: virtnic.Events, *kinds: str, seconds: float = 20.0) -> virtnic.Event:
@@ -73,7 +75,7 @@ LACKS = {
 
 @pytest.mark.parametrize("lacks", LACKS)
 def test_a_port_goes_on_with_less(
-    scratch: Path, qemu_command: str, accel: str, backend: ScriptedBackend, lacks: str
+    scratch: Path, qemu_command: str, accel: Accel, backend: ScriptedBackend, lacks: str
 ) -> None:
     """The event says without what; so does ``port.features``, and what the backend was told.
 
@@ -100,7 +102,7 @@ def test_a_port_goes_on_with_less(
         assert names <= lost
         assert all(name in back.detail for name in lost)
         assert back.detail.startswith(f"{backend.path} without ")
-        whys = {name: why for name, _bit, _offered, _taken, why in port.features}
+        whys = {feature.name: feature.why for feature in port.features}
         assert all("came back without it" in whys[name] for name in lost)
         assert port.ring == ("packed" if "RING_PACKED" in now else "split")
         assert (port.queue_addresses == addresses) == (
@@ -167,7 +169,7 @@ def test_other_ports_go_on(qemu: virtnic.Qemu, backend: ScriptedBackend, scratch
 
 
 def test_a_backend_that_has_less_after_qemu_died(
-    memory: virtnic.Memory, qemu_command: str, accel: str, backend: ScriptedBackend
+    memory: virtnic.Memory, qemu_command: str, accel: Accel, backend: ScriptedBackend
 ) -> None:
     """The QEMU that takes its place finds what is left; the port goes on with that."""
     with virtnic.Qemu(memory, accel=accel, recover=True) as qemu:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from virtnic.qemu.command import Accel
+
 pytestmark = pytest.mark.needs("qemu")
 
 #: A backend may leave QEMU without an answer for half of this.
@@ -42,7 +44,7 @@ FEW = virtnic.Recovery(attempts=3, backoff=0.02, backoff_max=0.05)
 
 
 @pytest.fixture
-def hasty(memory: virtnic.Memory, qemu_command: str, accel: str) -> Iterator[virtnic.Qemu]:
+def hasty(memory: virtnic.Memory, qemu_command: str, accel: Accel) -> Iterator[virtnic.Qemu]:
     """A QEMU that has to answer soon."""
     with virtnic.Qemu(memory, accel=accel, timeout=TIMEOUT) as qemu:
         yield qemu

@@ -11,7 +11,7 @@ import pytest
 import virtnic
 from peers.process import mortal
 from virtnic.cli import main
-from virtnic.qemu.command import ELSEWHERE
+from virtnic.qemu.command import ELSEWHERE, Accel
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
@@ -81,7 +81,7 @@ def test_a_line_feed_in_a_name_ends_no_comment(capsys: pytest.CaptureFixture[str
     ("accel", "names"),
     [("auto", ["qtest", "tcg,tb-size=1"]), ("tcg", ["tcg,tb-size=1"]), ("qtest", ["qtest"])],
 )
-def test_accelerators(accel: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_accelerators(accel: Accel, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     argv = shlex.split(printed(capsys, "--directory", "/x", "--accel", accel)[0])
     assert [argv[i + 1] for i, word in enumerate(argv) if word == "-accel"] == names
 

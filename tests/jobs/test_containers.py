@@ -160,7 +160,7 @@ def test_other_netdevs_are_in_qemus_network(containers: Containers) -> None:
     for interrupts in ("msix", "intx", "none"):
         program.run(f"port = qemu.attach('user', interrupts={interrupts!r})")
         program.run("stack = virtnic.Stack(port); lease = stack.dhcp()")
-        assert program.run("result = stack.ping(lease['gateway'])") is not None
+        assert program.run("result = stack.ping(lease.gateway).seconds") is not None
         program.run("qemu.detach(port)")
     program.run("qemu.close()")
 

@@ -190,8 +190,8 @@ STACK: Table = {
 }
 QEMU: Table = {
     **read(
-        "accel closed directory ivshmem monitor nics ports process qtest recovery server shared "
-        "version"
+        "accel bus closed directory ivshmem monitor nics ports process qtest recovery server "
+        "shared version"
     ),
     "add_nic": nic,
     "attach": attach,
@@ -226,6 +226,7 @@ ELSEWHERE = {
     "remove_nic": "with add_nic",
     "plug_memory": "of a QEMU that somebody else started: test_connect.py",
     "unplug_memory": "likewise",
+    "relaunch": "of a QEMU that died: test_recovery.py",
 }
 
 

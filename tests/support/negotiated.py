@@ -5,9 +5,9 @@ import virtnic
 
 def accepted(port: virtnic.Port) -> set[str]:
     """Return the names of the features in force."""
-    return {name for name, _, _, accepted, _ in port.features if accepted}
+    return {feature.name for feature in port.features if feature.accepted}
 
 
 def offered(port: virtnic.Port) -> set[str]:
     """Return the names of the features that the device has."""
-    return {name for name, _, offered, _, _ in port.features if offered}
+    return {feature.name for feature in port.features if feature.offered}

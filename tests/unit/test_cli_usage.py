@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 import warnings
 from typing import Any
 
@@ -278,12 +279,16 @@ class FakeStack:
         self.replies = list(replies)
         self.sequences: list[int] = []
 
-    def ping(self, address: str, sequence: int, payload: int, timeout: float) -> float | None:
+    def ping(
+        self, address: str, sequence: int, payload: int, timeout: float
+    ) -> types.SimpleNamespace:
         self.sequences.append(sequence)
         reply = self.replies.pop(0)
         if isinstance(reply, type):
             raise reply
-        return reply
+        if reply is None:
+            raise TimeoutError
+        return types.SimpleNamespace(sequence=sequence, seconds=reply)
 
     def poll(self, timeout: float) -> int:
         return 0

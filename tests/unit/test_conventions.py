@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,26 @@ CORE_MAY_USE: dict[str, set[str]] = {
     "stack": {"net"},
     "engine": {"memory", "notify", "net", "virtio"},
 }
-# What a package of the Python side must not use: the parts know nothing of the whole.
-PYTHON_MUST_NOT_USE: dict[str, set[str]] = {
-    "pci": {"cli", "hotplug", "port", "qemu"},
-    "qemu": {"cli", "hotplug", "pci", "port"},
-}
+# The rooms of the Python side, from the top; each may use those below it. A file that is no folder
+# is a room as well. `__init__` is the package itself: the public names.
+ROOMS: list[set[str]] = [
+    {"cli"},
+    {"doctor", "testing"},
+    {"aio"},
+    {"__init__"},
+    {"loops"},
+    {"nic"},
+    {"qemu"},
+    {"pci"},
+    {"protocols"},
+    {"memory"},
+    {"async_library", "limits", "streams", "teardown"},
+    {"deadline"},
+    {"errors"},
+    {"_native"},
+]
+#: What stands apart: the module that runs the command line, and the plugin that pytest loads.
+APART = {"__main__"}
 
 
 def code_of(module: Path) -> str:
@@ -73,27 +89,121 @@ def test_the_core_knows_no_python() -> None:
     assert "pyo3" not in (TOP / "rust/core/Cargo.toml").read_text()
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Return the parts of virtnic that a module imports."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("virtnic.")}
+def modules() -> dict[str, Path]:
+    """Return all modules of the package, by their names."""
+    found = {}
+    for file in sorted(PYTHON.glob("**/*.py")):
+        parts = file.relative_to(PYTHON.parent).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = file
     return found
 
 
-@pytest.mark.parametrize("package", sorted(PYTHON_MUST_NOT_USE))
-def test_no_package_points_up(package: str) -> None:
-    files = sorted((PYTHON / package).glob("**/*.py"))
-    assert files
+def imported(file: Path, known: set[str]) -> set[str]:
+    """Return the modules that a file imports, anywhere in it, also for its types only."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in known else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & known
+
+
+def room_of(module: str) -> str:
+    """Return the folder, or the file, right below the package."""
+    return ([*module.split("."), "__init__"])[1]
+
+
+def test_no_room_of_python_points_up() -> None:
+    """Nor beside itself."""
+    files = modules()
+    known = {*files, "virtnic._native"}
+    heights = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
+    wrong = []
+    for module, file in files.items():
+        room = room_of(module)
+        if room in APART:
+            continue
+        for used in imported(file, known):
+            other = room_of(used)
+            if other != room and heights[other] <= heights[room]:
+                wrong.append(f"{module} imports {used}")
+    # The public names are imported for those who name them, when they do.
+    assert sorted(set(wrong) - {"virtnic imports virtnic.aio"}) == []
+
+
+def circles(uses: dict[str, set[str]]) -> list[list[str]]:
+    """Return what uses itself by way of others: nothing, if it can be put into an order."""
+    left = {module: used - {module} for module, used in uses.items()}
+    while free := [module for module, used in left.items() if not used & left.keys()]:
+        for module in free:
+            del left[module]
+    while unused := left.keys() - set().union(*left.values()):
+        for module in unused:
+            del left[module]
+    return [sorted(left)] if left else []
+
+
+def test_no_modules_of_python_import_each_other() -> None:
+    """Those under TYPE_CHECKING, and in functions, included."""
+    files = modules()
+    uses = {module: imported(file, set(files)) for module, file in files.items()}
+    uses["virtnic"] = set()  # what it names is imported later: see the test above
+    assert circles(uses) == []
+
+
+def handed_on(files: Iterable[Path]) -> dict[str, str]:
+    """Return what each `mod.rs` hands on: the item's path there, and its path below."""
+    found = {}
     for file in files:
-        used = imported(ast.parse(file.read_text()))
-        assert not used & PYTHON_MUST_NOT_USE[package], file.relative_to(TOP)
+        if file.stem != "mod":
+            continue
+        here = name_in_core(file)
+        for below, items in re.findall(r"\buse (\w+(?:::\w+)*)::(\w+|\{[^}]*\});", code_of(file)):
+            for item, alias in re.findall(r"(\w+)(?: as (\w+))?", items):
+                found[f"{here}::{alias or item}"] = f"{here}::{below}::{item}"
+    return found
+
+
+def used_in_core(file: Path, names: set[str], faces: dict[str, str]) -> set[str]:
+    """Return the files of the core whose items a file names by `crate` or `super`."""
+    name = name_in_core(file)
+    above = name if file.stem == "mod" else name.rpartition("::")[0]
+    found = set()
+    for path in re.findall(r"\b(?:crate|super)(?:::\w+)*(?:::\{[^;]*?\})?", code_of(file)):
+        head, _, several = path.partition("::{")
+        start, _, rest = head.partition("::")
+        whole = rest if start == "crate" else f"{above}::{rest}".rstrip(":")
+        items = re.findall(r"\w+(?:::\w+)*", several.rstrip("}"))
+        for item in [f"{whole}::{item}" for item in items] or [whole]:
+            at = item
+            while at in faces:
+                at = faces[at]
+            while at and at not in names:
+                at = at.rpartition("::")[0]
+            found |= {at} if at else set()
+    return found - {name}
+
+
+def name_in_core(file: Path) -> str:
+    """Return the path of a module, without `crate`."""
+    return "::".join(file.relative_to(CORE).with_suffix("").parts).removesuffix("::mod")
+
+
+@pytest.mark.parametrize("module", sorted(CORE_MAY_USE.keys() - {"vhost_user"}))
+def test_no_files_of_the_core_use_each_other(module: str) -> None:
+    """What a `mod.rs` hands on counts as the file that it is from."""
+    files = [file for file in (CORE / module).glob("**/*.rs") if not is_test(file)]
+    names, faces = {name_in_core(file) for file in files}, handed_on(files)
+    uses = {name_in_core(file): used_in_core(file, names, faces) for file in files}
+    assert circles(uses) == []
+
+
+def is_test(file: Path) -> bool:
+    """Whether a file of the core is compiled for tests only."""
+    return "test" in file.stem or "loom" in file.stem or "testing" in file.parts
 
 
 @pytest.mark.parametrize("quirk", QUIRKS, ids=lambda quirk: quirk.name)

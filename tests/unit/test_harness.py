@@ -14,6 +14,7 @@ import virtnic
 from conftest import SESSION
 from peers import components, leaks
 from peers.process import gone
+from virtnic.qemu.command import Accel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +96,7 @@ def test_a_missing_component_skips_here_and_fails_in_ci(monkeypatch: pytest.Monk
 
 
 def test_the_qemu_and_accelerator_under_test_are_those_asked_for(
-    qemu: virtnic.Qemu, qemu_command: str, accel: str
+    qemu: virtnic.Qemu, qemu_command: str, accel: Accel
 ) -> None:
     version = [*shlex.split(qemu_command), "--version"]
     said = subprocess.run(version, check=True, capture_output=True, text=True).stdout

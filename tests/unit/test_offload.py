@@ -16,14 +16,14 @@ pytestmark = pytest.mark.needs("qemu", "netns")
 def test_tunnels_are_seen(netns: Netns) -> None:
     """QEMU has offered them since 10.2, in bits beyond 64; they are reported and left alone."""
     with virtnic.open(netns.netdev, offload=True) as port:
-        tunnels = [row for row in port.features if "TUNNEL_GSO" in row[0]]
-        assert [bit for _, bit, *_ in tunnels] == [65, 66, 67, 68]
-        assert not any(accepted for *_, accepted, _ in tunnels)
+        tunnels = [row for row in port.features if "TUNNEL_GSO" in row.name]
+        assert [row.bit for row in tunnels] == [65, 66, 67, 68]
+        assert not any(row.accepted for row in tunnels)
         says = {
             "not offered",
             "VIRTIO 1.4; the longer header that says where tunnels are is not driven",
         }
-        assert {why for *_, why in tunnels} <= says
+        assert {row.why for row in tunnels} <= says
     with pytest.raises(ValueError, match="HOST_UDP_TUNNEL_GSO cannot be insisted on"):
         virtnic.open(netns.netdev, features={"HOST_UDP_TUNNEL_GSO": True})
 
@@ -68,7 +68,7 @@ def test_prerequisites_come_along(netns: Netns) -> None:
         assert "GUEST_TSO6" not in accepted(port)
     # Preferred, but of no use without merging; and buffers that need none.
     with virtnic.open(netns.netdev, offload=True, features={"MRG_RXBUF": False}) as port:
-        whys = {name: why for name, _, _, _, why in port.features}
+        whys = {feature.name: feature.why for feature in port.features}
         assert "GUEST_CSUM" in accepted(port)
         assert whys["GUEST_TSO4"] == "needs MRG_RXBUF"
     memory = virtnic.Memory("32M", buffer_size=65550, jumbo_buffers=0)

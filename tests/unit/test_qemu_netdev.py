@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from virtnic.qemu import find_qemu
-from virtnic.qemu.netdev import Spec, VhostUserSocket, parse
+from virtnic.qemu.netdev import parse
 from virtnic.qemu.schema import Schema, convert
+from virtnic.qemu.spec import Spec, VhostUserSocket
 
 
 @pytest.mark.parametrize(

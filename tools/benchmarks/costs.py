@@ -50,7 +50,7 @@ def run(bench: Bench) -> None:
 def _kicks(bench: Bench, port: virtnic.Port) -> dict[str, float]:
     """Seconds of the caller for one kick, less what calling an empty method costs."""
     qtest = port.qemu.qtest
-    (function,) = find_virtio_nets(port.qemu.bus.functions)
+    (function,) = find_virtio_nets(port.qemu.devices.bus.functions)
     # The queue's notification address (section 4.1.4.4); QEMU numbers them like the queues.
     _, _, _, notify, _, multiplier = virtio_registers(function)
     address = notify + TRANSMIT * multiplier

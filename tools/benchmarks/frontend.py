@@ -151,7 +151,7 @@ def serve(options: dict[str, Any]) -> None:
             )
             for path in options["sockets"]
         ]
-        accepted = [name for name, _, _, taken, _ in ports[0].features if taken]
+        accepted = [feature.name for feature in ports[0].features if feature.accepted]
         say({"ring": ports[0].ring, "entries": ports[0].queue_size, "features": accepted})
         worker: Worker | None = None
         for line in sys.stdin:

@@ -21,10 +21,12 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-import virtnic
 from virtnic._native import Burst, EventFd, PortClosed, QemuDied
 from virtnic.async_library import readable, running
 from virtnic.deadline import Deadline
+from virtnic.nic.opening import OpenOptions, open_port
+from virtnic.nic.options import check_names
+from virtnic.nic.port import Port as BlockingPort
 from virtnic.nic.ready import PAUSE, Readiness
 from virtnic.nic.sending import BACKOFF, Pending
 from virtnic.teardown import Owner
@@ -32,15 +34,14 @@ from virtnic.teardown import Owner
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from types import TracebackType
+    from typing import Unpack
 
-    from virtnic._native import Memory, Offload, Offloads
+    from virtnic._native import Feature, Memory, Offload, Offloads
     from virtnic.async_library import Library
-    from virtnic.nic.port import Interrupts
-    from virtnic.nic.port import Port as BlockingPort
-    from virtnic.nic.qemu import Qemu
-    from virtnic.nic.sending import Frame
+    from virtnic.nic.options import Interrupts
+    from virtnic.nic.port import Host, PortOptions
+    from virtnic.protocols import Frame, PacketPort
     from virtnic.qemu import Netdev
-    from virtnic.testing import FaultyPort, ScriptedPort
 
 __all__ = ["LinkChanges", "Port", "attach", "open"]
 
@@ -119,7 +120,7 @@ class Opening(Owner):
                 raise
             return port
 
-        port: BlockingPort = await _in_thread(running(), call, virtnic.Port.close)
+        port: BlockingPort = await _in_thread(running(), call, BlockingPort.close)
         try:
             return Port(port)
         except BaseException:  # Ctrl-C: the event loop comes to no further call
@@ -144,16 +145,17 @@ class Opening(Owner):
             await port.close()
 
 
-def open(netdev: Netdev = "user", **options: Any) -> Opening:  # noqa: A001 - virtnic.aio.open
+def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Opening:  # noqa: A001 - virtnic.aio.open
     """Open a port as :func:`virtnic.open` does, with the same options, off the event loop.
 
     ``async with virtnic.aio.open("user") as port`` closes it at the end;
     ``port = await virtnic.aio.open("user")`` leaves that to the caller.
     """
-    return Opening(functools.partial(virtnic.open, netdev, **options))
+    check_names("virtnic.aio.open()", OpenOptions.__optional_keys__, options)
+    return Opening(functools.partial(open_port, netdev, options))
 
 
-def attach(qemu: Qemu, netdev: Netdev = "user", **options: Any) -> Opening:
+def attach(qemu: Host, netdev: Netdev = "user", **options: Unpack[PortOptions]) -> Opening:
     """Do the same for a port of a QEMU that runs: see :meth:`virtnic.Qemu.attach`."""
     return Opening(functools.partial(qemu.attach, netdev, **options))
 
@@ -166,7 +168,7 @@ class Port(Owner):
     or QemuDied as soon as the port is closed or its QEMU gone.
     """
 
-    def __init__(self, port: BlockingPort | FaultyPort | ScriptedPort) -> None:
+    def __init__(self, port: BlockingPort | PacketPort) -> None:
         """Wrap a port that is open, or one of :mod:`virtnic.testing`.
 
         Raises ValueError when it has no interrupts.
@@ -270,8 +272,8 @@ class Port(Owner):
         return self.port.link
 
     @property
-    def features(self) -> list[tuple[str, int, bool, bool, str]]:
-        """What became of each feature: (name, bit, offered, accepted, why)."""
+    def features(self) -> list[Feature]:
+        """What became of each feature."""
         return self.port.features
 
     @property
@@ -290,7 +292,7 @@ class Port(Owner):
         return self.port.interrupts
 
     @property
-    def qemu(self) -> Qemu:
+    def qemu(self) -> Host:
         """The QEMU whose device it is."""
         return self.port.qemu
 

@@ -167,7 +167,8 @@ def _use(
     if gateway is None:
         steps.add("ping", "there is no gateway to ping; give one with --gateway")
     else:
-        mac, seconds = stack.arp(gateway)
+        reply = stack.arp(gateway)
+        mac, seconds = reply.mac, reply.seconds
         steps.add(
             "arp", f"{gateway} is at {mac}, in {seconds_text(seconds)}", mac=mac, seconds=seconds
         )

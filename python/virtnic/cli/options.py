@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import virtnic
-from virtnic.nic.port import Interrupts
+from virtnic.nic.options import Interrupts
 from virtnic.qemu.command import Accel, MachineType
 
 if TYPE_CHECKING:
@@ -403,5 +403,5 @@ def configure(arguments: argparse.Namespace, stack: virtnic.Stack) -> dict[str, 
         except TimeoutError as error:
             error.add_note("Where there is no DHCP server, give --address A.B.C.D/N.")
             raise
-        more = {name: lease[name] for name in ("server", "dns", "duration", "elapsed")}
+        more = {name: getattr(lease, name) for name in ("server", "dns", "duration", "elapsed")}
     return {"address": stack.address, "gateway": stack.gateway, **more}

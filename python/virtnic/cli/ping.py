@@ -112,7 +112,11 @@ class Echoes:
                 pause = start + number * interval - time.monotonic()
                 if interval and pause > 0:
                     stack.poll(pause)  # whoever asks for our MAC meanwhile gets an answer
-                seconds = stack.ping(target, number % _SEQUENCES, size, timeout)
+                try:
+                    reply = stack.ping(target, number % _SEQUENCES, size, timeout)
+                    seconds: float | None = reply.seconds
+                except TimeoutError:
+                    seconds = None
                 self.times.append(seconds)
                 if each is not None:
                     each(number, seconds)

@@ -128,7 +128,7 @@ def describe_memory(memory: virtnic.Memory) -> dict[str, Any]:
 def describe_features(port: virtnic.Port) -> list[dict[str, Any]]:
     """Return the feature bits that are offered or known to this driver."""
     names = ("name", "bit", "offered", "accepted", "why")
-    return [dict(zip(names, feature, strict=True)) for feature in port.features]
+    return [{name: getattr(feature, name) for name in names} for feature in port.features]
 
 
 def describe_function(function: Function) -> dict[str, Any]:

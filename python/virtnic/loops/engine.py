@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from virtnic.nic.sending import Frame
+    from virtnic.protocols import Frame
 
 __all__ = [
     "DROP",

@@ -20,8 +20,8 @@ from virtnic._native import EventFd, Interposer, QemuError
 from virtnic.nic.policy import Recovery
 from virtnic.qemu.backends import process_of, queue_size_for
 from virtnic.qemu.loop import SharedWatch
-from virtnic.qemu.netdev import VhostUserSocket
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.qemu.spec import VhostUserSocket
 from virtnic.teardown import Owner
 
 if TYPE_CHECKING:

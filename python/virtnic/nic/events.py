@@ -8,31 +8,33 @@ descriptor. Nobody polls, and only callbacks have a thread.
 from __future__ import annotations
 
 import collections
-import contextlib
-import functools
 import logging
 import os
 import threading
 import time
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import readable
 from virtnic.deadline import Deadline
-from virtnic.nic.backend import quoting
-from virtnic.nic.renegotiation import Renegotiation
 from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from typing_extensions import TypeVar
+
     from virtnic._native import QemuDied
-    from virtnic.nic.backend import Backend
-    from virtnic.nic.port import Port
-    from virtnic.qemu.loop import LoopThread
+
+    #: The ports of a QEMU: :class:`virtnic.Port`.
+    P = TypeVar("P", default=Any)
+else:
+    from typing import TypeVar
+
+    P = TypeVar("P")
 
 __all__ = ["Event", "EventKind", "Events", "Feed"]
 
@@ -58,35 +60,35 @@ _CAPACITY = 4096
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class Event:
+class Event(Generic[P]):
     """Something that happened."""
 
     kind: EventKind
     #: The port that it happened to; None where it happened to QEMU.
-    port: Port | None = None
+    port: P | None = None
     #: When, in seconds since 1970 (:func:`time.time`).
     time: float = field(default_factory=time.time)
     #: More in words: how QEMU died, which backend went, who connected.
     detail: str = ""
 
 
-class Events(Owner):
+class Events(Owner, Generic[P]):
     """The events of one QEMU, from :meth:`virtnic.Qemu.events`: an iterator of both kinds.
 
     It gets what happens after it was made, in the order in which it happened, and ends when
     the QEMU is closed. For one thread or task at a time; others take one of their own.
     """
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed[P]) -> None:
         self._feed = feed
         self._lock = feed.lock
-        self._queue: collections.deque[Event] = collections.deque()
+        self._queue: collections.deque[Event[P]] = collections.deque()
         self._event = EventFd()
         self._owner = os.getpid()
         self._ended = False
         self._awaited = False
         # The one that came last, which others may have taken by now.
-        self._latest: Callable[[], Event | None] = lambda: None
+        self._latest: Callable[[], Event[P] | None] = lambda: None
         #: Events that were dropped because nobody read them.
         self.missed = 0
 
@@ -102,7 +104,7 @@ class Events(Owner):
         """
         return self._event.lend()
 
-    def wait(self, timeout: float | None = None) -> Event | None:
+    def wait(self, timeout: float | None = None) -> Event[P] | None:
         """Return the next event; None after the timeout (seconds), or when it has ended.
 
         0 looks once, None waits for ever. Raises PortClosed in a forked child.
@@ -120,7 +122,7 @@ class Events(Owner):
         if os.getpid() == self._owner:
             self._feed.unsubscribe(self)
 
-    def _take(self) -> tuple[Event | None, bool]:
+    def _take(self) -> tuple[Event[P] | None, bool]:
         """Return the next event, and whether it has ended where there is none."""
         if os.getpid() != self._owner:
             raise PortClosed("these events go to the process that asked for them, not to its child")
@@ -130,7 +132,7 @@ class Events(Owner):
                 self._event.drain()
             return event, self._ended
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: Event[P]) -> None:
         """Queue an event; the caller has the lock."""
         if event is self._latest():
             return  # who told it was interrupted, and tells it again
@@ -149,7 +151,7 @@ class Events(Owner):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Event:
+    def __next__(self) -> Event[P]:
         event = self.wait()
         if event is None:
             raise StopIteration
@@ -158,7 +160,7 @@ class Events(Owner):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> Event[P]:
         while True:
             event, ended = self._take()
             if event is not None:
@@ -187,17 +189,17 @@ class Events(Owner):
         self.close()
 
 
-class Feed:
+class Feed(Generic[P]):
     """Where the events of one QEMU come from."""
 
     def __init__(self) -> None:
         #: Held while an event is told: nobody sees one while its consequences are being made.
         self.lock = threading.RLock()
         # Who forgets its iterator has ended it.
-        self._subscribers: weakref.WeakSet[Events] = weakref.WeakSet()
+        self._subscribers: weakref.WeakSet[Events[P]] = weakref.WeakSet()
         self._ended = False
 
-    def subscribe(self) -> Events:
+    def subscribe(self) -> Events[P]:
         """Return a new subscriber; one that has ended when the feed has."""
         events = Events(self)
         with self.lock:
@@ -207,17 +209,17 @@ class Feed:
                 self._subscribers.add(events)
         return events
 
-    def unsubscribe(self, events: Events) -> None:
+    def unsubscribe(self, events: Events[P]) -> None:
         """Tell a subscriber nothing more."""
         with self.lock:
             events._end()  # first: one that was forgotten here would not end with the feed
             self._subscribers.discard(events)
 
-    def put(self, kind: EventKind, port: Port | None = None, detail: str = "") -> None:
+    def put(self, kind: EventKind, port: P | None = None, detail: str = "") -> None:
         """Tell everybody."""
         self.tell(Event(kind, port, detail=detail))
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Event[P]) -> None:
         """Tell everybody of an event; who was told it, is not when that is repeated."""
         # Its text: who keeps log records would keep the port.
         _log.debug("%s %s %s", event.kind, str(event.port), event.detail)
@@ -237,7 +239,7 @@ class Feed:
                 events._end()
             self._subscribers.clear()
 
-    def call(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+    def call(self, callback: Callable[[Event[P]], object]) -> Callable[[], None]:
         """Call back for each event, in a thread of its own; returns what ends that."""
         events = self.subscribe()
         stopped = threading.Event()
@@ -257,73 +259,3 @@ class Feed:
 
         threading.Thread(target=deliver, name="virtnic-watch", daemon=True).start()
         return stop
-
-    def watch_backend(self, port: Port, backend: Backend, loop: LoopThread) -> None:
-        """Tell when a port's backend goes and comes back, and end the port that has none any more.
-
-        It is back when it serves: its rings are started, and it answers. It ends with the port.
-        """
-        interposer, path = backend.interposer, backend.path
-        before = interposer.stats()
-        losses, refusals = before["backend_losses"], before["refusals"]
-        doubts = 0
-        there = True
-        told: str | None = None
-        weak = weakref.ref(port)  # one that is forgotten is collected
-
-        def failed(why: str) -> None:
-            nonlocal told
-            if why != told:
-                told = why
-                _log.warning("the vhost-user backend %s has less, and %s", path, why)
-                self.put("backend-refused", weak(), f"{path}: it is there with less, but {why}")
-
-        renegotiation = Renegotiation(port, backend, failed)
-        port._attachment.renegotiation = renegotiation
-
-        def look() -> None:
-            nonlocal losses, refusals, doubts, there, told
-            stats, refusal = interposer.stats(), interposer.refusal
-            refused = stats["refusals"] != refusals
-            port = weak()
-            # A QEMU that went lost its backend too, which is not the backend's doing; one that
-            # hangs up and lives does so again.
-            doubts += refused
-            gone = stats["backend_losses"] != losses or doubts > 1
-            losses, refusals = stats["backend_losses"], stats["refusals"]
-            if there and gone:
-                there = False
-                self.put("backend-lost", port, path)
-                interposer.changed.signal()  # whether it is back is looked at once more
-            elif not there and refused and refusal is not None and refusal != told:
-                # One that is there again, and does not serve: why is said once.
-                told = refusal
-                words = refusal if port is None else quoting(refusal, port.qemu.process.stderr)
-                _log.warning("the vhost-user backend %s does not serve: %s", path, words)
-                self.put("backend-refused", port, f"{path}: {words}")
-            elif interposer.serving and not renegotiation.busy:
-                doubts = 0
-                if not there:
-                    there, told = True, None
-                    lost, renegotiation.lost = renegotiation.lost, []
-                    less = f" without {', '.join(lost)}" if lost else ""
-                    self.put("backend-back", port, path + less)
-            if port is not None and interposer.held is not None and not port._attachment.is_lost:
-                renegotiation.begin()
-            if port is not None and (why := backend.given_up(port.qemu.process.stderr)) is not None:
-                port.abandon(why)
-
-        interposer.spare(port)
-        port._attachment.undo.add(functools.partial(backend.changed.remove, look))
-        # Lost already while it was being attached: it looks at once.
-        backend.changed.add(loop, look, look)
-
-
-def tell_link(feed: Feed) -> Callable[[Port], None]:
-    """Return the link callback of a port that tells the feed."""
-
-    def changed(port: Port) -> None:
-        with contextlib.suppress(PortClosed):
-            feed.put("link-up" if port.link else "link-down", port)
-
-    return changed

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from virtnic._native import IvshmemServer, QTest
+    from virtnic.nic.attachment import Attachment
     from virtnic.nic.backend import Backend
-    from virtnic.nic.qemu import Attachment
     from virtnic.pci import Function, PciBus
 
 __all__ = ["ConfigVector", "InterruptRouting", "Wires", "vectors_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,13 +12,17 @@ from virtnic.qemu import parse
 from virtnic.qemu.netdevs import NETDEVS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from virtnic.memory import Memory
     from virtnic.nic.backend import Backend
     from virtnic.qemu import Netdev, Spec
 
 __all__ = [
+    "Interrupts",
+    "Notify",
+    "Ring",
+    "check_names",
     "device_request",
     "jumbo_size",
     "merge_features",
@@ -26,6 +31,14 @@ __all__ = [
     "usual_size",
     "with_queues",
 ]
+
+#: How the device tells us: a message to an eventfd, an interrupt line, or not at all.
+Interrupts = Literal["msix", "intx", "none"]
+#: The layout of the queues (VIRTIO 1.3, sections 2.7 and 2.8).
+Ring = Literal["split", "packed"]
+#: How a vhost-user backend is kicked.
+Notify = Literal["eventfd", "qtest"]
+
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.
 _MAX_QUEUES = 128
@@ -93,7 +106,7 @@ def device_request(
     mac: str | None,
     queues: int,
     queue_size: int,
-    ring: Literal["split", "packed"] | None,
+    ring: Ring | None,
 ) -> tuple[dict[str, Any], dict[str, bool | None]]:
     """Return QEMU's properties of a device, and the features to ask for."""
     device: dict[str, Any] = {}
@@ -184,3 +197,13 @@ def _named_queues(spec: Spec) -> tuple[int | None, str | None]:
     if any(option in spec.options for option in single):
         return 1, f"{single[0]}="
     return None, None
+
+
+def check_names(what: str, names: Iterable[str], options: Iterable[str]) -> None:
+    """Raise TypeError for an option that there is not, with the one that was meant."""
+    known = sorted(names)
+    for name in options:
+        if name not in known:
+            like = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {like[0]!r}?" if like else f"there are: {', '.join(known)}"
+            raise TypeError(f"{what} has no option {name!r}; {hint}")

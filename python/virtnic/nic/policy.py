@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Recovery", "policy"]
+__all__ = ["Recoveries", "Recovery", "policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +45,17 @@ def policy(recover: object, *, also: object = False) -> Recovery | None:
     if not isinstance(recover, bool) and recover is not also:
         raise TypeError(f"recover is True, False or a virtnic.Recovery, not {recover!r}")
     return None
+
+
+class Recoveries:
+    """How often QEMU was replaced."""
+
+    def __init__(self) -> None:
+        #: How often it was, and the seconds that the last time took.
+        self.recoveries = 0
+        self.outage = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether it is replaced no more: too many attempts failed, or it was closed."""
+        raise NotImplementedError

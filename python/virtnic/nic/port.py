@@ -1,38 +1,99 @@
-"""A port: what users hold."""
+"""`Port`: what users hold. `Host`: what a port needs of the QEMU whose device it is."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from virtnic import _native
 from virtnic._native import CommandRefused
 from virtnic.deadline import Deadline
 from virtnic.nic.ready import Readiness
-from virtnic.nic.rss import DEFAULT_KEY, Rss, names_of, types_of
+from virtnic.nic.rss import DEFAULT_KEY, Rss, RssLimits, names_of, types_of
 from virtnic.nic.sending import BACKOFF, Pending
-from virtnic.qemu import loop
+from virtnic.qemu import Machine, loop
 from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
+    from typing import Unpack
 
     from virtnic.memory import Memory
-    from virtnic.nic.qemu import Attachment, Qemu
-    from virtnic.nic.sending import Frame
+    from virtnic.nic.attachment import Attachment
+    from virtnic.nic.devices import Devices
+    from virtnic.nic.events import Event, Events, Feed
+    from virtnic.nic.options import Interrupts, Notify, Ring
+    from virtnic.nic.policy import Recoveries, Recovery
+    from virtnic.protocols import Frame
+    from virtnic.qemu import Netdev
 
-__all__ = ["Interrupts", "LinkCallback", "Port"]
+__all__ = ["Host", "LinkCallback", "Port", "PortOptions"]
 
 _log = logging.getLogger(__name__)
 
-#: How the device tells us: a message to an eventfd, an interrupt line, or not at all.
-Interrupts = Literal["msix", "intx", "none"]
 #: Called with the port when its link went up or down, from a thread of virtnic's.
 LinkCallback = Callable[["Port"], None]
+
+
+class PortOptions(TypedDict, total=False):
+    """What :meth:`virtnic.Qemu.attach` takes beside the netdev; its documentation says what."""
+
+    mac: str | None
+    queues: int | None
+    queue_size: int
+    ring: Ring | None
+    interrupts: Interrupts | None
+    spin: float
+    notify: Notify | None
+    features: Mapping[str, bool | None] | None
+    properties: Mapping[str, Any] | None
+    on_link: LinkCallback | None
+    legacy: bool
+    statistics: Literal["basic", "extended"]
+    offload: bool | None
+    recover: bool | Recovery | None
+
+
+class Host(Machine):
+    """A QEMU whose devices are ours: see :class:`virtnic.Qemu`, which is the only one."""
+
+    #: What its devices see; another can have the same.
+    memory: Memory
+    #: Its bus and what is on it.
+    devices: Devices
+    #: Who wants to know of its ports.
+    feed: Feed[Port]
+
+    @property
+    @abstractmethod
+    def ports(self) -> tuple[Port, ...]:
+        """The attached ports, in the order in which they came."""
+
+    @property
+    @abstractmethod
+    def recovery(self) -> Recoveries | None:
+        """What replaces QEMU, and how often it has; None where nothing does."""
+
+    @abstractmethod
+    def attach(self, netdev: Netdev = "user", **options: Unpack[PortOptions]) -> Port:
+        """Plug a NIC in and start it."""
+
+    @abstractmethod
+    def detach(self, port: Port) -> None:
+        """Stop a port and unplug its device."""
+
+    @abstractmethod
+    def events(self) -> Events[Port]:
+        """Return an iterator over what happens from now on."""
+
+    @abstractmethod
+    def watch(self, callback: Callable[[Event[Port]], object]) -> Callable[[], None]:
+        """Call back for what happens from now on."""
 
 
 class Port(Owner, _native.NetPort):
@@ -44,12 +105,12 @@ class Port(Owner, _native.NetPort):
     from any thread. As a context manager it closes itself.
     """
 
-    def __new__(cls, *, attachment: Attachment, **options: Any) -> Self:  # noqa: ARG004
+    def __new__(cls, *, host: Host, attachment: Attachment, **options: Any) -> Self:  # noqa: ARG004
         """Start the device; for :meth:`virtnic.Qemu.attach` only."""
         return super().__new__(cls, **options)
 
-    def __init__(self, *, attachment: Attachment, **_options: Any) -> None:
-        self._attachment = attachment
+    def __init__(self, *, host: Host, attachment: Attachment, **_options: Any) -> None:
+        self._host, self._attachment = host, attachment
         self._callbacks: list[LinkCallback] = []
         self._endings: list[Callable[[], object]] = []
         #: What the callbacks know; somebody else may have asked the device meanwhile.
@@ -60,9 +121,9 @@ class Port(Owner, _native.NetPort):
         self._long_frames_told = False
 
     @property
-    def qemu(self) -> Qemu:
-        """The QEMU whose device it is."""
-        return self._attachment.qemu
+    def qemu(self) -> Host:
+        """The :class:`virtnic.Qemu` whose device it is."""
+        return self._host
 
     @property
     def memory(self) -> Memory:
@@ -98,9 +159,7 @@ class Port(Owner, _native.NetPort):
     @property
     def tells_link(self) -> bool:
         """Whether the device interrupts when its link goes up or down."""
-        accepted = any(
-            name == "STATUS" and taken for name, _bit, _offered, taken, _why in self.features
-        )
+        accepted = any(feature.name == "STATUS" and feature.accepted for feature in self.features)
         return accepted and self.interrupts != "none"
 
     def set_promiscuous(self, on: bool = True) -> None:
@@ -153,6 +212,15 @@ class Port(Owner, _native.NetPort):
         key, table, types, unclassified = config
         return Rss(bytes(key), tuple(table), names_of(types), unclassified)
 
+    @property
+    def rss_limits(self) -> RssLimits | None:
+        """What the device can steer by; None where it does not hash (``rss=on``)."""
+        limits = self._rss_limits
+        if limits is None:
+            return None
+        key, table, types = limits
+        return RssLimits(key, table, names_of(types))
+
     def set_rss(
         self,
         key: bytes | None = None,
@@ -178,15 +246,14 @@ class Port(Owner, _native.NetPort):
                 "set_rss: the device does not hash; QEMU's property rss=on makes it "
                 "(properties={'rss': True})"
             )
-        _, longest, able = limits
         if table is None:
-            table = [i % self.queues for i in range(min(longest, 128))]
+            table = [i % self.queues for i in range(min(limits.table, 128))]
         if not all(0 <= queue < 1 << 16 for queue in (*table, unclassified)):
             raise ValueError(f"the table leads to a queue that cannot be; {self.queues} are in use")
         self.set_rss_config(
             list(DEFAULT_KEY if key is None else key),
             list(table),
-            able if types is None else types_of(list(types)),
+            types_of(list(limits.types if types is None else types)),
             unclassified,
         )
 

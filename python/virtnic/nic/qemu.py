@@ -1,4 +1,4 @@
-"""Ports come and go: a QEMU with its PCI bus taken over."""
+"""`Qemu`: one QEMU whose devices are ours. Ports are attached and detached."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import functools
 import logging
 import threading
 import weakref
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
-from virtnic._native import EventFd, PortClosed, QemuDied, QemuError, VirtnicError
+from virtnic._native import PortClosed, QemuError, VirtnicError
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
+from virtnic.nic.attachment import Attachment
 from virtnic.nic.backend import Backend, Backends
-from virtnic.nic.events import Event, Events, Feed, tell_link
-from virtnic.nic.interrupts import ConfigVector, InterruptRouting, Wires, vectors_of
+from virtnic.nic.devices import Devices
+from virtnic.nic.events import Event, Events, Feed
+from virtnic.nic.interrupts import vectors_of
 from virtnic.nic.options import (
+    Interrupts,
+    Notify,
+    Ring,
+    check_names,
     device_request,
     merge_features,
     offload_features,
@@ -25,116 +31,61 @@ from virtnic.nic.options import (
     with_queues,
 )
 from virtnic.nic.policy import Recovery, policy
-from virtnic.nic.port import Interrupts, LinkCallback, Port
+from virtnic.nic.port import Host, LinkCallback, Port
 from virtnic.nic.ready import trouble_at_open
-from virtnic.nic.supervisor import Recoverer
-from virtnic.pci import (
-    Function,
-    PciBus,
-    find_ivshmems,
-    find_virtio_nets,
-    speaks_modern,
-    virtio_legacy,
-    virtio_registers,
-)
-from virtnic.qemu import Machine, Netdev, NicHandle, Spec, loop, parse
+from virtnic.nic.supervisor import Supervisor
+from virtnic.nic.watch import follow_backend, follow_configuration, follow_peer, tell_link
+from virtnic.qemu import Netdev, loop, parse
 from virtnic.qemu.descriptors import Copies
-from virtnic.qemu.machine import present
-from virtnic.qemu.netdevs import not_started
-from virtnic.teardown import Teardown
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Unpack
 
-    from virtnic._native import QTest
-    from virtnic.nic.renegotiation import Renegotiation
+    from virtnic.pci import Function, PciBus
+    from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
 
-__all__ = ["Attachment", "Qemu"]
+__all__ = ["Qemu", "QemuOptions", "StartOptions"]
 
 _log = logging.getLogger(__name__)
 
-#: BAR of an ivshmem device that is the shared memory (QEMU: docs/specs/ivshmem-spec).
-_SHARED_MEMORY_BAR = 2
 #: What says itself how a call ended, also where the Qemu was closed meanwhile.
 _SPEAKING = (VirtnicError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 @dataclass(slots=True, eq=False)
-class Attachment:
-    """What a port has of its QEMU."""
+class _Attached(Attachment):
+    """The device of a port, and what is told of the port."""
 
-    qemu: Qemu
-    qtest: QTest
-    interrupts: Interrupts
     #: The port, from when all is in its place until it is detached.
     port: Port | None = None
-    #: The same from when it was made, but not kept alive.
-    device: Callable[[], Port | None] = lambda: None
-    #: Whether it is being undone: what an interruption left of it is undone by the next call.
-    leaving: bool = False
-    #: The thread that attaches it.
-    thread: int = field(default_factory=threading.get_ident)
-    #: The device, as QEMU knows it, from when QEMU is told of it.
-    plugged: NicHandle | None = None
-    #: The vhost-user backend, where there is an interposer in front of it.
-    backend: Backend | None = None
-    #: Has it go on with a backend that came back with fewer features.
-    renegotiation: Renegotiation | None = None
-    #: The device on the PCI bus, once it was found there.
-    function: Function | None = None
-    #: Undoes, last first, all that attaching did.
-    undo: Teardown = field(default_factory=Teardown)
-    # What it takes to attach it again, to another QEMU.
-    spec: Spec | None = None
-    properties: Mapping[str, Any] = field(default_factory=dict)
-    legacy: bool = False
-    #: What the device writes to the ivshmem doorbell for each MSI-X vector.
-    messages: list[int] = field(default_factory=list)
-    #: The ivshmem vectors that are reserved for it.
-    vectors: list[int] = field(default_factory=list)
-    #: What the interrupt line signals.
-    line: EventFd | None = None
-    #: Whether its peer was there when that was last told; None where nobody can know.
-    peer_known: bool | None = None
-    #: Whether it is attached again to the QEMU that takes the place of one that died.
-    returns: bool = False
+    made: Callable[[], Port | None] = lambda: None
     #: Whether it was told that it is attached; and what is told when it is detached, once.
     announced: bool = False
-    farewell: Event | None = None
-
-    def plugging(self, handle: NicHandle) -> None:
-        """Remember the device that QEMU is about to be told of."""
-        self.plugged = handle
-
-    @property
-    def handle(self) -> NicHandle:
-        """The device, as QEMU knows it; for one that was plugged in."""
-        assert self.plugged is not None
-        return self.plugged
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether its QEMU is gone, with the device: there may be another QEMU by now."""
-        if self.qemu.closed or self.qtest.death is not None:
-            return True
-        return self.qtest is not self.qemu.qtest
-
-    @property
-    def by_legacy(self) -> bool:
-        """Whether the device is driven by its legacy interface."""
-        assert self.function is not None
-        return self.legacy or not speaks_modern(self.function)
-
-    def registers(self) -> dict[str, Any]:
-        """Return where a port finds the device's registers: its arguments."""
-        assert self.function is not None
-        if self.by_legacy:
-            return {"legacy_io": (*virtio_legacy(self.function), self.interrupts == "msix")}
-        return {"registers": tuple(virtio_registers(self.function))}
+    farewell: Event[Port] | None = None
 
 
-class Qemu(Machine):
+class StartOptions(TypedDict, total=False):
+    """How QEMU is started: see :class:`virtnic.qemu.Machine`."""
+
+    qemu: str | os.PathLike[str] | None
+    accel: Accel
+    machine: MachineType
+    shmem: Shmem
+    sandbox: Sandbox
+    timeout: float
+    connect: str | os.PathLike[str] | None
+    extra: Sequence[str]
+
+
+class QemuOptions(StartOptions, total=False):
+    """What :class:`virtnic.Qemu` takes besides the memory and ``recover``."""
+
+    directory: str | os.PathLike[str] | None
+
+
+class Qemu(Host):
     """A QEMU that runs no guest: its devices are ours.
 
     Takes the arguments of :class:`virtnic.qemu.Machine`, and ``recover``: whether a QEMU that dies
@@ -142,26 +93,24 @@ class Qemu(Machine):
     often). As a context manager it closes itself and all its ports.
     """
 
-    #: What its devices see; another Qemu can have the same.
-    memory: Memory
-
     @descriptors()
     def __init__(
-        self, memory: Memory | None = None, *, recover: bool | Recovery = False, **options: Any
+        self,
+        memory: Memory | None = None,
+        *,
+        recover: bool | Recovery = False,
+        **options: Unpack[QemuOptions],
     ) -> None:
+        check_names("virtnic.Qemu()", QemuOptions.__optional_keys__, options)
         policy(recover)
         if recover and options.get("connect") is not None:
             raise ValueError("a QEMU that somebody else started is not started again here: recover")
         self._recover = recover
-        self._recoverer: Recoverer | None = None
+        self._supervisor: Supervisor | None = None
         #: Of the ports that are there, that come and that go.
-        self._attachments: list[Attachment] = []
-        self._attach_lock = threading.RLock()
-        #: Closed ports whose devices could not be removed.
-        self._lingering: list[Port] = []
-        self._feed = Feed()
-        self._routing: InterruptRouting | None = None
-        self._config = ConfigVector()
+        self._attachments: list[_Attached] = []
+        self.devices = Devices(self)
+        self.feed = Feed()
         self._backends = Backends()
         #: Whether nobody else has the memory: its file goes with this Qemu.
         self._owns_memory = memory is None
@@ -175,34 +124,16 @@ class Qemu(Machine):
             raise
 
     def _started(self) -> None:
-        self.on_death(self._feed.died)
-        self._take_bus()
+        self.on_death(self.feed.died)
+        self.devices.take_bus()
         if self._recover:
-            self._recoverer = Recoverer(self, policy(self._recover) or Recovery())
-            self.on_death(self._recoverer.lost)
-
-    def _take_bus(self) -> None:
-        self.bus = PciBus(self.qtest, self.machine)
-        self.bus.scan()
-        if self.shared is not None:
-            self.plug_memory(self._eject)
-            self.bus.rescan()
-        found = find_ivshmems(self.bus.functions)
-        if len(found) != 1:
-            raise QemuError(
-                f"QEMU has {len(found)} ivshmem devices where one was asked for; "
-                "without it there is no shared memory"
-            )
-        placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: self.memory.iova})
-        self._ivshmem = self.bus.enable(placed)
-        self._routing = InterruptRouting(
-            self.bus, self.qtest, self._ivshmem, self.server, self.timeout, self._config
-        )
+            self._supervisor = Supervisor(self, policy(self._recover) or Recovery())
+            self.on_death(self._supervisor.lost)
 
     @property
-    def recovery(self) -> Recoverer | None:
+    def recovery(self) -> Supervisor | None:
         """What brings QEMU back, and how often it has; None without ``recover``."""
-        return self._recoverer
+        return self._supervisor
 
     @classmethod
     def connect(
@@ -244,9 +175,14 @@ class Qemu(Machine):
         return tuple(a.port for a in there if a.port is not None and not a.leaving)
 
     @property
+    def bus(self) -> PciBus:
+        """Its PCI bus."""
+        return self.devices.bus
+
+    @property
     def ivshmem(self) -> Function:
         """The device through which QEMU sees the memory."""
-        return self._ivshmem
+        return self.devices.ivshmem
 
     @descriptors()
     def attach(
@@ -256,10 +192,10 @@ class Qemu(Machine):
         mac: str | None = None,
         queues: int | None = None,
         queue_size: int = 0,
-        ring: Literal["split", "packed"] | None = None,
+        ring: Ring | None = None,
         interrupts: Interrupts | None = None,
         spin: float = 0.0,
-        notify: Literal["eventfd", "qtest"] | None = None,
+        notify: Notify | None = None,
         features: Mapping[str, bool | None] | None = None,
         properties: Mapping[str, Any] | None = None,
         on_link: LinkCallback | None = None,
@@ -345,19 +281,19 @@ class Qemu(Machine):
             raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
         policy(recover, also=None)
         interposed = spec.socket is not None and notify != "qtest"
-        if recover and self._recoverer is None and not interposed:
+        if recover and self._supervisor is None and not interposed:
             raise ValueError(
                 f"recover={recover!r}: nothing brings this port back; that is for QEMU to do, "
                 "virtnic.Qemu(recover=True), or for a vhost-user backend given by its path"
             )
-        with self._attach_lock:
+        with self.devices.lock:
             self._finish_detaching()
-            attachment = Attachment(
+            attachment = _Attached(
                 self,
                 self.qtest,
                 chosen,
                 legacy=legacy,
-                returns=self._recoverer is not None and recover is not False,
+                returns=self._supervisor is not None and recover is not False,
             )
             self._attachments.append(attachment)
             undo = attachment.undo
@@ -388,23 +324,22 @@ class Qemu(Machine):
                     device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
                 device.update(properties or {})
                 attachment.spec, attachment.properties = spec, device
-                undo.add(functools.partial(self._unplug, attachment))
-                made = () if backend is None else (backend.expect_netdev(),)
-                handle = self.add_nic(spec, device, attachment.plugging, *made)
-                if chosen == "msix" and backend is None and not handle.queue_vectors:
+                undo.add(functools.partial(self.devices.unplug, attachment))
+                function = self.devices.plug(attachment)
+                vectors = attachment.handle.queue_vectors
+                if chosen == "msix" and backend is None and not vectors:
                     # This QEMU would crash (quirk vhost-user-msix-crash).
                     attachment.interrupts = chosen = "intx"
                 if chosen == "msix" and interrupts is None and self._lacks_vectors(pairs, backend):
                     attachment.interrupts = chosen = "intx"  # QEMU was started for one port
-                wires = present(self._routing).connect(
-                    attachment, self._take_new(attachment), pairs
-                )
+                wires = self.devices.routing.connect(attachment, function, pairs)
                 before = self.process.stderr_position()
                 entries = queue_size or usual_size(spec, device, attachment.by_legacy)
                 preferences |= merge_features(spec, self.memory, entries) | offload_features(
                     spec, offload
                 )
                 port = Port(
+                    host=self,
                     attachment=attachment,
                     memory=self.memory,
                     qtest=self.qtest,
@@ -417,9 +352,9 @@ class Qemu(Machine):
                     kicks=None if backend is None else backend.interposer,
                     features={**preferences, **(features or {})},
                 )
-                attachment.device = weakref.ref(port)
+                attachment.made = weakref.ref(port)
                 undo.add(port.stop)
-                self._check_started(attachment, before)
+                self.devices.check_started(attachment, before)
                 port.set_recoverable(attachment.returns)
                 port.set_polling(spin)
                 port.set_statistics(statistics)
@@ -428,17 +363,20 @@ class Qemu(Machine):
                         "%s does not offer packed rings: split ones are used, which are slower",
                         "QEMU" if backend.offers_packed_rings else "the backend",
                     )
-                self._watch_configuration(port, wires)
+                if wires.config is not None:
+                    follow_configuration(
+                        port, wires.config, self.monitor.loop, self._replacer(attachment)
+                    )
                 if on_link is not None:
                     port.on_link(on_link)
-                with self._feed.lock:
+                with self.feed.lock:
                     attachment.announced = True
-                    self._feed.put("attached", port)
+                    self.feed.put("attached", port)
                     if port.tells_link:
-                        port.on_link(tell_link(self._feed))
+                        port.on_link(tell_link(self.feed))
                 if backend is not None:
-                    self._feed.watch_backend(port, backend, self.monitor.loop)
-                self._follow_peer(port)
+                    follow_backend(self.feed, port, backend, self.monitor.loop)
+                follow_peer(self.feed, port)
                 attachment.port = port
             except BaseException as error:
                 attachment.leaving = True
@@ -447,7 +385,7 @@ class Qemu(Machine):
                     # By a signal handler in the middle of this, perhaps: it can look like anything.
                     raise QemuError("this Qemu was closed while a port was attached") from error
                 raise
-        if (trouble := trouble_at_open(port)) is not None:
+        if (trouble := trouble_at_open(attachment)) is not None:
             _log.warning("%s", trouble)
         return port
 
@@ -466,22 +404,23 @@ class Qemu(Machine):
         if self._is_forked:
             return
         loop.check_outside()
-        with self._attach_lock:
-            if port._attachment in self._attachments:
-                self._let_go(port._attachment)
-            else:
-                port.stop()
+        with self.devices.lock:
+            for attachment in self._attachments:
+                if attachment is port._attachment:
+                    self._let_go(attachment)
+                    return
+            port.stop()
 
-    def events(self) -> Events:
+    def events(self) -> Events[Port]:
         """Return an iterator over what happens to this QEMU and its ports from now on.
 
         For plain threads (``for event in qemu.events()``, or ``wait(timeout)``), for asyncio
         (``async for``) and for ``select``. It ends when this QEMU is closed. A port without
         interrupts has no link events. A backend is watched where it is kicked by eventfd.
         """
-        return self._feed.subscribe()
+        return self.feed.subscribe()
 
-    def watch(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+    def watch(self, callback: Callable[[Event[Port]], object]) -> Callable[[], None]:
         """Call ``callback(event)`` for what :meth:`events` would give; returns what ends that.
 
         Callbacks run one after another in a thread of their own, so they may take their time,
@@ -490,7 +429,7 @@ class Qemu(Machine):
         """
         if not callable(callback):
             raise TypeError(f"a callback takes an event, {callback!r} takes none")
-        return self._feed.call(callback)
+        return self.feed.call(callback)
 
     def close(self) -> None:
         """Stop all ports, end QEMU, and leave nothing behind. Closing twice is fine.
@@ -501,11 +440,10 @@ class Qemu(Machine):
         if self._is_forked:
             return
         loop.check_outside()
-        if self._recoverer is not None:
-            self._recoverer.close()
+        if self._supervisor is not None:
+            self._supervisor.close()
         for attachment in self._attachments.copy():
-            if attachment.renegotiation is not None:
-                attachment.renegotiation.close()
+            attachment.settle()
         me = threading.get_ident()
         # One that another thread is about to attach fails there, and is undone there.
         going = [a for a in self._attachments if a.port is not None or a.leaving or a.thread == me]
@@ -514,22 +452,18 @@ class Qemu(Machine):
             if attachment.port is not None:
                 attachment.port.stop()
             self._tell_detached(attachment)
-        self._feed.end()
+        self.feed.end()
         if self.shared is not None:
             self._leave(going)
         super().close()
         # With QEMU gone there is nothing left to unplug, but other things to give back.
         for attachment in going:
             self._let_go(attachment)
-        self._routing = None
-        self._config.give()
-        while self._lingering and self._is_over:
-            self._lingering[-1].device_gone()
-            self._lingering.pop()
+        self.devices.forget()
         if self._owns_memory:
             self.memory.forget_file()
 
-    def _let_go(self, attachment: Attachment) -> None:
+    def _let_go(self, attachment: _Attached) -> None:
         """Undo all that attaching did; what an interruption leaves of it, the next call undoes."""
         attachment.leaving = True
         attachment.undo.run()
@@ -544,133 +478,38 @@ class Qemu(Machine):
             if attachment.leaving or attachment.port is None:
                 self._let_go(attachment)
 
-    def _tell_detached(self, attachment: Attachment) -> None:
+    def _tell_detached(self, attachment: _Attached) -> None:
         """Tell that a port is detached, once, where it was told that it was attached."""
         if not attachment.announced:
             return
         if attachment.farewell is None:
-            attachment.farewell = Event("detached", attachment.port or attachment.device())
-        self._feed.tell(attachment.farewell)
+            attachment.farewell = Event("detached", attachment.port or attachment.made())
+        self.feed.tell(attachment.farewell)
         attachment.announced = False
 
-    def _eject(self, slot: int) -> None:
-        """Let go of what is in a slot of the root bus, or behind the root port there."""
-        for function in self.bus.functions:
-            top = function.path[0] if function.path else function.bdf
-            if (top.bus, top.slot) == (0, slot) and not function.is_bridge:
-                self.bus.eject(function)
-
-    def _leave(self, going: list[Attachment]) -> None:
+    def _leave(self, going: list[_Attached]) -> None:
         """Take everything of ours out of a QEMU that goes on without us."""
         try:
             self.execute("query-status", timeout=min(2.0, self.timeout))
             for attachment in going:
                 attachment.undo.run()
-            self.unplug_memory(self._eject)
+            self.unplug_memory(self.devices.eject_slot)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
             _log.debug("leaving %r: %s", self, error)
 
     def _lacks_vectors(self, pairs: int, backend: Backend | None) -> bool:
         """Whether there are too few interrupt vectors for one more port, and will be no more."""
         left = None if self.server is None else self.server.left
-        return left is not None and left < vectors_of(pairs, backend, self._config)
+        return left is not None and left < vectors_of(pairs, backend, self.devices.config)
 
-    def _take_new(self, attachment: Attachment) -> Function:
-        """Find the device that was just plugged in, and make it ours."""
-        new = find_virtio_nets(self.bus.rescan())
-        if len(new) != 1:
-            raise QemuError(
-                f"QEMU accepted the device, but {len(new)} new virtio-net devices are on the bus"
-            )
-        (attachment.function,) = new  # it can be ejected from here on, whatever fails
-        attachment.function = self.bus.enable(self.bus.place(attachment.function))
-        return attachment.function
+    def _replacer(self, attachment: _Attached) -> Callable[[], bool]:
+        """Return what begins to replace a QEMU that is gone, and is False where nobody does."""
+        if self._supervisor is None or not attachment.returns:
+            return lambda: False
+        weak = weakref.ref(self._supervisor)
 
-    def _unplug(self, attachment: Attachment) -> None:
-        """Remove the device; that it cannot be removed from a dead QEMU is no error."""
-        port = attachment.device()
-        if attachment.plugged is None or attachment.is_lost:
-            if port is not None:
-                process = self._process
-                if process is None or not process.alive or attachment.qtest is not self._qtest:
-                    port.device_gone()
-                else:
-                    self._lingering.append(port)
-            return  # what has its place on another QEMU's bus is somebody else's
-        eject = functools.partial(self._eject_nic, attachment)
-        try:
-            self.remove_nic(attachment.handle, eject)
-            if port is not None:
-                port.device_gone()
-        except (QemuError, TimeoutError, OSError, PortClosed) as error:
-            gone = self.closed or isinstance(error, (QemuDied, PortClosed))
-            if port is not None:
-                self._lingering.append(port)  # its device may still write to its buffers
-            _log.log(
-                logging.DEBUG if gone else logging.WARNING,
-                "%s is not unplugged and keeps its slot: %s",
-                attachment.handle.id,
-                str(error),  # a record that somebody keeps would keep all that the error has
-            )
+        def replaced() -> bool:
+            supervisor = weak()
+            return supervisor is not None and supervisor.lost()
 
-    def _check_started(self, attachment: Attachment, before: int) -> None:
-        """Raise QemuError where QEMU said, since then, that a device it started does not run.
-
-        Its driver hears nothing of that: the device reports that it is ready. A backend with an
-        interposer tells by itself.
-        """
-        said = self.process.stderr_since(before)
-        if attachment.backend is None and (why := not_started(attachment.handle.spec.kind, said)):
-            raise QemuError(why)
-
-    def _follow_peer(self, port: Port) -> None:
-        """Tell of the peer's coming and going, where QEMU does."""
-        attachment = port._attachment
-        peer = attachment.handle.peer
-        if peer is None:
-            return
-        feed, weak = self._feed, weakref.ref(port)  # one that is forgotten is collected
-
-        def told(there: bool, address: str) -> None:
-            if (port := weak()) is not None:
-                port._attachment.peer_known = there
-                feed.put("peer-connected" if there else "peer-disconnected", port, address)
-
-        if attachment.peer_known is None:
-            attachment.peer_known = peer.connected
-        peer.tell(told, attachment.peer_known)
-
-    def _eject_nic(self, attachment: Attachment) -> None:
-        """Let go of a device, of one too that was not found on the bus yet."""
-        if attachment.function is not None:
-            self.bus.eject(attachment.function)
-        else:
-            self.bus.rescan()
-            self._eject(attachment.handle.slot)
-
-    def _watch_configuration(self, port: Port, wires: Wires) -> None:
-        if wires.config is None:
-            return
-        config = wires.config
-        # Neither is kept alive: one that is forgotten is collected, and closed then.
-        weak_qemu, weak_port, who = weakref.ref(self), weakref.ref(port), object()
-
-        def changed() -> None:
-            qemu, port = weak_qemu(), weak_port()
-            if qemu is None or port is None:
-                config.remove(who)
-                return
-            over = port.closed
-            if not over and port._attachment.is_lost:
-                recoverer = qemu._recoverer if port._attachment.returns else None
-                if recoverer is not None and recoverer.lost():
-                    return
-                over = True
-            if over:
-                config.remove(who)
-                port.ended()
-                return
-            port.configuration_changed()
-
-        port._attachment.undo.add(functools.partial(config.remove, who))
-        config.add(self.monitor.loop, who, changed)
+        return replaced

@@ -14,7 +14,8 @@ from virtnic.qemu.peer import socket_is_connected
 from virtnic.qemu.tap import device_of
 
 if TYPE_CHECKING:
-    from virtnic.nic.port import Port
+    from virtnic._native import NetPort
+    from virtnic.nic.attachment import Attachment
     from virtnic.qemu.tap import Tap
 
 __all__ = ["PAUSE", "Readiness", "trouble_at_open"]
@@ -26,23 +27,22 @@ _LOOPBACK = b"\x90\x00"
 _SHORTEST_FRAME = 60
 
 
-def _device(port: Port) -> Tap | None:
+def _device(attachment: Attachment) -> Tap | None:
     """Return the host's network device behind a port, where that is known."""
-    attachment = port._attachment
     try:
-        pid: int | None = attachment.qemu.process.pid
+        pid: int | None = attachment.machine.process.pid
     except QemuError:
         pid = None  # started by somebody else
     # As it was given: its descriptors have names in QEMU that say nothing here.
     return None if attachment.spec is None else device_of(attachment.spec, pid)
 
 
-def _nobody(port: Port) -> str | None:
+def _nobody(attachment: Attachment) -> str | None:
     """Say that nobody is at the other end of a ``socket`` netdev, whose link is up all the same."""
-    handle = port._attachment.handle
+    handle = attachment.handle
     if handle.spec.type != "socket" or handle.spec.options.keys().isdisjoint(("connect", "listen")):
         return None
-    if socket_is_connected(port.qemu.monitor, handle.netdev_id):
+    if socket_is_connected(attachment.machine.monitor, handle.netdev_id):
         return None
     return (
         "nobody is at the other end of the socket, and a connection that failed is not tried "
@@ -50,20 +50,22 @@ def _nobody(port: Port) -> str | None:
     )
 
 
-def trouble_at_open(port: Port) -> str | None:
+def trouble_at_open(attachment: Attachment) -> str | None:
     """Say why nothing passes a port whose link is up, and what mends that."""
-    device = _device(port)
+    device = _device(attachment)
     if device is not None and not device.up:
         return device.trouble()
     # One that listens is alone at first.
-    return None if "listen" in port._attachment.handle.spec.options else _nobody(port)
+    return None if "listen" in attachment.handle.spec.options else _nobody(attachment)
 
 
 class Readiness:
     """Looks, again and again, whether a port's peer is ready."""
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: NetPort) -> None:
         self._port = port
+        #: None for one of virtnic.testing, whose device is a script.
+        self._attachment: Attachment | None = getattr(port, "_attachment", None)
         #: Frames that were finished before ours was sent; None before that.
         self._finished: int | None = None
         self._missing = "it was not looked at"
@@ -91,9 +93,9 @@ class Readiness:
         port = self._port
         if port.closed:
             raise PortClosed("the port is closed")
-        if not hasattr(port, "_attachment"):
-            return None  # one of virtnic.testing, whose device is a script
-        attachment = port._attachment
+        attachment = self._attachment
+        if attachment is None:
+            return None
         spec = attachment.handle.spec
         if port.away:
             return "its QEMU or backend is gone, and not back yet"
@@ -101,10 +103,10 @@ class Readiness:
             if attachment.handle.peer is not None:
                 return "nobody is connected at the other end of the stream"
             return "the link is down"
-        device = _device(port)
+        device = _device(attachment)
         if device is not None and (trouble := device.trouble()) is not None:
             return trouble
-        if (trouble := _nobody(port)) is not None:
+        if (trouble := _nobody(attachment)) is not None:
             return trouble
         if spec.type == "vhost-user" and not self._taken():
             return "the backend takes no frames (testpmd: `start`)"

@@ -7,7 +7,6 @@ while the interposer holds the backend. The port, its queues and their frames st
 
 from __future__ import annotations
 
-import functools
 import logging
 import signal
 import threading
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from virtnic._native import NetPort, QemuDied
 from virtnic.errors import VirtnicError
-from virtnic.nic.restore import attach_again
 from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
@@ -115,8 +113,8 @@ class Renegotiation:
 
     def _attempt(self, port: Port) -> bool:
         """Plug the device in anew, once the backend is there; whether there is no more to do."""
-        attachment, qemu = port._attachment, port.qemu
-        with qemu._attach_lock:
+        attachment, devices = port._attachment, port.qemu.devices
+        with devices.lock:
             if self._stop.is_set() or attachment.leaving or attachment.is_lost or port.closed:
                 return True
             interposer = self._backend.interposer
@@ -129,10 +127,9 @@ class Renegotiation:
             before = _accepted(port)
             if attachment.plugged is not None:
                 port.suspend()
-                eject = functools.partial(qemu._eject_nic, attachment)
-                qemu.remove_nic(attachment.handle, eject)
+                devices.remove(attachment)
                 attachment.plugged = attachment.function = None
-            attach_again(port)
+            devices.replug(port, attachment)
             now = _accepted(port)
             self.lost += [name for name in before if name not in now]
         if NetPort.link.__get__(port) != port._link_told:
@@ -142,4 +139,4 @@ class Renegotiation:
 
 def _accepted(port: Port) -> list[str]:
     """Return the features in force."""
-    return [name for name, _bit, _offered, accepted, _why in port.features if accepted]
+    return [feature.name for feature in port.features if feature.accepted]

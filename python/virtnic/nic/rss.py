@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT_KEY", "HASH_TYPES", "Rss", "names_of", "types_of"]
+__all__ = ["DEFAULT_KEY", "HASH_TYPES", "Rss", "RssLimits", "names_of", "types_of"]
 
 #: What a device can calculate a hash over, and its bit (VIRTIO 1.3, section 5.1.6.4.3).
 HASH_TYPES = {
@@ -31,6 +31,18 @@ class Rss:
     types: tuple[str, ...]
     #: The queue of packets that have no hash.
     unclassified: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RssLimits:
+    """What a device can steer by (VIRTIO 1.3, section 5.1.4)."""
+
+    #: Bytes that a key has at most.
+    key: int
+    #: Entries that a table has at most, a power of two.
+    table: int
+    #: What it can hash, by name; see :data:`HASH_TYPES`.
+    types: tuple[str, ...]
 
 
 def types_of(names: tuple[str, ...] | list[str]) -> int:

@@ -8,14 +8,9 @@ from virtnic._native import Burst, Offload, as_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import SupportsBytes
-
-    from typing_extensions import Buffer
 
     from virtnic._native import NetPort, Offloads
-
-    #: One frame: an object that shows its bytes, or that ``bytes()`` takes, as a scapy packet.
-    Frame = Buffer | SupportsBytes
+    from virtnic.protocols import Frame
 
 __all__ = ["BACKOFF", "Pending"]
 

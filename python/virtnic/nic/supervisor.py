@@ -1,4 +1,4 @@
-"""What happens when QEMU dies: another is started, and the ports go on."""
+"""A QEMU that died is replaced by another, with the same ports on the same memory."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+from virtnic._native import NetPort, QemuDied
 from virtnic.errors import VirtnicError
-from virtnic.nic.restore import abandon, restore, set_aside, whole
+from virtnic.nic.devices import PARTING
+from virtnic.nic.policy import Recoveries
+from virtnic.nic.watch import follow_peer
+from virtnic.qemu.process import Process
 from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
+    from virtnic.nic.backend import Backend
     from virtnic.nic.policy import Recovery
-    from virtnic.nic.qemu import Qemu
+    from virtnic.nic.port import Host, Port
 
-__all__ = ["Recoverer"]
+__all__ = ["Supervisor"]
 
 _log = logging.getLogger(__name__)
 
 
-class Recoverer:
+class Supervisor(Recoveries):
     """Brings one QEMU back, in a thread that lives as long as that takes."""
 
-    def __init__(self, qemu: Qemu, policy: Recovery) -> None:
+    def __init__(self, qemu: Host, policy: Recovery) -> None:
+        super().__init__()
         self._qemu = weakref.ref(qemu)
         self.policy = policy
         self._lock = threading.RLock()
@@ -34,9 +40,6 @@ class Recoverer:
         self._again = False
         self._failures = 0
         self._recovered = 0.0  # when it last was
-        #: How often QEMU was brought back, and the seconds that the last time took.
-        self.recoveries = 0
-        self.outage = 0.0
 
     @property
     def over(self) -> bool:
@@ -89,10 +92,10 @@ class Recoverer:
 
     def _recover(self) -> None:
         qemu = self._qemu()
-        if qemu is None or qemu.closed or whole(qemu):
+        if qemu is None or qemu.closed or _whole(qemu):
             return
         began = time.monotonic()
-        set_aside(qemu)
+        _set_aside(qemu)
         if began - self._recovered > self.policy.backoff_max:
             self._failures = 0
         else:
@@ -101,14 +104,14 @@ class Recoverer:
             if self._failures and self._stop.wait(self.policy.pause(self._failures)):
                 return
             try:
-                restore(qemu)
+                _restore(qemu)
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 self._failures += 1
                 # Its text: who keeps log records would keep all that the error refers to.
                 _log.warning("QEMU is not back (attempt %d): %s", self._failures, str(error))
                 if self._failures >= self.policy.attempts:
                     self._stop.set()
-                    abandon(qemu, f"QEMU was not brought back: {error}")
+                    _abandon(qemu, f"QEMU was not brought back: {error}")
                     return
                 continue
             self._recovered = time.monotonic()
@@ -116,3 +119,85 @@ class Recoverer:
             self.recoveries += 1
             _log.info("QEMU is back after %.0f ms", self.outage * 1e3)
             return
+
+
+def _whole(qemu: Host) -> bool:
+    """Whether QEMU runs, answers, and has all our ports."""
+    alive = qemu.qtest.death is None and qemu.process.alive
+    return alive and not any(port.away for port in qemu.ports)
+
+
+def _set_aside(qemu: Host) -> None:
+    """Make sure that QEMU is gone, and have the ports wait."""
+    with qemu.devices.lock:
+        qemu.qtest.close()
+        assert isinstance(qemu.process, Process)  # only our own QEMUs are started again
+        qemu.process.reap()  # whatever it was that it did last, it writes no more
+        ports = _returning(qemu)
+        down = [port for port in ports if _link(port)]
+        for port in ports:
+            _await_parting(port._attachment.backend)
+            port.suspend()
+    for port in down:
+        port.link_changed()
+
+
+def _restore(qemu: Host) -> None:
+    """Start another QEMU, unless one runs, and attach the ports that wait.
+
+    Raises what the first port failed with, once all were tried.
+    """
+    failures = []
+    back = []
+    with qemu.devices.lock:
+        if qemu.closed:
+            return
+        if qemu.qtest.death is not None or not qemu.process.alive:
+            qemu.relaunch()
+            qemu.devices.take_bus()
+        returning = _returning(qemu)
+        for port in returning:
+            if not port.away or port.closed:
+                continue
+            try:
+                qemu.devices.replug(port, port._attachment)
+                follow_peer(qemu.feed, port)
+            except QemuDied:
+                raise
+            except (VirtnicError, OSError, ValueError) as error:
+                failures.append(error)
+            else:
+                back.append(port)
+        if qemu.keeps_little:
+            qemu.keep_little()
+    if back or not returning:
+        qemu.feed.put("qemu-back")
+    for port in back:
+        if _link(port):
+            port.link_changed()
+    if failures:
+        raise failures[0]
+
+
+def _abandon(qemu: Host, why: str) -> None:
+    """Give the ports up that did not come back."""
+    for port in qemu.ports:
+        if port.away:
+            port.abandon(why)
+
+
+def _returning(qemu: Host) -> list[Port]:
+    """Return the ports that come back with QEMU."""
+    return [port for port in qemu.ports if port._attachment.returns]
+
+
+def _link(port: Port) -> bool:
+    """Whether the link was up when last asked; a device that is gone cannot be asked."""
+    return NetPort.link.__get__(port)  # type: ignore[no-any-return]
+
+
+def _await_parting(backend: Backend | None) -> None:
+    """Wait until a backend serves our rings no more, after its QEMU went."""
+    deadline = time.monotonic() + PARTING
+    while backend is not None and backend.interposer.connected and time.monotonic() < deadline:
+        time.sleep(0.001)

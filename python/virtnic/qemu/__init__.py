@@ -8,8 +8,9 @@ hotplug, ``machine`` puts it together.
 
 from virtnic.qemu.find import Binary, find_qemu
 from virtnic.qemu.machine import Machine
-from virtnic.qemu.netdev import Netdev, Spec, parse
+from virtnic.qemu.netdev import Netdev, parse
 from virtnic.qemu.nic import NicHandle
 from virtnic.qemu.quirks import Version
+from virtnic.qemu.spec import Spec
 
 __all__ = ["Binary", "Machine", "Netdev", "NicHandle", "Spec", "Version", "find_qemu", "parse"]

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from virtnic.qemu.monitor import Monitor
-    from virtnic.qemu.netdev import Spec
     from virtnic.qemu.netdevs import DescriptorKind
+    from virtnic.qemu.spec import Spec
 
 __all__ = ["Copies", "check", "handed_over", "names_in_qemu", "numbers", "tap_name"]
 

@@ -27,10 +27,11 @@ from virtnic.qemu.external import (
 )
 from virtnic.qemu.find import find_qemu, last_line
 from virtnic.qemu.monitor import EventCallback, Monitor
-from virtnic.qemu.netdev import Netdev, Spec, parse
+from virtnic.qemu.netdev import Netdev, parse
 from virtnic.qemu.nic import NicHandle, Nics
 from virtnic.qemu.process import Process
 from virtnic.qemu.rundir import RunDirectory
+from virtnic.qemu.spec import Spec
 from virtnic.qemu.text import check_words
 from virtnic.teardown import Owner, close_later, finish_forgotten
 
@@ -111,7 +112,7 @@ class Machine(Owner):
         self._hold: loop.Hold | None = None
         self._death_callbacks: list[Callable[[QemuDied], object]] = []
         self._restartable = restartable
-        self._keeps_little = False
+        self.keeps_little = False
         if not isinstance(memory, _native.Memory):
             raise TypeError(f"memory is the virtnic.Memory that QEMU is to see, not {memory!r}")
         _one_of("accel", accel, Accel)
@@ -247,7 +248,7 @@ class Machine(Owner):
         self._nics.adopt()
         self._server = serve(place, self.memory)
 
-    def _relaunch(self) -> None:
+    def relaunch(self) -> None:
         """End what is left of a QEMU and start another; the memory and its interrupts stay.
 
         Raises as the constructor; then this can be tried again.
@@ -449,7 +450,7 @@ class Machine(Owner):
             return
         if self._server is not None:
             self._server.hang_up()
-        self._keeps_little = True
+        self.keeps_little = True
         if memory and not self._restartable:
             self.memory.forget_file()
 

@@ -10,54 +10,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from virtnic.qemu import descriptors, netdevs, text
-from virtnic.qemu.netdevs import Helper, NetdevType, is_on, wants_vhost
+from virtnic.qemu.netdevs import is_on, wants_vhost
+from virtnic.qemu.spec import Spec, VhostUserSocket
 
 #: What may be given as a netdev.
 Netdev = str | Mapping[str, Any]
 
 #: Bytes of a network device's name (Linux: IFNAMSIZ, with the zero at the end).
 _LONGEST_NAME = 15
-
-
-@dataclass(frozen=True, slots=True)
-class VhostUserSocket:
-    """The socket of the shorthand ``vhost-user,path=…``, for which we make the chardev."""
-
-    path: str
-    #: True: we listen and the backend connects.
-    server: bool = False
-    #: Seconds to wait for the backend; 0 fails at once.
-    wait: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """A netdev as the user gave it: strings are not typed yet."""
-
-    type: str
-    options: dict[str, Any] = field(default_factory=dict)
-    socket: VhostUserSocket | None = None
-    #: Seconds to wait for the peer of a netdev that tells of it; None does not insist on one.
-    wait: float | None = None
-
-    @property
-    def kind(self) -> NetdevType:
-        """What virtnic knows about netdevs of its type."""
-        return netdevs.kind_of(self.type)
-
-    @property
-    def helper(self) -> Helper | None:
-        """The program that QEMU would start for it; None when none."""
-        return self.kind.helper(self.options)
-
-    def arguments(self, netdev_id: str, chardev: str | None = None) -> dict[str, Any]:
-        """Build the arguments of ``netdev_add``, not typed."""
-        own = {"id": netdev_id} if chardev is None else {"id": netdev_id, "chardev": chardev}
-        return {"type": self.type, **self.options, **own}
 
 
 def parse(netdev: Netdev) -> Spec:

@@ -19,10 +19,11 @@ from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import command, quirks
 from virtnic.qemu.descriptors import handed_over, names_in_qemu
 from virtnic.qemu.monitor import understanding
-from virtnic.qemu.netdev import Spec, boolean, with_reconnect
+from virtnic.qemu.netdev import boolean, with_reconnect
 from virtnic.qemu.netdevs import advice_on
 from virtnic.qemu.peer import StreamPeer
 from virtnic.qemu.schema import Schema, convert
+from virtnic.qemu.spec import Spec
 from virtnic.qemu.tap import tap_advice
 from virtnic.teardown import Latch
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from virtnic.qemu.external import Elsewhere
     from virtnic.qemu.find import Binary
     from virtnic.qemu.monitor import Event, Monitor
-    from virtnic.qemu.netdev import VhostUserSocket
     from virtnic.qemu.process import Process
+    from virtnic.qemu.spec import VhostUserSocket
 
 _log = logging.getLogger(__name__)
 

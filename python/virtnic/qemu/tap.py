@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from virtnic.qemu import descriptors
 
 if TYPE_CHECKING:
-    from virtnic.qemu.netdev import Spec
+    from virtnic.qemu.spec import Spec
 
 __all__ = ["Tap", "device_of", "tap_advice"]
 

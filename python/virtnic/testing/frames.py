@@ -12,8 +12,8 @@ from virtnic.deadline import Deadline
 from virtnic.nic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
-    from virtnic import Burst
-    from virtnic.nic.sending import Frame
+    from virtnic._native import Burst
+    from virtnic.protocols import Frame
 
 __all__ = ["Frames", "PacketPort"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from virtnic.qemu.process import Process
 
 if TYPE_CHECKING:
-    from virtnic import Port, Qemu
+    from virtnic.nic.port import Host, Port
 
 __all__ = ["kill_qemu", "lie", "set_link"]
 
@@ -22,7 +22,7 @@ def set_link(port: Port, up: bool) -> None:
     port.qemu.execute("set_link", name=port._attachment.handle.id, up=up)
 
 
-def kill_qemu(qemu: Qemu, timeout: float = 5.0) -> None:
+def kill_qemu(qemu: Host, timeout: float = 5.0) -> None:
     """Kill a QEMU as the kernel's out-of-memory killer would (SIGKILL), and wait for its end.
 
     Raises TimeoutError; TypeError for a QEMU that somebody else started.

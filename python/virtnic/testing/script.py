@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from virtnic._native import Descriptor
-    from virtnic.nic.sending import Frame
+    from virtnic.protocols import Frame
 
 __all__ = [
     "Deliver",

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+mod answers;
 mod burst;
 mod engine;
 mod errors;
@@ -26,6 +27,8 @@ mod views;
 /// The Rust core of virtnic.
 #[pymodule(gil_used = false)]
 mod _native {
+    #[pymodule_export]
+    use super::answers::{ArpReply, Feature, Lease, PingReply};
     #[pymodule_export]
     use super::burst::Burst;
     #[pymodule_export]

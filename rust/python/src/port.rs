@@ -1,5 +1,6 @@
 //! `NetPort`.
 
+use crate::answers::Feature;
 use crate::burst::Burst;
 use crate::errors::to_py;
 use crate::eventfd::{Descriptor, EventFd};
@@ -344,11 +345,10 @@ impl NetPort {
         let port = &slf.get().port;
         slf.py().detach(|| port.refresh_link()).map_err(|error| raise(slf, error))
     }
-    /// Each feature that is offered or known: (name, bit, offered, accepted, why).
+    /// Each feature that is offered or known, by its number.
     #[getter]
-    fn features(&self) -> Vec<(String, u8, bool, bool, String)> {
-        let outcomes = self.port.outcomes().into_iter();
-        outcomes.map(|o| (o.name, o.bit, o.offered, o.accepted, o.why)).collect()
+    fn features(&self) -> Vec<Feature> {
+        self.port.outcomes().into_iter().map(Feature::from).collect()
     }
     /// Entries of each queue.
     #[getter]
@@ -620,6 +620,7 @@ impl NetPort {
 
     /// The longest key and table and the hash types that the device can do, or None.
     #[getter]
+    #[pyo3(name = "_rss_limits")]
     fn rss_limits(&self) -> Option<(u8, u16, u32)> {
         self.port.rss_limits().map(|limits| (limits.key, limits.table, limits.types.bits()))
     }
@@ -654,7 +655,7 @@ impl NetPort {
         self.port.is_closed()
     }
 
-    /// Whether it was stopped, but its device was not reset in time and still has its buffers.
+    /// Whether it was stopped, but its device was not reset and still has its buffers.
     #[getter]
     fn withholds(&self) -> bool {
         self.port.withholds()

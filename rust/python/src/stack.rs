@@ -1,12 +1,12 @@
 //! `Stack`.
 
+use crate::answers::{ArpReply, Lease, PingReply};
 use crate::errors::to_py;
 use crate::port::NetPort;
 use crate::time::span;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, TryLockError};
 use virtnic::stack::{Cidr, Settings, parse_ipv4};
@@ -101,33 +101,28 @@ impl Stack {
         self.call(py, |stack, _| stack.configure(address, gateway))
     }
 
-    /// Take a lease and use it: address, prefix, gateway, server, dns, duration, elapsed.
+    /// Take a lease by DHCP and use it.
     ///
-    /// Raises TimeoutError.
+    /// Raises TimeoutError when no server answers within ``timeout`` seconds.
     #[pyo3(signature = (timeout = Some(10.0)), text_signature = "($self, timeout=10.0)")]
-    fn dhcp<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyDict>> {
+    fn dhcp(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Lease> {
         let timeout = span(timeout)?;
-        let lease = self.call(py, |stack, check| stack.dhcp(timeout, check))?;
-        let dict = PyDict::new(py);
-        dict.set_item("address", lease.address.address.to_string())?;
-        dict.set_item("prefix", lease.address.prefix)?;
-        dict.set_item("gateway", lease.gateway.map(|gateway| gateway.to_string()))?;
-        dict.set_item("server", lease.server.to_string())?;
-        dict.set_item("dns", lease.dns.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        dict.set_item("duration", lease.duration.as_secs_f64())?;
-        dict.set_item("elapsed", lease.elapsed.as_secs_f64())?;
-        Ok(dict)
+        self.call(py, |stack, check| stack.dhcp(timeout, check)).map(Lease::from)
     }
 
-    /// Resolve an address: its MAC and the seconds it took. Raises TimeoutError.
+    /// Resolve an IPv4 address.
+    ///
+    /// Raises TimeoutError when nobody answers within ``timeout`` seconds.
     #[pyo3(signature = (address, timeout = Some(1.0)), text_signature = "($self, address, timeout=1.0)")]
-    fn arp(&self, py: Python<'_>, address: &str, timeout: Option<f64>) -> PyResult<(String, f64)> {
+    fn arp(&self, py: Python<'_>, address: &str, timeout: Option<f64>) -> PyResult<ArpReply> {
         let (address, timeout) = (parse_ipv4(address).map_err(to_py)?, span(timeout)?);
         let (mac, took) = self.call(py, |stack, check| stack.arp(address, timeout, check))?;
-        Ok((mac.to_string(), took.as_secs_f64()))
+        Ok(ArpReply { mac: mac.to_string(), seconds: took.as_secs_f64() })
     }
 
-    /// Send one ICMP echo request: the seconds to its reply, None when none came.
+    /// Send one ICMP echo request with ``payload`` bytes, and wait for its reply.
+    ///
+    /// Raises TimeoutError when none comes within ``timeout`` seconds.
     #[pyo3(signature = (address, sequence = 0, payload = 56, timeout = Some(1.0)),
            text_signature = "($self, address, sequence=0, payload=56, timeout=1.0)")]
     fn ping(
@@ -137,13 +132,20 @@ impl Stack {
         sequence: i64,
         payload: i64,
         timeout: Option<f64>,
-    ) -> PyResult<Option<f64>> {
-        let (address, timeout) = (parse_ipv4(address).map_err(to_py)?, span(timeout)?);
+    ) -> PyResult<PingReply> {
+        let (to, timeout) = (parse_ipv4(address).map_err(to_py)?, span(timeout)?);
         let sequence = number("a sequence number", sequence)?;
         let payload = number("a payload's length", payload)?.into();
         let took =
-            self.call(py, |stack, check| stack.ping(address, sequence, payload, timeout, check))?;
-        Ok(took.map(|took| took.as_secs_f64()))
+            self.call(py, |stack, check| stack.ping(to, sequence, payload, timeout, check))?;
+        match took {
+            Some(took) => Ok(PingReply { sequence, seconds: took.as_secs_f64() }),
+            None => {
+                let seconds = timeout.map_or(0.0, |timeout| timeout.as_secs_f64());
+                let why = format!("no echo reply from {address} within {seconds} s");
+                Err(PyTimeoutError::new_err(why))
+            }
+        }
     }
 
     /// Serve the network (ARP, echo requests) until the timeout; return frames handled.

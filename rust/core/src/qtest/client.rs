@@ -1,8 +1,9 @@
 //! What users hold: one method for each command, arguments checked first.
 
-use super::clock;
-use super::connection::{Connection, Patience};
+use super::connection::Connection;
+use super::patience::Patience;
 use super::pipeline::End;
+use super::stepping;
 use super::sync::{Mutex, lock};
 use super::wire::{Answer, Command, MAX_IRQ, READ_CHUNK, WRITE_CHUNK, push_hex};
 use crate::notify::EventFd;
@@ -331,7 +332,7 @@ impl QTest {
         if !self.connection.clock.set(period) {
             return Ok(());
         }
-        match clock::start(&self.connection) {
+        match stepping::start(&self.connection) {
             Ok(handle) => {
                 handles.push(handle);
                 Ok(())

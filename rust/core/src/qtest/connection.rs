@@ -1,6 +1,7 @@
 //! The socket and the thread that reads it.
 
 use super::clock::Clock;
+use super::patience::Patience;
 use super::pipeline::{End, Pipeline, Signal, Ticket};
 use super::wire::{Answer, Command, Splitter, parse};
 use crate::locks::may_wait;
@@ -14,10 +15,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// Asked again and again by a thread that waits for QEMU: an error ends the wait
-/// (a user's Ctrl-C), and is what the waiting call returns.
-pub type Patience = fn() -> Result<()>;
 
 impl Signal for EventFd {
     fn signal(&self) {

@@ -8,56 +8,11 @@
 //! At most one kick is kept for each queue: the device looks at the ring itself, and a later kick says
 //! all that an earlier one did. What is written after a kick was rung comes after it.
 
+use super::kept::{Before, Kept};
 use super::pipeline::{Pipeline, Signal, Slot, State};
 use super::sync::{MutexGuard, lock};
 use super::wire::Command;
 use crate::Result;
-
-/// What is to be written as soon as something can be.
-#[derive(Debug, Default)]
-pub(super) struct Kept {
-    /// The rest of a line of which a part was written; it has its place.
-    rest: Vec<u8>,
-    /// Each for another queue, the oldest first. None has a place yet.
-    kicks: Vec<Command>,
-}
-
-impl Kept {
-    pub(super) fn is_empty(&self) -> bool {
-        self.rest.is_empty() && self.kicks.is_empty()
-    }
-
-    /// Keeps a kick, in the place of an earlier one of the same queue.
-    fn keep(&mut self, kick: Command) {
-        match self.kicks.iter_mut().find(|kept| kept.kicks_the_queue_of(&kick)) {
-            Some(kept) => *kept = kick,
-            None => self.kicks.push(kick),
-        }
-    }
-
-    /// The kick was not written after all; it is the oldest.
-    fn put_back(&mut self, kick: Command) {
-        if !self.kicks.iter().any(|kept| kept.kicks_the_queue_of(&kick)) {
-            self.kicks.insert(0, kick);
-        }
-    }
-}
-
-/// What goes out before the lines of somebody who waited for his turn.
-#[derive(Debug, Default)]
-pub(super) struct Before {
-    /// All of it; empty where nothing was kept.
-    pub(super) lines: Vec<u8>,
-    rest: usize,
-    kicks: Vec<Command>,
-}
-
-impl Before {
-    /// How many of its lines have taken a place.
-    pub(super) fn places(&self) -> usize {
-        self.kicks.len()
-    }
-}
 
 impl<S> State<S> {
     /// Takes all that was kept, with a place for each kick.

@@ -12,8 +12,11 @@
 mod client;
 mod clock;
 mod connection;
+mod kept;
 mod kicks;
+mod patience;
 mod pipeline;
+mod stepping;
 mod sync;
 #[cfg(all(any(test, feature = "testing"), not(loom)))]
 pub mod testing;
@@ -22,4 +25,4 @@ mod tests;
 mod wire;
 
 pub use client::QTest;
-pub use connection::Patience;
+pub use patience::Patience;

@@ -4,8 +4,8 @@
 //! So a request takes its place in the queue before its line is written, and the
 //! thread that reads pops a place for each reply. No I/O happens here.
 
-use super::connection::Patience;
-use super::kicks::{Before, Kept};
+use super::kept::{Before, Kept};
+use super::patience::Patience;
 use super::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 use super::wire::{Answer, Command, Incoming, MAX_IRQ, quote};
 use crate::locks::may_wait;

@@ -1,6 +1,6 @@
 //! Where a ring's device is, for those who are not its driver.
 
-use super::packed::{AVAIL, ENABLE, EVENT_WRAP, USED};
+use super::flags::{AVAIL, ENABLE, EVENT_WRAP, USED};
 use super::shared::{Memory, Window};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
@@ -29,20 +29,20 @@ enum Followed {
     Split {
         /// The index of the used ring.
         used_idx: Window<u16>,
-        preference: SplitPreference,
+        suppression: SplitSuppression,
     },
     Packed {
         descriptors: Window<u64>,
         /// The driver's `next_used` and its wrap counter.
         popped: Arc<AtomicU16>,
         /// The device event suppression area.
-        preference: Window<u32>,
+        suppression: Window<u32>,
     },
 }
 
 /// Where the device of a split ring says when it wants to be kicked.
 #[derive(Debug)]
-pub(super) struct SplitPreference {
+pub(super) struct SplitSuppression {
     pub(super) used_flags: Window<u16>,
     pub(super) avail_event: Window<u16>,
     /// What the event is compared with: how far the driver has come.
@@ -83,11 +83,11 @@ impl Follower {
     pub(super) fn of_split(
         size: u16,
         used_idx: Window<u16>,
-        preference: SplitPreference,
+        suppression: SplitSuppression,
         memory: &Arc<Memory>,
     ) -> Self {
         Self {
-            ring: Followed::Split { used_idx, preference },
+            ring: Followed::Split { used_idx, suppression },
             size,
             gap: 0,
             _memory: Arc::clone(memory),
@@ -98,10 +98,10 @@ impl Follower {
         size: u16,
         descriptors: Window<u64>,
         popped: &Arc<AtomicU16>,
-        preference: Window<u32>,
+        suppression: Window<u32>,
         memory: &Arc<Memory>,
     ) -> Self {
-        let ring = Followed::Packed { descriptors, popped: Arc::clone(popped), preference };
+        let ring = Followed::Packed { descriptors, popped: Arc::clone(popped), suppression };
         Self { ring, size, gap: 0, _memory: Arc::clone(memory) }
     }
 
@@ -128,12 +128,12 @@ impl Follower {
     /// What the driver publishes meanwhile has to be kicked for when there is a device.
     pub fn welcome(&self) {
         match &self.ring {
-            Followed::Split { preference, .. } => {
-                preference.used_flags.store(0, 0, Relaxed);
+            Followed::Split { suppression, .. } => {
+                suppression.used_flags.store(0, 0, Relaxed);
                 // The next buffer is worth a kick.
-                preference.avail_event.store(0, preference.avail_idx.load(0, Relaxed), Relaxed);
+                suppression.avail_event.store(0, suppression.avail_idx.load(0, Relaxed), Relaxed);
             }
-            Followed::Packed { preference, .. } => preference.store(0, ENABLE, Relaxed),
+            Followed::Packed { suppression, .. } => suppression.store(0, ENABLE, Relaxed),
         }
     }
 

@@ -13,6 +13,7 @@
 
 mod event;
 mod fifo;
+mod flags;
 mod follower;
 mod indirect;
 mod packed;

@@ -6,29 +6,18 @@
 //! half of a descriptor that holds them (length, id, flags) is one aligned
 //! 64-bit word here, so that it is read and written whole.
 
+use super::flags::{
+    AVAIL, DESC, DISABLE, ENABLE, EVENT_FLAGS, EVENT_WRAP, INDIRECT, NEXT, USED, WRITE,
+};
 use super::indirect::Tables;
 use super::shared::{LINE, Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
-use super::{Follower, Ring, RingOptions, Violation, event, fifo::Fifo, reoffer};
+use super::{Follower, Ring, RingOptions, Violation, event, fifo::Fifo};
 use crate::Result;
 use crate::memory::{Iova, Region};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU16, fence};
-
-/// Descriptor flags (2.8.1 and 2.8.6), where they lie in the second half.
-const NEXT: u64 = 1 << 48;
-pub(super) const WRITE: u64 = 2 << 48;
-const INDIRECT: u64 = 4 << 48;
-pub(super) const AVAIL: u64 = 1 << (48 + 7);
-pub(super) const USED: u64 = 1 << (48 + 15);
-
-/// Event suppression (2.8.14): offset and wrap counter below, these above.
-pub(super) const ENABLE: u32 = 0;
-const DISABLE: u32 = 1 << 16;
-const DESC: u32 = 2 << 16;
-const EVENT_FLAGS: u32 = 3 << 16;
-pub(super) const EVENT_WRAP: u16 = 1 << 15;
 
 /// Byte offsets of the event suppression areas and the end.
 #[derive(Clone, Copy, Debug)]
@@ -548,7 +537,7 @@ impl Ring for PackedRing {
 
     fn reoffer(&mut self, length: u32) {
         if self.broken.is_none() && !self.in_order {
-            reoffer::packed(self, length);
+            self.reoffer_overwritten(length);
         }
     }
 

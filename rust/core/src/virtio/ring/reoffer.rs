@@ -4,7 +4,8 @@
 //! among the available ones is not known from the number of used ones, as with a device that keeps
 //! the order.
 
-use super::packed::{AVAIL, PackedRing, USED, WRITE};
+use super::flags::{AVAIL, USED, WRITE};
+use super::packed::PackedRing;
 use super::split::SplitRing;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::fence;
@@ -33,97 +34,101 @@ impl Ids {
     }
 }
 
-/// The available ring lists the outstanding ones, the oldest first, from where the used ring ends.
-#[cold]
-pub(super) fn split(ring: &mut SplitRing) {
-    let size = ring.size;
-    let end = ring.areas.used_idx.load(0, Acquire);
-    let used = end.wrapping_sub(ring.popped);
-    let with_device = ring.published.wrapping_sub(ring.popped);
-    let Some(waiting) = with_device.checked_sub(used) else { return };
-    let Some(in_flight) = ring.slots.all_plain() else { return };
-    let mut left = Ids::of(size, in_flight);
-    // Not those that the device has not seen.
-    for at in 0..ring.added.wrapping_sub(ring.published) {
-        left.remove(*ring.avail_shadow.get(ring.published.wrapping_add(at).into()));
-    }
-    for at in 0..used {
-        let (id, _) = ring.used_entry(ring.popped.wrapping_add(at));
-        if !u16::try_from(id).is_ok_and(|id| left.remove(id)) {
+impl SplitRing {
+    /// The available ring lists the outstanding ones, the oldest first, from where the used ring ends.
+    #[cold]
+    pub(super) fn reoffer_overwritten(&mut self) {
+        let size = self.size;
+        let end = self.areas.used_idx.load(0, Acquire);
+        let used = end.wrapping_sub(self.popped);
+        let with_device = self.published.wrapping_sub(self.popped);
+        let Some(waiting) = with_device.checked_sub(used) else { return };
+        let Some(in_flight) = self.slots.all_plain() else { return };
+        let mut left = Ids::of(size, in_flight);
+        // Not those that the device has not seen.
+        for at in 0..self.added.wrapping_sub(self.published) {
+            left.remove(*self.avail_shadow.get(self.published.wrapping_add(at).into()));
+        }
+        for at in 0..used {
+            let (id, _) = self.used_entry(self.popped.wrapping_add(at));
+            if !u16::try_from(id).is_ok_and(|id| left.remove(id)) {
+                return;
+            }
+        }
+        if left.iter().count() != usize::from(waiting) {
             return;
         }
-    }
-    if left.iter().count() != usize::from(waiting) {
-        return;
-    }
-    // By when they were offered, the latest first. An entry that was overwritten is older.
-    let mut heads = Vec::with_capacity(waiting.into());
-    for back in 1..=size {
-        let head = *ring.avail_shadow.get(ring.published.wrapping_sub(back).into());
-        if left.remove(head) {
-            heads.push(head);
+        // By when they were offered, the latest first. An entry that was overwritten is older.
+        let mut heads = Vec::with_capacity(waiting.into());
+        for back in 1..=size {
+            let head = *self.avail_shadow.get(self.published.wrapping_sub(back).into());
+            if left.remove(head) {
+                heads.push(head);
+            }
         }
+        heads.extend(left.iter());
+        for (at, &head) in (0..).map(|at| end.wrapping_add(at)).zip(heads.iter().rev()) {
+            *self.avail_shadow.view().into_get(at.into()) = head;
+            self.areas.avail_ring.store(at.into(), head, Relaxed);
+        }
+        fence(Release);
     }
-    heads.extend(left.iter());
-    for (at, &head) in (0..).map(|at| end.wrapping_add(at)).zip(heads.iter().rev()) {
-        *ring.avail_shadow.view().into_get(at.into()) = head;
-        ring.areas.avail_ring.store(at.into(), head, Relaxed);
-    }
-    fence(Release);
 }
 
-/// Of the descriptors that are not used, the first come back as used under the identifiers whose own
-/// were overwritten; the others, which are whole, follow.
-#[cold]
-pub(super) fn packed(ring: &mut PackedRing, length: u32) {
-    let Some(in_flight) = ring.slots.all_plain() else { return };
-    let mut left = Ids::of(ring.size, in_flight);
-    for at in 0..ring.free.taken().wrapping_sub(ring.taken_published) {
-        left.remove(ring.free.at(ring.taken_published.wrapping_add(at)));
-    }
-    let with_device = usize::from(ring.size)
-        .saturating_sub(ring.free_descriptors)
-        .saturating_sub(ring.added.into());
-    // Where the unused ones are, and the flags of used ones there.
-    let mut places = Vec::with_capacity(with_device);
-    let (mut at, mut flags) = (ring.next_used, ring.used_flags);
-    for _ in 0..with_device {
-        let rest = ring.descriptors.load(usize::from(at) * 2 + 1, Acquire);
-        if rest & (AVAIL | USED) != flags {
-            places.push((at, flags));
-        } else if !left.remove((rest >> 32) as u16) {
+impl PackedRing {
+    /// Of the descriptors that are not used, the first come back as used under the identifiers whose own
+    /// were overwritten; the others, which are whole, follow.
+    #[cold]
+    pub(super) fn reoffer_overwritten(&mut self, length: u32) {
+        let Some(in_flight) = self.slots.all_plain() else { return };
+        let mut left = Ids::of(self.size, in_flight);
+        for at in 0..self.free.taken().wrapping_sub(self.taken_published) {
+            left.remove(self.free.at(self.taken_published.wrapping_add(at)));
+        }
+        let with_device = usize::from(self.size)
+            .saturating_sub(self.free_descriptors)
+            .saturating_sub(self.added.into());
+        // Where the unused ones are, and the flags of used ones there.
+        let mut places = Vec::with_capacity(with_device);
+        let (mut at, mut flags) = (self.next_used, self.used_flags);
+        for _ in 0..with_device {
+            let rest = self.descriptors.load(usize::from(at) * 2 + 1, Acquire);
+            if rest & (AVAIL | USED) != flags {
+                places.push((at, flags));
+            } else if !left.remove((rest >> 32) as u16) {
+                return;
+            }
+            at += 1;
+            if at == self.size {
+                (at, flags) = (0, flags ^ (AVAIL | USED));
+            }
+        }
+        if left.iter().count() != places.len() {
             return;
         }
-        at += 1;
-        if at == ring.size {
-            (at, flags) = (0, flags ^ (AVAIL | USED));
+        let mut whole = Vec::with_capacity(places.len());
+        for &(at, _) in &places {
+            let iova = self.descriptors.load(usize::from(at) * 2, Relaxed);
+            let rest = self.descriptors.load(usize::from(at) * 2 + 1, Relaxed);
+            if left.remove((rest >> 32) as u16) {
+                whole.push((iova, rest));
+            }
         }
-    }
-    if left.iter().count() != places.len() {
-        return;
-    }
-    let mut whole = Vec::with_capacity(places.len());
-    for &(at, _) in &places {
-        let iova = ring.descriptors.load(usize::from(at) * 2, Relaxed);
-        let rest = ring.descriptors.load(usize::from(at) * 2 + 1, Relaxed);
-        if left.remove((rest >> 32) as u16) {
-            whole.push((iova, rest));
+        if whole.len() == places.len() {
+            return;
         }
-    }
-    if whole.len() == places.len() {
-        return;
-    }
-    let mut places = places.into_iter();
-    for (id, (at, flags)) in left.iter().zip(places.by_ref()) {
-        let rest = u64::from(length) | u64::from(id) << 32 | flags;
-        ring.descriptors.store(usize::from(at) * 2 + 1, rest, Release);
-    }
-    // What keeps a descriptor's meaning in another place: length, id, whether it is written to.
-    const KEPT: u64 = u32::MAX as u64 | 0xffff << 32 | WRITE;
-    for ((iova, rest), (at, flags)) in whole.into_iter().zip(places) {
-        // Available in this lap: the flag of used ones is that of the lap before.
-        let available = flags ^ USED;
-        ring.descriptors.store(usize::from(at) * 2, iova, Relaxed);
-        ring.descriptors.store(usize::from(at) * 2 + 1, rest & KEPT | available, Release);
+        let mut places = places.into_iter();
+        for (id, (at, flags)) in left.iter().zip(places.by_ref()) {
+            let rest = u64::from(length) | u64::from(id) << 32 | flags;
+            self.descriptors.store(usize::from(at) * 2 + 1, rest, Release);
+        }
+        // What keeps a descriptor's meaning in another place: length, id, whether it is written to.
+        const KEPT: u64 = u32::MAX as u64 | 0xffff << 32 | WRITE;
+        for ((iova, rest), (at, flags)) in whole.into_iter().zip(places) {
+            // Available in this lap: the flag of used ones is that of the lap before.
+            let available = flags ^ USED;
+            self.descriptors.store(usize::from(at) * 2, iova, Relaxed);
+            self.descriptors.store(usize::from(at) * 2 + 1, rest & KEPT | available, Release);
+        }
     }
 }

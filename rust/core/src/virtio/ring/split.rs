@@ -5,12 +5,12 @@
 //! the first two in a row, the used ring on the next page), which modern
 //! devices take as well and which keeps the sides off each other's lines.
 
-use super::follower::SplitPreference;
+use super::follower::SplitSuppression;
 use super::indirect::Tables;
 use super::shared::{Memory, Window};
 use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
 use super::table::Table;
-use super::{Follower, MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo, reoffer};
+use super::{Follower, MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo};
 use crate::Result;
 use crate::memory::{Iova, Region};
 use std::sync::Arc;
@@ -517,7 +517,7 @@ impl Ring for SplitRing {
 
     fn reoffer(&mut self, _: u32) {
         if self.broken.is_none() && !self.in_order {
-            reoffer::split(self);
+            self.reoffer_overwritten();
         }
     }
 
@@ -527,7 +527,7 @@ impl Ring for SplitRing {
 
     fn follower(&self) -> Follower {
         let Areas { used_idx, used_flags, avail_event, avail_idx, .. } = self.areas;
-        let preference = SplitPreference { used_flags, avail_event, avail_idx };
+        let preference = SplitSuppression { used_flags, avail_event, avail_idx };
         Follower::of_split(self.size, used_idx, preference, &self.memory)
     }
 }

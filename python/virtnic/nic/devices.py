@@ -1,0 +1,186 @@
+"""The virtio-net devices of one QEMU: plugged in, found on its bus and made ours, unplugged."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import weakref
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from virtnic._native import PortClosed, QemuDied, QemuError
+from virtnic.nic.interrupts import ConfigVector, InterruptRouting
+from virtnic.pci import PciBus, find_ivshmems, find_virtio_nets
+from virtnic.qemu.machine import present
+from virtnic.qemu.netdevs import not_started
+
+if TYPE_CHECKING:
+    from virtnic._native import NetPort
+    from virtnic.nic.attachment import Attachment
+    from virtnic.pci import Function
+    from virtnic.qemu import Machine
+
+__all__ = ["Devices"]
+
+_log = logging.getLogger(__name__)
+
+#: BAR of an ivshmem device that is the shared memory (QEMU: docs/specs/ivshmem-spec).
+_SHARED_MEMORY_BAR = 2
+#: Seconds that the interposer has to see that QEMU is gone.
+PARTING = 2.0
+
+
+class Devices:
+    """What is on the PCI bus of one QEMU, and how its interrupts reach us."""
+
+    def __init__(self, machine: Machine) -> None:
+        # A QEMU that is closed and forgotten goes at once, without the collector.
+        self._weak_machine = weakref.ref(machine)
+        #: Held while a device comes, goes, or is replaced: QEMU is waited for meanwhile.
+        self.lock = threading.RLock()
+        self._routing: InterruptRouting | None = None
+        #: The vector of configuration changes, from one QEMU to the next.
+        self.config = ConfigVector()
+        #: Closed ports whose devices could not be removed, and may still write to their buffers.
+        self._lingering: list[NetPort] = []
+
+    @property
+    def _machine(self) -> Machine:
+        return present(self._weak_machine())
+
+    def take_bus(self) -> None:
+        """Scan the bus of a QEMU that has just been started, and map the shared memory."""
+        machine = self._machine
+        self.bus = PciBus(machine.qtest, machine.machine)
+        self.bus.scan()
+        if machine.shared is not None:
+            machine.plug_memory(self.eject_slot)
+            self.bus.rescan()
+        found = find_ivshmems(self.bus.functions)
+        if len(found) != 1:
+            raise QemuError(
+                f"QEMU has {len(found)} ivshmem devices where one was asked for; "
+                "without it there is no shared memory"
+            )
+        placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: machine.memory.iova})
+        self.ivshmem = self.bus.enable(placed)
+        self._routing = InterruptRouting(
+            self.bus, machine.qtest, self.ivshmem, machine.server, machine.timeout, self.config
+        )
+
+    def forget(self) -> None:
+        """Let go of what belongs to a QEMU that is closed."""
+        self._routing = None
+        self.config.give()
+        while self._lingering and not self._runs:
+            self._lingering[-1].device_gone()
+            self._lingering.pop()
+
+    @property
+    def _runs(self) -> bool:
+        """Whether QEMU still runs."""
+        try:
+            return self._machine.process.alive
+        except QemuError:
+            return False  # it is closed
+
+    @property
+    def routing(self) -> InterruptRouting:
+        """How interrupts reach us. Raises QemuError once QEMU is closed."""
+        return present(self._routing)
+
+    def plug(self, attachment: Attachment) -> Function:
+        """Have QEMU make the device, find it on the bus and make it ours.
+
+        An interruption leaves in ``attachment`` what :meth:`unplug` needs. Raises as
+        :meth:`virtnic.Qemu.attach`.
+        """
+        spec, backend = present(attachment.spec), attachment.backend
+        made = () if backend is None else (backend.expect_netdev(),)
+        self._machine.add_nic(spec, attachment.properties, attachment.plugging, *made)
+        new = find_virtio_nets(self.bus.rescan())
+        if len(new) != 1:
+            raise QemuError(
+                f"QEMU accepted the device, but {len(new)} new virtio-net devices are on the bus"
+            )
+        (attachment.function,) = new  # it can be ejected from here on, whatever fails
+        attachment.function = self.bus.enable(self.bus.place(attachment.function))
+        return attachment.function
+
+    def replug(self, port: NetPort, attachment: Attachment) -> None:
+        """Plug in another device for a port whose device is gone, and go on with that.
+
+        The caller has the lock. Raises what :meth:`virtnic.Qemu.attach` does; the device is gone
+        then.
+        """
+        qtest = self._machine.qtest
+        with ExitStack() as undo:
+            attachment.function = None
+            if attachment.backend is not None:
+                attachment.backend.wait(PARTING)
+            attachment.qtest, attachment.plugged = qtest, None
+            undo.callback(self.unplug, attachment)
+            self.routing.lead(attachment, self.plug(attachment))
+            before = self._machine.process.stderr_position()
+            port.reattach(qtest, **attachment.registers())
+            self.check_started(attachment, before)
+            undo.pop_all()
+
+    def unplug(self, attachment: Attachment) -> None:
+        """Remove the device; that it cannot be removed from a dead QEMU is no error."""
+        port = attachment.made()
+        if attachment.plugged is None or attachment.is_lost:
+            # What has its place on another QEMU's bus is somebody else's.
+            self._gone(port, not self._runs or attachment.qtest is not self._machine.qtest)
+            return
+        try:
+            self.remove(attachment)
+            self._gone(port, True)
+        except (QemuError, TimeoutError, OSError, PortClosed) as error:
+            gone = self._machine.closed or isinstance(error, (QemuDied, PortClosed))
+            _log.log(
+                logging.DEBUG if gone else logging.WARNING,
+                "%s is not unplugged and keeps its slot: %s",
+                attachment.handle.id,
+                str(error),  # a record that somebody keeps would keep all that the error has
+            )
+            self._gone(port, False)
+
+    def _gone(self, port: NetPort | None, surely: bool) -> None:
+        """Let a port have its buffers back, now or once QEMU is gone."""
+        if port is None:
+            return
+        if surely:
+            port.device_gone()
+        elif port.withholds:
+            self._lingering.append(port)
+
+    def remove(self, attachment: Attachment) -> None:
+        """Remove the device. Raises as :meth:`virtnic.qemu.Machine.remove_nic`."""
+        self._machine.remove_nic(attachment.handle, functools.partial(self._eject, attachment))
+
+    def _eject(self, attachment: Attachment) -> None:
+        """Let go of a device, of one too that was not found on the bus yet."""
+        if attachment.function is not None:
+            self.bus.eject(attachment.function)
+        else:
+            self.bus.rescan()
+            self.eject_slot(attachment.handle.slot)
+
+    def eject_slot(self, slot: int) -> None:
+        """Let go of what is in a slot of the root bus, or behind the root port there."""
+        for function in self.bus.functions:
+            top = function.path[0] if function.path else function.bdf
+            if (top.bus, top.slot) == (0, slot) and not function.is_bridge:
+                self.bus.eject(function)
+
+    def check_started(self, attachment: Attachment, before: int) -> None:
+        """Raise QemuError where QEMU said, since then, that a device it started does not run.
+
+        Its driver hears nothing of that: the device reports that it is ready. A backend with an
+        interposer tells by itself.
+        """
+        said = self._machine.process.stderr_since(before)
+        if attachment.backend is None and (why := not_started(attachment.handle.spec.kind, said)):
+            raise QemuError(why)

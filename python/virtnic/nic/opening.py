@@ -1,0 +1,65 @@
+"""One port on a QEMU of its own: what :func:`virtnic.open` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+
+from virtnic.limits import descriptors
+from virtnic.memory import Memory
+from virtnic.nic.options import check_names, jumbo_size
+from virtnic.nic.port import Port, PortOptions
+from virtnic.nic.qemu import Qemu, StartOptions
+
+if TYPE_CHECKING:
+    from virtnic.memory import Hugepages
+    from virtnic.qemu import Netdev
+
+__all__ = ["OpenOptions", "open_port"]
+
+
+class _MemoryOptions(TypedDict, total=False):
+    """What :class:`virtnic.Memory` takes."""
+
+    size: int | str
+    hugepages: Hugepages
+    iova: Literal["va", "pa"] | int
+    node: int | None
+    directory: str | None
+    buffer_size: int
+    jumbo_buffers: int | None
+    jumbo_size: int | None
+
+
+class OpenOptions(_MemoryOptions, StartOptions, PortOptions, total=False):
+    """What :func:`virtnic.open` takes besides the netdev."""
+
+    memory: Memory | None
+
+
+@descriptors()
+def open_port(netdev: Netdev, given: OpenOptions) -> Port:
+    """Open it: see :func:`virtnic.open`."""
+    options: dict[str, Any] = {**given}
+    check_names("virtnic.open()", OpenOptions.__optional_keys__, options)
+    for_memory, for_qemu = (
+        {name: options.pop(name) for name in kind.__optional_keys__ if name in options}
+        for kind in (_MemoryOptions, StartOptions)
+    )
+    recover = options.get("recover")
+    if recover is not None and for_qemu.get("connect") is None:
+        for_qemu["recover"] = recover
+    memory = options.pop("memory", None)
+    if memory is not None and for_memory:
+        raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
+    if memory is None and "jumbo_size" not in for_memory:
+        for_memory["jumbo_size"] = jumbo_size(netdev, options, for_memory.get("buffer_size", 2048))
+    qemu = Qemu(Memory(**for_memory) if memory is None else memory, **for_qemu)
+    try:
+        qemu._owns_memory = memory is None
+        port = qemu.attach(netdev, **cast("PortOptions", options))
+        qemu.keep_little(memory=memory is None)
+        port._owns_qemu = True
+    except BaseException:
+        qemu.close()
+        raise
+    return port
