@@ -324,6 +324,7 @@ class Interposer:
         retry: tuple[int, float, float] | None = None,
         pairs: int = 1,
         patience: float = 10.0,
+        changed: EventFd | None = None,
     ) -> Interposer:
         """Connect to the backend, waiting for it up to ``wait`` seconds, then listen for QEMU.
 
@@ -332,6 +333,8 @@ class Interposer:
         ``retry``: how often a backend that went is looked for, and the first and the longest
         pause in seconds; None is for ever, every 0.1 s. ``pairs``: the queue pairs that it must
         have. ``patience``: seconds that either side may leave a message unread or unanswered.
+        ``changed``: what is signalled when something becomes of the backend; several may have
+        the same.
 
         Raises FileNotFoundError or ConnectionRefusedError when no backend listens,
         TimeoutError when none connects, QemuError when it does not answer as a vhost-user
@@ -379,8 +382,9 @@ class Interposer:
 
         ``messages_to_backend``, ``messages_to_qemu``, ``links`` (times that the two were
         joined), ``refusals`` (backends that came and did not serve), ``backend_losses``,
-        ``qemu_losses``, ``kicks_learnt``, ``calls_replaced``, ``kicks_lost`` (kicks without a
-        backend).
+        ``qemu_losses``, ``kicks_learnt``, ``kicks_not_kept`` (eventfds let go because
+        descriptors are scarce: the backend is kicked through QEMU), ``calls_replaced``,
+        ``kicks_lost`` (kicks without a backend).
         """
     def close(self) -> None:
         """End the connections and remove the sockets."""
@@ -903,8 +907,16 @@ class NetPort:
     def closed(self) -> bool:
         """Whether the port was stopped."""
     def _refuse(self) -> None: ...
+    @property
+    def withholds(self) -> bool:
+        """Whether it was stopped, but its device was not reset and still has its buffers."""
+    def device_gone(self) -> None:
+        """Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only."""
     def stop(self) -> None:
-        """Reset the device and take every buffer back; waiting calls raise PortClosed."""
+        """Reset the device and take every buffer back; waiting calls raise PortClosed.
+
+        Where QEMU does not answer in time the buffers stay with the device until that is gone.
+        """
 
 @final
 class NetQueue:

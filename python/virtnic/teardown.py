@@ -18,6 +18,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from virtnic.deadline import seconds
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -150,9 +152,10 @@ class Latch:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it comes; False after the timeout, in seconds."""
+        length = seconds(timeout)
         try:
             if not self._came:
-                self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+                self._lock.acquire(timeout=-1 if length is None else length)
             return self._came
         finally:
             if self._came:

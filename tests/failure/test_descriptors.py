@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -13,21 +14,30 @@ from typing import TYPE_CHECKING
 import pytest
 
 import virtnic
+from peers.backend import Backend
 from support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from peers.testpmd import Testpmd
 
 #: Of a port with a QEMU of its own: QMP, QTest, and the interrupts of a queue pair and of the
 #: configuration.
 OPENED = 5
-#: Of one more port of a QEMU: those interrupts.
-ATTACHED = 3
-#: Of one with a vhost-user backend: five eventfds to be told and to kick by, two connections, and
-#: of the thread between them three eventfds and a directory.
-VHOST_USER = 11
+#: Of one more port of a QEMU: the interrupts of a queue pair.
+ATTACHED = 2
+#: What the ports of a QEMU have in common: the interrupt of the configuration.
+CONFIG = 1
+#: Of one with a vhost-user backend: connections of QEMU and the backend, and the eventfds that the
+#: backend signals for a queue pair.
+VHOST_USER = 4
+#: Of the same while descriptors are plenty: those that the backend is kicked by.
+KICKS = 2
+#: What the vhost-user ports of a QEMU have in common: a directory, and what tells of backends.
+BACKENDS = 2
+#: Of all vhost-user ports of the process: what wakes the thread between them and their backends.
+THREAD = 1
 #: Of a QEMU: QMP, QTest, the ivshmem server's connection and the memory.
 QEMU = 4
 
@@ -98,33 +108,35 @@ def test_a_port_that_comes_back_costs_two_more(qemu_command: str) -> None:
             assert count() - before <= OPENED + 2 + 1  # that of the events
 
 
-def test_an_attached_port_costs_three(qemu_command: str) -> None:
+def test_an_attached_port_costs_two(qemu_command: str) -> None:
     with virtnic.open("user", size="1M"):
         before = count()
         with virtnic.Qemu(virtnic.Memory("16M", hugepages=None)) as qemu:
             assert count() - before == QEMU
             ports = [qemu.attach("user") for _ in range(5)]
-            assert count() - before == QEMU + 5 * ATTACHED
+            assert count() - before == QEMU + 5 * ATTACHED + CONFIG
             # Vectors that are given back are the next port's.
             for port in ports[:2]:
                 port.close()
             ports += [qemu.attach("user") for _ in range(2)]
-            assert count() - before == QEMU + 5 * ATTACHED
+            assert count() - before == QEMU + 5 * ATTACHED + CONFIG
         assert count() == before + 1  # the memory is ours, and its file with it
         del ports, port, qemu
         assert count() == before
 
 
-def test_a_vhost_user_port_costs_eleven(qemu_command: str, testpmd: Callable[..., Testpmd]) -> None:
+def test_a_vhost_user_port_costs_six(qemu_command: str, testpmd: Callable[..., Testpmd]) -> None:
     with virtnic.Qemu(virtnic.Memory("64M", hugepages=None)) as qemu:
         backend = testpmd(ports=3)
         before = count()
         ports = [qemu.attach(f"vhost-user,path={path}") for path in backend.sockets]
+        shared = CONFIG + BACKENDS + THREAD
         # The backend is kicked from when QEMU has told it how.
-        assert eventually(lambda: count() - before == 3 * VHOST_USER), count() - before
+        expected = 3 * (VHOST_USER + KICKS) + shared
+        assert eventually(lambda: count() - before == expected), count() - before
         for port in ports:
             port.close()
-        assert count() - before == 3  # the next ports' vectors
+        assert count() - before == CONFIG
 
 
 def test_vectors_come_while_qemu_runs(qemu_command: str) -> None:
@@ -134,12 +146,12 @@ def test_vectors_come_while_qemu_runs(qemu_command: str) -> None:
         assert server is not None
         assert (server.vectors, server.left) == (0, None)
         ports = [qemu.attach("user") for _ in range(8)]
-        assert server.vectors == 8 * ATTACHED
+        assert server.vectors == 8 * ATTACHED + CONFIG
         for port in ports:
             ask_for_an_address(port)
         ports[3].close()
         again = qemu.attach("user")
-        assert server.vectors == 8 * ATTACHED
+        assert server.vectors == 8 * ATTACHED + CONFIG
         ask_for_an_address(again)
 
 
@@ -181,6 +193,101 @@ def test_twenty_ports_of_open_at_a_limit_of_128(run: Callable[..., str]) -> None
     assert int(said) <= 20 * OPENED + 12
 
 
+TWO_HUNDRED = """
+    limit(1024)
+    # Beside them the process has what the event loop has, and its standard streams.
+    with contextlib.ExitStack() as stack:
+        memory = virtnic.Memory("256M", hugepages=None)
+        ports, qemus = [], []
+        while len(ports) < 200:
+            if KIND == "open":
+                ports.append(stack.enter_context(virtnic.open("user", **SMALL)))
+                continue
+            netdev = f"vhost-user,path={BACKENDS}/{len(ports)}" if KIND == "vhost-user" else "user"
+            if len(ports) == 29 * len(qemus):
+                qemus.append(stack.enter_context(virtnic.Qemu(memory)))
+            ports.append(qemus[-1].attach(netdev, queue_size=64))
+        assert all(port.interrupts == "msix" for port in ports)
+        print(len(os.listdir("/proc/self/fd")))
+"""
+
+MANY_BACKENDS = """
+import contextlib, pathlib, sys
+from peers.vhost_backend import ScriptedBackend
+with contextlib.ExitStack() as stack:
+    for name in range(200):
+        stack.enter_context(ScriptedBackend(pathlib.Path(sys.argv[1]) / str(name)))
+    print("there", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def backends(scratch: Path) -> Iterator[Path]:
+    """Vhost-user backends in a process of their own, that listen at 0 to 199."""
+    place = scratch.parent / f"{scratch.name}-backends"
+    place.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", MANY_BACKENDS, str(place)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        yield place
+        process.communicate(timeout=60)
+    place.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [
+        ("open", 200 * OPENED + 12),
+        ("attach", 200 * ATTACHED + 7 * (QEMU + CONFIG) + 12),
+        # A quarter of the limit has been reached by the ports whose backends are kicked directly.
+        (
+            "vhost-user",
+            200 * VHOST_USER + 256 // VHOST_USER * KICKS + 7 * (QEMU + CONFIG + BACKENDS) + 13,
+        ),
+    ],
+)
+def test_two_hundred_ports_at_a_limit_of_1024(
+    run: Callable[..., str], backends: Path, kind: str, most: int
+) -> None:
+    said = run(f"KIND, BACKENDS = {kind!r}, {str(backends)!r}\n" + textwrap.dedent(TWO_HUNDRED))
+    assert int(said) <= most < 1024
+
+
+def test_a_backend_is_kicked_through_qemu_where_descriptors_are_scarce(
+    qemu_command: str, scratch: Path
+) -> None:
+    """One that waits for kicks gets them all the same, also when it comes back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    frame = bytes(range(60))
+    with Backend(scratch / "vhu0") as backend:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3 * count() + 60, hard))
+            with virtnic.Qemu(virtnic.Memory("16M", hugepages=None)) as qemu:
+                port = qemu.attach(f"vhost-user,path={scratch}/vhu0", queue_size=64)
+                backend.wait_up()
+                interposer = port._attachment.backend.interposer  # type: ignore[union-attr]
+                for times in (1, 2):
+                    assert eventually(lambda: interposer.serving)
+                    stats = interposer.stats()
+                    assert (stats["kicks_learnt"], stats["kicks_not_kept"]) == (0, 2 * times)
+                    before = backend.rings[1].kicks
+                    assert port.send([frame]) == 1
+                    assert backend.kicked(1, before)
+                    assert backend.transmitted() == [frame]
+                    if times == 1:
+                        backend.die()
+                        backend.wait_up(2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_the_limit_is_named_where_it_is_reached(run: Callable[..., str]) -> None:
     """At whichever step: all is given back, and it works again with more."""
     said = run("""
@@ -215,13 +322,13 @@ def test_the_limit_is_named_by_attach(run: Callable[..., str]) -> None:
         with virtnic.Qemu(virtnic.Memory("16M", hugepages=None)) as qemu:
             qemu.attach("user")
             idle = len(os.listdir("/proc/self/fd")) - 1
-            limit(idle + 8)
+            limit(idle + 5)
             with contextlib.suppress(OSError):
                 while True:
                     qemu.attach("user")
             assert len(qemu.ports) == 3, qemu.ports
-            for more in (0, 1, 2):
-                limit(idle + 6 + more)
+            for more in (0, 1):
+                limit(idle + 4 + more)
                 try:
                     qemu.attach("user")
                 except OSError as error:
@@ -229,7 +336,7 @@ def test_the_limit_is_named_by_attach(run: Callable[..., str]) -> None:
                 else:
                     raise AssertionError(more)
                 assert len(qemu.ports) == 3
-            limit(idle + 9)
+            limit(idle + 7)
             assert qemu.attach("user").interrupts == "msix"
     """)
 

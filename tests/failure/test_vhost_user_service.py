@@ -452,6 +452,29 @@ def test_a_backend_that_is_stopped_while_it_has_a_socket(
     assert not any(event.kind == "backend-back" for event in drained(events))
 
 
+def floods(connection: Connection, message: Message) -> bool:
+    """Send without end, what nobody asked for."""
+    while True:
+        connection.send(struct.pack("=IIIQ", 0x7F, 1, 8, 0) * 100)
+
+
+@pytest.mark.parametrize("at", [Request.SET_VRING_KICK, Request.SET_VRING_CALL])
+def test_a_backend_that_comes_back_and_talks_without_end(
+    qemu: virtnic.Qemu, backend: ScriptedBackend, at: Request
+) -> None:
+    """It is not served, and that is said, whoever was the first not to read it all."""
+    events = qemu.events()
+    few = virtnic.Recovery(attempts=2, backoff=0.02, backoff_max=0.05)
+    port = qemu.attach(netdev(backend), recover=few)
+    assert backend.wait(lambda: backend.serving)
+    backend.hook = lambda connection, message: message.request == at and floods(connection, message)
+    backend.drop()
+    next_of(events, "backend-lost")
+    with pytest.raises(virtnic.DeviceError, match="messages that nobody had asked for"):
+        port.recv(1, timeout=20.0)
+    assert not any(event.kind == "backend-back" for event in drained(events))
+
+
 def test_two_ports_at_a_backend_that_takes_one(
     qemu: virtnic.Qemu, backend: ScriptedBackend
 ) -> None:

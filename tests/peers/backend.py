@@ -123,6 +123,7 @@ class Backend:
         self._lock = threading.RLock()
         self._stop, self._stopped = socket.socketpair()
         self._listener = socket.socket(socket.AF_UNIX)
+        self._path = path
         self._listener.bind(os.fspath(path))
         self._listener.listen()
         self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
@@ -135,6 +136,7 @@ class Backend:
         self._stop.close()
         self._thread.join(10)
         self._listener.close()
+        self._path.unlink(missing_ok=True)
         self._stopped.close()
 
     # Coming and going.

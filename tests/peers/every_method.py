@@ -125,6 +125,7 @@ PORT: Table = {
         "memory mtu polling qemu queue_addresses queue_size queues restarts ring rss rss_limits "
         "speed standby statistics tells_link"
     ),
+    "device_gone": lambda port: port.device_gone(),
     "abandon": lambda port: (port.abandon("a test"), port.restart()),
     "add_vlan": lambda port: port.add_vlan(7),
     "configuration_changed": lambda port: port.configuration_changed(),

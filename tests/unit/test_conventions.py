@@ -45,6 +45,7 @@ ROOMS: list[set[str]] = [
     {"protocols"},
     {"memory"},
     {"async_library", "limits", "streams", "teardown", "units"},
+    {"deadline"},
     {"errors"},
     {"_native"},
 ]

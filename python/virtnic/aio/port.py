@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from virtnic._native import Burst, EventFd, PortClosed, QemuDied
 from virtnic.async_library import readable, running
+from virtnic.deadline import Deadline
 from virtnic.nic.opening import OpenOptions, open_port
 from virtnic.nic.options import check_names
 from virtnic.nic.port import Port as BlockingPort
@@ -221,10 +221,10 @@ class Port(Owner):
     async def wait_ready(self, timeout: float | None = 10.0) -> None:
         """Wait until frames pass, as :meth:`virtnic.Port.wait_ready` does; raises as it does."""
         readiness = Readiness(self.port)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         # In a thread: where QEMU has to be asked it may take its time.
         while not await _in_thread(self._library, readiness.look):
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline.is_over:
                 raise readiness.late(timeout)
             await self._library.sleep(PAUSE)
 

@@ -12,7 +12,7 @@ from virtnic.teardown import Teardown
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from virtnic._native import EventFd, QTest
+    from virtnic._native import EventFd, NetPort, QTest
     from virtnic.nic.backend import Backend
     from virtnic.nic.options import Interrupts
     from virtnic.pci import Function
@@ -40,6 +40,8 @@ class Attachment:
     settle: Callable[[], object] = lambda: None
     #: The device on the PCI bus, once it was found there.
     function: Function | None = None
+    #: The port from when it was made, but not kept alive.
+    made: Callable[[], NetPort | None] = lambda: None
     #: Undoes, last first, all that attaching did.
     undo: Teardown = field(default_factory=Teardown)
     # What it takes to attach it again, to another QEMU.

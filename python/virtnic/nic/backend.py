@@ -8,7 +8,10 @@ backend and us. See the "Vhost-user Protocol" in QEMU's documentation (docs/inte
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import os
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +20,7 @@ from virtnic._native import EventFd, Interposer, QemuError
 from virtnic.errors import NetdevUnavailable
 from virtnic.nic.policy import Recovery
 from virtnic.qemu.backends import process_of, queue_size_for
+from virtnic.qemu.loop import SharedWatch
 from virtnic.qemu.rundir import RunDirectory
 from virtnic.qemu.spec import VhostUserSocket
 from virtnic.teardown import Owner
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from virtnic.qemu.external import SharedDirectory
     from virtnic.teardown import Teardown
 
-__all__ = ["RING_PACKED", "Backend", "quoting"]
+__all__ = ["RING_PACKED", "Backend", "Backends", "quoting"]
 
 #: The feature bit by which a backend offers packed rings (VIRTIO 1.3, section 6).
 RING_PACKED = 34
@@ -55,6 +59,57 @@ def _retry(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
     return None
 
 
+class Backends:
+    """What the interposers of one QEMU have in common: it costs its descriptors once.
+
+    It is there while one of them is.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._users: set[object] = set()
+        self._directory: RunDirectory | None = None
+        self._made = False
+        self._numbers = itertools.count()
+        self._changed: SharedWatch | None = None
+
+    @property
+    def changed(self) -> SharedWatch:
+        """Tells of all that becomes of them."""
+        assert self._changed is not None
+        return self._changed
+
+    def enter(self, who: object) -> None:
+        """Count somebody; he leaves, whatever becomes of this. Raises OSError."""
+        with self._lock:
+            self._users.add(who)
+            if self._changed is None:
+                self._changed = SharedWatch(EventFd())
+
+    def new_vhost_user(self) -> Path:
+        """Return where one more interposer is to listen. Raises OSError."""
+        with self._lock:
+            if self._directory is None:
+                self._directory = RunDirectory()
+            if not self._made:
+                self._directory.make()
+                self._made = True
+            return self._directory.vhost_user(next(self._numbers))
+
+    def leave(self, who: object) -> None:
+        """Count somebody no more; twice is fine. Raises OSError where the directory stays."""
+        with self._lock:
+            self._users.discard(who)
+            if self._users:
+                return
+            if self._directory is not None:
+                self._directory.close()
+                self._directory, self._made = None, False
+            if self._changed is not None:
+                self._changed.event.close()
+                self._changed = None
+
+
 class Backend(Owner):
     """A vhost-user backend and the interposer in front of it."""
 
@@ -64,6 +119,7 @@ class Backend(Owner):
         undo: Teardown,
         queues: int = 1,
         *,
+        backends: Backends,
         interrupts: bool,
         shared: SharedDirectory | None = None,
         recover: bool | Recovery | None = None,
@@ -72,8 +128,9 @@ class Backend(Owner):
         """Connect to the backend of a netdev. ``undo`` gets what takes it down again.
 
         It must have so many ``queues`` (pairs), and answer each of QEMU's questions within
-        ``patience`` seconds: QEMU does nothing else meanwhile. ``shared`` is where QEMU finds the
-        interposer's socket, when it was started elsewhere. ``recover`` says whether, and how
+        ``patience`` seconds: QEMU does nothing else meanwhile. ``backends`` has what
+        those of one QEMU have in common. ``shared`` is where QEMU finds the interposer's socket,
+        when it was started elsewhere. ``recover`` says whether, and how
         often, a backend that went is looked for.
 
         Raises NetdevUnavailable when no backend is there, QemuError when it lacks something,
@@ -88,13 +145,11 @@ class Backend(Owner):
         #: What the backend signals for each pair: frames received, frames finished.
         self.events = [(EventFd(), EventFd()) for _ in range(queues)]
         undo.add(self._close_events)
-        if shared is None:
-            directory = RunDirectory()
-            undo.add(directory.close)
-            directory.make()
-            listen = os.fspath(directory.vhost_user())
-        else:
-            listen = os.fspath(shared.new_vhost_user())
+        undo.add(functools.partial(backends.leave, self))
+        backends.enter(self)
+        #: Tells of what becomes of the backend, and of others.
+        self.changed = backends.changed
+        listen = os.fspath((backends if shared is None else shared).new_vhost_user())
         calls = [event for pair in self.events for event in pair] if interrupts else []
         try:
             self.interposer = Interposer(
@@ -106,6 +161,7 @@ class Backend(Owner):
                 _retry(recover),
                 queues,
                 patience,
+                self.changed.event,
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NetdevUnavailable(error.strerror or str(error)) from None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from virtnic._native import PortClosed, QemuDied, QemuError
-from virtnic.nic.interrupts import InterruptRouting
+from virtnic.nic.interrupts import ConfigVector, InterruptRouting
 from virtnic.pci import PciBus, find_ivshmems, find_virtio_nets
 from virtnic.qemu.machine import present
 from virtnic.qemu.netdevs import not_started
@@ -34,10 +35,19 @@ class Devices:
     """What is on the PCI bus of one QEMU, and how its interrupts reach us."""
 
     def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+        # A QEMU that is closed and forgotten goes at once, without the collector.
+        self._weak_machine = weakref.ref(machine)
         #: Held while a device comes, goes, or is replaced: QEMU is waited for meanwhile.
         self.lock = threading.RLock()
         self._routing: InterruptRouting | None = None
+        #: The vector of configuration changes, from one QEMU to the next.
+        self.config = ConfigVector()
+        #: Closed ports whose devices could not be removed, and may still write to their buffers.
+        self._lingering: list[NetPort] = []
+
+    @property
+    def _machine(self) -> Machine:
+        return present(self._weak_machine())
 
     def take_bus(self) -> None:
         """Scan the bus of a QEMU that has just been started, and map the shared memory."""
@@ -56,12 +66,24 @@ class Devices:
         placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: machine.memory.iova})
         self.ivshmem = self.bus.enable(placed)
         self._routing = InterruptRouting(
-            self.bus, machine.qtest, self.ivshmem, machine.server, machine.timeout
+            self.bus, machine.qtest, self.ivshmem, machine.server, machine.timeout, self.config
         )
 
     def forget(self) -> None:
         """Let go of what belongs to a QEMU that is closed."""
         self._routing = None
+        self.config.give()
+        while self._lingering and not self._runs:
+            self._lingering[-1].device_gone()
+            self._lingering.pop()
+
+    @property
+    def _runs(self) -> bool:
+        """Whether QEMU still runs."""
+        try:
+            return self._machine.process.alive
+        except QemuError:
+            return False  # it is closed
 
     @property
     def routing(self) -> InterruptRouting:
@@ -107,10 +129,14 @@ class Devices:
 
     def unplug(self, attachment: Attachment) -> None:
         """Remove the device; that it cannot be removed from a dead QEMU is no error."""
+        port = attachment.made()
         if attachment.plugged is None or attachment.is_lost:
-            return  # what has its place on another QEMU's bus is somebody else's
+            # What has its place on another QEMU's bus is somebody else's.
+            self._gone(port, not self._runs or attachment.qtest is not self._machine.qtest)
+            return
         try:
             self.remove(attachment)
+            self._gone(port, True)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
             gone = self._machine.closed or isinstance(error, (QemuDied, PortClosed))
             _log.log(
@@ -119,6 +145,16 @@ class Devices:
                 attachment.handle.id,
                 str(error),  # a record that somebody keeps would keep all that the error has
             )
+            self._gone(port, False)
+
+    def _gone(self, port: NetPort | None, surely: bool) -> None:
+        """Let a port have its buffers back, now or once QEMU is gone."""
+        if port is None:
+            return
+        if surely:
+            port.device_gone()
+        elif port.withholds:
+            self._lingering.append(port)
 
     def remove(self, attachment: Attachment) -> None:
         """Remove the device. Raises as :meth:`virtnic.qemu.Machine.remove_nic`."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import readable
+from virtnic.deadline import Deadline
 from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
@@ -109,13 +110,12 @@ class Events(Owner, Generic[P]):
 
         0 looks once, None waits for ever. Raises PortClosed in a forked child.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         while True:
             event, ended = self._take()
             if event is not None or ended:
                 return event
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._event.wait(left):
+            if not self._event.wait(deadline.left):
                 return None
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from virtnic._native import EventFd, QemuError
 from virtnic.pci import MsixTable, doorbell_message
+from virtnic.qemu.loop import SharedWatch
 from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from virtnic.nic.backend import Backend
     from virtnic.pci import Function, PciBus
 
-__all__ = ["InterruptRouting", "Wires", "vectors_of"]
+__all__ = ["ConfigVector", "InterruptRouting", "Wires", "vectors_of"]
 
 #: The MSI-X vector that means none (VIRTIO 1.3, section 4.1.5.1.2).
 _NO_VECTOR = 0xFFFF
@@ -32,6 +33,54 @@ class Wires:
     vectors: tuple[list[tuple[int, int]], int] | None = None
     events: tuple[list[tuple[EventFd, EventFd]], EventFd] | None = None
     intx: EventFd | None = None
+    #: Tells of changes of the configuration: the second of ``events``.
+    config: SharedWatch | None = None
+
+
+class ConfigVector:
+    """The MSI-X vector of configuration changes, which all ports of one QEMU have in common.
+
+    Such changes are rare, so that each port may look when there is one.
+    """
+
+    def __init__(self) -> None:
+        self._taken: list[int] = []
+        self._events: list[EventFd] = []
+        self._server: IvshmemServer | None = None
+        self.message = 0
+        self.watch: SharedWatch | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether there is one by now."""
+        return self.watch is not None
+
+    def take(self, server: IvshmemServer) -> SharedWatch:
+        """Return what tells of it; there is one from now on. Raises as a vector that is taken."""
+        if self.watch is None:
+            uninterrupted(lambda: self._take(server))
+        assert self.watch is not None
+        return self.watch
+
+    def _take(self, server: IvshmemServer) -> None:
+        messages: list[int] = []
+        self._server = server
+        _take_vectors(server, 1, self._taken, messages, self._events)
+        (self.message,) = messages
+        self.watch = SharedWatch(self._events[-1])
+
+    @property
+    def entries(self) -> list[tuple[int, int, EventFd]]:
+        """The vector, what is written to raise it, what it signals; or nothing."""
+        taken = zip(self._taken, self._events, strict=False)
+        return [(vector, self.message, event) for vector, event in taken]
+
+    def give(self) -> None:
+        """Give it back: there is nobody any more who needs it. Twice is fine."""
+        self.watch = None
+        self._events.clear()
+        if self._server is not None:
+            _give_vectors(self._server, self._taken)
 
 
 class InterruptRouting:
@@ -44,8 +93,10 @@ class InterruptRouting:
         ivshmem: Function,
         server: IvshmemServer | None,
         timeout: float,
+        config: ConfigVector,
     ) -> None:
         """``ivshmem`` is the device whose doorbell signals our eventfds, those of ``server``."""
+        self._config = config
         self._timeout = timeout
         self._bus = bus
         self._qtest = qtest
@@ -68,31 +119,39 @@ class InterruptRouting:
         if attachment.interrupts == "intx":
             own = [EventFd() for _ in range(2 + (2 * pairs if backend is None else 0))]
             attachment.undo.add(lambda: _close_all(own))
-            attachment.line, config, *rest = own
+            attachment.line, line_config, *rest = own
             self.lead(attachment, function)
             several = _in_pairs(rest) if backend is None else backend.events
-            return Wires(events=(several, config), intx=attachment.line)
+            return Wires(
+                events=(several, line_config),
+                intx=attachment.line,
+                config=SharedWatch(line_config),
+            )
         assert self._server is not None
         server = self._server
-        wanted = vectors_of(pairs, backend)
+        wanted = 2 * pairs if backend is None else 0
+        messages = attachment.messages
         events: list[EventFd] = []
         attachment.undo.add(lambda: _give_vectors(server, attachment.vectors))
-        uninterrupted(lambda: _take_vectors(server, wanted, attachment, events))
-        self._prove(attachment, events)
+        uninterrupted(lambda: _take_vectors(server, wanted, attachment.vectors, messages, events))
+        config = self._config.take(server)
+        self._prove(zip(attachment.vectors, messages, events, strict=True))
+        messages.append(self._config.message)
         self.lead(attachment, function)
-        config = events.pop()
         if backend is not None:
-            return Wires(([(_NO_VECTOR, _NO_VECTOR)] * pairs, 0), (backend.events, config))
-        signalled = _in_pairs(events)
-        numbers = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
-        return Wires((numbers, 2 * pairs), (signalled, config))
+            pairs_of = backend.events
+            vectors = [(_NO_VECTOR, _NO_VECTOR)] * pairs
+        else:
+            pairs_of = _in_pairs(events)
+            vectors = [(2 * pair, 2 * pair + 1) for pair in range(pairs)]
+        return Wires((vectors, wanted), (pairs_of, config.event), config=config)
 
-    def _prove(self, attachment: Attachment, events: list[EventFd]) -> None:
+    def _prove(self, taken: Iterable[tuple[int, int, EventFd]]) -> None:
         """Ring new vectors until QEMU has them: it is told, and does not say when it has heard."""
         assert self._server is not None
         deadline = time.monotonic() + self._timeout
-        taken = zip(attachment.vectors, attachment.messages, events, strict=True)
-        silent = [entry for entry in taken if entry[0] not in self._proven]
+        new = [entry for entry in self._config.entries if entry[0] not in self._proven]
+        silent = [*(entry for entry in taken if entry[0] not in self._proven), *new]
         while silent:
             self._server.tell()
             for _, value, _ in silent:
@@ -103,11 +162,15 @@ class InterruptRouting:
             if silent and time.monotonic() > deadline:
                 for vector, _, _ in silent:
                     self._server.lose_vector(vector)
+                if new:
+                    self._config.give()
                 raise QemuError(
                     f"QEMU has not taken {len(silent)} of our interrupt eventfds within "
                     f"{self._timeout:g} s: it has its descriptors open, perhaps; raise its limit "
                     "(RLIMIT_NOFILE, ulimit -n), or give it fewer ports or queues"
                 )
+        for _, _, event in new:
+            event.signal()  # another port's change may have been taken for the answer
 
     def lead(self, attachment: Attachment, function: Function) -> None:
         """Have the device raise the interrupts that the port has eventfds for."""
@@ -130,13 +193,13 @@ class InterruptRouting:
             table.enable()
 
 
-def vectors_of(pairs: int, backend: Backend | None) -> int:
-    """Return how many vectors a port takes.
+def vectors_of(pairs: int, backend: Backend | None, config: ConfigVector) -> int:
+    """Return how many new vectors a port takes.
 
-    Receive and transmit for each pair, and configuration; the control queue has none. A
-    vhost-user backend signals eventfds of its own.
+    Receive and transmit for each pair, and one for the configurations of all; the control queue has
+    none. A vhost-user backend signals eventfds of its own.
     """
-    return 2 * pairs + 1 if backend is None else 1
+    return (2 * pairs if backend is None else 0) + (not config.is_taken)
 
 
 def _in_pairs(events: list[EventFd]) -> list[tuple[EventFd, EventFd]]:
@@ -150,12 +213,16 @@ def _close_all(events: Iterable[EventFd]) -> None:
 
 
 def _take_vectors(
-    server: IvshmemServer, wanted: int, attachment: Attachment, events: list[EventFd]
+    server: IvshmemServer,
+    wanted: int,
+    vectors: list[int],
+    messages: list[int],
+    events: list[EventFd],
 ) -> None:
     for _ in range(wanted):
         vector, value, event = server.take_vector()
-        attachment.vectors.append(vector)
-        attachment.messages.append(value)
+        vectors.append(vector)
+        messages.append(value)
         events.append(event)
 
 

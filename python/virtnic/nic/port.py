@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from virtnic import _native
 from virtnic._native import CommandRefused
+from virtnic.deadline import Deadline
 from virtnic.nic.ready import Readiness
 from virtnic.nic.rss import DEFAULT_KEY, Rss, RssLimits, names_of, types_of
 from virtnic.nic.sending import BACKOFF, Pending
@@ -309,6 +310,12 @@ class Port(Owner, _native.NetPort):
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed."""
         super().stop()
+        if self.withholds:
+            _log.warning(
+                "the device of %s was not reset in time: it may still write to its buffers, which "
+                "are kept until it is gone",
+                self.mac,
+            )
         self._tell_of_long_frames()  # where there are no interrupts
         self.ended()
 
@@ -326,10 +333,10 @@ class Port(Owner, _native.NetPort):
         ``offload`` as for ``send``.
         Raises as ``send``; a port without interrupts waits by polling.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         pending = Pending(self, frames, offload)
         while not pending.push():
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = deadline.left
             if not self.wait_writable(left):
                 break
             if pending.stuck:

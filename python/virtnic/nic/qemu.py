@@ -14,7 +14,7 @@ from virtnic._native import PortClosed, QemuError, VirtnicError
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
 from virtnic.nic.attachment import Attachment
-from virtnic.nic.backend import Backend
+from virtnic.nic.backend import Backend, Backends
 from virtnic.nic.devices import Devices
 from virtnic.nic.events import Event, Events, Feed
 from virtnic.nic.interrupts import vectors_of
@@ -60,7 +60,6 @@ class _Attached(Attachment):
 
     #: The port, from when all is in its place until it is detached.
     port: Port | None = None
-    #: The same from when it was made, but not kept alive.
     made: Callable[[], Port | None] = lambda: None
     #: Whether it was told that it is attached; and what is told when it is detached, once.
     announced: bool = False
@@ -114,6 +113,7 @@ class Qemu(Host):
         self.feed = Feed()
         #: What is called back: kept here, not by the threads that call it.
         self._watchers: list[object] = []
+        self._backends = Backends()
         #: Whether nobody else has the memory: its file goes with this Qemu.
         self._owns_memory = memory is None
         try:
@@ -307,6 +307,7 @@ class Qemu(Host):
                         spec,
                         undo,
                         pairs,
+                        backends=self._backends,
                         interrupts=chosen != "none",
                         shared=self.shared,
                         recover=recover,
@@ -364,9 +365,9 @@ class Qemu(Host):
                         "%s does not offer packed rings: split ones are used, which are slower",
                         "QEMU" if backend.offers_packed_rings else "the backend",
                     )
-                if wires.events is not None:
+                if wires.config is not None:
                     follow_configuration(
-                        port, wires.events[1], self.monitor.loop, self._replacer(attachment)
+                        port, wires.config, self.monitor.loop, self._replacer(attachment)
                     )
                 if on_link is not None:
                     port.on_link(on_link)
@@ -523,7 +524,7 @@ class Qemu(Host):
     def _lacks_vectors(self, pairs: int, backend: Backend | None) -> bool:
         """Whether there are too few interrupt vectors for one more port, and will be no more."""
         left = None if self.server is None else self.server.left
-        return left is not None and left < vectors_of(pairs, backend)
+        return left is not None and left < vectors_of(pairs, backend, self.devices.config)
 
     def _replacer(self, attachment: _Attached) -> Callable[[], bool]:
         """Return what begins to replace a QEMU that is gone, and is False where nobody does."""

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from virtnic._native import PortClosed, QemuError
+from virtnic.deadline import Deadline
 from virtnic.qemu.peer import socket_is_connected
 from virtnic.qemu.tap import device_of
 
@@ -77,9 +78,9 @@ class Readiness:
 
     def wait(self, timeout: float | None) -> None:
         """Wait for that. Raises TimeoutError, and as ``send``."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         while not self.look():
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline.is_over:
                 raise self.late(timeout)
             time.sleep(PAUSE)
 

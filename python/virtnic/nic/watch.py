@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import weakref
 from typing import TYPE_CHECKING
@@ -10,16 +11,14 @@ from typing import TYPE_CHECKING
 from virtnic._native import PortClosed
 from virtnic.nic.backend import quoting
 from virtnic.nic.renegotiation import Renegotiation
-from virtnic.qemu.loop import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtnic._native import EventFd
     from virtnic.nic.backend import Backend
     from virtnic.nic.events import Feed
     from virtnic.nic.port import Port
-    from virtnic.qemu.loop import LoopThread
+    from virtnic.qemu.loop import LoopThread, SharedWatch
 
 __all__ = ["follow_backend", "follow_configuration", "follow_peer", "tell_link"]
 
@@ -61,7 +60,6 @@ def follow_backend(feed: Feed[Port], port: Port, backend: Backend, loop: LoopThr
 
     def look() -> None:
         nonlocal losses, refusals, doubts, there, told
-        interposer.changed.drain()
         stats, refusal = interposer.stats(), interposer.refusal
         refused = stats["refusals"] != refusals
         port = weak()
@@ -92,11 +90,10 @@ def follow_backend(feed: Feed[Port], port: Port, backend: Backend, loop: LoopThr
         if port is not None and (why := backend.given_up(port.qemu.process.stderr)) is not None:
             port.abandon(why)
 
-    # Lost already while it was being attached: the eventfd says so.
-    watch = Watch(loop, interposer.changed.fileno(), look)
     interposer.spare(port)
-    port._attachment.undo.add(watch.close)
-    watch.begin()
+    port._attachment.undo.add(functools.partial(backend.changed.remove, look))
+    # Lost already while it was being attached: it looks at that, too.
+    backend.changed.add(loop, look, look)
 
 
 def follow_peer(feed: Feed[Port], port: Port) -> None:
@@ -118,7 +115,7 @@ def follow_peer(feed: Feed[Port], port: Port) -> None:
 
 
 def follow_configuration(
-    port: Port, event: EventFd, loop: LoopThread, replaced: Callable[[], bool]
+    port: Port, config: SharedWatch, loop: LoopThread, replaced: Callable[[], bool]
 ) -> None:
     """Have the port look at its configuration when its interrupt came, and see the end of QEMU.
 
@@ -127,10 +124,9 @@ def follow_configuration(
     weak = weakref.ref(port)  # one that is forgotten is collected, and closed then
 
     def changed() -> None:
-        event.drain()
         port = weak()
         if port is None:
-            watch.close()
+            config.remove(changed)
             return
         over = port.closed
         if not over and port._attachment.is_lost:
@@ -138,11 +134,10 @@ def follow_configuration(
                 return
             over = True
         if over:
-            watch.close()
+            config.remove(changed)
             port.ended()
             return
         port.configuration_changed()
 
-    watch = Watch(loop, event.fileno(), changed)
-    port._attachment.undo.add(watch.close)
-    watch.begin()
+    port._attachment.undo.add(functools.partial(config.remove, changed))
+    config.add(loop, changed, changed)

@@ -267,7 +267,8 @@ def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:
     QEMU just refuses it. Only an I/O port of four digits that nothing follows becomes too large.
     """
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(timeout)
+        # More is too much for poll(2).
+        client.settimeout(min(timeout, 1e6))
         try:
             _connect(client, path, timeout)
             client.sendall(b"1 1 1\n")

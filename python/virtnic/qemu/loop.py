@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from virtnic.errors import PortClosed
@@ -26,13 +27,32 @@ from virtnic.streams import keep_standard_streams
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Hold", "LoopThread", "Watch", "check_outside"]
+    from virtnic._native import EventFd
+
+__all__ = ["Hold", "LoopThread", "SharedWatch", "Watch", "check_outside"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Seconds until somebody who waits for the thread looks whether it is still there.
+_LOOK = 1.0
+
+DEAF = (
+    "descriptors of virtnic were closed by somebody else (os.closerange, a library that turns the "
+    "program into a daemon): nothing is heard of QEMU any more; open what is needed after that"
+)
+
 _INSIDE = "a callback of virtnic must not wait for QEMU; do that in another thread"
+
+
+def _is_still(known: tuple[int, int]) -> bool:
+    """Whether a descriptor is the file that it was."""
+    fd, inode = known
+    try:
+        return os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
 
 
 class _Call(Generic[T]):
@@ -113,6 +133,10 @@ class Watch:
         self._loop.here(self._remove)
         self._callback = _nothing  # which may refer to this object, and to descriptors
 
+    def settle(self) -> None:
+        """Wait for the end of a callback that may be under way."""
+        self._loop.here(_nothing)
+
     def _add(self) -> None:
         loop, watches = asyncio.get_running_loop(), self._loop.watches
         # One that was closed without a word would make the selector refuse the number for ever.
@@ -141,6 +165,61 @@ def _nothing() -> None:
     pass
 
 
+class SharedWatch:
+    """One eventfd that is watched for several: it tells all of them to look.
+
+    It is watched while there is somebody to tell. Whoever is added beside others looks once at
+    what may have happened before: they may have taken the news.
+    """
+
+    def __init__(self, event: EventFd) -> None:
+        self.event = event
+        # Never held while the loop's thread is waited for, which may want it.
+        self._lock = threading.RLock()
+        self._looks: dict[object, Callable[[], object]] = {}
+        self._watch: Watch | None = None
+
+    def add(self, loop: LoopThread, who: object, look: Callable[[], object]) -> None:
+        """Have ``look`` called in the loop's thread. Raises TimeoutError where that is held up."""
+        with self._lock:
+            several = bool(self._looks)
+            self._looks[who] = look
+            if self._watch is None:
+                self._watch = Watch(loop, self.event.fileno(), self._all)
+            watch = self._watch
+        watch.begin()
+        if several:
+            loop.later(0.0, lambda: self._tell(who))
+
+    def remove(self, who: object) -> None:
+        """Tell somebody no more; he is not told after this. Twice is fine."""
+        with self._lock:
+            watch = self._watch
+            if self._looks.pop(who, None) is None or watch is None:
+                return
+            if last := not self._looks:
+                self._watch = None
+        if last:
+            watch.close()
+        else:
+            watch.settle()
+
+    def _all(self) -> None:
+        self.event.drain()
+        for who in list(self._looks):
+            self._tell(who)
+
+    def _tell(self, who: object) -> None:
+        look = self._looks.get(who)
+        if look is None:
+            return
+        try:
+            look()
+        except BaseException:  # such as SystemExit, which would end the thread for all
+            _log.exception("a callback failed; it is told no more")
+            self._looks.pop(who, None)
+
+
 class LoopThread:
     """The thread and its loop. Get it from a :class:`Hold`."""
 
@@ -153,6 +232,9 @@ class LoopThread:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._forked = False
         self._ident = 0
+        #: The descriptors without which the thread hears nothing, and which files they are.
+        self._vital: list[tuple[int, int]] = []
+        self._deaf = False
         self._selector: selectors.EpollSelector | None = None
         self._loop: asyncio.SelectorEventLoop | None = None
         self._failure: BaseException | None = None
@@ -202,6 +284,9 @@ class LoopThread:
             for end in socket.socketpair():
                 end.close()
             self._loop = asyncio.SelectorEventLoop(self._selector)
+            # It has one descriptor so far, by which other threads wake it.
+            vital = [self._selector.fileno(), *(k.fd for k in self._selector.get_map().values())]
+            self._vital = [(fd, os.fstat(fd).st_ino) for fd in vital]
         except BaseException as error:
             self._failure = error.with_traceback(None)
             if self._selector is not None:
@@ -210,8 +295,14 @@ class LoopThread:
         finally:
             self._starting.release()
         asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(self._failed)
         try:
-            self._loop.run_forever()
+            try:
+                self._loop.run_forever()
+            except OSError:
+                if self.is_deaf:
+                    self._rest()
+                raise
             left = asyncio.all_tasks(self._loop)
             for task in left:
                 task.cancel()
@@ -220,6 +311,19 @@ class LoopThread:
         finally:
             asyncio.set_event_loop(None)
             self._loop.close()
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what asyncio complains of, but not that its descriptors are gone: that is said."""
+        if not self.is_deaf:
+            loop.default_exception_handler(context)
+
+    def _rest(self) -> None:
+        """Sleep for good, with all that the loop has: it would complain of its end."""
+        assert self._loop is not None
+        kept = asyncio.all_tasks(self._loop)
+        for_ever = _thread.allocate_lock()
+        while kept is not None:
+            for_ever.acquire()
 
     @property
     def inside(self) -> bool:
@@ -241,8 +345,12 @@ class LoopThread:
         try:
             if not self._post(lambda: call.begin(self)):
                 raise EOFError("the connection was closed")
-            if not call.wait(timeout):
-                raise TimeoutError
+            deadline = None if timeout is None else time.monotonic() + timeout
+            while not call.wait(_LOOK if deadline is None else self._slice(deadline)):
+                if self.is_deaf:
+                    raise EOFError(DEAF)
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError
         except BaseException:
             self._post(call.cancel)
             raise
@@ -284,8 +392,14 @@ class LoopThread:
 
         if not self._post(run):
             return
-        if not done.acquire(timeout=10.0):
-            raise TimeoutError("the thread that talks to QEMU is held up, by a callback perhaps")
+        deadline = time.monotonic() + 10.0
+        while not done.acquire(timeout=self._slice(deadline)):
+            if self.is_deaf:
+                return
+            if time.monotonic() >= deadline:
+                raise TimeoutError(
+                    "the thread that talks to QEMU is held up, by a callback perhaps"
+                )
         if errors:
             try:
                 raise errors[0]
@@ -298,7 +412,7 @@ class LoopThread:
 
     def _post(self, function: Callable[[], object]) -> bool:
         """Have a function called in the loop's thread; False where that has ended."""
-        if self._forked or self._loop is None:
+        if self._forked or self._loop is None or self.is_deaf:
             return False
         try:
             # In a context of its own: that of the caller may hold anything, for as long.
@@ -306,6 +420,26 @@ class LoopThread:
         except RuntimeError:
             return False
         return True
+
+    @staticmethod
+    def _slice(deadline: float) -> float:
+        """Return how long to wait before the next look at what is waited for."""
+        return max(0.0, min(_LOOK, deadline - time.monotonic()))
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether the thread hears nothing any more, because somebody closed its descriptors.
+
+        It sleeps for good then, and takes no processor; another takes its place.
+        """
+        if not self._deaf and not self._loop_is_over and not all(map(_is_still, self._vital)):
+            self._deaf = self.ending = True
+            _log.error("%s", DEAF)
+        return self._deaf
+
+    @property
+    def _loop_is_over(self) -> bool:
+        return self._loop is None or self._loop.is_closed()
 
     def end(self) -> None:
         """Have the thread end; for :class:`Hold` only. Twice is fine."""
@@ -321,7 +455,8 @@ class LoopThread:
 
     def join(self) -> None:
         """Wait for the end of the thread, unless we are in it."""
-        if self._thread is not None and not self.inside and not self._forked:
+        away = self.inside or self._forked or self.is_deaf
+        if self._thread is not None and not away:
             self._thread.join(5.0)
 
     def leave_to_parent(self) -> None:

@@ -14,6 +14,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from virtnic import _native
+from virtnic.deadline import bounded
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
@@ -129,7 +130,7 @@ class Machine(Owner):
         self.memory = memory
         self.machine: MachineType = machine
         self.sandbox: Sandbox = sandbox
-        self.timeout = timeout
+        self.timeout = bounded(timeout)
         #: The program; None when somebody else started it.
         self.binary = find_qemu(qemu) if connect is None else None
         finish_forgotten()
@@ -422,7 +423,7 @@ class Machine(Owner):
 
         Raises QemuError, QemuDied, TimeoutError.
         """
-        self._nics.remove(handle, eject, self.timeout if timeout is None else timeout)
+        self._nics.remove(handle, eject, self.timeout if timeout is None else bounded(timeout))
 
     def plug_memory(self, eject: Callable[[int], object]) -> None:
         """Plug our memory into a QEMU started elsewhere, in the place of all that was left there.

@@ -20,6 +20,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, QMPClient, QMPError
 from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import ExecuteError
 
+from virtnic.deadline import bounded
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import text
 from virtnic.qemu.loop import Hold, LoopThread
@@ -149,7 +150,7 @@ class Monitor(Owner):
         TimeoutError when it does not answer in ``timeout`` seconds (default: the monitor's). Then
         it may still do it. One that it never comes back from is its death: see :data:`HANG`.
         """
-        limit = self._timeout if timeout is None else timeout
+        limit = self._timeout if timeout is None else bounded(timeout)
         text.check(command, "the command")
         text.check(arguments, command)
         self.check()

@@ -116,6 +116,8 @@ class Process(Owner):
             how = f"QEMU (pid {self.pid}) was killed by {_signal_name(-status)}"
         else:
             how = f"QEMU (pid {self.pid}) ended with exit status {status}"
+        if self._where is not None and self._where.is_deaf:
+            return f"{how}: {loop.DEAF}"
         words = [line for line in self._words.since_mark().splitlines() if line.strip()][-4:]
         if words:
             return f"{how}; it said: " + " | ".join(words)

@@ -141,8 +141,9 @@ class _Sockets:
 
     def close(self) -> None:
         self.watch.close()
-        self.ours.close()
-        self.theirs.close()
+        for end in (self.ours, self.theirs):
+            with contextlib.suppress(OSError):  # somebody else has closed it
+                end.close()
 
 
 class _Shared:
@@ -195,7 +196,7 @@ class _Shared:
                     said, notes, _flags, _address = self._sockets.ours.recvmsg(
                         _MESSAGE, socket.CMSG_SPACE(_CREDENTIALS.size)
                     )
-                except BlockingIOError:
+                except OSError:  # there is nothing more, or somebody else has closed it
                     break
                 self._hand_out(said, _sender(notes))
             listeners = list(self._listeners)

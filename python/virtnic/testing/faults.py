@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
+from virtnic.deadline import Deadline
 from virtnic.nic.sending import BACKOFF
 from virtnic.teardown import Owner
 from virtnic.testing.frames import Frames, PacketPort, send_all
@@ -254,9 +255,7 @@ class FaultyPort(Owner):
         Raises as the wrapped port does.
         """
         self._check()
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {timeout}")
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         patience: float | None = 0.0
         while True:
             room = self._rx.waiting < _ROOM
@@ -274,10 +273,10 @@ class FaultyPort(Owner):
                     self._event.signal()
                 due = self._rx.due()
             burst.release()
-            if found or (deadline is not None and now >= deadline):
+            if found or deadline.is_over:
                 self._expect(due)
                 return found
-            ends = [moment for moment in (deadline, due) if moment is not None]
+            ends = [moment for moment in (deadline.at, due) if moment is not None]
             patience = max(0.0, min(ends) - now) if ends else None
 
     def flush(self) -> None:

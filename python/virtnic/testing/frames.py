@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from virtnic._native import as_frames
+from virtnic.deadline import Deadline
 from virtnic.nic.sending import BACKOFF, Pending
 
 if TYPE_CHECKING:
@@ -105,10 +106,10 @@ class Frames(Sequence[memoryview]):
 
 def send_all(port: Any, frames: Iterable[Frame], timeout: float | None) -> int:
     """Do what :meth:`virtnic.Port.send_all` does, for a port that does not say when it has room."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = Deadline(timeout)
     pending = Pending(port, frames)
     while not pending.push():
-        if deadline is not None and time.monotonic() >= deadline:
+        if deadline.is_over:
             break
         time.sleep(BACKOFF)
     return pending.queued

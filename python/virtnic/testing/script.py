@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import logging
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +17,7 @@ from virtnic._native import (
     VirtnicError,
     as_frames,
 )
+from virtnic.deadline import Deadline, seconds
 from virtnic.teardown import Owner
 from virtnic.testing.frames import Frames, send_all
 
@@ -208,6 +208,7 @@ class ScriptedPort(Owner):
 
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait for room in the ring; False after the timeout."""
+        timeout = seconds(timeout)
         with self._changed:
             self._check()
             self._changed.wait_for(
@@ -226,7 +227,7 @@ class ScriptedPort(Owner):
 
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Frames:
         """Return up to ``maximum`` frames that arrived; see :meth:`virtnic.Port.recv`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         while True:
             with self._changed:
                 if not self._arrived:
@@ -237,8 +238,7 @@ class ScriptedPort(Owner):
                 if not self._arrived:
                     self._event.drain()
                 self._changed.notify_all()
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if found or not self._event.wait(left):
+            if found or not self._event.wait(deadline.left):
                 return Frames(found)
 
     def fileno(self) -> int:
@@ -274,7 +274,7 @@ class ScriptedPort(Owner):
         Raises AssertionError when it does not end in so many seconds, with the step at which it
         waits: the program did not do what the script expects.
         """
-        self._thread.join(timeout)
+        self._thread.join(seconds(timeout))
         with self._changed:
             if self._error is not None:
                 raise self._error

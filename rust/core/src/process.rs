@@ -278,9 +278,15 @@ impl Child {
             }
             // For as long as the wait: many children cost no descriptors.
             match pidfd_open(self.pid, PidfdFlags::empty()) {
-                Ok(pidfd) => {
-                    wait_readable(pidfd.as_fd(), left)?;
-                }
+                Ok(pidfd) => match wait_readable(pidfd.as_fd(), left) {
+                    // Closed by whoever believes that the number is still that of another file.
+                    Err(Error::Os { errno, .. }) if errno == Errno::BADF.raw_os_error() => {
+                        std::thread::sleep(left.map_or(LOOK, |left| left.min(LOOK)));
+                    }
+                    other => {
+                        other?;
+                    }
+                },
                 // No descriptor left, no pidfd in this kernel, or it has been reaped.
                 Err(_) => std::thread::sleep(left.map_or(LOOK, |left| left.min(LOOK))),
             }

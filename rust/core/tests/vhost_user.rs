@@ -130,7 +130,7 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     let room = Room::new("kick");
     let trio = Trio::new(&room, Vec::new());
     let kick = trio.interposer.kick(1).unwrap();
-    let doorbell = Doorbell::Kick(Arc::clone(&kick));
+    let doorbell = Doorbell::Kick(Arc::clone(&kick), Box::new(Doorbell::Silent));
     doorbell.ring(1, 0);
     assert_eq!((kick.connected(), kick.lost()), (false, 1));
 

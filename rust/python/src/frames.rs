@@ -96,10 +96,12 @@ pub(crate) fn recv(
         )));
     }
     let maximum = maximum as usize;
+    // A wrong one is an error whether or not there is something to wait for.
+    let patience = if timeout == Some(0.0) { Some(Duration::ZERO) } else { span(timeout)? };
     let mut burst = virtnic::net::Burst::new(port.get().core().pool().clone());
     let received = pair.recv(maximum, &mut burst).map_err(|error| raise(port, error))?;
-    if received == 0 && timeout != Some(0.0) {
-        recv_waiting(port, pair, maximum, timeout, &mut burst)?;
+    if received == 0 && patience != Some(Duration::ZERO) {
+        recv_waiting(port, pair, maximum, patience, &mut burst)?;
     }
     Ok(Burst::new(burst))
 }
@@ -110,7 +112,7 @@ pub(crate) fn wait_writable(
     pair: &QueuePair,
     timeout: Option<f64>,
 ) -> PyResult<bool> {
-    let found = wait(port, timeout, |slice| {
+    let found = wait(port, span(timeout)?, |slice| {
         Ok((pair.wait_writable(Some(slice))? == Wake::Ready).then_some(()))
     })?;
     Ok(found.is_some())
@@ -147,7 +149,7 @@ fn recv_waiting(
     port: &Bound<'_, NetPort>,
     pair: &QueuePair,
     maximum: usize,
-    timeout: Option<f64>,
+    timeout: Option<Duration>,
     burst: &mut virtnic::net::Burst,
 ) -> PyResult<()> {
     wait(port, timeout, |slice| {
@@ -160,12 +162,12 @@ fn recv_waiting(
 /// Waits for a queue in slices: see [`wait_in_slices`].
 fn wait(
     port: &Bound<'_, NetPort>,
-    timeout: Option<f64>,
+    timeout: Option<Duration>,
     ready: impl FnMut(Duration) -> virtnic::Result<Option<()>> + Send,
 ) -> PyResult<Option<()>> {
     let py = port.py();
     let look = || port.get().look_after(py);
-    wait_in_slices(py, span(timeout)?, ready, |error| raise(port, error), look)
+    wait_in_slices(py, timeout, ready, |error| raise(port, error), look)
 }
 
 /// Tells how far a failed `send` came: the attribute `queued`.

@@ -138,7 +138,11 @@ fn watch(port: &virtnic::net::Port, qtest: &virtnic::qtest::QTest) {
 
 /// The doorbells of the queues that the interposer's backend serves.
 fn doorbells(kicks: &Py<Interposer>, pairs: u16) -> PyResult<Vec<Doorbell>> {
-    let kick = |queue| kicks.get().core().kick(queue).map(Doorbell::Kick).map_err(to_py);
+    let kick = |queue| {
+        let kick = kicks.get().core().kick(queue).map_err(to_py)?;
+        // Where its eventfd is not kept, the device's own doorbell leads to it.
+        Ok(Doorbell::Kick(kick, Box::new(Doorbell::Silent)))
+    };
     (0..pairs.saturating_mul(2)).map(kick).collect()
 }
 
@@ -655,7 +659,21 @@ impl NetPort {
     fn _refuse(&self) {
         self.port.refuse();
     }
+
+    /// Whether it was stopped, but its device was not reset and still has its buffers.
+    #[getter]
+    fn withholds(&self) -> bool {
+        self.port.withholds()
+    }
+
+    /// Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only.
+    fn device_gone(&self, py: Python<'_>) {
+        py.detach(|| self.port.device_gone());
+    }
+
     /// Reset the device and take every buffer back; waiting calls raise PortClosed.
+    ///
+    /// Where QEMU does not answer in time the buffers stay with the device until that is gone.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.port.try_stop()).map_err(to_py)
     }

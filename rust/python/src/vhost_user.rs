@@ -30,9 +30,9 @@ impl Interposer {
 impl Interposer {
     #[new]
     #[pyo3(signature = (listen, backend, server=false, wait=0.0, calls=Vec::new(), retry=None,
-                        pairs=1, patience=10.0),
+                        pairs=1, patience=10.0, changed=None),
            text_signature = "(listen, backend, server=False, wait=0.0, calls=(), retry=None, \
-                             pairs=1, patience=10.0)")]
+                             pairs=1, patience=10.0, changed=None)")]
     #[expect(clippy::too_many_arguments, reason = "the signature of a Python class")]
     fn new(
         py: Python<'_>,
@@ -44,6 +44,7 @@ impl Interposer {
         retry: Option<(u32, f64, f64)>,
         pairs: u16,
         patience: f64,
+        changed: Option<PyRef<'_, EventFd>>,
     ) -> PyResult<Self> {
         let answers = span(Some(patience))?.unwrap_or(Duration::MAX);
         let retry = match retry {
@@ -53,7 +54,8 @@ impl Interposer {
                 Retry { attempts: Some(attempts), pause: pause(first)?, longest: pause(longest)? }
             }
         };
-        let terms = Terms { pairs, retry, patience: answers };
+        let changed = changed.map(|event| Arc::clone(event.inner()));
+        let terms = Terms { pairs, retry, patience: answers, changed };
         let wait = span(Some(wait))?.unwrap_or(Duration::MAX);
         let backend = if server { Backend::Listen(backend) } else { Backend::Connect(backend) };
         let calls: Vec<_> =
@@ -152,8 +154,9 @@ impl Interposer {
     ///
     /// ``messages_to_backend``, ``messages_to_qemu``, ``links`` (times that the two were
     /// joined), ``refusals`` (backends that came and did not serve), ``backend_losses``,
-    /// ``qemu_losses``, ``kicks_learnt``, ``calls_replaced``, ``kicks_lost`` (kicks without a
-    /// backend).
+    /// ``qemu_losses``, ``kicks_learnt``, ``kicks_not_kept`` (eventfds let go because
+    /// descriptors are scarce: the backend is kicked through QEMU), ``calls_replaced``,
+    /// ``kicks_lost`` (kicks without a backend).
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.stats();
         let dict = PyDict::new(py);
@@ -165,6 +168,7 @@ impl Interposer {
             ("backend_losses", stats.backend_losses),
             ("qemu_losses", stats.qemu_losses),
             ("kicks_learnt", stats.kicks_learnt),
+            ("kicks_not_kept", stats.kicks_not_kept),
             ("calls_replaced", stats.calls_replaced),
             ("kicks_lost", stats.kicks_lost),
         ] {

@@ -439,8 +439,9 @@ fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait, spare: &mut Option<E
                 }
             }
         };
-        if wait.over.load(Ordering::Acquire) {
-            return;
+        let closed = events.first().is_some_and(|wake| wake.contains(PollFlags::NVAL));
+        if wait.over.load(Ordering::Acquire) || closed {
+            return; // where somebody else has closed our descriptors, nobody comes any more
         }
         wait.wake.drain();
         let knocked = events.get(1).is_some_and(|e| !e.is_empty());

@@ -49,6 +49,8 @@ pub struct Port {
     pub(in crate::net) asking: Exclusive,
     /// It was closed, and its device was reset.
     ended: AtomicBool,
+    /// It is over, but the device was not reset, and may still write to its buffers.
+    withheld: AtomicBool,
     /// It was closed by who interrupts a change, at the end of which it ends.
     ending: AtomicBool,
     pub(in crate::net) restarts: AtomicU64,
@@ -119,6 +121,7 @@ impl Port {
             changing: Exclusive::default(),
             asking: Exclusive::default(),
             ended: AtomicBool::new(false),
+            withheld: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
         }
@@ -509,22 +512,49 @@ impl Port {
             return Ok(());
         }
         let transport = self.device.transport();
-        let reset = match transport.set_status(Status::empty()) {
-            Err(error) if error.is_interruption() => return Err(error),
-            Err(error) => {
-                log::debug!("the device was not reset at the end: {error}");
-                matches!(error, Error::QemuDied(_))
+        let intx = self.intx.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if self.withheld.load(Ordering::Acquire) {
+            // By now another device may be where it was: it is asked for nothing any more.
+            return match transport.alive() {
+                Err(error) => self.take_back(matches!(error, Error::QemuDied(_))),
+                Ok(()) => Ok(()),
+            };
+        }
+        let mut reset = true;
+        if !self.device.is_unplugged() {
+            match transport.set_status(Status::empty()) {
+                Err(error) if error.is_interruption() => {
+                    *self.intx.lock().unwrap_or_else(PoisonError::into_inner) = intx;
+                    return Err(error);
+                }
+                Err(error) if transport.alive().is_ok() => {
+                    self.withheld.store(true, Ordering::Release);
+                    log::warn!(
+                        "the device was not reset at the end, and may still write to its buffers: \
+                         they are kept until it is gone ({error})"
+                    );
+                    return Ok(());
+                }
+                Err(error) => {
+                    log::debug!("the device was not reset at the end: {error}");
+                    reset = matches!(error, Error::QemuDied(_));
+                }
+                Ok(()) => {}
             }
-            Ok(()) => true,
-        };
-        drop(self.intx.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+        drop(intx);
+        self.take_back(reset)
+    }
+
+    /// Nobody writes to the buffers any more; nor to the rings, where the device was `reset`.
+    fn take_back(&self, reset: bool) -> Result<()> {
         for pair in &self.pairs {
             if let Err(error) = pair.end(reset) {
                 log::debug!("the last frames of a closed port: {error}");
             }
         }
         if let Some(control) = self.control.as_ref().filter(|_| reset) {
-            match self.asking.enter(|| transport.patience()) {
+            match self.asking.enter(|| self.device.transport().patience()) {
                 Ok(_asking) => control.end(),
                 // A signal handler, in the middle of a command: its memory goes with the port.
                 Err(Error::Busy(_)) => {}
@@ -534,11 +564,33 @@ impl Port {
         self.ended.store(true, Ordering::Release);
         Ok(())
     }
+
+    /// Whether it was stopped, but its device was not reset in time and still has its buffers.
+    pub fn withholds(&self) -> bool {
+        self.withheld.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire)
+    }
+
+    /// The device is gone: it was unplugged, or its QEMU has ended. Takes back what a device that
+    /// was not reset in time might have written to.
+    pub fn device_gone(&self) {
+        if self.withheld.load(Ordering::Acquire)
+            && let Ok(_change) = self.change()
+            && !self.ended.load(Ordering::Acquire)
+            && let Err(interrupted) = self.take_back(true)
+        {
+            log::debug!("what the device had is given back later: {interrupted}");
+        }
+    }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
         self.stop();
+        if self.withholds() {
+            // Nobody will know when it is gone: its buffers and rings are nobody else's any more.
+            std::mem::forget(std::mem::take(&mut self.pairs));
+            std::mem::forget(self.control.take());
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a kick is made of.
 
 use super::EventFd;
+use crate::Result;
 use crate::qtest::QTest;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,13 +45,22 @@ pub enum Doorbell {
     },
     /// The device polls this eventfd.
     Event(Arc<EventFd>),
-    /// The device polls an eventfd that comes and goes with it.
-    Kick(Arc<Kick>),
+    /// The device polls an eventfd that comes and goes with it; where we do not have that, this other
+    /// way leads to it.
+    Kick(Arc<Kick>, Box<Doorbell>),
     /// The device is told in some other way, or polls (tests).
     Silent,
 }
 
 impl Doorbell {
+    /// This one; where a device is to be reached `otherwise` at times, by that.
+    pub(crate) fn or(&self, otherwise: impl FnOnce() -> Result<Self>) -> Result<Self> {
+        match self {
+            Self::Kick(kick, _) => Ok(Self::Kick(Arc::clone(kick), Box::new(otherwise()?))),
+            other => Ok(other.clone()),
+        }
+    }
+
     /// Rings it for this queue (VIRTIO 1.3, section 4.1.5.2), whose ring has come to `next`
     /// (section 2.9). Never waits, so that it can be rung with the queue's lock held: no kick
     /// overtakes an earlier one.
@@ -66,7 +76,9 @@ impl Doorbell {
             }
             Self::Port { qtest, port } => qtest.port_kick(*port, 2, u32::from(queue)),
             Self::Event(event) => return event.signal(),
-            Self::Kick(kick) => return kick.ring(),
+            Self::Kick(kick, otherwise) => {
+                return kick.ring_or(|| otherwise.ring(queue, next));
+            }
             Self::Silent => return,
         };
         if let Err(error) = kicked {
@@ -83,48 +95,79 @@ impl Doorbell {
 /// nobody writes to the old eventfd any more. The `write` does not block ([`EventFd::signal`]).
 #[derive(Debug, Default)]
 pub struct Kick {
-    event: Mutex<Option<Arc<EventFd>>>,
+    way: Mutex<Way>,
     lost: AtomicU64,
 }
 
+/// How a device is reached.
+#[derive(Debug, Default)]
+enum Way {
+    /// There is none.
+    #[default]
+    Nobody,
+    /// By its eventfd.
+    Event(Arc<EventFd>),
+    /// By whoever else has its eventfd.
+    Otherwise,
+}
+
 impl Kick {
-    /// Rings; counts where there is nobody to ring for.
+    /// Rings; counts where there is nobody to ring for, or no eventfd to ring by.
     #[inline]
     pub fn ring(&self) {
+        self.ring_or(|| {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        });
+    }
+
+    /// The same, where the device can be reached `otherwise` when its eventfd is not kept here.
+    #[inline]
+    pub fn ring_or(&self, otherwise: impl FnOnce()) {
         match &*self.lock() {
-            Some(event) => event.signal(),
-            None => {
+            Way::Event(event) => return event.signal(),
+            Way::Otherwise => {}
+            Way::Nobody => {
                 self.lost.fetch_add(1, Ordering::Relaxed);
+                return;
             }
         }
+        otherwise();
     }
 
     /// From now on this eventfd is rung. It is rung once right away: what was published
     /// while there was none has to be noticed, up to the moment in which there is one.
     pub fn connect(&self, event: Arc<EventFd>) {
-        let mut current = self.lock();
-        current.insert(event).signal();
+        let mut way = self.lock();
+        event.signal();
+        *way = Way::Event(event);
+    }
+
+    /// The same for a device whose eventfd is not kept: from now on it is reached otherwise.
+    pub fn connect_otherwise(&self, event: &EventFd) {
+        let mut way = self.lock();
+        event.signal();
+        *way = Way::Otherwise;
     }
 
     /// From now on rings are only counted.
     pub fn disconnect(&self) {
-        *self.lock() = None;
+        *self.lock() = Way::Nobody;
     }
 
-    /// Whether there is an eventfd to ring.
+    /// Whether there is a device to ring for.
     pub fn connected(&self) -> bool {
-        self.lock().is_some()
+        !matches!(*self.lock(), Way::Nobody)
     }
 
-    /// How often it was rung while there was no eventfd.
+    /// How often it was rung while there was nobody to ring for.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
     #[inline]
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<EventFd>>> {
+    fn lock(&self) -> MutexGuard<'_, Way> {
         // Each change under the lock is one assignment: a panic leaves nothing half done.
-        self.event.lock().unwrap_or_else(PoisonError::into_inner)
+        self.way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,12 +195,29 @@ mod tests {
         kick.connect(Arc::clone(&event));
         assert_eq!(event.drain(), 1, "the first ring is for what was published before");
         kick.ring();
-        Doorbell::Kick(Arc::new(Kick::default())).ring(0, 0);
+        Doorbell::Kick(Arc::new(Kick::default()), Box::new(Doorbell::Silent)).ring(0, 0);
         assert_eq!((event.drain(), kick.lost()), (1, 1));
         kick.disconnect();
         kick.ring();
         assert_eq!((event.drain(), kick.lost()), (0, 2));
         // The caller's handle is the last: nothing is kept.
         assert_eq!(Arc::strong_count(&event), 1);
+    }
+
+    #[test]
+    fn a_device_whose_eventfd_is_not_kept_is_reached_otherwise() {
+        let (kick, qemu) = (Arc::new(Kick::default()), Arc::new(EventFd::new().unwrap()));
+        let doorbell =
+            Doorbell::Kick(Arc::clone(&kick), Box::new(Doorbell::Event(Arc::clone(&qemu))));
+        doorbell.ring(0, 0);
+        assert_eq!((qemu.drain(), kick.lost()), (0, 1));
+        let event = EventFd::new().unwrap();
+        kick.connect_otherwise(&event);
+        assert_eq!((event.drain(), kick.connected()), (1, true));
+        doorbell.ring(0, 0);
+        assert_eq!((qemu.drain(), event.drain(), kick.lost()), (1, 0, 1));
+        kick.disconnect();
+        doorbell.ring(0, 0);
+        assert_eq!((qemu.drain(), kick.lost()), (0, 2));
     }
 }

@@ -178,6 +178,12 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Re
     }
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     match poll(&mut fds, timespec(timeout).as_ref()) {
+        // It is ours to close, and is not closed while it is waited for.
+        Ok(_) if fds[0].revents().contains(PollFlags::NVAL) => Err(Error::os(
+            "waiting for a descriptor of virtnic that somebody else has closed (os.closerange, a \
+             library that turns the program into a daemon)",
+            Errno::BADF,
+        )),
         Ok(ready) => Ok(ready > 0),
         Err(e) => Err(Error::os("waiting for a descriptor", e)),
     }

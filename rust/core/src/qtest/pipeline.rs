@@ -434,7 +434,10 @@ impl<S: Signal> Pipeline<S> {
             return;
         }
         state.watchers.retain(|e| e.strong_count() > 0);
-        state.watchers.push(Arc::downgrade(event));
+        // One that several ports have is there once, however many come and go.
+        if !state.watchers.iter().any(|e| std::ptr::addr_eq(e.as_ptr(), Arc::as_ptr(event))) {
+            state.watchers.push(Arc::downgrade(event));
+        }
     }
 
     /// Ends it: wakes every waiter and every watcher. The first reason counts.

@@ -1,4 +1,4 @@
-//! What users hold, and the one thread behind it.
+//! What users hold.
 
 use super::channel::End;
 use super::demands::{Demands, Offer};
@@ -8,8 +8,9 @@ use super::relay::{Relay, State};
 use super::retry::{Attempts, Retry};
 use super::rewrite::{Driver, Vrings};
 use super::socket::{GREETING, Greeting, Listener, Source, may_come};
+use super::thread::{Attended, attend};
 use crate::notify::{EventFd, Kick, wait_readable};
-use crate::process::{Home, background};
+use crate::process::Home;
 use crate::qtest::Patience;
 use crate::{Error, Result};
 use rustix::fs::Mode;
@@ -18,7 +19,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The longest that a waiting caller is not asked whether to go on.
@@ -52,6 +52,8 @@ pub struct Stats {
     pub qemu_losses: u64,
     /// Kick eventfds learnt.
     pub kicks_learnt: u64,
+    /// Kick eventfds not kept, because descriptors are scarce: QEMU kicks instead.
+    pub kicks_not_kept: u64,
     /// Call eventfds put in.
     pub calls_replaced: u64,
     /// Kicks that had nobody to go to.
@@ -69,7 +71,8 @@ pub struct Stats {
 pub struct Interposer {
     home: Home,
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Until it is closed.
+    attended: Mutex<Option<Arc<Attended>>>,
     /// The first backend's socket, for those who want to know who it is.
     first: Mutex<Option<OwnedFd>>,
 }
@@ -98,7 +101,7 @@ enum Held {
 }
 
 /// How a backend is to be treated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// Queue pairs that it must have.
     pub pairs: u16,
@@ -106,11 +109,14 @@ pub struct Terms {
     pub retry: Retry,
     /// How long it may leave QEMU without an answer.
     pub patience: Duration,
+    /// Signalled when something [changes](Interposer::changed), and left open at the end; without
+    /// it there is one of its own. One for several costs no more descriptors.
+    pub changed: Option<Arc<EventFd>>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { pairs: 1, retry: Retry::default(), patience: PATIENCE }
+        Self { pairs: 1, retry: Retry::default(), patience: PATIENCE, changed: None }
     }
 }
 
@@ -124,14 +130,13 @@ pub(super) struct Shared {
     /// Features that the next backend may lack, once QEMU has been prepared for that.
     may_lack: AtomicU64,
     held: Mutex<Held>,
-    /// Signalled when a backend that is held may be met.
-    pub accepted: EventFd,
     /// Why the last backend that came does not serve.
     refusal: Mutex<Option<String>>,
     refusals: AtomicU64,
     pub features: AtomicU64,
     pub changed: Arc<EventFd>,
-    pub stop: EventFd,
+    /// It is not ours alone.
+    changed_is_shared: bool,
     /// Why no backend is looked for any more.
     pub over: OnceLock<String>,
     pub to_backend: AtomicU64,
@@ -188,6 +193,8 @@ impl Interposer {
         let (socket, offer) = find(&source, wait, &demands, patience)?;
         let first = socket.try_clone().ok();
         let gate = Listener::open(listen, Some(Mode::RUSR | Mode::WUSR))?;
+        let changed_is_shared = terms.changed.is_some();
+        let changed = terms.changed.map_or_else(|| EventFd::new().map(Arc::new), Ok)?;
         let shared = Arc::new(Shared {
             vrings: Vrings::new(calls),
             connected: AtomicBool::new(false),
@@ -195,12 +202,11 @@ impl Interposer {
             trial: Mutex::new(Trial::Over),
             may_lack: AtomicU64::new(0),
             held: Mutex::default(),
-            accepted: EventFd::new()?,
             refusal: Mutex::default(),
             refusals: AtomicU64::new(0),
             features: AtomicU64::new(offer.features),
-            changed: Arc::new(EventFd::new()?),
-            stop: EventFd::new()?,
+            changed,
+            changed_is_shared,
             over: OnceLock::new(),
             to_backend: AtomicU64::new(0),
             to_qemu: AtomicU64::new(0),
@@ -212,10 +218,8 @@ impl Interposer {
         let (listen, patience) = (listen.to_owned(), terms.patience);
         let relay = Relay::new(Arc::clone(&shared), source, listen, attempts, patience, demands);
         let ready = State::Ready { backend: socket, gate, deaf: None };
-        let thread = background("virtnic-vhost", move || relay.run(ready))
-            .map_err(|e| Error::os("starting the vhost-user interposer's thread", e))?;
-        let (thread, first) = (Mutex::new(Some(thread)), Mutex::new(first));
-        Ok(Self { home: Home::here(), shared, thread, first })
+        let attended = Mutex::new(Some(Arc::new(attend(relay, ready)?)));
+        Ok(Self { home: Home::here(), shared, attended, first: Mutex::new(first) })
     }
 
     /// The kick of a queue: rings for the backend that serves it at the moment.
@@ -291,8 +295,15 @@ impl Interposer {
         let mut held = self.shared.held();
         if matches!(*held, Held::Waiting(_)) {
             *held = Held::Accepted;
-            self.shared.accepted.signal();
+            drop(held);
+            if let Some(attended) = &*self.attended() {
+                attended.wake();
+            }
         }
+    }
+
+    fn attended(&self) -> MutexGuard<'_, Option<Arc<Attended>>> {
+        self.attended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the last backend that came does not serve; `None` where it does, or none has come.
@@ -335,28 +346,29 @@ impl Interposer {
             backend_losses: get(backend_losses),
             qemu_losses: get(qemu_losses),
             kicks_learnt: get(&vrings.learnt),
+            kicks_not_kept: get(&vrings.let_go),
             calls_replaced: get(&vrings.replaced),
             kicks_lost: vrings.kicks.iter().map(|kick| kick.lost()).sum(),
         }
     }
 
-    /// Ends the connections and the thread, and removes the socket files; nothing that was open
+    /// Ends the connections, and removes the socket files; nothing that was open
     /// is, whoever keeps this. Closing twice is fine. Nothing in a forked child.
     pub fn close(&self) {
         if !self.home.is_here() {
             return;
         }
-        self.shared.stop.signal();
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(handle) = thread.take() {
-            // A thread that panicked has printed why.
-            let _ = handle.join();
+        // It is waited for without the lock, which nobody waits for.
+        let attended = self.attended().clone();
+        if let Some(attended) = attended {
+            attended.stop();
             self.shared.disconnected();
         }
+        *self.attended() = None;
         drop(self.take_first());
-        self.shared.stop.close();
-        self.shared.accepted.close();
-        self.shared.changed.close();
+        if !self.shared.changed_is_shared {
+            self.shared.changed.close();
+        }
     }
 }
 
@@ -364,8 +376,8 @@ impl Drop for Interposer {
     fn drop(&mut self) {
         if !self.home.is_here() {
             // There is no such thread here: the handle's end would detach somebody else's.
-            let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner);
-            std::mem::forget(thread.take());
+            let attended = self.attended.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(attended.take());
         }
         self.close();
     }
@@ -402,7 +414,6 @@ impl Shared {
     /// It waits no more.
     pub(super) fn hold_no_more(&self) {
         *self.held() = Held::None;
-        self.accepted.drain();
     }
 
     fn refusal(&self) -> MutexGuard<'_, Option<String>> {

@@ -6,8 +6,8 @@ use super::message::{Message, request};
 use super::rewrite::Vrings;
 use super::service::{Told, first_pair};
 use super::stand_in::StandIn;
-use crate::notify::timespec;
-use rustix::event::{PollFd, PollFlags, poll};
+use super::stopping::Stopping;
+use rustix::event::PollFlags;
 use rustix::net::{Shutdown, shutdown};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// How long a side may leave a message unread, or a request unanswered, unless it was said
 /// otherwise. The slowest of a backend's tasks, mapping a large memory, takes a second or two.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// So many messages that QEMU has not asked for, one after another, are passed on, for QEMU to judge. It
+/// reads none before it asks something, and more would soon fill its socket.
+const MOST_STRAYS: u32 = 64;
 /// When QEMU has said nothing for so long, a device in use has no more rings than were started.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -96,6 +99,8 @@ pub(super) struct Link {
     service: Service,
     /// When QEMU said something last.
     heard: Instant,
+    /// Messages of the backend since then that QEMU had not asked for.
+    strays: u32,
 }
 
 /// Whether the backend serves.
@@ -105,6 +110,8 @@ enum Service {
     Awaited,
     /// They were; it is asked whether it got that far, and QEMU waits meanwhile.
     Asked(Instant),
+    /// It answered, at that time; it serves if that is all that it has to say.
+    Answered(Instant),
     /// It did.
     Found,
 }
@@ -125,6 +132,7 @@ impl Link {
             expected: first_pair(),
             service: Service::Awaited,
             heard: Instant::now(),
+            strays: 0,
         }
     }
 
@@ -180,47 +188,41 @@ impl Link {
         (of(&self.down, &self.up, self.holds_qemu()), of(&self.up, &self.down, false))
     }
 
-    /// QEMU is gone: has the backend stop these rings, as QEMU would have done, so that it writes
-    /// to our memory no more. Whether it answered in time.
-    pub(super) fn stop_rings(&mut self, rings: &[u32], patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        // What QEMU said last may be half on its way.
-        let mut stopped = self.write_out(until);
-        for ring in rings {
+    /// QEMU is gone: has the backend stop its rings, as QEMU would have done, so that it writes to our
+    /// memory no more. Whether it said so in time; `None` while there is some left.
+    pub(super) fn stop_rings(&mut self, stopping: &mut Stopping) -> Option<bool> {
+        loop {
+            // What QEMU said last may be half on its way.
+            if self.down.writer.write(self.backend.as_fd()).is_err() {
+                return Some(false);
+            }
+            if self.down.writer.busy() {
+                return stopping.left();
+            }
+            if stopping.asked {
+                match self.up.reader.read(self.backend.as_fd()) {
+                    Ok(Some(message))
+                        if message.is_reply() && message.request == request::GET_VRING_BASE =>
+                    {
+                        stopping.asked = false;
+                    }
+                    // Something else may come before; one that says it for ever holds up nobody.
+                    Ok(_) => return stopping.left(),
+                    Err(_) => return Some(false),
+                }
+            }
+            let Some(ring) = stopping.rings.pop_front() else { return Some(true) };
             let mut message = Message::ask(request::GET_VRING_BASE);
             message.payload.extend(ring.to_ne_bytes());
             message.payload.extend([0; 4]);
             self.down.writer.put(message);
-            stopped = stopped && self.write_out(until) && self.await_base(until);
+            stopping.asked = true;
         }
-        stopped
     }
 
-    fn write_out(&mut self, until: Instant) -> bool {
-        while self.down.writer.write(self.backend.as_fd()).is_ok() {
-            if !self.down.writer.busy() {
-                return true;
-            }
-            if !ready(self.backend.as_fd(), PollFlags::OUT, until) {
-                break;
-            }
-        }
-        false
-    }
-
-    fn await_base(&mut self, until: Instant) -> bool {
-        loop {
-            match self.up.reader.read(self.backend.as_fd()) {
-                Ok(Some(message)) if message.is_reply() => {
-                    if message.request == request::GET_VRING_BASE {
-                        return true;
-                    }
-                }
-                Ok(Some(_)) => {}
-                Ok(None) if ready(self.backend.as_fd(), PollFlags::IN, until) => {}
-                Ok(None) | Err(_) => return false,
-            }
-        }
+    /// What to wait for at the backend meanwhile.
+    pub(super) fn stopping_interest(&self) -> PollFlags {
+        if self.down.writer.busy() { PollFlags::OUT } else { PollFlags::IN }
     }
 
     /// When patience is at an end.
@@ -230,6 +232,8 @@ impl Link {
         let late = [owed, self.down.waiting, self.up.waiting, asked].into_iter().flatten();
         let quiet = match self.service {
             Service::Awaited if self.told.has(&first_pair()) => Some(self.heard + QUIET),
+            // At once: whether it says more is seen by then.
+            Service::Answered(_) => Some(self.heard),
             _ => None,
         };
         late.min().map(|since| since + self.patience).into_iter().chain(quiet).min()
@@ -238,7 +242,7 @@ impl Link {
     /// Since when it owes us an answer.
     fn asked(&self) -> Option<Instant> {
         match self.service {
-            Service::Asked(since) => Some(since),
+            Service::Asked(since) | Service::Answered(since) => Some(since),
             _ => None,
         }
     }
@@ -270,10 +274,13 @@ impl Link {
         at_backend: PollFlags,
         now: Instant,
     ) -> Result<(), Cut> {
+        if matches!(self.service, Service::Answered(_)) && !at_backend.contains(PollFlags::IN) {
+            self.service = Service::Found;
+        }
         // The backend first: a reply that came before it went is still delivered.
-        let asked = self.asked().is_some();
+        let asked = matches!(self.service, Service::Asked(_));
         let mut wrong = None;
-        let (owed, known) = (&self.owed, self.known);
+        let (owed, known, strays) = (&self.owed, &mut self.known, &mut self.strays);
         let reply = pass(
             &mut self.up,
             (self.backend.as_fd(), at_backend, Side::Backend),
@@ -282,7 +289,18 @@ impl Link {
                 if asked && message.is_reply() && message.request == request::GET_FEATURES {
                     return false;
                 }
-                wrong = known.objection(owed.as_ref().map(|(question, _)| question), message);
+                let question = owed.as_ref().map(|(question, _)| question);
+                wrong = known.objection(question, message);
+                let stray = question.is_none() || !message.is_reply();
+                if stray && !std::mem::take(&mut known.unsure) {
+                    *strays += 1;
+                    if *strays > MOST_STRAYS && wrong.is_none() {
+                        wrong = Some(format!(
+                            "it sent {strays} messages that nobody had asked for, the last of them {}",
+                            request::name(message.request)
+                        ));
+                    }
+                }
                 if wrong.is_none() {
                     vrings.reply(message);
                 }
@@ -294,7 +312,7 @@ impl Link {
             return Err(Cut { side: Side::Backend, end: End::Broken(why) });
         }
         match reply {
-            Some(Passed { kept: true, .. }) => self.service = Service::Found,
+            Some(Passed { kept: true, .. }) => self.service = Service::Answered(now),
             Some(Passed { is_reply: true, .. }) => self.owed = None,
             _ => {}
         }
@@ -321,7 +339,7 @@ impl Link {
             self.owed = owed;
         }
         if request?.is_some() {
-            self.heard = now;
+            (self.heard, self.strays) = (now, 0);
         }
         self.ask(now)?;
         self.check(now)
@@ -355,14 +373,6 @@ impl Link {
         };
         Err(Cut { side, end: End::Broken(format!("it {what} for {seconds} s")) })
     }
-}
-
-/// Waits for a socket, not for longer than that.
-fn ready(socket: BorrowedFd<'_>, flags: PollFlags, until: Instant) -> bool {
-    let left = until.saturating_duration_since(Instant::now());
-    let mut fds = [PollFd::from_borrowed_fd(socket, flags)];
-    // An interrupted wait is one that can be tried again.
-    !left.is_zero() && !matches!(poll(&mut fds, timespec(Some(left)).as_ref()), Ok(0))
 }
 
 /// What has passed.
@@ -498,13 +508,42 @@ mod tests {
             }
             (asked, backend)
         });
-        assert!(link.stop_rings(&[0, 3], PATIENCE));
+        assert!(stopped(&mut link, &[0, 3], PATIENCE));
         let (asked, backend) = served.join().unwrap();
         assert_eq!(asked, [0, 3]);
         // One that does not answer is not waited for for ever.
-        assert!(!link.stop_rings(&[0], Duration::from_millis(20)));
+        assert!(!stopped(&mut link, &[0], Duration::from_millis(20)));
         drop(backend);
-        assert!(!link.stop_rings(&[0], PATIENCE));
+        assert!(!stopped(&mut link, &[0], PATIENCE));
+    }
+
+    /// A backend that talks of something else for ever holds up nobody but itself.
+    #[test]
+    fn a_step_of_stopping_ends_whatever_a_backend_says() {
+        let (_qemu, mut link, mut backend) = link();
+        let mut stopping = Stopping::of(vec![0], Duration::ZERO);
+        for _ in 0..100 {
+            backend.write_all(&bytes(998, 1, &[1])).unwrap();
+        }
+        assert_eq!(link.stop_rings(&mut stopping), Some(false), "not one message was its answer");
+        let mut asked = [0; 20];
+        backend.read_exact(&mut asked).unwrap();
+        let mut stopping = Stopping::of(vec![0], PATIENCE);
+        assert_eq!(link.stop_rings(&mut stopping), None);
+        let answer = bytes(request::GET_VRING_BASE, 1 | REPLY, &[0; 8]);
+        backend.write_all(&answer).unwrap();
+        let steps = (0..200).take_while(|_| link.stop_rings(&mut stopping).is_none()).count();
+        assert!(steps <= 100, "{steps}");
+    }
+
+    fn stopped(link: &mut Link, rings: &[u32], patience: Duration) -> bool {
+        let mut stopping = Stopping::of(rings.to_vec(), patience);
+        loop {
+            if let Some(stopped) = link.stop_rings(&mut stopping) {
+                return stopped;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]
@@ -530,5 +569,36 @@ mod tests {
         let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
         assert_eq!(cut.side, Side::Backend);
         assert!(cut.end.to_string().contains("read nothing for 10 s"), "{}", cut.end);
+    }
+
+    /// One that sends without end is cut off for that, and does not serve, whatever it sends.
+    #[test]
+    fn a_backend_that_talks_without_end_is_cut_off() {
+        for (what, flags) in [(998, 1), (request::GET_FEATURES, 1 | REPLY)] {
+            let (mut qemu, mut link, mut backend) = link();
+            for ring in [0u32, 1] {
+                let kick =
+                    bytes(request::SET_VRING_KICK, 1, &u64::from(ring | 0x100).to_ne_bytes());
+                let enable = [ring.to_ne_bytes(), 1u32.to_ne_bytes()].concat();
+                qemu.write_all(&kick).unwrap();
+                qemu.write_all(&bytes(request::SET_VRING_ENABLE, 1, &enable)).unwrap();
+            }
+            let flood: Vec<u8> = bytes(what, flags, &[0; 8]).repeat(200);
+            let now = Instant::now();
+            let mut cut = None;
+            for step in 0..400 {
+                if step == 3 {
+                    backend.write_all(&flood).unwrap();
+                }
+                if let Err(end) = link.serve(&vrings(), ALL, ALL, now) {
+                    cut = Some(end);
+                    break;
+                }
+                assert!(!link.serves(), "{what}");
+            }
+            let cut = cut.unwrap();
+            assert_eq!(cut.side, Side::Backend);
+            assert!(cut.end.to_string().contains("65 messages that nobody had asked for"));
+        }
     }
 }

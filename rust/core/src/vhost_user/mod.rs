@@ -24,7 +24,7 @@
 //!
 //! `message` is framing, `channel` one socket, `rewrite` the table above, `link` a QEMU and
 //! a backend, `service` whether the one serves the other, `socket` finding either,
-//! `interposer` what users hold, `relay` the thread.
+//! `interposer` what users hold, `relay` what is done for one, `thread` the thread that does it for all.
 
 mod answers;
 mod channel;
@@ -38,8 +38,10 @@ mod rewrite;
 mod service;
 mod socket;
 mod stand_in;
+mod stopping;
 #[cfg(all(any(test, feature = "testing"), not(loom)))]
 pub mod testing;
+mod thread;
 
 pub use interposer::{Backend, Interposer, Stats, Terms};
 pub use retry::Retry;

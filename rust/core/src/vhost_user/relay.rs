@@ -1,4 +1,4 @@
-//! The one thread of an interposer.
+//! What the thread does for one interposer.
 
 use super::channel::End;
 use super::demands::{Demands, Offer};
@@ -8,10 +8,10 @@ use super::retry::Attempts;
 use super::service::first_pair;
 use super::socket::{GREETING, Greeting, Listener, Source};
 use super::stand_in::StandIn;
-use crate::notify::timespec;
-use rustix::event::{PollFd, PollFlags, poll};
+use super::stopping::Stopping;
+use super::thread::PAUSE;
+use rustix::event::PollFlags;
 use rustix::fs::Mode;
-use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -19,12 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// The pause after something that should not happen and may happen again.
-const PAUSE: Duration = Duration::from_millis(100);
 /// How long a backend has to stop its rings after QEMU went.
 const STOPPING: Duration = Duration::from_secs(1);
 
-/// The thread's.
+/// One interposer, as the thread sees it.
 #[derive(Debug)]
 pub(super) struct Relay {
     shared: Arc<Shared>,
@@ -57,12 +55,30 @@ pub(super) enum State {
     Ready { backend: OwnedFd, gate: Listener, deaf: Option<Instant> },
     /// They talk.
     Linked(Box<Link>),
-    /// QEMU is to be let out of the command that makes its netdev: it may come.
-    Letting(Listener),
+    /// QEMU is gone, for that reason: the backend is told to stop its rings.
+    Stopping(Box<(Link, Stopping, Cut)>),
+    /// QEMU is to be let out of the command that makes its netdev: it may come; not before `deaf`.
+    Letting { gate: Listener, deaf: Option<Instant> },
     /// It came.
     LetOut(StandIn),
     /// No backend is looked for any more.
     Over,
+}
+
+impl State {
+    /// Whether it may be left as it is. A backend that may still write to our memory is waited for, but not
+    /// for long.
+    pub(super) fn may_end(&self) -> bool {
+        !matches!(self, Self::Stopping(_))
+    }
+}
+
+/// What a step waits for: one of these events at one of these sockets, or this moment.
+#[derive(Debug)]
+pub(super) struct Interest<'a> {
+    /// Those of a link are QEMU's and the backend's.
+    pub(super) sockets: [Option<(BorrowedFd<'a>, PollFlags)>; 2],
+    pub(super) until: Option<Instant>,
 }
 
 impl Relay {
@@ -87,91 +103,63 @@ impl Relay {
         }
     }
 
-    /// Nothing in it blocks but the one poll.
-    pub(super) fn run(mut self, mut state: State) {
-        loop {
-            let events = match self.wait(&state) {
-                Ok(Some(events)) => events,
-                Ok(None) => break,
-                Err(Errno::INTR) => continue,
-                Err(e) => {
-                    log::warn!("the vhost-user interposer cannot wait: {e}");
-                    std::thread::sleep(PAUSE);
-                    continue;
-                }
-            };
-            state = self.step(state, events);
-        }
-    }
-
-    /// Waits until there is something to do; `None` is the end. The two events are those of
-    /// the two sockets of a link, or the first is that of the one socket there is.
-    fn wait(&self, state: &State) -> Result<Option<[PollFlags; 2]>, Errno> {
-        let nothing = PollFlags::empty();
-        let accepted = self.shared.accepted.hold();
-        let mut watched: [Option<(BorrowedFd<'_>, PollFlags)>; 2] = [None, None];
+    /// What to wait for before the next step.
+    pub(super) fn interest<'a>(&'a self, state: &'a State) -> Interest<'a> {
+        let mut sockets: [Option<(BorrowedFd<'a>, PollFlags)>; 2] = [None, None];
         let until = match state {
             State::Away => match self.source.listener() {
                 // Nothing to count: whoever comes is let in when it comes.
                 Some(listener) if self.attempts.are_endless() && self.attempts.is_due() => {
-                    watched[0] = Some((listener, PollFlags::IN));
+                    sockets[0] = Some((listener, PollFlags::IN));
                     None
                 }
                 _ => Some(self.attempts.due()),
             },
             State::Over => None,
-            State::Letting(gate) => {
-                watched[0] = Some((gate.as_fd(), PollFlags::IN));
+            State::Letting { gate, deaf } => {
+                if deaf.is_none() {
+                    sockets[0] = Some((gate.as_fd(), PollFlags::IN));
+                }
                 Some(Instant::now() + PAUSE)
             }
             State::LetOut(qemu) => {
-                watched[0] = Some((qemu.as_fd(), qemu.interest()));
+                sockets[0] = Some((qemu.as_fd(), qemu.interest()));
                 None
             }
             State::Greeting(greeting) => {
-                watched[0] = Some((greeting.as_fd(), Greeting::INTEREST));
+                sockets[0] = Some((greeting.as_fd(), Greeting::INTEREST));
                 Some(greeting.until)
             }
             State::Held { backend, .. } => {
-                watched[0] = Some((backend.as_fd(), PollFlags::IN));
-                watched[1] = accepted.as_ref().map(|event| (event.as_fd(), PollFlags::IN));
+                sockets[0] = Some((backend.as_fd(), PollFlags::IN));
                 // Who makes a netdev meanwhile waits for no answer.
-                Some(Instant::now() + PAUSE)
+                let now = Instant::now();
+                Some(if self.shared.is_accepted() { now } else { now + PAUSE })
             }
             State::Ready { backend, gate, deaf } => {
-                watched[0] = Some((backend.as_fd(), PollFlags::IN));
+                sockets[0] = Some((backend.as_fd(), PollFlags::IN));
                 if deaf.is_none() {
-                    watched[1] = Some((gate.as_fd(), PollFlags::IN));
+                    sockets[1] = Some((gate.as_fd(), PollFlags::IN));
                 }
                 *deaf
             }
             State::Linked(link) => {
                 let (at_qemu, at_backend) = link.interest();
-                watched[0] = Some((link.qemu(), at_qemu));
-                watched[1] = Some((link.backend(), at_backend));
+                sockets[0] = Some((link.qemu(), at_qemu));
+                sockets[1] = Some((link.backend(), at_backend));
                 link.deadline()
             }
-        };
-        let Some(stop) = self.shared.stop.hold() else { return Ok(None) };
-        let mut fds = vec![PollFd::new(&stop, PollFlags::IN)];
-        let polled = watched.map(|one| match one {
-            Some((fd, interest)) if interest != nothing => {
-                fds.push(PollFd::from_borrowed_fd(fd, interest));
-                true
+            State::Stopping(parting) => {
+                let (link, stopping, _) = &**parting;
+                sockets[1] = Some((link.backend(), link.stopping_interest()));
+                Some(stopping.until)
             }
-            _ => false,
-        });
-        let left = until.map(|t| t.saturating_duration_since(Instant::now()));
-        poll(&mut fds, timespec(left).as_ref())?;
-        let mut events = fds.iter().map(PollFd::revents);
-        if events.next() != Some(nothing) {
-            return Ok(None);
-        }
-        Ok(Some(polled.map(|was| if was { events.next().unwrap_or(nothing) } else { nothing })))
+        };
+        Interest { sockets, until }
     }
 
     /// One step on, after a wait.
-    fn step(&mut self, state: State, [first, second]: [PollFlags; 2]) -> State {
+    pub(super) fn step(&mut self, state: State, [first, second]: [PollFlags; 2]) -> State {
         match state {
             State::Away => self.try_for_backend(),
             State::Over => State::Over,
@@ -182,14 +170,13 @@ impl Relay {
                 Err(End::Gone) => self.failed("it was there, but it disconnected".into()),
                 Err(end) => self.refused(format!("it was there, but {end}")),
             },
-            State::Letting(_) if !self.shared.trial_failed() => self.again_or_over(),
-            State::Letting(gate) => match gate.accept() {
+            State::Letting { .. } if !self.shared.trial_failed() => self.again_or_over(),
+            State::Letting { gate, .. } if first.is_empty() => State::Letting { gate, deaf: None },
+            State::Letting { gate, .. } => match gate.accept() {
                 Ok(Some(qemu)) => State::LetOut(StandIn::new(qemu)),
-                Ok(None) => State::Letting(gate),
-                Err(_) => {
-                    std::thread::sleep(PAUSE); // no descriptors: nothing else is to be done
-                    State::Letting(gate)
-                }
+                Ok(None) => State::Letting { gate, deaf: None },
+                // No descriptors: nothing else is to be done.
+                Err(_) => State::Letting { gate, deaf: Some(Instant::now() + PAUSE) },
             },
             State::LetOut(mut qemu) => match qemu.serve() {
                 Ok(()) => State::LetOut(qemu),
@@ -226,15 +213,17 @@ impl Relay {
                     Ok(()) => State::Linked(link),
                     Err(cut) => {
                         self.remember(&link);
-                        match cut.side {
-                            Side::Qemu => self.stop_rings(&mut link),
-                            // QEMU learns of it when the link is dropped.
-                            Side::Backend => self.shared.vrings.stopped(),
+                        if cut.side == Side::Qemu {
+                            let stopping = self.stop_rings();
+                            return self.stopping(Box::new((*link, stopping, cut)));
                         }
+                        // QEMU learns of it when the link is dropped.
+                        self.shared.vrings.stopped();
                         self.parted(&cut, *link)
                     }
                 }
             }
+            State::Stopping(parting) => self.stopping(parting),
         }
     }
 
@@ -325,7 +314,7 @@ impl Relay {
             return self.again_or_over();
         }
         match Listener::open(&self.listen, Some(Mode::RUSR | Mode::WUSR)) {
-            Ok(gate) => State::Letting(gate),
+            Ok(gate) => State::Letting { gate, deaf: None },
             Err(error) => {
                 log::warn!("QEMU is not let out: {error}");
                 self.again_or_over()
@@ -366,17 +355,37 @@ impl Relay {
     }
 
     /// Until it has stopped, a backend whose QEMU is gone may write into buffers.
-    fn stop_rings(&self, link: &mut Link) {
+    fn stop_rings(&self) -> Stopping {
         let kicks = (0..).zip(&self.shared.vrings.kicks);
         let rings: Vec<u32> =
             kicks.filter(|(_, kick)| kick.connected()).map(|(ring, _)| ring).collect();
         self.shared.vrings.forget();
-        if !link.stop_rings(&rings, STOPPING) {
-            log::warn!(
+        Stopping::of(rings, STOPPING)
+    }
+
+    /// Goes on with that.
+    fn stopping(&mut self, mut parting: Box<(Link, Stopping, Cut)>) -> State {
+        let (link, stopping, _) = &mut *parting;
+        match link.stop_rings(stopping) {
+            None => return State::Stopping(parting),
+            Some(true) => {}
+            Some(false) => log::warn!(
                 "the vhost-user backend {} did not say that it stopped its rings",
                 self.source.path().display()
-            );
+            ),
         }
+        let (link, _, cut) = *parting;
+        self.parted(&cut, link)
+    }
+
+    /// A step panicked: there is no backend any more, nor will there be one.
+    pub(super) fn broke(&self) {
+        let path = self.source.path().display();
+        let why =
+            format!("the vhost-user backend {path} is left alone after a fault of virtnic's own");
+        let _ = self.shared.over.set(why); // it may be over anyway
+        self.shared.disconnected();
+        self.shared.changed.signal();
     }
 
     fn parted(&mut self, cut: &Cut, link: Link) -> State {

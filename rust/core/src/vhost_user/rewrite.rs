@@ -3,9 +3,10 @@
 use super::message::{F_INBAND_NOTIFICATIONS, Fd, MAX_QUEUES, Message, NO_FD, request};
 use crate::notify::{EventFd, Kick};
 use rustix::fs::fstat;
+use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -41,8 +42,12 @@ pub(super) struct Vrings {
     pub drivers: Mutex<BTreeMap<u16, Arc<dyn Driver>>>,
     /// Kick eventfds learnt.
     pub learnt: AtomicU64,
+    /// Kick eventfds not kept, because descriptors are scarce.
+    pub let_go: AtomicU64,
     /// Call eventfds put in.
     pub replaced: AtomicU64,
+    /// How many descriptors may be open.
+    pub most_open: u64,
 }
 
 impl Vrings {
@@ -52,7 +57,9 @@ impl Vrings {
             calls,
             drivers: Mutex::default(),
             learnt: AtomicU64::new(0),
+            let_go: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
+            most_open: most_open(),
         }
     }
 
@@ -129,10 +136,13 @@ impl Vrings {
         match message.fds.pop() {
             Some(Fd::Passing(fd)) if cannot_block(&fd) => match EventFd::from_fd(fd) {
                 Ok(event) => {
-                    let event = Arc::new(event);
                     message.fds.extend(event.hold().map(Fd::Ours));
-                    kick.connect(event);
-                    self.learnt.fetch_add(1, Ordering::Relaxed);
+                    if event.number().is_some_and(|number| are_scarce(number, self.most_open)) {
+                        self.let_go(index, kick, &event);
+                    } else {
+                        kick.connect(Arc::new(event));
+                        self.learnt.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
                 // The backend misses it, and says so to QEMU.
                 Err(error) => log::warn!("the kick of queue {index} is lost: {error}"),
@@ -141,6 +151,17 @@ impl Vrings {
                 log::warn!("queue {index}: the kick that QEMU gave the backend is no eventfd");
                 message.fds.extend(other);
             }
+        }
+    }
+
+    /// Does without an eventfd, where descriptors are scarce: QEMU has it too.
+    fn let_go(&self, index: usize, kick: &Kick, event: &EventFd) {
+        kick.connect_otherwise(event);
+        if self.let_go.fetch_add(1, Ordering::Relaxed) == 0 {
+            log::info!(
+                "this process has a quarter of its descriptors open (RLIMIT_NOFILE, ulimit -n): from \
+                 queue {index} on the backend is kicked through QEMU, which takes longer"
+            );
         }
     }
 
@@ -187,6 +208,17 @@ fn hide_from_qemu(message: &mut Message) {
     if let Some(num) = message.vring_num() {
         message.set_vring_num(num ^ u32::from(OTHER_LAP));
     }
+}
+
+/// How many descriptors this process may have open.
+fn most_open() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Whether descriptors are to be saved, as the newest says: the kernel gives the lowest number that is
+/// free. What else a vhost-user port has then fits four times as often as all that it can do with.
+fn are_scarce(newest: RawFd, most: u64) -> bool {
+    u64::try_from(newest).is_ok_and(|newest| newest >= most / 4)
 }
 
 /// Whether a descriptor that should be an eventfd is an anonymous inode, as eventfds,

@@ -185,7 +185,7 @@ fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<
     let queue = |index: u16, vector: u16| {
         let given = options.doorbells.as_ref().and_then(|all| all.get(usize::from(index)));
         let doorbell = match given {
-            Some(doorbell) => doorbell.clone(),
+            Some(doorbell) => doorbell.or(|| transport.doorbell(index))?,
             None => transport.doorbell(index)?,
         };
         let most = transport.queue_max_size(index)?;

@@ -239,13 +239,15 @@ impl Port {
     }
 
     fn resume(&self, pair: &crate::net::QueuePair, transport: &dyn Transport) -> Result<()> {
-        let doorbell = |queue: u16| -> Result<Option<Doorbell>> {
+        let doorbell = |queue: u16, now: Doorbell| -> Result<Doorbell> {
             if self.setup.doorbells_given {
-                return Ok(None);
+                return now.or(|| transport.doorbell(queue));
             }
-            transport.doorbell(queue).map(Some)
+            transport.doorbell(queue)
         };
-        let (rx_doorbell, tx_doorbell) = (doorbell(2 * pair.index)?, doorbell(2 * pair.index + 1)?);
+        let (rx, tx) = (pair.rx.borrow().doorbell(), pair.tx.borrow().doorbell());
+        let (rx_doorbell, tx_doorbell) =
+            (doorbell(2 * pair.index, rx)?, doorbell(2 * pair.index + 1, tx)?);
         let mut rx = pair.rx.borrow();
         rx.resume(rx_doorbell);
         if !pair.mode().is_off() {

@@ -379,6 +379,35 @@ fn a_full_ring_keeps_the_rest() {
     assert_eq!(pool.free(), pool.count());
 }
 
+/// Frames that were described for a device that came back with fewer features before they were queued:
+/// the checksum is calculated, what cannot be done is dropped and counted.
+#[test]
+fn what_is_described_is_what_is_agreed() {
+    let pool = pool();
+    let (mut tx, mut device) = transmitter::<SplitDevice>(&pool, false, 12, ALL);
+    let frames = [(checksum(), packet(60)), (segmented(), packet(2000)), (checksum(), packet(61))];
+    let mut described = burst(&pool, 12, &frames);
+    tx.can = Features::NONE;
+    assert_eq!(tx.send_described(&mut described, ALL).unwrap(), 3);
+    assert!(described.is_empty());
+    let stats = tx.common.stats.snapshot();
+    assert_eq!((stats.packets, stats.no_offload, stats.bad_offload), (2, 1, 0));
+    for length in [60, 61] {
+        let chain = device.take().unwrap();
+        let bytes = device.view().read(chain.parts[0].iova, 12 + length);
+        assert!(bytes[..12].iter().all(|&byte| byte == 0), "{bytes:?}");
+        assert!(bytes[12..] != packet(length), "its checksum was calculated");
+        device.put(&chain, 0);
+    }
+    // Described for what is in force they go as they are.
+    tx.can = ALL;
+    let mut described = burst(&pool, 12, &frames);
+    assert_eq!(tx.send_described(&mut described, ALL).unwrap(), 3);
+    let chain = device.take().unwrap();
+    assert_eq!(device.view().read(chain.parts[0].iova, 1), [checksum().flags]);
+    tx.reclaim_all();
+}
+
 /// A plain frame that goes out in a buffer that had metadata has none.
 #[test]
 fn metadata_is_cleared_where_there_is_none() {

@@ -90,10 +90,8 @@ impl Common {
         }
     }
 
-    pub(super) fn resume(&mut self, doorbell: Option<Doorbell>) {
-        if let Some(doorbell) = doorbell {
-            self.doorbell = doorbell;
-        }
+    pub(super) fn resume(&mut self, doorbell: Doorbell) {
+        self.doorbell = doorbell;
         self.suspended = false;
     }
 }

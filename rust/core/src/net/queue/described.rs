@@ -9,6 +9,7 @@ use crate::net::packet::header;
 use crate::net::packet::offload::{Offload, Refusal};
 use crate::net::queue::pair::QueuePair;
 use crate::net::queue::{SendStop, TxQueue};
+use crate::virtio::Features;
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -21,9 +22,33 @@ impl TxQueue {
     #[cold]
     #[inline(never)]
     pub(in crate::net) fn send_on(&mut self, burst: &mut Burst) -> Result<usize> {
+        let sent = self.send_adapted(burst, burst.headers())?;
+        self.common.stats.ring_full.add(burst.len() as u64);
+        Ok(sent)
+    }
+
+    /// Sends frames whose headers were written without the lock, for a device with these features;
+    /// says how many are done with. Where it came back with fewer since, they are looked at again:
+    /// no header says what was not agreed.
+    pub(in crate::net) fn send_described(
+        &mut self,
+        burst: &mut Burst,
+        features: Features,
+    ) -> Result<usize> {
+        if self.can == features {
+            let sent = self.send_ready(burst.ids(), burst.lengths())?;
+            burst.moved(sent);
+            return Ok(sent);
+        }
+        let before = burst.len();
+        self.send_adapted(burst, self.common.header_len)?;
+        Ok(before - burst.len())
+    }
+
+    fn send_adapted(&mut self, burst: &mut Burst, from: usize) -> Result<usize> {
         self.release()?;
         let room = self.room()?;
-        let (from, to) = (burst.headers(), self.common.header_len);
+        let to = self.common.header_len;
         let mut ready = Burst::new(self.common.pool.clone());
         let mut refused = Vec::new();
         let (mut taken, mut missing) = (0, 0);
@@ -54,7 +79,6 @@ impl TxQueue {
         }
         let sent = self.send_ready(ready.ids(), ready.lengths())?;
         ready.moved(sent);
-        self.common.stats.ring_full.add(burst.len() as u64);
         Ok(sent)
     }
 

@@ -12,6 +12,7 @@ use crate::net::queue::outage::Outage;
 use crate::net::queue::waiting::Waiting;
 use crate::net::queue::{AnyRing, RxQueue, SendStop, TxQueue};
 use crate::net::stats::{ExtendedStats, LivePairStats, PortStats};
+use crate::virtio::Features;
 use crate::virtio::transport::QueueAddresses;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -333,6 +334,7 @@ impl QueuePair {
     fn send_some(&self, frames: &mut impl FrameSource) -> Result<(usize, Option<SendStop>)> {
         self.device.alive()?;
         let describes = frames.describes();
+        let features = self.device.accepted();
         let mut queued = 0;
         let mut buffers = Vec::with_capacity(STAGE);
         while frames.more() {
@@ -348,7 +350,9 @@ impl QueuePair {
                 let mut buffer = FrameBuffer::new(&self.device.pool, &self.demand, buffers[used]);
                 match frames.next(&mut buffer) {
                     Ok(length) => {
-                        if describes && let Err(why) = self.describe(&buffer, length, frames) {
+                        if describes
+                            && let Err(why) = self.describe(&buffer, length, frames, features)
+                        {
                             stop = Some(SendStop::BadFrame(why));
                             break;
                         }
@@ -373,16 +377,16 @@ impl QueuePair {
             if !staged.is_empty() {
                 let mut tx = self.transmit()?;
                 let sent = if describes {
-                    tx.send_ready(staged.ids(), staged.lengths())
+                    // Meanwhile the device may have gone and come back with fewer.
+                    tx.send_described(&mut staged, features)
                 } else {
-                    tx.send(staged.ids(), staged.lengths())
+                    let sent = tx.send(staged.ids(), staged.lengths());
+                    staged.moved(*sent.as_ref().unwrap_or(&0));
+                    sent
                 };
                 drop(tx);
-                let sent = sent.map_err(|error| self.device.note(error))?;
-                let all = sent == staged.len();
-                staged.moved(sent);
-                queued += sent;
-                if !all {
+                queued += sent.map_err(|error| self.device.note(error))?;
+                if !staged.is_empty() {
                     return Ok((queued, Some(SendStop::RingFull)));
                 }
             }
@@ -407,12 +411,13 @@ impl QueuePair {
         buffer: &FrameBuffer<'_>,
         length: usize,
         frames: &impl FrameSource,
+        features: Features,
     ) -> Result<(), String> {
         let data = buffer.data();
         // SAFETY: the buffer is ours and holds the frame, which `fill` has checked; its data is
         // 64-byte aligned and has DATA_OFFSET (64) bytes in front.
         unsafe {
-            match frames.offload().checked(data, length, self.device.accepted()) {
+            match frames.offload().checked(data, length, features) {
                 Ok(offload) => header::write(data, self.header_len, offload),
                 Err(why) => {
                     self.stats.tx.bad_offload.add_shared(1);

@@ -310,8 +310,13 @@ impl TxQueue {
         self.common.suspended = true;
     }
 
-    /// The device is back; with a doorbell where that is another.
-    pub(in crate::net) fn resume(&mut self, doorbell: Option<Doorbell>) {
+    /// How the device is told.
+    pub(in crate::net) fn doorbell(&self) -> Doorbell {
+        self.common.doorbell.clone()
+    }
+
+    /// The device is back, and is told by this.
+    pub(in crate::net) fn resume(&mut self, doorbell: Doorbell) {
         self.common.resume(doorbell);
     }
 

@@ -1,0 +1,84 @@
+"""A program that closes descriptors that are not its own: ours.
+
+Libraries that turn a program into a daemon do, and so does ``os.closerange``. QEMU goes with the
+pipe that ties it to us. Nothing hangs, and every call says what happened.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+#: Far less than the 15 s that waits for answers took one after another, and more than a busy
+#: machine needs.
+SECONDS = 8.0
+
+PROGRAM = """
+import logging, os, sys, threading, time, virtnic
+
+CALLS = {
+    "recv": lambda port: port.recv(timeout=None),
+    "wait": lambda port: port.recv(timeout=5.0),
+    "events": lambda port: waited.wait(0.5),
+    "set_mac": lambda port: port.set_mac("52:54:00:00:00:01"),
+    "execute": lambda port: port.qemu.execute("query-status"),
+    "attach": lambda port: port.qemu.attach("user"),
+    "wait_ready": lambda port: port.wait_ready(5.0),
+    "nothing": lambda port: None,
+}
+call, meanwhile = CALLS[sys.argv[1]], sys.argv[2] == "meanwhile"
+port = virtnic.open("user", size="4M")
+waited = port.qemu.events()
+pid = port.qemu.process.pid
+began = time.monotonic()
+if meanwhile:
+    # While somebody waits: that it waits by then is likely, and nothing depends on it.
+    threading.Timer(0.2, os.closerange, (3, 1000)).start()
+else:
+    os.closerange(3, 1000)
+try:
+    call(port)
+except (virtnic.VirtnicError, OSError) as error:
+    print("raised:", error)
+port.close()
+port.close()
+print("seconds:", time.monotonic() - began)
+for _ in range(1000):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        break
+    time.sleep(0.01)
+else:
+    print("QEMU is left")
+print("ended")
+"""
+
+CALLS = ["recv", "wait", "events", "set_mac", "execute", "attach", "wait_ready", "nothing"]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("call", CALLS)
+def test_descriptors_that_somebody_else_closes(qemu_command: str, call: str, when: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), call, when],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "VIRTNIC_QEMU": qemu_command},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ended" in done.stdout
+    assert "QEMU is left" not in done.stdout
+    (seconds,) = [line for line in done.stdout.splitlines() if line.startswith("seconds: ")]
+    assert float(seconds.split()[1]) < SECONDS, done.stderr
+    assert "Traceback" not in done.stderr
+    if when == "before":
+        assert "closed by somebody else (os.closerange" in done.stdout + done.stderr
+    for line in done.stdout.splitlines():
+        if line.startswith("raised: ") and when == "before":
+            assert "closed" in line, line
