@@ -52,10 +52,14 @@ def main() -> int:
     if ignored:
         return command()
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = command()
+        status = command(about_to_run=_clean_up_at_ctrl_c)
         signal.signal(signal.SIGINT, _quit)  # what ends now is the interpreter
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, _quit)
         return _INTERRUPTED
     return status
+
+
+def _clean_up_at_ctrl_c() -> None:
+    """From here on Ctrl-C is an exception, which closes what is open."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -211,7 +211,8 @@ class QTest:
     """A connection to QEMU's QTest socket. Any thread may use it.
 
     Every method raises QemuDied when QEMU is gone, TimeoutError when no reply
-    comes, ValueError for what QEMU would abort on, QemuError for a refusal.
+    comes, ValueError for what QEMU would abort on, QemuError for a refusal. It is connected
+    to a QEMU that is known to listen.
     """
 
     def __new__(cls, path: str, timeout: float = 5.0) -> Self: ...

@@ -260,8 +260,7 @@ def _peers() -> Iterator[Check]:
 
 _EXTRAS = (
     ("numpy", "numpy", "computing on bursts"),
-    ("scapy", "scapy", "building packets"),
-    ("rich", "cli", "coloured tables in the command line"),
+    ("shtab", "cli", "completions in a shell"),
 )
 
 

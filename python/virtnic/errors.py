@@ -7,6 +7,7 @@
          ├─ MemoryUnavailable no shared memory of the wanted kind, size or place
          ├─ QemuError         QEMU refused something; quotes its own words
          │   ├─ QemuNotFound  there is no usable QEMU
+         │   ├─ NetdevUnavailable  what a netdev connects to is not there, busy, or not permitted
          │   └─ QemuDied      QEMU is gone: its exit status and last words
          ├─ DeviceError       the device broke a rule of the specification
          ├─ CommandRefused    the device refused a command of the control queue, or has none
@@ -33,6 +34,7 @@ __all__ = [
     "CommandRefused",
     "DeviceError",
     "MemoryUnavailable",
+    "NetdevUnavailable",
     "PortBusy",
     "PortClosed",
     "QemuDied",
@@ -40,3 +42,12 @@ __all__ = [
     "QemuNotFound",
     "VirtnicError",
 ]
+
+
+class NetdevUnavailable(QemuError):
+    """What a netdev connects to is not there, is in use, or may not be used.
+
+    A TAP device, a bridge, a backend's or a peer's socket, a device of the kernel's.
+    """
+
+    __module__ = "virtnic"

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import Literal, Self
 
 from virtnic import _native
 from virtnic.streams import keep_standard_streams
 from virtnic.teardown import Owner
+from virtnic.units import parse_size
 
 __all__ = ["Hugepages", "Memory", "parse_size"]
 
 #: Which pages back a memory: the largest that are free, 1 GiB, 2 MiB, or ordinary ones.
 Hugepages = Literal["auto", "1G", "2M"] | None
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(
-    r"\s*(?P<number>0x[0-9a-f]+|\d[\d_]*(?:\.\d+)?(?:e\+?\d+)?)\s*"
-    r"(?:(?P<unit>[KMGT])i?)?(?:B|bytes?)?\s*",
-    re.ASCII | re.IGNORECASE,
-)
 _PAGES = {"auto": 0, "1G": 1 << 30, "2M": 2 << 20, None: 4096}
-
-
-def parse_size(size: int | str) -> int:
-    """Return bytes: an integer as it is, ``"64M"`` as 64 MiB (K, M, G and T are binary).
-
-    ``"64m"``, ``"64MB"``, ``"64 MiB"`` and ``"0x4000000"`` are the same; ``"1.5G"`` and ``"1e6"``
-    are whole numbers of bytes. Raises ValueError for anything else.
-    """
-    if isinstance(size, int) and not isinstance(size, bool):
-        if size <= 0:
-            raise ValueError(f"a size is a power of two, not {size}")
-        return size
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if match:
-        number = match["number"].replace("_", "")
-        unit = _UNITS[(match["unit"] or "").upper()]
-        value = int(number, 0) * unit if number[:2] == "0x" else float(number) * unit
-        if value == int(value) > 0:
-            return int(value)
-    raise ValueError(f"a size is a number of bytes or text such as '64M', not {size!r}")
 
 
 class Memory(Owner, _native.Memory):

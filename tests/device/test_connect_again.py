@@ -305,3 +305,50 @@ def test_nothing_is_left_for_the_next_to_fall_over(
     running.send_signal(signal.SIGCONT)
     with connect(directory) as qemu, qemu.attach("user") as port:
         arp(port)
+
+
+@both_machines
+def test_interrupted_while_our_memory_is_looked_for(
+    running: object,
+    directory: Path,
+    machine: str,
+    qemu_command: str,
+    accel: Accel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is plugged in, but not on the bus that we know: it is taken out, and nobody waits."""
+    rescan = PciBus.rescan
+
+    def interrupted(bus: PciBus) -> Any:
+        monkeypatch.setattr(PciBus, "rescan", rescan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PciBus, "rescan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        connect(directory, timeout=60.0)
+    monitor = Monitor(directory / "qmp.sock").connect()
+    try:
+        devices = {item["name"] for item in monitor.execute("qom-list", path="/machine/peripheral")}
+    finally:
+        monitor.close()
+    slots = {f"port{number}" for number in range(17)} if machine == "q35" else set()
+    assert devices == {"type"} | slots
+
+
+def test_interrupted_when_our_memory_was_let_go(
+    running: object, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU knows the device no more, but has not done with it: its chardev is still in use."""
+    remove = PciBus.remove
+
+    def interrupted(bus: PciBus, function: Any) -> None:
+        monkeypatch.setattr(PciBus, "remove", remove)
+        raise KeyboardInterrupt
+
+    for _ in range(5):
+        qemu = connect(directory)
+        monkeypatch.setattr(PciBus, "remove", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            qemu.close()
+        qemu.close()
+    connect(directory).close()

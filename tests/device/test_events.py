@@ -422,6 +422,21 @@ def test_a_callback_that_wants_to_end_the_program_ends_nothing(
     caplog.clear()
 
 
+def test_what_is_called_at_the_end_of_a_port_may_fail(
+    qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The port ends all the same, and the others are told."""
+    port = qemu.attach("user")
+    told: list[str] = []
+    port.subscribe(lambda _: None, lambda: 1 // 0)
+    port.subscribe(lambda _: None, lambda: told.append("ended"))
+    port.close()
+    assert (port.closed, qemu.nics) == (True, [])
+    assert told
+    assert "ZeroDivisionError" in caplog.text
+    caplog.clear()  # the record has the traceback, and that the port
+
+
 def test_a_link_callback_cannot_detach(
     qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ import array
 import asyncio
 import ctypes
 import importlib
+import itertools
 import mmap
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import virtnic
 from support.frames import BROADCAST, numbered
+from support.interrupting import alarm
 from virtnic.testing import Deliver, Expect, FaultyPort, Frames, ScriptedPort
 
 FRAME = numbered("52:54:00:00:00:01", 7)
@@ -176,3 +178,20 @@ def test_when_a_loop_ends_is_checked_before_it_starts(qemu: virtnic.Qemu, loop: 
     with pytest.raises(TypeError, match="progress"):
         start(*ports, progress=5, seconds=0)
     assert start(*ports, packets=0).packets == 0
+
+
+@pytest.mark.timeout(60)
+def test_frames_without_end(port: virtnic.Port) -> None:
+    """The first that is none ends them, and so does a signal handler."""
+    for send in (port.send, port.send_all):
+        with pytest.raises(TypeError, match="frame 0 is not a contiguous bytes-like"):
+            send(itertools.count())  # type: ignore[arg-type]
+    offloads = itertools.repeat(None)
+    with pytest.raises(ValueError, match="1 frames need 1 offloads, or one for all; not more"):
+        port.send([FRAME], offloads)
+    frames = itertools.repeat(FRAME, 50_000_000)
+    before = port.stats()["tx_packets"]
+    with alarm(0.02):
+        port.send(frames)
+    assert frames.__length_hint__() > 0
+    assert port.stats()["tx_packets"] == before

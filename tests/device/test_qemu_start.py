@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import Machine, find, find_qemu
 from virtnic.qemu.command import PARKING_FIRMWARE, Accel, MachineType, Shmem
+from virtnic.qemu.process import Process
 
 
 @pytest.fixture
@@ -462,3 +463,20 @@ def test_a_timeout_longer_than_any_clock_is_for_ever(
 ) -> None:
     with Machine(memory, qemu=qemu_command, timeout=timeout) as qemu:
         assert qemu.execute("query-status", timeout=timeout)["status"] == "running"
+
+
+@pytest.mark.timeout(40)
+def test_qemu_dies_between_its_two_sockets(
+    memory: _native.Memory, qemu_command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has greeted on one, and nobody listens at the other any more: nobody waits for that."""
+    asked_by = Process.asked_by
+
+    def killed(process: Process, ask: Callable[[], object]) -> None:
+        asked_by(process, ask)
+        os.kill(process.pid, signal.SIGABRT)
+        assert process.wait(20.0) == -signal.SIGABRT
+
+    monkeypatch.setattr(Process, "asked_by", killed)
+    with pytest.raises(QemuError, match="was killed by SIGABRT"):
+        Machine(memory, timeout=100.0)

@@ -564,3 +564,26 @@ class TestWarnings:
         said.hear(b"qemu: three\nqemu: three\n")
         said.tell()
         assert [record.levelname for record in caplog.records[3:]] == ["WARNING", "DEBUG"]
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="others do not load the module there")
+def test_an_interpreter_without_threads(qemu_command: str) -> None:
+    """One that may have them works; one that may not says so, and speaks of no limit."""
+    done = run(
+        """
+        import _xxsubinterpreters as interpreters
+        for isolated in (False, True):
+            interpreter = interpreters.create(isolated=isolated)
+            try:
+                interpreters.run_string(interpreter, "import virtnic; virtnic.Qemu().close()")
+            except interpreters.RunFailedError as error:
+                print(error)
+            interpreters.destroy(interpreter)
+        """,
+        qemu_command,
+    )
+    assert "RuntimeError" in done.stdout, done
+    assert "virtnic talks to QEMU in a thread, and can have none here" in done.stdout
+    assert "limit" not in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert done.returncode == 0

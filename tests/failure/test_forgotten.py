@@ -7,12 +7,15 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import virtnic
 import virtnic.aio
+from support.waiting import eventually
 from virtnic import testing
+from virtnic.nic.events import Feed
 from virtnic.teardown import Owner
 
 needs_qemu = pytest.mark.needs("qemu")
@@ -87,6 +90,54 @@ def test_one_after_the_other_in_the_same_name(qemu_command: str) -> None:
     """As a cell of a notebook does that is run again and again."""
     lines = forgetting("for _ in range(4): port = forget(); gc.collect()")
     assert len([line for line in lines if "unclosed <Qemu" in line]) == 4
+
+
+@needs_qemu
+def test_a_callback_may_hold_what_it_hears_of(qemu_command: str) -> None:
+    """It is nobody's but its Qemu's; while that is there, it is called."""
+    heard: list[str] = []
+    memory = virtnic.Memory("8M", hugepages=None)
+
+    def forgotten() -> int:
+        qemu = virtnic.Qemu(memory)
+        port = qemu.attach("user")
+        port.on_link(lambda _: heard.append(f"link {qemu} {port}"))
+        stop = qemu.watch(lambda event: heard.append(f"never {event.kind} {qemu}"))
+        qemu.watch(lambda event: heard.append(f"{event.kind} {qemu.closed}"))
+        stop()
+        gc.collect()
+        port.close()
+        assert eventually(lambda: heard == ["detached False"])
+        return qemu.process.pid
+
+    pid = forgotten()
+    with pytest.warns(ResourceWarning, match="unclosed <Qemu"):
+        gc.collect()
+    assert eventually(lambda: not os.path.exists(f"/proc/{pid}"))  # noqa: PTH110
+    assert len(heard) == 1
+
+
+@needs_qemu
+def test_one_that_was_being_closed_is_not_unclosed(
+    qemu_command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing was interrupted: it is finished, and nobody is reproached."""
+    qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None))
+    pid = qemu.process.pid
+
+    def interrupted(_feed: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Feed, "end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        qemu.close()
+    assert not qemu.closed
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del qemu
+        gc.collect()
+    assert eventually(lambda: not os.path.exists(f"/proc/{pid}"))  # noqa: PTH110
 
 
 @needs_qemu

@@ -280,6 +280,13 @@ def test_a_name_that_is_too_long() -> None:
         parse("tap,ifname=a234567890123456")
 
 
+@pytest.mark.parametrize("name", ["a/0", "a:0", "a b", ".", ".."])
+def test_a_name_that_is_none(name: str) -> None:
+    """The kernel's refusal is `Invalid argument`, which says nothing."""
+    with pytest.raises(ValueError, match="is no name of a network device"):
+        parse(f"tap,ifname={name}")
+
+
 @pytest.mark.needs("netns")
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
 def test_a_tap_without_the_right_to_make_one(netns: Netns, qemu_command: str) -> None:

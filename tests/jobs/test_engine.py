@@ -1,6 +1,7 @@
 """Loops in the Rust core: forward, reflect, generate, drop, run."""
 
 import ctypes
+import dataclasses
 import struct
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import virtnic
 from peers.netns import Netns, PingResult
 from support.frames import mac_bytes, number_of, numbered
 from support.waiting import pause
+from virtnic import _native
 from virtnic.loops.engine import make_frame, parse_rate
 from virtnic.memory import parse_size
 
@@ -359,7 +361,10 @@ def test_a_size_in_any_usual_spelling(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("size", ["", "M", "-64M", "64X", "1.5", "0", 0, -1, True, 1.5, None])
+@pytest.mark.parametrize(
+    "size",
+    ["1e400", "9999999999T", 1 << 64, "", "M", "-64M", "64X", "1.5", "0", 0, -1, True, 1.5, None],
+)
 def test_what_is_no_size(size: Any) -> None:
     with pytest.raises(ValueError, match="a size is"):
         parse_size(size)
@@ -382,8 +387,48 @@ def test_a_frame_is_made_as_it_is_wanted() -> None:
     assert struct.unpack("!4H", frame[38:46]) == (1234, 5001, 62, 0)
     assert sum(struct.unpack("!10H", frame[18:38])) % 0xFFFF == 0
     for wrong in ({"vlan": 4095}, {"source_port": -1}, {"source": "x"}, {"source_ip": "x"}):
-        with pytest.raises(ValueError, match=r"VLAN|port|MAC|octets"):
+        with pytest.raises(ValueError, match=r"VLAN|port|MAC|IPv4 or IPv6"):
             make_frame(100, **wrong)
+
+
+def test_a_rate_in_bits_counts_the_checksum(
+    port: virtnic.Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame of 60 bytes is one of 64 on the wire, as people count."""
+    asked = []
+
+    def generate(_port: object, load: object, per_second: float, _until: object) -> dict[str, Any]:
+        asked.append(per_second)
+        names = [field.name for field in dataclasses.fields(virtnic.Result)]
+        return dict.fromkeys(names, 0)
+
+    monkeypatch.setattr(_native, "generate", generate)
+    virtnic.generate(port, rate="512kbps", seconds=0)
+    virtnic.generate(port, frames=[bytes(124), bytes(252)], rate="192kB/s", seconds=0)
+    assert asked == [1000.0, 1000.0]
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"hello, world"])
+@pytest.mark.parametrize("vlan", [None, 7])
+def test_made_frames_over_ipv6(payload: bytes, vlan: int | None) -> None:
+    frame = make_frame(None, source_ip="2001:db8::1", vlan=vlan, payload=payload)
+    tag = 0 if vlan is None else 4
+    assert len(frame) == max(60, 62 + tag + len(payload))
+    packet = frame[14 + tag :]
+    assert packet[8:40].hex() == "20010db8" + "0" * 23 + "1" + "20010002" + "0" * 23 + "2"
+    assert packet[48:] == payload
+    (length,) = struct.unpack("!H", packet[4:6])
+    assert length == 8 + len(payload)
+    pseudo = packet[8:40] + struct.pack("!I4B", length, 0, 0, 0, 17) + packet[40:]
+    words = struct.unpack(f"!{(len(pseudo) + 1) // 2}H", pseudo + b"\0" * (len(pseudo) % 2))
+    assert sum(words) % 0xFFFF == 0
+
+
+def test_a_payload_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="a payload of 30 bytes makes a frame of 72 bytes"):
+        make_frame(60, payload=bytes(30))
+    with pytest.raises(ValueError, match="not both IPv4 or both IPv6"):
+        make_frame(100, source_ip="10.0.0.1", destination_ip="::1")
 
 
 def test_made_frames_are_valid_udp() -> None:

@@ -63,6 +63,7 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (_root, "run as root"),
     "netns": (_netns, "run as root with iproute2 installed and /dev/net/tun present"),
     "gevent": (lambda: find_spec("gevent") is not None, "pip install gevent"),
+    "shtab": (lambda: find_spec("shtab") is not None, "pip install 'virtnic[cli]'"),
     "hugepages": (lambda: free_hugepages() >= 64, "sysctl vm.nr_hugepages=512"),
     "frame-numbers": (_frame_numbers, "run with CAP_SYS_ADMIN: /proc/self/pagemap hides frames"),
 }

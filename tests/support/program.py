@@ -1,9 +1,15 @@
 """The program ``virtnic``, run as a user runs it: as a process."""
 
+import contextlib
 import json
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 #: Do not depend on what the machine has reserved, and warn of nothing.
 _QUICK = ["--hugepages", "none"]
@@ -29,3 +35,37 @@ def virtnic_json(*arguments: str, status: int = 0) -> dict[str, Any]:
     value = json.loads(virtnic(*arguments, "--json", status=status).stdout)
     assert isinstance(value, dict)
     return value
+
+
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command; it is killed when the test has not ended it."""
+    with subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command and wait until its ports are open."""
+    with running(*arguments) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        if not re.match("(FORWARD|GENERATE|DROP) ", first):
+            out, err = process.communicate(timeout=30)
+            pytest.fail(f"it did not start: {first}{out}{err}")
+        yield process
+
+
+def ended(process: subprocess.Popen[str], number: signal.Signals | None = None) -> str:
+    """Send a signal, wait for the end, and return what it printed; it has to end well."""
+    if number is not None:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, ""), out + err
+    return out

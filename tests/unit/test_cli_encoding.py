@@ -12,7 +12,8 @@ import pytest
 
 from virtnic.cli import main
 from virtnic.cli.encoding import any_encoding
-from virtnic.cli.output import Output, seconds_text
+from virtnic.cli.output import Output
+from virtnic.cli.text import seconds_text
 
 
 def written(encoding: str, write: Callable[[], object]) -> bytes:

@@ -4,19 +4,24 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import virtnic
-from virtnic.cli import drop, main
-from virtnic.cli.output import Output, Status, bytes_text, seconds_text, status_of
-from virtnic.cli.parser import COMMANDS
-from virtnic.cli.ping import Echoes, percentile
+from virtnic.cli import drop, main, options
+from virtnic.cli.echoes import Echoes, percentile
+from virtnic.cli.output import Output, Status, status_of
+from virtnic.cli.parser import COMMANDS, parse
+from virtnic.cli.text import bytes_text, seconds_text
+from virtnic.loops.engine import Mode
+from virtnic.nic.options import Interrupts
+from virtnic.qemu.command import Accel, MachineType
 
 NAMES = [name for name in COMMANDS if name != "help"]
 
@@ -41,8 +46,12 @@ def test_help_of_a_command_has_examples_that_parse(
     text = capsys.readouterr().out
     assert main(["help", name]) == 0
     assert capsys.readouterr().out == text
-    examples = [line.strip() for line in text.splitlines() if line.startswith("  virtnic ")]
-    assert any(example.startswith(f"virtnic {name}") for example in examples)
+    examples = re.findall(r"^  (?:source <\()?virtnic ([^|>)\n]*)", text, re.MULTILINE)
+    assert any(example.startswith(name) for example in examples)
+    for example in examples:
+        assert parse(shlex.split(example)).command == example.split()[0]
+    if name == "completions":
+        return
     wanted = ["--qemu", "--accel", "--sandbox", "--netdev", "--json"]
     if name != "qemu-args":  # it has neither a memory nor a choice of machine
         wanted += ["--machine", "--hugepages", "--iova"]
@@ -90,6 +99,20 @@ def test_json_and_v_stand_before_the_command_or_after_it(
     assert output.verbosity == (2 if place == "both" else 1)
     assert arguments.netdev == "user"
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("choices", "kind"),
+    [
+        (options.ACCELERATORS, Accel),
+        (options.MACHINES, MachineType),
+        (options.INTERRUPTS, Interrupts),
+        (options.MODES, Mode),
+    ],
+)
+def test_the_choices_are_those_of_the_api(choices: tuple[str, ...], kind: object) -> None:
+    """They are written down twice: help does not wait for what the API imports."""
+    assert choices == get_args(kind)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

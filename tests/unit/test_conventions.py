@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,7 +44,7 @@ ROOMS: list[set[str]] = [
     {"pci"},
     {"protocols"},
     {"memory"},
-    {"async_library", "limits", "streams", "teardown"},
+    {"async_library", "limits", "streams", "teardown", "units"},
     {"errors"},
     {"_native"},
 ]
@@ -287,3 +288,24 @@ def test_what_relies_on_luck(code: str, lucky: bool) -> None:
     parents = parents_of(tree)
     nodes = list(ast.walk(tree))
     assert any(sleeps_once(node, parents) or is_in_a_hurry(node) for node in nodes) is lucky
+
+
+def test_every_extra_is_used() -> None:
+    """An extra that nothing imports is a promise that nobody keeps."""
+    extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    imports = set()
+    for file in PYTHON.glob("**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imports |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imports.add(node.module.partition(".")[0])
+    assert extras
+    for extra, packages in extras.items():
+        for package in packages:
+            name = re.split(r"[<>=~!;\[ ]", package)[0].replace("-", "_")
+            assert name in imports, f"nothing imports {package} of the extra {extra}"
+    advised = re.findall(
+        r"virtnic\[(\w+)\]", " ".join(f.read_text() for f in PYTHON.glob("**/*.py"))
+    )
+    assert set(advised) <= set(extras)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import virtnic
+from virtnic.cli.parser import COMMANDS
 
 #: Modules that take milliseconds, and what brings them: the loop and QMP, logs, the tools.
 LATER = {
@@ -25,6 +26,10 @@ LATER = {
     "tempfile",
     "threading",
     "trio",
+    "virtnic.cli.output",
+    "virtnic.loops.engine",
+    "virtnic.memory",
+    "virtnic.nic.port",
     "virtnic.nic.qemu",
     "virtnic.pci",
     "virtnic.qemu",
@@ -35,6 +40,11 @@ PROGRAMS = {
     "list": "from virtnic.cli import main; main([])",
     "--help": "from virtnic.cli import main; main(['--help'])",
     "--version": "from virtnic.cli import main; main(['--version'])",
+    "typo": "from virtnic.cli import main; main(['pign'])",
+    **{
+        f"{name} --help": f"from virtnic.cli import main; main(['{name}', '--help'])"
+        for name in COMMANDS
+    },
 }
 
 

@@ -5,12 +5,14 @@ all commands and turns them into a memory, a QEMU and ports; ``output`` prints f
 JSON, and turns errors into exit statuses; ``loops`` runs the loops of the core, with the table
 of ``live``. A command is a module with ``add``, which describes it to argparse, and ``run``, which
 does it and returns the exit status; it joins by its name in ``parser.COMMANDS``, and is
-imported when it is asked for.
+imported when it is asked for. What it takes to run and not to describe is imported in ``run``,
+and named by ``imports``: help is quick, and Ctrl-C during an import just ends the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -22,17 +24,22 @@ from virtnic.cli.status import Status
 from virtnic.streams import keep_standard_streams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
 __all__ = ["main"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, ``sys.argv`` by default, and return its exit status."""
+def main(
+    argv: Sequence[str] | None = None, *, about_to_run: Callable[[], object] = lambda: None
+) -> int:
+    """Run a command line, ``sys.argv`` by default, and return its exit status.
+
+    ``about_to_run`` is called when all has been read and imported, and nothing is open yet.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        return _run(words, about_to_run)
     except (KeyboardInterrupt, Terminated) as error:
         # Before there was a command, after it, or again while it was ending.
         from virtnic.cli.output import Output
@@ -40,22 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Output(json="--json" in words).failure(error)
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(words: Sequence[str], about_to_run: Callable[[], object]) -> int:
     _open_streams()
     with any_encoding():
-        return _main(words)
+        return _main(words, about_to_run)
 
 
-def _main(words: Sequence[str]) -> int:
+def _main(words: Sequence[str], about_to_run: Callable[[], object]) -> int:
     try:
         arguments = parse(words)
     except SystemExit as end:
-        return int(end.code or 0)
+        return _written(int(end.code or 0), words)
+    except OSError as error:
+        return _unwritten(error, words)
     from virtnic.cli.output import Output  # what a command needs, and its help does not
 
     output = Output(json=arguments.json, verbosity=arguments.verbose)
     with _signals(), output.diagnostics():
         try:
+            for name in arguments.imports:
+                importlib.import_module(name)
+            about_to_run()
             status: int = arguments.run(arguments, output)
             sys.stdout.flush()
         except BrokenPipeError:
@@ -64,6 +76,26 @@ def _main(words: Sequence[str]) -> int:
             status = output.failure(error)
         _forget_unwritten()
         return status
+
+
+def _written(status: int, words: Sequence[str]) -> int:
+    """Return a status once what was printed is out."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _unwritten(error, words)
+    return status
+
+
+def _unwritten(error: OSError, words: Sequence[str]) -> int:
+    """Tell that help could not be printed; where its reader has seen enough, say nothing."""
+    from virtnic.cli.output import Output
+
+    _forget_unwritten()
+    if isinstance(error, BrokenPipeError):
+        return Status.FAILED
+    error.filename = "standard output"
+    return Output(json="--json" in words).failure(error)
 
 
 def _forget_unwritten() -> None:

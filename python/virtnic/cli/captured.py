@@ -29,16 +29,19 @@ def from_hex(text: str) -> bytes:
     try:
         frame = bytes.fromhex(digits)
     except ValueError:
-        raise ValueError(f"{text!r} is no frame of hexadecimal digits, two for each byte") from None
+        raise ValueError(f"{text!r} is not hexadecimal digits, two for each byte") from None
     if not frame:
-        raise ValueError("a frame has at least one byte")
+        raise ValueError("there are no digits, two for each byte")
     return frame
 
 
 def from_pcap(path: str) -> list[bytes]:
     """Read the frames of a capture file (draft-ietf-opsawg-pcap). Raises ValueError, OSError."""
-    data = Path(path).read_bytes()
-    order = _MAGIC.get(data[:4])
+    with Path(path).open("rb") as file:
+        data = file.read(_HEADER)
+        order = _MAGIC.get(data[:4])
+        if order is not None:  # a file that is something else may have no end
+            data += file.read()
     if order is None or len(data) < _HEADER:
         advice = "; `editcap -F pcap` makes one of a pcapng file" if data[:4] == _PCAPNG else ""
         raise ValueError(f"{path} is no pcap file{advice}")

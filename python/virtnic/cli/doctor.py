@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
-import time
-import warnings
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
-from virtnic.cli.output import EXIT_STATUSES, Output, Status, message_of, seconds_text
+from virtnic.cli.colour import coloured
+from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
     import argparse
 
+    from virtnic.cli.output import Output
     from virtnic.doctor import Check
 
 __all__ = ["add", "run"]
@@ -32,8 +30,12 @@ is something that nothing works without.
 {EXIT_STATUSES}"""
 
 _WIDTH = 100
+_COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 #: Seconds that a peer has: Linux looks at a TAP once a second.
 _READY = 3.0
+
+
+_IMPORTS = ("virtnic.cli.session", "virtnic.cli.text", "virtnic.cli.wording", "virtnic.doctor")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "given.\nEach finding comes with what to do about it."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, imports=_IMPORTS)
     options.add_port(parser)
     options.add_qemu(parser)
     options.add_memory(parser)
@@ -52,14 +54,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Print all checks; return OK when a port could be opened."""
-    from virtnic.doctor import checks  # what it imports would slow every command down
+    import textwrap
+    from dataclasses import asdict, replace
 
-    found = [*checks(arguments.qemu), try_port(arguments)]
-    fit = found[-1].status == "ok"
-    opened = found[-1].status == "warn"
+    from virtnic.cli.wording import of_options
+    from virtnic.doctor import checks
+
+    port, status = try_port(arguments)
+    found = [
+        replace(check, found=of_options(check.found), advice=of_options(check.advice))
+        for check in (*checks(arguments.qemu), port)
+    ]
+    fit = port.status == "ok"
     width = max(len(check.name) for check in found)
     for check in found:
-        output.line(f"{check.status:<8} {check.name:<{width}}  {check.found}")
+        state = coloured(f"{check.status:<8}", _COLOURS[check.status])
+        output.line(f"{state} {check.name:<{width}}  {check.found}")
         if check.advice:
             indent = " " * (width + 11)
             output.line(
@@ -73,23 +83,32 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 )
             )
     output.line()
-    if opened:
+    if port.status == "warn":
         output.line("virtnic works here, but no frame would pass this port; see above.")
     else:
         output.line("virtnic works here." if fit else "virtnic does not work here yet; see above.")
     output.result({"ok": fit, "checks": [asdict(check) for check in found]})
-    return Status.OK if fit else Status.ENVIRONMENT
+    return status
 
 
-def try_port(arguments: argparse.Namespace) -> Check:
-    """Open a port as the options say, and close it."""
+def try_port(arguments: argparse.Namespace) -> tuple[Check, int]:
+    """Open a port as the options say, and close it; return the exit status too.
+
+    Raises ValueError where it is an option that is wrong, not the machine.
+    """
+    import time
+    import warnings
+
+    from virtnic.cli.output import message_of, status_of
+    from virtnic.cli.session import opened
+    from virtnic.cli.text import seconds_text
     from virtnic.doctor import Check
 
     start = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # hugepages have their own check
-            with options.opened(arguments) as session:
+            with opened(arguments) as session:
                 port = session.port
                 took = time.perf_counter() - start
                 found = (
@@ -99,7 +118,7 @@ def try_port(arguments: argparse.Namespace) -> Check:
                 try:
                     port.wait_ready(_READY)
                 except TimeoutError as error:
-                    return Check("a port", "warn", found, str(error))
-                return Check("a port", "ok", found)
-    except (virtnic.VirtnicError, OSError, ValueError) as error:
-        return Check("a port", "missing", message_of(error))
+                    return Check("a port", "warn", found, str(error)), Status.ENVIRONMENT
+                return Check("a port", "ok", found), Status.OK
+    except (virtnic.VirtnicError, OSError) as error:
+        return Check("a port", "missing", message_of(error)), status_of(error)

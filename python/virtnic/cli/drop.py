@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
-from virtnic.cli.loops import ENDING, Loop, add_loop
 
 if TYPE_CHECKING:
     import argparse
@@ -21,15 +20,18 @@ examples:
   virtnic drop --netdev tap,ifname=tap0
   virtnic drop --netdev vhost-user,path=/run/vhu0 --seconds 10 --json | jq .pps
 
-{ENDING}"""
+{options.ENDING}"""
+
+
+_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = "Receive every frame, count it and forget it."
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run)
-    add_loop(parser)
+    parser.set_defaults(run=run, imports=_IMPORTS)
+    options.add_loop(parser)
     options.add_port(parser)
     options.add_qemu(parser)
     options.add_connect(parser)
@@ -40,8 +42,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Receive until it ends."""
+    from virtnic.cli.loops import Loop
+    from virtnic.cli.session import opened
+
     netdev: str = arguments.netdev
-    with options.opened(arguments) as session:
+    with opened(arguments) as session:
         loop = Loop(arguments, output, [netdev], [session.port])
         outcome = loop.run(
             f"DROP what comes on {netdev}", functools.partial(virtnic.drop, session.port)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic.cli import options
-from virtnic.cli.loops import ENDING, Loop, add_loop
-from virtnic.loops.engine import Mode
 
 if TYPE_CHECKING:
     import argparse
 
     from virtnic.cli.output import Output
+    from virtnic.loops.engine import Mode
 
 __all__ = ["add", "run"]
 
@@ -26,7 +25,10 @@ examples:
       one port: every frame goes back, with its two addresses exchanged
   virtnic forward --port user --packets 1000 --json | jq .pps
 
-{ENDING}"""
+{options.ENDING}"""
+
+
+_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +38,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "port, send every frame back. Both ports are on one memory: nothing is copied."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=check)
+    parser.set_defaults(run=run, check=check, imports=_IMPORTS)
     group = parser.add_argument_group("ports")
     group.add_argument(
         "--port",
         action="append",
-        required=True,
         type=options.port_options,
         metavar="NETDEV[;OPTION=VALUE]...",
         help="what a port is connected to, as --netdev of the other commands takes it; once or "
@@ -49,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--mode",
-        choices=get_args(Mode),
+        choices=options.MODES,
         help="what is changed: nothing (io), the source address to that of the port it leaves by "
         "(mac), or the two addresses are exchanged (macswap) (default: io between two ports, "
         "macswap with one)",
@@ -68,7 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="drop at once what does not fit",
     )
     options.add_device(group)
-    add_loop(parser)
+    options.add_loop(parser)
     options.add_qemu(parser)
     options.add_connect(parser)
     options.add_recover(parser)
@@ -78,16 +79,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def check(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options together."""
-    count = len(arguments.port)
+    count = len(arguments.port or ())
+    if not count:
+        return "--port is required, once or twice, as in `virtnic forward --port user`"
     return None if count <= 2 else f"--port is given once or twice, not {count} times"
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Forward until it ends."""
+    from virtnic.cli.loops import Loop
+    from virtnic.cli.session import opened_ports
+
     wanted = [port.otherwise(arguments) for port in arguments.port]
     netdevs = [port.netdev for port in wanted]
     mode: Mode = arguments.mode or ("io" if len(wanted) == 2 else "macswap")
-    with options.opened_ports(arguments, wanted) as ports:
+    with opened_ports(arguments, wanted) as ports:
         title = f"FORWARD {' <-> '.join(netdevs)}, mode {mode}"
         loop = Loop(arguments, output, netdevs, ports)
         move = virtnic.forward if len(ports) == 2 else virtnic.reflect

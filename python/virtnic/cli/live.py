@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
+
+from virtnic.cli.colour import is_terminal
+from virtnic.units import CHECKSUM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ __all__ = [
     "burst_text",
     "drops_of",
     "drops_text",
-    "is_terminal",
+    "l2_bits",
     "occupancy_text",
     "rate_text",
 ]
@@ -61,9 +63,9 @@ def rate_text(per_second: float, unit: float) -> str:
     return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.6f}"
 
 
-def is_terminal(stream: TextIO) -> bool:
-    """Whether what is written there can be redrawn."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+def l2_bits(size: int, frames: int) -> int:
+    """Return the bits of frames with their checksums, of bytes that were counted without."""
+    return 8 * (size + CHECKSUM * frames)
 
 
 def shortened(text: str, width: int) -> str:
@@ -153,35 +155,37 @@ class Live:
         line = (
             f"{now.seconds:7.1f} s"
             f"{rate_text(counted['packets'] / seconds, 1e6):>11}"
-            f"{rate_text(8 * counted['bytes'] / seconds, 1e9):>11}"
+            f"{rate_text(l2_bits(counted['bytes'], counted['packets']) / seconds, 1e9):>11}"
             f"{burst_text(counted['bursts'], counted['packets']):>8}"
             f"{share:>11}  {drops_text(now.drops)}"
         )
-        heading = f"{'time':>9}{'Mpps':>11}{'Gb/s':>11}{'burst':>8}{'occupied':>11}  dropped so far"
+        heading = (
+            f"{'time':>9}{'Mpps':>11}{'Gb/s L2':>11}{'burst':>8}{'occupied':>11}  dropped so far"
+        )
         return [line] if self._drawn else [heading, line]
 
     def _table(self, now: Traffic) -> list[str]:
         seconds, counted = self._since_last(now)
         width = max(len("all"), *(min(len(name), _NAME) for name in self.names))
-        columns = "".join(f"{name:>10}" for name in ("rx Mpps", "rx Gb/s", "tx Mpps", "tx Gb/s"))
+        columns = "".join(
+            f"{name:>12}" for name in ("rx Mpps", "rx Gb/s L2", "tx Mpps", "tx Gb/s L2")
+        )
         lines = [f"{f'{now.seconds:.1f} s':<{width}}{columns}  dropped"]
         for i, (name, stats) in enumerate(zip(self.names, now.ports, strict=True)):
             before = self.last.ports[i] if self.last.ports else {}
-            rates = "".join(
-                f"{rate_text(bits * (stats[key] - before.get(key, 0)) / seconds, unit):>10}"
-                for key, bits, unit in (
-                    ("rx_packets", 1, 1e6),
-                    ("rx_bytes", 8, 1e9),
-                    ("tx_packets", 1, 1e6),
-                    ("tx_bytes", 8, 1e9),
+            rates = ""
+            for way in ("rx", "tx"):
+                frames, size = (
+                    stats[name] - before.get(name, 0) for name in (f"{way}_packets", f"{way}_bytes")
                 )
-            )
+                rates += f"{rate_text(frames / seconds, 1e6):>12}"
+                rates += f"{rate_text(l2_bits(size, frames) / seconds, 1e9):>12}"
             drops = drops_text(drops_of(stats))
             lines.append(f"{_middle_cut(name):<{width}}{rates}  {drops}")
         lines.append(
             f"{'all':<{width}}"
-            f"{rate_text(counted['packets'] / seconds, 1e6):>10} Mpps"
-            f"{rate_text(8 * counted['bytes'] / seconds, 1e9):>10} Gb/s"
+            f"{rate_text(counted['packets'] / seconds, 1e6):>12} Mpps"
+            f"{rate_text(l2_bits(counted['bytes'], counted['packets']) / seconds, 1e9):>10} Gb/s L2"
             f"  bursts of {burst_text(counted['bursts'], counted['packets'])}"
             f"  {occupancy_text(counted['bursts'], counted['idle'])} occupied"
         )

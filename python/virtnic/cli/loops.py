@@ -8,18 +8,19 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from virtnic.cli import options
 from virtnic.cli.live import (
     Live,
     Traffic,
     burst_text,
     drops_of,
     drops_text,
-    is_terminal,
+    l2_bits,
     occupancy_text,
     rate_text,
 )
-from virtnic.cli.output import EXIT_STATUSES, Output, Status, seconds_text
+from virtnic.cli.status import Status
+from virtnic.cli.text import seconds_text
+from virtnic.units import L1_OVERHEAD
 
 if TYPE_CHECKING:
     import argparse
@@ -27,51 +28,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
     import virtnic
+    from virtnic.cli.output import Output
     from virtnic.loops.engine import Result
 
-__all__ = ["ENDING", "Loop", "Outcome", "add_loop"]
-
-ENDING = f"""\
-Without --seconds and --packets it goes on until Ctrl-C or SIGTERM. That is its end then, not
-an interruption: the summary is printed and the status is 0. With one of them, a signal cuts it
-short: the summary is printed as well, and the status is 130 (Ctrl-C) or 143 (SIGTERM).
-
-rates are of Ethernet frames without preamble and checksum; occupied is the share of the loop's
-turns that moved frames, each a burst
-
-{EXIT_STATUSES}"""
+__all__ = ["Loop", "Outcome", "line_rates"]
 
 #: How long frames may take to leave after the loop, while some do.
 _STALLED = 0.2
-
-
-def add_loop(parser: argparse.ArgumentParser) -> None:
-    """Add when a loop ends, and how often it is shown."""
-    group = parser.add_argument_group("loop")
-    group.add_argument(
-        "--seconds",
-        type=options.seconds,
-        metavar="N",
-        help="how long (default: until Ctrl-C)",
-    )
-    group.add_argument(
-        "--packets",
-        type=options.positive,
-        metavar="N",
-        help="how many frames (default: until Ctrl-C)",
-    )
-    group.add_argument(
-        "--interval",
-        type=options.seconds,
-        metavar="SECONDS",
-        help="from one refresh of the live table to the next; 0 for none "
-        "(default: 0.5 on a terminal, else 1)",
-    )
-    group.add_argument(
-        "--xstats",
-        action="store_true",
-        help="count lengths and destinations of frames too, and print what each queue has counted",
-    )
 
 
 class Stop:
@@ -160,8 +123,8 @@ class Loop:
             if latest is not None:
                 self._print(self._outcome(latest, 0))
             raise
-        if self._stop.signal is signal.SIGINT and is_terminal(live.stream):
-            self.output.line()  # the terminal has written ^C
+        if self._stop.signal is signal.SIGINT:
+            self.output.after_ctrl_c()
         return self._outcome(result, self._drain())
 
     def finish(self, outcome: Outcome, **more: Any) -> int:
@@ -169,14 +132,16 @@ class Loop:
         self._print(outcome)
         result = outcome.result
         turns = result.bursts + result.idle
+        l2, l1 = line_rates(result)
         self.output.result(
             {
                 **more,
                 "packets": result.packets,
-                "bytes": result.bytes,
+                "bytes": l2_bits(result.bytes, result.packets) // 8,
                 "seconds": result.seconds,
                 "pps": result.pps,
-                "bps": result.bps,
+                "l2_bps": l2,
+                "l1_bps": l1,
                 "received": result.received,
                 "sent": result.sent,
                 "unfinished": outcome.unfinished,
@@ -242,11 +207,13 @@ class Loop:
 
     def _print(self, outcome: Outcome) -> None:
         result = outcome.result
+        l2, l1 = line_rates(result)
         line = self.output.line
         line(f"--- {self.arguments.command} statistics ---")
         line(
-            f"{result.packets} frames, {result.bytes} bytes in {seconds_text(result.seconds)}: "
-            f"{rate_text(result.pps, 1e6)} Mpps, {rate_text(result.bps, 1e9)} Gb/s"
+            f"{result.packets} frames, {l2_bits(result.bytes, result.packets) // 8} bytes "
+            f"in {seconds_text(result.seconds)}: {rate_text(result.pps, 1e6)} Mpps, "
+            f"{rate_text(l2, 1e9)} Gb/s L2, {rate_text(l1, 1e9)} Gb/s L1"
         )
         line(
             f"{result.bursts} bursts, {burst_text(result.bursts, result.packets)} frames in each "
@@ -263,3 +230,11 @@ class Loop:
                     line(f"  {name:<32}{value:>14}")
         if outcome.unfinished:
             line(f"{outcome.unfinished} of the frames sent were not taken by the other side")
+
+
+def line_rates(result: Result) -> tuple[float, float]:
+    """Return bits a second of L2, with checksums, and of L1, with preambles and gaps."""
+    if not result.seconds:
+        return 0.0, 0.0
+    bits = l2_bits(result.bytes, result.packets)
+    return bits / result.seconds, (bits + 8 * L1_OVERHEAD * result.packets) / result.seconds

@@ -1,50 +1,75 @@
-"""Options that commands share, and the memory, QEMU and port that they describe."""
+"""Options that commands share.
+
+They are described here for argparse, and read; :mod:`virtnic.cli.session` makes of them a memory,
+a QEMU and ports. What takes long to import is imported when a value is read: help is quick.
+"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ipaddress
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-import virtnic
-from virtnic.nic.options import Interrupts
-from virtnic.qemu.command import Accel, MachineType
+from virtnic.cli.status import EXIT_STATUSES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable
+
+    from virtnic.cli.ports import PortArguments
 
 __all__ = [
+    "ACCELERATORS",
+    "ENDING",
+    "INTERRUPTS",
+    "MACHINES",
+    "MODES",
     "SANDBOXES",
-    "PortOptions",
-    "Session",
     "add_address",
     "add_common",
     "add_connect",
     "add_device",
+    "add_loop",
     "add_memory",
     "add_port",
     "add_qemu",
     "add_recover",
-    "attach",
     "check_address",
-    "configure",
+    "ip",
     "ipv4",
-    "make_memory",
-    "opened",
-    "opened_ports",
+    "mac",
+    "path",
     "port_options",
     "positive",
     "seconds",
-    "start_qemu",
+    "table",
     "whole",
 ]
 
+# The choices of the types that the API has; a test compares them.
+ACCELERATORS = ("auto", "qtest", "tcg", "kvm")
+MACHINES = ("pc", "q35")
+INTERRUPTS = ("msix", "intx", "none")
+MODES = ("io", "mac", "macswap")
 _RINGS = ("split", "packed")
 _NOTIFIES = ("eventfd", "qtest")
 SANDBOXES: dict[str, bool | Literal["spawn"]] = {"on": True, "spawn": "spawn", "off": False}
+
+ENDING = f"""\
+Without --seconds and --packets it goes on until Ctrl-C or SIGTERM. That is its end then, not
+an interruption: the summary is printed and the status is 0. With one of them, a signal cuts it
+short: the summary is printed as well, and the status is 130 (Ctrl-C) or 143 (SIGTERM).
+
+Bytes and L2 rates are of Ethernet frames with their checksum: the shortest has 64 bytes. L1 adds
+the preamble and the gap, 20 bytes a frame: what the line carries. Occupied is the share of the
+loop's turns that moved frames, each a burst.
+
+{EXIT_STATUSES}"""
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Return the lines of two columns, for an epilog."""
+    listed = list(rows)
+    width = max(len(first) for first, _ in listed) + 2
+    return "\n".join(f"  {first:<{width}}{second}" for first, second in listed)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -69,20 +94,21 @@ def add_qemu(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("QEMU")
     group.add_argument(
         "--qemu",
+        type=path,
         metavar="PATH",
         help="the QEMU to start: a path or a quoted command line (default: $VIRTNIC_QEMU, else "
         "qemu-system-x86_64 in PATH)",
     )
     group.add_argument(
         "--accel",
-        choices=get_args(Accel),
+        choices=ACCELERATORS,
         default="auto",
         help="accelerator; auto takes qtest where this QEMU has it, else tcg with a parked "
         "processor (default: %(default)s)",
     )
     group.add_argument(
         "--machine",
-        choices=get_args(MachineType),
+        choices=MACHINES,
         default="pc",
         help="machine type (default: %(default)s)",
     )
@@ -99,6 +125,7 @@ def add_connect(parser: argparse.ArgumentParser) -> None:
     """Add the choice of a QEMU that runs already."""
     parser.add_argument_group("QEMU started elsewhere").add_argument(
         "--connect",
+        type=path,
         metavar="DIR",
         help="start no QEMU, but drive the one whose sockets are in this directory; it was started "
         "as `virtnic qemu-args --directory` says",
@@ -120,9 +147,10 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory")
     group.add_argument(
         "--memory",
+        type=_size,
         metavar="SIZE",
-        help="size of the shared packet memory, a power of two such as 64M (default: 32M, or one "
-        "page where pages are larger)",
+        help="size of the shared packet memory, a power of two: 64M, 64MiB, 64 MB, 1g (default: "
+        "32M, or one page where pages are larger)",
     )
     group.add_argument(
         "--hugepages",
@@ -150,7 +178,9 @@ def add_port(parser: argparse.ArgumentParser) -> None:
         help="what the NIC is connected to, as QEMU's -netdev takes it without id "
         "(default: %(default)s)",
     )
-    group.add_argument("--mac", metavar="MAC", help="its MAC address (default: what QEMU gives it)")
+    group.add_argument(
+        "--mac", type=mac, metavar="MAC", help="its MAC address (default: what QEMU gives it)"
+    )
     add_device(group)
 
 
@@ -158,7 +188,7 @@ def add_device(group: argparse._ArgumentGroup) -> None:
     """Add how a port's rings are and how both sides tell each other of frames."""
     group.add_argument(
         "--interrupts",
-        choices=get_args(Interrupts),
+        choices=INTERRUPTS,
         default="msix",
         help="how the device tells us: by a message to an eventfd, an interrupt line, or not at "
         "all, which means polling (default: %(default)s)",
@@ -194,6 +224,35 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--gateway", type=ipv4, metavar="A.B.C.D", help="the gateway, with --address"
+    )
+
+
+def add_loop(parser: argparse.ArgumentParser) -> None:
+    """Add when a loop ends, and how often it is shown."""
+    group = parser.add_argument_group("loop")
+    group.add_argument(
+        "--seconds",
+        type=seconds,
+        metavar="N",
+        help="how long (default: until Ctrl-C)",
+    )
+    group.add_argument(
+        "--packets",
+        type=positive,
+        metavar="N",
+        help="how many frames (default: until Ctrl-C)",
+    )
+    group.add_argument(
+        "--interval",
+        type=seconds,
+        metavar="SECONDS",
+        help="from one refresh of the live table to the next; 0 for none "
+        "(default: 0.5 on a terminal, else 1)",
+    )
+    group.add_argument(
+        "--xstats",
+        action="store_true",
+        help="count lengths and destinations of frames too, and print what each queue has counted",
     )
 
 
@@ -243,13 +302,27 @@ def _iova(text: str) -> str | int:
 
 def ipv4(text: str) -> str:
     """Check an IPv4 address, for argparse."""
+    import ipaddress
+
     try:
         return str(ipaddress.IPv4Address(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address") from None
 
 
+def ip(text: str) -> str:
+    """Check an address of IPv4 or IPv6, for argparse."""
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 or IPv6 address") from None
+
+
 def _interface(text: str) -> str:
+    import ipaddress
+
     if "/" not in text:
         raise argparse.ArgumentTypeError(f"{text!r} lacks its prefix; write {text}/24")
     try:
@@ -258,69 +331,36 @@ def _interface(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address with prefix") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What a command works with."""
-
-    memory: virtnic.Memory
-    qemu: virtnic.Qemu
-    port: virtnic.Port
+def path(text: str) -> str:
+    """Refuse an empty path, for argparse: a shell's variable that is not set, in quotes."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
-def make_memory(arguments: argparse.Namespace) -> virtnic.Memory:
-    """Make the memory that the options describe."""
-    hugepages = None if arguments.hugepages == "none" else arguments.hugepages
-    options: dict[str, Any] = {"hugepages": hugepages, "iova": arguments.iova}
-    size = arguments.memory or ("1G" if hugepages == "1G" else None)
-    if size is not None:
-        options["size"] = size
-    return virtnic.Memory(**options)
+def mac(text: str) -> str:
+    """Check a MAC address, for argparse."""
+    from virtnic.loops.traffic import parse_mac
+
+    try:
+        return parse_mac(text).hex(":")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def start_qemu(arguments: argparse.Namespace, memory: virtnic.Memory) -> virtnic.Qemu:
-    """Start the QEMU that the options describe."""
-    return virtnic.Qemu(
-        memory,
-        qemu=arguments.qemu,
-        accel=arguments.accel,
-        machine=arguments.machine,
-        sandbox=SANDBOXES[arguments.sandbox],
-        connect=getattr(arguments, "connect", None),
-        recover=getattr(arguments, "recover", False),
-    )
+def _size(text: str) -> int:
+    from virtnic.units import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-@dataclass(frozen=True, slots=True)
-class PortOptions:
-    """What the options say of one port; None where they say nothing."""
-
-    netdev: str
-    mac: str | None = None
-    interrupts: str | None = None
-    queue_size: int | None = None
-    ring: str | None = None
-    notify: str | None = None
-
-    def otherwise(self, arguments: argparse.Namespace) -> PortOptions:
-        """Fill in what the options of :func:`add_device` say for every port."""
-        names = ("interrupts", "queue_size", "ring", "notify")
-        missing = {name: getattr(arguments, name) for name in names if getattr(self, name) is None}
-        return replace(self, **missing)
-
-    def attach(self, qemu: virtnic.Qemu) -> virtnic.Port:
-        """Plug in and start this NIC."""
-        options: dict[str, Any] = {
-            "mac": self.mac,
-            "interrupts": self.interrupts,
-            "queue_size": self.queue_size or 0,
-            "ring": self.ring,
-            "notify": self.notify,
-        }
-        return qemu.attach(self.netdev, **options)
-
-
-def port_options(text: str) -> PortOptions:
+def port_options(text: str) -> PortArguments:
     """Read ``NETDEV[;OPTION=VALUE]...``, for argparse; ``;;`` is a semicolon of the netdev."""
+    from virtnic.cli.ports import PortArguments
+
     netdev, *words = [word.replace("\0", ";") for word in text.replace(";;", "\0").split(";")]
     given: dict[str, Any] = {}
     for word in words:
@@ -332,11 +372,11 @@ def port_options(text: str) -> PortOptions:
                 "written twice"
             )
         given[name.replace("-", "_")] = _PORT_OPTIONS[name](name, value)
-    return PortOptions(netdev.strip(), **given)
+    return PortArguments(netdev.strip(), **given)
 
 
-def _any(_name: str, value: str) -> str:
-    return value
+def _mac(_name: str, value: str) -> str:
+    return mac(value)
 
 
 def _number(_name: str, value: str) -> int:
@@ -355,53 +395,9 @@ def _one_of(*choices: str) -> Callable[[str, str], str]:
 
 
 _PORT_OPTIONS: dict[str, Callable[[str, str], Any]] = {
-    "mac": _any,
-    "interrupts": _one_of(*get_args(Interrupts)),
+    "mac": _mac,
+    "interrupts": _one_of(*INTERRUPTS),
     "queue-size": _number,
     "ring": _one_of(*_RINGS),
     "notify": _one_of(*_NOTIFIES),
 }
-
-
-def attach(arguments: argparse.Namespace, qemu: virtnic.Qemu) -> virtnic.Port:
-    """Plug in and start the NIC that the options describe."""
-    return PortOptions(arguments.netdev, arguments.mac).otherwise(arguments).attach(qemu)
-
-
-@contextlib.contextmanager
-def opened(arguments: argparse.Namespace) -> Iterator[Session]:
-    """Do all three; close them at the end."""
-    memory = make_memory(arguments)
-    with start_qemu(arguments, memory) as qemu, attach(arguments, qemu) as port:
-        yield Session(memory, qemu, port)
-
-
-@contextlib.contextmanager
-def opened_ports(
-    arguments: argparse.Namespace, wanted: Sequence[PortOptions]
-) -> Iterator[list[virtnic.Port]]:
-    """Open several ports of one QEMU on one memory; close them at the end."""
-    memory = make_memory(arguments)
-    with start_qemu(arguments, memory) as qemu, ExitStack() as stack:
-        yield [stack.enter_context(each.attach(qemu)) for each in wanted]
-
-
-def configure(arguments: argparse.Namespace, stack: virtnic.Stack) -> dict[str, Any]:
-    """Give the stack the address of the options, or one from DHCP.
-
-    Returns ``address`` with its prefix and ``gateway``, and from DHCP also ``server``, ``dns``,
-    ``duration`` of the lease and ``elapsed``, the seconds that it took.
-
-    Raises TimeoutError when no DHCP server answers.
-    """
-    more: dict[str, Any] = {}
-    if arguments.address is not None:
-        stack.configure(arguments.address, arguments.gateway)
-    else:
-        try:
-            lease = stack.dhcp()
-        except TimeoutError as error:
-            error.add_note("Where there is no DHCP server, give --address A.B.C.D/N.")
-            raise
-        more = {name: getattr(lease, name) for name in ("server", "dns", "duration", "elapsed")}
-    return {"address": stack.address, "gateway": stack.gateway, **more}

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import virtnic
 from virtnic import _native
+from virtnic.cli.colour import coloured, is_terminal
 from virtnic.cli.status import EXIT_STATUSES, Status
+from virtnic.cli.text import without_long_words
+from virtnic.cli.wording import of_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,14 +25,12 @@ __all__ = [
     "EXIT_STATUSES",
     "Output",
     "Status",
-    "bytes_text",
     "message_of",
-    "seconds_text",
 ]
 
 
 #: What a log message's level is called at the start of its line.
-_LEVELS = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
+_LEVELS = {logging.WARNING: "warning:", logging.ERROR: "error:", logging.CRITICAL: "error:"}
 
 
 class Output:
@@ -51,6 +52,11 @@ class Output:
         if not self.json:
             _print(text)
 
+    def after_ctrl_c(self) -> None:
+        """End the line in which a terminal has written ``^C``."""
+        if is_terminal(sys.stdout):
+            self.line()
+
     def result(self, value: Mapping[str, Any]) -> None:
         """Print the result for scripts."""
         if self.json:
@@ -61,7 +67,7 @@ class Output:
 
     def warning(self, text: str) -> None:
         """Print a warning on stderr."""
-        _say(f"virtnic: warning: {text}")
+        _say(f"virtnic: {coloured('warning:', 'yellow', sys.stderr)} {of_options(text)}")
 
     def note(self, text: str) -> None:
         """Print on stderr what is no warning."""
@@ -73,11 +79,13 @@ class Output:
             with contextlib.suppress(OSError):
                 self.result({"error": {"type": kind, "message": message}})
                 return
-        _say(
-            textwrap.fill(
-                f"virtnic: {message}", 100, break_long_words=False, break_on_hyphens=False
-            )
+        filled = textwrap.fill(
+            f"virtnic: {without_long_words(message)}",
+            100,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
+        _say(filled.replace("virtnic:", coloured("virtnic:", "red", sys.stderr), 1))
 
     def failure(self, error: BaseException) -> int:
         """Tell of an exception that ended the command; return the exit status."""
@@ -87,9 +95,12 @@ class Output:
         if self.verbosity >= 2:
             traceback.print_exception(error)
         if isinstance(error, KeyboardInterrupt):
+            if is_terminal(sys.stderr) and not self.json:
+                _say("")  # the terminal has written ^C
             self.error("KeyboardInterrupt", "interrupted")
             return status
         message = ". ".join([message_of(error).rstrip("."), *getattr(error, "__notes__", ())])
+        message = of_options(message)
         if not _is_expected(error):
             message = (
                 f"an error that should not happen, {type(error).__name__}: {message}. "
@@ -136,7 +147,10 @@ class _Handler(logging.Handler):
     """Log messages on stderr, as it is now and not as it was at import."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(f"virtnic: {_LEVELS.get(record.levelno, '')}{record.getMessage()}")
+        level = _LEVELS.get(record.levelno, "")
+        colour = "yellow" if record.levelno == logging.WARNING else "red"
+        kind = f"{coloured(level, colour, sys.stderr)} " if level else ""
+        _say(f"virtnic: {kind}{of_options(record.getMessage())}")
         if record.exc_info:
             _say("".join(traceback.format_exception(*record.exc_info)).rstrip())
 
@@ -173,7 +187,8 @@ def status_of(error: BaseException) -> int:
         return own
     if isinstance(error, TimeoutError):
         return Status.FAILED  # an OSError as well, but the machine lacks nothing
-    if isinstance(error, (virtnic.QemuNotFound, virtnic.MemoryUnavailable, OSError)):
+    missing = (virtnic.QemuNotFound, virtnic.NetdevUnavailable, virtnic.MemoryUnavailable, OSError)
+    if isinstance(error, missing):
         return Status.ENVIRONMENT
     if isinstance(error, ValueError):
         return Status.USAGE
@@ -188,23 +203,6 @@ def _is_expected(error: BaseException) -> bool:
 
 def message_of(error: BaseException) -> str:
     """Return what an exception says, or at least its kind."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
-
-
-def seconds_text(seconds: float) -> str:
-    """Return a time in the unit that suits it: ``43 µs``, ``1.24 ms``, ``2.03 s``."""
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.0f} µs"
-    if seconds < 1.0:
-        return f"{seconds * 1e3:.2f} ms"
-    return f"{seconds:.2f} s"
-
-
-def bytes_text(size: int) -> str:
-    """Return a size in the largest binary unit that divides it: ``64 MiB``, ``4 KiB``."""
-    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size >= 1 << shift and size % (1 << shift) == 0:
-            return f"{size >> shift} {unit}"
-    return f"{size} bytes"

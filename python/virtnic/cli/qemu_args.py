@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from virtnic.cli import options
-from virtnic.cli.output import EXIT_STATUSES, Status
-from virtnic.qemu import parse
-from virtnic.qemu.command import Accel, MachineType, elsewhere
-from virtnic.qemu.sockets import Sockets
+from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
     import argparse
@@ -53,10 +49,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "of sockets."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=_check)
+    parser.set_defaults(run=run, check=_check, imports=("virtnic.qemu",))
     parser.add_argument(
         "--directory",
         required=True,
+        type=options.path,
         metavar="DIR",
         help="the shared directory, as QEMU sees it",
     )
@@ -74,20 +71,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("QEMU")
     group.add_argument(
         "--qemu",
+        type=options.path,
         default="qemu-system-x86_64",
         metavar="COMMAND",
         help="the program there: a path or a quoted command line (default: %(default)s)",
     )
     group.add_argument(
         "--accel",
-        choices=[name for name in get_args(Accel) if name != "kvm"],
+        choices=[name for name in options.ACCELERATORS if name != "kvm"],
         default="auto",
         help="accelerator; auto takes qtest where that QEMU has it, else tcg with a parked "
         "processor (default: %(default)s)",
     )
     group.add_argument(
         "--machine",
-        choices=get_args(MachineType),
+        choices=options.MACHINES,
         default="pc",
         help="machine type: pc takes 29 NICs, q35 takes 16, behind root ports as in a new "
         "machine (default: %(default)s)",
@@ -105,6 +103,8 @@ def _check(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options together."""
     if arguments.script and arguments.json:
         return "--script and --json are two forms of one answer; choose one"
+    from virtnic.qemu.sockets import Sockets
+
     try:
         Sockets(arguments.directory).check_length("mount it at a shorter path")
     except ValueError as error:
@@ -114,6 +114,12 @@ def _check(arguments: argparse.Namespace) -> str | None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Print it."""
+    import shlex
+
+    from virtnic.qemu import parse
+    from virtnic.qemu.command import elsewhere
+    from virtnic.qemu.sockets import Sockets
+
     sockets = Sockets(arguments.directory)
     netdevs = [parse(netdev) for netdev in arguments.netdev]
     sandbox = _sandbox(arguments.sandbox, netdevs)

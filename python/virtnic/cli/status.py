@@ -22,6 +22,7 @@ exit status:
   0    it worked
   1    it failed: no reply came, QEMU or the device refused something
   2    the command line is wrong, or an option's value
-  3    the machine lacks something: QEMU, memory, a permission, a socket (see `virtnic doctor`)
+  3    the machine lacks something: QEMU, memory, a permission, a device, a socket
   130  interrupted by Ctrl-C
+`virtnic doctor` looks for what is lacking.
 """

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from virtnic.cli import options
-from virtnic.cli.loops import Stop
-from virtnic.cli.output import EXIT_STATUSES, Output, Status
+from virtnic.cli.status import EXIT_STATUSES, Status
 
 if TYPE_CHECKING:
     import argparse
 
     import virtnic
+    from virtnic.cli.output import Output
 
 __all__ = ["add", "run"]
 
@@ -45,7 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "What they receive is left alone."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, imports=("virtnic.cli.loops", "virtnic.cli.session"))
     group = parser.add_argument_group("ports")
     group.add_argument(
         "--port",
@@ -69,11 +67,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Print events until it ends."""
+    import signal
+    import time
+    from contextlib import ExitStack
+
+    from virtnic.cli.loops import Stop
+    from virtnic.cli.session import make_memory, start_qemu
+
     output.by_line = True
     wanted = [
         port.otherwise(arguments) for port in arguments.port or [options.port_options("user")]
     ]
-    memory = options.make_memory(arguments)
+    memory = make_memory(arguments)
     netdevs: dict[virtnic.Port, str] = {}
     stop, died = Stop(), False
 
@@ -93,11 +98,13 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             }
         )
 
-    with stop.noticed(), ExitStack() as stack:
-        qemu = stack.enter_context(options.start_qemu(arguments, memory))
+    with ExitStack() as stack:
+        qemu = stack.enter_context(start_qemu(arguments, memory))
         events = qemu.events()
         for each in wanted:
             netdevs[each.attach(qemu)] = each.netdev
+        # From here on a signal is the end, not an interruption; a wait for a backend it cuts short.
+        stack.enter_context(stop.noticed())
         deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
         while stop.signal is None and not died:
             left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
@@ -109,6 +116,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 died = event.kind == "qemu-died" and qemu.recovery is None
             elif qemu.recovery is not None:
                 died = qemu.recovery.over
+    if stop.signal is signal.SIGINT:
+        output.after_ctrl_c()
     for event in events:  # that the ports went
         show(event)
     if died:
@@ -120,5 +129,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 def _clock(seconds: float) -> str:
     """Return a time of the day with milliseconds."""
+    import time
+
     whole, fraction = divmod(round(seconds * 1000), 1000)
     return f"{time.strftime('%H:%M:%S', time.localtime(whole))}.{fraction:03}"

@@ -15,6 +15,7 @@ from virtnic import _native
 from virtnic._native import QemuDied
 from virtnic.loops.traffic import IMIX, MAX_FRAME, make_frame, parse_rate
 from virtnic.nic.port import Port
+from virtnic.units import CHECKSUM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -167,8 +168,8 @@ def generate(
     ``frames``: which; else UDP frames of ``size`` bytes on the wire (so with the four bytes of
     checksum that no software sees, 64 is the least), or the simple IMIX. Frames longer than a
     buffer take jumbo buffers, at most half of those that are free.
-    ``rate``: frames a second, or text such as ``"10Mpps"`` or ``"1Gbit/s"`` (bits of frames);
-    None for as fast as they are taken.
+    ``rate``: frames a second, or text such as ``"10Mpps"`` or ``"1Gbit/s"`` (bits of frames with
+    their checksum); None for as fast as they are taken.
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
@@ -199,7 +200,7 @@ def _load(
 ) -> tuple[list[Buffer], float | None]:
     load = _frames_of(port, size) if frames is None else _given(port, frames)
     mean = sum(memoryview(frame).nbytes for frame in load) / len(load)
-    return load, None if rate is None else parse_rate(rate, mean)
+    return load, None if rate is None else parse_rate(rate, mean + CHECKSUM)
 
 
 def _given(port: Port, frames: Iterable[Frame]) -> list[Buffer]:
@@ -224,12 +225,12 @@ def _given(port: Port, frames: Iterable[Frame]) -> list[Buffer]:
 def _frames_of(port: Port, size: int | str) -> list[Buffer]:
     if size == "imix":
         return [make_frame(length, source=port.mac) for length in IMIX]
-    most = min(port.memory.largest_frame, MAX_FRAME) + 4
+    most = min(port.memory.largest_frame, MAX_FRAME) + CHECKSUM
     if not isinstance(size, int) or isinstance(size, bool) or not 64 <= size <= most:
         raise ValueError(
             f"a frame has 64 to {most} bytes on the wire, or size is 'imix', not {size!r}"
         )
-    return [make_frame(size - 4, source=port.mac)]
+    return [make_frame(size - CHECKSUM, source=port.mac)]
 
 
 #: The verdict that drops a frame.

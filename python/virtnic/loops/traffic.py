@@ -1,28 +1,25 @@
-"""Frames for :func:`virtnic.generate`, and rates as people write them."""
+"""Frames for :func:`virtnic.generate`."""
 
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 
-__all__ = ["IMIX", "MAX_FRAME", "make_frame", "parse_mac", "parse_rate"]
+from virtnic.units import parse_rate
+
+__all__ = ["IMIX", "MAX_FRAME", "make_frame", "parse_mac", "parse_rate", "shortest_frame"]
 
 #: The simple IMIX: sizes of frames, without checksum, in the proportion 7 : 4 : 1.
 IMIX = (60,) * 7 + (590,) * 4 + (1514,)
-_ETHERNET, _IPV4, _UDP, _TAG = 14, 20, 8, 4
+_ETHERNET, _IPV4, _IPV6, _UDP, _TAG = 14, 20, 40, 8, 4
 #: With the longest IPv4 packet.
 MAX_FRAME = _ETHERNET + 65_535
 
+#: Addresses that are set aside for benchmarks: RFC 2544, appendix C, and RFC 5180, section 8.
+_ADDRESSES = {4: ("198.18.0.1", "198.18.0.2"), 6: ("2001:2::1", "2001:2::2")}
 _MAC = re.compile(r"[0-9a-f]{2}([:-]?)(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}", re.ASCII | re.IGNORECASE)
-#: A number, a prefix, and a unit: frames, bits or bytes (which have a capital), a second.
-_RATE = re.compile(
-    r"\s*(?P<number>\d[\d_]*(?:\.\d*)?|\.\d+)(?P<exponent>[eE][+-]?\d+)?\s*"
-    r"(?P<prefix>[kKmMgGtT]?)(?P<binary>i?)"
-    r"(?P<unit>pps|PPS|(?:p|packets?|frames?)/s|(?:b|B|bits?|bytes?)(?:ps|/s|/sec)|BPS)?\s*",
-    re.ASCII,
-)
-_FACTORS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_mac(mac: str) -> bytes:
@@ -33,71 +30,89 @@ def parse_mac(mac: str) -> bytes:
 
 
 def make_frame(
-    length: int,
+    length: int | None,
     *,
     source: str = "02:00:00:00:00:01",
     destination: str = "02:00:00:00:00:02",
-    source_ip: str = "198.18.0.1",
-    destination_ip: str = "198.18.0.2",
+    source_ip: str | None = None,
+    destination_ip: str | None = None,
     source_port: int = 9,
     destination_port: int = 9,
     vlan: int | None = None,
+    payload: bytes = b"",
 ) -> bytes:
     """Make a UDP frame of ``length`` bytes, without checksum; ``source`` is its MAC address.
 
-    The IP addresses are those set aside for benchmarks (RFC 2544, appendix C), the port is that of
-    ``discard``. ``vlan`` puts an 802.1Q tag in it. Raises ValueError.
+    None for as long as ``payload`` makes it, and 60 at least; where it is longer, zeros follow the
+    payload. The IP addresses, of IPv4 or IPv6, are by default those set aside for benchmarks
+    (198.18.0.1 and 198.18.0.2; 2001:2::1 and 2001:2::2), the port is that of ``discard``. ``vlan``
+    puts an 802.1Q tag in it. Raises ValueError.
     """
+    source_address, destination_address = _addresses(source_ip, destination_ip)
+    is_ipv6 = source_address.version == 6
     head = parse_mac(destination) + parse_mac(source)
     if vlan is not None:
         head += b"\x81\x00" + _number("a VLAN", vlan, 4094).to_bytes(2, "big")
-    head += b"\x08\x00"
-    least, most = len(head) + _IPV4 + _UDP, len(head) + 65_535
+    head += b"\x86\xdd" if is_ipv6 else b"\x08\x00"
+    header = _IPV6 if is_ipv6 else _IPV4
+    least, most = len(head) + header + _UDP, len(head) + 65_535
+    filled = least + len(payload)
+    if length is None:
+        length = max(filled, 60)
     if not least <= length <= most:
         raise ValueError(f"a UDP frame has {least} to {most} bytes, not {length}")
-    total = length - len(head)
-    header = bytearray.fromhex("4500 0000 0000 0000 4011 0000".replace(" ", ""))
-    for address in (source_ip, destination_ip):
-        header += ipaddress.IPv4Address(address).packed
-    header[2:4] = total.to_bytes(2, "big")
-    words = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, _IPV4, 2))
-    words = (words & 0xFFFF) + (words >> 16)
-    words = (words & 0xFFFF) + (words >> 16)
-    header[10:12] = (~words & 0xFFFF).to_bytes(2, "big")
-    datagram = total - _IPV4
+    if filled > length:
+        raise ValueError(
+            f"a payload of {len(payload)} bytes makes a frame of {filled} bytes, not {length}"
+        )
+    datagram = length - len(head) - header
     ports = [_number("a port", port, 65_535) for port in (source_port, destination_port)]
     udp = b"".join(number.to_bytes(2, "big") for number in (*ports, datagram, 0))
-    return head + bytes(header) + udp + bytes(datagram - _UDP)
+    udp += payload + bytes(length - filled)
+    pair = source_address.packed + destination_address.packed
+    if not is_ipv6:
+        ip = bytearray.fromhex("4500 0000 0000 0000 4011 0000") + pair
+        ip[2:4] = (header + datagram).to_bytes(2, "big")
+        ip[10:12] = _internet_checksum(ip).to_bytes(2, "big")
+        return head + bytes(ip) + udp
+    # The checksum of UDP may be left out over IPv4 only (RFC 8200, section 8.1).
+    pseudo = pair + datagram.to_bytes(4, "big") + b"\0\0\0\x11"
+    checksum = _internet_checksum(pseudo + udp) or 0xFFFF
+    ip = bytearray.fromhex("6000 0000 0000 1140") + pair
+    ip[4:6] = datagram.to_bytes(2, "big")
+    return head + bytes(ip) + udp[:6] + checksum.to_bytes(2, "big") + udp[8:]
+
+
+def shortest_frame(*, is_ipv6: bool = False, tagged: bool = False) -> int:
+    """Return the bytes of the shortest UDP frame, without checksum."""
+    tag = _TAG if tagged else 0
+    return max(60 + tag, _ETHERNET + tag + (_IPV6 if is_ipv6 else _IPV4) + _UDP)
+
+
+def _addresses(source: str | None, destination: str | None) -> tuple[_Address, _Address]:
+    """Return both addresses: where one is given, the other is of its kind."""
+    given = [ipaddress.ip_address(text) for text in (source, destination) if text is not None]
+    kinds = {address.version for address in given}
+    if len(kinds) == 2:
+        raise ValueError(f"{source} and {destination} are not both IPv4 or both IPv6")
+    usual = _ADDRESSES[kinds.pop() if kinds else 4]
+    return (
+        ipaddress.ip_address(source or usual[0]),
+        ipaddress.ip_address(destination or usual[1]),
+    )
+
+
+def _internet_checksum(data: bytes | bytearray) -> int:
+    """Return the checksum of RFC 1071."""
+    total = sum(
+        int.from_bytes(data[i : i + 2].ljust(2, b"\0"), "big") for i in range(0, len(data), 2)
+    )
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
 
 
 def _number(what: str, value: int, most: int) -> int:
     if not 0 <= value <= most:
         raise ValueError(f"{what} is a number from 0 to {most}, not {value}")
-    return value
-
-
-def parse_rate(rate: float | str, mean_length: float) -> float:
-    """Return frames a second of a number of them, or of a rate as people write it.
-
-    ``"10Mpps"`` or ``"10k packets/s"``; in bits of frames ``"1Gbps"``, ``"1gbps"`` or
-    ``"1 Gbit/s"``; in bytes ``"1GB/s"``; as a mere number ``"1e6"``. Prefixes are powers of 1,000,
-    with ``i`` (``"1Gibit/s"``) of 1,024. Raises ValueError.
-    """
-    if isinstance(rate, str):
-        match = _RATE.fullmatch(rate)
-        if not match:
-            raise ValueError(
-                "a rate is a number of frames a second, or such as '10Mpps', '1Gbps' or "
-                f"'1Gbit/s', not {rate!r}"
-            )
-        value = float((match["number"] + (match["exponent"] or "")).replace("_", ""))
-        value *= (1024 if match["binary"] else 1000) ** _FACTORS[match["prefix"].lower()]
-        unit = match["unit"] or "pps"
-        if unit[0] in "bB":
-            is_bytes = unit.startswith(("byte", "B")) and unit != "BPS"
-            value /= mean_length if is_bytes else 8 * mean_length
-    else:
-        value = float(rate)
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"a rate is above 0 frames a second, not {rate}")
     return value

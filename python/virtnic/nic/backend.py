@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtnic._native import EventFd, Interposer, QemuError
+from virtnic.errors import NetdevUnavailable
 from virtnic.nic.policy import Recovery
 from virtnic.qemu.backends import process_of, queue_size_for
 from virtnic.qemu.rundir import RunDirectory
@@ -75,8 +76,8 @@ class Backend(Owner):
         interposer's socket, when it was started elsewhere. ``recover`` says whether, and how
         often, a backend that went is looked for.
 
-        Raises QemuError when no backend is there, or it lacks something, TimeoutError when none
-        came in time.
+        Raises NetdevUnavailable when no backend is there, QemuError when it lacks something,
+        TimeoutError when none came in time.
         """
         socket = spec.socket
         if socket is None:
@@ -107,7 +108,7 @@ class Backend(Owner):
                 patience,
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise QemuError(error.strerror or str(error)) from None
+            raise NetdevUnavailable(error.strerror or str(error)) from None
         undo.add(self.interposer.close)
         #: Its counters when QEMU had its netdev.
         self.before = self.interposer.stats()

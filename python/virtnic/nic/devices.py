@@ -134,10 +134,23 @@ class Devices:
 
     def eject_slot(self, slot: int) -> None:
         """Let go of what is in a slot of the root bus, or behind the root port there."""
-        for function in self.bus.functions:
-            top = function.path[0] if function.path else function.bdf
-            if (top.bus, top.slot) == (0, slot) and not function.is_bridge:
-                self.bus.eject(function)
+        there = self._in_slot(slot)
+        if not there:
+            # It was plugged in, and who was to look for it was interrupted.
+            self.bus.rescan()
+            there = self._in_slot(slot)
+        for function in there:
+            self.bus.eject(function)
+
+    def _in_slot(self, slot: int) -> list[Function]:
+        def top(function: Function) -> tuple[int, int, int]:
+            return function.path[0] if function.path else function.bdf
+
+        return [
+            function
+            for function in self.bus.functions
+            if top(function)[:2] == (0, slot) and not function.is_bridge
+        ]
 
     def check_started(self, attachment: Attachment, before: int) -> None:
         """Raise QemuError where QEMU said, since then, that a device it started does not run.

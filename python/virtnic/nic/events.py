@@ -8,6 +8,7 @@ descriptor. Nobody polls, and only callbacks have a thread.
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import threading
@@ -189,6 +190,13 @@ class Events(Owner, Generic[P]):
         self.close()
 
 
+class _Watcher(Generic[P]):
+    """What is called back. Its thread does not keep it: it may hold what it hears of."""
+
+    def __init__(self, callback: Callable[[Event[P]], object]) -> None:
+        self.callback = callback
+
+
 class Feed(Generic[P]):
     """Where the events of one QEMU come from."""
 
@@ -239,23 +247,36 @@ class Feed(Generic[P]):
                 events._end()
             self._subscribers.clear()
 
-    def call(self, callback: Callable[[Event[P]], object]) -> Callable[[], None]:
-        """Call back for each event, in a thread of its own; returns what ends that."""
+    def call(
+        self, callback: Callable[[Event[P]], object], keep: list[object]
+    ) -> Callable[[], None]:
+        """Call back for each event, in a thread of its own; returns what ends that.
+
+        It is called for as long as ``keep`` is there.
+        """
         events = self.subscribe()
         stopped = threading.Event()
+        kept = _Watcher(callback)
+        keep.append(kept)
+        weak = weakref.ref(kept)
 
         def deliver() -> None:
             # No name for the event but here: while the next is awaited, its port is not kept.
             while (event := events.wait()) is not None and not stopped.is_set():
+                watcher = weak()
+                if watcher is None:
+                    return
                 try:
-                    callback(event)
+                    watcher.callback(event)
                 except BaseException:
                     _log.exception("a callback for the event %s failed", event.kind)
-                event = None
+                event = watcher = None
 
         def stop() -> None:
             stopped.set()
             events.close()
+            with contextlib.suppress(ValueError):
+                keep.remove(kept)
 
         threading.Thread(target=deliver, name="virtnic-watch", daemon=True).start()
         return stop

@@ -294,7 +294,10 @@ class Port(Owner, _native.NetPort):
     def ended(self) -> None:
         """Tell those who want to know that there is nothing to wait for any more."""
         for ending in list(self._endings):
-            ending()
+            try:
+                ending()
+            except Exception:  # the port has to end all the same
+                _log.exception("a callback for the end of a port failed")
 
     def abandon(self, why: str) -> None:
         """Give the device up; calls say why from now on, and the link is down."""

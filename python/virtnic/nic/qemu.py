@@ -112,6 +112,8 @@ class Qemu(Host):
         self._attachments: list[_Attached] = []
         self.devices = Devices(self)
         self.feed = Feed()
+        #: What is called back: kept here, not by the threads that call it.
+        self._watchers: list[object] = []
         #: Whether nobody else has the memory: its file goes with this Qemu.
         self._owns_memory = memory is None
         try:
@@ -428,7 +430,7 @@ class Qemu(Host):
         """
         if not callable(callback):
             raise TypeError(f"a callback takes an event, {callback!r} takes none")
-        return self.feed.call(callback)
+        return self.feed.call(callback, self._watchers)
 
     def close(self) -> None:
         """Stop all ports, end QEMU, and leave nothing behind. Closing twice is fine.
@@ -439,6 +441,7 @@ class Qemu(Host):
         if self._is_forked:
             return
         loop.check_outside()
+        self._closing = True
         if self._supervisor is not None:
             self._supervisor.close()
         for attachment in self._attachments.copy():

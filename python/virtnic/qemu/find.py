@@ -41,7 +41,7 @@ ACCELERATORS: tuple[Literal["qtest", "tcg", "kvm"], ...] = ("qtest", "tcg", "kvm
 
 INSTALL = (
     "install the package qemu-system-x86 (Debian, Ubuntu) or qemu-system-x86-core (Fedora), "
-    "or name a binary with VIRTNIC_QEMU or --qemu"
+    "or name a binary with VIRTNIC_QEMU or qemu=PATH"
 )
 
 #: A parked processor translates next to nothing, and would have 1 GiB set aside for that.
@@ -135,7 +135,7 @@ class Binary:
                     f"machine pc nor q35; {INSTALL}"
                 )
             have = ", ".join(sorted(self.machines & {"pc", "q35"}))
-            raise QemuError(f"`{self}` (QEMU {version}) has no machine {machine}, only {have}")
+            raise QemuNotFound(f"`{self}` (QEMU {version}) has no machine {machine}, only {have}")
         return version
 
 

@@ -166,12 +166,17 @@ class LoopThread:
     def start(self) -> None:
         """Start the thread, if that was not done, and wait until it takes calls.
 
-        Raises OSError without descriptors, BlockingIOError where there can be no more threads.
+        Raises OSError without descriptors, BlockingIOError where there can be no more threads,
+        RuntimeError where the interpreter has none.
         """
         if self._starting.locked():
             try:
                 threading.Thread(target=self._run, name="virtnic-qemu", daemon=True).start()
             except RuntimeError as error:
+                if str(error) != "can't start new thread":
+                    raise RuntimeError(
+                        f"virtnic talks to QEMU in a thread, and can have none here: {error}"
+                    ) from None
                 raise BlockingIOError(
                     errno.EAGAIN,
                     f"{error}: the limit of processes and threads is reached (ulimit -u, or that "

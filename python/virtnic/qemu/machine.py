@@ -14,7 +14,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from virtnic import _native
-from virtnic.errors import QemuDied, QemuError
+from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
 from virtnic.qemu.external import (
@@ -133,6 +133,8 @@ class Machine(Owner):
         #: The program; None when somebody else started it.
         self.binary = find_qemu(qemu) if connect is None else None
         finish_forgotten()
+        #: Whether somebody has begun to close it; an interruption may have ended that.
+        self._closing = False
         self._closed = self._is_over = False
         _live.add(self)
         try:
@@ -280,11 +282,13 @@ class Machine(Owner):
 
     def _explain(self, binary: Binary, process: Process, error: Exception) -> None:
         """Say why QEMU did not start, in its own words where it left some."""
-        if process.alive:
+        # Its sockets are closed a moment before its end can be seen.
+        status = process.wait(1.0 if isinstance(error, QemuDied) else 0.0)
+        if status is None:
             raise error
         binary.check(self.machine)
         words = last_line(process.stderr)
-        if not words:
+        if not words or status < 0:  # killed: what it said before is not why
             raise QemuError(f"QEMU did not start: {process.death()}") from None
         advice = ""
         if "sandbox" in words or "seccomp" in words:
@@ -293,7 +297,10 @@ class Machine(Owner):
             advice = " (leave accel=auto to take what it has)"
         elif "KVM" in words or "kvm" in words:
             advice = " (/dev/kvm has to exist and be writable; accel=auto needs none)"
-        raise QemuError(f"QEMU did not start: {words}{advice}") from None
+        # With an advice it is one that cannot be used so.
+        raise (QemuNotFound if advice else QemuError)(
+            f"QEMU did not start: {words}{advice}"
+        ) from None
 
     # What it consists of.
 
@@ -520,7 +527,7 @@ class Machine(Owner):
         if getattr(self, "_is_over", True) or self._is_forked:
             return
         try:
-            if not self._closed:
+            if not (self._closed or self._closing):
                 self._warn_unclosed()  # which may be an error
         finally:
             close_later(self.close)

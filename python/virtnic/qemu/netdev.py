@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,6 +78,8 @@ def _tap(options: dict[str, Any]) -> None:
         raise ValueError(
             f"ifname={name!r} is too long: a network device's name has up to {_LONGEST_NAME} bytes"
         )
+    if name in (".", "..") or re.search(r"[/:\s]", name):  # Linux: dev_valid_name()
+        raise ValueError(f"ifname={name!r} is no name of a network device")
     if wants_vhost(options):
         # Without it QEMU goes on without vhost, or aborts (7.2), where vhost cannot be had.
         if "vhostforce" in options and not is_on(options["vhostforce"]):

@@ -7,12 +7,23 @@ compares the two, the table with QEMU, and looks for the tests that it names.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["NETDEVS", "Advice", "Helper", "NetdevType", "advice_on", "kind_of", "not_started"]
+__all__ = [
+    "NETDEVS",
+    "Advice",
+    "Helper",
+    "NetdevType",
+    "advice_on",
+    "is_unavailable",
+    "kind_of",
+    "not_started",
+]
 
 Options = Mapping[str, Any]
 
@@ -349,3 +360,21 @@ def advice_on(kind: NetdevType, words: str) -> str:
         if re.search(advice.words, words):
             return advice.advice
     return ""
+
+
+#: The kernel's words, which QEMU quotes, for what is not there, in use or not permitted.
+_ERRNOS = (
+    *(errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR, errno.EBUSY),
+    *(errno.EPERM, errno.EACCES, errno.ECONNREFUSED, errno.EADDRINUSE, errno.EADDRNOTAVAIL),
+    *(errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN),
+)
+_UNAVAILABLE = re.compile(
+    "|".join(map(re.escape, map(os.strerror, _ERRNOS)))
+    + "|[Rr]esource busy|Could not set up host forwarding rule|bridge helper failed"
+    "|is not compiled into this binary"
+)
+
+
+def is_unavailable(words: str) -> bool:
+    """Whether QEMU refused a netdev for something that the machine lacks, not for its options."""
+    return _UNAVAILABLE.search(words) is not None

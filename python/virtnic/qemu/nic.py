@@ -15,12 +15,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from virtnic.errors import QemuDied, QemuError
+from virtnic.errors import NetdevUnavailable, QemuDied, QemuError
 from virtnic.qemu import command, quirks
 from virtnic.qemu.descriptors import handed_over, names_in_qemu
 from virtnic.qemu.monitor import understanding
 from virtnic.qemu.netdev import boolean, with_reconnect
-from virtnic.qemu.netdevs import advice_on
+from virtnic.qemu.netdevs import advice_on, is_unavailable
 from virtnic.qemu.peer import StreamPeer
 from virtnic.qemu.schema import Schema, convert
 from virtnic.qemu.spec import Spec
@@ -198,23 +198,23 @@ class Nics:
 
     def remove_memory(self, eject: Callable[[], object], timeout: float) -> None:
         """Unplug the shared memory; fine where there is none."""
-        self._unplug(SHMEM, eject, timeout)
         deadline = time.monotonic() + timeout
-        while self._is_busy(SHMEM_CHARDEV) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        self._unplug(SHMEM, eject, timeout)
+        # A device that QEMU knows no more may have its chardev for some 50 ms (RCU).
+        while not self._chardev_goes(SHMEM_CHARDEV):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"QEMU did not let go of {SHMEM_CHARDEV} within {timeout:g} s")
+            time.sleep(0.01)
 
-    def _is_busy(self, chardev: str) -> bool:
-        """Remove a chardev, unless a device that a program before us let go of still has it.
-
-        QEMU frees a device up to some 50 ms after it was ejected (by RCU).
-        """
+    def _chardev_goes(self, name: str) -> bool:
+        """Remove a chardev; False while something in QEMU uses it."""
         try:
-            self._monitor.execute("chardev-remove", id=chardev)
+            self._monitor.execute("chardev-remove", id=name)
         except QemuDied:
             raise
         except QemuError as error:
-            return "is busy" in str(error)
-        return False
+            return "busy" not in str(error)
+        return True
 
     def adopt(self) -> None:
         """Take over the NICs that a program before us left, to be removed; what they had, goes."""
@@ -415,7 +415,7 @@ class Nics:
         if why is None:
             return
         if spec.wait:
-            raise QemuError(f"no peer of the netdev stream within {spec.wait:g} s: {why}")
+            raise NetdevUnavailable(f"no peer of the netdev stream within {spec.wait:g} s: {why}")
         if repeats:
             then = "QEMU goes on " + ("connecting" if connects else "listening")
         else:
@@ -451,11 +451,11 @@ class Nics:
             ]
             if more := [line for line in said if line not in refused]:
                 words = f"{refused} (QEMU also said: {' | '.join(more[-4:])})"
-            if advice := tap_advice(spec, words, self._pid) or advice_on(spec.kind, words):
+            of_tap = tap_advice(spec, words, self._pid)
+            kind = NetdevUnavailable if of_tap or is_unavailable(words) else QemuError
+            if advice := of_tap or advice_on(spec.kind, words):
                 words = f"{words}; {advice}"
-            if words == refused:
-                raise
-            raise QemuError(words) from None
+            raise kind(words) from None
 
     def _schema(self) -> Schema:
         if self._key not in self._schemas:
@@ -505,7 +505,7 @@ class Nics:
             if time.monotonic() > deadline:
                 self._try("chardev-remove", id=name)
                 said = self._process.stderr_since(before).strip().splitlines()
-                raise QemuError(_no_backend(backend, said[-1] if said else None))
+                raise NetdevUnavailable(_no_backend(backend, said[-1] if said else None))
             time.sleep(0.005)
 
     def _connected(self, name: str) -> bool:

@@ -39,7 +39,7 @@ pub(crate) fn send(
         // Reading it runs Python code, which may use the burst, and so may that of an exception.
         let says = match offload {
             None => None,
-            Some(offload) => Some(Says::of(offload, burst.lock(py).len())?),
+            Some(offload) => Some(Says::of(offload, burst.lock(py).len(), false)?),
         };
         let (sent, left) = {
             let mut burst = burst.lock(py);
@@ -59,7 +59,10 @@ pub(crate) fn send(
         return Ok(queued);
     }
     let mut source = PythonFrames::new(frames)?;
-    source.says = offload.map(|offload| Says::of(offload, source.frames.len())).transpose()?;
+    if let Some(offload) = offload {
+        let (count, more) = (source.frames.len(), source.frames.ends_early()?);
+        source.says = Some(Says::of(offload, count, more)?);
+    }
     let (queued, stop) = pair.send(&mut source).map_err(|error| raise(port, error))?;
     let failure = source.failure.take();
     match (failure, stop) {

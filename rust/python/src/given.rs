@@ -6,6 +6,9 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
+/// So many frames are taken from an iterable between two looks at signals.
+const LOOK: usize = 4096;
+
 /// Frames one by one: bytes-like objects, but for mistakes.
 pub(crate) enum Given<'py> {
     List(Bound<'py, PyList>),
@@ -26,12 +29,29 @@ impl<'py> Given<'py> {
         {
             return Ok(Self::Tuple(tuple.clone()));
         }
+        let ends = frames.is_instance_of::<PyList>() || frames.is_instance_of::<PyTuple>();
         let list = PyList::empty(frames.py());
         for frame in frames.try_iter()? {
             let frame = frame?;
-            list.append(if is_plain(&frame) { frame } else { bytes_of(frame)? })?;
+            let plain = is_plain(&frame);
+            let frame = if plain { frame } else { bytes_of(frame)? };
+            // Nothing behind it is sent, and there may be no end of that.
+            let last = !ends && !plain && !is_plain(&frame);
+            list.append(frame)?;
+            if last {
+                break;
+            }
+            if list.len().is_multiple_of(LOOK) {
+                // What makes them need not run any Python code, as `itertools.repeat`.
+                frames.py().check_signals()?;
+            }
         }
         Ok(Self::List(list))
+    }
+
+    /// Whether the last is none: further ones may have been given.
+    pub(crate) fn ends_early(&self) -> PyResult<bool> {
+        Ok(self.len() > 0 && !is_plain(&self.item(self.len() - 1)?))
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -271,8 +271,8 @@ pub(crate) enum Says {
 }
 
 impl Says {
-    /// Reads `offload=` of a send of `count` frames.
-    pub(crate) fn of(offload: &Bound<'_, PyAny>, count: usize) -> PyResult<Self> {
+    /// Reads `offload=` of a send of `count` frames, or of `more` whose kind is not known.
+    pub(crate) fn of(offload: &Bound<'_, PyAny>, count: usize, more: bool) -> PyResult<Self> {
         if let Ok(one) = offload.cast::<Offload>() {
             return Ok(Self::All(one.get().0));
         }
@@ -287,6 +287,7 @@ impl Says {
             };
             let items = offload.try_iter().map_err(|_| wrong(offload))?;
             items
+                .take(count + 1) // there may be no end of them
                 .map(|item| {
                     let item = item?;
                     let one: Option<Offload> = item.extract().map_err(|_| wrong(&item))?;
@@ -294,10 +295,10 @@ impl Says {
                 })
                 .collect::<PyResult<_>>()?
         };
-        if each.len() != count {
+        if each.len() != count && !(more && each.len() > count) {
             return Err(PyValueError::new_err(format!(
                 "{count} frames need {count} offloads, or one for all; not {}",
-                each.len()
+                if each.len() > count { "more".to_owned() } else { each.len().to_string() }
             )));
         }
         Ok(Self::Each(each))

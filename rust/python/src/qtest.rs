@@ -12,7 +12,8 @@ use std::time::Duration;
 /// A connection to QEMU's QTest socket. Any thread may use it.
 ///
 /// Every method raises QemuDied when QEMU is gone, TimeoutError when no reply
-/// comes, ValueError for what QEMU would abort on, QemuError for a refusal.
+/// comes, ValueError for what QEMU would abort on, QemuError for a refusal. It is connected
+/// to a QEMU that is known to listen.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct QTest(virtnic::qtest::QTest);
 
@@ -71,7 +72,7 @@ impl QTest {
     #[pyo3(signature = (path, timeout=5.0))]
     fn new(py: Python<'_>, path: PathBuf, timeout: f64) -> PyResult<Self> {
         let timeout = span(Some(timeout))?.unwrap_or(Duration::MAX);
-        py.detach(|| virtnic::qtest::QTest::connect_interruptible(&path, timeout, Some(patience)))
+        py.detach(|| virtnic::qtest::QTest::connect_to_running(&path, timeout, Some(patience)))
             .map(Self)
             .map_err(raise)
     }

@@ -508,15 +508,27 @@ impl Port {
         if self.ended.load(Ordering::Acquire) {
             return Ok(());
         }
-        match self.device.transport().set_status(Status::empty()) {
+        let transport = self.device.transport();
+        let reset = match transport.set_status(Status::empty()) {
             Err(error) if error.is_interruption() => return Err(error),
-            Err(error) => log::debug!("the device was not reset at the end: {error}"),
-            Ok(()) => {}
-        }
+            Err(error) => {
+                log::debug!("the device was not reset at the end: {error}");
+                matches!(error, Error::QemuDied(_))
+            }
+            Ok(()) => true,
+        };
         drop(self.intx.lock().unwrap_or_else(PoisonError::into_inner).take());
         for pair in &self.pairs {
-            if let Err(error) = pair.take_back() {
+            if let Err(error) = pair.end(reset) {
                 log::debug!("the last frames of a closed port: {error}");
+            }
+        }
+        if let Some(control) = self.control.as_ref().filter(|_| reset) {
+            match self.asking.enter(|| transport.patience()) {
+                Ok(_asking) => control.end(),
+                // A signal handler, in the middle of a command: its memory goes with the port.
+                Err(Error::Busy(_)) => {}
+                Err(interrupted) => return Err(interrupted),
             }
         }
         self.ended.store(true, Ordering::Release);

@@ -90,6 +90,42 @@ impl QTest {
     ) -> Result<Self> {
         let deadline = Instant::now().checked_add(timeout);
         let socket = open(path, deadline, patience)?;
+        Self::greet(path, socket, timeout, deadline, patience)
+    }
+
+    /// Like [`Self::connect_interruptible`], to a QEMU that is known to listen: where nobody does, it
+    /// has ended.
+    ///
+    /// # Errors
+    /// See [`Self::connect_interruptible`]; [`crate::Error::QemuDied`] at once where nobody listens.
+    pub fn connect_to_running(
+        path: &Path,
+        timeout: Duration,
+        patience: Option<Patience>,
+    ) -> Result<Self> {
+        let deadline = Instant::now().checked_add(timeout);
+        let socket = match attempt(path)? {
+            Ok(socket) => socket,
+            Err(Errno::NOENT | Errno::CONNREFUSED) => {
+                return Err(Error::QemuDied(format!(
+                    "nobody listens at the QTest socket {} any more",
+                    path.display()
+                )));
+            }
+            // Others are connecting, or a signal came.
+            Err(_) => open(path, deadline, patience)?,
+        };
+        Self::greet(path, socket, timeout, deadline, patience)
+    }
+
+    /// Waits until QEMU answers.
+    fn greet(
+        path: &Path,
+        socket: OwnedFd,
+        timeout: Duration,
+        deadline: Option<Instant>,
+        patience: Option<Patience>,
+    ) -> Result<Self> {
         let qtest = Self::from_socket(socket, timeout, patience)?;
         let hello = Command::Endianness;
         match qtest.connection.ask_by(hello, hello.line().bytes(), deadline) {
@@ -374,32 +410,34 @@ impl QTest {
     }
 }
 
-/// Connects to a socket that may not be there yet.
-fn open(path: &Path, deadline: Option<Instant>, patience: Option<Patience>) -> Result<OwnedFd> {
+/// Connects, or says why that may succeed later.
+fn attempt(path: &Path) -> Result<Result<OwnedFd, Errno>> {
     let address = SocketAddrUnix::new(path).map_err(|_| {
         Error::Invalid(format!(
             "{} is no path of a socket: 1 to 107 bytes without a zero byte",
             path.display()
         ))
     })?;
-    let what = || format!("connecting to the QTest socket {}", path.display());
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )
-    .map_err(|e| Error::os(what(), e))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    match socket.and_then(|socket| connect(&socket, &address).map(|()| socket)) {
+        Ok(socket) => Ok(Ok(socket)),
+        Err(why @ (Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)) => Ok(Err(why)),
+        Err(e) => Err(Error::os(format!("connecting to the QTest socket {}", path.display()), e)),
+    }
+}
+
+/// Connects to a socket that may not be there yet.
+fn open(path: &Path, deadline: Option<Instant>, patience: Option<Patience>) -> Result<OwnedFd> {
     loop {
-        let why = match connect(&socket, &address) {
-            Ok(()) => return Ok(socket),
-            Err(why @ (Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)) => why,
-            Err(e) => return Err(Error::os(what(), e)),
+        let why = match attempt(path)? {
+            Ok(socket) => return Ok(socket),
+            Err(why) => why,
         };
         if deadline.is_some_and(|d| Instant::now() >= d) {
             return Err(Error::Timeout(format!(
-                "{}: {why}; is QEMU running with `-qtest unix:{},server=on,wait=off`?",
-                what(),
+                "connecting to the QTest socket {0}: {why}; is QEMU running with \
+                 `-qtest unix:{0},server=on,wait=off`?",
                 path.display()
             )));
         }

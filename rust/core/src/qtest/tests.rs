@@ -543,6 +543,16 @@ fn connecting_waits_for_the_socket_and_for_an_answer() {
     let error = QTest::connect(&path, SHORT).unwrap_err();
     assert!(matches!(&error, Error::Timeout(why) if why.contains("another client")), "{error}");
     drop(listener);
+    // It listened, and has ended; or was not there at all.
+    for path in [&path, &directory.join("nobody")] {
+        let started = Instant::now();
+        let error = QTest::connect_to_running(path, LONG, None).unwrap_err();
+        assert!(
+            matches!(&error, Error::QemuDied(why) if why.contains("nobody listens")),
+            "{error}"
+        );
+        assert!(started.elapsed() < LONG);
+    }
     let long = directory.join("x".repeat(120));
     assert!(matches!(QTest::connect(&long, SHORT), Err(Error::Invalid(_))));
     std::fs::remove_dir_all(&directory).unwrap();

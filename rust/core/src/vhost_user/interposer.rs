@@ -474,8 +474,8 @@ fn find(
                 match greet(socket, time, demands, patience)? {
                     Ok(found) => return Ok(found),
                     Err(End::Gone) => Error::Qemu(format!(
-                        "the vhost-user backend at {path} closed the connection at once; it may \
-                     serve somebody else"
+                        "the vhost-user backend at {path} closed the connection without an answer: it \
+                         ended, or serves somebody else"
                     )),
                     // It is there and will not get better.
                     Err(End::Broken(why)) => {

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a backend has for the answer to the first question. DPDK 22.11 looks at a new
-/// listening socket up to a second late.
-pub(super) const GREETING: Duration = Duration::from_secs(2);
+/// listening socket up to a second late, and later where others want its processor.
+pub(super) const GREETING: Duration = Duration::from_secs(5);
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// A listening socket; its file goes with it.

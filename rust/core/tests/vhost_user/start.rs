@@ -79,8 +79,8 @@ fn a_backend_that_does_not_answer_or_is_none() {
     let started = Instant::now();
     let error = start();
     assert!(matches!(error, Error::Qemu(_)), "{error:?}");
-    assert!(error.to_string().contains("did not answer GET_FEATURES for 2 s"), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(4));
+    assert!(error.to_string().contains("did not answer GET_FEATURES for 5 s"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(10));
     drop(host.accept());
     // It takes its time, and has it.
     std::thread::scope(|scope| {
@@ -93,7 +93,7 @@ fn a_backend_that_does_not_answer_or_is_none() {
     });
     // It closes at once, or says something else.
     for (said, expected) in [
-        (&b""[..], "closed the connection at once"),
+        (&b""[..], "closed the connection without an answer"),
         (b"HTTP/1.0 400 Bad", "payload"),
         (&frame(1, 1, &[0; 8]), "does not speak vhost-user"),
     ] {

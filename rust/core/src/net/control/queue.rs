@@ -64,8 +64,9 @@ struct Inner {
     unanswered: bool,
     /// That command, once its time is over.
     overdue: Option<Late>,
-    /// After the ring: it must outlive what the device may still look at.
-    chunk: Chunk,
+    /// After the ring: it must outlive what the device may still look at. None once the port was
+    /// closed.
+    chunk: Option<Chunk>,
 }
 
 impl ControlQueue {
@@ -77,7 +78,7 @@ impl ControlQueue {
     ) -> Result<Self> {
         ring.disable_interrupts();
         let chunk = pool.region().allocate(DATA_AT + ROOM, DATA_AT)?;
-        let inner = Inner { ring, doorbell, unanswered: false, overdue: None, chunk };
+        let inner = Inner { ring, doorbell, unanswered: false, overdue: None, chunk: Some(chunk) };
         let overdue = AtomicBool::new(false);
         Ok(Self { index, timeout: TIMEOUT, overdue, inner: Mutex::new(inner) })
     }
@@ -102,6 +103,13 @@ impl ControlQueue {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.ring = ring;
         inner.ring.disable_interrupts();
+    }
+
+    /// Gives its memory back: the port was closed, and its device reset.
+    pub(in crate::net) fn end(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.ring.end();
+        inner.chunk = None;
     }
 
     /// The command whose time was over, if it has been carried out since. Does not wait.
@@ -207,7 +215,10 @@ impl ControlQueue {
 
 impl Inner {
     fn send(&mut self, queue: u16, header: [u8; HEADER], payload: &[u8]) -> Result<()> {
-        let base = self.chunk.as_ptr();
+        let Some(chunk) = &self.chunk else {
+            return Err(Error::Closed("the port is closed".to_owned()));
+        };
+        let base = chunk.as_ptr();
         // SAFETY: the chunk is ours and no command is with the device; it has DATA_AT + ROOM
         // bytes, and the payload at most ROOM.
         unsafe {
@@ -215,7 +226,7 @@ impl Inner {
             base.add(ACK_AT).write_volatile(NOTHING);
             base.add(DATA_AT).copy_from_nonoverlapping(payload.as_ptr(), payload.len());
         }
-        let at = |offset: usize| Iova(self.chunk.iova().0.wrapping_add(offset as u64));
+        let at = |offset: usize| Iova(chunk.iova().0.wrapping_add(offset as u64));
         let parts = [(at(0), HEADER as u32), (at(DATA_AT), payload.len() as u32)];
         let readable = if payload.is_empty() { &parts[..1] } else { &parts[..] };
         if !self.ring.add_chain(0, readable, &[(at(ACK_AT), 1)]) {
@@ -237,7 +248,8 @@ impl Inner {
     }
 
     fn acknowledgement(&self) -> u8 {
+        let Some(chunk) = &self.chunk else { return NOTHING };
         // SAFETY: inside the chunk, which is ours; one volatile read of what the device wrote.
-        unsafe { self.chunk.as_ptr().add(ACK_AT).read_volatile() }
+        unsafe { chunk.as_ptr().add(ACK_AT).read_volatile() }
     }
 }

@@ -4,7 +4,7 @@ use crate::locks::{self, may_wait, this_thread};
 use crate::{Error, Result};
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,15 @@ const BORROW: Duration = Duration::from_micros(50);
 pub(crate) trait Reclaim {
     /// Takes every buffer back, after the device was reset.
     fn reclaim_all(&mut self);
+    /// The same for a port that was closed: nothing moves any more, whoever comes late. Gives the
+    /// ring's memory back where the device is known to look at it no more.
+    fn end(&mut self, reset: bool);
 }
+
+/// What the end of a claim has to do: nothing, or [`Reclaim::end`].
+const GOES_ON: u8 = 0;
+const ENDS: u8 = 1;
+const ENDS_RESET: u8 = 2;
 
 /// A queue: locked for the short time of a burst, or claimed for long.
 ///
@@ -34,7 +42,7 @@ pub(crate) struct Slot<Q: Reclaim> {
     /// Somebody waits for a queue that may be claimed.
     wanted: AtomicBool,
     /// The port was closed by the very thread that has claimed the queue.
-    over: AtomicBool,
+    over: AtomicU8,
     name: &'static str,
 }
 
@@ -169,16 +177,23 @@ impl<Q: Reclaim> Slot<Q> {
         }
     }
 
-    /// Takes every buffer back, after the device was reset: waits for whoever has the queue. Where
-    /// that is a loop of this thread, which called us, at the end of its claim.
+    /// Takes every buffer back, after the queue was reset: waits for whoever has it.
     pub(crate) fn take_back(&self, before: impl FnOnce(&mut Q)) {
+        let mut queue = self.wait_for_it();
+        before(&mut queue);
+        queue.reclaim_all();
+    }
+
+    /// [`Reclaim::end`] of a queue whose port was closed: waits for whoever has it. Where that is a
+    /// loop of this thread, which called us, at the end of its claim.
+    pub(crate) fn end(&self, reset: bool, before: impl FnOnce(&mut Q)) {
         if self.not_ours().is_err() {
-            self.over.store(true, Ordering::Relaxed);
+            self.over.store(if reset { ENDS_RESET } else { ENDS }, Ordering::Relaxed);
             return;
         }
         let mut queue = self.wait_for_it();
         before(&mut queue);
-        queue.reclaim_all();
+        queue.end(reset);
     }
 
     #[cold]
@@ -222,8 +237,9 @@ impl<Q: Reclaim> Claim<'_, Q> {
 impl<Q: Reclaim> Drop for Claim<'_, Q> {
     fn drop(&mut self) {
         // Its own thread closed the port: nobody else sets this.
-        if self.slot.over.swap(false, Ordering::Relaxed) {
-            self.guard.reclaim_all();
+        match self.slot.over.swap(GOES_ON, Ordering::Relaxed) {
+            GOES_ON => {}
+            over => self.guard.end(over == ENDS_RESET),
         }
         // SAFETY: the guard is there, and this is its end.
         unsafe { ManuallyDrop::drop(&mut self.guard) };
@@ -259,6 +275,9 @@ mod tests {
         fn reclaim_all(&mut self) {
             self.reclaimed = true;
         }
+        fn end(&mut self, _: bool) {
+            self.reclaim_all();
+        }
     }
 
     #[test]
@@ -278,7 +297,7 @@ mod tests {
         let slot = Slot::new(Queue::default(), "receive");
         let claim = slot.claim().unwrap();
         assert!(slot.not_ours().is_err());
-        slot.take_back(|_| {});
+        slot.end(true, |_| {});
         assert!(!claim.reclaimed);
         drop(claim);
         assert!(slot.lock().unwrap().reclaimed);

@@ -82,6 +82,14 @@ impl Common {
         self.disable_interrupts();
     }
 
+    /// Nothing moves any more; the ring is empty.
+    pub(super) fn end(&mut self, reset: bool) {
+        self.suspended = true;
+        if reset {
+            self.ring.end();
+        }
+    }
+
     pub(super) fn resume(&mut self, doorbell: Option<Doorbell>) {
         if let Some(doorbell) = doorbell {
             self.doorbell = doorbell;

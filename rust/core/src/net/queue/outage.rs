@@ -3,7 +3,7 @@
 use crate::net::stats::LiveQueueStats;
 use crate::virtio::ring::Follower;
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// There is none.
@@ -90,6 +90,12 @@ impl Outage {
     pub(in crate::net) fn follow(&self, follower: Follower) {
         self.close();
         *self.follower() = follower;
+    }
+
+    /// The port was closed: there is no ring any more.
+    pub(super) fn retire(&self) {
+        self.began.store(NONE, Release);
+        *self.follower() = Follower::of_none();
     }
 
     fn follower(&self) -> MutexGuard<'_, Follower> {

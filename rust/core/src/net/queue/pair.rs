@@ -473,6 +473,20 @@ impl QueuePair {
         self.tx.take_back(|tx| finished = tx.reclaim());
         finished
     }
+    /// Takes every buffer back for good, where the port was closed; and the rings' memory, where
+    /// the device was reset.
+    ///
+    /// # Errors
+    /// As for [`Self::take_back`].
+    pub(in crate::net) fn end(&self, reset: bool) -> Result<()> {
+        self.rx.end(reset, |_| {});
+        let mut finished = Ok(());
+        self.tx.end(reset, |tx| finished = tx.reclaim());
+        if reset {
+            self.outages.iter().for_each(|outage| outage.retire());
+        }
+        finished
+    }
     /// An error where a loop of this thread has one of its queues.
     pub(in crate::net) fn not_ours(&self) -> Result<()> {
         self.rx.not_ours().and_then(|()| self.tx.not_ours())

@@ -280,6 +280,10 @@ impl Reclaim for RxQueue {
         self.held = None;
         self.empty();
     }
+    fn end(&mut self, reset: bool) {
+        self.reclaim_all();
+        self.common.end(reset);
+    }
 }
 
 impl Interrupts for RxQueue {

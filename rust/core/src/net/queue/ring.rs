@@ -1,4 +1,4 @@
-//! A ring of either format.
+//! A ring of either format, or none any more.
 
 use crate::Result;
 use crate::memory::{Iova, Region};
@@ -19,6 +19,14 @@ pub enum RingFormat {
 pub(in crate::net) enum AnyRing {
     Split(SplitRing),
     Packed(PackedRing),
+    /// Its port was closed, and its memory given back.
+    Ended(NoRing),
+}
+
+/// What is left of a ring without memory: nothing goes in, and nothing comes out.
+#[derive(Debug)]
+pub(in crate::net) struct NoRing {
+    size: u16,
 }
 
 macro_rules! each {
@@ -26,6 +34,7 @@ macro_rules! each {
         match $any {
             AnyRing::Split($ring) => $body,
             AnyRing::Packed($ring) => $body,
+            AnyRing::Ended($ring) => $body,
         }
     };
 }
@@ -41,6 +50,10 @@ impl AnyRing {
         } else {
             Self::Split(SplitRing::new(region, options)?)
         })
+    }
+    /// Gives its memory back, which no device looks at any more. It must be empty.
+    pub(in crate::net) fn end(&mut self) {
+        *self = Self::Ended(NoRing { size: self.size() });
     }
     pub(in crate::net) fn addresses(&self) -> (Iova, Iova, Iova) {
         each!(self, ring => ring.addresses())
@@ -108,4 +121,49 @@ impl AnyRing {
     pub(in crate::net) fn reset(&mut self, returned: impl FnMut(u32)) {
         each!(self, ring => ring.reset(returned));
     }
+}
+
+impl NoRing {
+    fn addresses(&self) -> (Iova, Iova, Iova) {
+        (Iova(0), Iova(0), Iova(0))
+    }
+    fn size(&self) -> u16 {
+        self.size
+    }
+    fn follower(&self) -> Follower {
+        Follower::of_none()
+    }
+    fn free(&self) -> usize {
+        0
+    }
+    fn has_used(&self) -> bool {
+        false
+    }
+    fn in_flight(&self) -> usize {
+        0
+    }
+    fn enable_interrupts(&self) -> bool {
+        false
+    }
+    fn enable_interrupts_after(&self, _: u16) -> bool {
+        false
+    }
+    fn disable_interrupts(&self) {}
+    fn add(&self, _: bool, _: usize, _: impl FnMut(usize) -> (u32, Iova, u32)) -> usize {
+        0
+    }
+    fn pop(&self, _: usize, _: impl FnMut(u32, u32)) -> Result<usize, Violation> {
+        Ok(0)
+    }
+    fn add_chain(&self, _: u32, _: &[(Iova, u32)], _: &[(Iova, u32)]) -> bool {
+        false
+    }
+    fn next_available(&self) -> u16 {
+        0
+    }
+    fn publish(&self) -> bool {
+        false
+    }
+    fn reoffer(&self, _: u32) {}
+    fn reset(&self, _: impl FnMut(u32)) {}
 }

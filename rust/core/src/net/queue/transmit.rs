@@ -330,6 +330,10 @@ impl Reclaim for TxQueue {
         self.empty();
         self.unload();
     }
+    fn end(&mut self, reset: bool) {
+        self.reclaim_all();
+        self.common.end(reset);
+    }
 }
 
 /// A transmit queue is ready when half of it is free: one interrupt for many frames. One whose

@@ -21,7 +21,7 @@ pub struct Follower {
     /// What stands for the length in a gap.
     gap: u32,
     /// Last, so that it outlives the windows.
-    _memory: Arc<Memory>,
+    _memory: Option<Arc<Memory>>,
 }
 
 #[derive(Debug)]
@@ -38,6 +38,8 @@ enum Followed {
         /// The device event suppression area.
         suppression: Window<u32>,
     },
+    /// There is no ring any more.
+    None,
 }
 
 /// Where the device of a split ring says when it wants to be kicked.
@@ -86,12 +88,8 @@ impl Follower {
         suppression: SplitSuppression,
         memory: &Arc<Memory>,
     ) -> Self {
-        Self {
-            ring: Followed::Split { used_idx, suppression },
-            size,
-            gap: 0,
-            _memory: Arc::clone(memory),
-        }
+        let _memory = Some(Arc::clone(memory));
+        Self { ring: Followed::Split { used_idx, suppression }, size, gap: 0, _memory }
     }
 
     pub(super) fn of_packed(
@@ -102,7 +100,12 @@ impl Follower {
         memory: &Arc<Memory>,
     ) -> Self {
         let ring = Followed::Packed { descriptors, popped: Arc::clone(popped), suppression };
-        Self { ring, size, gap: 0, _memory: Arc::clone(memory) }
+        Self { ring, size, gap: 0, _memory: Some(Arc::clone(memory)) }
+    }
+
+    /// Follows a ring that is no more: nothing moves.
+    pub(crate) fn of_none() -> Self {
+        Self { ring: Followed::None, size: 0, gap: 0, _memory: None }
     }
 
     /// Closes gaps with this length: see [`Self::position`].
@@ -117,6 +120,7 @@ impl Follower {
         match &self.ring {
             Followed::Split { used_idx, .. } => used_idx.load(0, Acquire),
             Followed::Packed { .. } => self.behind_last_used().map_or(0, |(_, end)| end.packed()),
+            Followed::None => 0,
         }
     }
 
@@ -134,6 +138,7 @@ impl Follower {
                 suppression.avail_event.store(0, suppression.avail_idx.load(0, Relaxed), Relaxed);
             }
             Followed::Packed { suppression, .. } => suppression.store(0, ENABLE, Relaxed),
+            Followed::None => {}
         }
     }
 
@@ -146,7 +151,7 @@ impl Follower {
     /// ring has.
     pub fn distance(&self, from: u16, to: u16) -> u16 {
         match &self.ring {
-            Followed::Split { .. } => to.wrapping_sub(from).min(self.size),
+            Followed::Split { .. } | Followed::None => to.wrapping_sub(from).min(self.size),
             Followed::Packed { .. } => {
                 let (from, to, size) = (Place::of(from), Place::of(to), i32::from(self.size));
                 let lap = if from.wrap == to.wrap { 0 } else { size };

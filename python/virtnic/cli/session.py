@@ -1,0 +1,105 @@
+"""The memory, QEMU and ports that a command's options describe."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from virtnic.cli.options import SANDBOXES
+from virtnic.cli.ports import PortArguments
+from virtnic.memory import Memory
+from virtnic.nic.qemu import Qemu
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+    import virtnic
+
+__all__ = [
+    "Session",
+    "attach",
+    "configure",
+    "make_memory",
+    "opened",
+    "opened_ports",
+    "start_qemu",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command works with."""
+
+    memory: Memory
+    qemu: Qemu
+    port: virtnic.Port
+
+
+def make_memory(arguments: argparse.Namespace) -> Memory:
+    """Make the memory that the options describe."""
+    hugepages = None if arguments.hugepages == "none" else arguments.hugepages
+    options: dict[str, Any] = {"hugepages": hugepages, "iova": arguments.iova}
+    size = arguments.memory or ("1G" if hugepages == "1G" else None)
+    if size is not None:
+        options["size"] = size
+    return Memory(**options)
+
+
+def start_qemu(arguments: argparse.Namespace, memory: Memory) -> Qemu:
+    """Start the QEMU that the options describe."""
+    return Qemu(
+        memory,
+        qemu=arguments.qemu,
+        accel=arguments.accel,
+        machine=arguments.machine,
+        sandbox=SANDBOXES[arguments.sandbox],
+        connect=getattr(arguments, "connect", None),
+        recover=getattr(arguments, "recover", False),
+    )
+
+
+def attach(arguments: argparse.Namespace, qemu: Qemu) -> virtnic.Port:
+    """Plug in and start the NIC that the options describe."""
+    return PortArguments(arguments.netdev, arguments.mac).otherwise(arguments).attach(qemu)
+
+
+@contextlib.contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[Session]:
+    """Do all three; close them at the end."""
+    memory = make_memory(arguments)
+    with start_qemu(arguments, memory) as qemu, attach(arguments, qemu) as port:
+        yield Session(memory, qemu, port)
+
+
+@contextlib.contextmanager
+def opened_ports(
+    arguments: argparse.Namespace, wanted: Sequence[PortArguments]
+) -> Iterator[list[virtnic.Port]]:
+    """Open several ports of one QEMU on one memory; close them at the end."""
+    memory = make_memory(arguments)
+    with start_qemu(arguments, memory) as qemu, ExitStack() as stack:
+        yield [stack.enter_context(each.attach(qemu)) for each in wanted]
+
+
+def configure(arguments: argparse.Namespace, stack: virtnic.Stack) -> dict[str, Any]:
+    """Give the stack the address of the options, or one from DHCP.
+
+    Returns ``address`` with its prefix and ``gateway``, and from DHCP also ``server``, ``dns``,
+    ``duration`` of the lease and ``elapsed``, the seconds that it took.
+
+    Raises TimeoutError when no DHCP server answers.
+    """
+    more: dict[str, Any] = {}
+    if arguments.address is not None:
+        stack.configure(arguments.address, arguments.gateway)
+    else:
+        try:
+            lease = stack.dhcp()
+        except TimeoutError as error:
+            error.add_note("Where there is no DHCP server, give --address A.B.C.D/N.")
+            raise
+        more = {name: getattr(lease, name) for name in ("server", "dns", "duration", "elapsed")}
+    return {"address": stack.address, "gateway": stack.gateway, **more}

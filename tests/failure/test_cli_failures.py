@@ -1,0 +1,217 @@
+"""Every command, and what may go wrong: the exit status is what ``--help`` says."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import virtnic
+from peers.netns import Netns
+from support.program import command
+from virtnic.cli import main
+from virtnic.cli.parser import COMMANDS
+
+#: The commands that open a port, with the option that says on which netdev.
+OPENING = {
+    "demo": (["demo"], "--netdev"),
+    "ping": (["ping", "10.0.2.2"], "--netdev"),
+    "probe": (["probe"], "--netdev"),
+    "doctor": (["doctor"], "--netdev"),
+    "forward": (["forward", "--seconds", "0"], "--port"),
+    "generate": (["generate", "--seconds", "0"], "--netdev"),
+    "drop": (["drop", "--seconds", "0"], "--netdev"),
+    "watch": (["watch", "--seconds", "0"], "--port"),
+}
+OTHERS = {"qemu-args", "completions", "help"}
+NOT_CONNECTING = ("demo", "doctor")
+
+every_command = pytest.mark.parametrize("name", OPENING)
+
+
+def words(name: str, netdev: str = "user", *options: str) -> list[str]:
+    """Return a command line of a command that opens a port on a netdev."""
+    first, option = OPENING[name]
+    return [*first, option, netdev, "--hugepages", "none", *options]
+
+
+def test_no_command_is_forgotten() -> None:
+    assert {*OPENING, *OTHERS} == set(COMMANDS)
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that is to fail, and return what it says; also with --json, where wanted."""
+
+    def run(argv: list[str], status: int, *, in_json: bool = False) -> str:
+        assert main(argv) == status, capsys.readouterr()
+        plain = capsys.readouterr()
+        assert "Traceback" not in plain.err
+        assert "should not happen" not in plain.err
+        if argv[0] not in ("doctor", "demo"):  # what they found until then is their result
+            assert plain.out == ""
+        if in_json:
+            assert main([*argv, "--json"]) == status
+            printed = json.loads(capsys.readouterr().out)
+            if argv[0] != "doctor" or "error" in printed:
+                assert set(printed) == {"error"}
+                assert set(printed["error"]) == {"type", "message"}
+        return " ".join((plain.out + plain.err).split())
+
+    return run
+
+
+@every_command
+@pytest.mark.parametrize(
+    ("netdev", "options", "status", "said"),
+    [
+        ("user", ["--qemu", "/nonexistent/qemu"], 3, "install the package"),
+        ("user", ["--memory", "64T"], 3, "cannot be had"),
+        ("user", ["--hugepages", "1G", "--memory", "64T"], 3, "--hugepages none"),
+        ("vhost-user,path=/nonexistent/vhu0", [], 3, "/nonexistent/vhu0"),
+        ("vhost-vdpa,vhostdev=/nonexistent", [], 3, "/nonexistent"),
+        ("user,net=nonsense", [], 1, "QEMU refused"),
+        ("carrier-pigeon", [], 2, "carrier-pigeon"),
+        ("bridge,br=br0", [], 2, "give --sandbox spawn"),
+        ("user", ["--memory", "3M"], 2, "power of two"),
+        ("user", ["--memory", "9e99"], 2, "'9e99'"),
+        ("user", ["--queue-size", "100"], 2, "--queue-size is a power of two"),
+        ("user", ["--iova", "0x123"], 2, "iova"),
+        ("user", ["--nonsense"], 2, "there is no option --nonsense"),
+        ("user", ["--accel", "warp"], 2, "warp"),
+        ("", [], 2, "the netdev is empty"),
+    ],
+    ids=lambda value: (" ".join(value) if isinstance(value, list) else str(value)) or "-",
+)
+def test_what_goes_wrong(
+    qemu_command: str,
+    name: str,
+    netdev: str,
+    options: list[str],
+    status: int,
+    said: str,
+    fails: Callable[..., str],
+) -> None:
+    assert said in fails(words(name, netdev, *options), status, in_json=True)
+
+
+@pytest.mark.parametrize("name", [name for name in OPENING if name not in NOT_CONNECTING])
+@pytest.mark.parametrize("place", ["/nonexistent", "/etc/hosts"])
+def test_no_directory_to_connect_in_is_3(name: str, place: str, fails: Callable[..., str]) -> None:
+    assert "it is the directory that is shared" in fails(words(name, "user", "--connect", place), 3)
+
+
+@pytest.fixture
+def unprivileged(netns: Netns, qemu_command: str, monkeypatch: pytest.MonkeyPatch) -> Netns:
+    """A namespace whose QEMUs may not make a TAP."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    without = f"setpriv --bounding-set=-all --inh-caps=-all {qemu_command}"
+    monkeypatch.setenv("VIRTNIC_QEMU", netns.qemu_command.replace(qemu_command, without))
+    return netns
+
+
+@every_command
+@pytest.mark.needs("netns")
+def test_a_tap_that_is_busy_is_3(netns: Netns, name: str, fails: Callable[..., str]) -> None:
+    with virtnic.open(netns.netdev, size="1M", hugepages=None):
+        said = fails(words(name, netns.netdev), 3)
+    assert f"another program has {netns.tap} open: end that, or take another device" in said
+
+
+@every_command
+@pytest.mark.needs("netns")
+def test_a_tap_that_is_not_there_and_cannot_be_made_is_3(
+    unprivileged: Netns, name: str, fails: Callable[..., str]
+) -> None:
+    said = fails(words(name, "tap,ifname=mine0"), 3)
+    assert "there is no mine0, and making one takes CAP_NET_ADMIN" in said
+    assert "`ip tuntap add dev mine0 mode tap user" in said
+
+
+@every_command
+@pytest.mark.needs("netns")
+def test_a_tap_of_another_user_is_3(
+    unprivileged: Netns, name: str, fails: Callable[..., str]
+) -> None:
+    unprivileged.run("ip", "tuntap", "add", "dev", "theirs0", "mode", "tap", "user", "12345")
+    said = fails(words(name, "tap,ifname=theirs0"), 3)
+    assert "theirs0 belongs to another user; as root: `ip tuntap del dev theirs0 mode tap`" in said
+
+
+@every_command
+@pytest.mark.needs("netns")
+@pytest.mark.parametrize("several", [True, False])
+def test_a_tap_with_another_number_of_queues_is_3(
+    netns: Netns, name: str, several: bool, fails: Callable[..., str]
+) -> None:
+    more = ["multi_queue"] if several else []
+    netns.run("ip", "tuntap", "add", "dev", "q0", "mode", "tap", "vnet_hdr", *more)
+    netdev = "tap,ifname=q0" if several else "tap,ifname=q0,queues=2"
+    said = fails(words(name, netdev), 3)
+    made = "with" if several else "without"
+    assert f"q0 was made {made} multi_queue" in said
+    assert "`ip tuntap add dev q0 mode tap user" in said
+
+
+@every_command
+@pytest.mark.needs("netns")
+def test_a_tap_that_is_down_is_told_of(
+    netns: Netns, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    netns.run("ip", "link", "set", netns.tap, "down")
+    gateway = ["--address", "10.99.0.2/24", "--gateway", "10.99.0.1"]
+    options = {
+        "ping": [*gateway, "--count", "1", "--timeout", "0.1"],
+        "demo": [*gateway, "--count", "1"],
+    }
+    status = {"ping": 1, "demo": 1, "doctor": 3}.get(name, 0)
+    assert main(words(name, netns.netdev, *options.get(name, []))) == status
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert f"{netns.tap} is down: no frame passes it until `ip link set {netns.tap} up`" in said
+
+
+@every_command
+def test_ctrl_c_while_a_backend_is_waited_for_is_130(
+    qemu_command: str, name: str, scratch: Path
+) -> None:
+    """A port is being opened: there are no numbers yet that a summary could have."""
+    path = scratch / "nobody"
+    argv = words(name, f"vhost-user,path={path},server=on,wait=60")
+    with subprocess.Popen(
+        command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            for _ in waiting(process):
+                if path.exists():
+                    break
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            if process.poll() is None:
+                process.kill()
+    assert process.returncode == 130, out + err
+    assert err == "virtnic: interrupted\n"
+
+
+def waiting(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Go on for half a minute while it runs."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        yield
+        time.sleep(0.02)
+    pytest.fail("it does not get so far")
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS - {"help"}))
+@pytest.mark.parametrize("option", ["--nonsense", "--json=1"])
+def test_the_others_know_wrong_options_too(
+    name: str, option: str, fails: Callable[..., str]
+) -> None:
+    fails([name, option], 2, in_json=True)
