@@ -18,6 +18,19 @@ from .components import free_hugepages
 from .process import mortal
 
 PROMPT = b"testpmd> "
+#: What other threads print at any time, between two letters of an echo too: testpmd writes those
+#: one by one.
+_LOG = re.compile(rb"(?:VHOST_\w+|EAL|TELEMETRY|ETHDEV): [^\n]*\n|\n?Port \d+: [a-z ]+ event\n")
+
+
+def answer_to(command: bytes, printed: bytes) -> bytes | None:
+    """Return what was printed without log lines, if a prompt follows the echo of a command."""
+    said = _LOG.sub(b"", printed)
+    # What else there is of a log line, such as an empty one, may be between two letters as well.
+    echo, prompt = (
+        rb"\s*".join(re.escape(bytes([letter])) for letter in text) for text in (command, PROMPT)
+    )
+    return said if re.search(echo + b".*" + prompt, said, re.DOTALL) else None
 
 
 class TestpmdError(RuntimeError):
@@ -164,13 +177,12 @@ class Testpmd:
         self.kill()
 
     def _read_to_prompt(self, after: bytes) -> str:
-        """Read until a prompt follows the echo of a command; log lines come at any time."""
+        """Read until a prompt follows the echo of a command, and return that without log lines."""
         stdout = self._process.stdout
         assert stdout is not None
         deadline = time.monotonic() + self._timeout
         answer = b""
-        echo = re.escape(after)
-        while not re.search(echo + b".*" + re.escape(PROMPT), answer, re.DOTALL):
+        while (said := answer_to(after, answer)) is None:
             ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise TestpmdError(f"testpmd did not answer in {self._timeout} s: {self.output}")
@@ -180,7 +192,7 @@ class Testpmd:
                 raise TestpmdError(f"testpmd ended with {code}: {self.output}")
             answer += chunk
             self._output = (self._output + chunk)[-65536:]
-        return answer.decode(errors="replace")
+        return said.decode(errors="replace")
 
     def _wait_for_sockets(self) -> None:
         deadline = time.monotonic() + self._timeout

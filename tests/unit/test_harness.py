@@ -14,6 +14,7 @@ import virtnic
 from conftest import SESSION
 from peers import components, leaks
 from peers.process import gone
+from peers.testpmd import answer_to
 from virtnic.qemu.command import Accel
 
 if TYPE_CHECKING:
@@ -166,3 +167,18 @@ def test_a_test_without_end_fails_alone(
     result.assert_outcomes(passed=1, failed=2, errors=2)
     assert result.ret != 0
     assert "threads that a test left behind do not end" in result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    ("printed", "answered"),
+    [
+        (b"stop\r\nTelling cores to stop...\ntestpmd> ", True),
+        (b"stVHOST_CONFIG: (vhu0) vring call idx:1\nop\r\nTelling\ntestpmd> ", True),
+        (b"sto\nPort 0: queue state event\np\r\nte\n\nstpmVHOST_CONFIG: x\nd> ", True),
+        (b"testpmd> stop\r\nTelling cores to stop...\n", False),
+        (b"stVHOST_CONFIG: (vhu0) vring", False),
+        (b"VHOST_CONFIG: stop\ntestpmd> ", False),
+    ],
+)
+def test_what_testpmd_answers_is_found_among_its_logs(printed: bytes, answered: bool) -> None:
+    assert (answer_to(b"stop", printed) is not None) is answered
