@@ -2,13 +2,13 @@
 
 use super::answers::Known;
 use super::channel::{End, Reader, Writer};
+use super::line::Line;
 use super::message::{Message, request};
 use super::rewrite::Vrings;
 use super::service::{Told, first_pair};
 use super::stand_in::StandIn;
 use super::stopping::Stopping;
 use rustix::event::PollFlags;
-use rustix::net::{Shutdown, shutdown};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,31 +51,6 @@ struct Lane {
 impl Lane {
     fn new(reader: Reader) -> Self {
         Self { reader, writer: Writer::default(), waiting: None, passed: 0 }
-    }
-}
-
-/// A connection that ends with this value.
-///
-/// Closing would not do where a forked child of this process has copies of the descriptor: the
-/// other side would see no end.
-#[derive(Debug)]
-pub(super) struct Line(OwnedFd);
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        let _ = shutdown(&self.0, Shutdown::Both);
-    }
-}
-
-impl AsFd for Line {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl From<OwnedFd> for Line {
-    fn from(socket: OwnedFd) -> Self {
-        Self(socket)
     }
 }
 

@@ -2,14 +2,13 @@
 
 use super::channel::End;
 use super::demands::{Demands, Offer};
-use super::interposer::Shared;
 use super::link::{Cut, Link, Side};
 use super::retry::Attempts;
 use super::service::first_pair;
+use super::shared::Shared;
 use super::socket::{GREETING, Greeting, Listener, Source};
 use super::stand_in::StandIn;
 use super::stopping::Stopping;
-use super::thread::PAUSE;
 use rustix::event::PollFlags;
 use rustix::fs::Mode;
 use std::collections::BTreeSet;
@@ -18,6 +17,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+/// The pause after something that should not happen and may happen again.
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a backend has to stop its rings after QEMU went.
 const STOPPING: Duration = Duration::from_secs(1);

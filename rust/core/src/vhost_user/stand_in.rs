@@ -7,7 +7,7 @@
 
 use super::channel::{End, Reader, Writer};
 use super::demands::PROTOCOL_F_MQ;
-use super::link::Line;
+use super::line::Line;
 use super::message::{F_PROTOCOL_FEATURES, MAX_QUEUES, Message, NEED_REPLY, REPLY, request};
 use rustix::event::PollFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

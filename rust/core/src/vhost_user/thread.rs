@@ -3,7 +3,7 @@
 //! It lives while there is an interposer, and costs one eventfd, however many there are. Nothing that it
 //! does for one waits: the others would wait with it.
 
-use super::relay::{Interest, Relay, State};
+use super::relay::{Interest, PAUSE, Relay, State};
 use crate::notify::{EventFd, timespec};
 use crate::process::{Home, background};
 use crate::{Error, Result};
@@ -13,10 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-/// The pause after something that should not happen and may happen again.
-pub(super) const PAUSE: Duration = Duration::from_millis(100);
+use std::time::Instant;
 
 /// The thread of now; none while there is no interposer.
 static NOW: Mutex<Option<Arc<Thread>>> = Mutex::new(None);
