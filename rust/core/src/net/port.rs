@@ -256,7 +256,7 @@ impl Port {
     }
 
     /// Counts from now on, or no longer, what kinds of frames all queues move
-    /// ([`FrameClasses`](super::FrameClasses)), also those of running loops.
+    /// ([`FrameClasses`](crate::net::FrameClasses)), also those of running loops.
     pub fn count_classes(&self, on: bool) {
         for pair in &self.pairs {
             pair.stats.count_classes(on);

@@ -74,7 +74,7 @@ impl Port {
     /// Sets the queues aside: for a device that is gone, and writes to memory no more, or is about
     /// to be unplugged: that is reset first, and not touched again. Frames that had arrived are
     /// still received; those that were with the device are counted as
-    /// [`lost`](super::QueueStats::lost).
+    /// [`lost`](crate::net::QueueStats::lost).
     ///
     /// # Errors
     /// Of a device that is there and cannot be reset: its queues are not set aside.

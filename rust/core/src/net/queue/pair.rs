@@ -47,7 +47,7 @@ impl Mode {
     }
 }
 
-/// A receive and a transmit queue of a [`Port`](super::Port).
+/// A receive and a transmit queue of a [`Port`](crate::net::Port).
 ///
 /// All methods may be called from any thread. One lock for each queue; a wait holds none.
 pub struct QueuePair {
