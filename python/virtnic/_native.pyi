@@ -39,6 +39,7 @@ __all__ = [
     "__version__",
     "after_fork_in_child",
     "as_frames",
+    "brings_devices_back",
     "drop",
     "exchange",
     "features_table",
@@ -86,6 +87,12 @@ def hugepages(node: int | None = None) -> list[tuple[int, int, int]]:
     """Return what the machine, or one NUMA node, has: (page size, total, free) for each size.
 
     Raises ValueError when the node does not exist.
+    """
+
+def brings_devices_back() -> None:
+    """Say that this thread may have to bring a device back: calls in it wait for none that is away.
+
+    They raise PortBusy then.
     """
 
 def features_table() -> list[dict[str, Any]]:

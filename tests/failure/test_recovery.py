@@ -106,6 +106,26 @@ def test_killed(qemu_command: str, accel: Accel, interrupts: Any) -> None:
     assert memory.buffers_free == memory.buffers
 
 
+def test_a_callback_that_asks_the_device_does_not_hold_up_its_return(
+    qemu_command: str, accel: Accel
+) -> None:
+    """It runs in the thread that brings the device back, and is refused."""
+    answers: list[str] = []
+
+    def ask(port: virtnic.Port) -> None:
+        try:
+            port.set_promiscuous()
+        except virtnic.PortBusy as busy:
+            answers.append(str(busy))
+        else:
+            answers.append("done")
+
+    with virtnic.open("user", accel=accel, recover=EAGER, on_link=ask) as port:
+        wait_for_another(port, kill(port), 1)
+        wait_until(lambda: "done" in answers)  # when the link is up again
+    assert "the device is away, and this thread brings it back" in answers[0]
+
+
 def balanced(port: virtnic.Port) -> bool:
     """Whether every frame that was queued was finished or lost."""
     port.reclaim()

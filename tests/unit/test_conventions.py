@@ -44,7 +44,7 @@ ROOMS: list[set[str]] = [
     {"pci"},
     {"protocols"},
     {"memory"},
-    {"async_library", "limits", "streams", "teardown", "units"},
+    {"async_library", "background", "limits", "streams", "teardown", "units"},
     {"deadline"},
     {"errors"},
     {"_native"},

@@ -8,11 +8,11 @@ while the interposer holds the backend. The port, its queues and their frames st
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from virtnic import background
 from virtnic._native import NetPort, QemuDied
 from virtnic.errors import VirtnicError
 from virtnic.teardown import Latch
@@ -79,7 +79,7 @@ class Renegotiation:
             thread.join()
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are not for us
+        background.begin()
         try:
             self._go_on()
         except Exception:

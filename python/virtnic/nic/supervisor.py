@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING
 
+from virtnic import background
 from virtnic._native import NetPort, QemuDied
 from virtnic.errors import VirtnicError
 from virtnic.nic.devices import PARTING
@@ -78,7 +78,7 @@ class Supervisor(Recoveries):
             thread.join()
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are not for us
+        background.begin()
         while True:
             try:
                 self._recover()

@@ -14,12 +14,12 @@ import logging
 import os
 import select
 import selectors
-import signal
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from virtnic import background
 from virtnic.errors import PortClosed
 from virtnic.qemu import patched
 from virtnic.streams import keep_standard_streams
@@ -273,7 +273,7 @@ class LoopThread:
 
     def _run(self) -> None:
         # The program's signals are for its own threads, where it may wait for them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        background.begin()
         # No signal handler runs in here: what this makes needs no protection against Ctrl-C.
         if not self._claim.acquire(blocking=False):
             return

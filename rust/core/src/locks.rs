@@ -27,6 +27,8 @@
 //!   object that is being waited with: `changing` and `asking` know their owner and answer
 //!   `Busy`, and a port that is closed so, or by a loop's own progress function, is closed at the
 //!   end of the change or claim that it interrupted.
+//! - Who brings a device back that is away (the loop, a supervisor) never waits for one: a callback of the
+//!   program's that asks the device there gets `Busy` ([`brings_devices_back`]).
 //! - Threads of the core's own (`virtnic-qtest`, `virtnic-intx`, `virtnic-buffers`, …) never want the interpreter.
 //!
 //! Builds with debug assertions check the border between the worlds: [`may_wait`] fails where a queue's
@@ -67,6 +69,18 @@ pub fn may_wait(what: &str) {
     assert!(HELD.get() == 0, "{what} is waited for while a queue's lock is held");
     #[cfg(not(debug_assertions))]
     let _ = what;
+}
+
+thread_local!(static BRINGS_BACK: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+
+/// Says that this thread may have to bring a device back: it is never kept waiting for one.
+pub fn brings_devices_back() {
+    BRINGS_BACK.set(true);
+}
+
+/// Whether this thread must not wait for a device that is away: it would wait for itself.
+pub(crate) fn must_not_await_devices() -> bool {
+    BRINGS_BACK.get()
 }
 
 /// A number that no other running thread has; never 0.

@@ -50,7 +50,7 @@ mod _native {
     #[pymodule_export]
     use super::port::NetPort;
     #[pymodule_export]
-    use super::process::{Child, after_fork_in_child, spawn};
+    use super::process::{Child, after_fork_in_child, brings_devices_back, spawn};
     #[pymodule_export]
     use super::qtest::QTest;
     #[pymodule_export]

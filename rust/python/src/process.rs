@@ -48,6 +48,14 @@ pub(crate) fn after_fork_in_child() {
     virtnic::process::after_fork_in_child();
 }
 
+/// Say that this thread may have to bring a device back: calls in it wait for none that is away.
+///
+/// They raise PortBusy then.
+#[pyfunction]
+pub(crate) fn brings_devices_back() {
+    virtnic::locks::brings_devices_back();
+}
+
 /// Start a program whose stderr goes to a duplicate of the descriptor given.
 ///
 /// It blocks and ignores no signal, and is killed when this process ends, whoever both run as then.

@@ -1,5 +1,6 @@
 //! What the queues of a port have in common: the device behind them, and its state.
 
+use crate::locks;
 use crate::memory::Pool;
 use crate::net::interruptible::Interruptible;
 use crate::net::interrupts::Events;
@@ -156,6 +157,13 @@ impl Device {
             patient.ask()?;
             if !self.is_away() {
                 return Ok(());
+            }
+            if locks::must_not_await_devices() {
+                return Err(Error::Busy(
+                    "the device is away, and this thread brings it back: ask it in another, as the \
+                     callbacks of Qemu.watch do"
+                        .to_owned(),
+                ));
             }
             if since.elapsed() > PATIENCE {
                 return Err(Error::Timeout(format!(

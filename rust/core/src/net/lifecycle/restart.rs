@@ -245,7 +245,9 @@ impl Port {
             }
             transport.doorbell(queue)
         };
-        let (rx, tx) = (pair.rx.borrow().doorbell(), pair.tx.borrow().doorbell());
+        // One lock after the other: each may be waited for.
+        let rx = pair.rx.borrow().doorbell();
+        let tx = pair.tx.borrow().doorbell();
         let (rx_doorbell, tx_doorbell) =
             (doorbell(2 * pair.index, rx)?, doorbell(2 * pair.index + 1, tx)?);
         let mut rx = pair.rx.borrow();
