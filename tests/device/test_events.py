@@ -91,12 +91,21 @@ def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
 
     async def pull_and_look_away(port: virtnic.Port) -> None:
         handle = port._attachment.handle
+        writer, sent = client._writer, asyncio.Event()
+        assert writer is not None
+        write = writer.write
+
+        def send(data: bytes) -> None:
+            write(data)
+            sent.set()
+
+        writer.write = send  # type: ignore[method-assign]
         pulling = asyncio.ensure_future(
             client.execute("set_link", {"name": handle.id, "up": False})
         )
-        for _ in range(10):
-            await asyncio.sleep(0)
-        asked.wait(20.0)  # the thread that would see the interrupt is in here
+        await sent.wait()
+        writer.write = write  # type: ignore[method-assign]
+        asked.wait(60.0)  # the thread that would see the interrupt is in here
         await pulling
 
     asked = threading.Event()
