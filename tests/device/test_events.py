@@ -99,7 +99,7 @@ def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
             write(data)
             sent.set()
 
-        writer.write = send  # type: ignore[method-assign]
+        writer.write = send  # type: ignore[assignment]
         pulling = asyncio.ensure_future(
             client.execute("set_link", {"name": handle.id, "up": False})
         )

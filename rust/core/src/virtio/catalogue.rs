@@ -57,7 +57,7 @@ catalogue! {
         ["tests/device/test_offload_receive.py::test_offloads_are_turned_off_and_on_at_run_time"];
     2 "turns offloads of received frames on and off at run time",
         Some("5.2"), user "", "`port.set_guest_offloads()`",
-        ["rust/core/src/net/command_tests.rs::guest_offloads_and_hashes_are_told"];
+        ["rust/core/src/net/control/command_tests.rs::guest_offloads_and_hashes_are_told"];
     3 "says its MTU",
         Some("5.2"), user "host_mtu=2000", "`port.mtu`; `properties={\"host_mtu\": 2000}`",
         [
@@ -184,10 +184,10 @@ catalogue! {
         None, user "", "", [];
     52 "holds back the interrupts of one queue",
         None, user "", "`port.queue(i).set_coalescing()`",
-        ["rust/core/src/net/command_tests.rs::coalescing_is_told_as_the_specification_says"];
+        ["rust/core/src/net/control/command_tests.rs::coalescing_is_told_as_the_specification_says"];
     53 "holds back the interrupts of all receive or transmit queues",
         None, user "", "`port.set_coalescing()`",
-        ["rust/core/src/net/command_tests.rs::coalescing_is_told_as_the_specification_says"];
+        ["rust/core/src/net/control/command_tests.rs::coalescing_is_told_as_the_specification_says"];
     54 "hands over UDP/IPv4 segments in one piece",
         Some("10.0"), tap "", "`offload=True`, `burst.offload`",
         ["tests/device/test_offload_receive.py::test_udp_segments_arrive_as_one_frame"];
@@ -202,7 +202,7 @@ catalogue! {
         ["tests/device/test_rss.py::test_hashes_come_with_the_frames"];
     59 "can rely on the header length that the driver gives",
         None, user "", "`header_length` of an `Offload`, read from the frame",
-        ["rust/core/src/net/offload_tests.rs::what_is_right_gets_the_exact_header_length"];
+        ["rust/core/src/net/packet/offload_tests.rs::what_is_right_gets_the_exact_header_length"];
     60 "steers received frames by a hash",
         Some("5.2"), user "rss=on", "`properties={\"rss\": True}`; `port.set_rss()`",
         ["tests/device/test_rss.py::test_flows_land_where_toeplitz_says"];
