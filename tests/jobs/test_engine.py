@@ -5,11 +5,13 @@ import dataclasses
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import virtnic
+from peers.backend import Backend
 from peers.netns import Netns, PingResult
 from support.frames import mac_bytes, number_of, numbered
 from support.waiting import pause
@@ -276,6 +278,36 @@ def test_a_failing_progress_function_ends_the_loop(port: virtnic.Port) -> None:
     with pytest.raises(RuntimeError, match="enough"):
         virtnic.drop(port, progress=progress)
     assert len(port.recv(1)) == 0
+
+
+@pytest.mark.needs("qemu")
+@pytest.mark.parametrize("backpressure", [None, True, False])
+def test_frames_for_a_full_ring_stay_where_they_are_unless_told_otherwise(
+    qemu: virtnic.Qemu, scratch: Path, backpressure: bool | None
+) -> None:
+    """The peer takes nothing. After 0.1 s of that they are dropped: what was held is looked at."""
+    how: dict[str, Any] = {} if backpressure is None else {"backpressure": backpressure}
+    with (
+        Backend(scratch / "left") as left,
+        Backend(scratch / "right") as right,
+        qemu.attach(f"vhost-user,path={scratch}/left", queue_size=64) as a,
+        qemu.attach(f"vhost-user,path={scratch}/right", queue_size=64) as b,
+    ):
+        left.wait_up()
+        right.wait_up()
+        while b.send([numbered(b.mac, 0)]):
+            pass
+        for number in range(32):
+            assert left.deliver(numbered(a.mac, number))
+        result = virtnic.forward(
+            a, b, seconds=20, progress=lambda now: not (now.held or now.received), **how
+        )
+    assert result.sent == 0
+    if backpressure is False:
+        assert result.held == 0
+        assert result.ring_full == result.received > 0
+    else:
+        assert result.held > 0
 
 
 def test_bad_arguments(port: virtnic.Port) -> None:

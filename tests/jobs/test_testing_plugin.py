@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,37 @@ def test_the_marker_says_what_kind_of_port(run, qemu_command: str) -> None:  # t
             assert virtnic_port.qemu.machine == "q35"
         """
     ).assert_outcomes(passed=1)
+
+
+def test_a_port_is_ready(run, qemu_command: str) -> None:  # type: ignore[no-untyped-def]
+    """Frames pass before the test begins; where none would, the marker says how long it waits."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number = server.getsockname()[1]
+    found = run(
+        f"""
+        import pytest, virtnic
+        NOBODY = "socket,connect=127.0.0.1:{number}"
+
+        @pytest.mark.virtnic(NOBODY, ready=0.1)
+        def test_that_waits(virtnic_port):
+            pass
+
+        @pytest.mark.virtnic(NOBODY, ready=None)
+        def test_that_does_not(virtnic_port):
+            pass
+
+        @pytest.fixture
+        def asked(monkeypatch):
+            found = []
+            monkeypatch.setattr(virtnic.Port, "wait_ready", lambda _, wait: found.append(wait))
+            return found
+
+        def test_without_a_word(asked, virtnic_port):
+            assert asked == [10.0]
+        """
+    )
+    found.assert_outcomes(passed=2, errors=1)
+    found.stdout.fnmatch_lines(["*TimeoutError*nobody is at the other end of the socket*"])
 
 
 @pytest.fixture
