@@ -317,4 +317,4 @@ def test_transmitting_leaves_jumbo_buffers_for_receiving(qemu_command: str, scra
         assert len(backend.transmitted()) == 6
         assert port.wait_writable(timeout=PATIENCE)
         assert port.send([long]) == 1
-    path.unlink()
+    path.unlink(missing_ok=True)

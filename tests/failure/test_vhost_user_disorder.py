@@ -31,7 +31,7 @@ def _backend(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Backend]
     path = scratch / "disorder"
     with Backend(path, packed=request.getfixturevalue("ring") == "packed") as backend:
         yield backend
-    path.unlink()
+    path.unlink(missing_ok=True)
 
 
 @pytest.fixture(name="port")

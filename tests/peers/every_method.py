@@ -123,7 +123,7 @@ PORT: Table = {
     **read(
         "away closed drops_long_frames duplex features interrupts legacy link mac max_queues "
         "memory mtu polling qemu queue_addresses queue_size queues restarts ring rss rss_limits "
-        "speed standby statistics tells_link"
+        "speed standby statistics tells_link withholds"
     ),
     "device_gone": lambda port: port.device_gone(),
     "abandon": lambda port: (port.abandon("a test"), port.restart()),
