@@ -15,7 +15,6 @@ import os
 import re
 import socket
 import stat
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +117,6 @@ class Elsewhere(Owner):
     def __init__(self, directory: Path) -> None:
         #: Which it is, for people.
         self.where = f"at {directory}"
-        self._lock = threading.RLock()
         self._ended = Latch()
         self._closed = False
         self._verdict: str | None = None
@@ -158,11 +156,11 @@ class Elsewhere(Owner):
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, in the loop's thread, when it ends unasked (at once if it has)."""
-        with self._lock:
-            if not self._ended.is_set():
-                self._callbacks.append(callback)
-                return
-        callback(QemuDied(self.death()))
+        self._callbacks.append(callback)
+        if self._ended.is_set():
+            with contextlib.suppress(ValueError):  # else it is called, or was
+                self._callbacks.remove(callback)
+                callback(QemuDied(self.death()))
 
     def condemn(self, why: str) -> None:
         """Take it for dead: it does not answer. It is not ours to kill."""
@@ -170,14 +168,16 @@ class Elsewhere(Owner):
 
     def ended(self) -> None:
         """Tell that it has: the QMP connection is at its end."""
-        with self._lock:
-            self._ended.set()
-            callbacks, self._callbacks = self._callbacks, []
+        self._ended.set()
         if self._closed:
             return
         error = QemuDied(self.death())
         _log.warning("%s", error)
-        for callback in callbacks:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop(0)
+            except IndexError:
+                return  # it was closed meanwhile
             try:
                 callback(error)
             except Exception:
@@ -185,9 +185,8 @@ class Elsewhere(Owner):
 
     def close(self) -> None:
         """Let it be. It goes on without us."""
-        with self._lock:
-            self._closed = True
-            self._callbacks.clear()
+        self._closed = True
+        self._callbacks.clear()
 
 
 @dataclass(frozen=True, slots=True)

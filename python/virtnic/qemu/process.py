@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import logging
@@ -37,9 +38,11 @@ class Process(Owner):
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
         self._callbacks: list[Callable[[QemuDied], object]] = []
-        self._lock = threading.RLock()
         self._close_lock = threading.RLock()
-        self._reported = False
+        # Taken by whoever tells of its end, or closes it, and never given back. No lock is held
+        # while that is looked at: a signal handler may close it there, and waits for the loop's
+        # thread, which may be about to tell.
+        self._reported = _thread.allocate_lock()
         self._verdict: str | None = None
         self._words = Words()
         self._child: _native.Child | None = None
@@ -125,11 +128,11 @@ class Process(Owner):
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, in the loop's thread, when it ends unasked (at once if it has)."""
-        with self._lock:
-            if not self._reported:
-                self._callbacks.append(callback)
-                return
-        callback(QemuDied(self.death()))
+        self._callbacks.append(callback)
+        if self._reported.locked():
+            with contextlib.suppress(ValueError):  # else it is called, or was
+                self._callbacks.remove(callback)
+                callback(QemuDied(self.death()))
 
     def condemn(self, why: str) -> None:
         """End one that hangs: ``why`` goes into what is said of its death."""
@@ -155,9 +158,8 @@ class Process(Owner):
         One that runs as another user than we do by now is asked instead. Raises QemuError
         where it does not listen: it stays until our process ends.
         """
-        with self._lock:
-            self._reported = True
-            self._callbacks.clear()
+        self._reported.acquire(blocking=False)
+        self._callbacks.clear()
         with self._close_lock:
             child = self._child
             if child is not None:
@@ -181,14 +183,15 @@ class Process(Owner):
             )
 
     def _on_exit(self) -> None:
-        with self._lock:
-            if self._reported:
-                return
-            self._reported = True
-            callbacks, self._callbacks = self._callbacks, []
+        if not self._reported.acquire(blocking=False):
+            return
         error = QemuDied(self.death())
         _log.warning("%s", error)
-        for callback in callbacks:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop(0)
+            except IndexError:
+                return  # it was closed meanwhile
             try:
                 callback(error)
             except Exception:
