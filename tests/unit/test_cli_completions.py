@@ -1,13 +1,13 @@
 """``virtnic completions``: the scripts do complete, in the shells that are here."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from peers.components import needs
 from virtnic.cli import main
 from virtnic.cli.completions import SHELLS
 from virtnic.cli.parser import COMMANDS
@@ -72,13 +72,11 @@ def test_a_script_knows_every_command_and_option(script: str) -> None:
     ("script", "shell"), [(shell, shell) for shell in SHELLS], indirect=["script"]
 )
 def test_a_script_can_be_read_by_its_shell(script: str, shell: str, scratch: Path) -> None:
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"{shell} is not here")
+    needs(shell)
     file = scratch / "script"
     file.write_text(script)
     try:
-        subprocess.run([program, "-n", file], check=True, timeout=60)
+        subprocess.run([shell, "-n", file], check=True, timeout=60)
     finally:
         file.unlink()
 
