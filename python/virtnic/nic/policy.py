@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 __all__ = ["Recoveries", "Recovery", "policy"]
@@ -56,6 +57,6 @@ class Recoveries:
         self.outage = 0.0
 
     @property
+    @abstractmethod
     def over(self) -> bool:
         """Whether it is replaced no more: too many attempts failed, or it was closed."""
-        raise NotImplementedError
