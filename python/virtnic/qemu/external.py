@@ -134,6 +134,10 @@ class Elsewhere(Owner):
         """As :meth:`Process.stderr_position`: nothing is known of it."""
         return 0
 
+    def asked(self) -> contextlib.AbstractContextManager[None]:
+        """As :meth:`Process.asked`: nothing is heard of it."""
+        return contextlib.nullcontext()
+
     def stderr_since(self, _position: int) -> str:
         """As :meth:`Process.stderr_since`: nothing is known of it."""
         return ""

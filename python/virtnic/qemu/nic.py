@@ -441,7 +441,8 @@ class Nics:
         """Add to QEMU's refusal what it wrote to stderr meanwhile, and what to do about it."""
         before = self._process.stderr_position()
         try:
-            yield
+            with self._process.asked():
+                yield
         except QemuDied:
             raise
         except QemuError as error:

@@ -104,6 +104,10 @@ class Process(Owner):
         """Return what it has written since then, the last 16 KiB of it."""
         return self._words.since(position)
 
+    def asked(self) -> contextlib.AbstractContextManager[None]:
+        """While a command may start a helper of QEMU's, whose words are wanted."""
+        return self._words.asked()
+
     def started(self) -> None:
         """Take what it said so far for its first words; its last ones are yet to come."""
         self._words.mark()

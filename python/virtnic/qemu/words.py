@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from virtnic.qemu import loop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from virtnic.qemu.loop import LoopThread
 
 __all__ = ["Words"]
@@ -66,6 +68,8 @@ class Words:
         #: Until :meth:`mark`: those that nobody can be found for may be its own, and why it does
         #: not start is told by who starts it.
         self.starting = True
+        #: Commands under way that may start a helper, as :meth:`asked`.
+        self._asked = 0
 
     def open(self, where: LoopThread) -> int:
         """Return the descriptor that a QEMU is to write to. Raises OSError."""
@@ -114,6 +118,21 @@ class Words:
         _shared.drain()
         old = max(0, len(self._kept) - (self._total - position))
         return self._kept[old:].decode(errors="replace")
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """Until then a helper may speak, and end, before it is known whose it is."""
+        self._asked += 1
+        try:
+            yield
+        finally:
+            _shared.drain()  # while they are still its own
+            self._asked -= 1
+
+    @property
+    def expects(self) -> bool:
+        """Whether words of a process that has ended since may be its own."""
+        return self.starting or self._asked > 0
 
     def mark(self) -> None:
         """Take what it said so far for its first words; its last ones are yet to come."""
@@ -208,9 +227,9 @@ class _Shared:
         if owner is not None:
             owner.hear(said)
             return
-        starting = [words for words in self._listeners if words.starting]
-        if len(starting) == 1 and not _lives(pid):
-            starting[0].hear(said)  # whose it was cannot be found any more
+        expecting = [words for words in self._listeners if words.expects]
+        if len(expecting) == 1 and not _lives(pid):
+            expecting[0].hear(said)  # whose it was cannot be found any more
         else:
             kept = self._strangers.setdefault(pid, bytearray())
             kept += said
