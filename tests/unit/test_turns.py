@@ -34,7 +34,7 @@ def test_others_run_together_and_one_that_is_alone_waits_first(tmp_path: Path) -
         assert not _is_free(tmp_path / "room", fcntl.LOCK_EX)
         waiter.start()
         # Whoever comes now has to wait behind it.
-        eventually(lambda: not _is_free(tmp_path / "door", fcntl.LOCK_EX))
+        assert eventually(lambda: not _is_free(tmp_path / "door", fcntl.LOCK_EX))
         assert not done.is_set()
     waiter.join(60.0)
     assert done.is_set()
