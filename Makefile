@@ -99,6 +99,11 @@ fuzz: SECONDS ?= 60
 fuzz: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Fuzz what a hostile peer may send, SECONDS=60 for each target; writes build/fuzz
 	FUZZ_PYTHON=$(BIN)/python .ci/fuzz $(SECONDS) $(TARGETS)
 
+.PHONY: captures
+captures: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Read tcpdump's test captures as libpcap does, and replay them into a TAP
+	.ci/captures .cache/captures
+	$(TOOLS) $(BIN)/python -m captures --least 400 .cache/captures
+
 .PHONY: matrix
 matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools $(STAMPS)/tox ## One table: tests on QEMU 5.2, 7.2, 10.0, 11.1 and on each Python; writes build/matrix.json
 	$(TOOLS) $(BIN)/python -m matrix $(ARGS)

@@ -43,7 +43,7 @@ from virtnic.errors import (
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from virtnic import aio
+    from virtnic import aio, capture
     from virtnic.loops import (
         Result,
         drop,
@@ -73,6 +73,7 @@ __all__ = [  # noqa: RUF022 - by importance
     "Rss",
     "RssLimits",
     "aio",
+    "capture",
     "Burst",
     "Offload",
     "Memory",
@@ -115,6 +116,7 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 #: asyncio nor QMP, and a program that asks for a version or for help does not wait for them.
 _LATER = {
     "aio": "virtnic.aio",
+    "capture": "virtnic.capture",
     **dict.fromkeys(
         (
             "Result",

@@ -5,6 +5,7 @@ Sizes are bytes, times are seconds, addresses are integers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from os import PathLike
 from typing import Any, Literal, Self, SupportsBytes, TypeAlias, final, overload
 
 from typing_extensions import Buffer, disjoint_base
@@ -12,6 +13,9 @@ from typing_extensions import Buffer, disjoint_base
 __all__ = [
     "ArpReply",
     "Burst",
+    "CaptureReader",
+    "CaptureWriter",
+    "CapturedFrame",
     "Child",
     "CommandRefused",
     "Descriptor",
@@ -47,6 +51,7 @@ __all__ = [
     "forward",
     "generate",
     "hugepages",
+    "play",
     "reflect",
     "run",
     "set_log_level",
@@ -663,6 +668,78 @@ class PingReply:
     def seconds(self) -> float:
         """Seconds from the request to the reply."""
     def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class CapturedFrame:
+    """A frame of a capture file. It unpacks as ``timestamp, frame``."""
+
+    @property
+    def timestamp(self) -> int | None:
+        """When it was captured, nanoseconds since 1970; None where the file does not say."""
+    @property
+    def frame(self) -> bytes:
+        """Its bytes, as many as the file has."""
+    @property
+    def length(self) -> int:
+        """Its length on the wire, bytes."""
+    @property
+    def interface(self) -> int:
+        """Which of the file's interfaces it passed, from 0."""
+    @property
+    def link_type(self) -> int:
+        """The kind of its first header; 1 is Ethernet (the registry of link types)."""
+    @property
+    def direction(self) -> Literal["received", "sent"] | None:
+        """``received`` or ``sent``, as its capturer saw it; None where the file does not say."""
+    @property
+    def comment(self) -> str | None:
+        """Somebody's remark, or None."""
+    def __iter__(self) -> Iterator[Any]: ...
+
+@final
+class CaptureReader:
+    """A capture file that is being read: an iterator over its frames."""
+
+    def __new__(cls, path: str | PathLike[str]) -> Self: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> CapturedFrame: ...
+    def close(self) -> None:
+        """Close the file: there are no more frames then. Twice is fine."""
+
+@final
+class CaptureWriter:
+    """A capture that is being written, by a thread of the core."""
+
+    def __new__(
+        cls,
+        path: str | PathLike[str],
+        ports: Sequence[tuple[NetPort, str, str]],
+        *,
+        snaplen: int,
+        buffer: int,
+        rotate: tuple[int, int | None] | None = None,
+        comment: str | None = None,
+        filter: tuple[int, bytes, str] | None = None,  # noqa: A002
+    ) -> Self: ...
+    def counts(self) -> dict[str, int]:
+        """Return what became of the frames so far, by name."""
+    @property
+    def failed(self) -> bool:
+        """Whether it ended because the file could not be written."""
+    def comment(self, text: str) -> None:
+        """Add a comment to the next frame that is written. Raises ValueError."""
+    def close(self) -> None:
+        """Write what has come, and end. Raises OSError, once, where the file was not written."""
+
+def play(
+    port: NetPort,
+    path: str | PathLike[str],
+    pace: tuple[Literal["times", "rate", "max"], float],
+    times: int,
+    parts: bool,
+    until: _Until,
+) -> dict[str, Any]:
+    """Send the frames of a file; see virtnic.capture.replay."""
 
 @final
 class Burst(Sequence[memoryview]):

@@ -16,7 +16,7 @@ def test_a_burst_says_when_it_was_taken(netns: Netns) -> None:
     memory = virtnic.Memory("8M", hugepages=None)
     with virtnic.open(netns.netdev, memory=memory, timestamps=True) as port:
         raw = netns.packet_socket()
-        assert port.timestamps
+        assert port.timestamps is True
         last = 0
         for number in range(20):
             before = time.time_ns()
@@ -32,7 +32,8 @@ def test_a_burst_says_when_it_was_taken(netns: Netns) -> None:
         assert port.recv().timestamp is None
 
         port.set_timestamps(False)
-        assert not port.timestamps
+        now: bool = port.timestamps
+        assert now is False
         raw.send(numbered(netns.mac, 99))
         assert port.recv(32, timeout=20.0).timestamp is None
         raw.close()

@@ -76,12 +76,16 @@ def test_generate_sends_the_frames_that_are_described(netns: Netns, scratch: Pat
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "is no pcap file"),
-        (b"\x0a\x0d\x0d\x0a" + bytes(40), "editcap -F pcap"),
+        (b"", "is empty"),
+        (b"\x0a\x0d\x0d\x0a" + bytes(40), "is no capture"),
+        (b"no capture" * 100, "is no capture"),
         (struct.pack(">IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), "has no frames"),
-        (struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 113), "link type 113"),
-        (struct.pack("<IHHiIII10x", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), "within the header of"),
-        (struct.pack("<IHHiIII4I", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 0, 0, 60, 60), "within frame"),
+        (
+            struct.pack("<IHHiIII4Ix", 0xA1B23C4D, 2, 4, 0, 0, 65535, 113, 0, 0, 1, 1),
+            "link type 113",
+        ),
+        (struct.pack("<IHHiIII10x", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), "cut after its first 0"),
+        (struct.pack("<IHHiIII4I", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 0, 0, 60, 60), "cut after"),
         (
             struct.pack("<IHHiIII4I4x", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1, 0, 0, 4, 60),
             "4 of the 60 bytes",

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+import virtnic as library
 from support.program import virtnic, virtnic_json
+from virtnic.capture import Writer
 from virtnic.cli import main
 from virtnic.cli.parser import COMMANDS
 from virtnic.cli.status import EXIT_STATUSES
@@ -109,10 +111,6 @@ LOOP = [["forward", "--port", "user"], ["generate"], ["drop"]]
     ("title", "commands"),
     [
         ("`ping`", [["ping", "10.0.2.2", *QUICK]]),
-        (
-            "`forward`, `generate`, `drop`",
-            [[*words, "--seconds", "0", "--xstats"] for words in LOOP],
-        ),
         ("`watch`, a line", [["watch", "--seconds", "0"]]),
         ("`probe`", [["probe"]]),
         ("`demo`", [["demo", "--count", "1"]]),
@@ -121,6 +119,19 @@ LOOP = [["forward", "--port", "user"], ["generate"], ["drop"]]
 )
 def test_the_keys_of_the_objects(qemu_command: str, title: str, commands: list[list[str]]) -> None:
     keys_are_told_of(title, [virtnic_lines(*words) for words in commands])
+
+
+def test_the_keys_of_the_loops(qemu_command: str, scratch: Path) -> None:
+    file = str(scratch / "run.pcapng")
+    loops = [*LOOP, ["capture", "--port", "user", "-w", file]]
+    try:
+        printed = [virtnic_lines(*words, "--seconds", "0", "--xstats") for words in loops]
+        with library.open("user", hugepages=None) as port, Writer(file, port):
+            port.send([bytes(60)])
+        printed.append(virtnic_lines("replay", "--port", "user", file, "--xstats"))
+    finally:
+        (scratch / "run.pcapng").unlink()
+    keys_are_told_of("`forward`, `generate`, `drop`, `capture`, `replay`", printed)
 
 
 def virtnic_lines(*words: str) -> list[dict[str, Any]]:

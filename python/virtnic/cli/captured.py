@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import re
-import struct
-from pathlib import Path
 
 __all__ = ["from_hex", "from_pcap"]
 
-#: First bytes of the classic format: the order of its bytes; times in micro- or nanoseconds.
-_MAGIC = {
-    b"\xa1\xb2\xc3\xd4": ">",
-    b"\xa1\xb2\x3c\x4d": ">",
-    b"\xd4\xc3\xb2\xa1": "<",
-    b"\x4d\x3c\xb2\xa1": "<",
-}
-_PCAPNG = b"\x0a\x0d\x0d\x0a"
 _ETHERNET = 1
-_HEADER, _RECORD = 24, 16
 
 
 def from_hex(text: str) -> bytes:
@@ -36,34 +25,21 @@ def from_hex(text: str) -> bytes:
 
 
 def from_pcap(path: str) -> list[bytes]:
-    """Read the frames of a capture file (draft-ietf-opsawg-pcap). Raises ValueError, OSError."""
-    with Path(path).open("rb") as file:
-        data = file.read(_HEADER)
-        order = _MAGIC.get(data[:4])
-        if order is not None:  # a file that is something else may have no end
-            data += file.read()
-    if order is None or len(data) < _HEADER:
-        advice = "; `editcap -F pcap` makes one of a pcapng file" if data[:4] == _PCAPNG else ""
-        raise ValueError(f"{path} is no pcap file{advice}")
-    (link,) = struct.unpack_from(order + "I", data, 20)
-    if link & 0xFFFF != _ETHERNET:
-        raise ValueError(f"{path} has frames of link type {link & 0xFFFF}, not of Ethernet (1)")
+    """Read the frames of a capture file. Raises ValueError, OSError."""
+    from virtnic.capture import read
+
     frames: list[bytes] = []
-    at = _HEADER
-    while at < len(data):
-        if at + _RECORD > len(data):
-            raise ValueError(f"{path} ends within the header of frame {len(frames)}")
-        _, _, held, length = struct.unpack_from(order + "4I", data, at)
-        at += _RECORD
-        if at + held > len(data):
-            raise ValueError(f"{path} ends within frame {len(frames)}")
-        if held < length:
+    for captured in read(path):
+        if captured.link_type != _ETHERNET:
             raise ValueError(
-                f"{path} has {held} of the {length} bytes of frame {len(frames)}; capture whole "
-                "frames, as with tcpdump -s 0"
+                f"{path} has frames of link type {captured.link_type}, not of Ethernet (1)"
             )
-        frames.append(data[at : at + held])
-        at += held
+        if len(captured.frame) < captured.length:
+            raise ValueError(
+                f"{path} has {len(captured.frame)} of the {captured.length} bytes of frame "
+                f"{len(frames)}; capture whole frames, as with tcpdump -s 0"
+            )
+        frames.append(captured.frame)
     if not frames:
         raise ValueError(f"{path} has no frames")
     return frames

@@ -30,7 +30,7 @@ It takes the Python package shtab: pip install 'virtnic[cli]'
 {EXIT_STATUSES}"""
 
 #: The options whose values are files, and those whose values are directories.
-_FILES = ("--pcap", "--qemu")
+_FILES = ("--pcap", "--qemu", "--write")
 _DIRECTORIES = ("--connect", "--directory")
 
 

@@ -27,6 +27,8 @@ COMMANDS = {
     "doctor": "check QEMU, accelerators, hugepages, permissions and kernel modules",
     "forward": "forward between two ports, or reflect by one",
     "generate": "send frames at a rate",
+    "capture": "write what ports send and receive to a pcapng file",
+    "replay": "send a capture again, with its gaps",
     "drop": "receive frames, count and forget them",
     "watch": "print what happens to ports: links, backends, QEMU",
     "qemu-args": "the command line of a QEMU that somebody else starts, in another container",
@@ -45,6 +47,11 @@ _MEANT = {
     "reflect": "forward",
     "info": "probe",
     "monitor": "watch",
+    "tcpdump": "capture",
+    "dump": "capture",
+    "record": "capture",
+    "tcpreplay": "replay",
+    "play": "replay",
     "completion": "completions",
 }
 

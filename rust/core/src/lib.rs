@@ -15,7 +15,9 @@
 //! - [`net`]: the virtio-net device: queues of packets
 //! - `stack` (feature `stack`): TCP/IP on top of a port
 //! - [`engine`]: loops over bursts that run without the interpreter
+//! - [`capture`]: what ports send and receive, in files; and replayed
 
+pub mod capture;
 pub mod engine;
 pub mod error;
 pub mod ivshmem;

@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is a finding")]
 
+pub mod capture;
 mod input;
 pub mod ivshmem;
 pub mod qtest;
@@ -21,12 +22,13 @@ pub use input::Input;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its program and of its corpus.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("ring_split", ring::split),
     ("ring_packed", ring::packed),
     ("qtest", qtest::target),
     ("ivshmem", ivshmem::target),
     ("vhost_user", vhost_user::target),
+    ("capture", capture::target),
 ];
 
 /// The program of a target: under libFuzzer the target, else a replay of files.

@@ -15,7 +15,7 @@ use virtnic::net::Port;
 pub(crate) struct Until(Option<f64>, Option<u64>, Option<Py<PyAny>>);
 
 /// Runs a loop without the interpreter; looks at signals and tells `progress` 20 times a second.
-fn run_loop<'py>(
+pub(crate) fn run_loop<'py>(
     py: Python<'py>,
     until: &Until,
     body: impl FnOnce(Control<'_>) -> virtnic::Result<Report> + Send,

@@ -122,8 +122,13 @@ impl<'a> Control<'a> {
         self.look(report, alive)
     }
 
+    /// Whether the loop goes on, of one that asks rarely.
     #[cold]
-    fn look(&mut self, report: &mut Report, alive: impl FnOnce() -> Result<()>) -> Result<bool> {
+    pub(super) fn look(
+        &mut self,
+        report: &mut Report,
+        alive: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
         let now = Instant::now();
         report.elapsed = now - self.start;
         if self.deadline.is_some_and(|deadline| now >= deadline) {

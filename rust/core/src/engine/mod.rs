@@ -9,6 +9,7 @@ mod exchange;
 mod forward;
 mod function;
 mod generate;
+mod play;
 mod sink;
 mod swap;
 
@@ -17,6 +18,7 @@ pub use exchange::exchange;
 pub use forward::{Manner, Mode, forward, reflect};
 pub use function::{PacketFunction, RawFunction, run};
 pub use generate::{Load, generate};
+pub use play::{Pace, Passage, Punctuality, TimedFrame, play};
 pub use sink::drop_all;
 
 use crate::net::Port;

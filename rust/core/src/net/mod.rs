@@ -30,6 +30,6 @@ pub use port::Port;
 pub(crate) use queue::{Claim, Replay, RxQueue, TxQueue};
 pub use queue::{Outage, QueuePair, RingFormat, SendStop, Wake};
 pub use stats::{
-    ExtendedStats, FrameClasses, PortStats, QueueStats, TapCounts, TapReader, TapRecord,
+    ExtendedStats, FrameClasses, PortStats, QueueStats, TapCounter, TapCounts, TapReader, TapRecord,
 };
 pub use watching::QueueTap;

@@ -11,4 +11,4 @@ pub use classes::FrameClasses;
 pub(crate) use counter::Counter;
 pub use counters::{ExtendedStats, PortStats, QueueStats};
 pub(in crate::net) use counters::{LivePairStats, LiveQueueStats};
-pub use tap::{TapCounts, TapReader, TapRecord};
+pub use tap::{TapCounter, TapCounts, TapReader, TapRecord};

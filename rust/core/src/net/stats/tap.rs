@@ -24,6 +24,18 @@ pub struct TapCounts {
     pub dropped: u64,
 }
 
+/// What a tap has seen, for who does not read its frames.
+#[derive(Clone, Debug)]
+pub struct TapCounter(Arc<Counts>);
+
+impl TapCounter {
+    /// As [`TapReader::counts`].
+    #[must_use]
+    pub fn counts(&self) -> TapCounts {
+        TapCounts { frames: self.0.frames.get(), dropped: self.0.dropped.get() }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     frames: Counter,
@@ -166,7 +178,12 @@ impl TapReader {
     /// What it has seen so far, also what was not read yet.
     #[must_use]
     pub fn counts(&self) -> TapCounts {
-        TapCounts { frames: self.counts.frames.get(), dropped: self.counts.dropped.get() }
+        self.counter().counts()
+    }
+    /// The same, for somebody else.
+    #[must_use]
+    pub fn counter(&self) -> TapCounter {
+        TapCounter(self.counts.clone())
     }
     /// The next frame, whose bytes [`Self::take`] gives; `None` when there is none now.
     #[inline]

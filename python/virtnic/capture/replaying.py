@@ -1,0 +1,104 @@
+"""``replay``: a capture is sent again, with its gaps."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from virtnic import _native
+from virtnic.capture.reading import read
+from virtnic.loops import Result
+from virtnic.units import CHECKSUM, parse_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import virtnic
+
+__all__ = ["Replayed", "parse_speed", "replay"]
+
+_TIMES = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*[x×]\s*", re.ASCII)  # noqa: RUF001
+#: More passes than this are for ever.
+_FOR_EVER = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed(Result):
+    """What a replay did."""
+
+    #: Frames that were sent more than 10 µs after they were due; the longest such delay, seconds.
+    late: int = 0
+    latest: float = 0.0
+
+
+def parse_speed(
+    speed: float | str, path: str | os.PathLike[str]
+) -> tuple[Literal["times", "rate", "max"], float]:
+    """Return how a speed is meant, and the number in it. Raises ValueError.
+
+    ``2.0`` and ``"2x"`` are twice as fast as captured, ``"max"`` is as fast as frames are taken,
+    ``"10kpps"`` and ``"1Gbps"`` are even rates; for one in bits the file is read first.
+    """
+    if not isinstance(speed, str):
+        if not 0 < speed < float("inf"):
+            raise ValueError(f"a speed is a number above 0, not {speed}")
+        return "times", float(speed)
+    if speed.strip().lower() == "max":
+        return "max", 0.0
+    times = _TIMES.fullmatch(speed)
+    if times:
+        return parse_speed(float(times[1]), path)
+    try:
+        rate = parse_rate(speed, 1.0)
+        if rate != parse_rate(speed, 2.0):
+            lengths = [len(captured.frame) + CHECKSUM for captured in read(path)]
+            rate = parse_rate(speed, sum(lengths) / max(len(lengths), 1))
+    except ValueError as error:
+        raise ValueError(
+            f"a speed is a factor such as 2.0 or '2x', 'max', or a rate: {error}"
+        ) from None
+    return "rate", rate
+
+
+def replay(
+    port: virtnic.Port,
+    path: str | os.PathLike[str],
+    *,
+    speed: float | str = 1.0,
+    loop: int | None = 1,
+    truncated: bool = False,
+    seconds: float | None = None,
+    packets: int | None = None,
+    progress: Callable[[Result], object] | None = None,
+) -> Replayed:
+    """Send the frames of a capture, with the gaps that they had.
+
+    ``speed``: how many times as fast as they were captured; ``"max"`` for as fast as they are
+    taken, ``"10kpps"`` and the like for an even rate. Below 100,000 frames a second each is sent
+    within 10 µs of when it is due, unless the machine has something else to do: ``late`` and
+    ``latest`` of the result say. ``loop``: how often the file is sent, None for ever.
+    ``truncated``: also send what the file has of frames that it has in part. The file is read
+    ahead in a thread, a few MiB at most.
+
+    The loop holds no queue: others may send meanwhile. It ends as those of :mod:`virtnic.loops` do.
+
+    Raises OSError, ValueError for what is no capture, has another link type than Ethernet, is
+    cut, has parts of frames, or has a frame that is longer than a buffer of the port's memory: what
+    is before that was sent. PortClosed, QemuDied, DeviceError, PortBusy.
+    """
+    if loop is not None and loop < 1:
+        raise ValueError(f"a file is sent once or more, or loop is None, not {loop}")
+    pace = parse_speed(speed, path)
+    if packets is not None and not 0 <= packets < 1 << 64:
+        raise ValueError(f"packets is 0 or more, and below 2**64, not {packets}")
+    if seconds is not None and not seconds >= 0:
+        raise ValueError(f"seconds is 0 or more, or None for no end, not {seconds}")
+
+    def tell(counters: dict[str, Any]) -> object:
+        return None if progress is None else progress(Result(**counters))
+
+    times = _FOR_EVER if loop is None else loop
+    until = (seconds, packets, None if progress is None else tell)
+    return Replayed(**_native.play(port, os.fspath(path), pace, times, truncated, until))

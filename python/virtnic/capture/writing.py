@@ -1,0 +1,156 @@
+"""``Writer``: a capture of what ports send and receive."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import virtnic
+from virtnic import _native
+from virtnic.capture.filters import Filter
+from virtnic.units import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+__all__ = ["Counts", "Writer", "parse_rotation"]
+
+#: The longest frame that tools expect, which is longer than any of a port.
+_ALL = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of the frames."""
+
+    #: Frames that the ports moved.
+    seen: int
+    #: Those that found no room in memory because the file was not written fast enough.
+    dropped: int
+    #: Those that the filter did not want.
+    filtered: int
+    #: Those that are in a file, or will be when the writer is closed.
+    written: int
+    #: Bytes of files so far, and how many files there were.
+    bytes: int
+    files: int
+
+
+def parse_rotation(
+    rotate: str | tuple[int | str, int | None] | None,
+) -> tuple[int, int | None] | None:
+    """Return bytes of a file and how many files are kept, of ``"1G:10"``, ``"1G"`` or two values.
+
+    Raises ValueError.
+    """
+    if rotate is None:
+        return None
+    if isinstance(rotate, tuple):
+        size, files = rotate
+        return parse_size(size), files
+    text, colon, count = rotate.partition(":")
+    if colon and not (count.isascii() and count.isdigit()):
+        raise ValueError(f"files are rotated as in '1G:10', not {rotate!r}")
+    return parse_size(text), int(count) if colon else None
+
+
+class Writer:
+    """Writes everything that ports send and receive to a pcapng file, from its making to its end.
+
+    Also what loops move, and other threads. The frames are copied when they are queued for sending
+    or taken from the receive ring, and a thread of the core writes them, with the time in
+    nanoseconds and the direction; each port is an interface of the file. The ports never wait for
+    the file: what finds no room in ``buffer`` is left out, and counted in the file (Interface
+    Statistics Blocks) and in :attr:`counts`. A context manager.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *ports: virtnic.Port,
+        names: Sequence[str] | None = None,
+        snaplen: int | None = None,
+        filter: str | None = None,  # noqa: A002 - what tcpdump calls it
+        rotate: str | tuple[int | str, int | None] | None = None,
+        buffer: int | str = "32M",
+        comment: str | None = None,
+    ) -> None:
+        """Make the file, in the place of one that is there, and begin.
+
+        ``names``: what the ports are called in it, else by their MAC addresses. ``snaplen``: so
+        many bytes of each frame are kept, all without. ``filter``: only these frames, in tcpdump's
+        language. ``rotate``: ``"1G:10"`` begins another file after each GiB and keeps the ten
+        newest, ``"1G"`` all; they are called ``run_00001.pcapng`` and so on. ``buffer``: memory
+        between the ports and the file, bytes; each queue has its part, 256 KiB at least.
+        ``comment``: about the whole, at the start of each file.
+
+        Raises OSError, ValueError, FileNotFoundError for a filter without libpcap.
+        """
+        if not ports:
+            raise ValueError("there is no port to capture from")
+        for port in ports:
+            if not isinstance(port, virtnic.Port):
+                raise TypeError(f"frames are captured from ports, not from {port!r}")
+        called = [f"virtnic {port.mac}" for port in ports] if names is None else list(names)
+        if len(called) != len(ports):
+            raise ValueError(f"{len(called)} names are given for {len(ports)} ports")
+        if snaplen is not None and not 1 <= snaplen <= _ALL:
+            raise ValueError(f"snaplen is 1 to {_ALL} bytes, or None for all, not {snaplen}")
+        compiled = None if filter is None else Filter(filter)
+        self._compiled = compiled  # its library runs it
+        self._path = os.fspath(path)
+        described = [
+            (port, name, f"queues={port.max_queues} ring={port.ring}")
+            for port, name in zip(ports, called, strict=True)
+        ]
+        self._writer = _native.CaptureWriter(
+            self._path,
+            described,
+            snaplen=_ALL if snaplen is None else snaplen,
+            buffer=parse_size(buffer),
+            rotate=parse_rotation(rotate),
+            comment=comment,
+            filter=None
+            if compiled is None
+            else (compiled.address, compiled.program, compiled.text),
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the frames so far."""
+        return Counts(**self._writer.counts())
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended because the file could not be written; :meth:`close` says why."""
+        return self._writer.failed
+
+    def comment(self, text: str) -> None:
+        """Add a remark to the next frame that is written. Raises ValueError when many wait."""
+        self._writer.comment(text)
+
+    def close(self) -> None:
+        """Write what has come until now, say what was counted, and end; twice is fine.
+
+        Raises OSError, once, where the file could not be written, such as for want of space: it has
+        whole blocks until there.
+        """
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        counts = self.counts
+        said = f"{counts.written} frames, {counts.dropped} dropped"
+        return f"<virtnic.capture.Writer {self._path}: {said}>"

@@ -1,0 +1,124 @@
+//! A file that is read ahead, for who replays it.
+
+use super::reader::Reader;
+use crate::engine::{Passage, TimedFrame};
+use crate::process::{Home, background};
+use crate::{Error, Result};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+/// Frames, and bytes, that are read together at most.
+const FRAMES: usize = 1024;
+const BYTES: usize = 256 << 10;
+/// So many of these are read ahead.
+const AHEAD: usize = 8;
+/// The link type of Ethernet.
+const ETHERNET: u32 = 1;
+
+/// The frames of a file, several times over where that is wanted, in passages.
+#[derive(Debug)]
+pub struct Tape {
+    home: Home,
+    passages: Option<Receiver<Result<Passage>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tape {
+    /// Begins to read a file that is to be replayed so many times. With `parts` frames of which
+    /// the file has not all bytes are replayed as they are; else they are an error.
+    ///
+    /// # Errors
+    /// As for [`Reader::open`]; [`Error::Os`] where there is no thread.
+    pub fn new(path: PathBuf, times: u64, parts: bool) -> Result<Self> {
+        let first = Reader::open(&path)?;
+        let (sender, receiver) = sync_channel(AHEAD);
+        let thread = background("virtnic-replay", move || {
+            if let Err(error) = read(first, path, times, parts, &sender) {
+                // Nobody: the replay has ended.
+                let _ = sender.send(Err(error));
+            }
+        });
+        let thread = thread.map_err(|cause| Error::os("starting the thread of a replay", cause))?;
+        Ok(Self { home: Home::here(), passages: Some(receiver), thread: Some(thread) })
+    }
+}
+
+impl Iterator for Tape {
+    type Item = Result<Passage>;
+    fn next(&mut self) -> Option<Self::Item> {
+        self.passages.as_ref()?.recv().ok()
+    }
+}
+
+impl Drop for Tape {
+    fn drop(&mut self) {
+        self.passages = None;
+        if let Some(thread) = self.thread.take().filter(|_| self.home.is_here()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Reads all passes of a file.
+fn read(
+    mut reader: Reader,
+    path: PathBuf,
+    times: u64,
+    parts: bool,
+    to: &SyncSender<Result<Passage>>,
+) -> Result<()> {
+    // When the pass began, and the frame before was due.
+    let (mut start, mut last) = (0_u64, 0_u64);
+    for pass in 0..times {
+        if pass > 0 {
+            reader = Reader::open(&path)?;
+        }
+        let (mut first, mut count) = (None, 0_u64);
+        let mut passage = Passage::default();
+        loop {
+            let at = passage.bytes.len();
+            let Some(frame) = reader.next(&mut passage.bytes)? else { break };
+            let length = passage.bytes.len() - at;
+            if frame.link_type != ETHERNET {
+                return Err(Error::Invalid(format!(
+                    "{}: frame {count} has link type {}; a port sends Ethernet (1) only",
+                    reader.name(),
+                    frame.link_type
+                )));
+            }
+            if (length as u64) < u64::from(frame.length) && !parts {
+                return Err(Error::Invalid(format!(
+                    "{} has {length} of the {} bytes of frame {count}; capture whole frames, or let \
+                     parts of frames be sent",
+                    reader.name(),
+                    frame.length
+                )));
+            }
+            count += 1;
+            if let Some(timestamp) = frame.timestamp {
+                let since = timestamp.saturating_sub(*first.get_or_insert(timestamp));
+                // Frames that are out of order are sent in that of the file.
+                last = last.max(start.saturating_add(u64::try_from(since).unwrap_or(0)));
+            }
+            if length == 0 {
+                continue;
+            }
+            passage.frames.push(TimedFrame { due: last, start: at, length });
+            let full = passage.frames.len() == FRAMES || passage.bytes.len() >= BYTES;
+            if full && to.send(Ok(std::mem::take(&mut passage))).is_err() {
+                return Ok(());
+            }
+        }
+        if !passage.frames.is_empty() && to.send(Ok(passage)).is_err() {
+            return Ok(());
+        }
+        if count == 0 {
+            return Err(Error::Invalid(format!("{} has no frames", reader.name())));
+        }
+        // As long after the last frame as one comes after the other on average.
+        last += (last - start) / (count - 1).max(1);
+        start = last;
+    }
+    Ok(())
+}

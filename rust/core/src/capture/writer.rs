@@ -1,0 +1,465 @@
+//! Writes what ports send and receive to a pcapng file, in a thread of its own.
+//!
+//! The ports' queues copy frames into rings of fixed size ([`QueueTap`]), which the thread empties in the
+//! order of their times. It never holds a queue up: what finds no room is counted, and the counts
+//! are in the file's Interface Statistics Blocks. When the file cannot be written, the ports are
+//! left alone, what is there is cut to whole blocks, and [`Writer::close`] says why.
+
+use super::blocks::{self, Captured, Described, Totals};
+use super::filter::Filter;
+use crate::net::{QueueTap, TapCounter};
+use crate::process::{Home, background};
+use crate::{Error, Result};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Bytes that are kept for one call of the system.
+const CHUNK: usize = 1 << 20;
+/// Frames between two looks at whether to stop.
+const STRIDE: usize = 1 << 14;
+/// An empty ring is looked at again after so long; what came until then is in the file.
+const NAP: Duration = Duration::from_millis(2);
+/// Between two looks at whether the thread has ended.
+const LOOK: Duration = Duration::from_micros(500);
+/// What is written of a capture that nobody closed, is written in so long.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Comments that wait for a frame, at most.
+const COMMENTS: usize = 1024;
+
+/// Where to, and what.
+#[derive(Debug)]
+pub struct Options {
+    /// The file, which is made anew.
+    pub path: PathBuf,
+    /// Bytes of each frame that are kept, at most.
+    pub snap: u32,
+    /// When another file is begun.
+    pub rotation: Option<Rotation>,
+    /// A remark at the start of each file.
+    pub comment: Option<String>,
+    /// Which frames are kept; all without.
+    pub filter: Option<Filter>,
+}
+
+/// Several files instead of one, `NAME_00001.pcapng` and so on.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation {
+    /// Another is begun once one has so many bytes.
+    pub bytes: u64,
+    /// So many are kept, the newest; all without.
+    pub files: Option<u64>,
+}
+
+/// A port, as the file describes it.
+#[derive(Debug)]
+pub struct Interface {
+    /// What it is called.
+    pub name: String,
+    /// What else is to say.
+    pub description: String,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Bits a second, where it is known.
+    pub speed: Option<u64>,
+    /// What it moves; [`snap`] says how much of each frame.
+    pub taps: Vec<QueueTap>,
+}
+
+/// What became of the frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Frames that the ports moved.
+    pub seen: u64,
+    /// Those that found no room in memory, or that came after the file could not be written.
+    pub dropped: u64,
+    /// Those that the filter did not want.
+    pub filtered: u64,
+    /// Those that are in a file, or soon will be.
+    pub written: u64,
+    /// Bytes of files.
+    pub bytes: u64,
+    /// Files.
+    pub files: u64,
+}
+
+/// How much of each frame the taps have to copy: a filter has to see all of it.
+#[must_use]
+pub fn snap(options: &Options) -> u32 {
+    if options.filter.is_some() { u32::MAX } else { options.snap }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    filtered: AtomicU64,
+    written: AtomicU64,
+    bytes: AtomicU64,
+    files: AtomicU64,
+    failed: AtomicBool,
+    failure: Mutex<Option<Error>>,
+    comments: Mutex<VecDeque<String>>,
+}
+
+impl Shared {
+    fn comments(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.comments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn fail(&self, error: Error) {
+        log::warn!("the capture ended: {error}");
+        self.failed.store(true, Ordering::Release);
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+}
+
+/// A capture that is being written, until it is closed.
+#[derive(Debug)]
+pub struct Writer {
+    home: Home,
+    shared: Arc<Shared>,
+    taps: Vec<TapCounter>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    /// Makes the file and begins.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the file or the thread cannot be made; [`Error::Invalid`] for a rotation
+    /// of too few bytes, or without a port.
+    pub fn start(options: Options, interfaces: Vec<Interface>) -> Result<Self> {
+        if interfaces.is_empty() {
+            return Err(Error::Invalid("there is no port to capture from".to_owned()));
+        }
+        if options
+            .rotation
+            .is_some_and(|rotation| rotation.bytes < 4096 || rotation.files == Some(0))
+        {
+            return Err(Error::Invalid(
+                "another file is begun after 4096 bytes or more, and one file or more is kept"
+                    .to_owned(),
+            ));
+        }
+        let shared = Arc::<Shared>::default();
+        let queues = interfaces.iter().flat_map(|said| &said.taps);
+        let taps = queues.map(|tap| tap.reader.counter()).collect();
+        let work = Work::new(options, interfaces, shared.clone())?;
+        let thread = background("virtnic-capture", move || work.run())
+            .map_err(|cause| Error::os("starting the thread of a capture", cause))?;
+        Ok(Self { home: Home::here(), shared, taps, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// What became of the frames so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let shared = &self.shared;
+        let (mut seen, mut dropped) = (0, 0);
+        for counts in self.taps.iter().map(TapCounter::counts) {
+            seen += counts.frames;
+            dropped += counts.dropped;
+        }
+        Counts {
+            seen,
+            dropped,
+            filtered: get(&shared.filtered),
+            written: get(&shared.written),
+            bytes: get(&shared.bytes),
+            files: get(&shared.files),
+        }
+    }
+
+    /// Whether it ended because the file could not be written.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+
+    /// Adds a comment to the next frame that is written.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where many others wait for a frame.
+    pub fn comment(&self, text: &str) -> Result<()> {
+        let mut comments = self.shared.comments();
+        if comments.len() == COMMENTS {
+            return Err(Error::Invalid(format!("{COMMENTS} comments wait for a frame already")));
+        }
+        comments.push_back(text.to_owned());
+        Ok(())
+    }
+
+    /// Writes what has come and ends; false when that takes longer than `patience`, as where the
+    /// file is a pipe that nobody reads. Twice is fine.
+    ///
+    /// # Errors
+    /// [`Error::Os`] where the file could not be written, once.
+    pub fn close(&self, patience: Duration) -> Result<bool> {
+        if !self.home.is_here() {
+            return Ok(true);
+        }
+        let mut place = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = &*place {
+            self.shared.stop.store(true, Ordering::Release);
+            thread.thread().unpark();
+            let since = Instant::now();
+            while !thread.is_finished() {
+                if since.elapsed() >= patience {
+                    return Ok(false);
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
+        if let Some(thread) = place.take()
+            && thread.join().is_err()
+        {
+            return Err(Error::Invalid("the thread of the capture failed".to_owned()));
+        }
+        let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failure.map_or(Ok(true), Err)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        match self.close(FAREWELL) {
+            Ok(true) => {}
+            Ok(false) => log::warn!("a capture that nobody closed cannot be written"),
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+}
+
+/// One port's share of the work.
+#[derive(Debug)]
+struct Source {
+    said: Interface,
+    accepted: u64,
+    written: u64,
+}
+
+/// What the thread has.
+#[derive(Debug)]
+struct Work {
+    options: Options,
+    sources: Vec<Source>,
+    shared: Arc<Shared>,
+    file: File,
+    /// Where that is, and the files before.
+    path: PathBuf,
+    earlier: VecDeque<PathBuf>,
+    number: u64,
+    /// Bytes of this file that are written, and those that are not yet.
+    size: u64,
+    out: Vec<u8>,
+    frame: Vec<u8>,
+    from: u64,
+}
+
+impl Work {
+    fn new(options: Options, interfaces: Vec<Interface>, shared: Arc<Shared>) -> Result<Self> {
+        let path = path_of(&options, 1);
+        let file = create(&path)?;
+        let sources = interfaces.into_iter().map(|said| Source { said, accepted: 0, written: 0 });
+        let mut work = Self {
+            sources: sources.collect(),
+            options,
+            shared,
+            file,
+            path,
+            earlier: VecDeque::new(),
+            number: 1,
+            size: 0,
+            out: Vec::with_capacity(CHUNK + (128 << 10)),
+            frame: Vec::new(),
+            from: now(),
+        };
+        work.shared.files.store(1, Ordering::Relaxed);
+        work.head();
+        work.flush()?;
+        Ok(work)
+    }
+
+    fn run(mut self) {
+        let result = self.write().and_then(|()| self.finish());
+        for tap in self.sources.iter().flat_map(|source| &source.said.taps) {
+            tap.stop();
+        }
+        if let Err(error) = result {
+            // What a full disk took of the last chunk ends within a block.
+            let _ = self.file.set_len(self.size);
+            let _ = self.file.seek(std::io::SeekFrom::End(0));
+            self.shared.fail(error);
+        }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        loop {
+            let stopping = self.shared.stop.load(Ordering::Acquire);
+            if stopping {
+                for tap in self.sources.iter().flat_map(|source| &source.said.taps) {
+                    tap.stop();
+                }
+            }
+            let moved = self.drain()?;
+            if moved > 0 {
+                continue;
+            }
+            self.flush()?;
+            if stopping {
+                return Ok(());
+            }
+            std::thread::park_timeout(NAP);
+        }
+    }
+
+    /// Takes frames from the rings, the oldest first; says how many.
+    fn drain(&mut self) -> Result<usize> {
+        for moved in 0..STRIDE {
+            let mut oldest: Option<(u64, usize, usize)> = None;
+            for (at, source) in self.sources.iter_mut().enumerate() {
+                for (queue, tap) in source.said.taps.iter_mut().enumerate() {
+                    if let Some(record) = tap.reader.peek()
+                        && oldest.is_none_or(|(time, ..)| record.timestamp < time)
+                    {
+                        oldest = Some((record.timestamp, at, queue));
+                    }
+                }
+            }
+            let Some((_, at, queue)) = oldest else { return Ok(moved) };
+            self.take(at, queue)?;
+        }
+        Ok(STRIDE)
+    }
+
+    fn take(&mut self, at: usize, queue: usize) -> Result<()> {
+        let Self { sources, frame, options, shared, out, .. } = self;
+        let source = &mut sources[at];
+        let tap = &mut source.said.taps[queue];
+        let Some(record) = tap.reader.peek() else { return Ok(()) };
+        frame.clear();
+        tap.reader.take(frame);
+        if let Some(filter) = &options.filter {
+            if !filter.wants(frame, record.length) {
+                shared.filtered.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            frame.truncate(options.snap as usize);
+        }
+        let comment = shared.comments().pop_front();
+        let said = Captured {
+            interface: at as u32,
+            timestamp: record.timestamp,
+            length: record.length,
+            received: tap.receives,
+            comment: comment.as_deref(),
+        };
+        blocks::packet(out, &said, frame);
+        source.accepted += 1;
+        source.written += 1;
+        shared.written.fetch_add(1, Ordering::Relaxed);
+        if out.len() >= CHUNK {
+            self.flush()?;
+        }
+        if let Some(rotation) = self.options.rotation
+            && self.size + self.out.len() as u64 >= rotation.bytes
+        {
+            self.rotate(rotation)?;
+        }
+        Ok(())
+    }
+
+    /// Describes the ports, at the start of a file.
+    fn head(&mut self) {
+        let filter = self.options.filter.as_ref().map(Filter::text);
+        let snap = if self.options.snap == u32::MAX { 0 } else { self.options.snap };
+        blocks::section(&mut self.out, self.options.comment.as_deref());
+        for Source { said, .. } in &self.sources {
+            let Interface { name, description, mac, speed, .. } = said;
+            let said = Described { name, description, mac: *mac, speed: *speed, filter, snap };
+            blocks::interface(&mut self.out, &said);
+        }
+    }
+
+    /// Says what was counted, at the end of a file.
+    fn finish(&mut self) -> Result<()> {
+        for (number, source) in self.sources.iter().enumerate() {
+            let counts = source.said.taps.iter().map(|tap| tap.reader.counts());
+            let (seen, dropped) = counts.fold((0, 0), |(seen, dropped), counts| {
+                (seen + counts.frames, dropped + counts.dropped)
+            });
+            let totals = Totals {
+                interface: number as u32,
+                from: self.from,
+                to: now(),
+                seen,
+                dropped,
+                accepted: source.accepted,
+                written: source.written,
+            };
+            blocks::statistics(&mut self.out, &totals);
+        }
+        self.flush()
+    }
+
+    fn rotate(&mut self, rotation: Rotation) -> Result<()> {
+        self.finish()?;
+        self.number += 1;
+        let path = path_of(&self.options, self.number);
+        self.file = create(&path)?;
+        self.size = 0;
+        self.earlier.push_back(std::mem::replace(&mut self.path, path));
+        self.shared.files.fetch_add(1, Ordering::Relaxed);
+        while rotation.files.is_some_and(|files| self.earlier.len() as u64 >= files) {
+            let Some(oldest) = self.earlier.pop_front() else { break };
+            if let Err(cause) = std::fs::remove_file(&oldest) {
+                log::warn!(
+                    "an old file of a capture was not removed: {}: {cause}",
+                    oldest.display()
+                );
+            }
+        }
+        self.head();
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        self.file
+            .write_all(&self.out)
+            .map_err(|cause| Error::os(format!("writing {}", self.path.display()), cause))?;
+        self.size += self.out.len() as u64;
+        self.shared.bytes.fetch_add(self.out.len() as u64, Ordering::Relaxed);
+        self.out.clear();
+        Ok(())
+    }
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).map_err(|cause| Error::os(format!("making {}", path.display()), cause))
+}
+
+/// The name of a file, by its number where there are several.
+fn path_of(options: &Options, number: u64) -> PathBuf {
+    if options.rotation.is_none() {
+        return options.path.clone();
+    }
+    let mut name = options.path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("_{number:05}"));
+    if let Some(extension) = options.path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    options.path.with_file_name(name)
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
