@@ -56,7 +56,7 @@ def shell(line: str, environment: dict[str, str] | None = None) -> subprocess.Co
         (["ping", "10.0.2.2 "], "'10.0.2.2 ' is no IPv4 address"),
         (["ping", "１0.0.2.2"], "is no IPv4 address"),  # noqa: RUF001 - a wide digit
         (["generate", "--pcap", ""], "argument --pcap: it is empty"),
-        (["generate", "--pcap", "/dev/zero"], "/dev/zero is no pcap file"),
+        (["generate", "--pcap", "/dev/zero"], "/dev/zero is no capture"),
         (["drop", "--connect", ""], "argument --connect: it is empty"),
         (["drop", "--qemu", ""], "argument --qemu: it is empty"),
         (["drop", "--memory", ""], "a size is a number of bytes"),
