@@ -25,7 +25,12 @@ pytestmark = pytest.mark.usefixtures("qemu_command")
 def run(*argv: str, limit: float = LIMIT) -> str:
     """Run a Python program; what it prints. One that hangs says where, and fails."""
     process = subprocess.run(
-        [sys.executable, *argv], capture_output=True, text=True, timeout=limit + 20, check=False
+        [sys.executable, *argv],
+        capture_output=True,
+        text=True,
+        timeout=limit + 20,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(PROGRAMS.parent)},
     )
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-8000:]
     return process.stdout

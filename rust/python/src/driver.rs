@@ -3,6 +3,7 @@
 use crate::errors::{QemuDied, to_py};
 use crate::eventfd::{Descriptor, EventFd};
 use crate::features::unknown;
+use crate::front_end::FrontEnd;
 use crate::memory::Memory;
 use crate::qtest::QTest;
 use crate::vhost_user::{Interposer, Served};
@@ -137,25 +138,34 @@ fn preferences(features: Option<&Bound<'_, PyDict>>) -> PyResult<Preferences> {
 /// the notify multiplier.
 type ModernRegisters = (u64, u64, u64, u64, u32, u32);
 
-/// The way to a device's registers, of whichever kind they are.
-fn transport(
-    qtest: virtnic::qtest::QTest,
+/// Where a device's registers are.
+struct Place<'a> {
+    qtest: Option<virtnic::qtest::QTest>,
     registers: Option<ModernRegisters>,
     legacy_io: Option<(u16, u16, bool)>,
-) -> PyResult<Arc<dyn Transport>> {
-    match (registers, legacy_io) {
-        (Some((common, isr, device, notify, device_length, notify_multiplier)), None) => {
-            let registers =
-                Registers { common, isr, device, notify, device_length, notify_multiplier };
-            Ok(Arc::new(ModernPci::new(qtest, registers)))
+    front_end: Option<&'a Py<FrontEnd>>,
+}
+
+impl Place<'_> {
+    /// The way to them, of whichever kind they are.
+    fn transport(&self) -> PyResult<Arc<dyn Transport>> {
+        match (&self.qtest, self.registers, self.legacy_io, self.front_end) {
+            (Some(qtest), Some(registers), None, None) => {
+                let (common, isr, device, notify, device_length, notify_multiplier) = registers;
+                let registers =
+                    Registers { common, isr, device, notify, device_length, notify_multiplier };
+                Ok(Arc::new(ModernPci::new(qtest.clone(), registers)))
+            }
+            (Some(qtest), None, Some((base, length, msix)), None) => {
+                let registers = LegacyRegisters { base, length, msix };
+                Ok(Arc::new(LegacyPci::new(qtest.clone(), registers).map_err(to_py)?))
+            }
+            (None, None, None, Some(front_end)) => Ok(front_end.get().core().transport()),
+            _ => Err(PyValueError::new_err(
+                "a device has its registers in QEMU's memory (qtest, registers), in its ports (qtest, \
+                 legacy_io) or with us (front_end): give one",
+            )),
         }
-        (None, Some((base, length, msix))) => {
-            let registers = LegacyRegisters { base, length, msix };
-            Ok(Arc::new(LegacyPci::new(qtest, registers).map_err(to_py)?))
-        }
-        _ => Err(PyValueError::new_err(
-            "a device has its registers in memory (registers) or in ports (legacy_io): give one",
-        )),
     }
 }
 
@@ -176,16 +186,17 @@ impl PortDriver {
 #[pymethods]
 impl PortDriver {
     #[new]
-    #[pyo3(signature = (*, memory, qtest, registers = None, legacy_io = None, queues = 1,
-                        queue_size = 0, vectors = None, events = None, intx = None,
-                        kicks = None, features = None, ended))]
+    #[pyo3(signature = (*, memory, qtest = None, registers = None, legacy_io = None,
+                        front_end = None, queues = 1, queue_size = 0, vectors = None,
+                        events = None, intx = None, kicks = None, features = None, ended))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
         memory: &Bound<'_, Memory>,
-        qtest: &Bound<'_, QTest>,
+        qtest: Option<&Bound<'_, QTest>>,
         registers: Option<ModernRegisters>,
         legacy_io: Option<(u16, u16, bool)>,
+        front_end: Option<Py<FrontEnd>>,
         queues: u16,
         queue_size: i64,
         vectors: Option<(Vec<(u16, u16)>, u16)>,
@@ -215,8 +226,10 @@ impl PortDriver {
             doorbells: kicks.as_ref().map(|kicks| doorbells(kicks, queues)).transpose()?,
             mac: Mac::default(),
         };
-        let qtest = qtest.get().inner().clone();
-        let transport = transport(qtest.clone(), registers, legacy_io)?;
+        let qtest = qtest.map(|qtest| qtest.get().inner().clone());
+        let place =
+            Place { qtest: qtest.clone(), registers, legacy_io, front_end: front_end.as_ref() };
+        let transport = place.transport()?;
         let pool = memory.get().region().pool();
         let port =
             py.detach(|| virtnic::net::Port::start(transport, pool, options)).map_err(to_py)?;
@@ -225,8 +238,13 @@ impl PortDriver {
             if let Some(kicks) = &kicks {
                 kicks.get().core().follow(queue, Some(Arc::new(Served(outage.clone()))));
             }
+            if let Some(front_end) = &front_end {
+                front_end.get().core().follow(queue, Arc::new(Served(outage.clone())));
+            }
         }
-        watch(&port, &qtest);
+        if let Some(qtest) = &qtest {
+            watch(&port, qtest);
+        }
         let started = Started { port, asked: Mutex::new(Instant::now()), ended };
         Ok(Self { started: Arc::new(started) })
     }
@@ -245,18 +263,23 @@ impl PortDriver {
         py.detach(|| self.started.suspend()).map_err(to_py)
     }
     /// Go on with another device like the last one.
-    #[pyo3(signature = (qtest, registers = None, legacy_io = None))]
+    #[pyo3(signature = (qtest = None, registers = None, legacy_io = None, front_end = None))]
     fn reattach(
         &self,
         py: Python<'_>,
-        qtest: &Bound<'_, QTest>,
+        qtest: Option<&Bound<'_, QTest>>,
         registers: Option<ModernRegisters>,
         legacy_io: Option<(u16, u16, bool)>,
+        front_end: Option<Py<FrontEnd>>,
     ) -> PyResult<()> {
-        let qtest = qtest.get().inner().clone();
-        let transport = transport(qtest.clone(), registers, legacy_io)?;
+        let qtest = qtest.map(|qtest| qtest.get().inner().clone());
+        let place =
+            Place { qtest: qtest.clone(), registers, legacy_io, front_end: front_end.as_ref() };
+        let transport = place.transport()?;
         py.detach(|| self.started.reattach(transport)).map_err(to_py)?;
-        watch(&self.started, &qtest);
+        if let Some(qtest) = &qtest {
+            watch(&self.started, qtest);
+        }
         Ok(())
     }
     /// Reset the device where it says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.

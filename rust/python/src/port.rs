@@ -39,7 +39,7 @@ impl Drop for NetPort {
 }
 
 /// A MAC address, as `52:54:00:12:34:56`.
-fn address(text: &str) -> PyResult<Mac> {
+pub(crate) fn address(text: &str) -> PyResult<Mac> {
     let mut mac = Mac::default();
     let mut parts = text.split(':');
     let read = mac.0.iter_mut().all(|byte| {
