@@ -21,8 +21,8 @@ MEMBERS: dict[type, str] = {
         memory mtu on_link polling qemu queue queue_addresses queue_size queues reclaim recv
         remove_vlan restart restarts ring rss rss_limits send send_all set_allmulticast
         set_coalescing set_guest_offloads set_mac set_mac_filter set_polling set_promiscuous
-        set_queues set_receive_mode set_rss set_statistics speed standby statistics stats tx_fileno
-        wait_ready wait_writable xstats
+        set_queues set_receive_mode set_rss set_statistics set_timestamps speed standby
+        statistics stats timestamps tx_fileno wait_ready wait_writable xstats
     """,
     virtnic.NetQueue: """
         active fileno index port reclaim recv send send_all set_coalescing start stats stop

@@ -83,6 +83,7 @@ class PortRequest:
     on_link: Callable[[Any], None] | None
     legacy: bool
     statistics: Literal["basic", "extended"]
+    timestamps: bool
     offload: bool | None
     recover: bool | Recovery | None
 
