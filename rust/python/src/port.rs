@@ -34,7 +34,7 @@ type EventPair = (Py<EventFd>, Py<EventFd>);
 /// A subclass adds what the orchestration needs; all methods may be called from any thread.
 #[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetPort {
-    port: virtnic::net::Port,
+    port: Arc<virtnic::net::Port>,
     /// When a device without interrupts was last asked how it is.
     asked: Mutex<Instant>,
 }
@@ -100,6 +100,10 @@ fn unknown(name: &str) -> PyErr {
 impl NetPort {
     pub(crate) fn core(&self) -> &virtnic::net::Port {
         &self.port
+    }
+    /// The port, for a thread of the core's own.
+    pub(crate) fn shared(&self) -> Arc<virtnic::net::Port> {
+        self.port.clone()
     }
     /// Nothing came, or a queue is full: looks whether the device needs a reset, where no
     /// interrupt would say so.
@@ -261,7 +265,7 @@ impl NetPort {
         if let Some(qtest) = &qtest {
             watch(&port, qtest);
         }
-        Ok(Self { port, asked: Mutex::new(Instant::now()) })
+        Ok(Self { port: Arc::new(port), asked: Mutex::new(Instant::now()) })
     }
 
     /// Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only.

@@ -28,6 +28,14 @@ impl NetQueue {
         Ok(Self { port: port.clone().unbind(), index: wanted })
     }
 
+    /// The port that it is a part of.
+    pub(crate) fn owner(&self, py: Python<'_>) -> Py<NetPort> {
+        self.port.clone_ref(py)
+    }
+    /// Its number, from 0.
+    pub(crate) fn number(&self) -> usize {
+        self.index
+    }
     fn pair(&self) -> &QueuePair {
         // Checked when it was made; a port never loses pairs.
         &self.port.get().core().pairs()[self.index]
