@@ -9,28 +9,17 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnic::net::{Coalescing, QueuePair};
 
-/// One queue pair of a port, usable from its own thread. Made by :meth:`NetPort.queue`.
-#[pyclass(frozen, module = "virtnic._native")]
+/// One queue pair of a port, usable from its own thread.
+#[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetQueue {
     port: Py<NetPort>,
     index: usize,
 }
 
 impl NetQueue {
-    pub(crate) fn new(port: &Bound<'_, NetPort>, index: i64) -> PyResult<Self> {
-        // A negative number is no queue either.
-        let wanted = usize::try_from(index).map_err(|_| {
-            to_py(virtnic::Error::Invalid(format!(
-                "there is no queue {index}: they are numbered from 0"
-            )))
-        })?;
-        port.get().core().pair(wanted).map_err(to_py)?;
-        Ok(Self { port: port.clone().unbind(), index: wanted })
-    }
-
     /// The port that it is a part of.
-    pub(crate) fn owner(&self, py: Python<'_>) -> Py<NetPort> {
-        self.port.clone_ref(py)
+    pub(crate) fn owner(&self) -> &Py<NetPort> {
+        &self.port
     }
     /// Its number, from 0.
     pub(crate) fn number(&self) -> usize {
@@ -44,6 +33,18 @@ impl NetQueue {
 
 #[pymethods]
 impl NetQueue {
+    #[new]
+    fn new(port: &Bound<'_, NetPort>, index: i64) -> PyResult<Self> {
+        // A negative number is no queue either.
+        let wanted = usize::try_from(index).map_err(|_| {
+            to_py(virtnic::Error::Invalid(format!(
+                "there is no queue {index}: they are numbered from 0"
+            )))
+        })?;
+        port.get().core().pair(wanted).map_err(to_py)?;
+        Ok(Self { port: port.clone().unbind(), index: wanted })
+    }
+
     /// The port that it is a part of.
     #[getter]
     fn port(&self, py: Python<'_>) -> Py<NetPort> {

@@ -209,7 +209,7 @@ impl NetStack {
             Box::new(PairWire::new(port.get().shared(), 0).map_err(to_py)?)
         } else if let Ok(queue) = port.cast::<NetQueue>() {
             let queue = queue.get();
-            let port = queue.owner(port.py()).get().shared();
+            let port = queue.owner().get().shared();
             Box::new(PairWire::new(port, queue.number()).map_err(to_py)?)
         } else if let Ok(wire) = port.cast::<StackWire>() {
             Box::new(Shared(wire.get().0.clone()))
