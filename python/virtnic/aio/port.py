@@ -111,6 +111,7 @@ class Opening(Owner):
     async def _open(self) -> Port:
         def call() -> BlockingPort:
             port = self._call()
+            port._made_at = self._made_at  # and not in this thread
             if port._owns_qemu:
                 port.qemu._made_at = self._made_at  # and not in this thread
             try:
@@ -293,13 +294,13 @@ class Port(Owner):
 
     @property
     def qemu(self) -> Host:
-        """The QEMU whose device it is."""
+        """The QEMU whose device it is; raises QemuError where there is none."""
         return self.port.qemu
 
     @property
     def memory(self) -> Memory:
         """The memory that its frames lie in."""
-        return self.qemu.memory
+        return self.port.memory
 
     @property
     def closed(self) -> bool:
@@ -351,6 +352,6 @@ class LinkChanges(Owner):
                 return self._changes.popleft()
             if self._port.closed:
                 raise PortClosed("the port is closed")
-            if self._port.qemu.qtest.death is not None:
+            if self._port.frontend == "qemu" and self._port.qemu.qtest.death is not None:
                 raise QemuDied(self._port._how_qemu_ended())
             await readable(self._event.borrow, self._library)

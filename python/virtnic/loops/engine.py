@@ -98,7 +98,7 @@ def _loop(ports: Sequence[Port], loop: Callable[..., dict[str, Any]], *arguments
         return Result(**loop(*arguments))
     except QemuDied:
         for port in ports:
-            if port.qemu.qtest.death is not None:
+            if port.frontend == "qemu" and port.qemu.qtest.death is not None:
                 raise QemuDied(port._how_qemu_ended()) from None
         raise
 

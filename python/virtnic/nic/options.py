@@ -28,12 +28,14 @@ __all__ = [
     "merge_features",
     "offload_features",
     "one_of",
+    "unicast",
     "usual_size",
     "with_queues",
 ]
 
-#: How the device tells us: a message to an eventfd, an interrupt line, or not at all.
-Interrupts = Literal["msix", "intx", "none"]
+#: How the device tells us: a message to an eventfd, an interrupt line, or not at all. Without QEMU
+#: (``frontend="direct"``) the backend signals an eventfd itself.
+Interrupts = Literal["msix", "intx", "none", "eventfd"]
 #: The layout of the queues (VIRTIO 1.3, sections 2.7 and 2.8).
 Ring = Literal["split", "packed"]
 #: How a vhost-user backend is kicked.
@@ -112,7 +114,7 @@ def device_request(
     device: dict[str, Any] = {}
     preferences: dict[str, bool | None] = {}
     # QEMU's own default is the same in every QEMU, which no switch would stand.
-    device["mac"] = _unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
+    device["mac"] = unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
     if queues > 1:
         # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
         device["mq"], device["vectors"] = True, 2 * queues + 2
@@ -130,7 +132,7 @@ def device_request(
     return device, preferences
 
 
-def _unicast(mac: str) -> str:
+def unicast(mac: str) -> str:
     """Return a MAC address that a station can have. Raises ValueError.
 
     QEMU takes them all: what a group's address sends, bridges and switches drop, and in the place

@@ -110,7 +110,12 @@ class Port(Owner, _native.NetPort):
         return super().__new__(cls, **options)
 
     def __init__(self, *, host: Host, attachment: Attachment, **_options: Any) -> None:
-        self._host, self._attachment = host, attachment
+        self._attachment = attachment
+        self._hold(host)
+
+    def _hold(self, host: Host | None) -> None:
+        """Begin, with the QEMU whose device it is where there is one."""
+        self._host = host
         self._callbacks: list[LinkCallback] = []
         self._endings: list[Callable[[], object]] = []
         #: What the callbacks know; somebody else may have asked the device meanwhile.
@@ -122,8 +127,17 @@ class Port(Owner, _native.NetPort):
 
     @property
     def qemu(self) -> Host:
-        """The :class:`virtnic.Qemu` whose device it is."""
+        """The :class:`virtnic.Qemu` whose device it is.
+
+        Raises QemuError where there is none (``frontend="direct"``).
+        """
+        assert self._host is not None
         return self._host
+
+    @property
+    def frontend(self) -> Literal["qemu", "direct"]:
+        """Who drives the netdev: QEMU, or this process itself (:func:`virtnic.open`)."""
+        return "qemu"
 
     @property
     def memory(self) -> Memory:

@@ -25,6 +25,7 @@ PAUSE = 0.005
 #: "Loopback" of Ethernet's Configuration Testing Protocol: stations ignore what they do not know.
 _LOOPBACK = b"\x90\x00"
 _SHORTEST_FRAME = 60
+_TAKES_NONE = "the backend takes no frames (testpmd: `start`)"
 
 
 def _device(attachment: Attachment) -> Tap | None:
@@ -95,7 +96,7 @@ class Readiness:
             raise PortClosed("the port is closed")
         attachment = self._attachment
         if attachment is None:
-            return None
+            return self._without_qemu()
         spec = attachment.handle.spec
         if port.away:
             return "its QEMU or backend is gone, and not back yet"
@@ -109,8 +110,16 @@ class Readiness:
         if (trouble := _nobody(attachment)) is not None:
             return trouble
         if spec.type == "vhost-user" and not self._taken():
-            return "the backend takes no frames (testpmd: `start`)"
+            return _TAKES_NONE
         return None
+
+    def _without_qemu(self) -> str | None:
+        """Say what a port misses that has no QEMU; nothing where it is a script."""
+        if getattr(self._port, "frontend", None) != "direct":
+            return None
+        if self._port.away or not self._port.link:
+            return "its backend is gone, and not back yet"
+        return None if self._taken() else _TAKES_NONE
 
     def _taken(self) -> bool:
         """Whether the backend has taken a frame since the first look."""
