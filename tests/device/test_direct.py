@@ -42,7 +42,7 @@ def test_echo(testpmd: StartTestpmd, ring: Ring, interrupts: Interrupts) -> None
     with direct(pmd.sockets[0], ring=ring, interrupts=interrupts, size="32M") as port:
         assert (port.ring, port.queue_size, port.link) == (ring, 1024, True)
         assert (port.frontend, port.interrupts) == ("direct", interrupts)
-        with pytest.raises(virtnic.QemuError, match='no QEMU.*frontend="direct"'):
+        with pytest.raises(virtnic.QemuError, match=r'no QEMU.*frontend="direct"'):
             _ = port.qemu
         port.wait_ready()
         drain(port)
@@ -69,7 +69,8 @@ def test_queue_pairs(testpmd: StartTestpmd, ring: Ring) -> None:
             return any(len(port.queue(back).recv(8, timeout=0.2)) for back in range(port.queues))
 
         assert port.queues == 2
-        assert eventually(lambda: works(0)) and eventually(lambda: works(1))
+        assert eventually(lambda: works(0))
+        assert eventually(lambda: works(1))
         port.set_queues(1)
         assert port.queues == 1
         assert eventually(lambda: works(0))
@@ -77,7 +78,8 @@ def test_queue_pairs(testpmd: StartTestpmd, ring: Ring) -> None:
         assert eventually(lambda: works(1))
         port.restart()
         assert (port.queues, port.restarts) == (2, 1)
-        assert eventually(lambda: works(0)) and eventually(lambda: works(1))
+        assert eventually(lambda: works(0))
+        assert eventually(lambda: works(1))
     assert port.memory.buffers_free == port.memory.buffers
 
 
@@ -216,7 +218,7 @@ def test_what_it_does_not_have(scratch: Path) -> None:
         (f"vhost-user,path={path},vhostforce=on", {}, "knows no vhostforce"),
     ):
         with pytest.raises((ValueError, TypeError), match=re.escape(words)):
-            virtnic.open(netdev, frontend="direct", **options)  # type: ignore[arg-type]
+            virtnic.open(netdev, frontend="direct", **options)
     with pytest.raises(ValueError, match="frontend is one of 'qemu', 'direct'"):
         virtnic.open("user", frontend="kernel")  # type: ignore[arg-type]
     with pytest.raises(virtnic.NetdevUnavailable, match=r"start it first.*wait="):
@@ -248,9 +250,7 @@ def test_what_a_backend_is_told(scratch: Path) -> None:
                 0,
             )
             assert connection.features >> 32 & 1
-            assert {ring: on for ring, on in connection.enabled.items()} == dict.fromkeys(
-                range(4), True
-            )
+            assert connection.enabled == dict.fromkeys(range(4), True)
         assert backend.wait(lambda: not connection.started)
         with pytest.raises(virtnic.QemuError, match="2 queue pairs, and 3 are asked for"):
             direct(backend.path, queues=3)

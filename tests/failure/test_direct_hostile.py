@@ -1,5 +1,6 @@
 """Backends that lie to our front-end, at each message: an error in bounded time, nothing left."""
 
+import functools
 import os
 import socket
 import struct
@@ -53,7 +54,7 @@ def truncated(connection: Connection, message: Message) -> None:
 
 
 def descriptors(connection: Connection, message: Message) -> None:
-    with open(os.devnull) as null:
+    with Path(os.devnull).open() as null:
         socket.send_fds(connection.socket, [answer(message.request)], [null.fileno()] * 3)
 
 
@@ -129,10 +130,16 @@ def test_silence_while_it_is_opened(
 ) -> None:
     monkeypatch.setattr(direct, "_PATIENCE", 0.3)
     memory = virtnic.Memory("4M", hugepages=None)
-    with ScriptedBackend(scratch / "vhu0", hook=at(request_, hang)) as backend:
-        with pytest.raises(TimeoutError, match=f"did not answer {request_.name} in time"):
-            open_direct(backend.path, memory)
+    with (
+        ScriptedBackend(scratch / "vhu0", hook=at(request_, hang)) as backend,
+        pytest.raises(TimeoutError, match=f"did not answer {request_.name} in time"),
+    ):
+        open_direct(backend.path, memory)
     assert memory.buffers_free == memory.buffers
+
+
+def came(backend: ScriptedBackend, more_than: int) -> bool:
+    return len(backend.connections) > more_than
 
 
 @pytest.mark.parametrize("request_", OPENING, ids=lambda request: request.name)
@@ -144,10 +151,10 @@ def test_a_lie_after_a_reconnect(scratch: Path, request_: Request) -> None:
         open_direct(backend.path, memory) as port,
     ):
         for lie in (close, wrong_request, truncated, descriptors):
-            came = len(backend.connections)
+            before = len(backend.connections)
             backend.hook = at(request_, lie)
             backend.drop()
-            assert backend.wait(lambda came=came: len(backend.connections) > came + 1)
+            assert eventually(functools.partial(came, backend, before + 1))
             assert not port.link
             backend.hook = lambda _connection, _message: False
             assert eventually(lambda: port.link)
@@ -183,10 +190,9 @@ def test_a_backend_that_talks_unasked(scratch: Path) -> None:
         open_direct(backend.path, memory, queues=2) as port,
     ):
         backend.connections[-1].send(answer(99) * 50)
-        came = len(backend.connections)
         port.set_queues(1)
-        assert backend.wait(lambda: len(backend.connections) > came), "it was cut off"
+        assert eventually(lambda: came(backend, 1)), "it was cut off"
         assert eventually(lambda: port.link)
-        (connection,) = backend.connections[came:]
+        (connection,) = backend.connections[1:]
         assert backend.wait(lambda: len(connection.enabled) == 4)
         assert connection.enabled == {0: True, 1: True, 2: False, 3: False}
