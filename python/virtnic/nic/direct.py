@@ -14,26 +14,27 @@ import os
 import re
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast
 
 from virtnic import background
-from virtnic._native import EventFd, FrontEnd, NetPort, PortClosed, VirtnicError
+from virtnic._native import EventFd, FrontEnd, NetPort, PortClosed, PortDriver, VirtnicError
 from virtnic.errors import NetdevUnavailable, QemuError
+from virtnic.nic.attachment import Driven
 from virtnic.nic.backend import RING_PACKED, retry_of
+from virtnic.nic.callbacks import Callbacks
 from virtnic.nic.options import offload_features, one_of, unicast, with_queues
-from virtnic.nic.policy import policy
 from virtnic.nic.port import Port
 from virtnic.qemu import loop, parse
 from virtnic.qemu.backends import process_of, queue_size_for
 from virtnic.qemu.loop import SharedWatch
-from virtnic.teardown import Teardown, close_later
+from virtnic.teardown import close_later
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from virtnic.memory import Memory
-    from virtnic.nic.options import Interrupts
-    from virtnic.qemu import Netdev, Spec
+    from virtnic.nic.options import Interrupts, PortRequest
+    from virtnic.qemu import Spec
 
 __all__ = ["DirectPort", "open_direct"]
 
@@ -49,13 +50,12 @@ _live: weakref.WeakSet[DirectPort] = weakref.WeakSet()
 class DirectPort(Port):
     """A :class:`virtnic.Port` that needs no QEMU: ``virtnic.open(…, frontend="direct")``."""
 
-    def __new__(cls, *, connection: Connection, **options: Any) -> Self:
-        """Start the device; for :func:`open_direct` only."""
-        return NetPort.__new__(cls, front_end=connection.front_end, **options)
+    def __new__(cls, *, driven: Driven) -> Self:
+        """Make one of a device that was started; for :func:`open_direct` only."""
+        return NetPort.__new__(cls, driven.driver)
 
-    def __init__(self, *, connection: Connection, **_options: Any) -> None:
-        self._hold(None)
-        self._connection = connection
+    def __init__(self, *, driven: Driven) -> None:
+        self._begin(driven)
         self._pid = os.getpid()
         self._remember_caller()
         _live.add(self)
@@ -73,12 +73,7 @@ class DirectPort(Port):
     @property
     def memory(self) -> Memory:
         """The memory that its frames lie in."""
-        return self._connection.memory
-
-    @property
-    def interrupts(self) -> Interrupts:
-        """``"eventfd"``: the backend signals ours; or ``"none"``."""
-        return self._connection.interrupts
+        return cast("Memory", self._driven.memory)
 
     def close(self) -> None:
         """Have the backend stop, take every buffer back, and hang up. Closing twice is fine."""
@@ -89,30 +84,26 @@ class DirectPort(Port):
             self._finish()
 
     def _finish(self) -> None:
-        self.stop()  # while there is somebody who can be told
-        self._connection.undo.run()
+        self._driven.undo.run()
         _live.discard(self)
 
     def __del__(self) -> None:
-        connection = getattr(self, "_connection", None)
-        if connection is None or not connection.undo or os.getpid() != self._pid:
+        driven = getattr(self, "_driven", None)
+        if driven is None or not driven.undo or os.getpid() != self._pid:
             return
         self._warn_unclosed()
-        close_later(self._finish)
+        close_later(driven.undo.run)
 
 
-class Connection:
-    """What a direct port has of the system; ``undo`` gives it back, last first."""
+class _Connection:
+    """What a direct port has of the system, besides its driver."""
 
-    def __init__(self, memory: Memory, interrupts: Interrupts, owns_memory: bool) -> None:
-        self.memory, self.interrupts = memory, interrupts
-        self.undo = Teardown()
+    def __init__(self, driven: Driven) -> None:
+        self._driven = driven
         self.front_end: FrontEnd
         self.events: list[tuple[EventFd, EventFd]] = []
         self.config, self.changed = SharedWatch(EventFd()), SharedWatch(EventFd())
-        self.undo.add(self._close_events)
-        if owns_memory:
-            self.undo.add(memory.forget_file)
+        driven.undo.add(self._close_events)
 
     def _close_events(self) -> None:
         own = [event for pair in self.events for event in pair]
@@ -123,11 +114,11 @@ class Connection:
         """Connect to the backend. Raises as :func:`open_direct`."""
         socket = spec.socket
         assert socket is not None
-        if self.interrupts != "none":
+        if self._driven.interrupts != "none":
             self.events = [(EventFd(), EventFd()) for _ in range(pairs)]
         try:
             self.front_end = FrontEnd(
-                self.memory,
+                self._driven.memory,
                 socket.path,
                 mac,
                 server=socket.server,
@@ -142,7 +133,7 @@ class Connection:
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NetdevUnavailable(error.strerror or str(error)) from None
-        self.undo.add(self.front_end.close)
+        self._driven.undo.add(self.front_end.close)
 
     @property
     def longest_queue(self) -> int:
@@ -156,14 +147,12 @@ class Connection:
             os.close(fd)
 
 
-def open_direct(netdev: Netdev, memory: Memory, owned: bool, options: dict[str, Any]) -> Port:
+def open_direct(wanted: PortRequest, memory: Memory, owned: bool) -> Port:
     """Open a port on a vhost-user backend without QEMU: see :func:`virtnic.open`."""
     loop.check_outside()
-    one_of("interrupts", options.get("interrupts"), ("eventfd", "none", None))
-    one_of("ring", options.get("ring"), ("split", "packed", None))
-    one_of("notify", options.get("notify"), ("eventfd", None))
-    one_of("statistics", options.get("statistics", "basic"), ("basic", "extended"))
-    spec, pairs = with_queues(parse(netdev), options.get("queues"))
+    one_of("interrupts", wanted.interrupts, ("eventfd", "none", None))
+    one_of("notify", wanted.notify, ("eventfd", None))
+    spec, pairs = with_queues(parse(wanted.netdev), wanted.queues)
     if spec.socket is None:
         raise ValueError(
             f"frontend='direct' is for vhost-user,path=SOCKET; a netdev of type {spec.type!r} is "
@@ -171,49 +160,48 @@ def open_direct(netdev: Netdev, memory: Memory, owned: bool, options: dict[str, 
         )
     if left := spec.options.keys() - {"queues"}:
         raise ValueError(f"frontend='direct' knows no {', '.join(sorted(left))} of the netdev")
-    if options.get("legacy"):
+    if wanted.legacy:
         raise ValueError("frontend='direct' has no legacy interface: leave legacy= out")
-    recover = options.get("recover")
-    policy(recover, also=None)
-    interrupts: Interrupts = options.get("interrupts") or "eventfd"
-    if interrupts == "none" and options.get("on_link") is not None:
+    interrupts: Interrupts = wanted.interrupts or "eventfd"
+    if interrupts == "none" and wanted.on_link is not None:
         raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
-    mtu = _mtu(options.get("properties") or {})
-    mac = _address(options.get("mac"))
-    queue_size = options.get("queue_size", 0)
-    if queue_size and (queue_size not in range(1, 32769) or queue_size & (queue_size - 1)):
-        raise ValueError(f"queue_size is a power of two up to 32768, not {queue_size}")
-    connection = Connection(memory, interrupts, owned)
-    undo = connection.undo
+    mtu = _mtu(wanted.properties or {})
+    mac = _address(wanted.mac)
+    driven = Driven(memory=memory, interrupts=interrupts)
+    undo = driven.undo
+    if owned:
+        undo.add(memory.forget_file)
     try:
-        connection.meet(spec, mac, pairs, mtu, recover)
+        connection = _Connection(driven)
+        connection.meet(spec, mac, pairs, mtu, wanted.recover)
         # A backend that polls looks at no event index; one write less to a shared line. In order,
         # DPDK tells late what it has taken: a next backend would be given it once more.
         features: dict[str, bool | None] = {"EVENT_IDX": False, "IN_ORDER": False}
-        if options.get("ring") is not None:
-            features["RING_PACKED"] = options["ring"] == "packed"
-        features |= offload_features(spec, options.get("offload"))
-        port = DirectPort(
-            connection=connection,
+        if wanted.ring is not None:
+            features["RING_PACKED"] = wanted.ring == "packed"
+        features |= offload_features(spec, wanted.offload)
+        driven.started = PortDriver(
             memory=memory,
+            front_end=connection.front_end,
             queues=pairs,
-            queue_size=queue_size or connection.longest_queue or spec.kind.queue_size,
+            queue_size=wanted.queue_size or connection.longest_queue or spec.kind.queue_size,
             events=(connection.events, connection.config.event) if connection.events else None,
-            features=features | (options.get("features") or {}),
+            features={**features, **(wanted.features or {})},
+            ended=lambda: "there is no QEMU",
         )
-        try:
-            _follow(port, connection)
-            port.set_polling(options.get("spin", 0.0))
-            port.set_statistics(options.get("statistics", "basic"))
-            if options.get("on_link") is not None:
-                port.on_link(options["on_link"])
-        except BaseException:
-            port.stop()
-            raise
+        driven.callbacks = Callbacks(driven.driver.link)
+        undo.add(driven.stop)
+        port = DirectPort(driven=driven)
+        driven.made = weakref.ref(port)
+        _follow(driven, connection)
+        port.set_polling(wanted.spin)
+        port.set_statistics(wanted.statistics)
+        if wanted.on_link is not None:
+            port.on_link(wanted.on_link)
     except BaseException:
         undo.run()
         raise
-    if options.get("ring") is None and port.ring != "packed":
+    if wanted.ring is None and port.ring != "packed":
         offers = connection.front_end.features >> RING_PACKED & 1
         who = "the port" if offers else "the backend"
         _log.warning("%s does not offer packed rings: split ones are used, which are slower", who)
@@ -245,51 +233,51 @@ def _address(mac: str | None) -> str:
     return bytes.fromhex(digits).hex(":")
 
 
-def _follow(port: DirectPort, connection: Connection) -> None:
+def _follow(driven: Driven, connection: _Connection) -> None:
     """Look after the backend, and tell the port of it."""
-    undo, front_end = connection.undo, connection.front_end
+    undo, front_end = driven.undo, connection.front_end
     hold = loop.Hold()
     undo.add(hold.release)
     thread = hold.take()
-    weak = weakref.ref(port)  # one that is forgotten is collected
+    weak = weakref.ref(driven)  # a port that is forgotten is collected
 
     def configuration() -> None:
-        if (port := weak()) is not None:
-            port.configuration_changed()
+        if (driven := weak()) is not None:
+            driven.configuration_changed()
 
     def backend() -> None:
-        port = weak()
-        if port is None or port.closed:
+        driven = weak()
+        port = None if driven is None else driven.made()
+        if driven is None or port is None or port.closed:
             return
         if (why := front_end.given_up) is not None:
-            hint = "open the port anew"
-            port.abandon(f"{why}; {hint}")
+            driven.abandon(f"{why}; open the port anew")
         elif front_end.held is not None and not port.away:
             negotiation = functools.partial(_negotiate_anew, weak, front_end)
             threading.Thread(target=negotiation, name="virtnic-renegotiate", daemon=True).start()
 
-    front_end.spare(port)
+    front_end.spare(driven.driver)
     for watch, look in ((connection.config, configuration), (connection.changed, backend)):
         undo.add(functools.partial(watch.remove, look))
         watch.add(thread, look, look)
     front_end.watch()
 
 
-def _negotiate_anew(weak: weakref.ref[DirectPort], front_end: FrontEnd) -> None:
+def _negotiate_anew(weak: weakref.ref[Driven], front_end: FrontEnd) -> None:
     """Go on with a backend that is there with less than the last one had."""
     background.begin()
-    port = weak()
-    if port is None:
+    driven = weak()
+    if driven is None:
         return
     try:
-        port.suspend()
-        port.reattach(front_end=front_end)
-        front_end.spare(port)
+        driven.driver.suspend()
+        driven.driver.reattach(front_end=front_end)
+        front_end.spare(driven.driver)
     except PortClosed:
         return
     except (VirtnicError, OSError, ValueError) as error:
         _log.warning("the vhost-user backend has less, and %s", error)
-        port.abandon(f"the backend came back with less, and {error}")
+        driven.abandon(f"the backend came back with less, and {error}")
 
 
 @atexit.register

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
 from virtnic.nic.direct import open_direct
-from virtnic.nic.options import check_names, jumbo_size, one_of
-from virtnic.nic.port import Port, PortOptions
-from virtnic.nic.qemu import Qemu, StartOptions
+from virtnic.nic.options import PortRequest, StartOptions, check_names, jumbo_size, one_of
+from virtnic.nic.port import Port, PortOptions, Qemu, attachment_of, host_of
 
 if TYPE_CHECKING:
     from virtnic.memory import Hugepages
@@ -61,13 +60,14 @@ def open_port(netdev: Netdev, given: OpenOptions) -> Port:
         for_memory["jumbo_size"] = jumbo_size(netdev, options, for_memory.get("buffer_size", 2048))
     if frontend == "direct":
         given_memory, memory = memory, Memory(**for_memory) if memory is None else memory
-        return open_direct(netdev, memory, given_memory is None, options)
+        return open_direct(PortRequest(netdev, **options), memory, given_memory is None)
     qemu = Qemu(Memory(**for_memory) if memory is None else memory, **for_qemu)
     try:
-        qemu._owns_memory = memory is None
+        host = host_of(qemu)
+        host.owns_memory = memory is None
         port = qemu.attach(netdev, **cast("PortOptions", options))
-        qemu.keep_little(memory=memory is None)
-        port._owns_qemu = True
+        host.machine.keep_little(memory=memory is None)
+        attachment_of(port).owns_qemu = True
     except BaseException:
         qemu.close()
         raise

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from virtnic._native import PortClosed, QemuError
 from virtnic.deadline import Deadline
+from virtnic.nic.attachment import Attachment
 from virtnic.qemu.peer import socket_is_connected
 from virtnic.qemu.tap import device_of
 
 if TYPE_CHECKING:
     from virtnic._native import NetPort
-    from virtnic.nic.attachment import Attachment
+    from virtnic.nic.attachment import Driven
     from virtnic.qemu.tap import Tap
 
 __all__ = ["PAUSE", "Readiness", "trouble_at_open"]
@@ -63,10 +64,9 @@ def trouble_at_open(attachment: Attachment) -> str | None:
 class Readiness:
     """Looks, again and again, whether a port's peer is ready."""
 
-    def __init__(self, port: NetPort) -> None:
-        self._port = port
-        #: None for one of virtnic.testing, whose device is a script.
-        self._attachment: Attachment | None = getattr(port, "_attachment", None)
+    def __init__(self, port: NetPort, attachment: Driven | None) -> None:
+        """``attachment`` is None for a port of virtnic.testing, whose device is a script."""
+        self._port, self._attachment = port, attachment
         #: Frames that were finished before ours was sent; None before that.
         self._finished: int | None = None
         self._missing = "it was not looked at"
@@ -96,6 +96,8 @@ class Readiness:
             raise PortClosed("the port is closed")
         attachment = self._attachment
         if attachment is None:
+            return None
+        if not isinstance(attachment, Attachment):
             return self._without_qemu()
         spec = attachment.handle.spec
         if port.away:
@@ -114,9 +116,7 @@ class Readiness:
         return None
 
     def _without_qemu(self) -> str | None:
-        """Say what a port misses that has no QEMU; nothing where it is a script."""
-        if getattr(self._port, "frontend", None) != "direct":
-            return None
+        """Say what a port on a vhost-user backend misses that has no QEMU."""
         if self._port.away or not self._port.link:
             return "its backend is gone, and not back yet"
         return None if self._taken() else _TAKES_NONE
