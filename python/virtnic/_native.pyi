@@ -731,6 +731,14 @@ class Burst(Sequence[memoryview]):
         The values of ``hash_report`` in VIRTIO 1.3, section 5.1.6.4.4.
         """
     @property
+    def timestamp(self) -> int | None:
+        """When the frames were taken from their ring, nanoseconds since 1970 (``time.time_ns()``).
+
+        No frame of the burst came later. How much earlier one may have come: what was received by
+        polling, the time since the look at the ring before; what a wait found, the time that the
+        interrupt takes. None where the port was opened without ``timestamps=True``.
+        """
+    @property
     def offload(self) -> Offloads | None:
         """What is left to do to each frame, or what the device has done to it already.
 
@@ -1010,6 +1018,14 @@ class NetPort:
         """Say whether the kinds of frames are counted, from now on and in running loops too.
 
         ``extended`` reads the first bytes of every frame. Raises ValueError.
+        """
+    @property
+    def timestamps(self) -> bool:
+        """Whether received bursts say when they were taken from their ring."""
+    def set_timestamps(self, on: bool = True) -> None:
+        """Have received bursts say when they were taken from their ring (:attr:`Burst.timestamp`).
+
+        From the next burst on. Costs one reading of the clock for each burst, and nothing when off.
         """
     @property
     def queues(self) -> int:

@@ -14,7 +14,8 @@ import pytest
 import virtnic
 from peers.process import freeze
 from peers.testpmd import Testpmd
-from peers.vhost_backend import MRG_RXBUF, PROTOCOL_FEATURES, VERSION_1, ScriptedBackend
+from peers.vhost_backend import ScriptedBackend
+from peers.vhost_user import MRG_RXBUF, PROTOCOL_FEATURES, VERSION_1
 from support.frames import number_of, numbered
 from support.traffic import drain, echo
 from support.waiting import PROMPT, eventually

@@ -9,7 +9,8 @@ import pytest
 
 import virtnic
 from peers.testpmd import Testpmd
-from peers.vhost_backend import Connection, Message, ScriptedBackend
+from peers.vhost_backend import Connection, ScriptedBackend
+from peers.vhost_user import Message
 from virtnic.vhost_user import Frontend, ProtocolFeature, Refused, Region, Request
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import virtnic
-from peers.vhost_backend import Connection, Hang, Hook, Message, Request, ScriptedBackend
+from peers.vhost_backend import Connection, Hang, Hook, ScriptedBackend
+from peers.vhost_user import Message, Request
 from support.waiting import PROMPT, eventually
 from virtnic.nic import direct
 

@@ -135,7 +135,7 @@ PORT: Table = {
     **read(
         "away closed duplex features interrupts legacy link mac max_queues "
         "memory mtu polling qemu queue_addresses queue_size queues restarts ring rss rss_limits "
-        "speed standby statistics"
+        "speed standby statistics timestamps"
     ),
     "add_vlan": lambda port: port.add_vlan(7),
     "fileno": lambda port: port.fileno(),
@@ -158,6 +158,7 @@ PORT: Table = {
     "set_receive_mode": lambda port: port.set_receive_mode("promiscuous"),
     "set_rss": lambda port: port.set_rss(),
     "set_statistics": lambda port: port.set_statistics("extended"),
+    "set_timestamps": lambda port: port.set_timestamps(),
     "stats": lambda port: port.stats(),
     "tx_fileno": lambda port: port.tx_fileno(),
     "wait_ready": lambda port: port.wait_ready(0.001),
@@ -289,6 +290,7 @@ PROMPT = (
     *(f"driver.{name}" for name in DRIVER if not name.startswith(("set_", "re"))),
     *("told.ended", "told.link_changed", "told.subscribe"),
     *("port.recv", "port.reclaim", "port.restarts", "port.set_polling", "port.set_statistics"),
+    "port.set_timestamps",
     *(f"queue.{name}" for name in QUEUE if name not in ("start", "stop", "set_coalescing")),
     *(f"stack.{name}" for name in STACK),
     *(f"qemu.{name}" for name in ("accel", "closed", "events", "ports", "watch")),

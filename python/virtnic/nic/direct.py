@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from virtnic import background
 from virtnic._native import EventFd, FrontEnd, NetPort, PortClosed, PortDriver, VirtnicError
@@ -73,7 +73,7 @@ class DirectPort(Port):
     @property
     def memory(self) -> Memory:
         """The memory that its frames lie in."""
-        return cast("Memory", self._driven.memory)
+        return self._driven.memory
 
     def close(self) -> None:
         """Have the backend stop, take every buffer back, and hang up. Closing twice is fine."""
@@ -196,6 +196,7 @@ def open_direct(wanted: PortRequest, memory: Memory, owned: bool) -> Port:
         _follow(driven, connection)
         port.set_polling(wanted.spin)
         port.set_statistics(wanted.statistics)
+        port.set_timestamps(wanted.timestamps)
         if wanted.on_link is not None:
             port.on_link(wanted.on_link)
     except BaseException:

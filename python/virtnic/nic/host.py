@@ -192,6 +192,7 @@ class Host(Owner):
                 driver.set_recoverable(attachment.returns)
                 port.set_polling(wanted.spin)
                 port.set_statistics(wanted.statistics)
+                port.set_timestamps(wanted.timestamps)
                 if wanted.ring is None and backend is not None and port.ring != "packed":
                     _log.warning(
                         "%s does not offer packed rings: split ones are used, which are slower",

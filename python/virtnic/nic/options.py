@@ -85,6 +85,7 @@ class PortRequest:
     on_link: Callable[[Any], None] | None = None
     legacy: bool = False
     statistics: Literal["basic", "extended"] = "basic"
+    timestamps: bool = False
     offload: bool | None = None
     recover: bool | Recovery | None = None
 

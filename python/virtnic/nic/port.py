@@ -59,6 +59,7 @@ class PortOptions(TypedDict, total=False):
     on_link: LinkCallback | None
     legacy: bool
     statistics: Literal["basic", "extended"]
+    timestamps: bool
     offload: bool | None
     recover: bool | Recovery | None
 
@@ -437,6 +438,7 @@ class Qemu(Closing):
         on_link: LinkCallback | None = None,
         legacy: bool = False,
         statistics: Literal["basic", "extended"] = "basic",
+        timestamps: bool = False,
         offload: bool | None = None,
         recover: bool | Recovery | None = None,
     ) -> Port:
@@ -479,6 +481,8 @@ class Qemu(Closing):
             is driven by it anyway. Its queues have the size that QEMU gives them.
         statistics
             ``"extended"`` counts what kinds of frames there are; see :meth:`Port.xstats`.
+        timestamps
+            Received bursts say when they were taken from their ring: :attr:`Burst.timestamp`.
         offload
             True: received frames may have checksums that are not calculated and be up to 64 KiB
             long, as ``burst.offload`` says; needs a memory with jumbo buffers. None: only frames
@@ -509,6 +513,7 @@ class Qemu(Closing):
             on_link=on_link,
             legacy=legacy,
             statistics=statistics,
+            timestamps=timestamps,
             offload=offload,
             recover=recover,
         )

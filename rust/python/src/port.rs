@@ -309,6 +309,19 @@ impl NetPort {
         Ok(())
     }
 
+    /// Whether received bursts say when they were taken from their ring.
+    #[getter]
+    fn timestamps(&self) -> bool {
+        self.port.timestamps()
+    }
+    /// Have received bursts say when they were taken from their ring (:attr:`Burst.timestamp`).
+    ///
+    /// From the next burst on. Costs one reading of the clock for each burst, and nothing when off.
+    #[pyo3(signature = (on = true), text_signature = "($self, on=True)")]
+    fn set_timestamps(&self, on: bool) {
+        self.port.set_timestamps(on);
+    }
+
     /// The queue pairs that the device uses.
     #[getter]
     fn queues(&self) -> u16 {
