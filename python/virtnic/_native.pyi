@@ -41,6 +41,7 @@ __all__ = [
     "QemuNotFound",
     "Stack",
     "StackWire",
+    "VhostWire",
     "VirtnicError",
     "__version__",
     "after_fork_in_child",
@@ -398,6 +399,37 @@ class FrontEnd:
         """
     def close(self) -> None:
         """Hang up, and remove the socket where there is one; after the port has stopped."""
+
+@final
+class VhostWire:
+    """A connection to a vhost-user backend. Whole messages go and come, whatever they say."""
+
+    def __new__(cls, path: str) -> VhostWire:
+        """Connect to a backend that listens there.
+
+        Raises FileNotFoundError or ConnectionRefusedError where none does, ValueError, OSError.
+        """
+    def send(
+        self,
+        request: int,
+        flags: int,
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        timeout: float = 5.0,
+    ) -> None:
+        """Send a message as it is; descriptors go with its first byte, and stay the caller's.
+
+        Raises ValueError for one that is too long, TimeoutError, ConnectionError where the
+        backend is gone.
+        """
+    def receive(self, timeout: float = 5.0) -> tuple[int, int, bytes, list[int]] | None:
+        """Return the next message; None where none came in time.
+
+        Its request, flags, payload and descriptors, which are the caller's to close. Raises
+        ConnectionError where the backend is gone, DeviceError where it broke the protocol.
+        """
+    def close(self) -> None:
+        """Hang up. Twice is fine."""
 
 @final
 class Interposer:

@@ -44,7 +44,7 @@ ROOMS: list[set[str]] = [
     {"nic"},
     {"qemu"},
     {"pci"},
-    {"protocols"},
+    {"protocols", "vhost_user"},
     {"memory"},
     {"async_library", "background", "limits", "streams", "teardown", "units"},
     {"deadline"},

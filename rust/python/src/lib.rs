@@ -26,6 +26,7 @@ mod stack;
 mod time;
 mod vhost_user;
 mod views;
+mod wire;
 
 /// The Rust core of virtnic.
 #[pymodule(gil_used = false)]
@@ -68,6 +69,8 @@ mod _native {
     use super::stack::Stack;
     #[pymodule_export]
     use super::vhost_user::Interposer;
+    #[pymodule_export]
+    use super::wire::VhostWire;
     use pyo3::prelude::*;
 
     #[pymodule_init]
