@@ -20,7 +20,6 @@ from virtnic._native import (
     EventFd,
     Feature,
     Lease,
-    NetQueue,
     Offload,
     PingReply,
     Stack,
@@ -59,8 +58,8 @@ if TYPE_CHECKING:
     from virtnic.nic.events import Event, Events
     from virtnic.nic.opening import OpenOptions
     from virtnic.nic.policy import Recovery
-    from virtnic.nic.port import Port
-    from virtnic.nic.qemu import Qemu
+    from virtnic.nic.port import Port, Qemu
+    from virtnic.nic.queue import NetQueue
     from virtnic.nic.rss import Rss, RssLimits
     from virtnic.protocols import PacketPort
     from virtnic.qemu import Netdev
@@ -134,9 +133,10 @@ _LATER = {
     "Event": "virtnic.nic.events",
     "Events": "virtnic.nic.events",
     "Memory": "virtnic.memory",
+    "NetQueue": "virtnic.nic.queue",
     "PacketPort": "virtnic.protocols",
     "Port": "virtnic.nic.port",
-    "Qemu": "virtnic.nic.qemu",
+    "Qemu": "virtnic.nic.port",
     "Recovery": "virtnic.nic.policy",
     "Rss": "virtnic.nic.rss",
     "RssLimits": "virtnic.nic.rss",
@@ -170,6 +170,10 @@ def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Port:  # no
     :meth:`Qemu.attach` (``mac``, ``queues``, ``queue_size``, ``interrupts``, ``features``,
     ``offload``, ``on_link``, …). ``recover`` goes to both.
     Closing the port ends a QEMU that was started here.
+
+    ``frontend="direct"`` does without QEMU where the netdev is ``vhost-user,path=SOCKET``: this
+    process speaks to the backend itself. There is no control queue then (no filters), no legacy
+    interface, no ``port.qemu``, and of ``properties`` only ``host_mtu``: see docs/backends.md.
 
     A QEMU of its own costs five descriptors and is for this one port: one that is attached to it
     besides has no messages of its own (``interrupts="intx"``), and the memory that was made for it

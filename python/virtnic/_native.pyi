@@ -18,6 +18,7 @@ __all__ = [
     "CapturedFrame",
     "Child",
     "CommandRefused",
+    "Connection",
     "Descriptor",
     "DeviceError",
     "EventFd",
@@ -30,16 +31,21 @@ __all__ = [
     "MemoryUnavailable",
     "NetPort",
     "NetQueue",
+    "NetSocket",
+    "NetStack",
     "Offload",
     "Offloads",
     "PingReply",
     "PortBusy",
     "PortClosed",
+    "PortDriver",
     "QTest",
     "QemuDied",
     "QemuError",
     "QemuNotFound",
     "Stack",
+    "StackWire",
+    "VhostWire",
     "VirtnicError",
     "__version__",
     "after_fork_in_child",
@@ -323,7 +329,7 @@ class IvshmemServer:
 class FrontEnd:
     """A virtio-net device without QEMU: a vhost-user backend serves its rings.
 
-    A :class:`NetPort` drives it. Its link is up while there is a backend.
+    A :class:`PortDriver` drives it. Its link is up while there is a backend.
     """
 
     def __new__(
@@ -366,7 +372,7 @@ class FrontEnd:
     @property
     def refusal(self) -> str | None:
         """Why the last backend that came does not serve; None where it does, or none has come."""
-    def spare(self, port: NetPort) -> None:
+    def spare(self, port: PortDriver) -> None:
         """Hold a backend that returns without features that the port can do without.
 
         Others are refused. It waits until the port has negotiated anew.
@@ -398,6 +404,37 @@ class FrontEnd:
         """
     def close(self) -> None:
         """Hang up, and remove the socket where there is one; after the port has stopped."""
+
+@final
+class VhostWire:
+    """A connection to a vhost-user backend. Whole messages go and come, whatever they say."""
+
+    def __new__(cls, path: str) -> VhostWire:
+        """Connect to a backend that listens there.
+
+        Raises FileNotFoundError or ConnectionRefusedError where none does, ValueError, OSError.
+        """
+    def send(
+        self,
+        request: int,
+        flags: int,
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        timeout: float = 5.0,
+    ) -> None:
+        """Send a message as it is; descriptors go with its first byte, and stay the caller's.
+
+        Raises ValueError for one that is too long, TimeoutError, ConnectionError where the
+        backend is gone.
+        """
+    def receive(self, timeout: float = 5.0) -> tuple[int, int, bytes, list[int]] | None:
+        """Return the next message; None where none came in time.
+
+        Its request, flags, payload and descriptors, which are the caller's to close. Raises
+        ConnectionError where the backend is gone, DeviceError where it broke the protocol.
+        """
+    def close(self) -> None:
+        """Hang up. Twice is fine."""
 
 @final
 class Interposer:
@@ -446,7 +483,7 @@ class Interposer:
         """Have QEMU, which is about to make its netdev, let out of that should the backend fail."""
     def end_trial(self) -> str | None:
         """Say why no backend is behind the netdev that QEMU has made, where that is so."""
-    def spare(self, port: NetPort) -> None:
+    def spare(self, port: PortDriver) -> None:
         """Hold a backend that returns without features that the port can do without.
 
         Others are refused. QEMU chooses a device's features when it is plugged in: what has the
@@ -811,11 +848,11 @@ class Burst(Sequence[memoryview]):
     def release(self) -> None:
         """Give the buffers back now; the burst is empty afterwards."""
 
-@disjoint_base
-class NetPort:
-    """A started virtio-net device: the data path.
+@final
+class PortDriver:
+    """A started virtio-net device, as those have it who plug it in, bring it back and unplug it.
 
-    A subclass adds what the orchestration needs; all methods may be called from any thread.
+    Users have a :class:`NetPort`, which is made of this.
     """
 
     def __new__(
@@ -833,7 +870,7 @@ class NetPort:
         intx: EventFd | None = None,
         kicks: Interposer | None = None,
         features: dict[str, bool | None] | None = None,
-        **kwargs: Any,
+        ended: Callable[[], str],
     ) -> Self:
         """Negotiate, set the queues up and start.
 
@@ -849,10 +886,82 @@ class NetPort:
         used instead of MSI-X and passed on to ``events``.
         ``kicks``: rings the backend's own eventfds instead of the device's registers.
         ``features``: by name, True to insist, False to refuse, None to prefer.
-        ``kwargs`` are a subclass's own.
+        ``ended`` says how QEMU ended, for the QemuDied of calls.
 
         Raises ValueError, DeviceError, QemuDied, MemoryUnavailable, CommandRefused.
         """
+    def restart_if_needed(self) -> bool:
+        """Reset the device where it says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
+
+        As :meth:`NetPort.restart`.
+        """
+    def set_recoverable(self, patient: bool) -> None:
+        """Take the end of QEMU for an outage."""
+    def abandon(self, why: str) -> None:
+        """Expect no other device any more."""
+    def suspend(self) -> None:
+        """Set the queues of a device aside that is gone, or is about to be unplugged.
+
+        Raises VirtnicError, TimeoutError.
+        """
+    def reattach(
+        self,
+        qtest: QTest | None = None,
+        registers: tuple[int, int, int, int, int, int] | None = None,
+        legacy_io: tuple[int, int, bool] | None = None,
+        front_end: FrontEnd | None = None,
+    ) -> None:
+        """Go on with another device like the last one."""
+    @property
+    def link(self) -> bool:
+        """Whether the link is up, as last reported."""
+    def check(self) -> None:
+        """Raise what ended the port, if something did: PortClosed, QemuDied, DeviceError."""
+    @property
+    def drops_long_frames(self) -> bool:
+        """Whether received frames were dropped, and counted, because no buffer holds them."""
+    def refresh_link(self) -> bool:
+        """Ask the device, and return whether the link is up."""
+    def rx_descriptor(self) -> Descriptor:
+        """Return what :meth:`NetPort.fileno` does, for one wait.
+
+        A closed port gives it back when that is over.
+        """
+    def tx_descriptor(self) -> Descriptor:
+        """Return what :meth:`NetPort.tx_fileno` does, for one wait."""
+    @property
+    def rss_limits(self) -> tuple[int, int, int] | None:
+        """The longest key and table and the hash types that the device can do, or None."""
+    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
+        """Return key, table, types and the queue of unhashed packets as they were set last."""
+    def set_rss_config(
+        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
+    ) -> None:
+        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
+    def refuse(self) -> None:
+        """Raise PortClosed from now on, also in calls that wait.
+
+        QEMU is not asked: ``stop`` does the rest.
+        """
+    @property
+    def withholds(self) -> bool:
+        """Whether it was stopped, but its device was not reset and still has its buffers."""
+    def device_gone(self) -> None:
+        """Say that the device is gone that kept buffers."""
+    def stop(self) -> None:
+        """Reset the device and take every buffer back; waiting calls raise PortClosed.
+
+        Where QEMU does not answer in time the buffers stay with the device until that is gone.
+        """
+
+@disjoint_base
+class NetPort:
+    """A started virtio-net device, as users have it. Made of its :class:`PortDriver`.
+
+    A subclass adds what is not the device's; all methods may be called from any thread.
+    """
+
+    def __new__(cls, driver: PortDriver, **kwargs: Any) -> Self: ...
     @property
     def mac(self) -> str:
         """The device's MAC address, as ``52:54:00:12:34:56``."""
@@ -861,7 +970,7 @@ class NetPort:
         """The device's MTU, 1500 where it does not say."""
     @property
     def link(self) -> bool:
-        """Whether the link is up, as last reported."""
+        """Whether the link is up. Without interrupts this asks the device (some 50 µs)."""
     @property
     def away(self) -> bool:
         """Whether the device is being reset, or was lost with its QEMU and may come back."""
@@ -875,30 +984,6 @@ class NetPort:
         with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
         PortClosed.
         """
-    def restart_if_needed(self) -> bool:
-        """Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did."""
-    def set_recoverable(self, patient: bool) -> None:
-        """Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only."""
-    def abandon(self, why: str) -> None:
-        """Expect no other device any more; for :class:`virtnic.Qemu` only."""
-    def suspend(self) -> None:
-        """Set the queues of a device aside that is gone, or is about to be unplugged.
-
-        For :class:`virtnic.Qemu` only. Raises VirtnicError, TimeoutError.
-        """
-    def reattach(
-        self,
-        qtest: QTest | None = None,
-        registers: tuple[int, int, int, int, int, int] | None = None,
-        legacy_io: tuple[int, int, bool] | None = None,
-        front_end: FrontEnd | None = None,
-    ) -> None:
-        """Go on with another device like the last one; for :class:`virtnic.Qemu` only."""
-    @property
-    def drops_long_frames(self) -> bool:
-        """Whether received frames were dropped, and counted, because no buffer holds them."""
-    def refresh_link(self) -> bool:
-        """Ask the device, and return whether the link is up."""
     @property
     def speed(self) -> int | None:
         """The line's speed in Mbit/s as last reported, None where the device does not know.
@@ -963,8 +1048,6 @@ class NetPort:
         and readable, for as long as this object lives, also when the port is closed.
         Raises ValueError when the port has no interrupts.
         """
-    def rx_descriptor(self) -> Descriptor:
-        """Return the same for one wait: a closed port gives it back when that is over."""
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
@@ -972,8 +1055,6 @@ class NetPort:
         the memory has a buffer again, or when there is an error. It stays open as that of
         :meth:`fileno`. Raises ValueError when the port has no interrupts.
         """
-    def tx_descriptor(self) -> Descriptor:
-        """Return the same for one wait: a closed port gives it back when that is over."""
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
@@ -1033,8 +1114,6 @@ class NetPort:
     @property
     def max_queues(self) -> int:
         """The queue pairs that the port was opened with."""
-    def queue(self, index: int) -> NetQueue:
-        """Return a queue pair, from 0. Raises ValueError where there is none."""
     def set_queues(self, count: int) -> None:
         """Have the device use the first ``count`` queue pairs, while the port runs.
 
@@ -1073,15 +1152,6 @@ class NetPort:
 
         Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
         """
-    @property
-    def _rss_limits(self) -> tuple[int, int, int] | None:
-        """The longest key and table and the hash types that the device can do, or None."""
-    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
-        """Return key, table, types and the queue of unhashed packets as they were set last."""
-    def set_rss_config(
-        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
-    ) -> None:
-        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
     def reclaim(self) -> None:
         """Take back the buffers of transmitted frames that the device has finished.
 
@@ -1090,22 +1160,12 @@ class NetPort:
     @property
     def closed(self) -> bool:
         """Whether the port was stopped."""
-    def _refuse(self) -> None: ...
-    @property
-    def withholds(self) -> bool:
-        """Whether it was stopped, but its device was not reset and still has its buffers."""
-    def device_gone(self) -> None:
-        """Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only."""
-    def stop(self) -> None:
-        """Reset the device and take every buffer back; waiting calls raise PortClosed.
 
-        Where QEMU does not answer in time the buffers stay with the device until that is gone.
-        """
-
-@final
+@disjoint_base
 class NetQueue:
-    """One queue pair of a port, usable from its own thread. Made by :meth:`NetPort.queue`."""
+    """One queue pair of a port, usable from its own thread."""
 
+    def __new__(cls, port: NetPort, index: int) -> Self: ...
     @property
     def port(self) -> NetPort:
         """The port that it is a part of."""
@@ -1174,6 +1234,166 @@ class Stack:
         """
     def poll(self, timeout: float | None = 0.0) -> int:
         """Serve the network (ARP, echo requests) until the timeout; return frames handled."""
+
+@final
+class StackWire:
+    """A wire of Python's: frames of any object that sends and receives them."""
+
+    def __new__(cls, mac: Sequence[int], mtu: int) -> Self: ...
+    def feed(self, frames: Iterable[_Frame]) -> int:
+        """Give the stack received frames; return how many it took."""
+    def take(self, timeout: float) -> list[bytes] | None:
+        """Return the frames that the stack sends, waiting for the first; None when it has ended."""
+    def fail(self, why: str) -> None:
+        """Say that frames are carried no more, and why."""
+    @property
+    def ended(self) -> bool:
+        """Whether the stack was closed."""
+
+@final
+class Connection:
+    """One socket of a stack, as ``connections`` lists it."""
+
+    @property
+    def protocol(self) -> str:
+        """``tcp`` or ``udp``."""
+    @property
+    def state(self) -> str:
+        """The state: ``established``, ``listen`` and so on."""
+    @property
+    def local(self) -> tuple[str, int] | None:
+        """Its own address and port; None where it has none."""
+    @property
+    def remote(self) -> tuple[str, int] | None:
+        """Its peer's."""
+    @property
+    def receive_queue(self) -> int:
+        """Bytes that the program has not taken yet; connections that it has not accepted."""
+    @property
+    def send_queue(self) -> int:
+        """Bytes that the peer has not acknowledged yet."""
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What was counted, as ``stats`` of the socket."""
+
+@disjoint_base
+class NetStack:
+    """A TCP/IP stack with a thread of its own, on a port, a queue or a wire of Python's."""
+
+    def __new__(
+        cls,
+        port: NetPort | NetQueue | StackWire,
+        *,
+        ipv6: bool = True,
+        mtu: int | None = None,
+        **_kwargs: Any,
+    ) -> Self: ...
+    def close(self) -> None:
+        """End the thread, reset the connections, close the sockets."""
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+    @property
+    def addresses(self) -> list[str]:
+        """All addresses with their prefixes: ``10.0.2.15/24``, ``fe80::…/64``."""
+    @property
+    def gateways(self) -> list[str]:
+        """The default gateways, IPv4's first."""
+    @property
+    def name_servers(self) -> list[str]:
+        """The name servers that DHCP told of."""
+    def configure(self, address: str, gateway: str | None = None) -> None:
+        """Add an address with its prefix, and set its family's gateway.
+
+        An IPv4 address takes the place of a lease. Raises ValueError.
+        """
+    def dhcp(self, timeout: float | None = 10.0) -> Lease:
+        """Take a lease by DHCP, use it, and keep renewing it.
+
+        Raises TimeoutError when no server answers within ``timeout`` seconds.
+        """
+    def wait_ipv6(self, timeout: float | None = 10.0) -> str:
+        """Wait until a router has given an IPv6 address of global scope; return it with its prefix.
+
+        Raises TimeoutError when none has within ``timeout`` seconds.
+        """
+    def arp(self, address: str, timeout: float | None = 1.0) -> ArpReply:
+        """Resolve an IPv4 address.
+
+        Raises TimeoutError when nobody answers within ``timeout`` seconds.
+        """
+    def ping(
+        self, address: str, sequence: int = 0, payload: int = 56, timeout: float | None = 1.0
+    ) -> PingReply:
+        """Send one ICMP echo request with ``payload`` bytes, and wait for its reply.
+
+        Raises TimeoutError when none comes within ``timeout`` seconds.
+        """
+    def open(self, stream: bool, ipv6: bool) -> NetSocket:
+        """Make a socket: of TCP or UDP, for IPv4 or IPv6."""
+    def stats(self) -> dict[str, int]:
+        """Return the counters by name."""
+    def connections(self) -> list[Connection]:
+        """Return what sockets there are, in the order in which they were made."""
+
+@final
+class NetSocket:
+    """One socket of a stack. A ``timeout`` is in seconds; None waits for ever, 0 not at all."""
+
+    def bind(self, host: str, port: int) -> None:
+        """Give it an address and a port; 0: any that is free."""
+    def listen(self, backlog: int) -> None:
+        """Let others connect, of which ``backlog`` may wait to be accepted."""
+    def accept(self, timeout: float | None = None) -> tuple[NetSocket, tuple[str, int]]:
+        """Return the next connection and its peer's address."""
+    def connect(self, host: str, port: int, timeout: float | None = None) -> None:
+        """Connect."""
+    def send(self, data: Buffer, timeout: float | None = None) -> int:
+        """Send a part of the bytes, at least one; return how many."""
+    def send_all(self, data: Buffer, timeout: float | None = None) -> None:
+        """Send all the bytes."""
+    def recv(self, size: int, timeout: float | None = None, peek: bool = False) -> bytes:
+        """Return up to ``size`` bytes; none when the peer has ended its half."""
+    def recv_into(
+        self, buffer: Buffer, size: int = 0, timeout: float | None = None, peek: bool = False
+    ) -> int:
+        """Receive into a buffer, up to ``size`` bytes (0: as many as it has); return how many."""
+    def send_to(
+        self, data: Buffer, address: tuple[str, int] | None, timeout: float | None = None
+    ) -> int:
+        """Send one datagram to an address, None: to whom it is connected; return its length."""
+    def recv_from(
+        self, size: int, timeout: float | None = None, peek: bool = False
+    ) -> tuple[bytes, int, tuple[str, int] | None]:
+        """Return one datagram, cut to ``size`` bytes, its whole length, and who sent it."""
+    def recv_from_into(
+        self, buffer: Buffer, size: int = 0, timeout: float | None = None, peek: bool = False
+    ) -> tuple[int, int, tuple[str, int] | None]:
+        """Receive a datagram into a buffer; return its length there, in whole, and who sent it."""
+    def available(self) -> int:
+        """Return how many bytes can be received now; of UDP, those of the next datagram."""
+    def shutdown(self, how: int) -> None:
+        """End a half: 0 reading, 1 writing, 2 both."""
+    def close(self) -> None:
+        """Close it."""
+    def local(self) -> tuple[str, int] | None:
+        """Its own address; None where it has none."""
+    def peer(self) -> tuple[str, int]:
+        """Its peer's address."""
+    def option(self, name: str) -> float:
+        """Return an option by its name."""
+    def set_option(self, name: str, value: float) -> None:
+        """Set an option by its name."""
+    def take_error(self) -> int:
+        """Return the number of the error that waits, 0 for none, and forget it."""
+    def membership(self, group: str, join: bool) -> None:
+        """Join a multicast group, or leave it."""
+    def fileno(self) -> int:
+        """Return a descriptor that can be waited on for reading and writing."""
+    def ready(self) -> tuple[bool, bool]:
+        """Return whether it can be read from, and written to, now."""
+    def stats(self) -> dict[str, Any]:
+        """Return what was counted of it, by name."""
 
 #: Seconds, packets, and a function that gets the counters 20 times a second; False from it stops.
 _Until: TypeAlias = tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]

@@ -16,6 +16,9 @@ from peers.process import mortal
 from support.frames import arp_request, is_arp_reply
 from virtnic.qemu.command import Accel
 
+#: On both machine types: the fixture `machine`.
+both_machines = pytest.mark.parametrize("machine", ["pc", "q35"], indirect=True)
+
 
 def memory() -> virtnic.Memory:
     """Return memory that does not depend on free hugepages."""
@@ -74,6 +77,32 @@ class Starter:
         for process in self._processes:
             process.kill()
             process.wait(20.0)
+
+
+@pytest.fixture
+def directory(scratch: Path) -> Iterator[Path]:
+    """The directory that we share with QEMU."""
+    with shared(scratch) as path:
+        yield path
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> str:
+    """The machine type: that of a test on both, else the usual one."""
+    return str(getattr(request, "param", "pc"))
+
+
+@pytest.fixture
+def start(directory: Path, machine: str, qemu_command: str, accel: Accel) -> Iterator[Starter]:
+    """Start what ``virtnic qemu-args`` says."""
+    with contextlib.closing(Starter(directory, machine, qemu_command, accel)) as start:
+        yield start
+
+
+@pytest.fixture
+def running(start: Starter) -> "subprocess.Popen[bytes]":
+    """A QEMU that somebody else started."""
+    return start()
 
 
 def in_the_way(qemu: virtnic.Qemu) -> list[str]:

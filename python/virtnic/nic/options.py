@@ -6,38 +6,97 @@ import dataclasses
 import difflib
 import os
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from virtnic.nic.policy import policy
 from virtnic.qemu import parse
 from virtnic.qemu.netdevs import NETDEVS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from virtnic.memory import Memory
     from virtnic.nic.backend import Backend
+    from virtnic.nic.policy import Recovery
     from virtnic.qemu import Netdev, Spec
+    from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
 
 __all__ = [
     "Interrupts",
     "Notify",
+    "PortRequest",
+    "QemuOptions",
     "Ring",
+    "StartOptions",
     "check_names",
     "device_request",
     "jumbo_size",
     "merge_features",
     "offload_features",
     "one_of",
+    "unicast",
     "usual_size",
     "with_queues",
 ]
 
-#: How the device tells us: a message to an eventfd, an interrupt line, or not at all.
-Interrupts = Literal["msix", "intx", "none"]
+#: How the device tells us: a message to an eventfd, an interrupt line, or not at all. Without QEMU
+#: (``frontend="direct"``) the backend signals an eventfd itself.
+Interrupts = Literal["msix", "intx", "none", "eventfd"]
 #: The layout of the queues (VIRTIO 1.3, sections 2.7 and 2.8).
 Ring = Literal["split", "packed"]
 #: How a vhost-user backend is kicked.
 Notify = Literal["eventfd", "qtest"]
+
+
+class StartOptions(TypedDict, total=False):
+    """How QEMU is started: see :class:`virtnic.Qemu`."""
+
+    qemu: str | os.PathLike[str] | None
+    accel: Accel
+    machine: MachineType
+    shmem: Shmem
+    sandbox: Sandbox
+    timeout: float
+    connect: str | os.PathLike[str] | None
+    extra: Sequence[str]
+
+
+class QemuOptions(StartOptions, total=False):
+    """What :class:`virtnic.Qemu` takes besides the memory and ``recover``."""
+
+    directory: str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PortRequest:
+    """What is asked of one port: the arguments of :meth:`virtnic.Qemu.attach`, checked."""
+
+    netdev: Netdev
+    mac: str | None = None
+    queues: int | None = None
+    queue_size: int = 0
+    ring: Ring | None = None
+    interrupts: Interrupts | None = None
+    spin: float = 0.0
+    notify: Notify | None = None
+    features: Mapping[str, bool | None] | None = None
+    properties: Mapping[str, Any] | None = None
+    on_link: Callable[[Any], None] | None = None
+    legacy: bool = False
+    statistics: Literal["basic", "extended"] = "basic"
+    timestamps: bool = False
+    offload: bool | None = None
+    recover: bool | Recovery | None = None
+
+    def __post_init__(self) -> None:
+        one_of("notify", self.notify, ("eventfd", "qtest", None))
+        one_of("ring", self.ring, ("split", "packed", None))
+        one_of("statistics", self.statistics, ("basic", "extended"))
+        size = self.queue_size
+        if size and (size not in range(1, 32769) or size & (size - 1)):
+            raise ValueError(f"queue_size is a power of two up to 32768, not {size}")
+        policy(self.recover, also=None)
 
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.
@@ -112,7 +171,7 @@ def device_request(
     device: dict[str, Any] = {}
     preferences: dict[str, bool | None] = {}
     # QEMU's own default is the same in every QEMU, which no switch would stand.
-    device["mac"] = _unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
+    device["mac"] = unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
     if queues > 1:
         # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
         device["mq"], device["vectors"] = True, 2 * queues + 2
@@ -130,7 +189,7 @@ def device_request(
     return device, preferences
 
 
-def _unicast(mac: str) -> str:
+def unicast(mac: str) -> str:
     """Return a MAC address that a station can have. Raises ValueError.
 
     QEMU takes them all: what a group's address sends, bridges and switches drop, and in the place

@@ -220,7 +220,7 @@ pub(crate) fn play<'py>(
     let tape = py.detach(|| capture::Tape::new(path, times, parts)).map_err(to_py)?;
     let core = port.get().core();
     let mut kept = Punctuality::default();
-    let result = run_loop(py, &until, |control| {
+    let result = run_loop(py, &[port.get()], &until, |control| {
         let (report, punctuality) = engine::play(core, tape, pace, control)?;
         kept = punctuality;
         Ok(report)

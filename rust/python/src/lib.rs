@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 mod answers;
 mod burst;
 mod capture;
+mod driver;
 mod engine;
 mod errors;
 mod eventfd;
@@ -21,10 +22,12 @@ mod process;
 mod qtest;
 mod queue;
 mod sequence;
+mod sockets;
 mod stack;
 mod time;
 mod vhost_user;
 mod views;
+mod wire;
 
 /// The Rust core of virtnic.
 #[pymodule(gil_used = false)]
@@ -35,6 +38,8 @@ mod _native {
     use super::burst::Burst;
     #[pymodule_export]
     use super::capture::{CaptureReader, CaptureWriter, CapturedFrame, play};
+    #[pymodule_export]
+    use super::driver::PortDriver;
     #[pymodule_export]
     use super::engine::{drop, exchange, forward, generate, reflect, run};
     #[pymodule_export]
@@ -62,9 +67,13 @@ mod _native {
     #[pymodule_export]
     use super::queue::NetQueue;
     #[pymodule_export]
+    use super::sockets::{Connection, NetSocket, NetStack, StackWire};
+    #[pymodule_export]
     use super::stack::Stack;
     #[pymodule_export]
     use super::vhost_user::Interposer;
+    #[pymodule_export]
+    use super::wire::VhostWire;
     use pyo3::prelude::*;
 
     #[pymodule_init]
