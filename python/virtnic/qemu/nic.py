@@ -261,6 +261,7 @@ class Nics:
     def remove(self, handle: NicHandle, eject: Callable[[], object] | None, timeout: float) -> None:
         """Unplug one; its slot is free afterwards, unless nobody ejects it.
 
+        Where ``eject`` returns True the slot is known to be empty: QEMU's event is not waited for.
         One that was plugged in by half, or removed by half, is removed as far as it is there.
         """
         with self._lock:
@@ -315,7 +316,8 @@ class Nics:
             if not deleted.is_set():
                 if eject is None:
                     return False
-                eject()
+                if eject() is True:
+                    return True
             while not deleted.wait(0.05):
                 self._monitor.check()
                 if time.monotonic() > deadline:
