@@ -833,22 +833,23 @@ class NetPort:
         ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
         :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
         ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
-        frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
+        frames. With ``set_statistics("sizes")`` also ``undersize_packets`` (below 64
         bytes on the wire, so with the four of the checksum that nobody sees),
         ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
         ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
-        ``size_1519_max_packets`` (lengths are without frame check sequence),
-        ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
+        ``size_1519_max_packets``; with ``"extended"`` these, ``unicast_packets``,
+        ``multicast_packets`` and ``broadcast_packets``.
 
         Takes no lock: nobody who moves frames is kept waiting.
         """
     @property
-    def statistics(self) -> Literal["basic", "extended"]:
+    def statistics(self) -> Literal["basic", "sizes", "extended"]:
         """What was set by ``set_statistics``."""
-    def set_statistics(self, which: Literal["basic", "extended"]) -> None:
+    def set_statistics(self, which: Literal["basic", "sizes", "extended"]) -> None:
         """Say whether the kinds of frames are counted, from now on and in running loops too.
 
-        ``extended`` reads the first bytes of every frame. Raises ValueError.
+        ``sizes`` counts lengths, which costs next to nothing. ``extended`` counts destinations too,
+        so that the first bytes of every received frame are read. Raises ValueError.
         """
     @property
     def queues(self) -> int:

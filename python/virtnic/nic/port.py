@@ -54,7 +54,7 @@ class PortOptions(TypedDict, total=False):
     properties: Mapping[str, Any] | None
     on_link: LinkCallback | None
     legacy: bool
-    statistics: Literal["basic", "extended"]
+    statistics: Literal["basic", "sizes", "extended"]
     offload: bool | None
     recover: bool | Recovery | None
 

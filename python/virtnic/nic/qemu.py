@@ -202,7 +202,7 @@ class Qemu(Host):
         properties: Mapping[str, Any] | None = None,
         on_link: LinkCallback | None = None,
         legacy: bool = False,
-        statistics: Literal["basic", "extended"] = "basic",
+        statistics: Literal["basic", "sizes", "extended"] = "basic",
         offload: bool | None = None,
         recover: bool | Recovery | None = None,
     ) -> Port:
@@ -244,7 +244,8 @@ class Qemu(Host):
             the modern one. A device that has no other (``properties={"disable-modern": True}``)
             is driven by it anyway. Its queues have the size that QEMU gives them.
         statistics
-            ``"extended"`` counts what kinds of frames there are; see :meth:`Port.xstats`.
+            ``"sizes"`` counts frames by length, ``"extended"`` by length and destination; see
+            :meth:`Port.xstats`.
         offload
             True: received frames may have checksums that are not calculated and be up to 64 KiB
             long, as ``burst.offload`` says; needs a memory with jumbo buffers. None: only frames
@@ -267,7 +268,7 @@ class Qemu(Host):
         one_of("interrupts", interrupts, ("msix", "intx", "none", None))
         one_of("notify", notify, ("eventfd", "qtest", None))
         one_of("ring", ring, ("split", "packed", None))
-        one_of("statistics", statistics, ("basic", "extended"))
+        one_of("statistics", statistics, ("basic", "sizes", "extended"))
         if queue_size and (queue_size not in range(1, 32769) or queue_size & (queue_size - 1)):
             raise ValueError(f"queue_size is a power of two up to 32768, not {queue_size}")
         spec, pairs = with_queues(parse(netdev), queues)

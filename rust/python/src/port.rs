@@ -15,8 +15,8 @@ use pyo3::types::PyDict;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virtnic::net::{
-    Coalescing, Events, HashTypes, Mac, PairEvents, PortOptions, ReceiveMode, RingFormat, Rss,
-    Vectors,
+    Coalescing, Counting, Events, HashTypes, Mac, PairEvents, PortOptions, ReceiveMode, RingFormat,
+    Rss, Vectors,
 };
 use virtnic::notify::Doorbell;
 use virtnic::virtio::Features;
@@ -484,12 +484,12 @@ impl NetPort {
     /// ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
     /// :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
     /// ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
-    /// frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
+    /// frames. With ``set_statistics("sizes")`` also ``undersize_packets`` (below 64
     /// bytes on the wire, so with the four of the checksum that nobody sees),
     /// ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
     /// ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
-    /// ``size_1519_max_packets`` (lengths are without frame check sequence),
-    /// ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
+    /// ``size_1519_max_packets``; with ``"extended"`` these, ``unicast_packets``,
+    /// ``multicast_packets`` and ``broadcast_packets``.
     ///
     /// Takes no lock: nobody who moves frames is kept waiting.
     fn xstats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -498,19 +498,24 @@ impl NetPort {
     /// What was set by ``set_statistics``.
     #[getter]
     fn statistics(&self) -> &'static str {
-        let extended = self.first().extended_stats()[0].classes.is_some();
-        if extended { "extended" } else { "basic" }
+        match self.port.counting() {
+            Counting::Basic => "basic",
+            Counting::Sizes => "sizes",
+            Counting::Extended => "extended",
+        }
     }
     /// Say whether the kinds of frames are counted, from now on and in running loops too.
     ///
-    /// ``extended`` reads the first bytes of every frame. Raises ValueError.
+    /// ``sizes`` counts lengths, which costs next to nothing. ``extended`` counts destinations too,
+    /// so that the first bytes of every received frame are read. Raises ValueError.
     fn set_statistics(&self, which: &str) -> PyResult<()> {
         match which {
-            "basic" => self.port.count_classes(false),
-            "extended" => self.port.count_classes(true),
+            "basic" => self.port.count_classes(Counting::Basic),
+            "sizes" => self.port.count_classes(Counting::Sizes),
+            "extended" => self.port.count_classes(Counting::Extended),
             other => {
                 return Err(PyValueError::new_err(format!(
-                    "statistics are basic or extended, not {other:?}"
+                    "statistics are basic, sizes or extended, not {other:?}"
                 )));
             }
         }

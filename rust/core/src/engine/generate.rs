@@ -185,7 +185,7 @@ fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Replay> {
         ids.push(id);
     }
     let lengths = load.frames.iter().cycle().take(wanted).map(|frame| frame.len() as u32);
-    Ok(Replay::new(ids, lengths.collect()))
+    Ok(Replay::new(pool, ids, lengths.collect()))
 }
 
 #[cfg(test)]

@@ -28,4 +28,4 @@ pub use packet::{
 pub use port::Port;
 pub(crate) use queue::{Claim, Replay, RxQueue, TxQueue};
 pub use queue::{Outage, QueuePair, RingFormat, SendStop, Wake};
-pub use stats::{ExtendedStats, FrameClasses, PortStats, QueueStats};
+pub use stats::{Counting, ExtendedStats, FrameClasses, PortStats, QueueStats};

@@ -16,7 +16,7 @@ use crate::net::queue::claim::Claim;
 use crate::net::queue::pair::{Mode, QueuePair};
 use crate::net::queue::waiting::Wake;
 use crate::net::queue::{RxQueue, SendStop, TxQueue};
-use crate::net::stats::PortStats;
+use crate::net::stats::{Counting, PortStats};
 use crate::notify::EventFd;
 use crate::virtio::features::Outcome;
 use crate::virtio::transport::QueueAddresses;
@@ -257,10 +257,14 @@ impl Port {
 
     /// Counts from now on, or no longer, what kinds of frames all queues move
     /// ([`FrameClasses`](crate::net::FrameClasses)), also those of running loops.
-    pub fn count_classes(&self, on: bool) {
+    pub fn count_classes(&self, counting: Counting) {
         for pair in &self.pairs {
-            pair.stats.count_classes(on);
+            pair.stats.count_classes(counting);
         }
+    }
+    /// What was set by [`Self::count_classes`].
+    pub fn counting(&self) -> Counting {
+        self.first().stats.rx.classes.counting()
     }
 
     /// [`QueuePair::recv`] of the first pair.

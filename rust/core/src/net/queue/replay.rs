@@ -3,6 +3,7 @@
 use super::Common;
 use crate::memory::{BufferId, Iova, Pool};
 use crate::net::packet::header;
+use crate::net::stats::classes::Class;
 use std::collections::VecDeque;
 
 /// Marks a ring's token as an index into the replay.
@@ -13,6 +14,8 @@ const FROM_MAGAZINE: u32 = 1 << 31;
 pub(crate) struct Replay {
     ids: Vec<BufferId>,
     lengths: Vec<u32>,
+    /// The device only reads them, so that their classes stay.
+    classes: Vec<Class>,
     /// Indices of those that are not with the device, longest first.
     ready: VecDeque<u32>,
     /// Set once no more shall be sent: what comes back goes to the pool.
@@ -22,11 +25,13 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// Buffers that the caller owned, and the lengths of the frames in them.
-    pub(crate) fn new(ids: Vec<BufferId>, lengths: Vec<u32>) -> Self {
+    /// Buffers of the pool that the caller owned, and the lengths of the frames in them.
+    pub(crate) fn new(pool: &Pool, ids: Vec<BufferId>, lengths: Vec<u32>) -> Self {
+        let each = ids.iter().zip(&lengths);
+        let classes = each.map(|(&id, &length)| Class::of(pool, id, length)).collect();
         let ready = (0..ids.len() as u32).collect();
         let kept = ids.len();
-        Self { ids, lengths, ready, ended: false, kept }
+        Self { ids, lengths, classes, ready, ended: false, kept }
     }
 
     /// Nothing is left to do to any of its frames.
@@ -41,7 +46,7 @@ impl Replay {
     /// Sends up to `most` frames; says how many, and their bytes.
     #[inline]
     pub(super) fn send(&mut self, common: &mut Common, most: usize) -> (usize, u64) {
-        let Self { ids, lengths, ready, .. } = self;
+        let Self { ids, lengths, classes, ready, .. } = self;
         let pool = &common.pool;
         let header_len = common.header_len;
         let most = most.min(ready.len());
@@ -56,10 +61,8 @@ impl Replay {
         if added > 0 {
             common.publish();
             if common.stats.classes.on() {
-                common.stats.classes.count(&common.pool, added, |i| {
-                    let index = ready[i] as usize;
-                    (ids[index], lengths[index])
-                });
+                let sent = ready.range(..added);
+                common.stats.classes.count_known(sent.map(|&index| classes[index as usize]));
             }
             ready.drain(..added);
             common.stats.packets.add(added as u64);

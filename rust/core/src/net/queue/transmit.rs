@@ -239,7 +239,7 @@ impl TxQueue {
             common.stats.bytes.add(bytes);
             common.publish();
             if common.stats.classes.on() {
-                common.stats.classes.count(&common.pool, added, |i| (ids[i], lengths[i]));
+                common.stats.classes.count(&common.pool, &ids[..added], &lengths[..added]);
             }
             common.show_use();
         }

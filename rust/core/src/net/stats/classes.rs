@@ -1,11 +1,12 @@
 //! What kinds of frames a queue moved: their lengths, and whom they were for.
 //!
-//! Off unless asked for: then a burst costs one branch. On, a frame costs the first line of its
-//! bytes, which a loop that only passes frames on does not touch otherwise.
+//! Off unless asked for: then a burst costs one branch. Lengths cost next to nothing: they are known.
+//! Destinations cost the first line of a received frame's bytes, which a loop that only passes frames
+//! on does not touch otherwise, and which the other side then has to get back from our cache.
 
 use crate::memory::{BufferId, Pool, prefetch};
 use crate::net::stats::Counter;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 /// The first bytes of so many frames are on their way into the cache before they are read.
 const AHEAD: usize = 8;
@@ -26,8 +27,31 @@ pub struct FrameClasses {
     /// By length on the wire, so with the frame check sequence, as RMON counts (RFC 2819) and people
     /// speak of frames: the shortest is of 64 bytes. [`Self::SIZE_NAMES`] says which is which.
     pub sizes: [u64; SIZES],
-    /// By destination, as [`Self::CAST_NAMES`] says.
-    pub casts: [u64; CASTS],
+    /// By destination, as [`Self::CAST_NAMES`] says, where these are counted.
+    pub casts: Option<[u64; CASTS]>,
+}
+
+/// What is counted of frames besides their number and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Counting {
+    /// Nothing.
+    #[default]
+    Basic = 0,
+    /// How long they are.
+    Sizes = 1,
+    /// And whom they are for.
+    Extended = 2,
+}
+
+impl From<u8> for Counting {
+    fn from(number: u8) -> Self {
+        match number {
+            0 => Self::Basic,
+            1 => Self::Sizes,
+            _ => Self::Extended,
+        }
+    }
 }
 
 impl FrameClasses {
@@ -49,14 +73,15 @@ impl FrameClasses {
     #[must_use]
     pub fn fields(&self) -> Vec<(&'static str, u64)> {
         let sizes = Self::SIZE_NAMES.into_iter().zip(self.sizes);
-        sizes.chain(Self::CAST_NAMES.into_iter().zip(self.casts)).collect()
+        let casts = self.casts.map(|casts| Self::CAST_NAMES.into_iter().zip(casts));
+        sizes.chain(casts.into_iter().flatten()).collect()
     }
 }
 
 /// The live counters of one queue.
 #[derive(Debug, Default)]
 pub(crate) struct LiveClasses {
-    on: AtomicBool,
+    counting: AtomicU8,
     sizes: [Counter; SIZES],
     casts: [Counter; CASTS],
 }
@@ -64,42 +89,117 @@ pub(crate) struct LiveClasses {
 impl LiveClasses {
     #[inline]
     pub(crate) fn on(&self) -> bool {
-        self.on.load(Relaxed)
+        self.counting.load(Relaxed) != Counting::Basic as u8
     }
-    pub(crate) fn turn(&self, on: bool) {
-        self.on.store(on, Relaxed);
+    pub(crate) fn counting(&self) -> Counting {
+        self.counting.load(Relaxed).into()
+    }
+    pub(crate) fn turn(&self, counting: Counting) {
+        self.counting.store(counting as u8, Relaxed);
     }
     pub(crate) fn snapshot(&self) -> Option<FrameClasses> {
-        self.on().then(|| FrameClasses {
+        let counting = self.counting();
+        (counting != Counting::Basic).then(|| FrameClasses {
             sizes: self.sizes.each_ref().map(Counter::get),
-            casts: self.casts.each_ref().map(Counter::get),
+            casts: (counting == Counting::Extended)
+                .then(|| self.casts.each_ref().map(Counter::get)),
         })
     }
 
-    /// Counts frames that lie in buffers of the pool: `frame(i)` is the `i`th and its length.
+    /// Counts frames that lie in buffers of the pool.
     /// The buffers are the caller's, or with a device that only reads them.
     #[inline(never)]
-    pub(crate) fn count(
-        &self,
-        pool: &Pool,
-        frames: usize,
-        frame: impl Fn(usize) -> (BufferId, u32),
-    ) {
-        for i in 0..frames.min(AHEAD) {
-            prefetch(pool.data_ptr(frame(i).0));
+    pub(crate) fn count(&self, pool: &Pool, ids: &[BufferId], lengths: &[u32]) {
+        if self.counting() == Counting::Sizes {
+            // Of no destination.
+            let sizes = lengths.iter().map(|&length| Class { size: size(length), cast: NOBODY });
+            return self.count_known(sizes);
         }
-        for i in 0..frames {
-            if i + AHEAD < frames {
-                prefetch(pool.data_ptr(frame(i + AHEAD).0));
+        for (ids, lengths) in ids.chunks(Tally::MOST).zip(lengths.chunks(Tally::MOST)) {
+            for &id in ids.iter().take(AHEAD) {
+                prefetch(pool.data_ptr(id));
             }
-            let (id, length) = frame(i);
-            self.sizes[size_of_frame(length.saturating_add(FCS))].add(1);
-            // SAFETY: data is 64-byte aligned and a buffer has room for that much at least; one
-            // volatile read, whatever the device does meanwhile.
-            let first = unsafe { pool.data_ptr(id).cast::<u64>().read_volatile() };
-            self.casts[cast(u64::from_le(first), length)].add(1);
+            let mut tally = Tally::default();
+            for (i, (&id, &length)) in ids.iter().zip(lengths).enumerate() {
+                if let Some(&later) = ids.get(i + AHEAD) {
+                    prefetch(pool.data_ptr(later));
+                }
+                tally.add(Class::of(pool, id, length));
+            }
+            self.add(&tally);
         }
     }
+
+    /// Counts frames whose classes are known, one line of each for all: no frame is looked at.
+    #[inline(never)]
+    pub(crate) fn count_known(&self, mut classes: impl ExactSizeIterator<Item = Class>) {
+        while classes.len() > 0 {
+            let mut tally = Tally::default();
+            for class in classes.by_ref().take(Tally::MOST) {
+                tally.add(class);
+            }
+            self.add(&tally);
+        }
+    }
+
+    /// One store for each counter, however many frames there were.
+    #[inline]
+    fn add(&self, tally: &Tally) {
+        for (counter, n) in self.sizes.iter().zip(tally.sizes.to_le_bytes()) {
+            counter.add(n.into());
+        }
+        if self.counting() == Counting::Extended {
+            for (counter, n) in self.casts.iter().zip(tally.casts.to_le_bytes()) {
+                counter.add(n.into());
+            }
+        }
+    }
+}
+
+/// A destination that is not counted.
+const NOBODY: u8 = CASTS as u8;
+
+/// What kind of frame one is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Class {
+    size: u8,
+    cast: u8,
+}
+
+impl Class {
+    /// The class of a frame that lies in a buffer of the pool, which is the caller's, or with a
+    /// device that only reads it.
+    #[inline]
+    pub(crate) fn of(pool: &Pool, id: BufferId, length: u32) -> Self {
+        // SAFETY: data is 64-byte aligned and a buffer has room for that much at least; one
+        // volatile read, whatever the device does meanwhile.
+        let first = unsafe { pool.data_ptr(id).cast::<u64>().read_volatile() };
+        Self { size: size(length), cast: cast(u64::from_le(first), length) as u8 }
+    }
+}
+
+/// How many frames of each class, a byte for each: a frame costs two additions to registers.
+#[derive(Debug, Default)]
+struct Tally {
+    sizes: u64,
+    casts: u64,
+}
+
+impl Tally {
+    /// More frames may not fit a byte.
+    const MOST: usize = 255;
+
+    #[inline]
+    fn add(&mut self, class: Class) {
+        self.sizes += 1 << (8 * u32::from(class.size));
+        self.casts += 1 << (8 * u32::from(class.cast));
+    }
+}
+
+/// Which of [`FrameClasses::SIZE_NAMES`] a frame of this length is.
+#[inline]
+fn size(length: u32) -> u8 {
+    size_of_frame(length.saturating_add(FCS)) as u8
 }
 
 /// Which of [`FrameClasses::SIZE_NAMES`] a length on the wire is, without a branch.

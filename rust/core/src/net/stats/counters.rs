@@ -2,7 +2,7 @@
 //! a load and a store; reading takes no lock and never stops traffic.
 
 use super::counter::Counter;
-use crate::net::stats::classes::{FrameClasses, LiveClasses};
+use crate::net::stats::classes::{Counting, FrameClasses, LiveClasses};
 use std::iter::Sum;
 use std::sync::Arc;
 
@@ -150,9 +150,9 @@ impl LivePairStats {
     pub(in crate::net) fn extended(&self) -> [ExtendedStats; 2] {
         [self.rx.extended(), self.tx.extended()]
     }
-    pub(in crate::net) fn count_classes(&self, on: bool) {
-        self.rx.classes.turn(on);
-        self.tx.classes.turn(on);
+    pub(in crate::net) fn count_classes(&self, counting: Counting) {
+        self.rx.classes.turn(counting);
+        self.tx.classes.turn(counting);
     }
 }
 

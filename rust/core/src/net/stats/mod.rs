@@ -4,7 +4,7 @@ pub(in crate::net) mod classes;
 mod counter;
 mod counters;
 
-pub use classes::FrameClasses;
+pub use classes::{Counting, FrameClasses};
 pub(crate) use counter::Counter;
 pub use counters::{ExtendedStats, PortStats, QueueStats};
 pub(in crate::net) use counters::{LivePairStats, LiveQueueStats};
