@@ -123,7 +123,7 @@ PORT: Table = {
     **read(
         "away closed drops_long_frames duplex features interrupts legacy link mac max_queues "
         "memory mtu polling qemu queue_addresses queue_size queues restarts ring rss rss_limits "
-        "speed standby statistics tells_link withholds"
+        "speed standby statistics tells_link timestamps withholds"
     ),
     "device_gone": lambda port: port.device_gone(),
     "abandon": lambda port: (port.abandon("a test"), port.restart()),
@@ -157,6 +157,7 @@ PORT: Table = {
     "set_rss": lambda port: port.set_rss(),
     "set_rss_config": lambda port: port.set_rss_config([0] * 40, [0], 1),
     "set_statistics": lambda port: port.set_statistics("extended"),
+    "set_timestamps": lambda port: port.set_timestamps(),
     "stats": lambda port: port.stats(),
     "subscribe": lambda port: port.subscribe(lambda _: None, lambda: None)(),
     "suspend": suspend,
@@ -264,6 +265,7 @@ def endings(world: World) -> dict[str, Callable[[], object]]:
 PROMPT = (
     *(f"port.{name}" for name in PORT if not name.startswith(("set_", "re", "configuration"))),
     *("port.recv", "port.reclaim", "port.restarts", "port.set_polling", "port.set_statistics"),
+    "port.set_timestamps",
     *(f"queue.{name}" for name in QUEUE if name not in ("start", "stop", "set_coalescing")),
     *(f"stack.{name}" for name in STACK),
     *(f"qemu.{name}" for name in ("accel", "closed", "events", "nics", "ports", "watch")),

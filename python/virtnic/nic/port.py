@@ -55,6 +55,7 @@ class PortOptions(TypedDict, total=False):
     on_link: LinkCallback | None
     legacy: bool
     statistics: Literal["basic", "sizes", "extended"]
+    timestamps: bool
     offload: bool | None
     recover: bool | Recovery | None
 

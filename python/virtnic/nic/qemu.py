@@ -203,6 +203,7 @@ class Qemu(Host):
         on_link: LinkCallback | None = None,
         legacy: bool = False,
         statistics: Literal["basic", "sizes", "extended"] = "basic",
+        timestamps: bool = False,
         offload: bool | None = None,
         recover: bool | Recovery | None = None,
     ) -> Port:
@@ -246,6 +247,8 @@ class Qemu(Host):
         statistics
             ``"sizes"`` counts frames by length, ``"extended"`` by length and destination; see
             :meth:`Port.xstats`.
+        timestamps
+            Received bursts say when they were taken from their ring: :attr:`Burst.timestamp`.
         offload
             True: received frames may have checksums that are not calculated and be up to 64 KiB
             long, as ``burst.offload`` says; needs a memory with jumbo buffers. None: only frames
@@ -361,6 +364,7 @@ class Qemu(Host):
                 port.set_recoverable(attachment.returns)
                 port.set_polling(spin)
                 port.set_statistics(statistics)
+                port.set_timestamps(timestamps)
                 if ring is None and backend is not None and port.ring != "packed":
                     _log.warning(
                         "%s does not offer packed rings: split ones are used, which are slower",

@@ -12,10 +12,10 @@ use crate::net::lifecycle::exclusive::{Exclusive, Turn};
 use crate::net::packet::burst::Burst;
 use crate::net::packet::frame::FrameSource;
 use crate::net::queue::RingFormat;
+use crate::net::queue::{RxQueue, SendStop, TxQueue};
 use crate::net::queue::claim::Claim;
 use crate::net::queue::pair::{Mode, QueuePair};
 use crate::net::queue::waiting::Wake;
-use crate::net::queue::{RxQueue, SendStop, TxQueue};
 use crate::net::stats::{Counting, PortStats};
 use crate::notify::EventFd;
 use crate::virtio::features::Outcome;
@@ -264,7 +264,7 @@ impl Port {
     }
     /// What was set by [`Self::count_classes`].
     pub fn counting(&self) -> Counting {
-        self.first().stats.rx.classes.counting()
+        self.first().stats.rx.watch.counting()
     }
 
     /// [`QueuePair::recv`] of the first pair.

@@ -60,9 +60,13 @@ impl Replay {
         });
         if added > 0 {
             common.publish();
-            if common.stats.classes.on() {
-                let sent = ready.range(..added);
-                common.stats.classes.count_known(sent.map(|&index| classes[index as usize]));
+            if common.stats.watch.on() {
+                let frame = |i: usize| {
+                    let index = ready[i] as usize;
+                    (ids[index], lengths[index])
+                };
+                let class = |i: usize| classes[ready[i] as usize];
+                common.stats.watch.see(&common.pool, added, frame, Some(&class));
             }
             ready.drain(..added);
             common.stats.packets.add(added as u64);

@@ -238,8 +238,9 @@ impl TxQueue {
             common.stats.packets.add(added as u64);
             common.stats.bytes.add(bytes);
             common.publish();
-            if common.stats.classes.on() {
-                common.stats.classes.count(&common.pool, &ids[..added], &lengths[..added]);
+            if common.stats.watch.on() {
+                let frame = |i: usize| (ids[i], lengths[i]);
+                common.stats.watch.see(&common.pool, added, frame, None);
             }
             common.show_use();
         }

@@ -1,12 +1,11 @@
 //! What kinds of frames a queue moved: their lengths, and whom they were for.
 //!
-//! Off unless asked for: then a burst costs one branch. Lengths cost next to nothing: they are known.
+//! Off unless asked for ([`Watch`](super::watch::Watch)). Lengths cost next to nothing: they are known.
 //! Destinations cost the first line of a received frame's bytes, which a loop that only passes frames
 //! on does not touch otherwise, and which the other side then has to get back from our cache.
 
 use crate::memory::{BufferId, Pool, prefetch};
 use crate::net::stats::Counter;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 /// The first bytes of so many frames are on their way into the cache before they are read.
 const AHEAD: usize = 8;
@@ -33,25 +32,14 @@ pub struct FrameClasses {
 
 /// What is counted of frames besides their number and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Counting {
     /// Nothing.
     #[default]
-    Basic = 0,
+    Basic,
     /// How long they are.
-    Sizes = 1,
+    Sizes,
     /// And whom they are for.
-    Extended = 2,
-}
-
-impl From<u8> for Counting {
-    fn from(number: u8) -> Self {
-        match number {
-            0 => Self::Basic,
-            1 => Self::Sizes,
-            _ => Self::Extended,
-        }
-    }
+    Extended,
 }
 
 impl FrameClasses {
@@ -81,74 +69,61 @@ impl FrameClasses {
 /// The live counters of one queue.
 #[derive(Debug, Default)]
 pub(crate) struct LiveClasses {
-    counting: AtomicU8,
     sizes: [Counter; SIZES],
     casts: [Counter; CASTS],
 }
 
 impl LiveClasses {
-    #[inline]
-    pub(crate) fn on(&self) -> bool {
-        self.counting.load(Relaxed) != Counting::Basic as u8
-    }
-    pub(crate) fn counting(&self) -> Counting {
-        self.counting.load(Relaxed).into()
-    }
-    pub(crate) fn turn(&self, counting: Counting) {
-        self.counting.store(counting as u8, Relaxed);
-    }
-    pub(crate) fn snapshot(&self) -> Option<FrameClasses> {
-        let counting = self.counting();
-        (counting != Counting::Basic).then(|| FrameClasses {
+    /// `destinations`: of frames to whom they are, too.
+    pub(crate) fn snapshot(&self, destinations: bool) -> FrameClasses {
+        FrameClasses {
             sizes: self.sizes.each_ref().map(Counter::get),
-            casts: (counting == Counting::Extended)
-                .then(|| self.casts.each_ref().map(Counter::get)),
-        })
+            casts: destinations.then(|| self.casts.each_ref().map(Counter::get)),
+        }
     }
 
-    /// Counts frames that lie in buffers of the pool.
+    /// Counts frames that lie in buffers of the pool: `frame(i)` is the `i`th and its length.
     /// The buffers are the caller's, or with a device that only reads them.
     #[inline(never)]
-    pub(crate) fn count(&self, pool: &Pool, ids: &[BufferId], lengths: &[u32]) {
-        if self.counting() == Counting::Sizes {
-            // Of no destination.
-            let sizes = lengths.iter().map(|&length| Class { size: size(length), cast: NOBODY });
-            return self.count_known(sizes);
+    pub(crate) fn count(
+        &self,
+        pool: &Pool,
+        frames: usize,
+        frame: impl Fn(usize) -> (BufferId, u32),
+    ) {
+        for i in 0..frames.min(AHEAD) {
+            prefetch(pool.data_ptr(frame(i).0));
         }
-        for (ids, lengths) in ids.chunks(Tally::MOST).zip(lengths.chunks(Tally::MOST)) {
-            for &id in ids.iter().take(AHEAD) {
-                prefetch(pool.data_ptr(id));
+        self.add_up(frames, |i| {
+            if i + AHEAD < frames {
+                prefetch(pool.data_ptr(frame(i + AHEAD).0));
             }
-            let mut tally = Tally::default();
-            for (i, (&id, &length)) in ids.iter().zip(lengths).enumerate() {
-                if let Some(&later) = ids.get(i + AHEAD) {
-                    prefetch(pool.data_ptr(later));
-                }
-                tally.add(Class::of(pool, id, length));
-            }
-            self.add(&tally);
-        }
+            let (id, length) = frame(i);
+            Class::of(pool, id, length)
+        });
     }
 
-    /// Counts frames whose classes are known, one line of each for all: no frame is looked at.
+    /// Counts frames by their lengths: none is looked at.
     #[inline(never)]
-    pub(crate) fn count_known(&self, mut classes: impl ExactSizeIterator<Item = Class>) {
-        while classes.len() > 0 {
-            let mut tally = Tally::default();
-            for class in classes.by_ref().take(Tally::MOST) {
-                tally.add(class);
-            }
-            self.add(&tally);
-        }
+    pub(crate) fn count_sizes(&self, frames: usize, frame: impl Fn(usize) -> (BufferId, u32)) {
+        self.add_up(frames, |i| Class { size: size(frame(i).1), cast: NOBODY });
     }
 
-    /// One store for each counter, however many frames there were.
+    /// Counts frames of classes that are known.
     #[inline]
-    fn add(&self, tally: &Tally) {
-        for (counter, n) in self.sizes.iter().zip(tally.sizes.to_le_bytes()) {
-            counter.add(n.into());
-        }
-        if self.counting() == Counting::Extended {
+    pub(crate) fn add_up(&self, frames: usize, class: impl Fn(usize) -> Class) {
+        let mut next = 0;
+        while next < frames {
+            let end = frames.min(next + Tally::MOST);
+            let mut tally = Tally::default();
+            for i in next..end {
+                tally.add(class(i));
+            }
+            next = end;
+            // One store for each counter, however many frames there were.
+            for (counter, n) in self.sizes.iter().zip(tally.sizes.to_le_bytes()) {
+                counter.add(n.into());
+            }
             for (counter, n) in self.casts.iter().zip(tally.casts.to_le_bytes()) {
                 counter.add(n.into());
             }
