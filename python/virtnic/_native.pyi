@@ -31,6 +31,7 @@ __all__ = [
     "PingReply",
     "PortBusy",
     "PortClosed",
+    "PortDriver",
     "QTest",
     "QemuDied",
     "QemuError",
@@ -318,7 +319,7 @@ class IvshmemServer:
 class FrontEnd:
     """A virtio-net device without QEMU: a vhost-user backend serves its rings.
 
-    A :class:`NetPort` drives it. Its link is up while there is a backend.
+    A :class:`PortDriver` drives it. Its link is up while there is a backend.
     """
 
     def __new__(
@@ -361,7 +362,7 @@ class FrontEnd:
     @property
     def refusal(self) -> str | None:
         """Why the last backend that came does not serve; None where it does, or none has come."""
-    def spare(self, port: NetPort) -> None:
+    def spare(self, port: PortDriver) -> None:
         """Hold a backend that returns without features that the port can do without.
 
         Others are refused. It waits until the port has negotiated anew.
@@ -441,7 +442,7 @@ class Interposer:
         """Have QEMU, which is about to make its netdev, let out of that should the backend fail."""
     def end_trial(self) -> str | None:
         """Say why no backend is behind the netdev that QEMU has made, where that is so."""
-    def spare(self, port: NetPort) -> None:
+    def spare(self, port: PortDriver) -> None:
         """Hold a backend that returns without features that the port can do without.
 
         Others are refused. QEMU chooses a device's features when it is plugged in: what has the
@@ -734,11 +735,11 @@ class Burst(Sequence[memoryview]):
     def release(self) -> None:
         """Give the buffers back now; the burst is empty afterwards."""
 
-@disjoint_base
-class NetPort:
-    """A started virtio-net device: the data path.
+@final
+class PortDriver:
+    """A started virtio-net device, as those have it who plug it in, bring it back and unplug it.
 
-    A subclass adds what the orchestration needs; all methods may be called from any thread.
+    Users have a :class:`NetPort`, which is made of this.
     """
 
     def __new__(
@@ -756,7 +757,7 @@ class NetPort:
         intx: EventFd | None = None,
         kicks: Interposer | None = None,
         features: dict[str, bool | None] | None = None,
-        **kwargs: Any,
+        ended: Callable[[], str],
     ) -> Self:
         """Negotiate, set the queues up and start.
 
@@ -772,10 +773,82 @@ class NetPort:
         used instead of MSI-X and passed on to ``events``.
         ``kicks``: rings the backend's own eventfds instead of the device's registers.
         ``features``: by name, True to insist, False to refuse, None to prefer.
-        ``kwargs`` are a subclass's own.
+        ``ended`` says how QEMU ended, for the QemuDied of calls.
 
         Raises ValueError, DeviceError, QemuDied, MemoryUnavailable, CommandRefused.
         """
+    def restart_if_needed(self) -> bool:
+        """Reset the device where it says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
+
+        As :meth:`NetPort.restart`.
+        """
+    def set_recoverable(self, patient: bool) -> None:
+        """Take the end of QEMU for an outage."""
+    def abandon(self, why: str) -> None:
+        """Expect no other device any more."""
+    def suspend(self) -> None:
+        """Set the queues of a device aside that is gone, or is about to be unplugged.
+
+        Raises VirtnicError, TimeoutError.
+        """
+    def reattach(
+        self,
+        qtest: QTest | None = None,
+        registers: tuple[int, int, int, int, int, int] | None = None,
+        legacy_io: tuple[int, int, bool] | None = None,
+        front_end: FrontEnd | None = None,
+    ) -> None:
+        """Go on with another device like the last one."""
+    @property
+    def link(self) -> bool:
+        """Whether the link is up, as last reported."""
+    def check(self) -> None:
+        """Raise what ended the port, if something did: PortClosed, QemuDied, DeviceError."""
+    @property
+    def drops_long_frames(self) -> bool:
+        """Whether received frames were dropped, and counted, because no buffer holds them."""
+    def refresh_link(self) -> bool:
+        """Ask the device, and return whether the link is up."""
+    def rx_descriptor(self) -> Descriptor:
+        """Return what :meth:`NetPort.fileno` does, for one wait.
+
+        A closed port gives it back when that is over.
+        """
+    def tx_descriptor(self) -> Descriptor:
+        """Return what :meth:`NetPort.tx_fileno` does, for one wait."""
+    @property
+    def rss_limits(self) -> tuple[int, int, int] | None:
+        """The longest key and table and the hash types that the device can do, or None."""
+    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
+        """Return key, table, types and the queue of unhashed packets as they were set last."""
+    def set_rss_config(
+        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
+    ) -> None:
+        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
+    def refuse(self) -> None:
+        """Raise PortClosed from now on, also in calls that wait.
+
+        QEMU is not asked: ``stop`` does the rest.
+        """
+    @property
+    def withholds(self) -> bool:
+        """Whether it was stopped, but its device was not reset and still has its buffers."""
+    def device_gone(self) -> None:
+        """Say that the device is gone that kept buffers."""
+    def stop(self) -> None:
+        """Reset the device and take every buffer back; waiting calls raise PortClosed.
+
+        Where QEMU does not answer in time the buffers stay with the device until that is gone.
+        """
+
+@disjoint_base
+class NetPort:
+    """A started virtio-net device, as users have it. Made of its :class:`PortDriver`.
+
+    A subclass adds what is not the device's; all methods may be called from any thread.
+    """
+
+    def __new__(cls, driver: PortDriver, **kwargs: Any) -> Self: ...
     @property
     def mac(self) -> str:
         """The device's MAC address, as ``52:54:00:12:34:56``."""
@@ -784,7 +857,7 @@ class NetPort:
         """The device's MTU, 1500 where it does not say."""
     @property
     def link(self) -> bool:
-        """Whether the link is up, as last reported."""
+        """Whether the link is up. Without interrupts this asks the device (some 50 µs)."""
     @property
     def away(self) -> bool:
         """Whether the device is being reset, or was lost with its QEMU and may come back."""
@@ -798,30 +871,6 @@ class NetPort:
         with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
         PortClosed.
         """
-    def restart_if_needed(self) -> bool:
-        """Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did."""
-    def set_recoverable(self, patient: bool) -> None:
-        """Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only."""
-    def abandon(self, why: str) -> None:
-        """Expect no other device any more; for :class:`virtnic.Qemu` only."""
-    def suspend(self) -> None:
-        """Set the queues of a device aside that is gone, or is about to be unplugged.
-
-        For :class:`virtnic.Qemu` only. Raises VirtnicError, TimeoutError.
-        """
-    def reattach(
-        self,
-        qtest: QTest | None = None,
-        registers: tuple[int, int, int, int, int, int] | None = None,
-        legacy_io: tuple[int, int, bool] | None = None,
-        front_end: FrontEnd | None = None,
-    ) -> None:
-        """Go on with another device like the last one; for :class:`virtnic.Qemu` only."""
-    @property
-    def drops_long_frames(self) -> bool:
-        """Whether received frames were dropped, and counted, because no buffer holds them."""
-    def refresh_link(self) -> bool:
-        """Ask the device, and return whether the link is up."""
     @property
     def speed(self) -> int | None:
         """The line's speed in Mbit/s as last reported, None where the device does not know.
@@ -886,8 +935,6 @@ class NetPort:
         and readable, for as long as this object lives, also when the port is closed.
         Raises ValueError when the port has no interrupts.
         """
-    def rx_descriptor(self) -> Descriptor:
-        """Return the same for one wait: a closed port gives it back when that is over."""
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
@@ -895,8 +942,6 @@ class NetPort:
         the memory has a buffer again, or when there is an error. It stays open as that of
         :meth:`fileno`. Raises ValueError when the port has no interrupts.
         """
-    def tx_descriptor(self) -> Descriptor:
-        """Return the same for one wait: a closed port gives it back when that is over."""
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
@@ -957,8 +1002,6 @@ class NetPort:
     @property
     def max_queues(self) -> int:
         """The queue pairs that the port was opened with."""
-    def queue(self, index: int) -> NetQueue:
-        """Return a queue pair, from 0. Raises ValueError where there is none."""
     def set_queues(self, count: int) -> None:
         """Have the device use the first ``count`` queue pairs, while the port runs.
 
@@ -997,15 +1040,6 @@ class NetPort:
 
         Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
         """
-    @property
-    def _rss_limits(self) -> tuple[int, int, int] | None:
-        """The longest key and table and the hash types that the device can do, or None."""
-    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
-        """Return key, table, types and the queue of unhashed packets as they were set last."""
-    def set_rss_config(
-        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
-    ) -> None:
-        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
     def reclaim(self) -> None:
         """Take back the buffers of transmitted frames that the device has finished.
 
@@ -1014,22 +1048,12 @@ class NetPort:
     @property
     def closed(self) -> bool:
         """Whether the port was stopped."""
-    def _refuse(self) -> None: ...
-    @property
-    def withholds(self) -> bool:
-        """Whether it was stopped, but its device was not reset and still has its buffers."""
-    def device_gone(self) -> None:
-        """Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only."""
-    def stop(self) -> None:
-        """Reset the device and take every buffer back; waiting calls raise PortClosed.
 
-        Where QEMU does not answer in time the buffers stay with the device until that is gone.
-        """
-
-@final
+@disjoint_base
 class NetQueue:
-    """One queue pair of a port, usable from its own thread. Made by :meth:`NetPort.queue`."""
+    """One queue pair of a port, usable from its own thread."""
 
+    def __new__(cls, port: NetPort, index: int) -> Self: ...
     @property
     def port(self) -> NetPort:
         """The port that it is a part of."""

@@ -286,7 +286,7 @@ def test_the_end_of_a_port_ends_what_scapy_does(
             if end == "close":
                 port.close()
             else:
-                os.kill(port.qemu.process.pid, signal.SIGKILL)
+                os.kill(port.qemu.pid, signal.SIGKILL)
             sniffer.join(PROMPT)
             assert not sniffer.running
             assert sniffer.exception is None
@@ -323,7 +323,7 @@ def test_a_packet_without_room_is_counted_and_told_of(
     with virtnic.open("user", memory=small) as port:
         sock = VirtnicSocket(port, send_timeout=0.01)
         packet = numbers(1)[0]
-        os.kill(port.qemu.process.pid, signal.SIGSTOP)
+        os.kill(port.qemu.pid, signal.SIGSTOP)
         try:
             while sock.send(packet):
                 pass
@@ -332,6 +332,6 @@ def test_a_packet_without_room_is_counted_and_told_of(
             assert "2 tx_no_room" in repr(sock)
             assert caplog.text.count("no room in the transmit ring") == 1
         finally:
-            os.kill(port.qemu.process.pid, signal.SIGCONT)
+            os.kill(port.qemu.pid, signal.SIGCONT)
         sock.close()
         assert "2 tx_no_room" in caplog.text

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from virtnic import Memory
-from virtnic._native import NetPort, QTest
+from virtnic._native import NetPort, PortDriver, QTest
 
 VERSION_1, RING_PACKED, IN_ORDER, EVENT_IDX, MRG_RXBUF = 32, 34, 35, 29, 15
 #: The structures of the device, as addresses.
@@ -179,12 +179,14 @@ class Ringside:
             listener.listen()
             threading.Thread(target=serve, args=(listener.dup(), registers), daemon=True).start()
             self._qtest = QTest(str(path))
-        self.port = NetPort(
+        self._driver = PortDriver(
             memory=self.memory,
             qtest=self._qtest,
             registers=(COMMON, ISR, DEVICE, NOTIFY, 64, 4),
             features={"MRG_RXBUF": MRG_RXBUF in features, "IN_ORDER": IN_ORDER in features},
+            ended=lambda: "it ended",
         )
+        self.port = NetPort(self._driver)
         self._qtest.flush()  # all that the driver wrote has come
         self.rx = DeviceRing(self.memory, registers, 0, packed=packed)
         self.tx = DeviceRing(self.memory, registers, 1, packed=packed)
@@ -193,5 +195,5 @@ class Ringside:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.port.stop()
+        self._driver.stop()
         self._qtest.close()

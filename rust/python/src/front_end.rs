@@ -1,9 +1,10 @@
 //! `FrontEnd`: a device of ours that a vhost-user backend serves.
 
+use crate::driver::PortDriver;
 use crate::errors::to_py;
 use crate::eventfd::{EventFd, patience as interruptible, raise};
 use crate::memory::Memory;
-use crate::port::{NetPort, address};
+use crate::port::address;
 use crate::time::span;
 use crate::vhost_user::{Pauses, retry_of};
 use pyo3::prelude::*;
@@ -18,7 +19,7 @@ use virtnic::virtio::transport::vhost::VhostOptions;
 
 /// A virtio-net device without QEMU: a vhost-user backend serves its rings.
 ///
-/// A :class:`NetPort` drives it. Its link is up while there is a backend.
+/// A :class:`PortDriver` drives it. Its link is up while there is a backend.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct FrontEnd(Arc<virtnic::vhost_user::frontend::FrontEnd>);
 
@@ -92,9 +93,9 @@ impl FrontEnd {
     /// Hold a backend that returns without features that the port can do without.
     ///
     /// Others are refused. It waits until the port has negotiated anew.
-    fn spare(&self, port: &NetPort) {
+    fn spare(&self, port: &PortDriver) {
         // vhost-user has 64 features.
-        self.0.may_lack(port.core().dispensable().0 as u64);
+        self.0.may_lack(port.started().dispensable().0 as u64);
     }
     /// What a backend that is there lacks, where it waits for that.
     #[getter]

@@ -1,8 +1,8 @@
 //! `Interposer`: between QEMU and a vhost-user backend.
 
+use crate::driver::PortDriver;
 use crate::errors::to_py;
 use crate::eventfd::{EventFd, raise};
-use crate::port::NetPort;
 use crate::time::span;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -110,9 +110,9 @@ impl Interposer {
     ///
     /// Others are refused. QEMU chooses a device's features when it is plugged in: what has the
     /// device plugged in anew calls :meth:`accept_held` when the old one is gone.
-    fn spare(&self, port: &NetPort) {
+    fn spare(&self, port: &PortDriver) {
         // vhost-user has 64 features.
-        self.0.may_lack(port.core().dispensable().0 as u64);
+        self.0.may_lack(port.started().dispensable().0 as u64);
     }
 
     /// What a backend that is there lacks, where it waits until it is accepted.
