@@ -1123,8 +1123,11 @@ class Stack:
     def poll(self, timeout: float | None = 0.0) -> int:
         """Serve the network (ARP, echo requests) until the timeout; return frames handled."""
 
-#: Seconds, packets, and a function that gets the counters 20 times a second; False from it stops.
-_Until: TypeAlias = tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]
+#: Seconds, packets, a function that gets the counters 20 times a second (False from it stops), and
+#: the processors of the threads.
+_Until: TypeAlias = tuple[
+    float | None, int | None, Callable[[dict[str, Any]], object] | None, Sequence[int]
+]
 
 def as_frames(frames: Burst | Iterable[_Frame]) -> Burst | list[Buffer] | tuple[Buffer, ...]:
     """Make a burst, a list or a tuple of what was given as frames, of which there are several.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from . import changes, costs, counters, instructions, linerate, machine, ring, session, tap
+from . import changes, costs, counters, growth, instructions, linerate, machine, ring, session, tap
 from .bench import Bench
 from .report import Report
 
@@ -25,6 +25,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Bench], None]]] = {
     "costs": ("kicks and interrupts beside bare eventfds", "dpdk-testpmd", costs.run),
     "counters": ("what statistics of frames cost an echo", "dpdk-testpmd", counters.run),
     "changes": ("attach, detach, and those who come back", "dpdk-testpmd", changes.run),
+    "growth": ("what many ports and many QEMUs need", "", growth.run),
     "linerate": ("beside DPDK's virtio-user", "dpdk-testpmd", linerate.run),
     "forward": ("two ports, beside DPDK's virtio-user", "dpdk-testpmd", linerate.run_forward),
 }

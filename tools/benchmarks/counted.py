@@ -67,9 +67,9 @@ SETUPS = {
 }
 
 
-def until(packets: int) -> tuple[None, int, None]:
-    """When a loop ends."""
-    return None, packets, None
+def until(packets: int) -> tuple[None, int, None, tuple[()]]:
+    """When a loop ends, and where it runs."""
+    return None, packets, None, ()
 
 
 class Cases:

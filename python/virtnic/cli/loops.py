@@ -90,7 +90,7 @@ class Loop:
     _stop: Stop = field(default_factory=Stop)
 
     def run(self, title: str, body: Callable[..., Result]) -> Outcome:
-        """Print the title and run it: ``body`` takes ``seconds``, ``packets`` and ``progress``.
+        """Print the title and run ``body``: it takes the keyword arguments of all loops.
 
         From the title on, a signal brings the summary. What ended a port is raised after the
         numbers until then were printed.
@@ -118,6 +118,7 @@ class Loop:
                     seconds=self.arguments.seconds,
                     packets=self.arguments.packets,
                     progress=progress,
+                    cpus=self.arguments.cpus,
                 )
         except Exception:
             if latest is not None:

@@ -200,6 +200,12 @@ def add_device(group: argparse._ArgumentGroup) -> None:
         help="entries of each ring, a power of two (default: what the device has)",
     )
     group.add_argument(
+        "--queues",
+        type=positive,
+        metavar="N",
+        help="pairs of queues, where the netdev has several (default: 1)",
+    )
+    group.add_argument(
         "--ring",
         choices=_RINGS,
         help="the format of the rings (default: packed where a vhost-user backend offers it, "
@@ -243,6 +249,13 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
         help="how many frames (default: until Ctrl-C)",
     )
     group.add_argument(
+        "--cpus",
+        type=_cpus,
+        default=(),
+        metavar="N,N",
+        help="the processors to run on: of the thread of each queue pair, in turn (default: any)",
+    )
+    group.add_argument(
         "--interval",
         type=seconds,
         metavar="SECONDS",
@@ -276,6 +289,11 @@ def positive(text: str) -> int:
     if number == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return number
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    """Read numbers of processors, for argparse."""
+    return tuple(whole(word) for word in text.split(","))
 
 
 def seconds(text: str) -> float:
@@ -400,4 +418,5 @@ _PORT_OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "queue-size": _number,
     "ring": _one_of(*_RINGS),
     "notify": _one_of(*_NOTIFIES),
+    "queues": _number,
 }

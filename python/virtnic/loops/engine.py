@@ -3,6 +3,11 @@
 Each claims the queues it uses (others get PortBusy meanwhile), polls them, and ends after
 ``seconds`` or ``packets``, with KeyboardInterrupt on Ctrl-C, when ``progress`` returns False,
 or with the exception that ended a port.
+
+They take all queue pairs that the port uses (its ``queues=``, :meth:`Port.set_queues`), and have a
+thread for each; what they return is the sum. ``cpus`` are the processors of these threads, in
+turn, while the loop runs: the first is the caller's own. Of ``packets`` and of a rate each takes
+its part. Ports of one loop use the same number of pairs, else it is a ValueError.
 """
 
 from __future__ import annotations
@@ -62,8 +67,11 @@ class Result:
 
 
 def _until(
-    seconds: float | None, packets: int | None, progress: Callable[[Result], object] | None
-) -> tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]:
+    seconds: float | None,
+    packets: int | None,
+    progress: Callable[[Result], object] | None,
+    cpus: Iterable[int],
+) -> tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None, list[int]]:
     if packets is not None and not 0 <= packets < 1 << 64:
         raise ValueError(f"packets is 0 or more, and below 2**64, not {packets}")
     if seconds is not None and not seconds >= 0:
@@ -71,7 +79,10 @@ def _until(
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is a function that takes a Result, not {progress!r}")
     tell = None if progress is None else lambda counters: progress(Result(**counters))
-    return seconds, packets, tell
+    chosen = [*cpus]
+    if any(cpu < 0 for cpu in chosen):
+        raise ValueError(f"cpus are numbers of processors, not {chosen}")
+    return seconds, packets, tell, chosen
 
 
 def forward(
@@ -83,6 +94,7 @@ def forward(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Forward between two ports, in both directions.
 
@@ -92,7 +104,7 @@ def forward(
     receive ring of the other, so that who sends them notices; after 0.1 s without any room they
     are dropped until there is some. False drops at once what does not fit (``ring_full``).
     """
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.forward(a, b, mode, backpressure, until))
 
 
@@ -104,12 +116,13 @@ def reflect(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Send every frame back by the port it came from.
 
     ``mode`` and ``backpressure`` as for :func:`forward`.
     """
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.reflect(port, mode, backpressure, until))
 
 
@@ -119,9 +132,10 @@ def drop(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Receive frames and forget them."""
-    return Result(**_native.drop(port, _until(seconds, packets, progress)))
+    return Result(**_native.drop(port, _until(seconds, packets, progress, cpus)))
 
 
 def generate(
@@ -133,6 +147,7 @@ def generate(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Send frames, in turn and again and again.
 
@@ -143,7 +158,7 @@ def generate(
     their checksum); None for as fast as they are taken.
     """
     load, per_second = _load(port, frames, size, rate)
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.generate(port, load, per_second, until))
 
 
@@ -156,13 +171,14 @@ def exchange(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Send frames as :func:`generate` does, and at the same time receive frames and forget them.
 
     With a peer that echoes, this measures the way there and back. ``packets`` counts frames sent.
     """
     load, per_second = _load(port, frames, size, rate)
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.exchange(port, load, per_second, until))
 
 
@@ -306,13 +322,15 @@ def run(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Receive from the first port and let a compiled function decide about each burst.
 
-    ``function``: what :func:`packet_function` takes. Frames go back by the port they came from
+    ``function``: what :func:`packet_function` takes; where the ports have several queue pairs, as
+    many threads call it. Frames go back by the port they came from
     unless the function names another of ``ports``.
     """
     compiled = packet_function(function)
     chosen = [ports] if isinstance(ports, Port) else list(ports)
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.run(chosen, compiled.address, until))

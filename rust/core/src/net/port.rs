@@ -12,8 +12,7 @@ use crate::net::lifecycle::exclusive::{Exclusive, Turn};
 use crate::net::packet::burst::Burst;
 use crate::net::packet::frame::FrameSource;
 use crate::net::queue::RingFormat;
-use crate::net::queue::{RxQueue, SendStop, TxQueue};
-use crate::net::queue::claim::Claim;
+use crate::net::queue::SendStop;
 use crate::net::queue::pair::QueuePair;
 use crate::net::queue::waiting::Wake;
 use crate::net::stats::{Counting, PortStats};
@@ -339,14 +338,6 @@ impl Port {
         self.pairs.iter().try_for_each(QueuePair::reclaim)
     }
 
-    /// [`QueuePair::claim_rx`] of the first pair.
-    pub(crate) fn claim_rx(&self) -> Result<Claim<'_, RxQueue>> {
-        self.first().claim_rx()
-    }
-    /// [`QueuePair::claim_tx`] of the first pair.
-    pub(crate) fn claim_tx(&self) -> Result<Claim<'_, TxQueue>> {
-        self.first().claim_tx()
-    }
     /// An error unless the port runs, which a loop over bursts looks at now and then.
     ///
     /// # Errors
