@@ -3,6 +3,7 @@
 use super::BURST;
 use super::control::{Control, Report, Tick};
 use crate::net::Port;
+use crate::process::background_scoped;
 use crate::{Error, Result};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::panic::resume_unwind;
@@ -171,15 +172,14 @@ pub(super) fn lanes(
         let mut failed = None;
         for lane in 1..count {
             let (common, body, pin) = (&common, &body, &pin);
-            let spawned = thread::Builder::new()
-                .name(format!("virtnic-queue-{lane}"))
-                .spawn_scoped(scope, move || {
-                    let mut tick = |report: &Report| {
-                        common.show(lane, report);
-                        Ok(true)
-                    };
-                    common.ended(pin(lane).and_then(|_here| body(lane, common.control(&mut tick))))
-                });
+            let name = format!("virtnic-queue-{lane}");
+            let spawned = background_scoped(scope, name, move || {
+                let mut tick = |report: &Report| {
+                    common.show(lane, report);
+                    Ok(true)
+                };
+                common.ended(pin(lane).and_then(|_here| body(lane, common.control(&mut tick))))
+            });
             match spawned {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
