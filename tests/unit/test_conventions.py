@@ -38,6 +38,7 @@ ROOMS: list[set[str]] = [
     {"check", "doctor", "testing"},
     {"capture", "integrations"},
     {"aio"},
+    {"net"},
     {"__init__"},
     {"loops"},
     {"nic"},

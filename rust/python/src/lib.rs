@@ -21,6 +21,7 @@ mod process;
 mod qtest;
 mod queue;
 mod sequence;
+mod sockets;
 mod stack;
 mod time;
 mod vhost_user;
@@ -62,6 +63,8 @@ mod _native {
     use super::qtest::QTest;
     #[pymodule_export]
     use super::queue::NetQueue;
+    #[pymodule_export]
+    use super::sockets::{Connection, NetSocket, NetStack, StackWire};
     #[pymodule_export]
     use super::stack::Stack;
     #[pymodule_export]
