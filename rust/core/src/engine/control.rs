@@ -1,6 +1,6 @@
 //! When a loop ends, and what it reports.
 
-use super::lanes::Share;
+use super::budget::Share;
 use crate::Result;
 use std::iter::Sum;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

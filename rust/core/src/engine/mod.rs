@@ -5,6 +5,7 @@
 //! over, when its [`Control`] says so, or with the error that ended a port. It takes all pairs that
 //! its ports use, and has a thread for each (`lanes`).
 
+mod budget;
 mod control;
 mod exchange;
 mod forward;
