@@ -45,13 +45,13 @@ class Ending:
             try:
                 callback = self._callbacks.pop(0)
             except IndexError:
-                return  # it was closed meanwhile
+                return  # who came meanwhile was told at once
             try:
                 callback(error)
             except Exception:
                 _log.exception("a callback for the death of QEMU failed")
 
     def forget(self) -> None:
-        """Tell nobody: it is about to be ended, or left."""
-        self._over.acquire(blocking=False)
-        self._callbacks.clear()
+        """Tell nobody: it is about to be ended, or left. Who is being told already, is."""
+        if self._over.acquire(blocking=False):
+            self._callbacks.clear()
