@@ -188,7 +188,7 @@ def test_reconnecting_in_this_qemus_unit(
 def test_reconnecting_is_said_once() -> None:
     with pytest.raises(ValueError, match="are one option"):
         with_reconnect({"reconnect": 1, "reconnect-ms": 1}, False)
-    with pytest.raises(ValueError, match="is no number of seconds"):
+    with pytest.raises(ValueError, match="is not a number of seconds"):
         with_reconnect({"reconnect": "soon"}, False)
 
 

@@ -150,7 +150,9 @@ def made(chosen: None) -> Iterator[World]:
 def test_a_wrong_timeout_is_a_value_error(made: World) -> None:
     for name, call in CALLS.items():
         for timeout in WRONG:
-            with pytest.raises(ValueError, match="a timeout is a number of seconds, 0 or more"):
+            with pytest.raises(
+                ValueError, match="the timeout must be a number of seconds, 0 or more"
+            ):
                 print(name, timeout, call(made, timeout))
 
 

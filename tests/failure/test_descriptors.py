@@ -313,7 +313,7 @@ def test_the_limit_is_named_where_it_is_reached(run: Callable[..., str]) -> None
     steps, *errors = said.splitlines()
     assert int(steps) < 25
     for error in errors:
-        assert "descriptors open (RLIMIT_NOFILE): raise it with ulimit -n" in error
+        assert "(RLIMIT_NOFILE): raise the limit with ulimit -n" in error
         assert "attach several ports to one virtnic.Qemu" in error
 
 

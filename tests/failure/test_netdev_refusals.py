@@ -283,7 +283,7 @@ def test_a_name_that_is_too_long() -> None:
 @pytest.mark.parametrize("name", ["a/0", "a:0", "a b", ".", ".."])
 def test_a_name_that_is_none(name: str) -> None:
     """The kernel's refusal is `Invalid argument`, which says nothing."""
-    with pytest.raises(ValueError, match="is no name of a network device"):
+    with pytest.raises(ValueError, match="is not a valid network device name"):
         parse(f"tap,ifname={name}")
 
 

@@ -54,7 +54,7 @@ def test_a_port_that_nothing_passes(
     status = cli.main(["doctor", "--netdev", nobody, "--hugepages", "none", "--qemu", qemu_command])
     out = capsys.readouterr().out
     assert status == 3
-    assert "works here, but no frame would pass this port" in out
+    assert "works here, but no frames would pass this port" in out
     assert "nobody is connected" in " ".join(out.split())
 
 

@@ -158,7 +158,7 @@ def test_python_types_are_taken_too(schema: Schema) -> None:
     [
         ("user,colour=red", r"'colour' is unknown to this QEMU; it has .*hostfwd.*restrict"),
         ("user,restrict=maybe", "restrict='maybe' is neither on nor off"),
-        ("user,ipv6-prefixlen=many", "ipv6-prefixlen='many' is no integer"),
+        ("user,ipv6-prefixlen=many", "ipv6-prefixlen='many' is not an integer"),
         ("telepathy", "type='telepathy' is unknown to this QEMU; it has .*tap.*user"),
         ("user,restrict.deep=on", "restrict=.* is neither on nor off"),
     ],
