@@ -114,7 +114,7 @@ def test_ports_come_and_go(
         ports = [
             qemu.attach("user", interrupts="none") for _ in range({"pc": 28, "q35": 15}[machine])
         ]
-        with pytest.raises(ValueError, match="slots of this machine are taken"):
+        with pytest.raises(ValueError, match="slots of this machine are in use"):
             qemu.attach("user")
         arp(first)
         for port in ports:
@@ -348,7 +348,7 @@ def test_an_older_qemu_than_any_that_works(directory: Path) -> None:
 
 def test_something_else_listens_there(directory: Path) -> None:
     impostor = Impostor(directory, [b"220 mail.example.org ESMTP"])
-    with pytest.raises(virtnic.QemuError, match="does not greet as QEMU does"):
+    with pytest.raises(virtnic.QemuError, match="does not greet like QEMU"):
         connect(directory)
     impostor.close()
 

@@ -37,7 +37,7 @@ def test_every_slot_has_a_port_that_works(bus: virtnic.Qemu) -> None:
     slots = SLOTS[bus.machine]
     ports = [bus.attach("user") for _ in range(slots)]
     assert all(answers(port) for port in ports)
-    with pytest.raises(ValueError, match=f"all {slots} slots of this machine are taken; detach"):
+    with pytest.raises(ValueError, match=f"all {slots} slots of this machine are in use; detach"):
         bus.attach("user")
     assert all(answers(port) for port in ports), "the attempt has cost something"
     # Each slot is usable again, though who had the port keeps it.
@@ -193,7 +193,7 @@ def test_a_device_that_does_not_go(
     assert bus.ports == ()
     for _ in range(SLOTS[bus.machine] - 1):
         bus.attach("user")
-    with pytest.raises(ValueError, match="slots of this machine are taken"):
+    with pytest.raises(ValueError, match="slots of this machine are in use"):
         bus.attach("user")
     deaf = False
     assert answers(bus.attach("user"))

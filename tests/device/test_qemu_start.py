@@ -230,7 +230,7 @@ def test_an_accelerator_it_has_not(memory: _native.Memory, qemu_command: str) ->
 
 
 def test_a_program_that_is_no_qemu(memory: _native.Memory) -> None:
-    with pytest.raises(QemuNotFound, match="does not answer as QEMU"):
+    with pytest.raises(QemuNotFound, match="does not answer like QEMU"):
         Machine(memory, qemu="/bin/true")
 
 

@@ -37,7 +37,7 @@ def test_vhost_that_cannot_be_had(netns: Netns, accel: Any, netdev: str) -> None
     """Neither does QEMU go on without it (5.2), nor does it abort (7.2): other ports live on."""
     with virtnic.Qemu(memory(), accel=accel) as qemu, Path("/dev/null").open("r+b", 0) as null:
         other = qemu.attach("user")
-        with pytest.raises(virtnic.QemuError, match=r"vhost.*`modprobe vhost_net`.*leave vhost=on"):
+        with pytest.raises(virtnic.QemuError, match=r"vhost.*`modprobe vhost_net`.*omit vhost=on"):
             qemu.attach(netdev.format(tap=netns.netdev, fd=null.fileno()))
         assert virtnic.Stack(other).dhcp()
         # Nothing is left of it in QEMU (5.2 keeps the netdev): the TAP can be opened again.
@@ -50,7 +50,7 @@ def test_going_on_without_vhost_is_not_asked_for() -> None:
     assert parse({"type": "tap", "ifname": "x", "vhost": True}).options["vhostforce"] is True
     assert "vhostforce" not in parse("tap,ifname=x,vhost=off").options
     assert "vhostforce" not in parse("tap,ifname=x").options
-    with pytest.raises(ValueError, match="vhostforce=off lets QEMU go on without vhost"):
+    with pytest.raises(ValueError, match="vhostforce=off lets QEMU silently continue without vhost"):
         parse("tap,ifname=x,vhost=on,vhostforce=off")
 
 
@@ -155,7 +155,7 @@ def test_ipv6_net(qemu: virtnic.Qemu, net: str, prefix: str, length: str) -> Non
 
 
 def test_ipv6_net_that_is_none() -> None:
-    with pytest.raises(ValueError, match="is no PREFIX/LENGTH"):
+    with pytest.raises(ValueError, match="is not of the form PREFIX/LENGTH"):
         parse("user,ipv6-net=fec0::/many")
 
 
@@ -266,7 +266,7 @@ def test_a_tap_with_another_number_of_queues(netns: Netns) -> None:
 
 
 @pytest.mark.needs("netns")
-@pytest.mark.parametrize(("name", "words"), [("lo", "is no TAP device"), ("tun0", "a TUN device")])
+@pytest.mark.parametrize(("name", "words"), [("lo", "is not a TAP device"), ("tun0", "a TUN device")])
 def test_a_device_that_is_no_tap(netns: Netns, name: str, words: str) -> None:
     netns.run("ip", "tuntap", "add", "dev", "tun0", "mode", "tun")
     with virtnic.Qemu(memory()) as qemu, pytest.raises(virtnic.QemuError, match=words):

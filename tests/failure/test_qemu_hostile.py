@@ -86,6 +86,6 @@ def test_a_reply_of_another_form(
     monitor: Any = Odd(command, reply)
     binary = Binary((f"odd {reply!r}",))
     nics = Nics(monitor, "pc", binary, Elsewhere(Path("/nowhere")))
-    with pytest.raises(virtnic.QemuError, match=f"reply to {command} is not of its form"):
+    with pytest.raises(virtnic.QemuError, match=f"reply to {command} is malformed"):
         nics.add(parse(netdev), properties)
     assert nics.all() == []

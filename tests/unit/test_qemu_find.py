@@ -111,7 +111,7 @@ def test_a_qemu_without_the_machine(tmp_path: Path) -> None:
         )
     )
     assert binary.check("q35") == Version(9, 1, 0)
-    with pytest.raises(QemuError, match="has no machine pc, only q35"):
+    with pytest.raises(QemuError, match="has no machine pc; it has q35"):
         binary.check("pc")
 
 

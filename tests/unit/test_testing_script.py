@@ -126,9 +126,9 @@ def test_what_a_script_raises_is_raised() -> None:
         port.send([A])
         with pytest.raises(AssertionError, match="the wrong frame"):
             port.finish()
-    with ScriptedPort(["no step"]) as port:  # type: ignore[list-item]
-        with pytest.raises(TypeError, match="'no step' is not a step"):
-            port.finish()
+    port = ScriptedPort(["no step"])  # type: ignore[list-item]
+    with port, pytest.raises(TypeError, match="'no step' is not a step"):
+        port.finish()
 
 
 def test_close_wakes_who_waits() -> None:
