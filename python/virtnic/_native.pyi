@@ -18,6 +18,7 @@ __all__ = [
     "DeviceError",
     "EventFd",
     "Feature",
+    "FrontEnd",
     "Interposer",
     "IvshmemServer",
     "Lease",
@@ -309,6 +310,86 @@ class IvshmemServer:
         """Close the connections; vectors are kept."""
     def close(self) -> None:
         """Stop listening and close the connections."""
+
+@final
+class FrontEnd:
+    """A virtio-net device without QEMU: a vhost-user backend serves its rings.
+
+    A :class:`NetPort` drives it. Its link is up while there is a backend.
+    """
+
+    def __new__(
+        cls,
+        memory: Memory,
+        backend: str,
+        mac: str,
+        *,
+        server: bool = False,
+        wait: float = 0.0,
+        pairs: int = 1,
+        mtu: int | None = None,
+        calls: Sequence[EventFd] = (),
+        config: EventFd | None = None,
+        retry: tuple[int, float, float] | None = None,
+        patience: float = 10.0,
+        changed: EventFd | None = None,
+    ) -> FrontEnd:
+        """Meet the backend, waiting for it up to ``wait`` seconds.
+
+        ``memory``: what is shared with it. ``server``: listen at ``backend``, and the backend
+        connects. ``mac``, ``mtu``: what the device says of itself; a backend that wants to know
+        the MTU is told it. ``pairs``: the queue pairs that it must have. ``calls``: what it
+        signals, by queue; none for polling. ``config``: what is signalled when the link goes up or
+        down. ``retry``: how often a backend that went is looked for, and the first and the
+        longest pause in seconds; None is for ever, every 0.1 s. ``patience``: seconds that it
+        may take to set a device up, or to stop it. ``changed``: what is signalled when something
+        becomes of it; several may have the same.
+
+        Raises FileNotFoundError or ConnectionRefusedError when no backend listens,
+        TimeoutError when none connects, QemuError when it does not answer as a vhost-user
+        backend does, or lacks queue pairs, ValueError, OSError.
+        """
+    @property
+    def connected(self) -> bool:
+        """Whether there is a backend."""
+    @property
+    def serving(self) -> bool:
+        """Whether a backend serves the rings."""
+    @property
+    def refusal(self) -> str | None:
+        """Why the last backend that came does not serve; None where it does, or none has come."""
+    def spare(self, port: NetPort) -> None:
+        """Hold a backend that returns without features that the port can do without.
+
+        Others are refused. It waits until the port has negotiated anew.
+        """
+    @property
+    def held(self) -> str | None:
+        """What a backend that is there lacks, where it waits for that."""
+    def take_first(self) -> int | None:
+        """Return a descriptor of the first backend's socket, the caller's to close; once."""
+    @property
+    def features(self) -> int:
+        """The feature bits that the backend offered when it came last."""
+    @property
+    def given_up(self) -> str | None:
+        """Why no backend is looked for any more; None while one is."""
+    @property
+    def changed(self) -> EventFd:
+        """Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change."""
+    def watch(self) -> None:
+        """Look after the backend from now on: see when it goes, and look for the next.
+
+        Raises OSError where the thread cannot be started.
+        """
+    def stats(self) -> dict[str, int]:
+        """Return what has happened so far.
+
+        ``messages`` (sent), ``links`` (backends that served), ``refusals`` (backends that came
+        and did not serve), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
+        """
+    def close(self) -> None:
+        """Hang up, and remove the socket where there is one; after the port has stopped."""
 
 @final
 class Interposer:
@@ -651,9 +732,10 @@ class NetPort:
         cls,
         *,
         memory: Memory,
-        qtest: QTest,
+        qtest: QTest | None = None,
         registers: tuple[int, int, int, int, int, int] | None = None,
         legacy_io: tuple[int, int, bool] | None = None,
+        front_end: FrontEnd | None = None,
         queues: int = 1,
         queue_size: int = 0,
         vectors: tuple[list[tuple[int, int]], int] | None = None,
@@ -669,6 +751,7 @@ class NetPort:
         (VIRTIO 1.3, section 4.1.4), length of the device structure, notify multiplier.
         ``legacy_io``, instead of them: the first port of the legacy registers, how many there
         are, and whether MSI-X is enabled (section 4.1.4.10).
+        ``front_end``, instead of ``qtest`` and both: a device without QEMU.
         ``queues``: pairs of them. ``queue_size``: 0 for the device's own, at most 1,024.
         ``vectors``: MSI-X table entries of each pair (receive, transmit) and of configuration
         changes, None without MSI-X; ``events``: what they signal; None for polling.
@@ -715,9 +798,10 @@ class NetPort:
         """
     def reattach(
         self,
-        qtest: QTest,
+        qtest: QTest | None = None,
         registers: tuple[int, int, int, int, int, int] | None = None,
         legacy_io: tuple[int, int, bool] | None = None,
+        front_end: FrontEnd | None = None,
     ) -> None:
         """Go on with another device like the last one; for :class:`virtnic.Qemu` only."""
     @property

@@ -9,6 +9,7 @@ mod errors;
 mod eventfd;
 mod features;
 mod frames;
+mod front_end;
 mod given;
 mod ivshmem;
 mod log;
@@ -37,6 +38,8 @@ mod _native {
     use super::eventfd::{Descriptor, EventFd};
     #[pymodule_export]
     use super::features::features_table;
+    #[pymodule_export]
+    use super::front_end::FrontEnd;
     #[pymodule_export]
     use super::given::as_frames;
     #[pymodule_export]

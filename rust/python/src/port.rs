@@ -5,6 +5,7 @@ use crate::burst::Burst;
 use crate::errors::to_py;
 use crate::eventfd::{Descriptor, EventFd};
 use crate::frames::{self, raise};
+use crate::front_end::FrontEnd;
 use crate::memory::Memory;
 use crate::qtest::QTest;
 use crate::queue::NetQueue;
@@ -59,7 +60,7 @@ impl Drop for NetPort {
 }
 
 /// A MAC address, as `52:54:00:12:34:56`.
-fn address(text: &str) -> PyResult<Mac> {
+pub(crate) fn address(text: &str) -> PyResult<Mac> {
     let mut mac = Mac::default();
     let mut parts = text.split(':');
     let read = mac.0.iter_mut().all(|byte| {
@@ -167,41 +168,51 @@ fn preferences(features: Option<&Bound<'_, PyDict>>) -> PyResult<Preferences> {
 /// the notify multiplier.
 type ModernRegisters = (u64, u64, u64, u64, u32, u32);
 
-/// The way to a device's registers, of whichever kind they are.
-fn transport(
-    qtest: virtnic::qtest::QTest,
+/// Where a device's registers are.
+struct Place<'a> {
+    qtest: Option<virtnic::qtest::QTest>,
     registers: Option<ModernRegisters>,
     legacy_io: Option<(u16, u16, bool)>,
-) -> PyResult<Arc<dyn Transport>> {
-    match (registers, legacy_io) {
-        (Some((common, isr, device, notify, device_length, notify_multiplier)), None) => {
-            let registers =
-                Registers { common, isr, device, notify, device_length, notify_multiplier };
-            Ok(Arc::new(ModernPci::new(qtest, registers)))
+    front_end: Option<&'a Py<FrontEnd>>,
+}
+
+impl Place<'_> {
+    /// The way to them, of whichever kind they are.
+    fn transport(&self) -> PyResult<Arc<dyn Transport>> {
+        match (&self.qtest, self.registers, self.legacy_io, self.front_end) {
+            (Some(qtest), Some(registers), None, None) => {
+                let (common, isr, device, notify, device_length, notify_multiplier) = registers;
+                let registers =
+                    Registers { common, isr, device, notify, device_length, notify_multiplier };
+                Ok(Arc::new(ModernPci::new(qtest.clone(), registers)))
+            }
+            (Some(qtest), None, Some((base, length, msix)), None) => {
+                let registers = LegacyRegisters { base, length, msix };
+                Ok(Arc::new(LegacyPci::new(qtest.clone(), registers).map_err(to_py)?))
+            }
+            (None, None, None, Some(front_end)) => Ok(front_end.get().core().transport()),
+            _ => Err(PyValueError::new_err(
+                "a device has its registers in QEMU's memory (qtest, registers), in its ports (qtest, \
+                 legacy_io) or with us (front_end): give one",
+            )),
         }
-        (None, Some((base, length, msix))) => {
-            let registers = LegacyRegisters { base, length, msix };
-            Ok(Arc::new(LegacyPci::new(qtest, registers).map_err(to_py)?))
-        }
-        _ => Err(PyValueError::new_err(
-            "a device has its registers in memory (registers) or in ports (legacy_io): give one",
-        )),
     }
 }
 
 #[pymethods]
 impl NetPort {
     #[new]
-    #[pyo3(signature = (*, memory, qtest, registers = None, legacy_io = None, queues = 1,
-                        queue_size = 0, vectors = None, events = None, intx = None,
-                        kicks = None, features = None, **_kwargs))]
+    #[pyo3(signature = (*, memory, qtest = None, registers = None, legacy_io = None,
+                        front_end = None, queues = 1, queue_size = 0, vectors = None,
+                        events = None, intx = None, kicks = None, features = None, **_kwargs))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
     fn new(
         py: Python<'_>,
         memory: &Bound<'_, Memory>,
-        qtest: &Bound<'_, QTest>,
+        qtest: Option<&Bound<'_, QTest>>,
         registers: Option<ModernRegisters>,
         legacy_io: Option<(u16, u16, bool)>,
+        front_end: Option<Py<FrontEnd>>,
         queues: u16,
         queue_size: i64,
         vectors: Option<(Vec<(u16, u16)>, u16)>,
@@ -231,8 +242,10 @@ impl NetPort {
             doorbells: kicks.as_ref().map(|kicks| doorbells(kicks, queues)).transpose()?,
             mac: Mac::default(),
         };
-        let qtest = qtest.get().inner().clone();
-        let transport = transport(qtest.clone(), registers, legacy_io)?;
+        let qtest = qtest.map(|qtest| qtest.get().inner().clone());
+        let place =
+            Place { qtest: qtest.clone(), registers, legacy_io, front_end: front_end.as_ref() };
+        let transport = place.transport()?;
         let pool = memory.get().region().pool();
         let port =
             py.detach(|| virtnic::net::Port::start(transport, pool, options)).map_err(to_py)?;
@@ -241,8 +254,13 @@ impl NetPort {
             if let Some(kicks) = &kicks {
                 kicks.get().core().follow(queue, Some(Arc::new(Served(outage.clone()))));
             }
+            if let Some(front_end) = &front_end {
+                front_end.get().core().follow(queue, Arc::new(Served(outage.clone())));
+            }
         }
-        watch(&port, &qtest);
+        if let Some(qtest) = &qtest {
+            watch(&port, qtest);
+        }
         Ok(Self { port, asked: Mutex::new(Instant::now()) })
     }
 
@@ -272,18 +290,23 @@ impl NetPort {
         slf.py().detach(|| port.suspend()).map_err(to_py)
     }
     /// Go on with another device like the last one; for :class:`virtnic.Qemu` only.
-    #[pyo3(signature = (qtest, registers = None, legacy_io = None))]
+    #[pyo3(signature = (qtest = None, registers = None, legacy_io = None, front_end = None))]
     fn reattach(
         slf: &Bound<'_, Self>,
-        qtest: &Bound<'_, QTest>,
+        qtest: Option<&Bound<'_, QTest>>,
         registers: Option<ModernRegisters>,
         legacy_io: Option<(u16, u16, bool)>,
+        front_end: Option<Py<FrontEnd>>,
     ) -> PyResult<()> {
         let port = &slf.get().port;
-        let qtest = qtest.get().inner().clone();
-        let transport = transport(qtest.clone(), registers, legacy_io)?;
+        let qtest = qtest.map(|qtest| qtest.get().inner().clone());
+        let place =
+            Place { qtest: qtest.clone(), registers, legacy_io, front_end: front_end.as_ref() };
+        let transport = place.transport()?;
         slf.py().detach(|| port.reattach(transport)).map_err(to_py)?;
-        watch(port, &qtest);
+        if let Some(qtest) = &qtest {
+            watch(port, qtest);
+        }
         Ok(())
     }
     /// Reset the device and bring it up again as it was, with all that it was told.
