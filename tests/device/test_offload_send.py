@@ -223,7 +223,7 @@ def test_many_datagrams_in_one_frame(netns: Netns, wire: Wire) -> None:
             segment_size=1400,
         )
         if "HOST_USO" not in accepted(port):
-            with pytest.raises(ValueError, match="needs HOST_USO, which is not in force"):
+            with pytest.raises(ValueError, match="needs HOST_USO, which was not negotiated"):
                 port.send([frame], offload=offload)
             return
         assert port.send([frame], offload=offload) == 1

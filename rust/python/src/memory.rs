@@ -174,7 +174,7 @@ impl Memory {
     fn offset_of(&self, iova: u64, length: usize) -> PyResult<usize> {
         self.region.offset_of(Iova(iova), length).ok_or_else(|| {
             PyValueError::new_err(format!(
-                "{length} bytes at iova {iova:#x} do not lie inside the memory ({} bytes from {})",
+                "{length} bytes at iova {iova:#x} are not inside the memory ({} bytes from {})",
                 self.region.size(),
                 self.region.iova(),
             ))
@@ -185,7 +185,7 @@ impl Memory {
 impl Memory {
     fn outside(&self, offset: usize, length: usize) -> PyErr {
         PyValueError::new_err(format!(
-            "{length} bytes at offset {offset} do not lie inside the memory of {} bytes",
+            "{length} bytes at offset {offset} are not inside the memory of {} bytes",
             self.region.size()
         ))
     }

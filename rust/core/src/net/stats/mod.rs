@@ -1,4 +1,4 @@
-//! Counters of queues, and what kinds of frames they moved.
+//! Counters of queues, and frame classes.
 
 pub(in crate::net) mod classes;
 mod counter;
