@@ -31,6 +31,7 @@ __all__ = [
     "PingReply",
     "PortBusy",
     "PortClosed",
+    "PortDriver",
     "QTest",
     "QemuDied",
     "QemuError",
@@ -315,7 +316,7 @@ class IvshmemServer:
 class FrontEnd:
     """A virtio-net device without QEMU: a vhost-user backend serves its rings.
 
-    A :class:`NetPort` drives it. Its link is up while there is a backend.
+    A :class:`PortDriver` drives it. Its link is up while there is a backend.
     """
 
     def __new__(
@@ -358,7 +359,7 @@ class FrontEnd:
     @property
     def refusal(self) -> str | None:
         """Why the last backend that came does not serve; None where it does, or none has come."""
-    def spare(self, port: NetPort) -> None:
+    def spare(self, port: PortDriver) -> None:
         """Hold a backend that returns without features that the port can do without.
 
         Others are refused. It waits until the port has negotiated anew.
@@ -437,9 +438,9 @@ class Interposer:
     def begin_trial(self) -> None:
         """Begin a trial before QEMU creates its netdev, so that a failing backend ends it."""
     def end_trial(self) -> str | None:
-        """Return why no backend is behind the netdev that QEMU has created; None if one is."""
-    def spare(self, port: NetPort) -> None:
-        """Hold a backend that comes back without features that the port can do without.
+        """Say why no backend is behind the netdev that QEMU has made, where that is so."""
+    def spare(self, port: PortDriver) -> None:
+        """Hold a backend that returns without features that the port can do without.
 
         Any other is refused. QEMU negotiates a device's features when it is plugged in, so the
         device is replugged; :meth:`accept_held` is called once the old one is gone.
@@ -693,6 +694,14 @@ class Burst(Sequence[memoryview]):
         The values of ``hash_report`` in VIRTIO 1.3, section 5.1.6.4.4.
         """
     @property
+    def timestamp(self) -> int | None:
+        """When the frames were taken from their ring, nanoseconds since 1970 (``time.time_ns()``).
+
+        No frame of the burst came later. How much earlier one may have come: what was received by
+        polling, the time since the look at the ring before; what a wait found, the time that the
+        interrupt takes. None where the port was opened without ``timestamps=True``.
+        """
+    @property
     def offload(self) -> Offloads | None:
         """The offload metadata of each frame: what is left to do, or what the device has verified.
 
@@ -721,11 +730,11 @@ class Burst(Sequence[memoryview]):
     def release(self) -> None:
         """Return the buffers to the pool now; the burst is empty afterwards."""
 
-@disjoint_base
-class NetPort:
-    """A started virtio-net device: the data path.
+@final
+class PortDriver:
+    """A started virtio-net device, as those have it who plug it in, bring it back and unplug it.
 
-    A subclass adds what the orchestration needs; all methods may be called from any thread.
+    Users have a :class:`NetPort`, which is made of this.
     """
 
     def __new__(
@@ -743,7 +752,7 @@ class NetPort:
         intx: EventFd | None = None,
         kicks: Interposer | None = None,
         features: dict[str, bool | None] | None = None,
-        **kwargs: Any,
+        ended: Callable[[], str],
     ) -> Self:
         """Negotiate, set the queues up and start.
 
@@ -759,10 +768,82 @@ class NetPort:
         used instead of MSI-X and passed on to ``events``.
         ``kicks``: rings the backend's own eventfds instead of the device's registers.
         ``features``: by name, True to insist, False to refuse, None to prefer.
-        ``kwargs`` are a subclass's own.
+        ``ended`` says how QEMU ended, for the QemuDied of calls.
 
         Raises ValueError, DeviceError, QemuDied, MemoryUnavailable, CommandRefused.
         """
+    def restart_if_needed(self) -> bool:
+        """Reset the device where it says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
+
+        As :meth:`NetPort.restart`.
+        """
+    def set_recoverable(self, patient: bool) -> None:
+        """Take the end of QEMU for an outage."""
+    def abandon(self, why: str) -> None:
+        """Expect no other device any more."""
+    def suspend(self) -> None:
+        """Set the queues of a device aside that is gone, or is about to be unplugged.
+
+        Raises VirtnicError, TimeoutError.
+        """
+    def reattach(
+        self,
+        qtest: QTest | None = None,
+        registers: tuple[int, int, int, int, int, int] | None = None,
+        legacy_io: tuple[int, int, bool] | None = None,
+        front_end: FrontEnd | None = None,
+    ) -> None:
+        """Go on with another device like the last one."""
+    @property
+    def link(self) -> bool:
+        """Whether the link is up, as last reported."""
+    def check(self) -> None:
+        """Raise what ended the port, if something did: PortClosed, QemuDied, DeviceError."""
+    @property
+    def drops_long_frames(self) -> bool:
+        """Whether received frames were dropped, and counted, because no buffer holds them."""
+    def refresh_link(self) -> bool:
+        """Ask the device, and return whether the link is up."""
+    def rx_descriptor(self) -> Descriptor:
+        """Return what :meth:`NetPort.fileno` does, for one wait.
+
+        A closed port gives it back when that is over.
+        """
+    def tx_descriptor(self) -> Descriptor:
+        """Return what :meth:`NetPort.tx_fileno` does, for one wait."""
+    @property
+    def rss_limits(self) -> tuple[int, int, int] | None:
+        """The longest key and table and the hash types that the device can do, or None."""
+    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
+        """Return key, table, types and the queue of unhashed packets as they were set last."""
+    def set_rss_config(
+        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
+    ) -> None:
+        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
+    def refuse(self) -> None:
+        """Raise PortClosed from now on, also in calls that wait.
+
+        QEMU is not asked: ``stop`` does the rest.
+        """
+    @property
+    def withholds(self) -> bool:
+        """Whether it was stopped, but its device was not reset and still has its buffers."""
+    def device_gone(self) -> None:
+        """Say that the device is gone that kept buffers."""
+    def stop(self) -> None:
+        """Reset the device and take every buffer back; waiting calls raise PortClosed.
+
+        Where QEMU does not answer in time the buffers stay with the device until that is gone.
+        """
+
+@disjoint_base
+class NetPort:
+    """A started virtio-net device, as users have it. Made of its :class:`PortDriver`.
+
+    A subclass adds what is not the device's; all methods may be called from any thread.
+    """
+
+    def __new__(cls, driver: PortDriver, **kwargs: Any) -> Self: ...
     @property
     def mac(self) -> str:
         """The device's MAC address, as ``52:54:00:12:34:56``."""
@@ -771,7 +852,7 @@ class NetPort:
         """The device's MTU, 1500 where it does not say."""
     @property
     def link(self) -> bool:
-        """Whether the link is up, as last reported."""
+        """Whether the link is up. Without interrupts this asks the device (some 50 µs)."""
     @property
     def away(self) -> bool:
         """Whether the device is being reset, or was lost with its QEMU and may come back."""
@@ -785,30 +866,6 @@ class NetPort:
         with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
         PortClosed.
         """
-    def restart_if_needed(self) -> bool:
-        """Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did."""
-    def set_recoverable(self, patient: bool) -> None:
-        """Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only."""
-    def abandon(self, why: str) -> None:
-        """Expect no other device any more; for :class:`virtnic.Qemu` only."""
-    def suspend(self) -> None:
-        """Set the queues of a device aside that is gone, or is about to be unplugged.
-
-        For :class:`virtnic.Qemu` only. Raises VirtnicError, TimeoutError.
-        """
-    def reattach(
-        self,
-        qtest: QTest | None = None,
-        registers: tuple[int, int, int, int, int, int] | None = None,
-        legacy_io: tuple[int, int, bool] | None = None,
-        front_end: FrontEnd | None = None,
-    ) -> None:
-        """Go on with another device like the last one; for :class:`virtnic.Qemu` only."""
-    @property
-    def drops_long_frames(self) -> bool:
-        """Whether received frames were dropped, and counted, because no buffer holds them."""
-    def refresh_link(self) -> bool:
-        """Ask the device, and return whether the link is up."""
     @property
     def speed(self) -> int | None:
         """The line's speed in Mbit/s as last reported, None where the device does not know.
@@ -873,8 +930,6 @@ class NetPort:
         and readable, for as long as this object lives, also when the port is closed.
         Raises ValueError when the port has no interrupts.
         """
-    def rx_descriptor(self) -> Descriptor:
-        """Return the same for one wait: a closed port gives it back when that is over."""
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
@@ -882,8 +937,6 @@ class NetPort:
         the memory has a buffer again, or when there is an error. It stays open as that of
         :meth:`fileno`. Raises ValueError when the port has no interrupts.
         """
-    def tx_descriptor(self) -> Descriptor:
-        """Return the same for one wait: a closed port gives it back when that is over."""
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
@@ -930,13 +983,19 @@ class NetPort:
         ``extended`` reads the first bytes of every frame. Raises ValueError.
         """
     @property
+    def timestamps(self) -> bool:
+        """Whether received bursts say when they were taken from their ring."""
+    def set_timestamps(self, on: bool = True) -> None:
+        """Have received bursts say when they were taken from their ring (:attr:`Burst.timestamp`).
+
+        From the next burst on. Costs one reading of the clock for each burst, and nothing when off.
+        """
+    @property
     def queues(self) -> int:
         """The queue pairs that the device uses."""
     @property
     def max_queues(self) -> int:
         """The queue pairs that the port was opened with."""
-    def queue(self, index: int) -> NetQueue:
-        """Return a queue pair, from 0. Raises ValueError where there is none."""
     def set_queues(self, count: int) -> None:
         """Have the device use the first ``count`` queue pairs, while the port runs.
 
@@ -975,15 +1034,6 @@ class NetPort:
 
         Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
         """
-    @property
-    def _rss_limits(self) -> tuple[int, int, int] | None:
-        """The longest key and table and the hash types that the device can do, or None."""
-    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
-        """Return key, table, types and the queue of unhashed packets as they were set last."""
-    def set_rss_config(
-        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
-    ) -> None:
-        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
     def reclaim(self) -> None:
         """Take back the buffers of transmitted frames that the device has finished.
 
@@ -992,22 +1042,12 @@ class NetPort:
     @property
     def closed(self) -> bool:
         """Whether the port was stopped."""
-    def _refuse(self) -> None: ...
-    @property
-    def withholds(self) -> bool:
-        """Whether it was stopped, but its device was not reset and still has its buffers."""
-    def device_gone(self) -> None:
-        """Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only."""
-    def stop(self) -> None:
-        """Reset the device and take every buffer back; waiting calls raise PortClosed.
 
-        Where QEMU does not answer in time the buffers stay with the device until that is gone.
-        """
-
-@final
+@disjoint_base
 class NetQueue:
-    """One queue pair of a port, usable from its own thread. Created by :meth:`NetPort.queue`."""
+    """One queue pair of a port, usable from its own thread."""
 
+    def __new__(cls, port: NetPort, index: int) -> Self: ...
     @property
     def port(self) -> NetPort:
         """The port it belongs to."""

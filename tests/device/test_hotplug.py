@@ -9,6 +9,7 @@ import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply
+from support.inside import machine_of
 from virtnic.qemu.command import Accel, MachineType
 from virtnic.testing import kill_qemu
 
@@ -58,9 +59,7 @@ def test_many_come_and_go_beside_traffic(bus: virtnic.Qemu) -> None:
             answered.append(answers(beside))
 
     def held() -> tuple[int, int, int]:
-        ours, theirs = (
-            len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", bus.process.pid)
-        )
+        ours, theirs = (len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", bus.pid))
         return ours, theirs, threading.active_count()
 
     bus.attach("user").close()  # what is made once is made
@@ -162,11 +161,11 @@ def test_bursts_outlive_their_port_and_their_qemu(qemu_command: str) -> None:
 def test_a_port_is_detached_by_its_own_qemu_only(memory: virtnic.Memory, qemu_command: str) -> None:
     with virtnic.Qemu(memory) as one, virtnic.Qemu(memory) as other:
         port = other.attach("user")
-        with pytest.raises(ValueError, match=r"a port of another Qemu: port\.close\(\)"):
+        with pytest.raises(ValueError, match=r"a port of another Qemu; use port\.close\(\)"):
             one.detach(port)
         assert other.ports == (port,)
         assert answers(port)
-        with pytest.raises(TypeError, match="what is detached is a port, not None"):
+        with pytest.raises(TypeError, match="detach needs a port, not None"):
             one.detach(None)  # type: ignore[arg-type]
 
 
@@ -185,7 +184,7 @@ def test_a_device_that_does_not_go(
     deaf, eject = True, bus.bus.eject
     monkeypatch.setattr(bus.bus, "eject", lambda function: None if deaf else eject(function))
     port = bus.attach("user")
-    monkeypatch.setattr(bus, "timeout", 0.2)
+    monkeypatch.setattr(machine_of(bus), "timeout", 0.2)
     with caplog.at_level(logging.WARNING):
         bus.detach(port)
     assert "is not unplugged and keeps its slot: QEMU did not delete" in caplog.text

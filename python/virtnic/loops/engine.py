@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
-from virtnic._native import QemuDied
 from virtnic.loops.traffic import IMIX, MAX_FRAME, make_frame, parse_rate
 from virtnic.nic.port import Port
 from virtnic.units import CHECKSUM
@@ -23,23 +22,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from virtnic.protocols import Frame
-
-__all__ = [
-    "DROP",
-    "IMIX",
-    "PacketFunction",
-    "Result",
-    "drop",
-    "exchange",
-    "forward",
-    "generate",
-    "make_frame",
-    "packet_function",
-    "parse_rate",
-    "reflect",
-    "run",
-    "to_port",
-]
 
 Mode = Literal["io", "mac", "macswap"]
 
@@ -93,17 +75,6 @@ def _until(
     return seconds, packets, tell
 
 
-def _loop(ports: Sequence[Port], loop: Callable[..., dict[str, Any]], *arguments: object) -> Result:
-    """Run a loop; if QEMU died, add how it ended."""
-    try:
-        return Result(**loop(*arguments))
-    except QemuDied:
-        for port in ports:
-            if port.qemu.qtest.death is not None:
-                raise QemuDied(port._how_qemu_ended()) from None
-        raise
-
-
 def forward(
     a: Port,
     b: Port,
@@ -123,7 +94,7 @@ def forward(
     there is some. With False, frames that do not fit are dropped at once (``ring_full``).
     """
     until = _until(seconds, packets, progress)
-    return _loop((a, b), _native.forward, a, b, mode, backpressure, until)
+    return Result(**_native.forward(a, b, mode, backpressure, until))
 
 
 def reflect(
@@ -140,7 +111,7 @@ def reflect(
     ``mode`` and ``backpressure`` as for :func:`forward`.
     """
     until = _until(seconds, packets, progress)
-    return _loop((port,), _native.reflect, port, mode, backpressure, until)
+    return Result(**_native.reflect(port, mode, backpressure, until))
 
 
 def drop(
@@ -151,7 +122,7 @@ def drop(
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
     """Receive and discard frames."""
-    return _loop((port,), _native.drop, port, _until(seconds, packets, progress))
+    return Result(**_native.drop(port, _until(seconds, packets, progress)))
 
 
 def generate(
@@ -174,7 +145,7 @@ def generate(
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
-    return _loop((port,), _native.generate, port, load, per_second, until)
+    return Result(**_native.generate(port, load, per_second, until))
 
 
 def exchange(
@@ -193,7 +164,7 @@ def exchange(
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
-    return _loop((port,), _native.exchange, port, load, per_second, until)
+    return Result(**_native.exchange(port, load, per_second, until))
 
 
 def _load(
@@ -347,4 +318,4 @@ def run(
     compiled = packet_function(function)
     chosen = [ports] if isinstance(ports, Port) else list(ports)
     until = _until(seconds, packets, progress)
-    return _loop(chosen, _native.run, chosen, compiled.address, until)
+    return Result(**_native.run(chosen, compiled.address, until))

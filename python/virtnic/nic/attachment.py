@@ -1,90 +1,192 @@
-"""One device, from when QEMU is told of it until it is unplugged."""
+"""One device, from before QEMU creates it until it is unplugged."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from virtnic._native import VirtnicError
+from virtnic.nic.callbacks import Callbacks
 from virtnic.pci import speaks_modern, virtio_legacy, virtio_registers
 from virtnic.teardown import Teardown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from virtnic._native import EventFd, NetPort, QTest
+    from virtnic._native import EventFd, NetPort, PortDriver, QTest
     from virtnic.nic.backend import Backend
+    from virtnic.nic.events import Event
     from virtnic.nic.options import Interrupts
     from virtnic.pci import Function
     from virtnic.qemu import Machine, NicHandle, Spec
 
 __all__ = ["Attachment"]
 
+_log = logging.getLogger(__name__)
 
-@dataclass(slots=True, eq=False)
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Attachment:
-    """What a port has of its QEMU, and what it takes to plug it in again."""
+    """A port's device, its resources in QEMU, its callbacks, and what a replug needs."""
 
     machine: Machine
     qtest: QTest
     interrupts: Interrupts
-    #: Whether it is being undone: what an interruption left of it is undone by the next call.
+    #: Whether it is being undone: what an interruption leaves is undone by the next call.
     leaving: bool = False
     #: The thread that attaches it.
     thread: int = field(default_factory=threading.get_ident)
-    #: The device, as QEMU knows it, from when QEMU is told of it.
+    #: The device as known to QEMU, from before it is created.
     plugged: NicHandle | None = None
-    #: The vhost-user backend, where there is an interposer in front of it.
+    #: The vhost-user backend, if there is an interposer in front of it.
     backend: Backend | None = None
-    #: Waits for whoever plugs it in anew in a thread, and lets nobody begin; before QEMU is closed.
+    #: Waits for a thread that replugs the device, and prevents another; before QEMU is closed.
     settle: Callable[[], object] = lambda: None
-    #: The device on the PCI bus, once it was found there.
+    #: The device on the PCI bus, once it was found.
     function: Function | None = None
-    #: The port from when it was made, but not kept alive.
+    #: The driver of the device, once it is started.
+    started: PortDriver | None = None
+    #: The port once it was made, not kept alive.
     made: Callable[[], NetPort | None] = lambda: None
-    #: Undoes, last first, all that attaching did.
+    #: The port, from the end of attaching until it is detached.
+    port: NetPort | None = None
+    #: Whether its QEMU was started for this port alone, and is closed with it.
+    owns_qemu: bool = False
+    #: Its callbacks.
+    callbacks: Callbacks = field(default_factory=lambda: Callbacks(False))
+    #: Whether its attachment was reported; and the report of its detachment, made once.
+    announced: bool = False
+    farewell: Event | None = None
+    #: Whether it was reported that frames are dropped for their length.
+    told_of_long_frames: bool = False
+    #: Undoes the attaching in reverse order.
     undo: Teardown = field(default_factory=Teardown)
-    # What it takes to attach it again, to another QEMU.
+    # For attaching it again, to another QEMU.
     spec: Spec | None = None
     properties: Mapping[str, Any] = field(default_factory=dict)
     legacy: bool = False
-    #: What the device writes to the ivshmem doorbell for each MSI-X vector.
+    #: The device's write to the ivshmem doorbell for each MSI-X vector.
     messages: list[int] = field(default_factory=list)
-    #: The ivshmem vectors that are reserved for it.
+    #: The ivshmem vectors reserved for it.
     vectors: list[int] = field(default_factory=list)
-    #: What the interrupt line signals.
+    #: The eventfd of the interrupt line.
     line: EventFd | None = None
-    #: Whether its peer was there when that was last told; None where nobody can know.
+    #: Whether its peer was there when last reported; None if unknown.
     peer_known: bool | None = None
-    #: Whether it is attached again to the QEMU that takes the place of one that died.
+    #: Whether it is attached again to a QEMU that replaces a dead one.
     returns: bool = False
 
     def plugging(self, handle: NicHandle) -> None:
-        """Remember the device that QEMU is about to be told of."""
+        """Remember the device that QEMU is about to create."""
         self.plugged = handle
 
     @property
     def handle(self) -> NicHandle:
-        """The device, as QEMU knows it; for one that was plugged in."""
+        """The device as known to QEMU; only once it was plugged in."""
         assert self.plugged is not None
         return self.plugged
 
     @property
+    def driver(self) -> PortDriver:
+        """The driver of the device; only once it was started."""
+        assert self.started is not None
+        return self.started
+
+    @property
     def is_lost(self) -> bool:
-        """Whether its QEMU is gone, with the device: there may be another QEMU by now."""
+        """Whether its QEMU is gone, with the device; there may be another QEMU."""
         if self.machine.closed or self.qtest.death is not None:
             return True
         return self.qtest is not self.machine.qtest
 
     @property
     def by_legacy(self) -> bool:
-        """Whether the device is driven by its legacy interface."""
+        """Whether the device is driven through its legacy interface."""
         assert self.function is not None
         return self.legacy or not speaks_modern(self.function)
 
     def registers(self) -> dict[str, Any]:
-        """Return where a port finds the device's registers: its arguments."""
+        """Return the location of the device's registers, as arguments of a driver."""
         assert self.function is not None
         if self.by_legacy:
             return {"legacy_io": (*virtio_legacy(self.function), self.interrupts == "msix")}
         return {"registers": tuple(virtio_registers(self.function))}
+
+    @property
+    def tells_link(self) -> bool:
+        """Whether the device interrupts when its link changes."""
+        port = self.made()
+        accepted = port is not None and any(
+            feature.name == "STATUS" and feature.accepted for feature in port.features
+        )
+        return accepted and self.interrupts != "none"
+
+    def add_link_callback(
+        self, changed: Callable[[Any], object], ended: Callable[[], object] | None = None
+    ) -> Callable[[], None]:
+        """Call back when the link changes: see :meth:`virtnic.Port.on_link`.
+
+        ``ended`` is called, at least once, when the port was stopped or its QEMU died.
+        """
+        if not callable(changed):
+            raise TypeError(f"a link callback must accept a port, {changed!r} is not callable")
+        if self.interrupts == "none":
+            raise ValueError("a port without interrupts cannot report link changes; read port.link")
+        if not self.tells_link:
+            raise ValueError(
+                "the device does not report its link: STATUS was refused "
+                "(features=) or is not offered (properties={'status': False})"
+            )
+        return self.callbacks.add(changed, ended)
+
+    def link_changed(self) -> None:
+        """Report that the link changed, according to the device's last report."""
+        self.callbacks.link_changed(self.made(), self.driver.link)
+
+    def configuration_changed(self) -> None:
+        """Read the device's configuration; called on its interrupt."""
+        self._tell_of_long_frames()
+        port = self.made()
+        if port is None or port.away:
+            return  # the link is reported when it is restored
+        try:
+            self.driver.restart_if_needed()
+            now = self.driver.refresh_link()
+        except (VirtnicError, OSError) as error:  # TimeoutError is an OSError
+            _log.debug("the link was not read: %s", error)
+            return
+        if now != self.callbacks.link:
+            self.link_changed()
+
+    def abandon(self, why: str) -> None:
+        """Give up the device; calls raise an error with this reason, and the link is down."""
+        self.driver.abandon(why)
+        if self.callbacks.link and not self.driver.link:
+            self.link_changed()
+        self.callbacks.ended()
+
+    def stop(self) -> None:
+        """Reset the device and take every buffer back; waiting calls raise PortClosed."""
+        self.driver.stop()
+        if self.driver.withholds:
+            _log.warning(
+                "the device of %s was not reset in time: it may still write to its buffers, which "
+                "are kept until it is gone",
+                self.handle.id,
+            )
+        self._tell_of_long_frames()  # if there are no interrupts
+        self.callbacks.ended()
+
+    def _tell_of_long_frames(self) -> None:
+        """Warn once that received frames were dropped for their length."""
+        if self.told_of_long_frames or not self.driver.drops_long_frames:
+            return
+        self.told_of_long_frames = True
+        _log.warning(
+            "received frames of more than %d bytes, which no buffer holds, are dropped and counted "
+            "(rx_bad_length): make the memory with jumbo_buffers=64 or so, or with a larger "
+            "buffer_size, or lower the MTU of the sender",
+            self.machine.memory.largest_frame,
+        )

@@ -1,11 +1,10 @@
-"""The virtio-net devices of one QEMU: plugged in, found on its bus and made ours, unplugged."""
+"""The virtio-net devices of one QEMU: plugging, finding on the bus, unplugging."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import threading
-import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from virtnic.qemu.machine import present
 from virtnic.qemu.netdevs import not_started
 
 if TYPE_CHECKING:
-    from virtnic._native import NetPort
+    from virtnic._native import NetPort, PortDriver
     from virtnic.nic.attachment import Attachment
     from virtnic.pci import Function
     from virtnic.qemu import Machine
@@ -27,31 +26,36 @@ _log = logging.getLogger(__name__)
 
 #: BAR of an ivshmem device that is the shared memory (QEMU: docs/specs/ivshmem-spec).
 _SHARED_MEMORY_BAR = 2
-#: Seconds that the interposer has to see that QEMU is gone.
+#: Seconds for the interposer to notice that QEMU is gone.
 PARTING = 2.0
 
 
 class Devices:
-    """What is on the PCI bus of one QEMU, and how its interrupts reach us."""
+    """The PCI bus of one QEMU and the interrupts of its devices."""
 
     def __init__(self, machine: Machine) -> None:
-        # A QEMU that is closed and forgotten goes at once, without the collector.
-        self._weak_machine = weakref.ref(machine)
-        #: Held while a device comes, goes, or is replaced: QEMU is waited for meanwhile.
+        self.machine = machine
+        #: Attachments of attached, arriving and leaving ports.
+        self.attachments: list[Attachment] = []
+        #: Held while a device is plugged, unplugged or replaced, which waits for QEMU.
         self.lock = threading.RLock()
         self._routing: InterruptRouting | None = None
-        #: The vector of configuration changes, from one QEMU to the next.
+        #: The vector of configuration changes, kept from one QEMU to the next.
         self.config = ConfigVector()
         #: Closed ports whose devices could not be removed, and may still write to their buffers.
-        self._lingering: list[NetPort] = []
+        self._lingering: list[PortDriver] = []
 
     @property
-    def _machine(self) -> Machine:
-        return present(self._weak_machine())
+    def attached(self) -> list[tuple[Attachment, NetPort]]:
+        """The attached ports and their devices, in order of attachment."""
+        # Without the lock, which is held while waiting for QEMU: a link callback may call this in
+        # the thread that handles QEMU's replies.
+        there = list(self.attachments)
+        return [(a, a.port) for a in there if a.port is not None and not a.leaving]
 
     def take_bus(self) -> None:
-        """Scan the bus of a QEMU that has just been started, and map the shared memory."""
-        machine = self._machine
+        """Scan the bus of a QEMU that was just started, and map the shared memory."""
+        machine = self.machine
         self.bus = PciBus(machine.qtest, machine.machine)
         self.bus.scan()
         if machine.shared is not None:
@@ -60,7 +64,7 @@ class Devices:
         found = find_ivshmems(self.bus.functions)
         if len(found) != 1:
             raise QemuError(
-                f"QEMU has {len(found)} ivshmem devices where one was asked for; "
+                f"QEMU has {len(found)} ivshmem devices instead of one; "
                 "without it there is no shared memory"
             )
         placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: machine.memory.iova})
@@ -70,7 +74,7 @@ class Devices:
         )
 
     def forget(self) -> None:
-        """Let go of what belongs to a QEMU that is closed."""
+        """Drop everything that belongs to a closed QEMU."""
         self._routing = None
         self.config.give()
         while self._lingering and not self._runs:
@@ -81,40 +85,40 @@ class Devices:
     def _runs(self) -> bool:
         """Whether QEMU still runs."""
         try:
-            return self._machine.process.alive
+            return self.machine.process.alive
         except QemuError:
             return False  # it is closed
 
     @property
     def routing(self) -> InterruptRouting:
-        """How interrupts reach us. Raises QemuError once QEMU is closed."""
+        """The interrupts. Raises QemuError once QEMU is closed."""
         return present(self._routing)
 
     def plug(self, attachment: Attachment) -> Function:
-        """Have QEMU make the device, find it on the bus and make it ours.
+        """Make QEMU create the device, find it on the bus and enable it.
 
-        An interruption leaves in ``attachment`` what :meth:`unplug` needs. Raises as
+        On an interruption, ``attachment`` has what :meth:`unplug` needs. Raises as
         :meth:`virtnic.Qemu.attach`.
         """
         spec, backend = present(attachment.spec), attachment.backend
         made = () if backend is None else (backend.expect_netdev(),)
-        self._machine.add_nic(spec, attachment.properties, attachment.plugging, *made)
+        self.machine.add_nic(spec, attachment.properties, attachment.plugging, *made)
         new = find_virtio_nets(self.bus.rescan())
         if len(new) != 1:
             raise QemuError(
                 f"QEMU accepted the device, but {len(new)} new virtio-net devices are on the bus"
             )
-        (attachment.function,) = new  # it can be ejected from here on, whatever fails
+        (attachment.function,) = new  # from here on it can be ejected, whatever fails
         attachment.function = self.bus.enable(self.bus.place(attachment.function))
         return attachment.function
 
-    def replug(self, port: NetPort, attachment: Attachment) -> None:
-        """Plug in another device for a port whose device is gone, and go on with that.
+    def replug(self, attachment: Attachment) -> None:
+        """Plug in another device in place of one that is gone, and continue with it.
 
-        The caller has the lock. Raises what :meth:`virtnic.Qemu.attach` does; the device is gone
-        then.
+        The caller holds the lock. Raises as :meth:`virtnic.Qemu.attach`; the device is gone in that
+        case.
         """
-        qtest = self._machine.qtest
+        qtest = self.machine.qtest
         with ExitStack() as undo:
             attachment.function = None
             if attachment.backend is not None:
@@ -122,46 +126,46 @@ class Devices:
             attachment.qtest, attachment.plugged = qtest, None
             undo.callback(self.unplug, attachment)
             self.routing.lead(attachment, self.plug(attachment))
-            before = self._machine.process.stderr_position()
-            port.reattach(qtest, **attachment.registers())
+            before = self.machine.process.stderr_position()
+            attachment.driver.reattach(qtest, **attachment.registers())
             self.check_started(attachment, before)
             undo.pop_all()
 
     def unplug(self, attachment: Attachment) -> None:
-        """Remove the device; that it cannot be removed from a dead QEMU is no error."""
-        port = attachment.made()
+        """Remove the device; a dead QEMU is not an error."""
+        driver = attachment.started
         if attachment.plugged is None or attachment.is_lost:
-            # What has its place on another QEMU's bus is somebody else's.
-            self._gone(port, not self._runs or attachment.qtest is not self._machine.qtest)
+            # The same place on another QEMU's bus belongs to another device.
+            self._gone(driver, not self._runs or attachment.qtest is not self.machine.qtest)
             return
         try:
             self.remove(attachment)
-            self._gone(port, True)
+            self._gone(driver, True)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
-            gone = self._machine.closed or isinstance(error, (QemuDied, PortClosed))
+            gone = self.machine.closed or isinstance(error, (QemuDied, PortClosed))
             _log.log(
                 logging.DEBUG if gone else logging.WARNING,
-                "%s is not unplugged and keeps its slot: %s",
+                "%s could not be unplugged and keeps its slot: %s",
                 attachment.handle.id,
-                str(error),  # a record that somebody keeps would keep all that the error has
+                str(error),  # the error itself would keep references in a kept log record
             )
-            self._gone(port, False)
+            self._gone(driver, False)
 
-    def _gone(self, port: NetPort | None, surely: bool) -> None:
-        """Let a port have its buffers back, now or once QEMU is gone."""
-        if port is None:
+    def _gone(self, driver: PortDriver | None, surely: bool) -> None:
+        """Return a port's buffers, now or once QEMU is gone."""
+        if driver is None:
             return
         if surely:
-            port.device_gone()
-        elif port.withholds:
-            self._lingering.append(port)
+            driver.device_gone()
+        elif driver.withholds:
+            self._lingering.append(driver)
 
     def remove(self, attachment: Attachment) -> None:
         """Remove the device. Raises as :meth:`virtnic.qemu.Machine.remove_nic`."""
-        self._machine.remove_nic(attachment.handle, functools.partial(self._eject, attachment))
+        self.machine.remove_nic(attachment.handle, functools.partial(self._eject, attachment))
 
     def _eject(self, attachment: Attachment) -> None:
-        """Let go of a device, of one too that was not found on the bus yet."""
+        """Release a device, even one that was not found on the bus yet."""
         if attachment.function is not None:
             self.bus.eject(attachment.function)
         else:
@@ -169,10 +173,10 @@ class Devices:
             self.eject_slot(attachment.handle.slot)
 
     def eject_slot(self, slot: int) -> None:
-        """Let go of what is in a slot of the root bus, or behind the root port there."""
+        """Release whatever is in a slot of the root bus, or behind the root port there."""
         there = self._in_slot(slot)
         if not there:
-            # It was plugged in, and who was to look for it was interrupted.
+            # It was plugged in, but the search for it was interrupted.
             self.bus.rescan()
             there = self._in_slot(slot)
         for function in there:
@@ -189,11 +193,11 @@ class Devices:
         ]
 
     def check_started(self, attachment: Attachment, before: int) -> None:
-        """Raise QemuError where QEMU said, since then, that a device it started does not run.
+        """Raise QemuError if QEMU has reported since then that a started device does not run.
 
-        Its driver hears nothing of that: the device reports that it is ready. A backend with an
-        interposer tells by itself.
+        The driver does not notice: the device reports that it is ready. A backend with an
+        interposer is monitored by that.
         """
-        said = self._machine.process.stderr_since(before)
+        said = self.machine.process.stderr_since(before)
         if attachment.backend is None and (why := not_started(attachment.handle.spec.kind, said)):
             raise QemuError(why)

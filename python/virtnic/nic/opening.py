@@ -1,4 +1,4 @@
-"""One port on a QEMU of its own: what :func:`virtnic.open` does."""
+""":func:`virtnic.open`: one port on its own QEMU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
-from virtnic.nic.options import check_names, jumbo_size
-from virtnic.nic.port import Port, PortOptions
-from virtnic.nic.qemu import Qemu, StartOptions
+from virtnic.nic.options import StartOptions, check_names, jumbo_size
+from virtnic.nic.port import Port, PortOptions, Qemu, attachment_of, host_of
 
 if TYPE_CHECKING:
     from virtnic.memory import Hugepages
@@ -18,7 +17,7 @@ __all__ = ["OpenOptions", "open_port"]
 
 
 class _MemoryOptions(TypedDict, total=False):
-    """What :class:`virtnic.Memory` takes."""
+    """Options of :class:`virtnic.Memory`."""
 
     size: int | str
     hugepages: Hugepages
@@ -31,14 +30,14 @@ class _MemoryOptions(TypedDict, total=False):
 
 
 class OpenOptions(_MemoryOptions, StartOptions, PortOptions, total=False):
-    """What :func:`virtnic.open` takes besides the netdev."""
+    """Options of :func:`virtnic.open` besides the netdev."""
 
     memory: Memory | None
 
 
 @descriptors()
 def open_port(netdev: Netdev, given: OpenOptions) -> Port:
-    """Open it: see :func:`virtnic.open`."""
+    """Open a port: see :func:`virtnic.open`."""
     options: dict[str, Any] = {**given}
     check_names("virtnic.open()", OpenOptions.__optional_keys__, options)
     for_memory, for_qemu = (
@@ -50,15 +49,16 @@ def open_port(netdev: Netdev, given: OpenOptions) -> Port:
         for_qemu["recover"] = recover
     memory = options.pop("memory", None)
     if memory is not None and for_memory:
-        raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
+        raise ValueError(f"memory cannot be combined with {', '.join(for_memory)}")
     if memory is None and "jumbo_size" not in for_memory:
         for_memory["jumbo_size"] = jumbo_size(netdev, options, for_memory.get("buffer_size", 2048))
     qemu = Qemu(Memory(**for_memory) if memory is None else memory, **for_qemu)
     try:
-        qemu._owns_memory = memory is None
+        host = host_of(qemu)
+        host.owns_memory = memory is None
         port = qemu.attach(netdev, **cast("PortOptions", options))
-        qemu.keep_little(memory=memory is None)
-        port._owns_qemu = True
+        host.machine.keep_little(memory=memory is None)
+        attachment_of(port).owns_qemu = True
     except BaseException:
         qemu.close()
         raise

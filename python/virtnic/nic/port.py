@@ -1,47 +1,51 @@
-"""`Port`: what users hold. `Host`: what a port needs of the QEMU whose device it is."""
+"""`Qemu` and `Port`, the classes for users. The other modules of this package are behind them."""
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
-import time
-from abc import abstractmethod
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast, overload
 
 from virtnic import _native
 from virtnic._native import CommandRefused
-from virtnic.deadline import Deadline
+from virtnic.limits import descriptors
+from virtnic.memory import Memory
+from virtnic.nic.host import Host
+from virtnic.nic.options import PortRequest, QemuOptions, check_names
+from virtnic.nic.queue import NetQueue
 from virtnic.nic.ready import Readiness
 from virtnic.nic.rss import DEFAULT_KEY, Rss, RssLimits, names_of, types_of
-from virtnic.nic.sending import BACKOFF, Pending
-from virtnic.qemu import Machine, loop
-from virtnic.teardown import Owner
+from virtnic.nic.sending import SendAll
+from virtnic.qemu import loop
+from virtnic.teardown import Closing, close_later, finish_forgotten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from types import TracebackType
+    import os
+    from collections.abc import Mapping
+    from pathlib import Path
     from typing import Unpack
 
-    from virtnic.memory import Memory
     from virtnic.nic.attachment import Attachment
-    from virtnic.nic.devices import Devices
-    from virtnic.nic.events import Event, Events, Feed
+    from virtnic.nic.events import Event, Events
     from virtnic.nic.options import Interrupts, Notify, Ring
     from virtnic.nic.policy import Recoveries, Recovery
-    from virtnic.protocols import Frame
-    from virtnic.qemu import Netdev
+    from virtnic.pci import PciBus
+    from virtnic.qemu import Netdev, Version
+    from virtnic.qemu.command import Accel, MachineType
 
-__all__ = ["Host", "LinkCallback", "Port", "PortOptions"]
+__all__ = ["LinkCallback", "Port", "PortOptions", "Qemu", "attachment_of", "host_of"]
 
 _log = logging.getLogger(__name__)
 
-#: Called with the port when its link went up or down, from a thread of virtnic's.
+#: Called with the port when its link goes up or down, in one of virtnic's threads.
 LinkCallback = Callable[["Port"], None]
 
 
 class PortOptions(TypedDict, total=False):
-    """What :meth:`virtnic.Qemu.attach` takes beside the netdev; its documentation says what."""
+    """Options of :meth:`virtnic.Qemu.attach` besides the netdev; see there."""
 
     mac: str | None
     queues: int | None
@@ -55,120 +59,67 @@ class PortOptions(TypedDict, total=False):
     on_link: LinkCallback | None
     legacy: bool
     statistics: Literal["basic", "extended"]
+    timestamps: bool
     offload: bool | None
     recover: bool | Recovery | None
 
 
-class Host(Machine):
-    """A QEMU whose devices are ours: see :class:`virtnic.Qemu`, which is the only one."""
+class Port(Closing, SendAll, _native.NetPort):
+    """A virtio-net device driven by this process.
 
-    #: What its devices see; another can have the same.
-    memory: Memory
-    #: Its bus and what is on it.
-    devices: Devices
-    #: Who wants to know of its ports.
-    feed: Feed[Port]
-
-    @property
-    @abstractmethod
-    def ports(self) -> tuple[Port, ...]:
-        """The attached ports, in the order in which they came."""
-
-    @property
-    @abstractmethod
-    def recovery(self) -> Recoveries | None:
-        """What replaces QEMU, and how often it has; None where nothing does."""
-
-    @abstractmethod
-    def attach(self, netdev: Netdev = "user", **options: Unpack[PortOptions]) -> Port:
-        """Plug a NIC in and start it."""
-
-    @abstractmethod
-    def detach(self, port: Port) -> None:
-        """Stop a port and unplug its device."""
-
-    @abstractmethod
-    def events(self) -> Events[Port]:
-        """Return an iterator over what happens from now on."""
-
-    @abstractmethod
-    def watch(self, callback: Callable[[Event[Port]], object]) -> Callable[[], None]:
-        """Call back for what happens from now on."""
-
-
-class Port(Owner, _native.NetPort):
-    """A virtio-net device that this process drives.
-
-    ``send``, ``recv`` and ``fileno`` are those of its first queue pair; :meth:`queue` has them all.
-    Made by :func:`virtnic.open` and :meth:`virtnic.Qemu.attach`. The data path, ``send``,
-    ``recv``, ``fileno`` and ``stats``, is that of the Rust core; all methods may be called
+    Made by :func:`virtnic.open` and :meth:`virtnic.Qemu.attach`. ``send``, ``recv`` and ``fileno``
+    are those of the first queue pair; :meth:`queue` returns any of them. All methods may be called
     from any thread. As a context manager it closes itself.
     """
 
-    def __new__(cls, *, host: Host, attachment: Attachment, **options: Any) -> Self:  # noqa: ARG004
-        """Start the device; for :meth:`virtnic.Qemu.attach` only."""
-        return super().__new__(cls, **options)
+    def __new__(cls, *, qemu: Qemu, attachment: Attachment) -> Self:  # noqa: ARG004
+        """Make a port for a started device; for :meth:`virtnic.Qemu.attach` only."""
+        return super().__new__(cls, attachment.driver)
 
-    def __init__(self, *, host: Host, attachment: Attachment, **_options: Any) -> None:
-        self._host, self._attachment = host, attachment
-        self._callbacks: list[LinkCallback] = []
-        self._endings: list[Callable[[], object]] = []
-        #: What the callbacks know; somebody else may have asked the device meanwhile.
-        self._link_told = super().link
-        self._close_lock = threading.RLock()  # a signal handler may close, too
-        self._owns_qemu = False
+    def __init__(self, *, qemu: Qemu, attachment: Attachment) -> None:
+        self._qemu, self._attachment = qemu, attachment
+        self._close_lock = threading.RLock()  # a signal handler may close as well
         self._filters_warned = False
-        self._long_frames_told = False
 
     @property
-    def qemu(self) -> Host:
-        """The :class:`virtnic.Qemu` whose device it is."""
-        return self._host
+    def qemu(self) -> Qemu:
+        """The QEMU that the device belongs to."""
+        return self._qemu
 
     @property
     def memory(self) -> Memory:
-        """The memory that its frames lie in."""
-        return self.qemu.memory
+        """The memory that holds its frames."""
+        return self._qemu.memory
 
     @property
     def interrupts(self) -> Interrupts:
-        """How the device tells us."""
+        """How the device signals: ``msix``, ``intx`` or ``none``."""
         return self._attachment.interrupts
 
-    @property
-    def link(self) -> bool:
-        """Whether the link is up. Without interrupts this asks the device (some 50 µs)."""
-        if self.interrupts == "none" and not self.closed:
-            return self.refresh_link()
-        return super().link
+    def queue(self, index: int) -> NetQueue:
+        """Return a queue pair by number, from 0. Raises ValueError if there is none."""
+        return NetQueue(self, index)
 
     def wait_ready(self, timeout: float | None = 10.0) -> None:
-        """Wait until frames pass in both directions, as far as that can be known.
+        """Wait until frames pass in both directions, as far as that can be determined.
 
-        A port is open as soon as its device runs; what is behind it may take longer, and what is
-        sent meanwhile vanishes, as on any wire. What is waited for depends on the netdev, see
-        docs/netdevs.md: a stream's peer, a TAP that is up and known to be open, a vhost-user
-        backend that takes frames. For that a frame is sent to the port's own address, with the type
-        0x9000: a learning switch keeps it, what passes all on passes it on too, and an echoing
-        backend gives it back. Where nothing can be known, nothing is waited for.
+        A port is open as soon as its device runs; its peer may take longer, and frames sent
+        meanwhile are lost, as on a wire. What is waited for depends on the netdev (see
+        docs/netdevs.md): a stream's peer, a TAP that is up and known to be open, a vhost-user
+        backend that takes frames. For the latter a frame with type 0x9000 is sent to the port's own
+        address: a learning switch keeps it, a forwarder of everything forwards it, and an echoing
+        backend returns it. If nothing can be determined, the call does not wait.
 
-        Raises TimeoutError, which says what is missing, PortClosed, QemuDied, DeviceError.
+        Raises TimeoutError with the reason, PortClosed, QemuDied, DeviceError.
         """
-        Readiness(self).wait(timeout)
-
-    @property
-    def tells_link(self) -> bool:
-        """Whether the device interrupts when its link goes up or down."""
-        accepted = any(feature.name == "STATUS" and feature.accepted for feature in self.features)
-        return accepted and self.interrupts != "none"
+        Readiness(self, self._attachment).wait(timeout)
 
     def set_promiscuous(self, on: bool = True) -> None:
-        """Receive everything, or only what the filters let through.
+        """Receive everything, or only what the filters pass.
 
-        QEMU's devices start promiscuous, and filter nothing (VLANs neither) while they are. Where
-        frames pass QEMU by (vhost-user, vhost-vdpa, ``tap,vhost=on``) filters are accepted
-        without effect; a warning says so.
-        Raises CommandRefused, PortClosed, QemuDied.
+        QEMU's devices start promiscuous and then filter nothing, not even VLANs. If frames bypass
+        QEMU (vhost-user, vhost-vdpa, ``tap,vhost=on``), filters are accepted without effect, with a
+        warning. Raises CommandRefused, PortClosed, QemuDied.
         """
         self.set_receive_mode("promiscuous", on)
 
@@ -177,36 +128,36 @@ class Port(Owner, _native.NetPort):
         self.set_receive_mode("all-multicast", on)
 
     def set_receive_mode(self, mode: str, on: bool = True) -> None:
-        """As for :class:`NetPort`; warns where filters have no effect."""
+        """As :meth:`NetPort.set_receive_mode`; warns if filters have no effect."""
         super().set_receive_mode(mode, on)
-        # What lets more through is the state that such a netdev is in anyway.
+        # Passing more is what such a netdev does anyway.
         self._warn_of_filters(on == mode.startswith("no-"))
 
     def set_mac_filter(self, unicast: Sequence[str] = (), multicast: Sequence[str] = ()) -> None:
-        """As for :class:`NetPort`; warns where filters have no effect."""
+        """As :meth:`NetPort.set_mac_filter`; warns if filters have no effect."""
         super().set_mac_filter(unicast, multicast)
         self._warn_of_filters(True)
 
     def remove_vlan(self, vlan: int) -> None:
-        """As for :class:`NetPort`; warns where filters have no effect."""
+        """As :meth:`NetPort.remove_vlan`; warns if filters have no effect."""
         super().remove_vlan(vlan)
         self._warn_of_filters(True)
 
     def _warn_of_filters(self, narrower: bool) -> None:
-        """Say once that a filter, which the device took, filters nothing."""
+        """Warn once that a filter accepted by the device has no effect."""
         spec = self._attachment.handle.spec
         if narrower and not spec.kind.moves_frames(spec.options) and not self._filters_warned:
             self._filters_warned = True
             _log.warning(
                 "the device takes filters but they have no effect: the frames of this %s netdev "
-                "pass QEMU by, so look at each frame's address yourself",
+                "bypass QEMU, so check each frame's address yourself",
                 spec.type,
             )
 
     @property
     def rss(self) -> Rss | None:
-        """How the device steers, as it was told by :meth:`set_rss`; None where it was not."""
-        config = self.rss_config()
+        """The steering set by :meth:`set_rss`; None if none was set."""
+        config = self._attachment.driver.rss_config()
         if config is None:
             return None
         key, table, types, unclassified = config
@@ -214,8 +165,8 @@ class Port(Owner, _native.NetPort):
 
     @property
     def rss_limits(self) -> RssLimits | None:
-        """What the device can steer by; None where it does not hash (``rss=on``)."""
-        limits = self._rss_limits
+        """The device's capabilities for steering; None if it does not hash (``rss=on``)."""
+        limits = self._attachment.driver.rss_limits
         if limits is None:
             return None
         key, table, types = limits
@@ -231,14 +182,16 @@ class Port(Owner, _native.NetPort):
     ) -> None:
         """Steer received packets by a hash; with an empty table only report hashes.
 
-        ``key``: the Toeplitz key, Microsoft's without it. ``table``: a queue for each value of
-        the hash's low bits, a power of two of entries; all queues in turn without it.
-        ``types``: names such as ``"TCPV4"`` (:data:`virtnic.nic.rss.HASH_TYPES`); all that the
-        device can do without it. ``unclassified``: the queue of packets without a hash.
+        ``key``: the Toeplitz key, by default Microsoft's. ``table``: a queue for each value of the
+        hash's low bits, with a power of two of entries; by default all queues in turn. ``types``:
+        names such as ``"TCPV4"`` (:data:`virtnic.nic.rss.HASH_TYPES`); by default all that the
+        device supports. ``unclassified``: the queue of packets without a hash.
 
-        The device must have been given ``rss=on`` (``properties={"rss": True}``; ``"hash": True``
-        for :attr:`Burst.hashes`). :meth:`set_queues` ends it.
-        Raises CommandRefused, ValueError, PortClosed, QemuDied.
+        The device must have been opened with ``properties={"rss": True}``, and with ``"hash":
+        True`` for
+        :attr:`Burst.hashes`. :meth:`set_queues` ends steering. Raises CommandRefused, ValueError,
+        PortClosed,
+        QemuDied.
         """
         limits = self.rss_limits
         if limits is None:
@@ -249,169 +202,393 @@ class Port(Owner, _native.NetPort):
         if table is None:
             table = [i % self.queues for i in range(min(limits.table, 128))]
         if not all(0 <= queue < 1 << 16 for queue in (*table, unclassified)):
-            raise ValueError(f"the table leads to a queue that cannot be; {self.queues} are in use")
-        self.set_rss_config(
+            raise ValueError(f"the table has an invalid queue; {self.queues} are in use")
+        self._attachment.driver.set_rss_config(
             list(DEFAULT_KEY if key is None else key),
             list(table),
             types_of(list(limits.types if types is None else types)),
             unclassified,
         )
 
-    def on_link(self, callback: LinkCallback) -> None:
-        """Have ``callback(port)`` called when the link goes up or down (``port.link`` says which).
+    def on_link(self, callback: LinkCallback) -> Callable[[], None]:
+        """Call ``callback(port)`` when the link goes up or down (``port.link`` says which).
 
-        It is called in a thread of virtnic's that does other things too: it must be quick, and must
-        not attach, detach or close; :meth:`virtnic.Qemu.watch` is for that.
-        Raises ValueError when the port has no interrupts, or its device does not say whether its
-        link is up.
+        Returns a function that stops it. The callback runs in one of virtnic's threads, which has
+        other work: it must be quick, and must not attach, detach or close; use
+        :meth:`virtnic.Qemu.watch` for that. Raises ValueError if the port has no interrupts, or its
+        device does not report its link.
         """
-        if not callable(callback):
-            raise TypeError(f"a link callback takes a port, {callback!r} takes none")
-        if self.interrupts == "none":
-            raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
-        if not self.tells_link:
-            raise ValueError(
-                "the device does not say whether its link is up: STATUS was refused "
-                "(features=) or is not offered (properties={'status': False})"
-            )
-        self._callbacks.append(callback)
-
-    def subscribe(self, changed: LinkCallback, ended: Callable[[], object]) -> Callable[[], None]:
-        """Add a link callback, and one for the end of the port; return what takes both back.
-
-        ``ended`` is called, once or more, when the port was stopped or its QEMU died.
-        Raises ValueError when the port has no interrupts.
-        """
-        self.on_link(changed)
-        self._endings.append(ended)
-        callbacks, endings = self._callbacks, self._endings  # and not the port
-
-        def unsubscribe() -> None:
-            callbacks.remove(changed)
-            endings.remove(ended)
-
-        return unsubscribe
-
-    def ended(self) -> None:
-        """Tell those who want to know that there is nothing to wait for any more."""
-        for ending in list(self._endings):
-            try:
-                ending()
-            except Exception:  # the port has to end all the same
-                _log.exception("a callback for the end of a port failed")
-
-    def abandon(self, why: str) -> None:
-        """Give the device up; calls say why from now on, and the link is down."""
-        super().abandon(why)
-        if self._link_told and not super().link:
-            self.link_changed()
-        self.ended()
-
-    def stop(self) -> None:
-        """Reset the device and take every buffer back; waiting calls raise PortClosed."""
-        super().stop()
-        if self.withholds:
-            _log.warning(
-                "the device of %s was not reset in time: it may still write to its buffers, which "
-                "are kept until it is gone",
-                self.mac,
-            )
-        self._tell_of_long_frames()  # where there are no interrupts
-        self.ended()
-
-    def send_all(
-        self,
-        frames: _native.Burst | Iterable[Frame],
-        timeout: float | None = None,
-        offload: _native.Offload
-        | _native.Offloads
-        | Iterable[_native.Offload | None]
-        | None = None,
-    ) -> int:
-        """Queue all frames, in order, waiting for room; return how many were queued in time.
-
-        ``offload`` as for ``send``.
-        Raises as ``send``; a port without interrupts waits by polling.
-        """
-        deadline = Deadline(timeout)
-        pending = Pending(self, frames, offload)
-        while not pending.push():
-            left = deadline.left
-            if not self.wait_writable(left):
-                break
-            if pending.stuck:
-                if left == 0.0:
-                    break
-                time.sleep(BACKOFF)
-        return pending.queued
-
-    def configuration_changed(self) -> None:
-        """Look at the device's configuration; called when its interrupt came."""
-        self._tell_of_long_frames()
-        if self.away:
-            return  # who brings it back tells of the link
-        try:
-            self.restart_if_needed()
-            now = self.refresh_link()
-        except (_native.VirtnicError, OSError, TimeoutError) as error:
-            _log.debug("the link was not read: %s", error)
-            return
-        if now != self._link_told:
-            self.link_changed()
-
-    def _tell_of_long_frames(self) -> None:
-        """Say once that received frames were dropped for their length."""
-        if self._long_frames_told or not self.drops_long_frames:
-            return
-        self._long_frames_told = True
-        _log.warning(
-            "received frames of more than %d bytes, which no buffer holds, are dropped and counted "
-            "(rx_bad_length): make the memory with jumbo_buffers=64 or so, or with a larger "
-            "buffer_size, or lower the MTU of the sender",
-            self.memory.largest_frame,
-        )
-
-    def link_changed(self) -> None:
-        """Call back those who want to know of the link."""
-        self._link_told = super().link
-        for callback in list(self._callbacks):
-            try:
-                callback(self)
-            except BaseException:  # such as SystemExit, which would end the thread for all
-                _log.exception("a link callback failed")
-
-    def _how_qemu_ended(self) -> str:
-        """Say how QEMU ended; called when the data path finds that it has."""
-        return self.qemu.process.death()
+        return self._attachment.add_link_callback(callback)
 
     def close(self) -> None:
         """Stop the device, take every buffer back, and unplug it.
 
-        A port of :func:`virtnic.open` takes its QEMU down with it. Calls that wait raise
-        PortClosed; bursts stay readable. Closing twice is fine. A forked child closes nothing:
-        the port is its parent's.
+        A port of :func:`virtnic.open` also ends its QEMU. Waiting calls raise PortClosed; bursts
+        remain readable. Closing twice is allowed. In a forked child it does nothing: the port
+        belongs to the parent.
         """
-        if self.qemu._is_forked:
-            return  # and somebody who is not here may have the lock
-        loop.check_outside()  # and who has the lock may wait for this very thread
+        if self._attachment.machine.is_forked:
+            return  # the lock may be held by a thread that does not exist here
+        loop.check_outside()  # the lock's holder may be waiting for this thread
         with self._close_lock:
-            if self._owns_qemu:
-                self.qemu.close()
+            if self._attachment.owns_qemu:
+                self._qemu.close()
             else:
-                self.qemu.detach(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+                self._qemu.detach(self)
 
     def __repr__(self) -> str:
         if self.closed:
             return f"<virtnic.Port {self.mac}: closed>"
         return f"<virtnic.Port {self.mac}: {self.ring} rings of {self.queue_size}>"
+
+
+_live: weakref.WeakSet[Qemu] = weakref.WeakSet()
+
+
+class Qemu(Closing):
+    """A QEMU that runs no guest, for its devices.
+
+    Started here or elsewhere: see :meth:`connect`. As a context manager it closes itself and all
+    its ports. It ends with :meth:`close`, at the end of the interpreter, and when this process is
+    killed.
+    """
+
+    @descriptors()
+    def __init__(
+        self,
+        memory: Memory | None = None,
+        *,
+        recover: bool | Recovery = False,
+        **options: Unpack[QemuOptions],
+    ) -> None:
+        """Start QEMU.
+
+        Parameters
+        ----------
+        memory
+            The memory to share; 32 MiB by default.
+        recover
+            Whether to restart a QEMU that dies, with all its ports: True, or a
+            :class:`virtnic.Recovery` that says how often.
+        qemu
+            Path or command line of the binary; by default ``VIRTNIC_QEMU``, then the one in PATH.
+        accel
+            ``"auto"`` (default) uses qtest if QEMU has it, else tcg with a parked processor.
+        machine
+            ``"pc"`` (default) or ``"q35"``.
+        shmem
+            ``"doorbell"`` (default) provides interrupts by eventfd and shares only a socket;
+            ``"plain"`` shares the memory's file by path, without interrupts.
+        sandbox
+            True (default) denies QEMU everything it does not need, ``"spawn"`` allows helpers and
+            scripts, False disables the sandbox.
+        timeout
+            Seconds for the start and for each reply; 10 by default.
+        directory
+            Directory for its sockets, which stay there; by default a private one that is removed
+            once all are connected.
+        extra
+            Additional QEMU options, word by word.
+        connect
+            The directory of a QEMU started elsewhere; can only be combined with ``timeout``.
+
+        Raises QemuNotFound, QemuError quoting QEMU, MemoryUnavailable, ValueError, TypeError,
+        TimeoutError, OSError if a system limit is reached.
+
+        """
+        check_names("virtnic.Qemu()", QemuOptions.__optional_keys__, options)
+        self._remember_caller()
+        self._host = Host(Memory() if memory is None else memory, recover, **options)
+        self._host.owns_memory = memory is None
+        _live.add(self)
+        try:
+            self._host.start()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def connect(
+        cls,
+        directory: str | os.PathLike[str],
+        memory: Memory | None = None,
+        *,
+        timeout: float = 10.0,
+    ) -> Self:
+        """Use a QEMU that was started elsewhere, for instance in another container.
+
+        It must have been started as ``virtnic qemu-args --directory`` says, and shares only the
+        directory with its sockets. Closing removes our devices from QEMU, which then waits for the
+        next program. Devices left by a killed program are removed.
+
+        Parameters
+        ----------
+        directory
+            The directory as seen by this process; QEMU may see it at another path.
+        memory
+            The memory to share; 32 MiB by default.
+        timeout
+            Seconds to wait for QEMU, and for each reply.
+
+        Raises FileNotFoundError without the directory, QemuNotFound if there is no QEMU in time,
+        PermissionError if it may not be connected to, TimeoutError if another program uses it,
+        QemuError if it was not started with these options or is too old, QemuDied.
+
+        """
+        return cls(memory, connect=directory, timeout=timeout)
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """The attached ports, in order of attachment."""
+        return tuple(cast("Port", port) for _, port in self._host.devices.attached)
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that its devices see; another QEMU can share it."""
+        return self._host.memory
+
+    @property
+    def recovery(self) -> Recoveries | None:
+        """How often QEMU was recovered; None without ``recover``."""
+        supervisor = self._host.supervisor
+        return None if supervisor is None else supervisor.record
+
+    @property
+    def version(self) -> Version:
+        """QEMU's version, as it reports itself."""
+        return self._host.machine.version
+
+    @property
+    def machine(self) -> MachineType:
+        """The machine type."""
+        return self._host.machine.machine
+
+    @property
+    def accel(self) -> Accel:
+        """The accelerator in use; never ``auto``."""
+        return self._host.machine.accel
+
+    @property
+    def command(self) -> str | None:
+        """The command line that was started; None if QEMU was started elsewhere."""
+        binary = self._host.machine.binary
+        return None if binary is None else str(binary)
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of its sockets, if the caller named one."""
+        return self._host.machine.directory
+
+    @property
+    def pid(self) -> int:
+        """The process number of QEMU, or of the command that wraps it.
+
+        Changes on recovery. Raises QemuError if QEMU was started elsewhere.
+        """
+        return self._host.machine.process.pid
+
+    @property
+    def stderr(self) -> str:
+        """The last 16 KiB of its stderr; empty if it was started elsewhere."""
+        return self._host.machine.process.stderr
+
+    @property
+    def bus(self) -> PciBus:
+        """Its PCI bus and the functions on it."""
+        return self._host.devices.bus
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._host.machine.closed
+
+    def execute(self, name: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
+        """Execute a command of QEMU's monitor (QMP) and return the result.
+
+        Dashes in argument names are written as underscores. ``timeout`` in seconds is by default
+        that of the Qemu. Raises QemuError quoting QEMU, QemuDied, TimeoutError.
+        """
+        return self._host.machine.execute(name, timeout=timeout, **arguments)
+
+    @descriptors()
+    def attach(
+        self,
+        netdev: Netdev = "user",
+        *,
+        mac: str | None = None,
+        queues: int | None = None,
+        queue_size: int = 0,
+        ring: Ring | None = None,
+        interrupts: Interrupts | None = None,
+        spin: float = 0.0,
+        notify: Notify | None = None,
+        features: Mapping[str, bool | None] | None = None,
+        properties: Mapping[str, Any] | None = None,
+        on_link: LinkCallback | None = None,
+        legacy: bool = False,
+        statistics: Literal["basic", "extended"] = "basic",
+        timestamps: bool = False,
+        offload: bool | None = None,
+        recover: bool | Recovery | None = None,
+    ) -> Port:
+        """Plug in a NIC and start it.
+
+        Parameters
+        ----------
+        netdev
+            A QEMU netdev in QEMU's syntax (``"tap,ifname=tap0"``), or a dict.
+        mac
+            Its MAC address; by default a random one in QEMU's range, 52:54:00.
+        queues
+            Number of queue pairs (receive and transmit), each usable from its own thread; see
+            :meth:`Port.queue`. By default as many as the netdev names (``tap,queues=4``), else 1.
+            The
+            backend must have as many.
+        queue_size
+            Entries of each queue, a power of two. 0 means 256; with a vhost-user backend, the
+            legacy
+            interface, or a size in ``properties``, it means the device's own size, at most 1,024.
+        ring
+            ``"packed"`` or ``"split"``; by default packed if a vhost-user backend offers it, else
+            split.
+        interrupts
+            ``"msix"`` (default), ``"intx"``, or ``"none"`` for polling only.
+        spin
+            Microseconds for which a waiting ``recv`` polls before it sleeps, while waits are that
+            short; see :meth:`Port.set_polling`.
+        notify
+            How to kick a vhost-user backend: by its ``"eventfd"`` (default, without QEMU), or
+            through
+            QEMU by ``"qtest"``, as all other devices are.
+        features
+            By name (``"MRG_RXBUF"``): True requires, False refuses, None prefers.
+        properties
+            Additional properties of QEMU's ``virtio-net-pci``, by name.
+        on_link
+            Called with the port when its link goes up or down.
+        legacy
+            Use the device's legacy interface (virtio 0.9.5) even if it has a modern one. A device
+            with
+            only that one (``properties={"disable-modern": True}``) always uses it. The queue size
+            is
+            then QEMU's choice.
+        statistics
+            ``"extended"`` also counts frames by length and destination; see :meth:`Port.xstats`.
+        timestamps
+            Record when received bursts were taken from the ring: :attr:`Burst.timestamp`.
+        offload
+            True: received frames may lack checksums and be up to 64 KiB long, as ``burst.offload``
+            says; needs a memory with jumbo buffers. None: only sent frames may have offloads
+            (``send(…, offload=…)``), with a vhost-user backend not even these. False: no offloads.
+            ``features`` overrides this for single features.
+        recover
+            None: a recovered QEMU gets this port again, and a lost vhost-user backend is looked for
+            every 0.1 s for ever. False: the port ends with its QEMU or backend. A
+            :class:`virtnic.Recovery` says how often, and after which pauses, to look for the
+            backend;
+            after that calls raise DeviceError. True: as None, but a ValueError if the port could
+            not
+            be recovered.
+
+        Raises QemuError quoting QEMU if it refuses the netdev or a property, ValueError for wrong
+        arguments, DeviceError, MemoryUnavailable, QemuDied.
+
+        """
+        wanted = PortRequest(
+            netdev=netdev,
+            mac=mac,
+            queues=queues,
+            queue_size=queue_size,
+            ring=ring,
+            interrupts=interrupts,
+            spin=spin,
+            notify=notify,
+            features=features,
+            properties=properties,
+            on_link=on_link,
+            legacy=legacy,
+            statistics=statistics,
+            timestamps=timestamps,
+            offload=offload,
+            recover=recover,
+        )
+        port = self._host.attach(lambda made: Port(qemu=self, attachment=made), wanted)
+        return cast("Port", port)
+
+    def detach(self, port: Port) -> None:
+        """Stop a port and unplug its device. Detaching twice is allowed.
+
+        Waiting calls of the port raise PortClosed; bursts remain readable.
+
+        Raises TypeError for anything but a port, ValueError for a port of another Qemu,
+        RuntimeError in a link callback, which must not wait for QEMU.
+        """
+        if not isinstance(port, Port):
+            raise TypeError(f"detach needs a port, not {port!r}")
+        if port.qemu is not self:
+            raise ValueError(f"{port!r} is a port of another Qemu; use port.close()")
+        self._host.detach(port)
+
+    def events(self) -> Events[Port]:
+        """Return an iterator over the events of this QEMU and its ports from now on.
+
+        For threads (``for event in qemu.events()``, or ``wait(timeout)``), asyncio, trio and anyio
+        (``async for``) and ``select``. It ends when this QEMU is closed. A port without interrupts
+        has no link events. A backend is watched if it is kicked by eventfd.
+        """
+        return self._host.feed.subscribe()
+
+    def watch(self, callback: Callable[[Event[Port]], object]) -> Callable[[], None]:
+        """Call ``callback(event)`` for each event of :meth:`events`; return what stops it.
+
+        Callbacks run one after another in their own thread, so they may be slow, and may attach,
+        detach and close. Their exceptions are logged. Stopping does not wait for a running
+        callback.
+        """
+        if not callable(callback):
+            raise TypeError(f"callback must accept an event, {callback!r} is not callable")
+        return self._host.feed.call(callback, self._host.watchers)
+
+    def close(self) -> None:
+        """Stop all ports and end QEMU. Closing twice is allowed.
+
+        After an interruption the next call does what is left. In a forked child it does nothing:
+        QEMU belongs to the parent. Raises RuntimeError in a link callback.
+        """
+        self._host.close()
+
+    def __del__(self) -> None:
+        host: Host | None = getattr(self, "_host", None)
+        if host is None or host.machine.is_over or host.machine.is_forked:
+            return
+        try:
+            if not host.closing:
+                self._warn_unclosed()  # may raise, if warnings are errors
+        finally:
+            close_later(self.close)
+
+    def __repr__(self) -> str:
+        return f"<Qemu {self._host.machine.state}>"
+
+
+def host_of(qemu: Qemu) -> Host:
+    """Return the Host behind a Qemu, for virtnic's own use."""
+    return qemu._host
+
+
+@overload
+def attachment_of(port: Port) -> Attachment: ...
+@overload
+def attachment_of(port: object) -> Attachment | None: ...
+def attachment_of(port: object) -> Attachment | None:
+    """Return the Attachment behind a port or a fake's wrapped port, for virtnic's own use."""
+    while port is not None and not isinstance(port, Port):
+        port = getattr(port, "port", None)
+    return None if port is None else port._attachment
+
+
+@atexit.register
+def _close_all() -> None:
+    finish_forgotten()
+    for qemu in list(_live):
+        qemu.close()

@@ -1,8 +1,8 @@
-"""A vhost-user backend that came back with fewer features: the port goes on with these.
+"""A port continues with a vhost-user backend that came back with fewer features.
 
-QEMU chooses a device's features when it is plugged in, and for a backend that offers fewer it
-has one answer: it hangs up. So the device is unplugged and plugged in anew, on the same QEMU,
-while the interposer holds the backend. The port, its queues and their frames stay.
+QEMU negotiates a device's features when it is plugged in, and disconnects from a backend with
+fewer. So the device is replugged on the same QEMU while the interposer holds the backend. The port,
+its queues and their frames are kept.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import weakref
 from typing import TYPE_CHECKING
 
 from virtnic import background
-from virtnic._native import NetPort, QemuDied
+from virtnic._native import QemuDied
 from virtnic.errors import VirtnicError
 from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from virtnic._native import NetPort
+    from virtnic.nic.attachment import Attachment
     from virtnic.nic.backend import Backend
-    from virtnic.nic.port import Port
+    from virtnic.nic.devices import Devices
 
 __all__ = ["Renegotiation"]
 
@@ -32,47 +34,55 @@ _PAUSE = 0.1
 
 
 class Renegotiation:
-    """Has one port's device plugged in anew when its backend is held, in a thread of its own.
+    """Replugs one port's device when its backend is held, in a thread.
 
-    The thread lives as long as that takes. ``failed`` is told why an attempt failed.
+    The thread exists only meanwhile. ``failed`` is called with the reason of a failed attempt.
     """
 
-    def __init__(self, port: Port, backend: Backend, failed: Callable[[str], None]) -> None:
-        self._port = weakref.ref(port)
+    def __init__(
+        self,
+        attachment: Attachment,
+        devices: Devices,
+        backend: Backend,
+        failed: Callable[[str], None],
+    ) -> None:
+        self._attachment = weakref.ref(attachment)
+        self._devices = devices
         self._backend = backend
         self._failed = failed
         self._lock = threading.RLock()
         self._stop = Latch()
         self._thread: threading.Thread | None = None
-        #: What the port lost, by name, until somebody tells of it.
+        #: Features that the port lost, until they are reported.
         self.lost: list[str] = []
 
     @property
     def busy(self) -> bool:
-        """Whether the device is being plugged in anew."""
+        """Whether the device is being replugged."""
         return self._thread is not None
 
     def begin(self) -> None:
-        """Begin, unless that is under way. Any thread may call it."""
+        """Start, unless already running. Any thread may call it."""
         with self._lock:
             if self._thread is not None or self._stop.is_set():
                 return
             thread = threading.Thread(target=self._run, name="virtnic-renegotiate", daemon=True)
             try:
-                thread.start()  # it waits for the lock before it ends
+                thread.start()  # it needs the lock before it ends
             except RuntimeError as error:
-                _log.warning("the backend must wait: %s; tried again in a second", error)
-                if (port := self._port()) is not None:
-                    port.qemu.monitor.loop.later(1.0, self._backend.interposer.changed.signal)
+                _log.warning("the backend must wait: %s; retrying in a second", error)
+                if (attachment := self._attachment()) is not None:
+                    again = self._backend.interposer.changed.signal
+                    attachment.machine.monitor.loop.later(1.0, again)
                 return
             self._thread = thread
 
     def end(self) -> None:
-        """Begin no other attempt."""
+        """Prevent further attempts."""
         self._stop.set()
 
     def close(self) -> None:
-        """End it; waits for an attempt that is under way. Twice is fine."""
+        """Stop, waiting for a running attempt. Repeated calls are allowed."""
         self.end()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -83,60 +93,62 @@ class Renegotiation:
         try:
             self._go_on()
         except Exception:
-            _log.exception("a port did not go on with fewer features")
+            _log.exception("a port could not continue with fewer features")
             self._stop.wait(1.0)
         with self._lock:
             self._thread = None
-        self._backend.interposer.changed.signal()  # whoever tells of the backend looks again
+        self._backend.interposer.changed.signal()  # makes the backend's state be checked again
 
     def _go_on(self) -> None:
         failures = 0
         while not self._stop.is_set():
-            port = self._port()
-            if port is None:
+            attachment = self._attachment()
+            if attachment is None:
                 return
             try:
-                if self._attempt(port):
+                if self._attempt(attachment):
                     return
             except QemuDied:
-                return  # it is for the supervisor, if there is one
+                return  # left to the supervisor, if there is one
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 failures += 1
                 self._failed(str(error))
                 most = self._backend.attempts
                 if most is not None and failures >= most:
-                    port.abandon(f"the backend {self._backend.path} has less, and {error}")
+                    attachment.abandon(f"the backend {self._backend.path} has less, and {error}")
                     return
-            del port  # one that is forgotten is collected
+            del attachment  # a forgotten one must be collected
             if self._stop.wait(_PAUSE):
                 return
 
-    def _attempt(self, port: Port) -> bool:
-        """Plug the device in anew, once the backend is there; whether there is no more to do."""
-        attachment, devices = port._attachment, port.qemu.devices
-        with devices.lock:
-            if self._stop.is_set() or attachment.leaving or attachment.is_lost or port.closed:
+    def _attempt(self, attachment: Attachment) -> bool:
+        """Replug the device once the backend is there; return whether the work is done."""
+        with self._devices.lock:
+            port = attachment.made()
+            if port is None or port.closed:
+                return True
+            if self._stop.is_set() or attachment.leaving or attachment.is_lost:
                 return True
             interposer = self._backend.interposer
             if interposer.given_up is not None:
                 return True
             if interposer.held is None and not port.away:
-                return True  # it went, and the device can wait for the next
+                return True  # it is gone; the device can wait for the next one
             if not self._backend.is_there:
-                return False  # it went meanwhile; the next is awaited
+                return False  # it went meanwhile; wait for the next one
             before = _accepted(port)
             if attachment.plugged is not None:
-                port.suspend()
-                devices.remove(attachment)
+                attachment.driver.suspend()
+                self._devices.remove(attachment)
                 attachment.plugged = attachment.function = None
-            devices.replug(port, attachment)
+            self._devices.replug(attachment)
             now = _accepted(port)
             self.lost += [name for name in before if name not in now]
-        if NetPort.link.__get__(port) != port._link_told:
-            port.link_changed()
+        if attachment.driver.link != attachment.callbacks.link:
+            attachment.link_changed()
         return True
 
 
-def _accepted(port: Port) -> list[str]:
-    """Return the features in force."""
+def _accepted(port: NetPort) -> list[str]:
+    """Return the negotiated features."""
     return [feature.name for feature in port.features if feature.accepted]

@@ -203,11 +203,6 @@ class PciBus:
                 )
             return function
 
-    def disable(self, function: Function) -> None:
-        """Disable decoding and bus mastering of a function; it keeps its addresses."""
-        with self._lock:
-            self._switch_off(self._current(function))
-
     def release(self, function: Function) -> Function:
         """Disable a function and free its addresses; return it without them."""
         with self._lock:

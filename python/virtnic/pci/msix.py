@@ -68,10 +68,6 @@ class MsixTable:
         """Send interrupts by MSI-X; the interrupt pin is no longer used."""
         self._config.write16(self._bdf, self._control, _ENABLE)
 
-    def disable(self) -> None:
-        """Go back to the interrupt pin."""
-        self._config.write16(self._bdf, self._control, 0)
-
     def set(self, vector: int, address: int, data: int) -> None:
         """Make an interrupt write 32 bits of data to an address, and unmask it.
 
@@ -89,14 +85,6 @@ class MsixTable:
         self._mmio.writel(entry + _ADDRESS_HIGH, address >> 32)
         self._mmio.writel(entry + _DATA, data)
         self._mmio.writel(entry + _VECTOR_CONTROL, 0)
-
-    def mask(self, vector: int) -> None:
-        """Mask an interrupt. Raises ValueError if there is no such vector."""
-        self._mmio.writel(self._entry(vector) + _VECTOR_CONTROL, _MASKED)
-
-    def unmask(self, vector: int) -> None:
-        """Unmask an interrupt. Raises ValueError if there is no such vector."""
-        self._mmio.writel(self._entry(vector) + _VECTOR_CONTROL, 0)
 
     def _entry(self, vector: int) -> int:
         if not 0 <= vector < self.size:

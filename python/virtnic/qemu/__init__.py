@@ -2,8 +2,8 @@
 
 ``find`` locates QEMU, ``quirks`` lists differences between versions, ``command`` builds the command
 line, ``process`` and ``monitor`` hold a running QEMU, ``external`` one started elsewhere,
-``netdev`` and ``schema`` convert a netdev to QMP, ``nic`` does the QMP half of hotplug, ``machine``
-combines them.
+``ending`` reports its end, ``netdev`` and ``schema`` convert a netdev to QMP, ``nic`` does the QMP
+half of hotplug, ``machine`` combines them.
 """
 
 from virtnic.qemu.find import Binary, find_qemu

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from virtnic.qemu.command import MachineType
-    from virtnic.qemu.external import Elsewhere
+    from virtnic.qemu.external import ExternalProcess
     from virtnic.qemu.find import Binary
     from virtnic.qemu.monitor import Event, Monitor
     from virtnic.qemu.process import Process
@@ -91,7 +91,7 @@ class Nics:
         monitor: Monitor,
         machine: MachineType,
         binary: Binary | None,
-        process: Process | Elsewhere,
+        process: Process | ExternalProcess,
     ) -> None:
         """``binary`` is None for a QEMU started elsewhere."""
         self._monitor = monitor
@@ -443,7 +443,7 @@ class Nics:
         """Add QEMU's stderr output meanwhile, and advice, to its refusal."""
         before = self._process.stderr_position()
         try:
-            with self._process.asked():
+            with self._process.helpers():
                 yield
         except QemuDied:
             raise

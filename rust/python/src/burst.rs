@@ -141,6 +141,16 @@ impl Burst {
         hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.1.into()).collect())).transpose()
     }
 
+    /// When the frames were taken from the ring, in nanoseconds since 1970 (``time.time_ns()``).
+    ///
+    /// No frame arrived later. It may have arrived earlier: with polling, by up to the time since
+    /// the previous poll; after a wait, by the latency of the interrupt. None unless the port was
+    /// opened with ``timestamps=True``.
+    #[getter]
+    fn timestamp(&self, py: Python<'_>) -> Option<u64> {
+        self.lock(py).timestamp()
+    }
+
     /// The offload metadata of each frame: what is left to do, or what the device has verified.
     ///
     /// None if no offload of received frames was negotiated.

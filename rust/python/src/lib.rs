@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 mod answers;
 mod burst;
+mod driver;
 mod engine;
 mod errors;
 mod eventfd;
@@ -32,6 +33,8 @@ mod _native {
     use super::answers::{ArpReply, Feature, Lease, PingReply};
     #[pymodule_export]
     use super::burst::Burst;
+    #[pymodule_export]
+    use super::driver::PortDriver;
     #[pymodule_export]
     use super::engine::{drop, exchange, forward, generate, reflect, run};
     #[pymodule_export]

@@ -2,64 +2,43 @@
 
 use crate::answers::Feature;
 use crate::burst::Burst;
+use crate::driver::{PortDriver, Started};
 use crate::errors::to_py;
-use crate::eventfd::{Descriptor, EventFd};
+use crate::features::unknown;
 use crate::frames::{self, raise};
-use crate::front_end::FrontEnd;
-use crate::memory::Memory;
-use crate::qtest::QTest;
-use crate::queue::NetQueue;
-use crate::vhost_user::{Interposer, Served};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use virtnic::net::{
-    Coalescing, Events, HashTypes, Mac, PairEvents, PortOptions, ReceiveMode, RingFormat, Rss,
-    Vectors,
-};
-use virtnic::notify::Doorbell;
+use std::sync::Arc;
+use std::time::Duration;
+use virtnic::net::{Coalescing, Mac, ReceiveMode, RingFormat};
 use virtnic::virtio::Features;
-use virtnic::virtio::features::{Preferences, by_name};
-use virtnic::virtio::transport::Transport;
-use virtnic::virtio::transport::legacy::{LegacyPci, LegacyRegisters};
-use virtnic::virtio::transport::modern::{ModernPci, Registers};
+use virtnic::virtio::features::by_name;
 
-/// What one pair's receive and transmit queue signal.
-type EventPair = (Py<EventFd>, Py<EventFd>);
-
-/// A started virtio-net device: the data path.
+/// A started virtio-net device for users. Made from its :class:`PortDriver`.
 ///
-/// A subclass adds what the orchestration needs; all methods may be called from any thread.
+/// A subclass adds what is not part of the device; all methods may be called from any thread.
 #[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetPort {
-    port: virtnic::net::Port,
-    /// When a device without interrupts was last asked how it is.
-    asked: Mutex<Instant>,
+    port: Arc<Started>,
 }
 
-/// How often a device without interrupts is asked how it is, while it gives cause.
-const ASK: Duration = Duration::from_millis(500);
-
-/// Has the device do something, without the interpreter.
+/// Runs a request to the device without the interpreter.
 pub(crate) fn ask(
     port: &Bound<'_, NetPort>,
     what: impl FnOnce(&virtnic::net::Port) -> virtnic::Result<()> + Send,
 ) -> PyResult<()> {
-    let core = port.get().core();
-    port.py().detach(|| what(core)).map_err(|error| raise(port, error))
+    port.get().port.ask(port.py(), what)
 }
 
 impl Drop for NetPort {
-    /// A port that nobody closed: QEMU is waited for without the interpreter.
+    /// A port that was never closed.
     fn drop(&mut self) {
-        // None: the interpreter has ended, and nobody else wants it.
-        Python::try_attach(|py| py.detach(|| self.port.stop()));
+        self.port.end();
     }
 }
 
-/// A MAC address, as `52:54:00:12:34:56`.
+/// Parses a MAC address, `52:54:00:12:34:56`.
 pub(crate) fn address(text: &str) -> PyResult<Mac> {
     let mut mac = Mac::default();
     let mut parts = text.split(':');
@@ -73,13 +52,13 @@ pub(crate) fn address(text: &str) -> PyResult<Mac> {
         return Ok(mac);
     }
     Err(PyValueError::new_err(format!(
-        "a MAC address is written as 52:54:00:12:34:56, not {text:?}"
+        "a MAC address must have the form 52:54:00:12:34:56, not {text:?}"
     )))
 }
 
 fn vlan_number(vlan: i64) -> virtnic::Result<u16> {
     u16::try_from(vlan)
-        .map_err(|_| virtnic::Error::Invalid(format!("a VLAN is 0 to 4094, not {vlan}")))
+        .map_err(|_| virtnic::Error::Invalid(format!("the VLAN must be 0 to 4094, not {vlan}")))
 }
 
 /// Whether a direction is the receiving one.
@@ -87,40 +66,18 @@ pub(crate) fn receives(direction: &str) -> PyResult<bool> {
     match direction {
         "rx" => Ok(true),
         "tx" => Ok(false),
-        other => Err(PyValueError::new_err(format!("a direction is rx or tx, not {other:?}"))),
+        other => {
+            Err(PyValueError::new_err(format!("the direction must be rx or tx, not {other:?}")))
+        }
     }
-}
-
-fn unknown(name: &str) -> PyErr {
-    PyValueError::new_err(format!(
-        "there is no virtio-net feature {name:?}; names are those of VIRTIO 1.3, such as MRG_RXBUF"
-    ))
 }
 
 impl NetPort {
     pub(crate) fn core(&self) -> &virtnic::net::Port {
         &self.port
     }
-    /// Nothing came, or a queue is full: looks whether the device needs a reset, where no
-    /// interrupt would say so.
-    #[cold]
-    pub(crate) fn look_after(&self, py: Python<'_>) -> virtnic::Result<()> {
-        if self.port.events().is_some() {
-            return Ok(());
-        }
-        {
-            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            if asked.elapsed() < ASK {
-                return Ok(());
-            }
-            *asked = Instant::now();
-        }
-        // A loop that has a queue may need the interpreter before it lends it.
-        match py.detach(|| self.port.restart_if_needed()) {
-            // An outage, which is no error.
-            Err(virtnic::Error::QemuDied(_)) if self.port.is_away() => Ok(()),
-            other => other.map(drop),
-        }
+    pub(crate) fn started(&self) -> &Started {
+        &self.port
     }
     fn first(&self) -> &virtnic::net::QueuePair {
         // A port has at least one.
@@ -128,229 +85,63 @@ impl NetPort {
     }
 }
 
-/// A dead QEMU wakes whoever waits for its interrupts.
-fn watch(port: &virtnic::net::Port, qtest: &virtnic::qtest::QTest) {
-    let Some(events) = port.events() else { return };
-    for event in events.pairs.iter().flat_map(|pair| [&pair.rx, &pair.tx]) {
-        qtest.watch(event);
-    }
-    qtest.watch(&events.config);
-}
-
-/// The doorbells of the queues that the interposer's backend serves.
-fn doorbells(kicks: &Py<Interposer>, pairs: u16) -> PyResult<Vec<Doorbell>> {
-    let kick = |queue| {
-        let kick = kicks.get().core().kick(queue).map_err(to_py)?;
-        // Where its eventfd is not kept, the device's own doorbell leads to it.
-        Ok(Doorbell::Kick(kick, Box::new(Doorbell::Silent)))
-    };
-    (0..pairs.saturating_mul(2)).map(kick).collect()
-}
-
-/// Feature preferences by name: True insists, False refuses, None prefers.
-fn preferences(features: Option<&Bound<'_, PyDict>>) -> PyResult<Preferences> {
-    let mut preferences = Preferences::default();
-    for (name, wanted) in features.into_iter().flatten() {
-        let name: String = name.extract()?;
-        let Some(feature) = by_name(&name) else {
-            return Err(unknown(&name));
-        };
-        match wanted.extract::<Option<bool>>()? {
-            Some(true) => preferences.insist |= feature.set(),
-            Some(false) => preferences.refuse |= feature.set(),
-            None => preferences.prefer |= feature.set(),
-        }
-    }
-    Ok(preferences)
-}
-
-/// Addresses of the common, ISR, device and notify structures; the device structure's length,
-/// the notify multiplier.
-type ModernRegisters = (u64, u64, u64, u64, u32, u32);
-
-/// Where a device's registers are.
-struct Place<'a> {
-    qtest: Option<virtnic::qtest::QTest>,
-    registers: Option<ModernRegisters>,
-    legacy_io: Option<(u16, u16, bool)>,
-    front_end: Option<&'a Py<FrontEnd>>,
-}
-
-impl Place<'_> {
-    /// The way to them, of whichever kind they are.
-    fn transport(&self) -> PyResult<Arc<dyn Transport>> {
-        match (&self.qtest, self.registers, self.legacy_io, self.front_end) {
-            (Some(qtest), Some(registers), None, None) => {
-                let (common, isr, device, notify, device_length, notify_multiplier) = registers;
-                let registers =
-                    Registers { common, isr, device, notify, device_length, notify_multiplier };
-                Ok(Arc::new(ModernPci::new(qtest.clone(), registers)))
-            }
-            (Some(qtest), None, Some((base, length, msix)), None) => {
-                let registers = LegacyRegisters { base, length, msix };
-                Ok(Arc::new(LegacyPci::new(qtest.clone(), registers).map_err(to_py)?))
-            }
-            (None, None, None, Some(front_end)) => Ok(front_end.get().core().transport()),
-            _ => Err(PyValueError::new_err(
-                "a device has its registers in QEMU's memory (qtest, registers), in its ports (qtest, \
-                 legacy_io) or with us (front_end): give one",
-            )),
-        }
-    }
-}
-
 #[pymethods]
 impl NetPort {
     #[new]
-    #[pyo3(signature = (*, memory, qtest = None, registers = None, legacy_io = None,
-                        front_end = None, queues = 1, queue_size = 0, vectors = None,
-                        events = None, intx = None, kicks = None, features = None, **_kwargs))]
-    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
-    fn new(
-        py: Python<'_>,
-        memory: &Bound<'_, Memory>,
-        qtest: Option<&Bound<'_, QTest>>,
-        registers: Option<ModernRegisters>,
-        legacy_io: Option<(u16, u16, bool)>,
-        front_end: Option<Py<FrontEnd>>,
-        queues: u16,
-        queue_size: i64,
-        vectors: Option<(Vec<(u16, u16)>, u16)>,
-        events: Option<(Vec<EventPair>, Py<EventFd>)>,
-        intx: Option<Py<EventFd>>,
-        kicks: Option<Py<Interposer>>,
-        features: Option<&Bound<'_, PyDict>>,
-        _kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<Self> {
-        let Ok(queue_size) = u16::try_from(queue_size) else {
-            return Err(PyValueError::new_err(format!(
-                "a queue size is a power of two up to 32768, or 0 for the device's own, not {queue_size}"
-            )));
-        };
-        let core = |event: &Py<EventFd>| event.get().inner().clone();
-        let events = events.map(|(pairs, config)| Events {
-            pairs: pairs.iter().map(|(rx, tx)| PairEvents { rx: core(rx), tx: core(tx) }).collect(),
-            config: core(&config),
-        });
-        let options = PortOptions {
-            pairs: queues,
-            queue_size,
-            preferences: preferences(features)?,
-            events,
-            vectors: vectors.map(|(pairs, config)| Vectors { pairs, config }),
-            intx: intx.map(|line| line.get().inner().clone()),
-            doorbells: kicks.as_ref().map(|kicks| doorbells(kicks, queues)).transpose()?,
-            mac: Mac::default(),
-        };
-        let qtest = qtest.map(|qtest| qtest.get().inner().clone());
-        let place =
-            Place { qtest: qtest.clone(), registers, legacy_io, front_end: front_end.as_ref() };
-        let transport = place.transport()?;
-        let pool = memory.get().region().pool();
-        let port =
-            py.detach(|| virtnic::net::Port::start(transport, pool, options)).map_err(to_py)?;
-        // A backend that comes back goes on where the last one ended.
-        for (queue, outage) in (0..).zip(port.pairs().iter().flat_map(|pair| pair.outages())) {
-            if let Some(kicks) = &kicks {
-                kicks.get().core().follow(queue, Some(Arc::new(Served(outage.clone()))));
-            }
-            if let Some(front_end) = &front_end {
-                front_end.get().core().follow(queue, Arc::new(Served(outage.clone())));
-            }
-        }
-        if let Some(qtest) = &qtest {
-            watch(&port, qtest);
-        }
-        Ok(Self { port, asked: Mutex::new(Instant::now()) })
+    #[pyo3(signature = (driver, **_kwargs))]
+    fn new(driver: &PortDriver, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self { port: driver.started().clone() }
     }
 
-    /// Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only.
-    fn set_recoverable(&self, patient: bool) {
-        self.port.set_recoverable(patient);
-    }
     /// Whether the device is being reset, or was lost with its QEMU and may come back.
     #[getter]
     fn away(&self) -> bool {
         self.port.is_away()
     }
-    /// How often the device was brought up again.
+    /// How often the device was restarted.
     #[getter]
     fn restarts(&self) -> u64 {
         self.port.restarts()
     }
-    /// Expect no other device any more; for :class:`virtnic.Qemu` only.
-    fn abandon(&self, py: Python<'_>, why: &str) {
-        py.detach(|| self.port.abandon(why));
-    }
-    /// Set the queues of a device aside that is gone, or is about to be unplugged.
+    /// Reset the device and restart it with the same settings.
     ///
-    /// For :class:`virtnic.Qemu` only. Raises VirtnicError, TimeoutError.
-    fn suspend(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let port = &slf.get().port;
-        slf.py().detach(|| port.suspend()).map_err(to_py)
-    }
-    /// Go on with another device like the last one; for :class:`virtnic.Qemu` only.
-    #[pyo3(signature = (qtest = None, registers = None, legacy_io = None, front_end = None))]
-    fn reattach(
-        slf: &Bound<'_, Self>,
-        qtest: Option<&Bound<'_, QTest>>,
-        registers: Option<ModernRegisters>,
-        legacy_io: Option<(u16, u16, bool)>,
-        front_end: Option<Py<FrontEnd>>,
-    ) -> PyResult<()> {
-        let port = &slf.get().port;
-        let qtest = qtest.map(|qtest| qtest.get().inner().clone());
-        let place =
-            Place { qtest: qtest.clone(), registers, legacy_io, front_end: front_end.as_ref() };
-        let transport = place.transport()?;
-        slf.py().detach(|| port.reattach(transport)).map_err(to_py)?;
-        if let Some(qtest) = &qtest {
-            watch(port, qtest);
-        }
-        Ok(())
-    }
-    /// Reset the device and bring it up again as it was, with all that it was told.
-    ///
-    /// Also where the port is broken. Frames that had arrived are still received, those that were
+    /// Also works for a broken port. Frames that had arrived are still received; those that were
     /// with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
     /// PortClosed.
     fn restart(slf: &Bound<'_, Self>) -> PyResult<()> {
         ask(slf, virtnic::net::Port::restart)
     }
-    /// Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
-    fn restart_if_needed(slf: &Bound<'_, Self>) -> PyResult<bool> {
-        let port = &slf.get().port;
-        slf.py().detach(|| port.restart_if_needed()).map_err(|error| raise(slf, error))
-    }
-
     /// The device's MAC address, as ``52:54:00:12:34:56``.
     #[getter]
     fn mac(&self) -> String {
         self.port.mac().to_string()
     }
-    /// The device's MTU, 1500 where it does not say.
+    /// The device's MTU; 1500 if it does not report one.
     #[getter]
     fn mtu(&self) -> u16 {
         self.port.config().mtu
     }
-    /// Whether the link is up, as last reported.
+    /// Whether the link is up. Without interrupts this asks the device (some 50 µs).
     #[getter]
-    fn link(&self) -> bool {
-        self.port.link()
+    fn link(&self, py: Python<'_>) -> PyResult<bool> {
+        if self.port.events().is_none() && !self.port.is_closed() {
+            return self.port.ask(py, virtnic::net::Port::refresh_link);
+        }
+        Ok(self.port.link())
     }
-    /// The line's speed in Mbit/s as last reported, None where the device does not know.
+    /// The line speed in Mbit/s as last reported; None if unknown.
     ///
     /// Feature SPEED_DUPLEX; QEMU's property ``speed``.
     #[getter]
     fn speed(&self) -> Option<u32> {
         self.port.line().speed
     }
-    /// The line's duplex mode as last reported, None where the device does not know.
+    /// The duplex mode as last reported; None if unknown.
     #[getter]
     fn duplex(&self) -> Option<&'static str> {
         self.port.line().full_duplex.map(|full| if full { "full" } else { "half" })
     }
-    /// Whether the device is offered as standby for another with the same MAC address.
+    /// Whether the device is a standby for another one with the same MAC address.
     ///
     /// Feature STANDBY; QEMU's property ``failover``.
     #[getter]
@@ -358,22 +149,12 @@ impl NetPort {
         let mut outcomes = self.port.outcomes().into_iter();
         outcomes.any(|outcome| outcome.offered && Features::bit(outcome.bit) == Features::STANDBY)
     }
-    /// Whether received frames were dropped, and counted, because no buffer holds them.
-    #[getter]
-    fn drops_long_frames(&self) -> bool {
-        self.port.drops_long_frames()
-    }
-    /// Ask the device, and return whether the link is up.
-    fn refresh_link(slf: &Bound<'_, Self>) -> PyResult<bool> {
-        let port = &slf.get().port;
-        slf.py().detach(|| port.refresh_link()).map_err(|error| raise(slf, error))
-    }
-    /// Each feature that is offered or known, by its number.
+    /// All offered or known features, in order of number.
     #[getter]
     fn features(&self) -> Vec<Feature> {
         self.port.outcomes().into_iter().map(Feature::from).collect()
     }
-    /// Entries of each queue.
+    /// Number of entries of each queue.
     #[getter]
     fn queue_size(&self) -> u16 {
         self.port.queues()[0].size
@@ -384,7 +165,7 @@ impl NetPort {
         let [rx, tx] = self.port.queues();
         [("rx", rx), ("tx", tx)].map(|(n, q)| (n, q.descriptors.0, q.driver.0, q.device.0))
     }
-    /// The ring format: ``split`` or ``packed``.
+    /// Ring format: ``split`` or ``packed``.
     #[getter]
     fn ring(&self) -> &'static str {
         match self.port.ring_format() {
@@ -393,7 +174,7 @@ impl NetPort {
         }
     }
 
-    /// Whether the device is driven by its legacy interface, that of virtio 0.9.5.
+    /// Whether the device is driven through its legacy interface (virtio 0.9.5).
     #[getter]
     fn legacy(&self) -> bool {
         self.port.is_legacy()
@@ -401,21 +182,21 @@ impl NetPort {
 
     /// Queue frames for transmission and return how many fitted the ring.
     ///
-    /// ``offload``: what is left to do to them (an :class:`Offload` for all, one or None for each).
-    /// It must fit the frame, and its feature must be in force: else ValueError, and ``queued``
-    /// of the error says how many frames before it were queued. Without it, frames of a burst
-    /// are sent with what was left to do to them when they were received: a checksum that
-    /// this device cannot do is calculated, a frame that it cannot segment is dropped and counted
-    /// (``tx_no_offload``), as is one that does not fit its metadata (``tx_bad_offload``).
+    /// ``frames`` is a burst or an iterable of bytes-like objects or objects accepted by
+    /// ``bytes()``, such as scapy packets; a single frame is a TypeError. A burst is moved: queued
+    /// frames leave it, and no byte is copied, except for frames with live views or in another
+    /// memory, which are counted as copied. Other frames are copied once. Frames that did not fit
+    /// are not an error: they are counted and can be sent again.
     ///
-    /// A burst is moved: what fitted leaves it, no byte is copied (except for frames
-    /// of which a view is alive, or that live in another memory: these are copied
-    /// and counted). Other frames are copied once: bytes-like objects, and what ``bytes()`` takes,
-    /// such as packets of scapy. One frame in the place of several is a TypeError. Frames
-    /// that did not fit are not an error: they are counted and can be sent again.
+    /// ``offload``: their offload metadata (an :class:`Offload` for all, or one or None for each).
+    /// It must match the frame, and its feature must have been negotiated; otherwise ValueError.
+    /// Without it, frames of a burst keep the metadata with which they were received: a checksum
+    /// that this device does not support is calculated, and a frame that it cannot segment
+    /// (``tx_no_offload``), or that does not match its metadata (``tx_bad_offload``), is dropped
+    /// and counted.
     ///
-    /// Raises ValueError (an empty frame, one longer than a buffer) and TypeError (not
-    /// bytes-like) with a note of how many were queued before it;
+    /// Raises ValueError (an empty frame, or one longer than a buffer) and TypeError (not
+    /// bytes-like); the attribute ``queued`` is the number of frames queued before it. Raises
     /// PortClosed, QemuDied, DeviceError, PortBusy.
     #[pyo3(signature = (frames, offload = None))]
     fn send(
@@ -426,9 +207,10 @@ impl NetPort {
         frames::send(slf, slf.get().first(), frames, offload)
     }
 
-    /// Return up to ``maximum`` frames; an empty burst when none came in time.
+    /// Return up to ``maximum`` frames; an empty burst if none came in time.
     ///
-    /// ``timeout`` 0 looks once, None waits for ever. Waits for the first frame only.
+    /// ``timeout`` in seconds: 0 does not wait, None waits for ever. Waits only for the first
+    /// frame.
     ///
     /// Raises PortClosed, QemuDied, DeviceError, PortBusy, ValueError.
     #[pyo3(signature = (maximum = 256, timeout = Some(0.0)),
@@ -439,57 +221,46 @@ impl NetPort {
 
     /// Return an eventfd that is readable when ``recv`` would find frames or an error.
     ///
-    /// From the first call on, interrupts stay enabled between calls of ``recv``. It stays open,
-    /// and readable, for as long as this object lives, also when the port is closed.
-    /// Raises ValueError when the port has no interrupts.
+    /// From the first call on, interrupts stay enabled between calls of ``recv``. The eventfd stays
+    /// open, and readable once the port is closed, as long as this object lives. Raises ValueError
+    /// if the port has no interrupts.
     fn fileno(&self) -> PyResult<i32> {
         self.port.arm().and_then(|event| event.lend()).map_err(to_py)
     }
 
-    /// Return an eventfd that is readable until ``send`` does not take all.
+    /// Return an eventfd that is readable until ``send`` does not take all frames.
     ///
-    /// After that it is readable again once half of the queue is free and, where there was none,
-    /// the memory has a buffer again, or when there is an error. It stays open as that of
-    /// :meth:`fileno`. Raises ValueError when the port has no interrupts.
+    /// It is readable again once half of the queue is free and the memory has a free buffer, or on
+    /// an error. It stays open as that of :meth:`fileno`. Raises ValueError if the port has no
+    /// interrupts.
     fn tx_fileno(&self) -> PyResult<i32> {
         self.port.arm_tx().and_then(|event| event.lend()).map_err(to_py)
     }
 
-    /// Return the same for one wait: a closed port gives it back when that is over.
-    fn rx_descriptor(&self) -> PyResult<Descriptor> {
-        Descriptor::of(self.port.arm().map_err(to_py)?)
-    }
-
-    /// Return the same for one wait: a closed port gives it back when that is over.
-    fn tx_descriptor(&self) -> PyResult<Descriptor> {
-        Descriptor::of(self.port.arm_tx().map_err(to_py)?)
-    }
-
     /// Wait until half of the transmit queue is free; False after the timeout.
     ///
-    /// By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
-    /// free buffer in the memory, also until there is one, whoever gives it back. Raises as
-    /// ``recv``.
+    /// Uses the transmit interrupt if the port has interrupts. After a ``send`` that found no free
+    /// buffer, also waits for one. Raises as ``recv``.
     #[pyo3(signature = (timeout = None))]
     fn wait_writable(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<bool> {
         frames::wait_writable(slf, slf.get().first(), timeout)
     }
 
-    /// Microseconds that a wait in ``recv`` polls before it sleeps; see ``set_polling``.
+    /// Microseconds for which a waiting ``recv`` polls before it sleeps; see ``set_polling``.
     #[getter]
     fn polling(&self) -> f64 {
         self.port.spin().as_secs_f64() * 1e6
     }
 
-    /// Have waits in ``recv`` poll the ring for a while before they sleep; 0 for never.
+    /// Make a waiting ``recv`` poll the ring before it sleeps; 0 disables polling.
     ///
-    /// They do only where recent waits were shorter than that: a busy port needs no
-    /// interrupts then, an idle one no processor. ``stats`` counts ``rx_polls``, waits that
-    /// polling ended, and ``rx_sleeps``. Raises ValueError (negative, more than 100,000).
+    /// It polls only while recent waits were shorter than that, so a busy port needs no interrupts
+    /// and an idle one no processor. ``stats`` counts waits ended by polling (``rx_polls``) and
+    /// sleeps (``rx_sleeps``). Raises ValueError (negative, more than 100,000).
     fn set_polling(&self, microseconds: f64) -> PyResult<()> {
         let Ok(limit) = Duration::try_from_secs_f64(microseconds / 1e6) else {
             return Err(PyValueError::new_err(format!(
-                "a wait polls for a number of microseconds, 0 or more, not {microseconds}"
+                "the polling time must be a number of microseconds, 0 or more, not {microseconds}"
             )));
         };
         self.port.set_spin(limit).map_err(to_py)
@@ -497,34 +268,33 @@ impl NetPort {
 
     /// Return packets, bytes, drops by reason, kicks and interrupts since the start.
     ///
-    /// Sums over all queues; :meth:`NetQueue.stats` has those of one.
+    /// These are sums over all queues; :meth:`NetQueue.stats` has those of one.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         frames::stats(py, self.port.stats())
     }
 
-    /// Return everything that is counted: what ``stats`` has, and each queue's own numbers.
+    /// Return all counters: those of ``stats``, and those of each queue.
     ///
-    /// ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
+    /// Named ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
     /// :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
-    /// ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
-    /// frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
-    /// bytes on the wire, so with the four of the checksum that nobody sees),
-    /// ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
-    /// ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
-    /// ``size_1519_max_packets`` (lengths are without frame check sequence),
+    /// ``ring_used`` and ``ring_free``, descriptors after the last call that moved frames. With
+    /// ``set_statistics("extended")`` also frames by length on the wire (including the 4-byte
+    /// checksum): ``undersize_packets`` (below 64), ``size_64_packets``, ``size_65_127_packets``,
+    /// ``size_128_255_packets``, ``size_256_511_packets``, ``size_512_1023_packets``,
+    /// ``size_1024_1518_packets``, ``size_1519_max_packets``; and by destination:
     /// ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
     ///
-    /// Takes no lock: nobody who moves frames is kept waiting.
+    /// Takes no lock: the data path is not delayed.
     fn xstats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         frames::xstats(py, &self.port)
     }
-    /// What was set by ``set_statistics``.
+    /// The setting of ``set_statistics``.
     #[getter]
     fn statistics(&self) -> &'static str {
         let extended = self.first().extended_stats()[0].classes.is_some();
         if extended { "extended" } else { "basic" }
     }
-    /// Say whether the kinds of frames are counted, from now on and in running loops too.
+    /// Choose ``basic`` or ``extended`` statistics, also for running loops.
     ///
     /// ``extended`` reads the first bytes of every frame. Raises ValueError.
     fn set_statistics(&self, which: &str) -> PyResult<()> {
@@ -533,33 +303,42 @@ impl NetPort {
             "extended" => self.port.count_classes(true),
             other => {
                 return Err(PyValueError::new_err(format!(
-                    "statistics are basic or extended, not {other:?}"
+                    "statistics must be basic or extended, not {other:?}"
                 )));
             }
         }
         Ok(())
     }
 
-    /// The queue pairs that the device uses.
+    /// Whether received bursts have a timestamp.
+    #[getter]
+    fn timestamps(&self) -> bool {
+        self.port.timestamps()
+    }
+    /// Record when received bursts were taken from the ring (:attr:`Burst.timestamp`).
+    ///
+    /// From the next burst on. Costs one reading of the clock per burst, and nothing if disabled.
+    #[pyo3(signature = (on = true), text_signature = "($self, on=True)")]
+    fn set_timestamps(&self, on: bool) {
+        self.port.set_timestamps(on);
+    }
+
+    /// Number of queue pairs in use.
     #[getter]
     fn queues(&self) -> u16 {
         self.port.active_pairs()
     }
-    /// The queue pairs that the port was opened with.
+    /// Number of queue pairs that the port was opened with.
     #[getter]
     fn max_queues(&self) -> usize {
         self.port.pairs().len()
     }
-    /// Return a queue pair, from 0. Raises ValueError where there is none.
-    fn queue(slf: &Bound<'_, Self>, index: i64) -> PyResult<NetQueue> {
-        NetQueue::new(slf, index)
-    }
-    /// Have the device use the first ``count`` queue pairs, while the port runs.
+    /// Use the first ``count`` queue pairs, while the port runs.
     ///
-    /// What the others received stays readable. Ends steering by RSS.
-    /// Raises ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, as ``recv``.
+    /// Frames already received by the others remain readable. Ends steering by RSS. Raises
+    /// ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, and as ``recv``.
     fn set_queues(slf: &Bound<'_, Self>, count: i64) -> PyResult<()> {
-        // What is no u16 is too many or too few as well.
+        // Numbers outside u16 are out of range as well.
         let wanted = u16::try_from(count).unwrap_or(if count < 0 { 0 } else { u16::MAX });
         ask(slf, |port| port.set_queues(wanted))
     }
@@ -567,7 +346,7 @@ impl NetPort {
     /// Turn a receive mode on or off (VIRTIO 1.3, section 5.1.6.5.1).
     ///
     /// ``promiscuous``, ``all-multicast``, ``all-unicast``, ``no-multicast``, ``no-unicast``,
-    /// ``no-broadcast``. Raises ValueError, CommandRefused and as ``recv``.
+    /// ``no-broadcast``. Raises ValueError, CommandRefused, and as ``recv``.
     #[pyo3(signature = (mode, on = true))]
     fn set_receive_mode(slf: &Bound<'_, Self>, mode: &str, on: bool) -> PyResult<()> {
         let mode = match mode {
@@ -579,22 +358,22 @@ impl NetPort {
             "no-broadcast" => ReceiveMode::NoBroadcast,
             other => {
                 return Err(PyValueError::new_err(format!(
-                    "a receive mode is promiscuous, all-multicast, all-unicast, no-multicast, \
+                    "the receive mode must be promiscuous, all-multicast, all-unicast, no-multicast, \
                      no-unicast or no-broadcast, not {other:?}"
                 )));
             }
         };
         ask(slf, |port| port.set_receive_mode(mode, on))
     }
-    /// Change the device's MAC address. Raises ValueError, CommandRefused and as ``recv``.
+    /// Change the device's MAC address. Raises ValueError, CommandRefused, and as ``recv``.
     fn set_mac(slf: &Bound<'_, Self>, mac: &str) -> PyResult<()> {
         let mac = address(mac)?;
         ask(slf, |port| port.set_mac(mac))
     }
-    /// Set the addresses that are received beside the device's own and broadcast.
+    /// Set the addresses to receive besides the device's own and broadcast.
     ///
-    /// They replace those before; at most 64 together. Of no effect while the device is
-    /// promiscuous. Raises ValueError, CommandRefused and as ``recv``.
+    /// They replace earlier ones; at most 64 in total. No effect while the device is promiscuous.
+    /// Raises ValueError, CommandRefused, and as ``recv``.
     #[pyo3(signature = (unicast = Vec::new(), multicast = Vec::new()),
            text_signature = "($self, unicast=(), multicast=())")]
     fn set_mac_filter(
@@ -607,20 +386,20 @@ impl NetPort {
         let (unicast, multicast) = (addresses(unicast)?, addresses(multicast)?);
         ask(slf, |port| port.set_mac_filter(&unicast, &multicast))
     }
-    /// Receive a VLAN's frames (0 to 4094) when the device is not promiscuous.
+    /// Receive a VLAN's frames (0 to 4094) while the device is not promiscuous.
     ///
-    /// Raises ValueError, CommandRefused and as ``recv``.
+    /// Raises ValueError, CommandRefused, and as ``recv``.
     fn add_vlan(slf: &Bound<'_, Self>, vlan: i64) -> PyResult<()> {
         ask(slf, |port| port.add_vlan(vlan_number(vlan)?))
     }
-    /// No longer receive a VLAN's frames. Raises as ``add_vlan``.
+    /// Stop receiving a VLAN's frames. Raises as ``add_vlan``.
     fn remove_vlan(slf: &Bound<'_, Self>, vlan: i64) -> PyResult<()> {
         ask(slf, |port| port.remove_vlan(vlan_number(vlan)?))
     }
-    /// Say which of the negotiated offloads of received packets are in force.
+    /// Choose which of the negotiated offloads of received packets are active.
     ///
-    /// By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not
-    /// negotiated, CommandRefused and as ``recv``.
+    /// By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not negotiated,
+    /// CommandRefused, and as ``recv``.
     fn set_guest_offloads(slf: &Bound<'_, Self>, offloads: Vec<String>) -> PyResult<()> {
         let mut set = Features::NONE;
         for name in offloads {
@@ -628,9 +407,9 @@ impl NetPort {
         }
         ask(slf, |port| port.set_guest_offloads(set))
     }
-    /// Let interrupts of all ``rx`` or ``tx`` queues wait for so many packets or so long.
+    /// Delay interrupts of all ``rx`` or ``tx`` queues by a number of packets or a time.
     ///
-    /// Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
+    /// Raises CommandRefused if the device does not offer NOTF_COAL, ValueError, and as ``recv``.
     fn set_coalescing(
         slf: &Bound<'_, Self>,
         direction: &str,
@@ -641,30 +420,6 @@ impl NetPort {
         ask(slf, |port| port.set_coalescing(receive, Coalescing { packets, microseconds }))
     }
 
-    /// The longest key and table and the hash types that the device can do, or None.
-    #[getter]
-    #[pyo3(name = "_rss_limits")]
-    fn rss_limits(&self) -> Option<(u8, u16, u32)> {
-        self.port.rss_limits().map(|limits| (limits.key, limits.table, limits.types.bits()))
-    }
-    /// Return key, table, types and the queue of unhashed packets as they were set last.
-    fn rss_config(&self) -> Option<(Vec<u8>, Vec<u16>, u32, u16)> {
-        let rss = self.port.rss()?;
-        Some((rss.key, rss.table, rss.types.bits(), rss.unclassified))
-    }
-    /// Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`.
-    #[pyo3(signature = (key, table, types, unclassified = 0))]
-    fn set_rss_config(
-        slf: &Bound<'_, Self>,
-        key: Vec<u8>,
-        table: Vec<u16>,
-        types: u32,
-        unclassified: u16,
-    ) -> PyResult<()> {
-        let rss = Rss { key, table, types: HashTypes::from_bits_retain(types), unclassified };
-        ask(slf, |port| port.set_rss(&rss))
-    }
-
     /// Take back the buffers of transmitted frames that the device has finished.
     ///
     /// ``send`` does this when it needs room. Raises as ``recv``.
@@ -672,32 +427,9 @@ impl NetPort {
         slf.get().port.reclaim().map_err(|error| raise(slf, error))
     }
 
-    /// Whether the port was stopped.
+    /// Whether the port was closed.
     #[getter]
     fn closed(&self) -> bool {
         self.port.is_closed()
-    }
-
-    /// Raise PortClosed from now on, also in calls that wait. QEMU is not asked: ``stop`` does the rest.
-    fn _refuse(&self) {
-        self.port.refuse();
-    }
-
-    /// Whether it was stopped, but its device was not reset and still has its buffers.
-    #[getter]
-    fn withholds(&self) -> bool {
-        self.port.withholds()
-    }
-
-    /// Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only.
-    fn device_gone(&self, py: Python<'_>) {
-        py.detach(|| self.port.device_gone());
-    }
-
-    /// Reset the device and take every buffer back; waiting calls raise PortClosed.
-    ///
-    /// Where QEMU does not answer in time the buffers stay with the device until that is gone.
-    fn stop(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.port.try_stop()).map_err(to_py)
     }
 }

@@ -1,8 +1,8 @@
 //! `Interposer`: between QEMU and a vhost-user backend.
 
+use crate::driver::PortDriver;
 use crate::errors::to_py;
 use crate::eventfd::{EventFd, raise};
-use crate::port::NetPort;
 use crate::time::span;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -110,9 +110,9 @@ impl Interposer {
     ///
     /// Any other is refused. QEMU negotiates a device's features when it is plugged in, so the
     /// device is replugged; :meth:`accept_held` is called once the old one is gone.
-    fn spare(&self, port: &NetPort) {
+    fn spare(&self, port: &PortDriver) {
         // vhost-user has 64 features.
-        self.0.may_lack(port.core().dispensable().0 as u64);
+        self.0.may_lack(port.started().dispensable().0 as u64);
     }
 
     /// What the held backend lacks; None if none is held.

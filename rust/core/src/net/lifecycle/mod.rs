@@ -1,6 +1,7 @@
 //! Starting, resetting and restarting a device, possibly with fewer features.
 
 mod bring_up;
+mod closing;
 pub(in crate::net) mod exclusive;
 mod large_frames;
 mod legacy;

@@ -1,11 +1,10 @@
 //! Frames by length and destination.
 //!
-//! Disabled by default: then a burst costs one branch. Enabled, a frame costs an access to the
+//! Disabled by default ([`Watch`](super::watch::Watch)). Enabled, a frame costs an access to the
 //! first line of its data, which a forwarding loop does not touch otherwise.
 
 use crate::memory::{BufferId, Pool, prefetch};
 use crate::net::stats::Counter;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The number of frames prefetched before they are read.
 const AHEAD: usize = 8;
@@ -55,24 +54,16 @@ impl FrameClasses {
 /// The live counters of one queue.
 #[derive(Debug, Default)]
 pub(crate) struct LiveClasses {
-    on: AtomicBool,
     sizes: [Counter; SIZES],
     casts: [Counter; CASTS],
 }
 
 impl LiveClasses {
-    #[inline]
-    pub(crate) fn on(&self) -> bool {
-        self.on.load(Relaxed)
-    }
-    pub(crate) fn turn(&self, on: bool) {
-        self.on.store(on, Relaxed);
-    }
-    pub(crate) fn snapshot(&self) -> Option<FrameClasses> {
-        self.on().then(|| FrameClasses {
+    pub(crate) fn snapshot(&self) -> FrameClasses {
+        FrameClasses {
             sizes: self.sizes.each_ref().map(Counter::get),
             casts: self.casts.each_ref().map(Counter::get),
-        })
+        }
     }
 
     /// Counts frames in buffers of the pool: `frame(i)` is the `i`th and its length. The buffers
