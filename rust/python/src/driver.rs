@@ -28,7 +28,7 @@ const ASK: Duration = Duration::from_millis(500);
 
 /// A started device, shared by the user's [`NetPort`](crate::port::NetPort) and its [`PortDriver`].
 pub(crate) struct Started {
-    port: virtnic::net::Port,
+    port: Arc<virtnic::net::Port>,
     /// When the state of a device without interrupts was last checked.
     asked: Mutex<Instant>,
     /// Returns how QEMU ended.
@@ -49,6 +49,10 @@ impl Drop for Started {
 }
 
 impl Started {
+    /// The port, for a thread of the core.
+    pub(crate) fn shared(&self) -> Arc<virtnic::net::Port> {
+        self.port.clone()
+    }
     /// Stops an unclosed port, waiting for QEMU without the interpreter.
     pub(crate) fn end(&self) {
         // None: the interpreter has ended.
@@ -244,7 +248,7 @@ impl PortDriver {
         if let Some(qtest) = &qtest {
             watch(&port, qtest);
         }
-        let started = Started { port, asked: Mutex::new(Instant::now()), ended };
+        let started = Started { port: Arc::new(port), asked: Mutex::new(Instant::now()), ended };
         Ok(Self { started: Arc::new(started) })
     }
     /// Treat the end of QEMU as an outage.
