@@ -319,7 +319,7 @@ class IvshmemServer:
 
 @final
 class FrontEnd:
-    """A virtio-net device without QEMU: a vhost-user backend serves its rings.
+    """A virtio-net device without QEMU, whose rings are served by a vhost-user backend.
 
     A :class:`PortDriver` drives it. Its link is up while there is a backend.
     """
@@ -363,39 +363,39 @@ class FrontEnd:
         """Whether a backend serves the rings."""
     @property
     def refusal(self) -> str | None:
-        """Why the last backend that came does not serve; None where it does, or none has come."""
+        """Why the last backend does not serve; None if it does, or none has come."""
     def spare(self, port: PortDriver) -> None:
-        """Hold a backend that returns without features that the port can do without.
+        """Hold a backend that comes back without features that the port can do without.
 
-        Others are refused. It waits until the port has negotiated anew.
+        Any other is refused. It waits until the port has renegotiated.
         """
     @property
     def held(self) -> str | None:
-        """What a backend that is there lacks, where it waits for that."""
+        """What the held backend lacks; None if none is held."""
     def take_first(self) -> int | None:
-        """Return a descriptor of the first backend's socket, the caller's to close; once."""
+        """Return a descriptor of the first backend's socket, once; the caller closes it."""
     @property
     def features(self) -> int:
-        """The feature bits that the backend offered when it came last."""
+        """The feature bits that the backend offered when it last connected."""
     @property
     def given_up(self) -> str | None:
-        """Why no backend is looked for any more; None while one is."""
+        """Why it stopped looking for a backend; None while it still does."""
     @property
     def changed(self) -> EventFd:
         """Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change."""
     def watch(self) -> None:
-        """Look after the backend from now on: see when it goes, and look for the next.
+        """Start watching the backend: notice when it goes, and look for the next.
 
-        Raises OSError where the thread cannot be started.
+        Raises OSError if the thread cannot be started.
         """
     def stats(self) -> dict[str, int]:
-        """Return what has happened so far.
+        """Return counters.
 
         ``messages`` (sent), ``links`` (backends that served), ``refusals`` (backends that came
         and did not serve), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
         """
     def close(self) -> None:
-        """Hang up, and remove the socket where there is one; after the port has stopped."""
+        """Close the connection and remove the socket, if there is one; after the port has stopped."""
 
 @final
 class VhostWire:
@@ -474,9 +474,9 @@ class Interposer:
     def begin_trial(self) -> None:
         """Begin a trial before QEMU creates its netdev, so that a failing backend ends it."""
     def end_trial(self) -> str | None:
-        """Say why no backend is behind the netdev that QEMU has made, where that is so."""
+        """Return why no backend is behind the netdev that QEMU has created; None if one is."""
     def spare(self, port: PortDriver) -> None:
-        """Hold a backend that returns without features that the port can do without.
+        """Hold a backend that comes back without features that the port can do without.
 
         Any other is refused. QEMU negotiates a device's features when it is plugged in, so the
         device is replugged; :meth:`accept_held` is called once the old one is gone.
@@ -731,11 +731,11 @@ class Burst(Sequence[memoryview]):
         """
     @property
     def timestamp(self) -> int | None:
-        """When the frames were taken from their ring, nanoseconds since 1970 (``time.time_ns()``).
+        """When the frames were taken from the ring, in nanoseconds since 1970 (``time.time_ns()``).
 
-        No frame of the burst came later. How much earlier one may have come: what was received by
-        polling, the time since the look at the ring before; what a wait found, the time that the
-        interrupt takes. None where the port was opened without ``timestamps=True``.
+        No frame arrived later. It may have arrived earlier: with polling, by up to the time since
+        the previous poll; after a wait, by the latency of the interrupt. None unless the port was
+        opened with ``timestamps=True``.
         """
     @property
     def offload(self) -> Offloads | None:
@@ -768,9 +768,9 @@ class Burst(Sequence[memoryview]):
 
 @final
 class PortDriver:
-    """A started virtio-net device, as those have it who plug it in, bring it back and unplug it.
+    """A started virtio-net device, for the code that plugs, restores and unplugs it.
 
-    Users have a :class:`NetPort`, which is made of this.
+    Users have a :class:`NetPort`, which is made from this.
     """
 
     def __new__(
@@ -809,16 +809,16 @@ class PortDriver:
         Raises ValueError, DeviceError, QemuDied, MemoryUnavailable, CommandRefused.
         """
     def restart_if_needed(self) -> bool:
-        """Reset the device where it says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
+        """Reset the device if it has set DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); return whether it had.
 
-        As :meth:`NetPort.restart`.
+        Raises as :meth:`NetPort.restart`.
         """
     def set_recoverable(self, patient: bool) -> None:
-        """Take the end of QEMU for an outage."""
+        """Treat the end of QEMU as an outage."""
     def abandon(self, why: str) -> None:
-        """Expect no other device any more."""
+        """Give up waiting for another device."""
     def suspend(self) -> None:
-        """Set the queues of a device aside that is gone, or is about to be unplugged.
+        """Suspend the queues of a device that is gone or about to be unplugged.
 
         Raises VirtnicError, TimeoutError.
         """
@@ -829,54 +829,54 @@ class PortDriver:
         legacy_io: tuple[int, int, bool] | None = None,
         front_end: FrontEnd | None = None,
     ) -> None:
-        """Go on with another device like the last one."""
+        """Continue with another device like the last one."""
     @property
     def link(self) -> bool:
         """Whether the link is up, as last reported."""
     def check(self) -> None:
-        """Raise what ended the port, if something did: PortClosed, QemuDied, DeviceError."""
+        """Raise what ended the port, if it has ended: PortClosed, QemuDied, DeviceError."""
     @property
     def drops_long_frames(self) -> bool:
-        """Whether received frames were dropped, and counted, because no buffer holds them."""
+        """Whether received frames were dropped, and counted, because they fit no buffer."""
     def refresh_link(self) -> bool:
-        """Ask the device, and return whether the link is up."""
+        """Query the device, and return whether the link is up."""
     def rx_descriptor(self) -> Descriptor:
-        """Return what :meth:`NetPort.fileno` does, for one wait.
+        """Return the descriptor of :meth:`NetPort.fileno` for a single wait.
 
-        A closed port gives it back when that is over.
+        A port closed meanwhile closes it after the wait.
         """
     def tx_descriptor(self) -> Descriptor:
-        """Return what :meth:`NetPort.tx_fileno` does, for one wait."""
+        """Return the descriptor of :meth:`NetPort.tx_fileno` for a single wait."""
     @property
     def rss_limits(self) -> tuple[int, int, int] | None:
-        """The longest key and table and the hash types that the device can do, or None."""
+        """The device's limits: key length, table length, hash types; None if it does not hash."""
     def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
-        """Return key, table, types and the queue of unhashed packets as they were set last."""
+        """Return the current key, table, types and the queue of unhashed packets."""
     def set_rss_config(
         self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
     ) -> None:
-        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
+        """Set steering and hashing; see :meth:`virtnic.Port.set_rss`."""
     def refuse(self) -> None:
-        """Raise PortClosed from now on, also in calls that wait.
+        """Raise PortClosed from now on, also in waiting calls.
 
-        QEMU is not asked: ``stop`` does the rest.
+        QEMU is not involved: ``stop`` does the rest.
         """
     @property
     def withholds(self) -> bool:
         """Whether it was stopped, but its device was not reset and still has its buffers."""
     def device_gone(self) -> None:
-        """Say that the device is gone that kept buffers."""
+        """Report that a device that kept buffers is gone."""
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed.
 
-        Where QEMU does not answer in time the buffers stay with the device until that is gone.
+        If QEMU does not answer in time, the buffers stay with the device until that is gone.
         """
 
 @disjoint_base
 class NetPort:
-    """A started virtio-net device, as users have it. Made of its :class:`PortDriver`.
+    """A started virtio-net device for users. Made from its :class:`PortDriver`.
 
-    A subclass adds what is not the device's; all methods may be called from any thread.
+    A subclass adds what is not part of the device; all methods may be called from any thread.
     """
 
     def __new__(cls, driver: PortDriver, **kwargs: Any) -> Self: ...
@@ -885,7 +885,7 @@ class NetPort:
         """The device's MAC address, as ``52:54:00:12:34:56``."""
     @property
     def mtu(self) -> int:
-        """The device's MTU, 1500 where it does not say."""
+        """The device's MTU; 1500 if it does not report one."""
     @property
     def link(self) -> bool:
         """Whether the link is up. Without interrupts this asks the device (some 50 µs)."""
@@ -894,181 +894,180 @@ class NetPort:
         """Whether the device is being reset, or was lost with its QEMU and may come back."""
     @property
     def restarts(self) -> int:
-        """How often the device was brought up again."""
+        """How often the device was restarted."""
     def restart(self) -> None:
-        """Reset the device and bring it up again as it was, with all that it was told.
+        """Reset the device and restart it with the same settings.
 
-        Also where the port is broken. Frames that had arrived are still received, those that were
+        Also works for a broken port. Frames that had arrived are still received; those that were
         with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
         PortClosed.
         """
     @property
     def speed(self) -> int | None:
-        """The line's speed in Mbit/s as last reported, None where the device does not know.
+        """The line speed in Mbit/s as last reported; None if unknown.
 
         Feature SPEED_DUPLEX; QEMU's property ``speed``.
         """
     @property
     def duplex(self) -> Literal["half", "full"] | None:
-        """The line's duplex mode as last reported, None where the device does not know."""
+        """The duplex mode as last reported; None if unknown."""
     @property
     def standby(self) -> bool:
-        """Whether the device is offered as standby for another with the same MAC address.
+        """Whether the device is a standby for another one with the same MAC address.
 
         Feature STANDBY; QEMU's property ``failover``.
         """
     @property
     def features(self) -> list[Feature]:
-        """Each feature that is offered or known, by its number."""
+        """All offered or known features, in order of number."""
     @property
     def queue_size(self) -> int:
-        """Entries of each queue."""
+        """Number of entries of each queue."""
     @property
     def queue_addresses(self) -> list[tuple[str, int, int, int]]:
         """Each queue's name (``rx``, ``tx``) and the IOVAs of its three areas (VIRTIO 1.3, 2.6)."""
     @property
     def ring(self) -> str:
-        """The ring format: ``split`` or ``packed``."""
+        """Ring format: ``split`` or ``packed``."""
     @property
     def legacy(self) -> bool:
-        """Whether the device is driven by its legacy interface, that of virtio 0.9.5."""
+        """Whether the device is driven through its legacy interface (virtio 0.9.5)."""
     def send(self, frames: Burst | Iterable[_Frame], offload: _Offload = None) -> int:
         """Queue frames for transmission and return how many fitted the ring.
 
-        ``offload``: what is left to do to them (an :class:`Offload` for all, one or None for each).
-        It must fit the frame, and its feature must be in force: else ValueError, and ``queued``
-        of the error says how many frames before it were queued. Without it, frames of a burst
-        are sent with what was left to do to them when they were received: a checksum that
-        this device cannot do is calculated, a frame that it cannot segment is dropped and counted
-        (``tx_no_offload``), as is one that does not fit its metadata (``tx_bad_offload``).
+        ``frames`` is a burst or an iterable of bytes-like objects or objects accepted by
+        ``bytes()``, such as scapy packets; a single frame is a TypeError. A burst is moved: queued
+        frames leave it, and no byte is copied, except for frames with live views or in another
+        memory, which are counted as copied. Other frames are copied once. Frames that did not fit
+        are not an error: they are counted and can be sent again.
 
-        A burst is moved: what fitted leaves it, no byte is copied (except for frames
-        of which a view is alive, or that live in another memory: these are copied
-        and counted). Other frames are copied once: bytes-like objects, and what ``bytes()`` takes,
-        such as packets of scapy. One frame in the place of several is a TypeError. Frames
-        that did not fit are not an error: they are counted and can be sent again.
+        ``offload``: their offload metadata (an :class:`Offload` for all, or one or None for each).
+        It must match the frame, and its feature must have been negotiated; otherwise ValueError.
+        Without it, frames of a burst keep the metadata with which they were received: a checksum
+        that this device does not support is calculated, and a frame that it cannot segment
+        (``tx_no_offload``), or that does not match its metadata (``tx_bad_offload``), is dropped
+        and counted.
 
-        Raises ValueError (an empty frame, one longer than a buffer) and TypeError (not
-        bytes-like) with a note of how many were queued before it;
+        Raises ValueError (an empty frame, or one longer than a buffer) and TypeError (not
+        bytes-like); the attribute ``queued`` is the number of frames queued before it. Raises
         PortClosed, QemuDied, DeviceError, PortBusy.
         """
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst:
-        """Return up to ``maximum`` frames; an empty burst when none came in time.
+        """Return up to ``maximum`` frames; an empty burst if none came in time.
 
-        ``timeout`` 0 looks once, None waits for ever. Waits for the first frame only.
+        ``timeout`` in seconds: 0 does not wait, None waits for ever. Waits only for the first
+        frame.
 
         Raises PortClosed, QemuDied, DeviceError, PortBusy, ValueError.
         """
     def fileno(self) -> int:
         """Return an eventfd that is readable when ``recv`` would find frames or an error.
 
-        From the first call on, interrupts stay enabled between calls of ``recv``. It stays open,
-        and readable, for as long as this object lives, also when the port is closed.
-        Raises ValueError when the port has no interrupts.
+        From the first call on, interrupts stay enabled between calls of ``recv``. The eventfd stays
+        open, and readable once the port is closed, as long as this object lives. Raises ValueError
+        if the port has no interrupts.
         """
     def tx_fileno(self) -> int:
-        """Return an eventfd that is readable until ``send`` does not take all.
+        """Return an eventfd that is readable until ``send`` does not take all frames.
 
-        After that it is readable again once half of the queue is free and, where there was none,
-        the memory has a buffer again, or when there is an error. It stays open as that of
-        :meth:`fileno`. Raises ValueError when the port has no interrupts.
+        It is readable again once half of the queue is free and the memory has a free buffer, or on
+        an error. It stays open as that of :meth:`fileno`. Raises ValueError if the port has no
+        interrupts.
         """
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
-        By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
-        free buffer in the memory, also until there is one, whoever gives it back. Raises as
-        ``recv``.
+        Uses the transmit interrupt if the port has interrupts. After a ``send`` that found no free
+        buffer, also waits for one. Raises as ``recv``.
         """
     @property
     def polling(self) -> float:
-        """Microseconds that a wait in ``recv`` polls before it sleeps; see ``set_polling``."""
+        """Microseconds for which a waiting ``recv`` polls before it sleeps; see ``set_polling``."""
     def set_polling(self, microseconds: float) -> None:
-        """Have waits in ``recv`` poll the ring for a while before they sleep; 0 for never.
+        """Make a waiting ``recv`` poll the ring before it sleeps; 0 disables polling.
 
-        They do only where recent waits were shorter than that: a busy port needs no
-        interrupts then, an idle one no processor. ``stats`` counts ``rx_polls``, waits that
-        polling ended, and ``rx_sleeps``. Raises ValueError (negative, more than 100,000).
+        It polls only while recent waits were shorter than that, so a busy port needs no interrupts
+        and an idle one no processor. ``stats`` counts waits ended by polling (``rx_polls``) and
+        sleeps (``rx_sleeps``). Raises ValueError (negative, more than 100,000).
         """
     def stats(self) -> dict[str, int]:
         """Return packets, bytes, drops by reason, kicks and interrupts since the start.
 
-        Sums over all queues; :meth:`NetQueue.stats` has those of one.
+        These are sums over all queues; :meth:`NetQueue.stats` has those of one.
         """
     def xstats(self) -> dict[str, int]:
-        """Return everything that is counted: what ``stats`` has, and each queue's own numbers.
+        """Return all counters: those of ``stats``, and those of each queue.
 
-        ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
+        Named ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
         :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
-        ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
-        frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
-        bytes on the wire, so with the four of the checksum that nobody sees),
-        ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
-        ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
-        ``size_1519_max_packets`` (lengths are without frame check sequence),
+        ``ring_used`` and ``ring_free``, descriptors after the last call that moved frames. With
+        ``set_statistics("extended")`` also frames by length on the wire (including the 4-byte
+        checksum): ``undersize_packets`` (below 64), ``size_64_packets``, ``size_65_127_packets``,
+        ``size_128_255_packets``, ``size_256_511_packets``, ``size_512_1023_packets``,
+        ``size_1024_1518_packets``, ``size_1519_max_packets``; and by destination:
         ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
 
-        Takes no lock: nobody who moves frames is kept waiting.
+        Takes no lock: the data path is not delayed.
         """
     @property
     def statistics(self) -> Literal["basic", "extended"]:
-        """What was set by ``set_statistics``."""
+        """The setting of ``set_statistics``."""
     def set_statistics(self, which: Literal["basic", "extended"]) -> None:
-        """Say whether the kinds of frames are counted, from now on and in running loops too.
+        """Choose ``basic`` or ``extended`` statistics, also for running loops.
 
         ``extended`` reads the first bytes of every frame. Raises ValueError.
         """
     @property
     def timestamps(self) -> bool:
-        """Whether received bursts say when they were taken from their ring."""
+        """Whether received bursts have a timestamp."""
     def set_timestamps(self, on: bool = True) -> None:
-        """Have received bursts say when they were taken from their ring (:attr:`Burst.timestamp`).
+        """Record when received bursts were taken from the ring (:attr:`Burst.timestamp`).
 
-        From the next burst on. Costs one reading of the clock for each burst, and nothing when off.
+        From the next burst on. Costs one reading of the clock per burst, and nothing if disabled.
         """
     @property
     def queues(self) -> int:
-        """The queue pairs that the device uses."""
+        """Number of queue pairs in use."""
     @property
     def max_queues(self) -> int:
-        """The queue pairs that the port was opened with."""
+        """Number of queue pairs that the port was opened with."""
     def set_queues(self, count: int) -> None:
-        """Have the device use the first ``count`` queue pairs, while the port runs.
+        """Use the first ``count`` queue pairs, while the port runs.
 
-        What the others received stays readable. Ends steering by RSS.
-        Raises ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, as ``recv``.
+        Frames already received by the others remain readable. Ends steering by RSS. Raises
+        ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, and as ``recv``.
         """
     def set_receive_mode(self, mode: str, on: bool = True) -> None:
         """Turn a receive mode on or off (VIRTIO 1.3, section 5.1.6.5.1).
 
         ``promiscuous``, ``all-multicast``, ``all-unicast``, ``no-multicast``, ``no-unicast``,
-        ``no-broadcast``. Raises ValueError, CommandRefused and as ``recv``.
+        ``no-broadcast``. Raises ValueError, CommandRefused, and as ``recv``.
         """
     def set_mac(self, mac: str) -> None:
-        """Change the device's MAC address. Raises ValueError, CommandRefused and as ``recv``."""
+        """Change the device's MAC address. Raises ValueError, CommandRefused, and as ``recv``."""
     def set_mac_filter(self, unicast: Sequence[str] = (), multicast: Sequence[str] = ()) -> None:
-        """Set the addresses that are received beside the device's own and broadcast.
+        """Set the addresses to receive besides the device's own and broadcast.
 
-        They replace those before; at most 64 together. Of no effect while the device is
-        promiscuous. Raises ValueError, CommandRefused and as ``recv``.
+        They replace earlier ones; at most 64 in total. No effect while the device is promiscuous.
+        Raises ValueError, CommandRefused, and as ``recv``.
         """
     def add_vlan(self, vlan: int) -> None:
-        """Receive a VLAN's frames (0 to 4094) when the device is not promiscuous.
+        """Receive a VLAN's frames (0 to 4094) while the device is not promiscuous.
 
-        Raises ValueError, CommandRefused and as ``recv``.
+        Raises ValueError, CommandRefused, and as ``recv``.
         """
     def remove_vlan(self, vlan: int) -> None:
-        """No longer receive a VLAN's frames. Raises as ``add_vlan``."""
+        """Stop receiving a VLAN's frames. Raises as ``add_vlan``."""
     def set_guest_offloads(self, offloads: Sequence[str]) -> None:
-        """Say which of the negotiated offloads of received packets are in force.
+        """Choose which of the negotiated offloads of received packets are active.
 
-        By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not
-        negotiated, CommandRefused and as ``recv``.
+        By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not negotiated,
+        CommandRefused, and as ``recv``.
         """
     def set_coalescing(self, direction: str, packets: int, microseconds: int) -> None:
-        """Let interrupts of all ``rx`` or ``tx`` queues wait for so many packets or so long.
+        """Delay interrupts of all ``rx`` or ``tx`` queues by a number of packets or a time.
 
-        Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
+        Raises CommandRefused if the device does not offer NOTF_COAL, ValueError, and as ``recv``.
         """
     def reclaim(self) -> None:
         """Take back the buffers of transmitted frames that the device has finished.
@@ -1077,7 +1076,7 @@ class NetPort:
         """
     @property
     def closed(self) -> bool:
-        """Whether the port was stopped."""
+        """Whether the port was closed."""
 
 @disjoint_base
 class NetQueue:

@@ -1,4 +1,4 @@
-"""A QEMU that somebody else started, for the tests that connect to one."""
+"""Fixtures: a QEMU that was started elsewhere."""
 
 from __future__ import annotations
 

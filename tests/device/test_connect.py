@@ -1,4 +1,4 @@
-"""A QEMU that was started elsewhere: connecting, using it, and all that is wrong.
+"""Connecting to a QEMU that was started elsewhere: use and errors.
 
 Several programs are in ``test_connect_again.py``; that nothing but the directory is in common is
 shown in ``test_containers.py``.

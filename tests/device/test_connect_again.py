@@ -1,4 +1,4 @@
-"""Programs that use one QEMU, which was started elsewhere, one after another.
+"""Several programs that connect to one external QEMU in turn.
 
 They come at once, or leave it in the middle of something; the next one finds it as new.
 """

@@ -1,4 +1,4 @@
-"""Ports without QEMU: a vhost-user backend, and this process as its front-end."""
+"""Ports without QEMU: this process is the vhost-user front-end."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""What happens to a QEMU and its ports is told: to threads, to asyncio, to callbacks."""
+"""Events of a QEMU and its ports, for threads, asyncio and callbacks."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""What may be given as frames: several of them, each bytes-like or made bytes of, never one."""
+"""What ``frames`` arguments accept: sequences of bytes-like objects, not a single frame."""
 
 import array
 import asyncio

@@ -1,4 +1,4 @@
-"""Ports come and go on a running QEMU: in every slot, under traffic, in use, and badly."""
+"""Hotplug of ports on a running QEMU: every slot, under traffic, and failing."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""The legacy interface, that of virtio 0.9.5: the same tests as on the modern one, and its own.
+"""The legacy interface (virtio 0.9.5): the tests of the modern one, and its own.
 
 The shared tests are those of test_port_user, test_port_tap and test_engine; here ``virtnic.open``
 makes a port that is driven by its legacy interface.

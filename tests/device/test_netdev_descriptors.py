@@ -1,4 +1,4 @@
-"""Netdevs by descriptor: it is our descriptor that QEMU uses, whatever number it has there."""
+"""Netdevs given by descriptor: QEMU uses ours, under any number."""
 
 import fcntl
 import os

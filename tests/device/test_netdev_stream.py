@@ -1,4 +1,4 @@
-"""``stream``: the link and the events follow the peer, who may come late, go, and come again."""
+"""``stream`` netdevs: link and events follow a peer that connects late, leaves and returns."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Checksums and segments that are left to the device.
+"""Checksum and segmentation offload when sending.
 
 What QEMU and the Linux kernel behind a TAP device make of such frames is looked at on a wire that
 has no offloads.

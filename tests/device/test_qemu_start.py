@@ -1,4 +1,4 @@
-"""Starting and ending QEMU: what is there, what is left, and what is said when it fails."""
+"""Starting and ending QEMU, cleaning up, and errors."""
 
 import os
 import resource

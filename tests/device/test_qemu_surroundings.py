@@ -1,4 +1,4 @@
-"""What surrounds the program, and how much of it reaches QEMU: users, signals, limits, names."""
+"""The environment of the program and what QEMU gets of it: users, signals, limits, names."""
 
 import ctypes
 import logging

@@ -1,4 +1,4 @@
-"""One rule for every timeout: seconds, 0 or more; None, or more than a clock can tell, is for ever.
+"""One rule for every timeout: 0 or more seconds; None or a huge value waits without limit.
 
 Negative numbers and ``nan`` are a ValueError, from all that takes a timeout, before anything else
 is done.

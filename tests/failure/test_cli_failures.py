@@ -1,4 +1,4 @@
-"""Every command, and what may go wrong: the exit status is what ``--help`` says."""
+"""Failing commands: the exit status is the one that ``--help`` documents."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""How many descriptors ports cost, and what happens where there are no more."""
+"""How many descriptors ports cost, and running out of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that closes descriptors that are not its own: ours.
+"""A program that closes our descriptors.
 
 Libraries that turn a program into a daemon do, and so does ``os.closerange``. QEMU goes with the
 pipe that ties it to us. Nothing hangs, and every call says what happened.

@@ -1,4 +1,4 @@
-"""What QEMU refuses, or goes on without: all that it said, and what to do about it."""
+"""Netdevs that QEMU refuses or ignores: the error has QEMU's message and a remedy."""
 
 import logging
 import shutil

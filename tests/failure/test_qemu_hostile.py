@@ -1,4 +1,4 @@
-"""Programs that are started as QEMU and break a protocol: an error in time, nothing left.
+"""Programs started as QEMU that break a protocol: a timely error, and no leaks.
 
 The faults of single messages are in ``test_qmp_hostile.py``, ``rust/core/tests/qtest_hostile.rs``
 and the fuzz targets; here the whole start meets them.

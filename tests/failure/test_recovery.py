@@ -1,4 +1,4 @@
-"""QEMUs that die: what the port was is restored, and it goes on.
+"""QEMU dies: ports are restored and go on.
 
 The peers are slirp, the Linux kernel behind a TAP device, and DPDK's testpmd.
 """

@@ -1,4 +1,4 @@
-"""What a vhost-user backend offers, and whether it serves: a connection is no service.
+"""Whether a connected vhost-user backend really serves.
 
 The backend is scripted: it lacks things, refuses, hangs or goes at any message. Whatever it does,
 the answer comes in bounded time, other ports of the QEMU go on, and events, ``link`` and errors

@@ -1,4 +1,4 @@
-"""The commands against a real QEMU, run as a user runs them: as processes."""
+"""The commands as processes, against a real QEMU."""
 
 import json
 import os

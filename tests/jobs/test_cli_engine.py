@@ -1,4 +1,4 @@
-"""``virtnic forward``, ``generate`` and ``drop``, run as a user runs them: as processes."""
+"""``virtnic forward``, ``generate`` and ``drop`` as processes."""
 
 import fcntl
 import json

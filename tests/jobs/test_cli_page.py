@@ -1,4 +1,4 @@
-"""``docs/commands.md`` is true: commands, spellings, exit statuses and the keys of the objects."""
+"""``docs/commands.md`` compared to the commands, units, exit statuses and JSON keys."""
 
 import json
 import re

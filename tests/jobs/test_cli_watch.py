@@ -1,4 +1,4 @@
-"""`virtnic watch` tells what happens to a port, in lines and in JSON."""
+"""`virtnic watch` reports events as lines and JSON."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Program, QEMU and vhost-user backend in three containers with one directory in common.
+"""Program, QEMU and vhost-user backend in three containers that share one directory.
 
 The containers are real (:mod:`peers.sandbox`): own namespaces of every kind, own unprivileged
 users, own roots, the directory at a path of its own in each. ``make containers`` runs the same

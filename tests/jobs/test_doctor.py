@@ -1,4 +1,4 @@
-"""What `virtnic doctor` finds out."""
+"""`virtnic doctor`."""
 
 import platform
 import shutil

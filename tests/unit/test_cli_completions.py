@@ -1,4 +1,4 @@
-"""``virtnic completions``: the scripts do complete, in the shells that are here."""
+"""``virtnic completions``: the scripts work in the installed shells."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Command lines, terminals and environments as newcomers have them."""
+"""Command lines, terminals and environments that newcomers have."""
 
 import os
 import shlex

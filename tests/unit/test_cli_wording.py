@@ -1,4 +1,4 @@
-"""Errors of the command speak of its options, and those of the library of its arguments."""
+"""CLI errors name options where the library's name arguments."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""What of checksum and segmentation offloads is agreed on, and how it is said."""
+"""Negotiation of checksum and segmentation offloads."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""BARs: sizes that devices claim, and addresses that never overlap."""
+"""BAR sizes and address assignment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capability lists, good and hostile; virtio structures; MSI-X."""
+"""Capability lists, valid and hostile; virtio structures; MSI-X."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which QEMU is taken, and what is said when there is none."""
+"""Which QEMU is chosen, and the error if there is none."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Netdevs as users write them, and as QMP takes them."""
+"""Parsing netdev strings, and their QMP form."""
 
 from typing import Any
 

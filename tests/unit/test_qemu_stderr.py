@@ -1,4 +1,4 @@
-"""The stderr output of several QEMUs is told apart."""
+"""The stderr output of several QEMUs is kept apart."""
 
 import subprocess
 import threading

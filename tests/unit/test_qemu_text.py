@@ -1,4 +1,4 @@
-"""What cannot be said to QEMU is refused before it is: nothing that is asked ends QMP for all."""
+"""Strings that QMP cannot carry are refused before they are sent."""
 
 import os
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""``virtnic.testing.FaultyPort``: what it does to frames, and what it says about that."""
+"""``virtnic.testing.FaultyPort``: faults and their report."""
 
 import asyncio
 import contextlib

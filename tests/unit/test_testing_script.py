@@ -1,4 +1,4 @@
-"""``virtnic.testing.ScriptedPort`` and real sabotage."""
+"""``virtnic.testing.ScriptedPort`` and sabotage of real ports."""
 
 import select
 import threading
