@@ -213,7 +213,7 @@ def test_bad_options(memory: _native.Memory, options: dict[str, Any], words: str
 
 def test_no_memory() -> None:
     nothing: Any = None
-    with pytest.raises(TypeError, match=r"memory is the virtnic\.Memory"):
+    with pytest.raises(TypeError, match=r"memory must be a virtnic\.Memory"):
         Machine(nothing).start()
 
 
