@@ -74,15 +74,15 @@ def test_vhost_user_keeps_the_other_options() -> None:
         ({"type": "user", "id": "x"}, "omit it"),
         ({}, "has no type"),
         ({"type": 4}, "has no type"),
-        ("nic,model=virtio", "a nic is no netdev"),
-        ("{not json", "no valid JSON"),
+        ("nic,model=virtio", "a nic is not a netdev"),
+        ("{not json", "not valid JSON"),
         ("user,a=1,a.b=2", "a value and an object"),
         ("user,a.b=2,a=1", "a value and an object"),
         ("vhost-user", "path=SOCKET"),
         ("vhost-user,path=/x,server=maybe", "neither on nor off"),
-        ("vhost-user,path=/x,wait=soon", "no number of seconds"),
-        ("vhost-user,path=/x,wait=-1", "no number of seconds"),
-        ("vhost-user,path=/x,wait=nan", "no number of seconds"),
+        ("vhost-user,path=/x,wait=soon", "not a number of seconds"),
+        ("vhost-user,path=/x,wait=-1", "not a number of seconds"),
+        ("vhost-user,path=/x,wait=nan", "not a number of seconds"),
     ],
 )
 def test_bad_syntax(netdev: Any, words: str) -> None:
@@ -92,7 +92,7 @@ def test_bad_syntax(netdev: Any, words: str) -> None:
 
 @pytest.mark.parametrize("netdev", [None, 3, b"user", ["user"]])
 def test_neither_string_nor_mapping(netdev: Any) -> None:
-    with pytest.raises(TypeError, match="a netdev is a string"):
+    with pytest.raises(TypeError, match="a netdev must be a string"):
         parse(netdev)
 
 
