@@ -395,7 +395,7 @@ class FrontEnd:
         and did not serve), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
         """
     def close(self) -> None:
-        """Close the connection and remove the socket, if there is one; after the port has stopped."""
+        """Close the connection and remove the socket, if any; call after the port has stopped."""
 
 @final
 class VhostWire:
@@ -809,7 +809,7 @@ class PortDriver:
         Raises ValueError, DeviceError, QemuDied, MemoryUnavailable, CommandRefused.
         """
     def restart_if_needed(self) -> bool:
-        """Reset the device if it has set DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); return whether it had.
+        """Reset the device if it set DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); return whether it had.
 
         Raises as :meth:`NetPort.restart`.
         """

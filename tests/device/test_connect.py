@@ -221,7 +221,7 @@ def test_the_directory_is_missing(scratch: Path) -> None:
         connect(scratch / "nowhere")
     file = scratch / "file"
     file.touch()
-    with pytest.raises(NotADirectoryError, match=r"no directory; .*qemu-args --directory"):
+    with pytest.raises(NotADirectoryError, match=r"not a directory; .*qemu-args --directory"):
         connect(file)
     file.unlink()
     long = scratch / ("d" * 100)
@@ -330,7 +330,7 @@ def test_something_else_listens_there(directory: Path) -> None:
 def test_options_of_whoever_starts_it(directory: Path) -> None:
     options: dict[str, Any] = {"accel": "tcg", "machine": "q35", "qemu": "x", "sandbox": False}
     for name, value in options.items():
-        with pytest.raises(ValueError, match="chosen by whoever starts QEMU"):
+        with pytest.raises(ValueError, match="chosen where QEMU is started"):
             virtnic.Qemu(memory(), connect=directory, **{name: value})
 
 

@@ -484,7 +484,7 @@ def test_two_tasks_cannot_share_an_iterator(qemu: virtnic.Qemu) -> None:
     async def main() -> None:
         first = asyncio.create_task(anext(events))
         await asyncio.sleep(0.01)
-        with pytest.raises(RuntimeError, match=r"take events\(\) for each task"):
+        with pytest.raises(RuntimeError, match=r"call events\(\) for each task"):
             await anext(events)
         await asyncio.to_thread(qemu.attach, "user")
         assert (await asyncio.wait_for(first, 5.0)).kind == "attached"

@@ -587,7 +587,7 @@ def test_an_interpreter_without_threads(qemu_command: str) -> None:
         qemu_command,
     )
     assert "RuntimeError" in done.stdout, done
-    assert "virtnic talks to QEMU in a thread, and can have none here" in done.stdout
+    assert "virtnic needs a thread to talk to QEMU, and cannot start one" in done.stdout
     assert "limit" not in done.stdout
     assert len(done.stdout.splitlines()) == 1
     assert done.returncode == 0

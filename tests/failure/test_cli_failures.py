@@ -105,7 +105,7 @@ def test_no_directory_to_connect_in_is_3(
 ) -> None:
     for place in (f"{scratch}/nowhere", "/etc/hosts"):
         said = fails(words(name, "user", "--connect", place), 3)
-        assert "it is the directory that is shared" in said
+        assert "this is the directory shared with QEMU" in said
 
 
 @pytest.fixture

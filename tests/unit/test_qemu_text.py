@@ -86,7 +86,7 @@ def test_what_is_json_passes() -> None:
 def test_a_word_that_no_command_line_has(qemu_command: str, word: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="extra"):
         virtnic.Qemu(extra=["-name", word])
-    with pytest.raises(TypeError, match="list of words"):
+    with pytest.raises(TypeError, match="list of strings"):
         virtnic.Qemu(extra="-name x")
 
 

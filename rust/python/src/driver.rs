@@ -285,7 +285,7 @@ impl PortDriver {
         }
         Ok(())
     }
-    /// Reset the device if it has set DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); return whether it had.
+    /// Reset the device if it set DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); return whether it had.
     ///
     /// Raises as :meth:`NetPort.restart`.
     fn restart_if_needed(&self, py: Python<'_>) -> PyResult<bool> {

@@ -147,7 +147,7 @@ impl FrontEnd {
         Ok(dict)
     }
 
-    /// Close the connection and remove the socket, if there is one; after the port has stopped.
+    /// Close the connection and remove the socket, if any; call after the port has stopped.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());
     }
