@@ -28,6 +28,7 @@ COMMANDS = {
     "forward": "forward between two ports, or reflect on one",
     "generate": "send frames at a rate",
     "drop": "receive, count and discard frames",
+    "check": "check a vhost-user backend against vhost-user and VIRTIO",
     "watch": "print events of ports: links, backends, QEMU",
     "qemu-args": "print the command line of a QEMU to be started elsewhere, as in a container",
     "completions": "print a completion script for bash, zsh or fish",

@@ -26,6 +26,7 @@ __all__ = [
     "Interrupts",
     "Notify",
     "PortRequest",
+    "QemuInterrupts",
     "QemuOptions",
     "Ring",
     "StartOptions",
@@ -40,9 +41,10 @@ __all__ = [
     "with_queues",
 ]
 
-#: How the device signals: message to an eventfd, interrupt line, or not at all. Without QEMU
-#: (``frontend="direct"``) the backend signals an eventfd itself.
-Interrupts = Literal["msix", "intx", "none", "eventfd"]
+#: How a QEMU device signals: message to an eventfd, interrupt line, or not at all.
+QemuInterrupts = Literal["msix", "intx", "none"]
+#: The same; without QEMU (``frontend="direct"``) the backend signals an eventfd itself.
+Interrupts = QemuInterrupts | Literal["eventfd"]
 #: Ring formats (VIRTIO 1.3, sections 2.7 and 2.8).
 Ring = Literal["split", "packed"]
 #: How a vhost-user backend is kicked.
