@@ -158,7 +158,7 @@ def test_an_argument_becomes_an_option(said: str, told: str) -> None:
     ("words", "told", "said"),
     [
         (["--queue-size", "100"], "--queue-size must be a power of two", "queue_size"),
-        (["--mac", "01:00:5e:00:00:01"], "--mac 01:00:5e:00:00:01 is a group's", "mac="),
+        (["--mac", "01:00:5e:00:00:01"], "--mac 01:00:5e:00:00:01 is a group address", "mac="),
         (["--iova", "-1"], "--iova -1: not an address; give va, pa or", "iova="),
         (["--netdev", "bridge,br=x"], "give --sandbox spawn", "sandbox="),
         (["--hugepages", "1G", "--memory", "1T"], "--hugepages none", "hugepages=N"),
