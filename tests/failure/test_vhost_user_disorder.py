@@ -2,7 +2,7 @@
 
 VIRTIO promises order only with IN_ORDER. So the next backend has to find in the ring what the last
 one did not finish, and nothing else; every frame is accounted for. The backend is one in Python
-(`peers/backend.py`).
+(`peers/ring_backend.py`).
 """
 
 from collections.abc import Iterator

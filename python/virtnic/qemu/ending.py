@@ -45,13 +45,13 @@ class Ending:
             try:
                 callback = self._callbacks.pop(0)
             except IndexError:
-                return  # it was closed meanwhile
+                return  # who came meanwhile was told at once
             try:
                 callback(error)
             except Exception:
                 _log.exception("a callback for the death of QEMU failed")
 
     def forget(self) -> None:
-        """Report nothing: it is about to be ended or left."""
-        self._over.acquire(blocking=False)
-        self._callbacks.clear()
+        """Report nothing more: QEMU is about to be ended or left. A report under way goes on."""
+        if self._over.acquire(blocking=False):
+            self._callbacks.clear()
