@@ -1,4 +1,4 @@
-"""How many descriptors ports cost, and what happens where there are no more."""
+"""How many descriptors ports cost, and running out of them."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_the_limit_is_named_where_it_is_reached(run: Callable[..., str]) -> None
     steps, *errors = said.splitlines()
     assert int(steps) < 25
     for error in errors:
-        assert "descriptors open (RLIMIT_NOFILE): raise it with ulimit -n" in error
+        assert "(RLIMIT_NOFILE): raise the limit with ulimit -n" in error
         assert "attach several ports to one virtnic.Qemu" in error
 
 
@@ -402,7 +402,7 @@ def test_words_are_told_apart(qemu_command: str) -> None:
     try:
         for process in processes.values():
             process.start()
-        assert "ended with exit status 3; it said: gone" in processes["gone"].death(10.0)
+        assert "ended with exit status 3; it printed: gone" in processes["gone"].death(10.0)
         for name, process in processes.items():
             expected = {"helper": ["helped", "helper"]}.get(name, [name])
             for _ in range(1000):
