@@ -1,4 +1,4 @@
-"""What the options of a command say of one port."""
+"""A command's options for one port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PortArguments"]
 
 @dataclass(frozen=True, slots=True)
 class PortArguments:
-    """What the options say of one port; None where they say nothing."""
+    """Options for one port; None if not given."""
 
     netdev: str
     mac: str | None = None
@@ -32,7 +32,7 @@ class PortArguments:
         return replace(self, **missing)
 
     def attach(self, qemu: virtnic.Qemu) -> virtnic.Port:
-        """Plug in and start this NIC."""
+        """Plug in and start the NIC."""
         options: dict[str, Any] = {
             "mac": self.mac,
             "interrupts": self.interrupts,
