@@ -1,4 +1,4 @@
-"""``virtnic generate``: the frames that it sends."""
+"""The frames that ``virtnic generate`` sends."""
 
 import signal
 import socket

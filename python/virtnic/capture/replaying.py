@@ -13,7 +13,7 @@ from virtnic.loops import Result
 from virtnic.units import CHECKSUM, parse_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import virtnic
 
@@ -72,6 +72,7 @@ def replay(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Replayed:
     """Send the frames of a capture, with the gaps that they had.
 
@@ -80,7 +81,7 @@ def replay(
     within 10 µs of when it is due, unless the machine has something else to do: ``late`` and
     ``latest`` of the result say. ``loop``: how often the file is sent, None for ever.
     ``truncated``: also send what the file has of frames that it has in part. The file is read
-    ahead in a thread, a few MiB at most.
+    ahead in a thread, a few MiB at most. ``cpus``: as for the loops.
 
     The loop holds no queue: others may send meanwhile. It ends as those of :mod:`virtnic.loops` do.
 
@@ -100,5 +101,8 @@ def replay(
         return None if progress is None else progress(Result(**counters))
 
     times = _FOR_EVER if loop is None else loop
-    until = (seconds, packets, None if progress is None else tell)
+    chosen = [*cpus]
+    if any(cpu < 0 for cpu in chosen):
+        raise ValueError(f"cpus are numbers of processors, not {chosen}")
+    until = (seconds, packets, None if progress is None else tell, chosen)
     return Replayed(**_native.play(port, os.fspath(path), pace, times, truncated, until))

@@ -1,4 +1,4 @@
-"""Frames that a command is given: in a capture file, or as hexadecimal digits."""
+"""Frames given to a command: a capture file, or hexadecimal digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ETHERNET = 1
 
 
 def from_hex(text: str) -> bytes:
-    """Read a frame as tcpdump and Wireshark print it: digits, with spaces, colons or none.
+    """Parse a frame in hexadecimal, as tcpdump and Wireshark print it.
 
     Raises ValueError.
     """
@@ -18,9 +18,9 @@ def from_hex(text: str) -> bytes:
     try:
         frame = bytes.fromhex(digits)
     except ValueError:
-        raise ValueError(f"{text!r} is not hexadecimal digits, two for each byte") from None
+        raise ValueError(f"{text!r} is not a hexadecimal string with two digits per byte") from None
     if not frame:
-        raise ValueError("there are no digits, two for each byte")
+        raise ValueError("it has no hexadecimal digits")
     return frame
 
 

@@ -1,4 +1,4 @@
-"""What the options of a command say of one port."""
+"""A command's options for one port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PortArguments"]
 
 @dataclass(frozen=True, slots=True)
 class PortArguments:
-    """What the options say of one port; None where they say nothing."""
+    """Options for one port; None if not given."""
 
     netdev: str
     mac: str | None = None
@@ -23,20 +23,22 @@ class PortArguments:
     queue_size: int | None = None
     ring: str | None = None
     notify: str | None = None
+    queues: int | None = None
 
     def otherwise(self, arguments: argparse.Namespace) -> PortArguments:
         """Fill in what the options of :func:`virtnic.cli.options.add_device` say for every port."""
-        names = ("interrupts", "queue_size", "ring", "notify")
+        names = ("interrupts", "queue_size", "ring", "notify", "queues")
         missing = {name: getattr(arguments, name) for name in names if getattr(self, name) is None}
         return replace(self, **missing)
 
     def attach(self, qemu: virtnic.Qemu) -> virtnic.Port:
-        """Plug in and start this NIC."""
+        """Plug in and start the NIC."""
         options: dict[str, Any] = {
             "mac": self.mac,
             "interrupts": self.interrupts,
             "queue_size": self.queue_size or 0,
             "ring": self.ring,
             "notify": self.notify,
+            "queues": self.queues,
         }
         return qemu.attach(self.netdev, **options)

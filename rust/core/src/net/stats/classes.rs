@@ -1,36 +1,48 @@
-//! What kinds of frames a queue moved: their lengths, and whom they were for.
+//! Frames by length and destination.
 //!
-//! Off unless asked for ([`Watch`](super::watch::Watch)). On, a frame costs the first line of its
-//! bytes, which a loop that only passes frames on does not touch otherwise.
+//! Off unless asked for ([`Watch`](super::watch::Watch)). Lengths cost next to nothing: they are known.
+//! Destinations cost the first line of a received frame's bytes, which a loop that only passes frames
+//! on does not touch otherwise, and which the other side then has to get back from our cache.
 
 use crate::memory::{BufferId, Pool, prefetch};
 use crate::net::stats::Counter;
 
-/// The first bytes of so many frames are on their way into the cache before they are read.
+/// The number of frames prefetched before they are read.
 const AHEAD: usize = 8;
 /// Bytes of an Ethernet address.
 const ADDRESS: u32 = 6;
 
-/// Bytes of the frame check sequence, which neither side of a virtqueue ever sees.
+/// Bytes of the frame check sequence, which neither side of a virtqueue sees.
 const FCS: u32 = 4;
 
-/// How many lengths and destinations are told apart.
+/// Number of length and destination classes.
 const SIZES: usize = 8;
 const CASTS: usize = 3;
 
-/// How many frames of each kind: `_packets` follows in the names of counters, as in those of
-/// DPDK's virtio PMD.
+/// Frames of each class: counter names end in `_packets`, as in DPDK's virtio PMD.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameClasses {
-    /// By length on the wire, so with the frame check sequence, as RMON counts (RFC 2819) and people
-    /// speak of frames: the shortest is of 64 bytes. [`Self::SIZE_NAMES`] says which is which.
+    /// By length on the wire, including the frame check sequence, as in RMON (RFC 2819): the
+    /// shortest frame has 64 bytes. See [`Self::SIZE_NAMES`].
     pub sizes: [u64; SIZES],
-    /// By destination, as [`Self::CAST_NAMES`] says.
-    pub casts: [u64; CASTS],
+    /// By destination, as [`Self::CAST_NAMES`] says, where these are counted.
+    pub casts: Option<[u64; CASTS]>,
+}
+
+/// What is counted of frames besides their number and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counting {
+    /// Nothing.
+    #[default]
+    Basic,
+    /// How long they are.
+    Sizes,
+    /// And whom they are for.
+    Extended,
 }
 
 impl FrameClasses {
-    /// The names of the lengths. `undersize` is below 64.
+    /// Names of the length classes. `undersize` is below 64.
     pub const SIZE_NAMES: [&str; SIZES] = [
         "undersize",
         "size_64",
@@ -41,14 +53,15 @@ impl FrameClasses {
         "size_1024_1518",
         "size_1519_max",
     ];
-    /// The names of the destinations. Broadcast frames are not counted as multicast.
+    /// Names of the destination classes. Broadcast frames are not counted as multicast.
     pub const CAST_NAMES: [&str; CASTS] = ["unicast", "multicast", "broadcast"];
 
     /// Each count with its name.
     #[must_use]
     pub fn fields(&self) -> Vec<(&'static str, u64)> {
         let sizes = Self::SIZE_NAMES.into_iter().zip(self.sizes);
-        sizes.chain(Self::CAST_NAMES.into_iter().zip(self.casts)).collect()
+        let casts = self.casts.map(|casts| Self::CAST_NAMES.into_iter().zip(casts));
+        sizes.chain(casts.into_iter().flatten()).collect()
     }
 }
 
@@ -60,15 +73,16 @@ pub(crate) struct LiveClasses {
 }
 
 impl LiveClasses {
-    pub(crate) fn snapshot(&self) -> FrameClasses {
+    /// `destinations`: of frames to whom they are, too.
+    pub(crate) fn snapshot(&self, destinations: bool) -> FrameClasses {
         FrameClasses {
             sizes: self.sizes.each_ref().map(Counter::get),
-            casts: self.casts.each_ref().map(Counter::get),
+            casts: destinations.then(|| self.casts.each_ref().map(Counter::get)),
         }
     }
 
-    /// Counts frames that lie in buffers of the pool: `frame(i)` is the `i`th and its length.
-    /// The buffers are the caller's, or with a device that only reads them.
+    /// Counts frames in buffers of the pool: `frame(i)` is the `i`th and its length. The buffers
+    /// are the caller's, or with a device that only reads them.
     #[inline(never)]
     pub(crate) fn count(
         &self,
@@ -79,18 +93,87 @@ impl LiveClasses {
         for i in 0..frames.min(AHEAD) {
             prefetch(pool.data_ptr(frame(i).0));
         }
-        for i in 0..frames {
+        self.add_up(frames, |i| {
             if i + AHEAD < frames {
                 prefetch(pool.data_ptr(frame(i + AHEAD).0));
             }
             let (id, length) = frame(i);
-            self.sizes[size_of_frame(length.saturating_add(FCS))].add(1);
-            // SAFETY: data is 64-byte aligned and a buffer has room for that much at least; one
-            // volatile read, whatever the device does meanwhile.
-            let first = unsafe { pool.data_ptr(id).cast::<u64>().read_volatile() };
-            self.casts[cast(u64::from_le(first), length)].add(1);
+            Class::of(pool, id, length)
+        });
+    }
+
+    /// Counts frames by their lengths: none is looked at.
+    #[inline(never)]
+    pub(crate) fn count_sizes(&self, frames: usize, frame: impl Fn(usize) -> (BufferId, u32)) {
+        self.add_up(frames, |i| Class { size: size(frame(i).1), cast: NOBODY });
+    }
+
+    /// Counts frames of classes that are known.
+    #[inline]
+    pub(crate) fn add_up(&self, frames: usize, class: impl Fn(usize) -> Class) {
+        let mut next = 0;
+        while next < frames {
+            let end = frames.min(next + Tally::MOST);
+            let mut tally = Tally::default();
+            for i in next..end {
+                tally.add(class(i));
+            }
+            next = end;
+            // One store for each counter, however many frames there were.
+            for (counter, n) in self.sizes.iter().zip(tally.sizes.to_le_bytes()) {
+                counter.add(n.into());
+            }
+            for (counter, n) in self.casts.iter().zip(tally.casts.to_le_bytes()) {
+                counter.add(n.into());
+            }
         }
     }
+}
+
+/// A destination that is not counted.
+const NOBODY: u8 = CASTS as u8;
+
+/// What kind of frame one is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Class {
+    size: u8,
+    cast: u8,
+}
+
+impl Class {
+    /// The class of a frame that lies in a buffer of the pool, which is the caller's, or with a
+    /// device that only reads it.
+    #[inline]
+    pub(crate) fn of(pool: &Pool, id: BufferId, length: u32) -> Self {
+        // SAFETY: data is 64-byte aligned and a buffer has room for that much at least; one
+        // volatile read, whatever the device does meanwhile.
+        let first = unsafe { pool.data_ptr(id).cast::<u64>().read_volatile() };
+        Self { size: size(length), cast: cast(u64::from_le(first), length) as u8 }
+    }
+}
+
+/// How many frames of each class, a byte for each: a frame costs two additions to registers.
+#[derive(Debug, Default)]
+struct Tally {
+    sizes: u64,
+    casts: u64,
+}
+
+impl Tally {
+    /// More frames may not fit a byte.
+    const MOST: usize = 255;
+
+    #[inline]
+    fn add(&mut self, class: Class) {
+        self.sizes += 1 << (8 * u32::from(class.size));
+        self.casts += 1 << (8 * u32::from(class.cast));
+    }
+}
+
+/// Which of [`FrameClasses::SIZE_NAMES`] a frame of this length is.
+#[inline]
+fn size(length: u32) -> u8 {
+    size_of_frame(length.saturating_add(FCS)) as u8
 }
 
 /// Which of [`FrameClasses::SIZE_NAMES`] a length on the wire is, without a branch.
@@ -101,7 +184,7 @@ fn size_of_frame(length: u32) -> usize {
     (bits - 6 + u32::from(length > 64) + u32::from(length > 1518)) as usize
 }
 
-/// Which of [`FrameClasses::CAST_NAMES`] a frame is, whose first eight bytes these are.
+/// The index in [`FrameClasses::CAST_NAMES`] of a frame with these first eight bytes.
 #[inline]
 fn cast(first: u64, length: u32) -> usize {
     let all = u64::MAX >> 16;
@@ -135,7 +218,7 @@ mod tests {
         let read = |bytes: [u8; 8]| u64::from_le_bytes(bytes);
         assert_eq!(cast(read([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]), 60), 2);
         assert_eq!(cast(read([0xff; 8]), 60), 2);
-        // What is behind a short frame is not its own.
+        // Bytes after a short frame are not its own.
         assert_eq!(cast(read([0xff; 8]), 5), 1);
         assert_eq!(cast(read([0x01, 0, 0x5e, 0, 0, 1, 0xff, 0xff]), 60), 1);
         assert_eq!(cast(read([0xff, 0xff, 0xff, 0xff, 0xff, 0xfe, 0xff, 0xff]), 60), 1);

@@ -1,5 +1,4 @@
-//! Counters of queues, what kinds of frames they moved, and what else looks at these: time stamps
-//! and taps.
+//! Counters of queues, frame classes, time stamps and taps.
 
 pub(in crate::net) mod classes;
 mod counter;
@@ -7,7 +6,7 @@ mod counters;
 pub(in crate::net) mod tap;
 pub(in crate::net) mod watch;
 
-pub use classes::FrameClasses;
+pub use classes::{Counting, FrameClasses};
 pub(crate) use counter::Counter;
 pub use counters::{ExtendedStats, PortStats, QueueStats};
 pub(in crate::net) use counters::{LivePairStats, LiveQueueStats};
