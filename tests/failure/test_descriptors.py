@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import select
@@ -48,6 +49,7 @@ def count() -> int:
 
 @pytest.fixture(autouse=True)
 def chosen(qemu_command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()  # what other tests left is not to go in the midst of these
     monkeypatch.setenv("VIRTNIC_QEMU", qemu_command)
 
 
