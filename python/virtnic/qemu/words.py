@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtnic.qemu import loop
+from virtnic.qemu.identity import Identity, close_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,13 +157,21 @@ class _Sockets:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.ours.setblocking(False)
+        self._known = [(end, Identity.of(end.fileno())) for end in (self.ours, self.theirs)]
         self.watch = loop.Watch(where, self.ours.fileno(), _shared.drain)
 
     def close(self) -> None:
         self.watch.close()
-        for end in (self.ours, self.theirs):
-            with contextlib.suppress(OSError):  # somebody else has closed it
-                end.close()
+        self.close_ends()
+
+    def close_ends(self) -> None:
+        for end, known in self._known:
+            close_own(end, known)
+
+    @property
+    def are_open(self) -> bool:
+        """Whether nobody else has closed them."""
+        return all(known.is_still for _, known in self._known)
 
 
 class _Shared:
@@ -180,9 +189,14 @@ class _Shared:
     def join(self, words: Words, where: LoopThread) -> int:
         with self._lock:
             sockets = self._sockets
+            stale: _Sockets | None = None
+            if sockets is not None and not sockets.are_open:
+                sockets, stale = None, sockets
             if sockets is None:
                 sockets = self._sockets = _Sockets(where)
             self._listeners.add(words)
+        if stale is not None:
+            stale.close()
         sockets.watch.begin()  # again for all but the first
         return sockets.theirs.fileno()
 
@@ -255,8 +269,7 @@ class _Shared:
     def leave_to_parent(self) -> None:
         """Close a forked child's copies; the loop that they are watched in is its parent's."""
         if self._sockets is not None:
-            self._sockets.ours.close()
-            self._sockets.theirs.close()
+            self._sockets.close_ends()
 
 
 def _sender(notes: list[tuple[int, int, bytes]]) -> int:

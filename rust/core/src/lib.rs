@@ -23,6 +23,7 @@ pub mod locks;
 pub mod memory;
 pub mod net;
 pub mod notify;
+mod owned;
 pub mod process;
 pub mod qtest;
 #[cfg(feature = "stack")]
@@ -32,3 +33,4 @@ pub mod vhost_user;
 pub mod virtio;
 
 pub use error::{Error, Result};
+pub use owned::Owned;

@@ -6,7 +6,7 @@ use crate::memory::Region;
 use crate::notify::{EventFd, timespec};
 use crate::process::{Home, background};
 use crate::unix::{FileId, listen_at, remove};
-use crate::{Error, Result};
+use crate::{Error, Owned, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -48,7 +48,7 @@ struct Talk {
     vectors: Vec<Vector>,
     clients: Vec<Client>,
     /// What a client has to be given, while clients are expected.
-    memory: Option<Arc<OwnedFd>>,
+    memory: Option<Arc<Owned>>,
     /// The server was closed: a vector that is not in use is closed, too.
     ended: bool,
 }
@@ -119,6 +119,7 @@ impl Server {
         let mut spare = Some(EventFd::new()?);
         let owner = Mode::RUSR | Mode::WUSR;
         let (listener, file) = listen_at(&self.path, "ivshmem", Some(owner))?;
+        let listener = Owned::new(listener);
         lock(&self.talk).begin(memory);
         let thread = background("virtnic-ivshmem", {
             let (talk, wait) = (Arc::clone(&self.talk), Arc::clone(&wait));
@@ -263,7 +264,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Everything here is done with the lock held, and nothing waits.
 impl Talk {
     /// From now on clients are expected. They are told of the vectors that are in use.
-    fn begin(&mut self, memory: Arc<OwnedFd>) {
+    fn begin(&mut self, memory: Arc<Owned>) {
         self.clients.clear();
         self.memory = Some(memory);
         self.ended = false;
@@ -339,7 +340,7 @@ impl Talk {
         }
         log::debug!("an ivshmem client connected");
         let first = self.count();
-        self.clients.push(Client { socket: Arc::new(socket), first, next: 0, behind: true });
+        self.clients.push(Client { socket: Arc::new(socket.into()), first, next: 0, behind: true });
     }
 
     /// How many vectors there are: at most [`MAX_VECTORS`].
@@ -351,7 +352,7 @@ impl Talk {
 /// A connected QEMU.
 #[derive(Debug)]
 struct Client {
-    socket: Arc<OwnedFd>,
+    socket: Arc<Owned>,
     /// The vectors that there were when it came.
     first: u16,
     /// The next message to it.
