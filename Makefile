@@ -31,6 +31,8 @@ RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find rust/core rust/python 
 
 # Flags for pytest, as in `make test ARGS='-k slirp'`.
 ARGS ?=
+# Processes that share the Python tests; most tests wait for a QEMU or a peer. 0: in one, in order.
+JOBS ?= 2
 
 ##@ Use
 
@@ -47,7 +49,7 @@ build: setup-demo $(STAMPS)/extension ## Only build: .venv/bin/virtnic works aft
 test: setup-test $(STAMPS)/extension $(STAMPS)/tools ## All tests: Rust, then Python against real peers
 	$(CARGO) test --workspace --all-features --quiet
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test -p virtnic --lib --quiet loom
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 # As on a machine that is busy otherwise: nothing may depend on who runs first, or soon. The loops
 # end with the tests, however those do.

@@ -7,6 +7,7 @@ QEMU once for each; without them ``VIRTNIC_QEMU`` or the QEMU on the path is use
 import contextlib
 import shlex
 import signal
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from peers.components import needs, qemu_command
 from peers.netns import Netns
 from peers.ovs import Ovs
 from peers.testpmd import Testpmd
+from peers.turns import Turns
 from virtnic.qemu import find, machine
 from virtnic.qemu.command import Accel
 
@@ -28,12 +30,15 @@ with contextlib.suppress(ImportError):
 
 SESSION = pytest.StashKey[leaks.Session]()
 FAILED = pytest.StashKey[bool]()
+TURNS = pytest.StashKey[Turns]()
+MEETING_PLACE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 MARKERS = [
     "needs(*components): skip when the machine lacks one of them; with CI=true, fail",
     "starts_qemu: takes the fixture qemu_command; given by itself",
     "slow: takes more than a few seconds; tox leaves it out",
     "leaks(reason): does not give everything back, on purpose",
+    "alone: with `pytest -n`, no other test runs at the same time",
 ]
 
 
@@ -62,6 +67,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     # Machines without hugepages are tested too: there `auto` warns, which is no error here.
     config.addinivalue_line("filterwarnings", "ignore:.*pass hugepages=None:RuntimeWarning")
+    if config.getoption("numprocesses", None):
+        # This process runs no test: those of pytest-xdist do, and take turns.
+        config.stash[MEETING_PLACE] = tempfile.TemporaryDirectory(prefix="vt-")
+        return
+    if worker := getattr(config, "workerinput", None):
+        config.stash[TURNS] = Turns(Path(worker["turns"]))
     config.stash[SESSION] = leaks.Session()
     config.pluginmanager.register(limits.Limits())
     # A shell that runs us in the background ignores these, and so would all that we start.
@@ -71,10 +82,30 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, usual)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of pytest-xdist where the turns are taken."""
+    node.workerinput["turns"] = node.config.stash[MEETING_PLACE].name
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Wait for the test's turn before its time limit begins."""
+    turns = item.config.stash.get(TURNS, None)
+    if turns is None:
+        return (yield)
+    with turns.turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Undo the redirection."""
+    if TURNS in config.stash:
+        config.stash[TURNS].close()
     if SESSION in config.stash:
         config.stash[SESSION].close()
+    if MEETING_PLACE in config.stash:
+        config.stash[MEETING_PLACE].cleanup()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

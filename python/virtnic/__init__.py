@@ -20,7 +20,6 @@ from virtnic._native import (
     EventFd,
     Feature,
     Lease,
-    NetQueue,
     Offload,
     PingReply,
     Stack,
@@ -59,8 +58,8 @@ if TYPE_CHECKING:
     from virtnic.nic.events import Event, Events
     from virtnic.nic.opening import OpenOptions
     from virtnic.nic.policy import Recovery
-    from virtnic.nic.port import Port
-    from virtnic.nic.qemu import Qemu
+    from virtnic.nic.port import Port, Qemu
+    from virtnic.nic.queue import NetQueue
     from virtnic.nic.rss import Rss, RssLimits
     from virtnic.protocols import PacketPort
     from virtnic.qemu import Netdev
@@ -132,9 +131,10 @@ _LATER = {
     "Event": "virtnic.nic.events",
     "Events": "virtnic.nic.events",
     "Memory": "virtnic.memory",
+    "NetQueue": "virtnic.nic.queue",
     "PacketPort": "virtnic.protocols",
     "Port": "virtnic.nic.port",
-    "Qemu": "virtnic.nic.qemu",
+    "Qemu": "virtnic.nic.port",
     "Recovery": "virtnic.nic.policy",
     "Rss": "virtnic.nic.rss",
     "RssLimits": "virtnic.nic.rss",

@@ -18,6 +18,7 @@ __all__ = [
     "DeviceError",
     "EventFd",
     "Feature",
+    "FrontEnd",
     "Interposer",
     "IvshmemServer",
     "Lease",
@@ -30,6 +31,7 @@ __all__ = [
     "PingReply",
     "PortBusy",
     "PortClosed",
+    "PortDriver",
     "QTest",
     "QemuDied",
     "QemuError",
@@ -314,6 +316,86 @@ class IvshmemServer:
         """Stop listening and end the connections."""
 
 @final
+class FrontEnd:
+    """A virtio-net device without QEMU: a vhost-user backend serves its rings.
+
+    A :class:`PortDriver` drives it. Its link is up while there is a backend.
+    """
+
+    def __new__(
+        cls,
+        memory: Memory,
+        backend: str,
+        mac: str,
+        *,
+        server: bool = False,
+        wait: float = 0.0,
+        pairs: int = 1,
+        mtu: int | None = None,
+        calls: Sequence[EventFd] = (),
+        config: EventFd | None = None,
+        retry: tuple[int, float, float] | None = None,
+        patience: float = 10.0,
+        changed: EventFd | None = None,
+    ) -> FrontEnd:
+        """Meet the backend, waiting for it up to ``wait`` seconds.
+
+        ``memory``: what is shared with it. ``server``: listen at ``backend``, and the backend
+        connects. ``mac``, ``mtu``: what the device says of itself; a backend that wants to know
+        the MTU is told it. ``pairs``: the queue pairs that it must have. ``calls``: what it
+        signals, by queue; none for polling. ``config``: what is signalled when the link goes up or
+        down. ``retry``: how often a backend that went is looked for, and the first and the
+        longest pause in seconds; None is for ever, every 0.1 s. ``patience``: seconds that it
+        may take to set a device up, or to stop it. ``changed``: what is signalled when something
+        becomes of it; several may have the same.
+
+        Raises FileNotFoundError or ConnectionRefusedError when no backend listens,
+        TimeoutError when none connects, QemuError when it does not answer as a vhost-user
+        backend does, or lacks queue pairs, ValueError, OSError.
+        """
+    @property
+    def connected(self) -> bool:
+        """Whether there is a backend."""
+    @property
+    def serving(self) -> bool:
+        """Whether a backend serves the rings."""
+    @property
+    def refusal(self) -> str | None:
+        """Why the last backend that came does not serve; None where it does, or none has come."""
+    def spare(self, port: PortDriver) -> None:
+        """Hold a backend that returns without features that the port can do without.
+
+        Others are refused. It waits until the port has negotiated anew.
+        """
+    @property
+    def held(self) -> str | None:
+        """What a backend that is there lacks, where it waits for that."""
+    def take_first(self) -> int | None:
+        """Return a descriptor of the first backend's socket, the caller's to close; once."""
+    @property
+    def features(self) -> int:
+        """The feature bits that the backend offered when it came last."""
+    @property
+    def given_up(self) -> str | None:
+        """Why no backend is looked for any more; None while one is."""
+    @property
+    def changed(self) -> EventFd:
+        """Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change."""
+    def watch(self) -> None:
+        """Look after the backend from now on: see when it goes, and look for the next.
+
+        Raises OSError where the thread cannot be started.
+        """
+    def stats(self) -> dict[str, int]:
+        """Return what has happened so far.
+
+        ``messages`` (sent), ``links`` (backends that served), ``refusals`` (backends that came
+        and did not serve), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
+        """
+    def close(self) -> None:
+        """Hang up, and remove the socket where there is one; after the port has stopped."""
+
+@final
 class Interposer:
     """Stands between a QEMU and a vhost-user backend.
 
@@ -360,7 +442,7 @@ class Interposer:
         """Have QEMU, which is about to make its netdev, let out of that should the backend fail."""
     def end_trial(self) -> str | None:
         """Say why no backend is behind the netdev that QEMU has made, where that is so."""
-    def spare(self, port: NetPort) -> None:
+    def spare(self, port: PortDriver) -> None:
         """Hold a backend that returns without features that the port can do without.
 
         Others are refused. QEMU chooses a device's features when it is plugged in: what has the
@@ -617,6 +699,14 @@ class Burst(Sequence[memoryview]):
         The values of ``hash_report`` in VIRTIO 1.3, section 5.1.6.4.4.
         """
     @property
+    def timestamp(self) -> int | None:
+        """When the frames were taken from their ring, nanoseconds since 1970 (``time.time_ns()``).
+
+        No frame of the burst came later. How much earlier one may have come: what was received by
+        polling, the time since the look at the ring before; what a wait found, the time that the
+        interrupt takes. None where the port was opened without ``timestamps=True``.
+        """
+    @property
     def offload(self) -> Offloads | None:
         """What is left to do to each frame, or what the device has done to it already.
 
@@ -645,20 +735,21 @@ class Burst(Sequence[memoryview]):
     def release(self) -> None:
         """Give the buffers back now; the burst is empty afterwards."""
 
-@disjoint_base
-class NetPort:
-    """A started virtio-net device: the data path.
+@final
+class PortDriver:
+    """A started virtio-net device, as those have it who plug it in, bring it back and unplug it.
 
-    A subclass adds what the orchestration needs; all methods may be called from any thread.
+    Users have a :class:`NetPort`, which is made of this.
     """
 
     def __new__(
         cls,
         *,
         memory: Memory,
-        qtest: QTest,
+        qtest: QTest | None = None,
         registers: tuple[int, int, int, int, int, int] | None = None,
         legacy_io: tuple[int, int, bool] | None = None,
+        front_end: FrontEnd | None = None,
         queues: int = 1,
         queue_size: int = 0,
         vectors: tuple[list[tuple[int, int]], int] | None = None,
@@ -666,7 +757,7 @@ class NetPort:
         intx: EventFd | None = None,
         kicks: Interposer | None = None,
         features: dict[str, bool | None] | None = None,
-        **kwargs: Any,
+        ended: Callable[[], str],
     ) -> Self:
         """Negotiate, set the queues up and start.
 
@@ -674,6 +765,7 @@ class NetPort:
         (VIRTIO 1.3, section 4.1.4), length of the device structure, notify multiplier.
         ``legacy_io``, instead of them: the first port of the legacy registers, how many there
         are, and whether MSI-X is enabled (section 4.1.4.10).
+        ``front_end``, instead of ``qtest`` and both: a device without QEMU.
         ``queues``: pairs of them. ``queue_size``: 0 for the device's own, at most 1,024.
         ``vectors``: MSI-X table entries of each pair (receive, transmit) and of configuration
         changes, None without MSI-X; ``events``: what they signal; None for polling.
@@ -681,10 +773,82 @@ class NetPort:
         used instead of MSI-X and passed on to ``events``.
         ``kicks``: rings the backend's own eventfds instead of the device's registers.
         ``features``: by name, True to insist, False to refuse, None to prefer.
-        ``kwargs`` are a subclass's own.
+        ``ended`` says how QEMU ended, for the QemuDied of calls.
 
         Raises ValueError, DeviceError, QemuDied, MemoryUnavailable, CommandRefused.
         """
+    def restart_if_needed(self) -> bool:
+        """Reset the device where it says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
+
+        As :meth:`NetPort.restart`.
+        """
+    def set_recoverable(self, patient: bool) -> None:
+        """Take the end of QEMU for an outage."""
+    def abandon(self, why: str) -> None:
+        """Expect no other device any more."""
+    def suspend(self) -> None:
+        """Set the queues of a device aside that is gone, or is about to be unplugged.
+
+        Raises VirtnicError, TimeoutError.
+        """
+    def reattach(
+        self,
+        qtest: QTest | None = None,
+        registers: tuple[int, int, int, int, int, int] | None = None,
+        legacy_io: tuple[int, int, bool] | None = None,
+        front_end: FrontEnd | None = None,
+    ) -> None:
+        """Go on with another device like the last one."""
+    @property
+    def link(self) -> bool:
+        """Whether the link is up, as last reported."""
+    def check(self) -> None:
+        """Raise what ended the port, if something did: PortClosed, QemuDied, DeviceError."""
+    @property
+    def drops_long_frames(self) -> bool:
+        """Whether received frames were dropped, and counted, because no buffer holds them."""
+    def refresh_link(self) -> bool:
+        """Ask the device, and return whether the link is up."""
+    def rx_descriptor(self) -> Descriptor:
+        """Return what :meth:`NetPort.fileno` does, for one wait.
+
+        A closed port gives it back when that is over.
+        """
+    def tx_descriptor(self) -> Descriptor:
+        """Return what :meth:`NetPort.tx_fileno` does, for one wait."""
+    @property
+    def rss_limits(self) -> tuple[int, int, int] | None:
+        """The longest key and table and the hash types that the device can do, or None."""
+    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
+        """Return key, table, types and the queue of unhashed packets as they were set last."""
+    def set_rss_config(
+        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
+    ) -> None:
+        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
+    def refuse(self) -> None:
+        """Raise PortClosed from now on, also in calls that wait.
+
+        QEMU is not asked: ``stop`` does the rest.
+        """
+    @property
+    def withholds(self) -> bool:
+        """Whether it was stopped, but its device was not reset and still has its buffers."""
+    def device_gone(self) -> None:
+        """Say that the device is gone that kept buffers."""
+    def stop(self) -> None:
+        """Reset the device and take every buffer back; waiting calls raise PortClosed.
+
+        Where QEMU does not answer in time the buffers stay with the device until that is gone.
+        """
+
+@disjoint_base
+class NetPort:
+    """A started virtio-net device, as users have it. Made of its :class:`PortDriver`.
+
+    A subclass adds what is not the device's; all methods may be called from any thread.
+    """
+
+    def __new__(cls, driver: PortDriver, **kwargs: Any) -> Self: ...
     @property
     def mac(self) -> str:
         """The device's MAC address, as ``52:54:00:12:34:56``."""
@@ -693,7 +857,7 @@ class NetPort:
         """The device's MTU, 1500 where it does not say."""
     @property
     def link(self) -> bool:
-        """Whether the link is up, as last reported."""
+        """Whether the link is up. Without interrupts this asks the device (some 50 µs)."""
     @property
     def away(self) -> bool:
         """Whether the device is being reset, or was lost with its QEMU and may come back."""
@@ -707,29 +871,6 @@ class NetPort:
         with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
         PortClosed.
         """
-    def restart_if_needed(self) -> bool:
-        """Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did."""
-    def set_recoverable(self, patient: bool) -> None:
-        """Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only."""
-    def abandon(self, why: str) -> None:
-        """Expect no other device any more; for :class:`virtnic.Qemu` only."""
-    def suspend(self) -> None:
-        """Set the queues of a device aside that is gone, or is about to be unplugged.
-
-        For :class:`virtnic.Qemu` only. Raises VirtnicError, TimeoutError.
-        """
-    def reattach(
-        self,
-        qtest: QTest,
-        registers: tuple[int, int, int, int, int, int] | None = None,
-        legacy_io: tuple[int, int, bool] | None = None,
-    ) -> None:
-        """Go on with another device like the last one; for :class:`virtnic.Qemu` only."""
-    @property
-    def drops_long_frames(self) -> bool:
-        """Whether received frames were dropped, and counted, because no buffer holds them."""
-    def refresh_link(self) -> bool:
-        """Ask the device, and return whether the link is up."""
     @property
     def speed(self) -> int | None:
         """The line's speed in Mbit/s as last reported, None where the device does not know.
@@ -794,8 +935,6 @@ class NetPort:
         and readable, for as long as this object lives, also when the port is closed.
         Raises ValueError when the port has no interrupts.
         """
-    def rx_descriptor(self) -> Descriptor:
-        """Return the same for one wait: a closed port gives it back when that is over."""
     def tx_fileno(self) -> int:
         """Return an eventfd that is readable until ``send`` does not take all.
 
@@ -803,8 +942,6 @@ class NetPort:
         the memory has a buffer again, or when there is an error. It stays open as that of
         :meth:`fileno`. Raises ValueError when the port has no interrupts.
         """
-    def tx_descriptor(self) -> Descriptor:
-        """Return the same for one wait: a closed port gives it back when that is over."""
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
@@ -851,13 +988,19 @@ class NetPort:
         ``extended`` reads the first bytes of every frame. Raises ValueError.
         """
     @property
+    def timestamps(self) -> bool:
+        """Whether received bursts say when they were taken from their ring."""
+    def set_timestamps(self, on: bool = True) -> None:
+        """Have received bursts say when they were taken from their ring (:attr:`Burst.timestamp`).
+
+        From the next burst on. Costs one reading of the clock for each burst, and nothing when off.
+        """
+    @property
     def queues(self) -> int:
         """The queue pairs that the device uses."""
     @property
     def max_queues(self) -> int:
         """The queue pairs that the port was opened with."""
-    def queue(self, index: int) -> NetQueue:
-        """Return a queue pair, from 0. Raises ValueError where there is none."""
     def set_queues(self, count: int) -> None:
         """Have the device use the first ``count`` queue pairs, while the port runs.
 
@@ -896,15 +1039,6 @@ class NetPort:
 
         Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
         """
-    @property
-    def _rss_limits(self) -> tuple[int, int, int] | None:
-        """The longest key and table and the hash types that the device can do, or None."""
-    def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
-        """Return key, table, types and the queue of unhashed packets as they were set last."""
-    def set_rss_config(
-        self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
-    ) -> None:
-        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
     def reclaim(self) -> None:
         """Take back the buffers of transmitted frames that the device has finished.
 
@@ -913,22 +1047,12 @@ class NetPort:
     @property
     def closed(self) -> bool:
         """Whether the port was stopped."""
-    def _refuse(self) -> None: ...
-    @property
-    def withholds(self) -> bool:
-        """Whether it was stopped, but its device was not reset and still has its buffers."""
-    def device_gone(self) -> None:
-        """Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only."""
-    def stop(self) -> None:
-        """Reset the device and take every buffer back; waiting calls raise PortClosed.
 
-        Where QEMU does not answer in time the buffers stay with the device until that is gone.
-        """
-
-@final
+@disjoint_base
 class NetQueue:
-    """One queue pair of a port, usable from its own thread. Made by :meth:`NetPort.queue`."""
+    """One queue pair of a port, usable from its own thread."""
 
+    def __new__(cls, port: NetPort, index: int) -> Self: ...
     @property
     def port(self) -> NetPort:
         """The port that it is a part of."""

@@ -42,6 +42,14 @@ class PacketPort(Protocol):
     def send(self, frames: Iterable[Frame], offload: None = None) -> int:
         """Queue as many frames as fit, in order, without waiting; return how many."""
 
+    def send_all(
+        self, frames: Iterable[Frame], timeout: float | None = None, offload: None = None
+    ) -> int:
+        """Queue all frames, in order, waiting for room; return how many were queued in time.
+
+        Waits up to ``timeout`` seconds: 0 does not wait, None waits for ever.
+        """
+
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> ReceivedFrames:
         """Return up to ``maximum`` received frames.
 

@@ -16,14 +16,25 @@ import os
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from abc import abstractmethod
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
 from virtnic.deadline import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
-__all__ = ["Latch", "Owner", "Teardown", "close_later", "finish_forgotten", "uninterrupted"]
+__all__ = [
+    "Closing",
+    "Latch",
+    "Owner",
+    "Teardown",
+    "close_later",
+    "finish_forgotten",
+    "made_at",
+    "uninterrupted",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -192,6 +203,30 @@ class Owner:
         """Warn as an unclosed file does. For ``__del__``."""
         where = f", which was opened at {self._made_at}" if self._made_at else ""
         warnings.warn(f"unclosed {self!r}{where}", ResourceWarning, stacklevel=3, source=self)
+
+
+class Closing(Owner):
+    """An owner that the end of a ``with`` block closes."""
+
+    @abstractmethod
+    def close(self) -> object:
+        """Give back what it holds. Twice is fine."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def made_at(owner: Owner, other: Owner) -> None:
+    """Say that an owner was made where another was: not in the thread that made it."""
+    owner._made_at = other._made_at
 
 
 def _is_ours(module: str) -> bool:

@@ -17,6 +17,7 @@ import trio
 import virtnic
 from peers.netns import Netns
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.inside import attachment_of, machine_of
 from support.waiting import PROMPT
 from virtnic import aio
 from virtnic.nic.options import Interrupts
@@ -62,7 +63,7 @@ def test_arp_round_trips(qemu_command: str, run: Run) -> None:
                 "msix",
             )
             for _ in range(20):
-                await port.send([arp_request(port.mac)])
+                await port.send_all([arp_request(port.mac)])
                 burst = await port.recv()
                 assert [is_arp_reply(frame) for frame in burst] == [True]
             assert port.stats()["rx_packets"] == 20
@@ -78,7 +79,7 @@ def test_iteration(qemu_command: str, run: Run, interrupts: Interrupts) -> None:
     async def main() -> None:
         port = await aio.open("user", interrupts=interrupts)
         try:
-            await port.send(arp_request(port.mac) for _ in range(50))
+            await port.send_all(arp_request(port.mac) for _ in range(50))
             seen = 0
             async for burst in port:
                 assert all(map(is_arp_reply, burst))
@@ -177,7 +178,7 @@ def test_send_waits_for_room(netns: Netns, run: Run) -> None:
                 async def send(first: int) -> None:
                     frames = [numbered(port.mac, first + i) for i in range(total)]
                     for at in range(0, total, 500):
-                        await port.send(frames[at : at + 500])
+                        await port.send_all(frames[at : at + 500])
 
                 await gathered(lambda: send(0), lambda: send(1 << 16))
                 # What is still in the ring when a port is closed is not sent.
@@ -205,7 +206,7 @@ def test_a_full_queue_wakes_a_sender_by_interrupt(
 
     async def main() -> None:
         async with aio.open("user", queue_size=64) as port:
-            pid = port.qemu.process.pid
+            pid = port.qemu.pid
             os.kill(pid, signal.SIGSTOP)
             try:
                 frames = [arp_request(port.mac)] * 200
@@ -293,7 +294,7 @@ def test_a_dead_qemu_raises_in_waiting_tasks(
                 nonlocal killed
                 await anyio.sleep(0.1)
                 killed = time.monotonic()
-                os.kill(port.qemu.process.pid, signal.SIGKILL)
+                os.kill(port.qemu.pid, signal.SIGKILL)
 
             changes = port.link_changes()
             # Two receivers: the second waits for its turn, and then for QEMU.
@@ -304,7 +305,7 @@ def test_a_dead_qemu_raises_in_waiting_tasks(
                 lambda: fails(changes.__anext__),
             )
             with pytest.raises(virtnic.QemuDied):
-                await port.send([b"\0" * 60])
+                await port.send_all([b"\0" * 60])
         assert len(failures) == 3
         assert max(failures) < PROMPT
 
@@ -383,8 +384,9 @@ def test_cancelling_an_open_leaves_nothing(qemu_command: str, run: Run) -> None:
 def test_link_changes(qemu_command: str, run: Run) -> None:
     async def main() -> None:
         async with aio.open("user") as port:
-            nic = port.qemu.nics[0].id
-            before = list(port.port._callbacks)
+            nic = machine_of(port.qemu).nics[0].id
+            told = attachment_of(port.port).callbacks._links
+            before = list(told)
             changes = port.link_changes()
             seen = []
 
@@ -397,10 +399,10 @@ def test_link_changes(qemu_command: str, run: Run) -> None:
                     port.qemu.execute("set_link", name=nic, up=not up)
             assert seen == [False, True] * 3
             # An iterator that nobody has any more listens no longer.
-            assert len(port.port._callbacks) == len(before) + 1
+            assert len(told) == len(before) + 1
             del changes
             gc.collect()
-            assert port.port._callbacks == before
+            assert told == before
 
     run(main)
 
@@ -412,7 +414,7 @@ def test_several_ports_of_one_qemu(qemu: virtnic.Qemu, run: Run) -> None:
 
             async def ask(port: aio.Port) -> None:
                 for _ in range(50):
-                    await port.send([arp_request(port.mac)])
+                    await port.send_all([arp_request(port.mac)])
                     assert is_arp_reply((await port.recv())[0])
 
             await gathered(lambda: ask(a), lambda: ask(b))
@@ -425,7 +427,7 @@ def test_several_ports_of_one_qemu(qemu: virtnic.Qemu, run: Run) -> None:
 def test_a_port_that_was_open_already(port: virtnic.Port, run: Run) -> None:
     async def main() -> None:
         wrapped = aio.Port(port)
-        await wrapped.send([arp_request(port.mac)])
+        await wrapped.send_all([arp_request(port.mac)])
         assert is_arp_reply((await wrapped.recv())[0])
 
     run(main)
@@ -436,7 +438,7 @@ def test_a_port_that_was_open_already(port: virtnic.Port, run: Run) -> None:
 def test_anyio_on_both_backends(qemu_command: str) -> None:
     async def main() -> None:
         async with aio.open("user") as port:
-            await port.send([arp_request(port.mac)])
+            await port.send_all([arp_request(port.mac)])
             with anyio.fail_after(5):
                 assert is_arp_reply((await port.recv())[0])
 
@@ -450,13 +452,13 @@ def test_bad_frames(qemu_command: str, run: Run) -> None:
         async with aio.open("user", queue_size=64) as port:
             good = arp_request(port.mac)
             with pytest.raises(ValueError, match="empty") as caught:
-                await port.send([good] * 3000 + [b""])
+                await port.send_all([good] * 3000 + [b""])
             assert caught.value.queued == 3000  # type: ignore[attr-defined]
             with pytest.raises(TypeError, match=r"\[frame\]"):
-                await port.send(good)  # type: ignore[arg-type]
+                await port.send_all(good)  # type: ignore[arg-type]
             with pytest.raises(ValueError, match="burst"):
                 await port.recv(0)
-            await port.send([])
+            await port.send_all([])
 
     run(main)
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import virtnic
-from peers.elsewhere import Starter, arp, connect, memory, shared
+from peers.elsewhere import Starter, arp, both_machines, connect, memory
 from peers.testpmd import Testpmd
+from support.inside import machine_of
 from support.traffic import echo
 from support.waiting import PROMPT, pause
 from virtnic.cli import main
@@ -32,35 +33,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.needs("qemu")
 
 StartTestpmd = Callable[..., Testpmd]
-
-
-@pytest.fixture
-def directory(scratch: Path) -> Iterator[Path]:
-    """The directory that we share with QEMU."""
-    with shared(scratch) as path:
-        yield path
-
-
-@pytest.fixture
-def machine(request: pytest.FixtureRequest) -> str:
-    """The machine type: that of a test on both, else the usual one."""
-    return str(getattr(request, "param", "pc"))
-
-
-both_machines = pytest.mark.parametrize("machine", ["pc", "q35"], indirect=True)
-
-
-@pytest.fixture
-def start(directory: Path, machine: str, qemu_command: str, accel: Accel) -> Iterator[Starter]:
-    """Start what ``virtnic qemu-args`` says."""
-    with contextlib.closing(Starter(directory, machine, qemu_command, accel)) as start:
-        yield start
-
-
-@pytest.fixture
-def running(start: Starter) -> "subprocess.Popen[bytes]":
-    """A QEMU that somebody else started."""
-    return start()
 
 
 # Using it.
@@ -83,7 +55,7 @@ def test_a_port(
         assert stack.ping(str(stack.dhcp().gateway)).seconds > 0
         assert qemu.accel in {"qtest", "tcg"} if accel == "auto" else qemu.accel == accel
         assert qemu.machine == machine
-        assert qemu.binary is None
+        assert qemu.command is None
         assert repr(qemu) == f"<Qemu {machine} at {directory}>"
 
 
@@ -132,7 +104,7 @@ def test_link_changes_are_seen(running: object, directory: Path) -> None:
         seen.set()
 
     with connect(directory) as qemu, qemu.attach("user", on_link=changed) as port:
-        qemu.execute("set_link", name=qemu.nics[0].id, up=False)
+        qemu.execute("set_link", name=machine_of(qemu).nics[0].id, up=False)
         assert seen.wait(20.0)
         assert changes == [False]
         assert port.link is False
@@ -203,7 +175,7 @@ def test_qemu_dies(
     """Its death is the same error as that of a QEMU of ours."""
     died: list[virtnic.QemuDied] = []
     with connect(directory) as qemu:
-        qemu.on_death(died.append)
+        machine_of(qemu).on_death(died.append)
         port = qemu.attach("user")
         events = qemu.events()
         threading.Timer(0.2, running.kill).start()
@@ -217,10 +189,10 @@ def test_qemu_dies(
         with pytest.raises(virtnic.QemuDied):
             qemu.execute("query-status")
         with pytest.raises(virtnic.QemuError, match="no process number"):
-            _ = qemu.process.pid
+            _ = qemu.pid
     running.wait()
     assert [type(error) for error in died] == [virtnic.QemuDied]
-    assert not qemu.process.alive
+    assert not machine_of(qemu).process.alive
 
 
 def test_a_qemu_that_stands_still_holds_nobody_up(

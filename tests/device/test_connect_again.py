@@ -12,16 +12,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peers.elsewhere import Starter, arp, connect, in_the_way, shared
+from peers.elsewhere import arp, both_machines, connect, in_the_way
 from peers.process import freeze
 from peers.vhost_backend import ScriptedBackend
+from support.inside import machine_of
 from support.waiting import eventually
 from virtnic.pci import PciBus
 from virtnic.qemu.command import Accel
@@ -29,35 +29,6 @@ from virtnic.qemu.external import Elsewhere, _end_line
 from virtnic.qemu.monitor import Monitor
 
 pytestmark = pytest.mark.needs("qemu")
-
-
-@pytest.fixture
-def directory(scratch: Path) -> Iterator[Path]:
-    """The directory that we share with QEMU."""
-    with shared(scratch) as path:
-        yield path
-
-
-@pytest.fixture
-def machine(request: pytest.FixtureRequest) -> str:
-    """The machine type: that of a test on both, else the usual one."""
-    return str(getattr(request, "param", "pc"))
-
-
-both_machines = pytest.mark.parametrize("machine", ["pc", "q35"], indirect=True)
-
-
-@pytest.fixture
-def start(directory: Path, machine: str, qemu_command: str, accel: Accel) -> Iterator[Starter]:
-    """Start what ``virtnic qemu-args`` says."""
-    with contextlib.closing(Starter(directory, machine, qemu_command, accel)) as start:
-        yield start
-
-
-@pytest.fixture
-def running(start: Starter) -> "subprocess.Popen[bytes]":
-    """A QEMU that somebody else started."""
-    return start()
 
 
 @both_machines
@@ -114,7 +85,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         )
         assert done.returncode == -signal.SIGKILL
     with connect(directory) as qemu:
-        assert qemu.nics == []
+        assert machine_of(qemu).nics == []
         with qemu.attach("user") as port:
             arp(port)
 
@@ -143,7 +114,7 @@ def test_what_a_program_left_half_done_is_removed(
     (directory / "vhost-17.sock").touch()
     with connect(directory) as qemu, qemu.attach("user") as port:
         arp(port)
-        assert [nic.id for nic in qemu.nics] == ["nic10"]
+        assert [nic.id for nic in machine_of(qemu).nics] == ["nic10"]
         left = " ".join(in_the_way(qemu))
         assert "net10" in left
         for name in ("char3", "net7", "net9", "nic9"):
@@ -264,8 +235,8 @@ def test_a_program_that_is_killed_at_any_step_of_leaving(
             leaving.close()
             break
         left[0] = math.inf
-        leaving.qtest.close()
-        leaving.monitor.close()
+        machine_of(leaving).qtest.close()
+        machine_of(leaving).monitor.close()
         with connect(directory) as qemu, qemu.attach("user"):
             assert [what for what in in_the_way(qemu)[:-1] if not what.startswith("nic")] == new
         leaving.close()

@@ -10,6 +10,7 @@ import pytest
 import virtnic
 from peers.netns import Netns
 from support.frames import BROADCAST, arp_request, is_arp_reply, mac_bytes, number_of, numbered
+from support.inside import driver_of
 from support.waiting import pause
 
 OTHER = "02:00:00:00:00:77"
@@ -133,7 +134,7 @@ def test_the_port_announces_itself_when_asked(netns: Netns) -> None:
         # An unacknowledged announcement would be repeated at each look.
         pause(0.5)
         sent = port.stats()["tx_packets"]
-        port.refresh_link()
+        driver_of(port).refresh_link()
         assert port.stats()["tx_packets"] == sent
 
 

@@ -2,12 +2,9 @@
 
 import asyncio
 import gc
-import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +14,7 @@ import pytest
 
 import virtnic
 from peers.testpmd import Testpmd
+from support.inside import attachment_of, driver_of, machine_of
 from support.waiting import PROMPT, eventually, pause
 from virtnic.nic.events import Feed
 from virtnic.qemu import quirks
@@ -43,7 +41,7 @@ def let_it_settle(qemu: virtnic.Qemu) -> None:
 
 def set_link(port: virtnic.Port, up: bool) -> None:
     """Pull the cable out, or put it in again."""
-    port.qemu.execute("set_link", name=port._attachment.handle.id, up=up)
+    port.qemu.execute("set_link", name=attachment_of(port).handle.id, up=up)
 
 
 def test_attach_link_detach(qemu: virtnic.Qemu) -> None:
@@ -87,10 +85,10 @@ def test_every_flip_of_a_link_is_told(qemu: virtnic.Qemu, interrupts: str) -> No
 
 def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
     """Not even one who asks before the interrupt was looked at."""
-    client = qemu.monitor._client
+    client = machine_of(qemu).monitor._client
 
     async def pull_and_look_away(port: virtnic.Port) -> None:
-        handle = port._attachment.handle
+        handle = attachment_of(port).handle
         writer, sent = client._writer, asyncio.Event()
         assert writer is not None
         write = writer.write
@@ -111,9 +109,9 @@ def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
     asked = threading.Event()
     with qemu.attach("user") as port:
         events = qemu.events()
-        qemu.monitor.loop.start_call(lambda: pull_and_look_away(port))
+        machine_of(qemu).monitor.loop.start_call(lambda: pull_and_look_away(port))
         try:
-            assert eventually(lambda: not port.refresh_link())
+            assert eventually(lambda: not driver_of(port).refresh_link())
             assert events.wait(0) is None
         finally:
             asked.set()
@@ -234,7 +232,7 @@ def test_qemu_dies(qemu: virtnic.Qemu) -> None:
     port = qemu.attach("user")
     events = qemu.events()
     began = time.monotonic()
-    os.kill(qemu.process.pid, signal.SIGKILL)
+    os.kill(qemu.pid, signal.SIGKILL)
     event = events.wait(20.0)
     assert time.monotonic() - began < PROMPT
     assert event is not None
@@ -305,7 +303,7 @@ def test_a_qemu_that_recovers_is_back(qemu_command: str, memory: virtnic.Memory)
     with virtnic.Qemu(memory, qemu=qemu_command, recover=True) as qemu:
         qemu.attach("user")
         events = qemu.events()
-        os.kill(qemu.process.pid, signal.SIGKILL)
+        os.kill(qemu.pid, signal.SIGKILL)
         seen: Kinds = []
         while "qemu-back" not in seen:
             event = events.wait(10.0)
@@ -320,7 +318,7 @@ def test_a_backend_is_not_lost_with_its_qemu(
 ) -> None:
     qemu.attach(f"vhost-user,path={testpmd().sockets[0]}")
     events = qemu.events()
-    os.kill(qemu.process.pid, signal.SIGKILL)
+    os.kill(qemu.pid, signal.SIGKILL)
     assert kinds(events, 1) == ["qemu-died"]
     assert events.wait(0.3) is None
     qemu.close()
@@ -389,7 +387,7 @@ def test_a_callback_may_take_ports_away_and_bring_others(qemu: virtnic.Qemu) -> 
     stop()
     qemu.detach(other)
     assert told[:2] == ["attached", "link-down"]
-    assert len(qemu.nics) == 0
+    assert len(machine_of(qemu).nics) == 0
 
 
 def test_a_callback_may_close_the_qemu(qemu: virtnic.Qemu) -> None:
@@ -437,10 +435,11 @@ def test_what_is_called_at_the_end_of_a_port_may_fail(
     """The port ends all the same, and the others are told."""
     port = qemu.attach("user")
     told: list[str] = []
-    port.subscribe(lambda _: None, lambda: 1 // 0)
-    port.subscribe(lambda _: None, lambda: told.append("ended"))
+    callbacks = attachment_of(port).callbacks
+    callbacks.add(lambda _: None, lambda: 1 // 0)
+    callbacks.add(lambda _: None, lambda: told.append("ended"))
     port.close()
-    assert (port.closed, qemu.nics) == (True, [])
+    assert (port.closed, machine_of(qemu).nics) == (True, [])
     assert told
     assert "ZeroDivisionError" in caplog.text
     caplog.clear()  # the record has the traceback, and that the port
@@ -475,7 +474,7 @@ def test_what_is_no_callback_is_refused(qemu: virtnic.Qemu) -> None:
     with pytest.raises(TypeError, match="a link callback takes a port, 3 takes none"):
         qemu.attach("user", on_link=3)  # type: ignore[arg-type]
     assert qemu.ports == ()
-    assert qemu.nics == []
+    assert machine_of(qemu).nics == []
 
 
 def test_two_tasks_cannot_share_an_iterator(qemu: virtnic.Qemu) -> None:
@@ -547,101 +546,3 @@ def test_a_forked_child_has_no_events(qemu: virtnic.Qemu) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     qemu.attach("user")
     assert kinds(events, 1) == ["attached"]
-
-
-# The command.
-
-
-def watch(*arguments: str) -> subprocess.Popen[str]:
-    """Start ``virtnic watch``."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "virtnic.cli", "watch", "--hugepages", "none", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_watch_prints_lines(qemu_command: str) -> None:
-    with watch("--seconds", "0.3") as process:
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (0, "")
-    lines = out.splitlines()
-    assert [line.split()[1:3] for line in lines] == [["attached", "user"], ["detached", "user"]]
-
-
-@pytest.mark.parametrize(
-    ("number", "arguments", "status"),
-    [
-        (signal.SIGINT, (), 0),
-        (signal.SIGTERM, (), 0),
-        (signal.SIGINT, ("--seconds", "60"), 130),
-        (signal.SIGTERM, ("--seconds", "60"), 143),
-    ],
-)
-def test_watch_ends_by_a_signal(
-    qemu_command: str, number: signal.Signals, arguments: tuple[str, ...], status: int
-) -> None:
-    with watch(*arguments) as process:
-        assert process.stdout is not None
-        assert "attached" in process.stdout.readline()
-        process.send_signal(number)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (status, "")
-    assert [line.split()[1] for line in out.splitlines()] == ["detached"]
-
-
-def qemus_of(process: subprocess.Popen[str]) -> list[int]:
-    """Return the children of a command."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-
-
-def test_watch_goes_on_with_another_qemu(qemu_command: str) -> None:
-    with watch("--json", "--recover") as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["event"] == "attached"
-        (pid,) = qemus_of(process)
-        os.kill(pid, signal.SIGKILL)
-        found = [json.loads(process.stdout.readline()) for _ in range(4)]
-        process.send_signal(signal.SIGINT)
-        out, _err = process.communicate(timeout=30)
-    assert [event["event"] for event in found] == ["qemu-died", "link-down", "qemu-back", "link-up"]
-    assert found[0]["detail"] == f"QEMU (pid {pid}) was killed by SIGKILL and said nothing"
-    assert process.returncode == 0
-    assert [json.loads(line)["event"] for line in out.splitlines()] == ["detached"]
-
-
-@pytest.mark.needs("testpmd")
-def test_watch_in_json_tells_of_a_backend(qemu_command: str, scratch: Path) -> None:
-    path = scratch / "vhu0"
-    netdev = f"vhost-user,path={path}"
-    with Testpmd([path]) as pmd, watch("--json", "--port", netdev, "--port", "user") as process:
-        assert process.stdout is not None
-        first = [json.loads(process.stdout.readline()) for _ in range(2)]
-        assert [(event["event"], event["netdev"]) for event in first] == [
-            ("attached", netdev),
-            ("attached", "user"),
-        ]
-        pmd.kill()
-        lost = [json.loads(process.stdout.readline()) for _ in range(2)]
-        assert {event["event"] for event in lost} == {"backend-lost", "link-down"}
-        assert {event["mac"] for event in lost} == {first[0]["mac"]}
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (0, "")
-    assert [json.loads(line)["event"] for line in out.splitlines()] == ["detached", "detached"]
-
-
-def test_watch_tells_that_qemu_died(qemu_command: str) -> None:
-    with watch("--json") as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["event"] == "attached"
-        for pid in qemus_of(process):
-            os.kill(pid, signal.SIGKILL)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == 1
-    died, detached = (json.loads(line) for line in out.splitlines())
-    assert (died["event"], detached["event"]) == ("qemu-died", "detached")
-    assert "SIGKILL" in died["detail"]
-    assert "Traceback" not in err

@@ -51,7 +51,7 @@ Send = Callable[[virtnic.Port, Any], object]
 
 
 async def send_awaited(port: virtnic.Port, frames: Any) -> None:
-    await virtnic.aio.Port(port).send(frames)
+    await virtnic.aio.Port(port).send_all(frames)
 
 
 #: Every way to give frames to a port, or to what stands in for one.

@@ -9,6 +9,7 @@ import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply
+from support.inside import machine_of
 from virtnic.qemu.command import Accel, MachineType
 from virtnic.testing import kill_qemu
 
@@ -58,9 +59,7 @@ def test_many_come_and_go_beside_traffic(bus: virtnic.Qemu) -> None:
             answered.append(answers(beside))
 
     def held() -> tuple[int, int, int]:
-        ours, theirs = (
-            len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", bus.process.pid)
-        )
+        ours, theirs = (len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", bus.pid))
         return ours, theirs, threading.active_count()
 
     bus.attach("user").close()  # what is made once is made
@@ -185,7 +184,7 @@ def test_a_device_that_does_not_go(
     deaf, eject = True, bus.bus.eject
     monkeypatch.setattr(bus.bus, "eject", lambda function: None if deaf else eject(function))
     port = bus.attach("user")
-    monkeypatch.setattr(bus, "timeout", 0.2)
+    monkeypatch.setattr(machine_of(bus), "timeout", 0.2)
     with caplog.at_level(logging.WARNING):
         bus.detach(port)
     assert "is not unplugged and keeps its slot: QEMU did not delete" in caplog.text

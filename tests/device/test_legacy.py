@@ -15,6 +15,7 @@ from jobs import test_engine
 from peers.netns import Netns
 from support.fake_pci import FakeBus, FakeFunction, memory32, virtio_net
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.inside import machine_of
 from virtnic.pci import Function, LegacyRegisters, PciBus, speaks_modern, virtio_legacy
 from virtnic.qemu import quirks
 
@@ -121,9 +122,9 @@ def test_the_queue_size_is_the_devices(qemu: virtnic.Qemu) -> None:
     assert larger.queue_size == 1024
     assert larger.send([arp_request(larger.mac)]) == 1
     assert is_arp_reply(larger.recv(64, timeout=20.0)[0])
-    assert qemu.nics
+    assert machine_of(qemu).nics
     larger.close()
-    assert not qemu.nics
+    assert not machine_of(qemu).nics
 
 
 @once
@@ -142,7 +143,7 @@ def test_what_legacy_devices_cannot_do(
 ) -> None:
     with pytest.raises(virtnic.DeviceError, match=says):
         qemu.attach("user", legacy=True, **options)
-    assert not qemu.nics
+    assert not machine_of(qemu).nics
     assert not qemu.ports
 
 

@@ -15,6 +15,7 @@ import virtnic
 from peers.netns import Netns
 from peers.streams import receive_frame, send_frame
 from support.frames import numbered
+from support.inside import machine_of
 from virtnic.testing import kill_qemu
 
 pytestmark = pytest.mark.needs("qemu")
@@ -71,7 +72,7 @@ def test_a_number_that_qemu_uses_itself(
 ) -> None:
     """What has a low number here is QEMU's QMP or QTest socket, or whatever else, there."""
     here, there = pair
-    assert Path(f"/proc/{qemu.process.pid}/fd/{here.fileno()}").is_symlink()
+    assert Path(f"/proc/{qemu.pid}/fd/{here.fileno()}").is_symlink()
     with qemu.attach({"type": "socket", "fd": here.fileno()}) as port:
         exchange(port, there)
 
@@ -181,7 +182,7 @@ def test_a_wrong_descriptor_is_refused_before_qemu_sees_it(
             )
         with pytest.raises(ValueError, match=words):
             qemu.attach(netdev)
-    assert qemu.process.alive
+    assert machine_of(qemu).process.alive
     assert qemu.ports == ()
 
 

@@ -12,6 +12,7 @@ import netdevs_page
 import virtnic
 from peers.streams import receive_frame
 from support.frames import numbered
+from support.inside import machine_of
 from virtnic.qemu import find_qemu
 from virtnic.qemu.netdevs import NETDEVS, NetdevType, kind_of
 from virtnic.qemu.schema import Schema
@@ -67,9 +68,9 @@ def test_slirp_behind_a_hub_has_a_clock(qemu_command: str, accel: Any) -> None:
     with virtnic.Qemu(memory(), accel=accel, extra=extra) as qemu:
         port = qemu.attach("hubport,hubid=7")
         if qemu.accel == "qtest":
-            began = qemu.qtest.clock_step(1)
+            began = machine_of(qemu).qtest.clock_step(1)
             deadline = time.monotonic() + 10.0
-            while qemu.qtest.clock_step(1) - began < 0.2e9:
+            while machine_of(qemu).qtest.clock_step(1) - began < 0.2e9:
                 assert time.monotonic() < deadline, "the clock stands still"
                 time.sleep(0.02)
         assert virtnic.Stack(port).dhcp()

@@ -11,6 +11,7 @@ import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply
+from support.inside import machine_of
 from support.waiting import PROMPT, eventually
 from virtnic.nic.options import Interrupts
 from virtnic.qemu.command import Accel, MachineType
@@ -207,7 +208,7 @@ def test_link_changes_are_reported(port: virtnic.Port) -> None:
         changed.set()
 
     port.on_link(on_link)
-    nic = port.qemu.nics[0].id
+    nic = machine_of(port.qemu).nics[0].id
     for up in (False, True):
         changed.clear()
         port.qemu.execute("set_link", name=nic, up=up)
@@ -218,7 +219,7 @@ def test_link_changes_are_reported(port: virtnic.Port) -> None:
 
 def test_link_without_interrupts_is_asked_for(qemu_command: str) -> None:
     with virtnic.open("user", interrupts="none") as port:
-        nic = port.qemu.nics[0].id
+        nic = machine_of(port.qemu).nics[0].id
         port.qemu.execute("set_link", name=nic, up=False)
         assert [port.link, port.link] == [False, False]
         port.qemu.execute("set_link", name=nic, up=True)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import virtnic
+from support.inside import machine_of
 from support.waiting import PROMPT, eventually, pause
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
@@ -153,12 +155,12 @@ def test_a_directory_with_too_long_a_name(
 ) -> None:
     place = tmp_path / ("x" * 100)
     with pytest.raises(ValueError, match=r"too long for a UNIX socket.*107 fit.*directory="):
-        Machine(memory, directory=place)
+        Machine(memory, directory=place).start()
     assert not place.exists()
 
 
 def test_closing_twice_and_from_everywhere(memory: _native.Memory, qemu_command: str) -> None:
-    machine = Machine(memory)
+    machine = Machine(memory).start()
     pid = machine.process.pid
     threads = [threading.Thread(target=machine.close) for _ in range(4)]
     for thread in threads:
@@ -172,13 +174,13 @@ def test_closing_twice_and_from_everywhere(memory: _native.Memory, qemu_command:
         machine.execute("query-status")
 
 
-def test_an_abandoned_one_goes_away(memory: _native.Memory, qemu_command: str) -> None:
-    machine: Machine | None = Machine(memory)
-    assert machine is not None
-    machine.add_nic("user")
-    pid = machine.process.pid
-    with pytest.warns(ResourceWarning, match="unclosed <Machine pc"):
-        machine = None
+def test_an_abandoned_one_goes_away(qemu_command: str) -> None:
+    qemu: virtnic.Qemu | None = virtnic.Qemu(virtnic.Memory("4M", hugepages=None))
+    assert qemu is not None
+    machine_of(qemu).add_nic("user")
+    pid = qemu.pid
+    with pytest.warns(ResourceWarning, match="unclosed <Qemu pc"):
+        qemu = None
     deadline = time.monotonic() + 20.0
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -206,19 +208,19 @@ def test_several_share_one_thread(memory: _native.Memory, qemu_command: str) -> 
 )
 def test_bad_options(memory: _native.Memory, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Machine(memory, **options)
+        Machine(memory, **options).start()
 
 
 def test_no_memory() -> None:
     nothing: Any = None
     with pytest.raises(TypeError, match=r"memory is the virtnic\.Memory"):
-        Machine(nothing)
+        Machine(nothing).start()
 
 
 def test_a_start_that_fails_quotes_qemu(memory: _native.Memory, qemu_command: str) -> None:
     began = time.monotonic()
     with pytest.raises(QemuError, match=r"did not start: .*no-such-device"):
-        Machine(memory, extra=("-device", "no-such-device"))
+        Machine(memory, extra=("-device", "no-such-device")).start()
     assert time.monotonic() - began < PROMPT
 
 
@@ -226,12 +228,12 @@ def test_an_accelerator_it_has_not(memory: _native.Memory, qemu_command: str) ->
     if find_qemu(qemu_command).has_accelerator("qtest"):
         pytest.skip("this QEMU has the qtest accelerator")
     with pytest.raises(QemuError, match=r"invalid accelerator qtest.*accel=auto"):
-        Machine(memory, accel="qtest")
+        Machine(memory, accel="qtest").start()
 
 
 def test_a_program_that_is_no_qemu(memory: _native.Memory) -> None:
     with pytest.raises(QemuNotFound, match="does not answer as QEMU"):
-        Machine(memory, qemu="/bin/true")
+        Machine(memory, qemu="/bin/true").start()
 
 
 def test_one_that_never_opens_its_socket(memory: _native.Memory, tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_one_that_never_opens_its_socket(memory: _native.Memory, tmp_path: Path)
     asleep.write_text("#!/bin/sh\nexec sleep 60\n")
     asleep.chmod(0o755)
     with pytest.raises(TimeoutError, match="opened no QMP socket"):
-        Machine(memory, qemu=asleep, timeout=0.3)
+        Machine(memory, qemu=asleep, timeout=0.3).start()
 
 
 def test_a_stopped_qemu_times_out(machine: Machine) -> None:
@@ -251,7 +253,7 @@ def test_a_stopped_qemu_times_out(machine: Machine) -> None:
 
 
 def test_a_stopped_qemu_is_killed_by_close(memory: _native.Memory, qemu_command: str) -> None:
-    machine = Machine(memory)
+    machine = Machine(memory).start()
     os.kill(machine.process.pid, signal.SIGSTOP)
     began = time.monotonic()
     machine.close()
@@ -331,7 +333,7 @@ def test_callbacks_must_not_wait(machine: Machine) -> None:
             outcome.append(error)
         done.set()
 
-    machine.on_event(callback, "STOP")
+    machine.monitor.listen(callback, "STOP")
     machine.execute("stop")
     assert done.wait(20.0)
     assert isinstance(outcome[0], RuntimeError)
@@ -341,8 +343,8 @@ def test_callbacks_must_not_wait(machine: Machine) -> None:
 def test_events_reach_those_who_asked(machine: Machine) -> None:
     seen: list[str] = []
     everything: list[str] = []
-    stop = machine.on_event(lambda event: seen.append(event["event"]), "RESUME")
-    machine.on_event(lambda event: everything.append(event["event"]))
+    stop = machine.monitor.listen(lambda event: seen.append(event["event"]), "RESUME")
+    machine.monitor.listen(lambda event: everything.append(event["event"]))
     machine.execute("stop")
     machine.execute("cont")
     machine.execute("query-status")
@@ -364,40 +366,18 @@ def test_a_failing_callback_harms_nobody(
     def broken(_event: Any) -> None:
         raise ZeroDivisionError
 
-    machine.on_event(broken)
-    machine.on_event(lambda _event: seen.set())
+    machine.monitor.listen(broken)
+    machine.monitor.listen(lambda _event: seen.set())
     machine.execute("stop")
     assert seen.wait(20.0)
     assert "a callback for the event STOP failed" in caplog.text
 
 
-def test_watching_a_descriptor(machine: Machine) -> None:
-    fd = os.eventfd(0, os.EFD_NONBLOCK)
-    values: list[int] = []
-    seen = threading.Semaphore(0)
-
-    def ready() -> None:
-        values.append(os.eventfd_read(fd))
-        seen.release()
-
-    unwatch = machine.watch_fd(fd, ready)
-    for value in (3, 4):
-        os.eventfd_write(fd, value)
-        assert seen.acquire(timeout=20.0)
-    unwatch()
-    os.eventfd_write(fd, 5)
-    pause(0.05)
-    assert values == [3, 4]
-    os.close(fd)
-
-
 def child(body: str, qemu_command: str) -> subprocess.Popen[str]:
     """Start a Python process that starts a QEMU and prints its pid."""
-    program = (
-        "from virtnic import _native\nfrom virtnic.qemu import Machine\nimport os, sys, time\n"
-    )
-    program += "machine = Machine(_native.Memory(1 << 22, pages=4096))\n"
-    program += "print(machine.process.pid, flush=True)\n" + textwrap.dedent(body)
+    program = "import os, sys, time, virtnic\n"
+    program += "qemu = virtnic.Qemu(virtnic.Memory('4M', hugepages=None))\n"
+    program += "print(qemu.pid, flush=True)\n" + textwrap.dedent(body)
     return subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
@@ -436,10 +416,10 @@ def test_it_goes_with_the_interpreter(qemu_command: str, scratch: Path, end: str
 def test_a_forked_child_does_not_end_it(qemu_command: str) -> None:
     body = """
         if os.fork() == 0:
-            machine.close()
+            qemu.close()
             os._exit(0)
         os.wait()
-        print(machine.execute("query-status")["running"], flush=True)
+        print(qemu.execute("query-status")["running"], flush=True)
     """
     with child(body, qemu_command) as process:
         out, err = process.communicate(timeout=30)
@@ -452,7 +432,7 @@ def test_a_disk_without_room_is_named(memory: _native.Memory, qemu_command: str)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.raises(OSError, match=r"park\.bin"):
-            Machine(memory, qemu=qemu_command)
+            Machine(memory, qemu=qemu_command).start()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -479,4 +459,4 @@ def test_qemu_dies_between_its_two_sockets(
 
     monkeypatch.setattr(Process, "asked_by", killed)
     with pytest.raises(QemuError, match="was killed by SIGABRT"):
-        Machine(memory, timeout=100.0)
+        Machine(memory, timeout=100.0).start()

@@ -18,6 +18,7 @@ import pytest
 
 import virtnic
 from peers.testpmd import Testpmd
+from support.inside import machine_of
 from virtnic.errors import QemuNotFound
 from virtnic.qemu import environment, find, find_qemu, patched, process, quirks, rundir, words
 from virtnic.qemu.command import Shmem
@@ -74,7 +75,7 @@ class TestDroppedPrivileges:
         done = run(
             f"""
             qemu = virtnic.Qemu(memory)
-            print(qemu.process.pid, flush=True)
+            print(qemu.pid, flush=True)
             {DROP.strip()}
             {end}
             """,
@@ -88,8 +89,9 @@ class TestDroppedPrivileges:
         done = run(
             f"""
             import warnings
+            from virtnic.nic.port import host_of
             qemu = virtnic.Qemu(memory)
-            process = qemu.process
+            process = host_of(qemu).machine.process
             print(process.pid, flush=True)
             os.kill(process.pid, signal.SIGSTOP)
             {DROP.strip()}
@@ -127,7 +129,7 @@ class TestDroppedPrivileges:
         done = run(
             f"""
             qemu = virtnic.Qemu(memory, recover=True)
-            print(qemu.process.pid, flush=True)
+            print(qemu.pid, flush=True)
             {DROP.strip()}
             qemu.close()
             """,
@@ -162,7 +164,7 @@ class TestDroppedPrivileges:
                 os.closerange(1, 3)
                 os.read(reader, 1)  # until the test ends it
                 signal.pause()
-            print(qemu.process.pid, child, flush=True)
+            print(qemu.pid, child, flush=True)
             {DROP.strip()}
             os.kill(os.getpid(), signal.SIGKILL)
             """,
@@ -186,7 +188,7 @@ def test_a_script_that_does_not_exec_qemu(qemu_command: str, tmp_path: Path, end
         f"""
         import subprocess
         qemu = virtnic.Qemu(memory, qemu={str(script)!r})
-        group = str(qemu.process.pid)
+        group = str(qemu.pid)
         subprocess.run(["pgrep", "--pgroup", group], check=True)
         {end}
         """,
@@ -211,7 +213,7 @@ class TestSignals:
         before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         try:
             with virtnic.Qemu(small) as qemu:
-                status = Path(f"/proc/{qemu.process.pid}/status").read_text()
+                status = Path(f"/proc/{qemu.pid}/status").read_text()
         finally:
             signal.signal(signal.SIGUSR2, before)
         sets = dict(line.split(":\t") for line in status.splitlines() if line.startswith("Sig"))
@@ -279,8 +281,9 @@ def test_an_accelerator_among_the_words_of_the_command(
 ) -> None:
     with virtnic.Qemu(small, qemu=f"{qemu_command} -accel tcg") as qemu:
         assert qemu.accel == "tcg"
-        assert isinstance(qemu.process, process.Process)
-        assert qemu.process.argv.count("-accel") == 1
+        started = machine_of(qemu).process
+        assert isinstance(started, process.Process)
+        assert started.argv.count("-accel") == 1
 
 
 @pytest.mark.parametrize(
@@ -417,7 +420,7 @@ def test_without_standard_streams(qemu_command: str) -> None:
         memory = virtnic.Memory("4M", hugepages=None)
         with virtnic.Qemu(memory) as qemu:
             qemu.attach("user").close()
-            found = streams("self") | streams(qemu.process.pid)
+            found = streams("self") | streams(qemu.pid)
         os.write(told, " ".join(found).encode())
     """
     done = run(body, qemu_command)
@@ -429,7 +432,7 @@ def test_children_that_are_reaped_unasked(qemu_command: str) -> None:
     body = """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         with virtnic.Qemu(memory) as qemu:
-            pid = qemu.process.pid
+            pid = qemu.pid
             qemu.attach("user").close()
         try:
             virtnic.Qemu(memory, extra=("-device", "no-such-device"))
@@ -447,7 +450,7 @@ def test_sockets_that_a_killed_program_left(qemu_command: str, scratch: Path) ->
     place = scratch / "named"
     body = f"""
         qemu = virtnic.Qemu(memory, directory={str(place)!r})
-        print(qemu.process.pid, flush=True)
+        print(qemu.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     for _ in range(2):
@@ -512,8 +515,9 @@ class TestReadOnlyRoot:
 
     def test_the_memory_file_system_does(self, small: virtnic.Memory, qemu_command: str) -> None:
         with virtnic.Qemu(small) as qemu:
-            assert isinstance(qemu.process, process.Process)
-            assert any("/dev/shm/virtnic-" in word for word in qemu.process.argv)
+            started = machine_of(qemu).process
+            assert isinstance(started, process.Process)
+            assert any("/dev/shm/virtnic-" in word for word in started.argv)
             assert not list(Path("/dev/shm").glob("virtnic-*/qmp.sock"))
 
     def test_the_way_out_is_named(
@@ -543,7 +547,7 @@ class TestWarnings:
         for _ in range(2):
             with virtnic.Qemu(small, accel="tcg", extra=nobody) as qemu:
                 deadline = time.monotonic() + 10.0
-                while "warning:" not in qemu.process.stderr:
+                while "warning:" not in qemu.stderr:
                     assert time.monotonic() < deadline
         warned = [line for line in caplog.messages if "warning:" in line]
         assert len(warned) == len(set(warned)) >= 1

@@ -15,6 +15,7 @@ import pytest
 
 import virtnic
 from support.frames import numbered
+from support.inside import machine_of
 
 OTHER = "02:00:00:00:00:07"
 GROUP = "01:00:5e:00:00:fb"
@@ -236,14 +237,14 @@ def test_the_ring_is_seen_to_fill(qemu_command: str, wire: Wire, ring: Any) -> N
         assert use("rx") == (size, 0)
         assert use("tx") == (0, size)
         # A stopped QEMU takes nothing.
-        port.qemu.monitor.execute("stop")
+        machine_of(port.qemu).monitor.execute("stop")
         frame = numbered(port.mac, 1)
         assert port.send([frame] * 10) == 10
         assert use("tx") == (10, size - 10)
         assert port.send([frame] * size) == size - 10
         assert use("tx") == (size, 0)
         assert port.xstats()["tx_q0_ring_full"] > 0
-        port.qemu.monitor.execute("cont")
+        machine_of(port.qemu).monitor.execute("cont")
         deadline = time.monotonic() + 20.0
         while use("tx")[0]:
             port.reclaim()

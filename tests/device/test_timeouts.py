@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import virtnic
+from support.inside import host_of
 from virtnic import aio, testing
 from virtnic._native import QTest
 from virtnic.deadline import LONGEST, Deadline, seconds
@@ -54,7 +55,7 @@ class World:
 
     def events(self, timeout: float) -> Any:
         with self.qemu.events() as events:
-            self.qemu.feed.put("attached", self.port)
+            host_of(self.qemu).feed.put("attached", self.port)
             return events.wait(timeout)
 
     def latch(self, timeout: float) -> bool:

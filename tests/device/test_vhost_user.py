@@ -158,7 +158,7 @@ def test_qemu_is_idle(qemu_command: str, testpmd: StartTestpmd, ring: Ring) -> N
     with virtnic.open(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
         frames = [numbered(port.mac, i) for i in range(256)]
         exchange(port, frames, in_flight=256)
-        pid = port.qemu.process.pid
+        pid = port.qemu.pid
 
         def idle() -> bool:
             before = cpu_time(pid)

@@ -25,6 +25,7 @@ import virtnic
 import virtnic.aio
 from peers.process import mortal
 from peers.vhost_backend import ScriptedBackend
+from support.inside import machine_of
 from support.waiting import eventually
 from virtnic.testing import ScriptedPort
 
@@ -128,7 +129,7 @@ def test_a_qemu_that_died(more: Held) -> None:
     """Its connections are gone as soon as that is known, the rest with its close."""
     port = virtnic.open("user", **SMALL)
     before = len(more.now())
-    port.qemu.process._child.kill()  # type: ignore[union-attr]
+    machine_of(port.qemu).process._child.kill()  # type: ignore[union-attr]
     with pytest.raises(virtnic.QemuDied):
         port.recv(timeout=None)
     assert eventually(lambda: len(more.now()) < before), "the QTest socket is still open"
@@ -315,7 +316,7 @@ def test_a_scripted_port() -> None:
 def test_a_call_to_a_connection_that_ended(more: Held) -> None:
     """It says so; it does not write to whatever has the number by now."""
     port = virtnic.open("user", **SMALL)
-    qtest = port.qemu.qtest
+    qtest = machine_of(port.qemu).qtest
     port.close()
     read, write = os.pipe()
     try:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import virtnic
-from peers.backend import Backend
+from peers.ring_backend import RingBackend
+from support.inside import attachment_of, machine_of
 from support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def test_a_port_that_comes_back_costs_two_more(qemu_command: str) -> None:
         before = count()
         with virtnic.open("user", size="1M", recover=True) as port:
             assert count() - before == OPENED + 2
-            port.qemu.process._child.kill()  # type: ignore[union-attr]
+            machine_of(port.qemu).process._child.kill()  # type: ignore[union-attr]
             for event in port.qemu.events():
                 if event.kind == "qemu-back":
                     break
@@ -144,7 +145,7 @@ def test_a_vhost_user_port_costs_six(qemu_command: str, testpmd: Callable[..., T
 def test_vectors_come_while_qemu_runs(qemu_command: str) -> None:
     """Each port hears its own interrupts, those of the last one too."""
     with virtnic.Qemu(virtnic.Memory("16M", hugepages=None)) as qemu:
-        server = qemu.server
+        server = machine_of(qemu).server
         assert server is not None
         assert (server.vectors, server.left) == (0, None)
         ports = [qemu.attach("user") for _ in range(8)]
@@ -268,13 +269,13 @@ def test_a_backend_is_kicked_through_qemu_where_descriptors_are_scarce(
     """One that waits for kicks gets them all the same, also when it comes back."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     frame = bytes(range(60))
-    with Backend(scratch / "vhu0") as backend:
+    with RingBackend(scratch / "vhu0") as backend:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (3 * count() + 60, hard))
             with virtnic.Qemu(virtnic.Memory("16M", hugepages=None)) as qemu:
                 port = qemu.attach(f"vhost-user,path={scratch}/vhu0", queue_size=64)
                 backend.wait_up()
-                interposer = port._attachment.backend.interposer  # type: ignore[union-attr]
+                interposer = attachment_of(port).backend.interposer  # type: ignore[union-attr]
                 for times in (1, 2):
                     assert eventually(lambda: interposer.serving)
                     stats = interposer.stats()
@@ -348,7 +349,7 @@ def test_qemu_has_as_many_as_it_may(run: Callable[..., str]) -> None:
         limit(128)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         with virtnic.open("user", **SMALL) as port:
-            limits = open("/proc/%d/limits" % port.qemu.process.pid).read()
+            limits = open("/proc/%d/limits" % port.qemu.pid).read()
             (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
             assert line.split()[3:5] == [str(hard)] * 2, line
     """)

@@ -33,7 +33,7 @@ CALLS = {
 call, meanwhile = CALLS[sys.argv[1]], sys.argv[2] == "meanwhile"
 port = virtnic.open("user", size="4M")
 waited = port.qemu.events()
-pid = port.qemu.process.pid
+pid = port.qemu.pid
 began = time.monotonic()
 if meanwhile:
     # While somebody waits: that it waits by then is likely, and nothing depends on it.

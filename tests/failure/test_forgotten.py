@@ -19,6 +19,7 @@ import pytest
 
 import virtnic
 import virtnic.aio
+from support.inside import machine_of
 from support.waiting import eventually
 from virtnic import teardown, testing
 from virtnic.nic.events import Feed
@@ -34,7 +35,7 @@ pids = []
 
 def forget(**options):
     port = virtnic.open("user", memory=memory, **options)
-    pids.append(port.qemu.process.pid)
+    pids.append(port.qemu.pid)
     return port
 
 {body}
@@ -138,7 +139,7 @@ def test_a_callback_may_hold_what_it_hears_of(qemu_command: str) -> None:
         gc.collect()
         port.close()
         assert eventually(lambda: heard == ["detached False"])
-        return qemu.process.pid
+        return qemu.pid
 
     pid = forgotten()
     with pytest.warns(ResourceWarning, match="unclosed <Qemu"):
@@ -153,7 +154,7 @@ def test_one_that_was_being_closed_is_not_unclosed(
 ) -> None:
     """Closing was interrupted: it is finished, and nobody is reproached."""
     qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None))
-    pid = qemu.process.pid
+    pid = qemu.pid
 
     def interrupted(_feed: object) -> None:
         monkeypatch.undo()
@@ -205,10 +206,10 @@ def test_owners_are_not_copied(port: virtnic.Port) -> None:
         virtnic.Stack(port),
         virtnic.EventFd(),
         burst,
-        port.qemu.server,
-        port.qemu.qtest,
-        port.qemu.process,
-        port.qemu.monitor,
+        machine_of(port.qemu).server,
+        machine_of(port.qemu).qtest,
+        machine_of(port.qemu).process,
+        machine_of(port.qemu).monitor,
         testing.FaultyPort(port),
         testing.ScriptedPort([]),
     ]
@@ -216,7 +217,7 @@ def test_owners_are_not_copied(port: virtnic.Port) -> None:
         for way in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match=r"cannot (be copied or )?pickle"):
                 way(owner)
-    assert port.qemu.process.alive
+    assert machine_of(port.qemu).process.alive
 
 
 @pytest.mark.parametrize("name", virtnic.__all__ + testing.__all__ + virtnic.aio.__all__)

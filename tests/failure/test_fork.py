@@ -21,6 +21,7 @@ import pytest
 
 import virtnic
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.inside import attachment_of, backend_of, driver_of, machine_of
 from support.waiting import eventually, pause
 from virtnic import _native
 from virtnic.qemu.process import Process
@@ -78,13 +79,13 @@ def still_works(port: virtnic.Port) -> None:
     """Check that the parent's port, its QEMU and its threads are as they were."""
     for _ in range(20):
         exchange(port)
-    assert port.qemu.process.alive
-    assert port.qemu.qtest.death is None
+    assert machine_of(port.qemu).process.alive
+    assert machine_of(port.qemu).qtest.death is None
     # QMP and its events still come through the loop thread.
     changed: list[bool] = []
     if port.interrupts != "none":
         port.on_link(lambda port: changed.append(port.link))
-    nic = port.qemu.nics[0].id
+    nic = machine_of(port.qemu).nics[0].id
     for up in (False, True):
         port.qemu.execute("set_link", name=nic, up=up)
         assert eventually(lambda up=up: port.link is up)  # type: ignore[misc]
@@ -102,10 +103,10 @@ def refuses(port: virtnic.Port) -> None:
         lambda: port.send([bytes(60)]),
         port.fileno,
         port.reclaim,
-        port.refresh_link,
-        lambda: port.qemu.qtest.inb(0x80),
-        lambda: port.qemu.qtest.outb(0x80, 0),
-        port.qemu.qtest.flush,
+        driver_of(port).refresh_link,
+        lambda: machine_of(port.qemu).qtest.inb(0x80),
+        lambda: machine_of(port.qemu).qtest.outb(0x80, 0),
+        machine_of(port.qemu).qtest.flush,
         lambda: virtnic.reflect(port, packets=1),
         lambda: virtnic.Stack(port).poll(0.0),
         lambda: port.qemu.execute("query-status"),
@@ -135,7 +136,7 @@ def test_a_child_reads_what_it_holds_and_touches_nothing_else(
             port.close()
             port.qemu.detach(port)
             port.qemu.close()
-            port.stop()
+            attachment_of(port).stop()
             assert bytes(view) == expected
             del burst, view, port
             gc.collect()
@@ -145,7 +146,7 @@ def test_a_child_reads_what_it_holds_and_touches_nothing_else(
         assert bytes(view) == expected
         view.release()
         burst.release()
-        pid = port.qemu.process.pid
+        pid = port.qemu.pid
         memory = port.memory
     assert not Path(f"/proc/{pid}").exists()
     assert memory.buffers_free == memory.buffers
@@ -155,19 +156,20 @@ def test_a_child_that_drops_each_native_object(port: virtnic.Port) -> None:
     """Not by way of close: by the end of the objects themselves."""
 
     def child() -> None:
-        qemu = port.qemu
-        assert isinstance(qemu.process, Process)
-        process = qemu.process._child
+        machine = machine_of(port.qemu)
+        assert isinstance(machine.process, Process)
+        process = machine.process._child
         assert process is not None
-        assert qemu.server is not None
+        assert machine.server is not None
         process.kill()
         process.terminate()
-        qemu.qtest.close()
-        qemu.server.close()
+        machine.qtest.close()
+        machine.server.close()
         del process
+        attachment_of(port).started = None
         for part, attributes in (
-            (qemu.process, ("_child",)),
-            (qemu, ("_qtest", "_server", "_monitor", "_process")),
+            (machine.process, ("_child",)),
+            (machine, ("_qtest", "_server", "_monitor", "_process")),
         ):
             for name in attributes:
                 setattr(part, name, None)
@@ -180,7 +182,7 @@ def test_a_child_that_drops_each_native_object(port: virtnic.Port) -> None:
 
 def test_a_child_takes_nothing_out_of_the_loop(port: virtnic.Port) -> None:
     """As asyncio's transports and writers do at their end; epoll instances survive a fork."""
-    loop = port.qemu.monitor.loop
+    loop = machine_of(port.qemu).monitor.loop
 
     def child() -> None:
         assert loop._selector is not None
@@ -216,6 +218,7 @@ WHOLE_INTERPRETER = """
 import gc, os, sys
 import virtnic
 from support.frames import arp_request, is_arp_reply
+from support.inside import machine_of
 
 port = virtnic.open("user", interrupts=sys.argv[1])
 
@@ -244,7 +247,7 @@ for how in ("end", "exit", "raise"):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, how
     for _ in range(20):
         exchange()
-    assert port.qemu.process.alive
+    assert machine_of(port.qemu).process.alive
     assert port.qemu.execute("query-status")
 else:
     burst.release()
@@ -299,8 +302,8 @@ def test_a_child_opens_a_port_of_its_own(port: virtnic.Port) -> None:
                 exchange(own)
             # The parent's frames can be read, and copied to our own port.
             assert own.send([burst[0]]) == 1
-            assert own.qemu.process.pid != port.qemu.process.pid
-            pid = own.qemu.process.pid
+            assert own.qemu.pid != port.qemu.pid
+            pid = own.qemu.pid
         assert not Path(f"/proc/{pid}").exists()
         with pytest.raises(virtnic.PortClosed, match="the memory belongs"):
             virtnic.open("user", memory=port.memory)
@@ -367,7 +370,7 @@ def test_a_fork_amid_traffic_of_other_threads(port: virtnic.Port) -> None:
                 port.send([arp_request(port.mac)] * 8)
                 for view in port.recv(64, timeout=0.05):
                     assert is_arp_reply(view)
-                port.qemu.qtest.inb(0x80)
+                machine_of(port.qemu).qtest.inb(0x80)
         except BaseException as failure:
             failures.append(failure)
 
@@ -461,8 +464,7 @@ def test_a_vhost_user_port(qemu_command: str, testpmd: Callable[..., Testpmd]) -
         def child() -> None:
             nonlocal port
             refuses(port)
-            assert port._attachment.backend is not None
-            port._attachment.backend.interposer.close()
+            backend_of(port).interposer.close()
             port.close()
             del port
             gc.collect()
@@ -475,8 +477,7 @@ def test_a_vhost_user_port(qemu_command: str, testpmd: Callable[..., Testpmd]) -
             os.close(go)
             os.read(stays, 1)
             os._exit(0)
-        assert port._attachment.backend is not None
-        assert port._attachment.backend.interposer.stats()["links"] == 1
+        assert backend_of(port).interposer.stats()["links"] == 1
     try:
         with virtnic.open(netdev) as port:
             echo(port)

@@ -25,6 +25,7 @@ import pytest
 import virtnic
 import virtnic.aio
 from peers.process import mortal
+from support.inside import attachment_of, machine_of
 from support.interrupting import TRIES, alarm, interrupted_at, moments_of, sampled
 from virtnic.cli import main
 from virtnic.pci import find_virtio_nets
@@ -82,7 +83,7 @@ class Close(Operation):
 
     def finish(self, tried: Tried) -> None:
         assert tried.port is not None
-        pid = tried.port.qemu.process.pid
+        pid = tried.port.qemu.pid
         super().finish(tried)
         assert not Path(f"/proc/{pid}").exists()
 
@@ -98,9 +99,9 @@ class OnOneQemu(Operation):
             port.close()
         # The next call finishes what the interrupted one left.
         with self.qemu.attach("user") as port:
-            assert len(self.qemu.nics) == 1
+            assert len(machine_of(self.qemu).nics) == 1
             assert port.link
-        assert self.qemu.nics == []
+        assert machine_of(self.qemu).nics == []
         assert find_virtio_nets(self.qemu.bus.functions) == []
 
 
@@ -120,7 +121,7 @@ class Detach(OnOneQemu):
     def finish(self, tried: Tried) -> None:
         assert tried.port is not None
         self.qemu.detach(tried.port)
-        assert self.qemu.nics == []
+        assert machine_of(self.qemu).nics == []
         assert tried.port.closed
         super().finish(tried)
 
@@ -143,7 +144,7 @@ class Stop(OnOneQemu):
 
     def run(self, tried: Tried) -> None:
         assert tried.port is not None
-        tried.port.stop()
+        attachment_of(tried.port).stop()
 
 
 class Await(Operation):
@@ -259,7 +260,7 @@ def test_two_threads_close_and_one_is_interrupted(qemu_command: str) -> None:
     moments = moments_of(port.close)
     for moment in sampled(moments, "two")[::2]:
         port = virtnic.open("user", memory=tried.memory)
-        pid = port.qemu.process.pid
+        pid = port.qemu.pid
         with ThreadPoolExecutor(1) as other:
             closing: list[Future[None]] = []
 
@@ -286,7 +287,7 @@ class Connect(Operation):
     def finish(self, tried: Tried) -> None:
         super().finish(tried)
         with virtnic.Qemu.connect(self.directory, tried.memory) as qemu:
-            assert qemu.nics == []
+            assert machine_of(qemu).nics == []
             assert len(qemu.bus.functions) == 5
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import virtnic
-from peers.backend import Backend
+from peers.ring_backend import RingBackend
 from support.frames import numbered
 from virtnic import _native
 
@@ -135,7 +135,7 @@ def _scene(qemu_command: str, scratch: Path) -> Iterator[Scene]:
     """A port whose peer never finishes a frame."""
     path = scratch / "interrupted"
     memory = virtnic.Memory("8M", hugepages=None)
-    with Backend(path), virtnic.open(f"vhost-user,path={path}", memory=memory) as port:
+    with RingBackend(path), virtnic.open(f"vhost-user,path={path}", memory=memory) as port:
         while port.send([numbered(port.mac, 0)]):
             pass
         yield Scene(port, scratch)

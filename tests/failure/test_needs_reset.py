@@ -17,6 +17,7 @@ from failure.test_recovery import arp_works, balanced, wait_until
 from peers.netns import Netns
 from peers.testpmd import Testpmd
 from support.frames import arp_request, number_of, numbered
+from support.inside import attachment_of, machine_of
 from support.traffic import drain
 from support.waiting import pause
 from virtnic.nic.options import Ring
@@ -40,9 +41,9 @@ def spoil_receive_ring(port: virtnic.Port) -> None:
 
 def break_control_queue(port: virtnic.Port) -> None:
     """Make the control queue nonsense, and kick it: QEMU looks at it whoever has the others."""
-    function = port._attachment.function
+    function = attachment_of(port).function
     assert function is not None
-    registers, qtest, memory = virtio_registers(function), port.qemu.qtest, port.memory
+    registers, qtest, memory = virtio_registers(function), machine_of(port.qemu).qtest, port.memory
     index = 2 * port.max_queues
     # struct virtio_pci_common_cfg (VIRTIO 1.3, 4.1.4.3)
     qtest.writew(registers.common + 22, index)
@@ -67,9 +68,9 @@ def restarted(port: virtnic.Port, times: int) -> bool:
 
 def status(port: virtnic.Port) -> int:
     """Read the device status."""
-    function = port._attachment.function
+    function = attachment_of(port).function
     assert function is not None
-    return port.qemu.qtest.readb(virtio_registers(function).common + 20)
+    return machine_of(port.qemu).qtest.readb(virtio_registers(function).common + 20)
 
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])

@@ -13,6 +13,7 @@ import pytest
 import virtnic
 from peers.netns import Netns
 from peers.testpmd import Testpmd
+from support.inside import attachment_of, machine_of
 from virtnic.nic.options import usual_size
 from virtnic.qemu import parse, quirks
 from virtnic.qemu.netdevs import kind_of, not_started
@@ -65,7 +66,7 @@ def test_a_device_that_did_not_start(
     qemu: virtnic.Qemu, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     """No vDPA here: what such a QEMU writes to stderr while the driver starts the device."""
-    monkeypatch.setattr(qemu.process, "stderr_since", lambda _position: said)
+    monkeypatch.setattr(machine_of(qemu).process, "stderr_since", lambda _position: said)
     with pytest.raises(virtnic.QemuError, match=r"did not start the user device \(QEMU: .*: 22"):
         qemu.attach("user")
     assert qemu.ports == ()
@@ -177,7 +178,7 @@ def test_a_device_that_does_not_tell_of_its_link(qemu: virtnic.Qemu) -> None:
         with pytest.raises(ValueError, match="does not say whether its link is up: STATUS"):
             qemu.attach("user", on_link=lambda port: links.append(port.link), **options)
         with qemu.attach("user", **options) as port:
-            assert port.tells_link is False
+            assert attachment_of(port).tells_link is False
     assert links == []
 
 

@@ -163,7 +163,7 @@ def test_bad_port_options(qemu: virtnic.Qemu) -> None:
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 def test_qemu_killed_while_a_call_waits(qemu_command: str, interrupts: Interrupts) -> None:
     with virtnic.open("user", interrupts=interrupts) as port:
-        pid = port.qemu.process.pid
+        pid = port.qemu.pid
         killed: list[float] = []
 
         def kill() -> None:
@@ -190,7 +190,7 @@ def test_closing_waits_once_for_a_qemu_that_stands_still(qemu: virtnic.Qemu) -> 
     with ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(ports[0].recv, 64, None)
         assert eventually(lambda: ports[0].stats()["rx_sleeps"])
-        freeze(qemu.process.pid)
+        freeze(qemu.pid)
         began = time.monotonic()
         qemu.close()
         assert time.monotonic() - began < PROMPT
@@ -202,7 +202,7 @@ def test_closing_waits_once_for_a_qemu_that_stands_still(qemu: virtnic.Qemu) -> 
 
 def test_a_reader_by_fileno_learns_that_qemu_died(port: virtnic.Port) -> None:
     fd = port.fileno()
-    os.kill(port.qemu.process.pid, signal.SIGKILL)
+    os.kill(port.qemu.pid, signal.SIGKILL)
     assert select.select([fd], [], [], 20.0)[0] == [fd]
     with pytest.raises(virtnic.QemuDied):
         port.recv(64)
@@ -213,7 +213,7 @@ def test_nothing_outlives_a_killed_process(qemu_command: str) -> None:
     code = (
         "import sys, time, virtnic\n"
         "port = virtnic.open('user')\n"
-        "print(port.qemu.process.pid, flush=True)\n"
+        "print(port.qemu.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     process = subprocess.Popen(quietly(code), stdout=subprocess.PIPE, text=True)
@@ -238,7 +238,7 @@ def test_ctrl_c_ends_a_wait(qemu_command: str) -> None:
         "import virtnic\n"
         "with virtnic.open('user') as port:\n"
         "    try:\n"
-        "        print(port.qemu.process.pid, flush=True)\n"
+        "        print(port.qemu.pid, flush=True)\n"
         "        port.recv(1, timeout=None)\n"
         "    except KeyboardInterrupt: print('interrupted', flush=True)\n"
     )

@@ -21,6 +21,7 @@ import virtnic
 from peers.netns import Netns
 from peers.testpmd import Testpmd
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.inside import machine_of
 from support.traffic import drain
 from support.waiting import PROMPT, pause
 from virtnic.qemu.command import Accel
@@ -57,14 +58,14 @@ EAGER = virtnic.Recovery(attempts=20, backoff=0.01, backoff_max=0.02)
 
 def kill(port: virtnic.Port) -> int:
     """Kill QEMU, as a crash would; return the process that was killed."""
-    pid = port.qemu.process.pid
+    pid = port.qemu.pid
     os.kill(pid, signal.SIGKILL)
     return pid
 
 
 def wait_for_another(port: virtnic.Port, pid: int, times: int) -> None:
     """Wait until there is another QEMU in its place, and the port on it."""
-    wait_until(lambda: port.restarts == times and port.qemu.process.pid != pid)
+    wait_until(lambda: port.restarts == times and port.qemu.pid != pid)
 
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
@@ -92,7 +93,7 @@ def test_killed(qemu_command: str, accel: Accel, interrupts: Any) -> None:
                     assert time.monotonic() < deadline, f"nothing after {times} kills"
                     port.send([arp_request(port.mac)])
                     time.sleep(0.005)
-                assert port.qemu.process.pid != pid
+                assert port.qemu.pid != pid
             stop.set()
             receiving.result(10.0)
         port.reclaim()
@@ -164,7 +165,7 @@ def test_killed_under_load(netns: Netns) -> None:
                     if not pid and time.monotonic() > until - 0.1:
                         pid = kill(port)
                     time.sleep(0.001)
-                assert port.qemu.process.pid != pid
+                assert port.qemu.pid != pid
             wait_until(lambda: balanced(port))
             stop.set()
             listening.result(10.0)
@@ -215,7 +216,7 @@ def test_commands_wait_and_bursts_stay(qemu_command: str) -> None:
     with virtnic.open(
         "user", recover=EAGER, on_link=lambda port: changes.append(port.link)
     ) as port:
-        port.qemu.on_death(deaths.append)
+        machine_of(port.qemu).on_death(deaths.append)
         port.send([arp_request(port.mac)])
         burst = port.recv(1, timeout=20.0)
         copy = burst.tobytes()
@@ -299,9 +300,9 @@ def test_asyncio_goes_on(qemu_command: str) -> None:
                 receiving = asyncio.create_task(port.recv())
                 await asyncio.sleep(0)
                 pid = kill(port.port)
-                while port.port.restarts < times or port.port.qemu.process.pid == pid:
+                while port.port.restarts < times or port.port.qemu.pid == pid:
                     await asyncio.sleep(0.005)
-                await port.send([arp_request(port.mac)])
+                await port.send_all([arp_request(port.mac)])
                 burst = await asyncio.wait_for(receiving, 5.0)
                 assert any(is_arp_reply(frame) for frame in burst)
 

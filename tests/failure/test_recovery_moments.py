@@ -74,7 +74,7 @@ def in_midst(
     port: virtnic.Port, executor: ThreadPoolExecutor, call: Callable[[], Any]
 ) -> Future[Any]:
     """Kill QEMU while it is asked something."""
-    pid = port.qemu.process.pid
+    pid = port.qemu.pid
     freeze(pid)
     asking = executor.submit(call)
     pause(0.1)
@@ -92,7 +92,7 @@ def linked(port: virtnic.Port, times: int) -> bool:
 
 
 def another(port: virtnic.Port, pid: int) -> bool:
-    return port.qemu.process.pid != pid
+    return port.qemu.pid != pid
 
 
 def another_and_back(port: virtnic.Port, pid: int) -> bool:
@@ -136,7 +136,7 @@ def test_who_asks_waits_for_nobody(qemu_command: str, executor: ThreadPoolExecut
     """While a command waits for QEMU, other threads run, and may ask what the port is."""
     with virtnic.open("user", recover=EAGER) as port:
         before = port.mac
-        pid = port.qemu.process.pid
+        pid = port.qemu.pid
         freeze(pid)
         asking = executor.submit(port.set_mac, MAC)
         deadline = time.monotonic() + 0.5
@@ -239,12 +239,12 @@ def test_killed_while_it_is_brought_up(qemu_command: str, delay: float) -> None:
     """Again and again, after different times; what counts as a failure is tried again."""
     with virtnic.open("user", recover=virtnic.Recovery(50, 0.01, 0.02)) as port:
         for _ in range(3):
-            before = port.qemu.process.pid
+            before = port.qemu.pid
             kill(port)
             for _ in range(3):
                 wait_until(functools.partial(another, port, before), 20.0)
                 pause(delay)
-                before = port.qemu.process.pid
+                before = port.qemu.pid
                 os.kill(before, signal.SIGKILL)
             wait_until(functools.partial(another_and_back, port, before), 20.0)
             assert arp_works(port)

@@ -11,6 +11,7 @@ import pytest
 import virtnic
 from peers.testpmd import Testpmd
 from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.inside import attachment_of
 from support.traffic import drain
 
 pytestmark = pytest.mark.needs("qemu")
@@ -51,7 +52,7 @@ def test_a_backend_that_stays_away_ends_its_port_only(
     port = qemu.attach(f"vhost-user,path={pmd.sockets[0]}", recover=recover)
     assert echoes(port)
     ended: list[str] = []
-    port.subscribe(lambda _: None, lambda: ended.append("ended"))
+    attachment_of(port).callbacks.add(lambda _: None, lambda: ended.append("ended"))
     words = "in 3 attempts: " if recover else "went; .*recover=False"
     with ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(port.recv, 64, None)
@@ -92,7 +93,7 @@ def test_one_port_comes_back_and_the_other_does_not(
         )
         with ThreadPoolExecutor(1) as executor:
             waiting = executor.submit(first.recv, 64, None)
-            os.kill(qemu.process.pid, signal.SIGKILL)
+            os.kill(qemu.pid, signal.SIGKILL)
             with pytest.raises(virtnic.QemuDied, match="SIGKILL"):
                 waiting.result(10.0)
         with pytest.raises(virtnic.QemuDied, match="SIGKILL"):

@@ -1,7 +1,8 @@
 """Packet buffers run out and come back: whoever waited for them goes on, and is told once.
 
-Backend: one in Python (`peers/backend.py`), which finishes buffers when the test wants it to. The
-sides of a test take turns by what they see, not by time; each wait has an end, at which it fails.
+The backend is one in Python (`peers/ring_backend.py`), which finishes buffers when the test wants
+it to. The sides of a test take turns by what they see, not by time; each wait has an end, at which
+it fails.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import pytest
 import trio
 
 import virtnic
-from peers.backend import Backend
+from peers.ring_backend import RingBackend
 from support.frames import number_of, numbered
 from virtnic import aio
 
@@ -27,7 +28,7 @@ SIZE = 256
 PATIENCE = 20.0
 SOURCE = "52:54:00:00:00:01"
 
-Peer = tuple[virtnic.Port, Backend]
+Peer = tuple[virtnic.Port, RingBackend]
 Open = Callable[[], Peer]
 
 
@@ -44,7 +45,7 @@ def _open_port(qemu_command: str, scratch: Path) -> Iterator[Open]:
             nonlocal count
             path = scratch / f"scarce{count}"
             count += 1
-            backend = stack.enter_context(Backend(path))
+            backend = stack.enter_context(RingBackend(path))
             stack.callback(path.unlink)
             port = qemu.attach(f"vhost-user,path={path}", queue_size=SIZE)
             backend.wait_up()
@@ -53,7 +54,7 @@ def _open_port(qemu_command: str, scratch: Path) -> Iterator[Open]:
         yield open_one
 
 
-def hold_all(port: virtnic.Port, backend: Backend) -> list[virtnic.Burst]:
+def hold_all(port: virtnic.Port, backend: RingBackend) -> list[virtnic.Burst]:
     """Receive, and keep, until the memory has no buffer for the ring any more."""
     held: list[virtnic.Burst] = []
     number = 0
@@ -66,7 +67,7 @@ def hold_all(port: virtnic.Port, backend: Backend) -> list[virtnic.Burst]:
     return held
 
 
-def feed(backend: Backend) -> bool:
+def feed(backend: RingBackend) -> bool:
     """Deliver a frame as soon as there is a buffer for it."""
     deadline = time.monotonic() + PATIENCE
     while not backend.deliver(numbered(SOURCE, 4711)):
@@ -308,7 +309,10 @@ def test_transmitting_leaves_jumbo_buffers_for_receiving(qemu_command: str, scra
     """A quarter of them, which long frames that come in are put together in."""
     path = scratch / "jumbo"
     memory = virtnic.Memory("4M", hugepages=None, jumbo_buffers=8)
-    with Backend(path) as backend, virtnic.open(f"vhost-user,path={path}", memory=memory) as port:
+    with (
+        RingBackend(path) as backend,
+        virtnic.open(f"vhost-user,path={path}", memory=memory) as port,
+    ):
         backend.wait_up()
         long = numbered(SOURCE, 1, 9000)
         assert port.send([long] * 8) == 6

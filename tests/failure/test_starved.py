@@ -52,7 +52,7 @@ for more in steps:
     settled(before, f"open with {more} more")
 
 port = virtnic.open("user", memory=memory)
-pid = port.qemu.process.pid
+pid = port.qemu.pid
 starve(0)
 port.close()
 resource.setrlimit(which, (soft, hard))
@@ -120,7 +120,7 @@ for name, call in {
         if name != "Memory" and made is not None:
             made.close()
         made = None
-        assert qemu.nics == [], (name, more)
+        assert machine_of(qemu).nics == [], (name, more)
         with qemu.attach("user") as port:
             assert port.link
         assert held()[0] == before[0] and held()[1] <= before[1], (name, more, held(), before)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import virtnic
+from support.inside import attachment_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,16 +30,16 @@ def qemu(qemu_command: str) -> Iterator[virtnic.Qemu]:
 
 def stop_unanswered(qemu: virtnic.Qemu, port: virtnic.Port) -> int:
     """Stop a port whose QEMU does not answer; the buffers that are free then."""
-    pid = qemu.process.pid
+    pid = qemu.pid
     os.kill(pid, signal.SIGSTOP)
     try:
-        port.stop()
+        attachment_of(port).stop()
         assert port.closed
         with pytest.raises(virtnic.PortClosed):
             port.recv()
         # Nothing changes before there is an answer.
         before = qemu.memory.buffers_free
-        port.stop()
+        attachment_of(port).stop()
         assert qemu.memory.buffers_free == before
         return before
     finally:
@@ -77,7 +78,7 @@ def test_closing_a_qemu_that_does_not_answer(qemu: virtnic.Qemu) -> None:
     memory = qemu.memory
     all_of_them = memory.buffers_free
     qemu.attach("user")
-    os.kill(qemu.process.pid, signal.SIGSTOP)
+    os.kill(qemu.pid, signal.SIGSTOP)
     qemu.close()
     assert memory.buffers_free == all_of_them
 

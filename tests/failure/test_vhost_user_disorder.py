@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import virtnic
-from peers.backend import Backend
+from peers.ring_backend import RingBackend
 from support.frames import number_of, numbered
 from virtnic.nic.options import Ring
 from virtnic.testing import set_link
@@ -27,15 +27,17 @@ RINGS = pytest.mark.parametrize("ring", ["split", "packed"])
 
 
 @pytest.fixture(name="backend")
-def _backend(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Backend]:
+def _backend(request: pytest.FixtureRequest, scratch: Path) -> Iterator[RingBackend]:
     path = scratch / "disorder"
-    with Backend(path, packed=request.getfixturevalue("ring") == "packed") as backend:
+    with RingBackend(path, packed=request.getfixturevalue("ring") == "packed") as backend:
         yield backend
     path.unlink(missing_ok=True)
 
 
 @pytest.fixture(name="port")
-def _port(qemu_command: str, scratch: Path, ring: Ring, backend: Backend) -> Iterator[virtnic.Port]:
+def _port(
+    qemu_command: str, scratch: Path, ring: Ring, backend: RingBackend
+) -> Iterator[virtnic.Port]:
     """A port on that backend, all of whose buffers are back at the end."""
     memory = virtnic.Memory("8M", hugepages=None)
     netdev = f"vhost-user,path={scratch / 'disorder'}"
@@ -49,7 +51,7 @@ def numbers(frames: list[bytes]) -> list[int | None]:
     return [number_of(frame) for frame in frames]
 
 
-def collect(backend: Backend, wanted: int) -> list[int | None]:
+def collect(backend: RingBackend, wanted: int) -> list[int | None]:
     """Take so many frames from the transmit ring, and finish them."""
     got: list[int | None] = []
 
@@ -64,7 +66,7 @@ def collect(backend: Backend, wanted: int) -> list[int | None]:
 @RINGS
 @pytest.mark.parametrize("before", [0, 3 * SIZE // 2], ids=["first lap", "later lap"])
 def test_frames_to_a_backend_that_died_in_disorder(
-    port: virtnic.Port, backend: Backend, before: int
+    port: virtnic.Port, backend: RingBackend, before: int
 ) -> None:
     """Sent = taken by a backend + dropped by QEMU for want of one; none twice, no violation."""
     taken: list[int | None] = []
@@ -97,7 +99,9 @@ def test_frames_to_a_backend_that_died_in_disorder(
 
 
 @RINGS
-def test_buffers_of_a_backend_that_died_in_disorder(port: virtnic.Port, backend: Backend) -> None:
+def test_buffers_of_a_backend_that_died_in_disorder(
+    port: virtnic.Port, backend: RingBackend
+) -> None:
     """What it received arrives; the buffers it had are there for the next."""
     buffers = [backend.take(0) for _ in range(8)]
     order = [5, 0, 7, 2]
@@ -123,7 +127,7 @@ def test_buffers_of_a_backend_that_died_in_disorder(port: virtnic.Port, backend:
 @pytest.mark.parametrize("ring", ["packed"])
 @pytest.mark.parametrize("others", [False, True], ids=["all", "the first"])
 def test_buffers_of_a_backend_that_died_while_it_finished_them(
-    port: virtnic.Port, backend: Backend, others: bool
+    port: virtnic.Port, backend: RingBackend, others: bool
 ) -> None:
     """It had written ids and lengths, but not all flags: DPDK writes those of a burst last.
 
@@ -152,7 +156,7 @@ def test_buffers_of_a_backend_that_died_while_it_finished_them(
 
 @pytest.mark.parametrize("ring", ["packed"])
 def test_frames_to_a_backend_that_died_while_it_finished_them(
-    port: virtnic.Port, backend: Backend
+    port: virtnic.Port, backend: RingBackend
 ) -> None:
     """The next backend gets no frame of no bytes; those that were begun are finished."""
     frames = [numbered(SOURCE, number) for number in range(8)]
@@ -176,7 +180,7 @@ def test_frames_to_a_backend_that_died_while_it_finished_them(
 @RINGS
 @pytest.mark.parametrize("how", ["loss", "link"])
 def test_a_backend_that_is_driven_by_kicks_is_kicked_again(
-    port: virtnic.Port, backend: Backend, how: str
+    port: virtnic.Port, backend: RingBackend, how: str
 ) -> None:
     """QEMU, which has the ring in between, says "no notifications" and never takes it back."""
     for life in count(1):

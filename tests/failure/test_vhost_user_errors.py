@@ -15,6 +15,7 @@ import pytest
 import virtnic
 from peers.testpmd import Testpmd
 from support.frames import number_of, numbered
+from support.inside import driver_of
 from support.traffic import drain
 from support.waiting import PROMPT
 from virtnic.nic.options import Notify, Ring
@@ -230,7 +231,7 @@ def test_a_backend_that_vanishes_and_returns(
 
             with Testpmd([path]):
                 assert wait_for(lambda: links == [False, True]), "the link stayed down"
-                assert port.refresh_link()
+                assert driver_of(port).refresh_link()
                 numbers = range(10_000, 10_256)
                 assert echo(port, numbers) == set(numbers)
                 assert qemu_is_well(port)
@@ -266,7 +267,7 @@ def test_qemu_killed_while_the_backend_polls(
     pmd = testpmd(mode="txonly")
     netdev = f"vhost-user,path={pmd.sockets[0]}"
     with virtnic.open(netdev, ring=ring, notify=notify) as port:
-        killer = threading.Timer(0.2, os.kill, args=(port.qemu.process.pid, signal.SIGKILL))
+        killer = threading.Timer(0.2, os.kill, args=(port.qemu.pid, signal.SIGKILL))
         killer.start()
         with pytest.raises(virtnic.QemuDied):
             virtnic.drop(port, seconds=20)

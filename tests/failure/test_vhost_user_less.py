@@ -13,14 +13,8 @@ import virtnic
 from peers.masked import Masked
 from peers.process import freeze
 from peers.testpmd import Testpmd
-from peers.vhost_backend import (
-    EVENT_IDX,
-    INDIRECT_DESC,
-    MRG_RXBUF,
-    OFFLOADS,
-    RING_PACKED,
-    ScriptedBackend,
-)
+from peers.vhost_backend import ScriptedBackend
+from peers.vhost_user import EVENT_IDX, INDIRECT_DESC, MRG_RXBUF, OFFLOADS, RING_PACKED
 from support.frames import number_of, numbered
 from support.waiting import pause
 
@@ -178,7 +172,7 @@ def test_a_backend_that_has_less_after_qemu_died(
         port = qemu.attach(netdev(backend))
         assert backend.wait(lambda: backend.serving)
         backend.features &= ~RING_PACKED
-        os.kill(qemu.process.pid, signal.SIGKILL)
+        os.kill(qemu.pid, signal.SIGKILL)
         next_of(events, "qemu-back")
         assert backend.wait(lambda: backend.serving)
         assert (port.ring, port.away) == ("split", False)

@@ -13,6 +13,7 @@ import virtnic
 from peers.process import freeze
 from peers.testpmd import Testpmd
 from support.frames import number_of, numbered
+from support.inside import attachment_of, backend_of
 from support.traffic import drain
 from support.waiting import eventually
 
@@ -105,8 +106,7 @@ def test_every_frame_is_accounted_for(
     pmd = Testpmd([path], **options)
     try:
         port = qemu.attach(f"vhost-user,path={path}", ring=ring)
-        assert port._attachment.backend is not None
-        interposer = port._attachment.backend.interposer
+        interposer = backend_of(port).interposer
         ledger = Ledger(port)
         ends = []
         for kill in range(1, 7):
@@ -120,14 +120,14 @@ def test_every_frame_is_accounted_for(
             # QEMU must not touch the ring before the test has looked at it; but once it may.
             stopped = kill < 6
             if stopped:
-                freeze(qemu.process.pid)
+                freeze(qemu.pid)
             dropped = -port.stats()["tx_no_backend"]
             pmd.kill()
             while interposer.stats()["backend_losses"] < kill:
                 time.sleep(0.001)
             taken = used(port, ledger.sent)
             if stopped:
-                os.kill(qemu.process.pid, signal.SIGCONT)
+                os.kill(qemu.pid, signal.SIGCONT)
             wait_for_link(port, up=False)
             resumed = used(port, ledger.sent)
             ledger.send(64)
@@ -255,9 +255,9 @@ def test_what_is_sent_while_the_link_is_down(qemu: virtnic.Qemu, scratch: Path, 
             send(6)
             # QEMU waits for the backend to stop its rings.
             threading.Timer(0.1, os.kill, (pmd.pid, signal.SIGCONT)).start()
-            qemu.execute("set_link", name=port._attachment.handle.id, up=False)
+            qemu.execute("set_link", name=attachment_of(port).handle.id, up=False)
             send(6)
-            qemu.execute("set_link", name=port._attachment.handle.id, up=True)
+            qemu.execute("set_link", name=attachment_of(port).handle.id, up=True)
             wait_for_link(port, up=True)
         deadline = time.monotonic() + 10.0
         while (stats := port.stats())["tx_completed"] < sent:

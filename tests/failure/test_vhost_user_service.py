@@ -15,18 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import virtnic
-from peers.vhost_backend import (
-    PROTOCOL_FEATURES,
-    RING_PACKED,
-    VERSION_1,
-    Connection,
-    Hang,
-    Message,
-    Request,
-    ScriptedBackend,
-    leave_it,
-)
+from peers.vhost_backend import Connection, Hang, ScriptedBackend, leave_it
+from peers.vhost_user import PROTOCOL_FEATURES, RING_PACKED, VERSION_1, Message, Request
 from support.frames import arp_request, is_arp_reply
+from support.inside import attachment_of
 from support.waiting import PROMPT, eventually
 from virtnic.nic.devices import Devices
 from virtnic.qemu import quirks
@@ -430,7 +422,7 @@ def test_a_backend_that_does_not_say_that_it_stopped(
     if how == "detach":
         port.close()
     else:
-        hasty.execute("set_link", name=port._attachment.handle.id, up=False)
+        hasty.execute("set_link", name=attachment_of(port).handle.id, up=False)
         next_of(events, "backend-lost")
     assert time.monotonic() - began < TIMEOUT + 2.0
     assert arp_works(other)

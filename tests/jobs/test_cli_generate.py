@@ -14,7 +14,7 @@ from support.program import ended, started
 from support.program import virtnic as run
 from virtnic.cli import main
 from virtnic.cli.generate import check_lengths
-from virtnic.loops.engine import make_frame
+from virtnic.loops import make_frame
 
 needs_kernel = pytest.mark.needs("qemu", "netns")
 

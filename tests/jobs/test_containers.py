@@ -173,7 +173,7 @@ def test_a_program_that_was_killed_comes_back(containers: Containers) -> None:
         program = containers.program()
         program.run(CONNECT)
         program.run(f"port = qemu.attach({NETDEV!r}); other = qemu.attach('user')")
-        assert program.run("result = len(qemu.nics)") == 2
+        assert program.run("result = len(machine_of(qemu).nics)") == 2
         program.run("echo(port, 1000)")
         program.kill()
     assert {qemu.pid, inner(backend)} == numbers
@@ -183,7 +183,7 @@ def test_a_qemu_that_was_killed_is_an_error_and_comes_back(containers: Container
     program, qemu = containers.program(), containers.qemu()
     containers.backend()
     program.run(CONNECT)
-    program.run("died = []; qemu.on_death(died.append); port = qemu.attach('user')")
+    program.run("died = []; machine_of(qemu).on_death(died.append); port = qemu.attach('user')")
     qemu.kill()
     with pytest.raises(ProgramError, match="QemuDied: the QEMU at /srv/net closed its sockets"):
         program.run("port.recv(1, timeout=10)")

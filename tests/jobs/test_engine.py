@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import virtnic
-from peers.backend import Backend
 from peers.netns import Netns, PingResult
+from peers.ring_backend import RingBackend
 from support.frames import mac_bytes, number_of, numbered
 from support.waiting import pause
 from virtnic import _native
-from virtnic.loops.engine import make_frame, parse_rate
+from virtnic.loops import make_frame, parse_rate
 from virtnic.memory import parse_size
 
 needs_kernel = pytest.mark.needs("qemu", "netns")
@@ -288,8 +288,8 @@ def test_frames_for_a_full_ring_stay_where_they_are_unless_told_otherwise(
     """The peer takes nothing. After 0.1 s of that they are dropped: what was held is looked at."""
     how: dict[str, Any] = {} if backpressure is None else {"backpressure": backpressure}
     with (
-        Backend(scratch / "left") as left,
-        Backend(scratch / "right") as right,
+        RingBackend(scratch / "left") as left,
+        RingBackend(scratch / "right") as right,
         qemu.attach(f"vhost-user,path={scratch}/left", queue_size=64) as a,
         qemu.attach(f"vhost-user,path={scratch}/right", queue_size=64) as b,
     ):

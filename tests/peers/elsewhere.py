@@ -16,6 +16,9 @@ from peers.process import mortal
 from support.frames import arp_request, is_arp_reply
 from virtnic.qemu.command import Accel
 
+#: On both machine types: the fixture `machine`.
+both_machines = pytest.mark.parametrize("machine", ["pc", "q35"], indirect=True)
+
 
 def memory() -> virtnic.Memory:
     """Return memory that does not depend on free hugepages."""

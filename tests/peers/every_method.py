@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import Any
 
 import virtnic
-from virtnic import aio
-from virtnic._native import EventFd, NetQueue
+from support.inside import attachment_of, driver_of, machine_of
+from virtnic import NetQueue, aio
 
 #: Longer than any wait for QEMU (10 s each, and some calls have several).
 PATIENCE = 60.0
@@ -43,7 +43,7 @@ class World:
         self.port = self.qemu.attach("user")
         self.queue = self.port.queue(0)
         self.stack = virtnic.Stack(self.port)
-        self.pid = self.qemu.process.pid
+        self.pid = self.qemu.pid
 
     def close(self) -> None:
         """End it, whatever interrupts that."""
@@ -58,12 +58,6 @@ def get(name: str) -> Callable[[Any], object]:
     return lambda owner: getattr(owner, name)
 
 
-def watch_fd(qemu: virtnic.Qemu) -> None:
-    """Watch a descriptor, and no longer."""
-    event = EventFd()
-    qemu.watch_fd(event.fileno(), event.drain)()
-
-
 def attach(qemu: virtnic.Qemu) -> None:
     """Attach a port and detach it."""
     qemu.detach(qemu.attach("user"))
@@ -71,14 +65,32 @@ def attach(qemu: virtnic.Qemu) -> None:
 
 def nic(qemu: virtnic.Qemu) -> None:
     """Plug a NIC and unplug it, without its driver."""
-    qemu.remove_nic(qemu.add_nic("user"), None)
+    machine = machine_of(qemu)
+    machine.remove_nic(machine.add_nic("user"), None)
 
 
 def suspend(port: virtnic.Port) -> None:
     """Set the queues aside, and go on with the same device: one that was there was reset."""
-    port.suspend()
-    port.reattach(port.qemu.qtest, **port._attachment.registers())
+    driver_of(port).suspend()
+    reattach(port)
     port.restart()
+
+
+def of_driver(name: str) -> Callable[[Any], object]:
+    """Read an attribute of a port's driver."""
+    return lambda port: getattr(driver_of(port), name)
+
+
+def abandon(port: virtnic.Port) -> None:
+    """Give the device up, and take it back."""
+    driver_of(port).abandon("a test")
+    port.restart()
+
+
+def reattach(port: virtnic.Port) -> None:
+    """Go on with the same device."""
+    registers = attachment_of(port).registers()
+    driver_of(port).reattach(machine_of(port.qemu).qtest, **registers)
 
 
 def stop_queue(queue: NetQueue) -> None:
@@ -121,27 +133,18 @@ def read(names: str, how: Callable[[str], Callable[[Any], object]] = get) -> Tab
 
 PORT: Table = {
     **read(
-        "away closed drops_long_frames duplex features interrupts legacy link mac max_queues "
+        "away closed duplex features interrupts legacy link mac max_queues "
         "memory mtu polling qemu queue_addresses queue_size queues restarts ring rss rss_limits "
-        "speed standby statistics tells_link withholds"
+        "speed standby statistics timestamps"
     ),
-    "device_gone": lambda port: port.device_gone(),
-    "abandon": lambda port: (port.abandon("a test"), port.restart()),
     "add_vlan": lambda port: port.add_vlan(7),
-    "configuration_changed": lambda port: port.configuration_changed(),
-    "ended": lambda port: port.ended(),
     "fileno": lambda port: port.fileno(),
-    "link_changed": lambda port: port.link_changed(),
     "on_link": lambda port: port.on_link(lambda _: None),
     "queue": lambda port: port.queue(0),
-    "reattach": lambda port: port.reattach(port.qemu.qtest, **port._attachment.registers()),
     "reclaim": lambda port: port.reclaim(),
     "recv": lambda port: port.recv(32, timeout=0.001),
-    "refresh_link": lambda port: port.refresh_link(),
     "remove_vlan": lambda port: port.remove_vlan(7),
     "restart": lambda port: port.restart(),
-    "restart_if_needed": lambda port: port.restart_if_needed(),
-    "rss_config": lambda port: port.rss_config(),
     "send": lambda port: port.send([FRAME] * 8),
     "send_all": lambda port: port.send_all([FRAME] * 300, timeout=0.001),
     "set_allmulticast": lambda port: port.set_allmulticast(),
@@ -149,27 +152,46 @@ PORT: Table = {
     "set_guest_offloads": lambda port: port.set_guest_offloads([]),
     "set_mac": lambda port: port.set_mac(port.mac),
     "set_mac_filter": lambda port: port.set_mac_filter([port.mac]),
-    "set_recoverable": lambda port: port.set_recoverable(False),
     "set_polling": lambda port: port.set_polling(0),
     "set_promiscuous": lambda port: port.set_promiscuous(),
     "set_queues": lambda port: port.set_queues(1),
     "set_receive_mode": lambda port: port.set_receive_mode("promiscuous"),
     "set_rss": lambda port: port.set_rss(),
-    "set_rss_config": lambda port: port.set_rss_config([0] * 40, [0], 1),
     "set_statistics": lambda port: port.set_statistics("extended"),
+    "set_timestamps": lambda port: port.set_timestamps(),
     "stats": lambda port: port.stats(),
-    "subscribe": lambda port: port.subscribe(lambda _: None, lambda: None)(),
-    "suspend": suspend,
     "tx_fileno": lambda port: port.tx_fileno(),
-    "rx_descriptor": lambda port: port.rx_descriptor(),
-    "tx_descriptor": lambda port: port.tx_descriptor(),
     "wait_ready": lambda port: port.wait_ready(0.001),
     "wait_writable": lambda port: port.wait_writable(0.001),
     "xstats": lambda port: port.xstats(),
 }
+#: What virtnic itself does with a port's device.
+DRIVER: Table = {
+    **read("drops_long_frames link rss_limits withholds", of_driver),
+    "abandon": abandon,
+    "check": lambda port: driver_of(port).check(),
+    "device_gone": lambda port: driver_of(port).device_gone(),
+    "reattach": reattach,
+    "refresh_link": lambda port: driver_of(port).refresh_link(),
+    "restart_if_needed": lambda port: driver_of(port).restart_if_needed(),
+    "rss_config": lambda port: driver_of(port).rss_config(),
+    "rx_descriptor": lambda port: driver_of(port).rx_descriptor(),
+    "set_recoverable": lambda port: driver_of(port).set_recoverable(False),
+    "set_rss_config": lambda port: driver_of(port).set_rss_config([0] * 40, [0], 1),
+    "suspend": suspend,
+    "tx_descriptor": lambda port: driver_of(port).tx_descriptor(),
+}
+#: What its other threads do with it.
+TOLD: Table = {
+    "configuration_changed": lambda port: attachment_of(port).configuration_changed(),
+    "ended": lambda port: attachment_of(port).callbacks.ended(),
+    "link_changed": lambda port: attachment_of(port).link_changed(),
+    "subscribe": lambda port: attachment_of(port).add_link_callback(lambda _: None, lambda: None)(),
+}
 QUEUE: Table = {
     **read("active index port"),
     "fileno": lambda queue: queue.fileno(),
+    "send_all": lambda queue: queue.send_all([FRAME] * 300, timeout=0.001),
     "reclaim": lambda queue: queue.reclaim(),
     "recv": lambda queue: queue.recv(32),
     "send": lambda queue: queue.send([FRAME] * 8),
@@ -189,44 +211,40 @@ STACK: Table = {
     "poll": lambda stack: stack.poll(0.001),
 }
 QEMU: Table = {
-    **read(
-        "accel bus closed directory ivshmem monitor nics ports process qtest recovery server "
-        "shared version"
-    ),
-    "add_nic": nic,
+    **read("accel bus closed command directory machine memory pid ports recovery stderr version"),
     "attach": attach,
     "connect": lambda qemu: type(qemu).connect("/nonexistent"),
     "events": lambda qemu: qemu.events().close(),
     "execute": lambda qemu: qemu.execute("query-status"),
-    "on_death": lambda qemu: qemu.on_death(lambda _: None),
-    "on_event": lambda qemu: qemu.on_event(lambda _: None)(),
     "watch": lambda qemu: qemu.watch(lambda _: None)(),
-    "watch_fd": watch_fd,
+}
+#: What virtnic itself does with QEMU.
+MACHINE: Table = {
+    "add_nic": nic,
+    "listen": lambda qemu: machine_of(qemu).monitor.listen(lambda _: None)(),
+    "nics": lambda qemu: machine_of(qemu).nics,
+    "on_death": lambda qemu: machine_of(qemu).on_death(lambda _: None),
 }
 AIO: Table = {
     **read("closed features interrupts link mac memory mtu qemu queue_size ring", attribute),
     "link_changes": awaited(changes),
     "recv": awaited(lambda port: port.recv()),
     "send": awaited(lambda port: port.send([FRAME] * 300)),
+    "send_all": awaited(lambda port: port.send_all([FRAME] * 300)),
     "stats": awaited(lambda port: asyncio.to_thread(port.stats)),
     "wait_ready": awaited(lambda port: port.wait_ready(0.001)),
 }
 #: After these not everything can be called any more.
 LAST: dict[str, Table] = {
-    "port": {"stop": lambda port: port.stop(), "close": lambda port: port.close()},
-    "qemu": {
-        "detach": lambda qemu: [qemu.detach(port) for port in qemu.ports],
-        "keep_little": lambda qemu: qemu.keep_little(),
+    "port": {"close": lambda port: port.close()},
+    "driver": {
+        "refuse": lambda port: driver_of(port).refuse(),
+        "stop": lambda port: attachment_of(port).stop(),
     },
+    "qemu": {"detach": lambda qemu: [qemu.detach(port) for port in qemu.ports]},
+    "machine": {"keep_little": lambda qemu: machine_of(qemu).keep_little()},
     "end": {"close": lambda qemu: qemu.close()},
     "aio": {"close": lambda port: asyncio.run(_close(port))},
-}
-#: What cannot be called here, and where it is.
-ELSEWHERE = {
-    "remove_nic": "with add_nic",
-    "plug_memory": "of a QEMU that somebody else started: test_connect.py",
-    "unplug_memory": "likewise",
-    "relaunch": "of a QEMU that died: test_recovery.py",
 }
 
 
@@ -238,9 +256,12 @@ def calls(world: World) -> dict[str, Callable[[], object]]:
     """Every method of a world that can be called again and again, by name."""
     owners: list[tuple[str, Any, Table]] = [
         ("port", world.port, PORT),
+        ("driver", world.port, DRIVER),
+        ("told", world.port, TOLD),
         ("queue", world.queue, QUEUE),
         ("stack", world.stack, STACK),
         ("qemu", world.qemu, QEMU),
+        ("machine", world.qemu, MACHINE),
         ("aio", world.port, AIO),
     ]
     return {
@@ -252,7 +273,10 @@ def calls(world: World) -> dict[str, Callable[[], object]]:
 
 def endings(world: World) -> dict[str, Callable[[], object]]:
     """Every method that ends something."""
-    owners = {"port": world.port, "qemu": world.qemu, "end": world.qemu, "aio": world.port}
+    owners: dict[str, Any] = {
+        **dict.fromkeys(("port", "driver", "aio"), world.port),
+        **dict.fromkeys(("qemu", "machine", "end"), world.qemu),
+    }
     return {
         f"{kind}.{name}": functools.partial(call, owners[kind])
         for kind, table in LAST.items()
@@ -262,15 +286,19 @@ def endings(world: World) -> dict[str, Callable[[], object]]:
 
 #: What returns at once, whatever QEMU and other threads do.
 PROMPT = (
-    *(f"port.{name}" for name in PORT if not name.startswith(("set_", "re", "configuration"))),
+    *(f"port.{name}" for name in PORT if not name.startswith(("set_", "re"))),
+    *(f"driver.{name}" for name in DRIVER if not name.startswith(("set_", "re"))),
+    *("told.ended", "told.link_changed", "told.subscribe"),
     *("port.recv", "port.reclaim", "port.restarts", "port.set_polling", "port.set_statistics"),
+    "port.set_timestamps",
     *(f"queue.{name}" for name in QUEUE if name not in ("start", "stop", "set_coalescing")),
     *(f"stack.{name}" for name in STACK),
-    *(f"qemu.{name}" for name in ("accel", "closed", "events", "nics", "ports", "watch")),
+    *(f"qemu.{name}" for name in ("accel", "closed", "events", "ports", "watch")),
+    "machine.nics",
     *(f"aio.{name}" for name in AIO),
 )
 #: These are no calls of one moment: they change the port, wait for all of it, or tell others.
-SLOW = ("port.abandon", "port.suspend", "port.add_vlan")
+SLOW = ("driver.abandon", "driver.suspend", "port.add_vlan")
 
 
 class Watch:

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from peers.vhost_backend import Request, receive
+from peers.vhost_user import Request, receive
 
 if TYPE_CHECKING:
     from pathlib import Path

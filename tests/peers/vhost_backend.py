@@ -1,94 +1,39 @@
 """A vhost-user backend that a test scripts, message by message (QEMU: ``vhost-user.rst``).
 
-It answers as a backend must, keeps what it was told, and moves no frames. A hook sees every
-message before it is answered, and may have it answered otherwise: see :class:`ScriptedBackend`.
+It answers as a backend must, keeps what it was told, and moves no frames: for one that does, see
+``ring_backend.py``. A hook sees every message before it is answered, and may have it answered
+otherwise: see :class:`ScriptedBackend`.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
-import enum
 import os
 import select
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from peers.vhost_user import (
+    MQ,
+    MRG_RXBUF,
+    PROTOCOL_FEATURES,
+    PROTOCOL_MQ,
+    PROTOCOL_REPLY_ACK,
+    RING_PACKED,
+    STATE,
+    U64,
+    VERSION_1,
+    Message,
+    Request,
+    receive,
+)
+
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
-
-_HEADER = struct.Struct("=III")
-_U64 = struct.Struct("=Q")
-_STATE = struct.Struct("=II")
-_VERSION, _REPLY, _NEED_REPLY = 1, 1 << 2, 1 << 3
-
-#: Feature bits.
-MRG_RXBUF, PROTOCOL_FEATURES, VERSION_1, RING_PACKED = 1 << 15, 1 << 30, 1 << 32, 1 << 34
-MQ = 1 << 22
-EVENT_IDX, INDIRECT_DESC = 1 << 29, 1 << 28
-#: CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6 and HOST_ECN.
-OFFLOADS = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13
-#: Protocol feature bits.
-PROTOCOL_MQ, PROTOCOL_REPLY_ACK = 1 << 0, 1 << 3
-
-
-class Request(enum.IntEnum):
-    """The messages of a frontend that have a meaning here."""
-
-    GET_FEATURES = 1
-    SET_FEATURES = 2
-    SET_OWNER = 3
-    SET_MEM_TABLE = 5
-    SET_VRING_NUM = 8
-    SET_VRING_ADDR = 9
-    SET_VRING_BASE = 10
-    GET_VRING_BASE = 11
-    SET_VRING_KICK = 12
-    SET_VRING_CALL = 13
-    SET_VRING_ERR = 14
-    GET_PROTOCOL_FEATURES = 15
-    SET_PROTOCOL_FEATURES = 16
-    GET_QUEUE_NUM = 17
-    SET_VRING_ENABLE = 18
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message; its descriptors are closed once it is handled."""
-
-    request: int
-    flags: int
-    payload: bytes
-    fds: tuple[int, ...] = ()
-
-    @property
-    def wants_ack(self) -> bool:
-        """Whether it asks for an answer where there usually is none."""
-        return bool(self.flags & _NEED_REPLY)
-
-    @property
-    def number(self) -> int:
-        """The payload as one number."""
-        return int(_U64.unpack_from(self.payload)[0])
-
-    @property
-    def state(self) -> tuple[int, int]:
-        """The payload as a ring and a number."""
-        ring, number = _STATE.unpack_from(self.payload)
-        return ring, number
-
-    def reply(self, payload: bytes) -> bytes:
-        """Return an answer to it, as it is sent."""
-        return _HEADER.pack(self.request, _VERSION | _REPLY, len(payload)) + payload
-
-    def pack(self, payload: bytes) -> bytes:
-        """Return it with another payload, as it is sent."""
-        return _HEADER.pack(self.request, self.flags, len(payload)) + payload
 
 
 @dataclass
@@ -191,6 +136,11 @@ class ScriptedBackend:
     ) -> None:
         self.close()
 
+    def base_of(self, ring: int) -> int:
+        """Return where a ring goes on that the frontend stops: where it began."""
+        del ring
+        return 0
+
     # The thread's.
 
     def _run(self) -> None:
@@ -254,32 +204,10 @@ class ScriptedBackend:
                 case Request.GET_VRING_BASE:
                     ring, _ = message.state
                     connection.started.discard(ring)
-                    connection.send(message.reply(_STATE.pack(ring, 0)))
+                    connection.send(message.reply(STATE.pack(ring, self.base_of(ring))))
                     return
                 case request if request in answers:
-                    connection.send(message.reply(_U64.pack(answers[Request(request)])))
+                    connection.send(message.reply(U64.pack(answers[Request(request)])))
                     return
         if message.wants_ack:
-            connection.send(message.reply(_U64.pack(0)))
-
-
-def receive(connection: socket.socket) -> Message | None:
-    """Read one message; None at the end. Descriptors come with the header."""
-    fds = array.array("i")
-    room = socket.CMSG_SPACE(32 * fds.itemsize)
-    header = b""
-    while len(header) < _HEADER.size:
-        data, controls, _flags, _address = connection.recvmsg(_HEADER.size - len(header), room)
-        for _level, _kind, control in controls:
-            fds.frombytes(control[: len(control) - len(control) % fds.itemsize])
-        if not data:
-            return None
-        header += data
-    request, flags, size = _HEADER.unpack(header)
-    payload = b""
-    while len(payload) < size:
-        data = connection.recv(size - len(payload))
-        if not data:
-            return None
-        payload += data
-    return Message(request, flags, payload, tuple(fds))
+            connection.send(message.reply(U64.pack(0)))

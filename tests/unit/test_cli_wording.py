@@ -12,15 +12,15 @@ import virtnic
 from virtnic.cli import main
 from virtnic.cli.parser import build
 from virtnic.cli.wording import of_options
+from virtnic.nic.options import QemuOptions
 
 TOP = Path(__file__).resolve().parents[2]
 
-_MAKE_QEMU = [vars(kind)["__init__"] for kind in virtnic.Qemu.__mro__ if "__init__" in vars(kind)]
 #: The arguments that a message may tell to pass: those of what users call.
 ARGUMENTS = {
     name
-    for call in (virtnic.Memory.__new__, virtnic.Qemu.attach, virtnic.Qemu.connect, *_MAKE_QEMU)
-    for name in inspect.signature(call).parameters
+    for call in (virtnic.Memory.__new__, virtnic.Qemu.attach, virtnic.Qemu.connect, virtnic.Qemu)
+    for name in (*inspect.signature(call).parameters, *QemuOptions.__optional_keys__)
     if name not in ("self", "cls", "args", "kwargs", "options", "netdev", "size")
 }
 #: One of them with a value: a word of Python, or text in quotes, or what is filled in.

@@ -36,6 +36,7 @@ CORE_MAY_USE: dict[str, set[str]] = {
 ROOMS: list[set[str]] = [
     {"cli"},
     {"doctor", "testing"},
+    {"capture", "integrations"},
     {"aio"},
     {"__init__"},
     {"loops"},

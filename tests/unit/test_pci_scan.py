@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.fake_pci import FakeBus, FakeFunction, ivshmem, virtio_net
+from support.inside import machine_of
 from virtnic.errors import QemuError
 from virtnic.pci import (
     Bdf,
@@ -318,14 +319,14 @@ def test_few_round_trips() -> None:
 
 def test_a_real_bus(qemu: virtnic.Qemu) -> None:
     """A second look at a running QEMU finds the same devices, with working registers."""
-    bus = PciBus(qemu.qtest, qemu.machine)
+    bus = PciBus(machine_of(qemu).qtest, qemu.machine)
     bus.scan()
     [shared] = find_ivshmems(bus.functions)
     shared = bus.enable(bus.place(shared, fixed={2: qemu.memory.iova}))
     qemu.memory.write(4096, b"\x12\x34\x56\x78")
-    assert qemu.qtest.read(qemu.memory.iova + 4096, 4) == b"\x12\x34\x56\x78"
+    assert machine_of(qemu).qtest.read(qemu.memory.iova + 4096, 4) == b"\x12\x34\x56\x78"
     for nic in find_virtio_nets(bus.functions):
         ready = bus.enable(bus.place(nic))
-        assert qemu.qtest.readw(virtio_registers(ready).common + 18) >= 2  # queues
-        assert MsixTable(qemu.qtest, bus.config, ready).size >= 3
+        assert machine_of(qemu).qtest.readw(virtio_registers(ready).common + 18) >= 2  # queues
+        assert MsixTable(machine_of(qemu).qtest, bus.config, ready).size >= 3
     assert bus.rescan() == []

@@ -37,7 +37,7 @@ def all_kinds(port: Port, queue: NetQueue, faulty: FaultyPort, scripted: Scripte
 
 @pytest.mark.parametrize("kind", [virtnic.Port, virtnic.NetQueue, FaultyPort, ScriptedPort])
 def test_every_kind_has_the_verbs(kind: type) -> None:
-    assert VERBS == ["fileno", "recv", "send", "stats"]
+    assert VERBS == ["fileno", "recv", "send", "send_all", "stats"]
     for verb in VERBS:
         wanted = list(inspect.signature(getattr(PacketPort, verb)).parameters)
         assert list(inspect.signature(getattr(kind, verb)).parameters) == wanted

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import virtnic
+from support.inside import attachment_of, machine_of
 from virtnic.qemu.text import check
 
 #: A byte that is not UTF-8, as `os.fsdecode` keeps it; half a pair; NUL; noncharacters.
@@ -53,7 +54,7 @@ def test_text_that_qmp_cannot_carry_is_a_value_error(qemu: virtnic.Qemu) -> None
             with pytest.raises((ValueError, virtnic.QemuError)):
                 ask(qemu, text)
         assert qemu.execute("query-status")
-    assert [nic.id for nic in qemu.nics] == [port._attachment.handle.id]
+    assert [nic.id for nic in machine_of(qemu).nics] == [attachment_of(port).handle.id]
 
 
 def test_an_escape_in_a_netdev_of_json_is_text_too(qemu: virtnic.Qemu) -> None:

@@ -126,6 +126,7 @@ def test_the_ports_own_counters_are_compared() -> None:
         accounts.check({"tx_packets": 4, "rx_packets": 0})
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.needs("testpmd", "netns")
 @pytest.mark.timeout(120)
@@ -142,6 +143,7 @@ def test_nothing_grows(qemu_command: str, tmp_path: Path) -> None:
     print(done.stdout)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.needs("testpmd", "netns")
 @pytest.mark.timeout(120)

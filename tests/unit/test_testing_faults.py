@@ -275,7 +275,7 @@ def test_nothing_passes_the_wire_by(port: virtnic.Port) -> None:
     assert faulty.send_all(iter(frames(1000))) == 1000
 
     async def main() -> None:
-        await virtnic.aio.Port(faulty).send(frames(500))
+        await virtnic.aio.Port(faulty).send_all(frames(500))
 
     asyncio.run(main())
     assert faulty.faults()["tx_dropped"] == 1500
@@ -307,7 +307,7 @@ def test_asyncio_by_a_script() -> None:
 
     async def program(inner: ScriptedPort) -> list[bytes]:
         port = virtnic.aio.Port(FaultyPort(inner))
-        await port.send(frames(600))
+        await port.send_all(frames(600))
         got: list[bytes] = []
         with contextlib.suppress(virtnic.QemuDied):
             async for burst in port:

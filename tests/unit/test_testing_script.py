@@ -12,13 +12,13 @@ from peers.testpmd import Testpmd
 from support.frames import arp_request, is_arp_reply, numbered
 from support.traffic import drain
 from support.waiting import PROMPT, pause
+from virtnic import PacketPort
 from virtnic.testing import (
     Deliver,
     Die,
     Expect,
     Lie,
     Link,
-    PacketPort,
     Pause,
     Refuse,
     ScriptedPort,

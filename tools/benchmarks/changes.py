@@ -131,10 +131,10 @@ def _comes_back(port: virtnic.Port) -> bool:
 def _qemu_back(port: virtnic.Port) -> float:
     """Seconds from the death of a QEMU to traffic through its successor."""
     _until(lambda: _answers(port))
-    pid = port.qemu.process.pid
+    pid = port.qemu.pid
     began = time.perf_counter()
     os.kill(pid, signal.SIGKILL)
-    while port.qemu.process.pid == pid or port.away:
+    while port.qemu.pid == pid or port.away:
         time.sleep(0.001)
     _until(lambda: _answers(port))
     return time.perf_counter() - began

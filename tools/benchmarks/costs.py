@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import virtnic
-from virtnic.loops.engine import make_frame
+from virtnic.loops import make_frame
+from virtnic.nic.port import host_of
 from virtnic.pci import find_virtio_nets, virtio_registers
 
 from .bench import Bench
@@ -49,8 +50,8 @@ def run(bench: Bench) -> None:
 
 def _kicks(bench: Bench, port: virtnic.Port) -> dict[str, float]:
     """Seconds of the caller for one kick, less what calling an empty method costs."""
-    qtest = port.qemu.qtest
-    (function,) = find_virtio_nets(port.qemu.devices.bus.functions)
+    qtest = host_of(port.qemu).machine.qtest
+    (function,) = find_virtio_nets(host_of(port.qemu).devices.bus.functions)
     # The queue's notification address (section 4.1.4.4); QEMU numbers them like the queues.
     _, _, _, notify, _, multiplier = virtio_registers(function)
     address = notify + TRANSMIT * multiplier

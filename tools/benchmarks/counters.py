@@ -6,7 +6,7 @@ import time
 from typing import Literal
 
 import virtnic
-from virtnic.loops.engine import make_frame
+from virtnic.loops import make_frame
 
 from .bench import Bench
 from .dpdk import Backend

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import virtnic
-from virtnic.loops.engine import make_frame
+from virtnic.loops import make_frame
 
 if TYPE_CHECKING:
     from virtnic import Port, Result

@@ -11,6 +11,7 @@ from typing import Any
 
 import virtnic
 from peers.testpmd import Testpmd, TestpmdError
+from virtnic.nic.port import attachment_of, host_of
 
 from . import rings
 from .flow import Flow
@@ -65,7 +66,7 @@ class Machine:
 
     def kill(self) -> None:
         """Kill QEMU, and start another with the same ports."""
-        os.kill(self.qemu.process.pid, signal.SIGKILL)
+        os.kill(self.qemu.pid, signal.SIGKILL)
         for seat in self.taken:
             seat.flow.wait_for_end()
         self.qemu.close()
@@ -76,7 +77,7 @@ class Machine:
     def flip(self, seat: Seat) -> None:
         """Pull the cable out, send into the void, put it in again: in the flow's own thread."""
         flow = seat.flow
-        handle = next(h for h in self.qemu.nics if h.id == _handle(flow.port))
+        handle = next(h for h in host_of(self.qemu).machine.nics if h.id == _handle(flow.port))
         kind = "link down"
 
         def flip() -> None:
@@ -118,7 +119,7 @@ def _text(path: Path) -> str:
 
 
 def _handle(port: Any) -> str:
-    return str(port._attachment.handle.id)
+    return str(attachment_of(port).handle.id)
 
 
 class Stage:
@@ -196,7 +197,7 @@ class Stage:
                 if port is None:
                     found.append(f"{seat.name}: no port")
                     continue
-                backend = port._attachment.backend
+                backend = attachment_of(port).backend
                 link = "up" if port.link else "down"
                 found.append(f"{seat.name}: link {link}, {port.stats()}")
                 if backend is not None:

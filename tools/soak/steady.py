@@ -153,7 +153,7 @@ class Steady:
             samples.add("our", objects())
             samples.add("our", process())
             samples.add("our", self._buffers())
-            samples.add("QEMU's", process(self.qemu.process.pid))
+            samples.add("QEMU's", process(self.qemu.pid))
         return samples
 
     def tally(self) -> dict[str, int]:
@@ -196,7 +196,7 @@ class Steady:
             while time.monotonic() < end:
                 try:
                     async with asyncio.timeout(PATIENCE):
-                        await port.send(round_.batch())
+                        await port.send_all(round_.batch())
                         while not round_.done:
                             burst = await port.recv()
                             round_.check(burst)

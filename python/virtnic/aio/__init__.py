@@ -1,7 +1,7 @@
 """Ports for asyncio, trio and anyio.
 
 >>> async with virtnic.aio.open("user") as port:
-...     await port.send([frame])
+...     await port.send_all([frame])
 ...     async for burst in port:
 ...         ...
 """

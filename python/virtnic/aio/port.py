@@ -1,7 +1,7 @@
 """Ports for asyncio, trio and anyio.
 
 >>> async with virtnic.aio.open("user") as port:
-...     await port.send([frame])
+...     await port.send_all([frame])
 ...     async for burst in port:
 ...         ...
 
@@ -21,15 +21,16 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from virtnic._native import Burst, EventFd, PortClosed, QemuDied
+from virtnic._native import Burst, EventFd
 from virtnic.async_library import readable, running
 from virtnic.deadline import Deadline
 from virtnic.nic.opening import OpenOptions, open_port
 from virtnic.nic.options import check_names
 from virtnic.nic.port import Port as BlockingPort
+from virtnic.nic.port import attachment_of
 from virtnic.nic.ready import PAUSE, Readiness
 from virtnic.nic.sending import BACKOFF, Pending
-from virtnic.teardown import Owner
+from virtnic.teardown import Owner, made_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from virtnic._native import Feature, Memory, Offload, Offloads
-    from virtnic.async_library import Library
+    from virtnic.async_library import Descriptor, Library
+    from virtnic.nic.attachment import Attachment
     from virtnic.nic.options import Interrupts
-    from virtnic.nic.port import Host, PortOptions
+    from virtnic.nic.port import PortOptions, Qemu
     from virtnic.protocols import Frame, PacketPort
     from virtnic.qemu import Netdev
 
@@ -103,18 +105,19 @@ async def _in_thread(
 class Opening(Owner):
     """A port that is about to be opened: ``async with`` it, or ``await`` it."""
 
-    def __init__(self, call: Callable[[], BlockingPort]) -> None:
+    def __init__(self, call: Callable[[], BlockingPort], *, starts_qemu: bool) -> None:
         self._call = call
+        self._starts_qemu = starts_qemu
         self._port: Port | None = None
         self._remember_caller()
 
     async def _open(self) -> Port:
         def call() -> BlockingPort:
             port = self._call()
-            if port._owns_qemu:
-                port.qemu._made_at = self._made_at  # and not in this thread
+            if self._starts_qemu:
+                made_at(port.qemu, self)  # and not in this thread
             try:
-                port.rx_descriptor()  # a port without interrupts has none: ValueError
+                _descriptors(port)[0]()  # a port without interrupts has none: ValueError
             except BaseException:
                 port.close()
                 raise
@@ -152,12 +155,32 @@ def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Opening:  #
     ``port = await virtnic.aio.open("user")`` leaves that to the caller.
     """
     check_names("virtnic.aio.open()", OpenOptions.__optional_keys__, options)
-    return Opening(functools.partial(open_port, netdev, options))
+    return Opening(functools.partial(open_port, netdev, options), starts_qemu=True)
 
 
-def attach(qemu: Host, netdev: Netdev = "user", **options: Unpack[PortOptions]) -> Opening:
+def attach(qemu: Qemu, netdev: Netdev = "user", **options: Unpack[PortOptions]) -> Opening:
     """Do the same for a port of a QEMU that runs: see :meth:`virtnic.Qemu.attach`."""
-    return Opening(functools.partial(qemu.attach, netdev, **options))
+    return Opening(functools.partial(qemu.attach, netdev, **options), starts_qemu=False)
+
+
+def _descriptors(
+    port: Any,
+) -> tuple[Callable[[], Descriptor], Callable[[], Descriptor]]:
+    """Return what gives the descriptors for one wait, to receive and to send.
+
+    Not their numbers, which would keep those of a closed port open.
+    """
+    attachment = attachment_of(port)
+    if attachment is None or not isinstance(port, BlockingPort):
+        return lambda: port, lambda: _Sending(port)
+    return attachment.driver.rx_descriptor, attachment.driver.tx_descriptor
+
+
+class _Sending:
+    """The descriptor by which a fake says that it has room."""
+
+    def __init__(self, port: Any) -> None:
+        self.fileno = port.tx_fileno
 
 
 class Port(Owner):
@@ -175,8 +198,7 @@ class Port(Owner):
         """
         self.port = cast("BlockingPort", port)
         self._library = running()
-        # Not the numbers, which would keep the descriptors of a closed port open.
-        self._rx, self._tx = self.port.rx_descriptor, self.port.tx_descriptor
+        self._rx, self._tx = _descriptors(self.port)
         self._rx()
         self._receiving = self._library.lock()
         self._sending = self._library.lock()
@@ -200,8 +222,24 @@ class Port(Owner):
         self,
         frames: Burst | Iterable[Frame],
         offload: Offload | Offloads | Iterable[Offload | None] | None = None,
-    ) -> None:
-        """Queue all frames, in order, waiting for room where the queue is full.
+    ) -> int:
+        """Queue as many frames as fit, in order, and return how many.
+
+        As :meth:`virtnic.Port.send`, after the tasks that came before; see :meth:`send_all`.
+        """
+        await self._sending.acquire()
+        try:
+            await self._library.checkpoint()
+            return self.port.send(frames, offload)
+        finally:
+            self._sending.release()
+
+    async def send_all(
+        self,
+        frames: Burst | Iterable[Frame],
+        offload: Offload | Offloads | Iterable[Offload | None] | None = None,
+    ) -> int:
+        """Queue all frames, in order, waiting for room; return how many there were.
 
         ``offload`` as for :meth:`virtnic.Port.send`.
         When it is cancelled, those in front were queued and the others were not; a burst
@@ -215,12 +253,13 @@ class Port(Owner):
                 await readable(self._tx, self._library)
                 if pending.stuck:
                     await self._library.sleep(BACKOFF)
+            return pending.queued
         finally:
             self._sending.release()
 
     async def wait_ready(self, timeout: float | None = 10.0) -> None:
         """Wait until frames pass, as :meth:`virtnic.Port.wait_ready` does; raises as it does."""
-        readiness = Readiness(self.port)
+        readiness = Readiness(self.port, attachment_of(self.port))
         deadline = Deadline(timeout)
         # In a thread: where QEMU has to be asked it may take its time.
         while not await _in_thread(self._library, readiness.look):
@@ -239,7 +278,10 @@ class Port(Owner):
 
         Ends with PortClosed or QemuDied.
         """
-        return LinkChanges(self.port, self._library)
+        attachment = attachment_of(self.port)
+        if attachment is None:
+            raise ValueError(f"{self.port!r} cannot tell of its link here; on_link() does")
+        return LinkChanges(attachment, self._library)
 
     async def close(self) -> None:
         """Close the port, see :meth:`virtnic.Port.close`, even when cancelled meanwhile."""
@@ -292,7 +334,7 @@ class Port(Owner):
         return self.port.interrupts
 
     @property
-    def qemu(self) -> Host:
+    def qemu(self) -> Qemu:
         """The QEMU whose device it is."""
         return self.port.qemu
 
@@ -317,8 +359,8 @@ class Port(Owner):
 class LinkChanges(Owner):
     """An asynchronous iterator: True when the link went up, False when it went down."""
 
-    def __init__(self, port: BlockingPort, library: Library) -> None:
-        self._port = port
+    def __init__(self, attachment: Attachment, library: Library) -> None:
+        self._driver = attachment.driver
         self._library = library
         changes: deque[bool] = deque(maxlen=_LINK_CHANGES)
         event = EventFd()
@@ -328,17 +370,17 @@ class LinkChanges(Owner):
             event.signal()
 
         self._changes, self._event = changes, event
-        weak = weakref.ref(port)
+        made = attachment.made
 
         def ended() -> None:
-            port = weak()
+            port = made()
             if port is None or port.closed:
                 event.close()  # with its port, whoever keeps this iterator
             else:
                 event.signal()
 
         # Neither holds this object: an iterator that is dropped stops listening.
-        self._unsubscribe = weakref.finalize(self, port.subscribe(changed, ended))
+        self._unsubscribe = weakref.finalize(self, attachment.add_link_callback(changed, ended))
 
     def __aiter__(self) -> Self:
         return self
@@ -349,8 +391,5 @@ class LinkChanges(Owner):
             self._event.drain()
             if self._changes:
                 return self._changes.popleft()
-            if self._port.closed:
-                raise PortClosed("the port is closed")
-            if self._port.qemu.qtest.death is not None:
-                raise QemuDied(self._port._how_qemu_ended())
+            self._driver.check()
             await readable(self._event.borrow, self._library)

@@ -72,7 +72,7 @@ def demonstrate(arguments: argparse.Namespace, output: Output) -> int:
         **describe_memory(memory),
     )
     with start_qemu(arguments, memory) as qemu:
-        pid = qemu.process.pid
+        pid = qemu.pid
         steps.add(
             "qemu",
             f"QEMU {qemu.version} runs as process {pid}: machine {qemu.machine}, "
@@ -170,7 +170,7 @@ def _use(
 
 def _guest(qemu: virtnic.Qemu) -> tuple[str, dict[str, Any]]:
     """Return where the machine's processor is, which shows that no guest ran, and QEMU's cost."""
-    usage = process_usage(qemu.process.pid)
+    usage = process_usage(qemu.pid)
     cost = ""
     if usage is not None:
         cost = (

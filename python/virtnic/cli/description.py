@@ -65,14 +65,14 @@ def describe(session: Session, netdev: str) -> dict[str, Any]:
 
 def describe_qemu(qemu: virtnic.Qemu) -> dict[str, Any]:
     """Return which QEMU runs, and how."""
-    ours = qemu.shared is None
+    ours = qemu.command is not None
     return {
-        "command": str(qemu.binary) if ours else None,
-        "connected": None if qemu.shared is None else str(qemu.shared.path),
+        "command": qemu.command,
+        "connected": None if ours else str(qemu.directory),
         "version": str(qemu.version),
         "machine": qemu.machine,
         "accelerator": qemu.accel,
-        "pid": qemu.process.pid if ours else None,
+        "pid": qemu.pid if ours else None,
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from virtnic.cli.options import SANDBOXES
 from virtnic.cli.ports import PortArguments
 from virtnic.memory import Memory
-from virtnic.nic.qemu import Qemu
+from virtnic.nic.port import Qemu
 
 if TYPE_CHECKING:
     import argparse

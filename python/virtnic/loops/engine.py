@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
-from virtnic._native import QemuDied
 from virtnic.loops.traffic import IMIX, MAX_FRAME, make_frame, parse_rate
 from virtnic.nic.port import Port
 from virtnic.units import CHECKSUM
@@ -23,23 +22,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from virtnic.protocols import Frame
-
-__all__ = [
-    "DROP",
-    "IMIX",
-    "PacketFunction",
-    "Result",
-    "drop",
-    "exchange",
-    "forward",
-    "generate",
-    "make_frame",
-    "packet_function",
-    "parse_rate",
-    "reflect",
-    "run",
-    "to_port",
-]
 
 Mode = Literal["io", "mac", "macswap"]
 
@@ -92,17 +74,6 @@ def _until(
     return seconds, packets, tell
 
 
-def _loop(ports: Sequence[Port], loop: Callable[..., dict[str, Any]], *arguments: object) -> Result:
-    """Run a loop; the one whose QEMU died says how that was."""
-    try:
-        return Result(**loop(*arguments))
-    except QemuDied:
-        for port in ports:
-            if port.qemu.qtest.death is not None:
-                raise QemuDied(port._how_qemu_ended()) from None
-        raise
-
-
 def forward(
     a: Port,
     b: Port,
@@ -122,7 +93,7 @@ def forward(
     are dropped until there is some. False drops at once what does not fit (``ring_full``).
     """
     until = _until(seconds, packets, progress)
-    return _loop((a, b), _native.forward, a, b, mode, backpressure, until)
+    return Result(**_native.forward(a, b, mode, backpressure, until))
 
 
 def reflect(
@@ -139,7 +110,7 @@ def reflect(
     ``mode`` and ``backpressure`` as for :func:`forward`.
     """
     until = _until(seconds, packets, progress)
-    return _loop((port,), _native.reflect, port, mode, backpressure, until)
+    return Result(**_native.reflect(port, mode, backpressure, until))
 
 
 def drop(
@@ -150,7 +121,7 @@ def drop(
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
     """Receive frames and forget them."""
-    return _loop((port,), _native.drop, port, _until(seconds, packets, progress))
+    return Result(**_native.drop(port, _until(seconds, packets, progress)))
 
 
 def generate(
@@ -173,7 +144,7 @@ def generate(
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
-    return _loop((port,), _native.generate, port, load, per_second, until)
+    return Result(**_native.generate(port, load, per_second, until))
 
 
 def exchange(
@@ -192,7 +163,7 @@ def exchange(
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
-    return _loop((port,), _native.exchange, port, load, per_second, until)
+    return Result(**_native.exchange(port, load, per_second, until))
 
 
 def _load(
@@ -344,4 +315,4 @@ def run(
     compiled = packet_function(function)
     chosen = [ports] if isinstance(ports, Port) else list(ports)
     until = _until(seconds, packets, progress)
-    return _loop(chosen, _native.run, chosen, compiled.address, until)
+    return Result(**_native.run(chosen, compiled.address, until))

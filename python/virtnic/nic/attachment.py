@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from virtnic._native import VirtnicError
+from virtnic.nic.callbacks import Callbacks
 from virtnic.pci import speaks_modern, virtio_legacy, virtio_registers
 from virtnic.teardown import Teardown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from virtnic._native import EventFd, NetPort, QTest
+    from virtnic._native import EventFd, NetPort, PortDriver, QTest
     from virtnic.nic.backend import Backend
+    from virtnic.nic.events import Event
     from virtnic.nic.options import Interrupts
     from virtnic.pci import Function
     from virtnic.qemu import Machine, NicHandle, Spec
 
 __all__ = ["Attachment"]
 
+_log = logging.getLogger(__name__)
 
-@dataclass(slots=True, eq=False)
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Attachment:
-    """What a port has of its QEMU, and what it takes to plug it in again."""
+    """What a port has of its QEMU, who is told of it, and what it takes to plug it in again."""
 
     machine: Machine
     qtest: QTest
@@ -40,8 +46,21 @@ class Attachment:
     settle: Callable[[], object] = lambda: None
     #: The device on the PCI bus, once it was found there.
     function: Function | None = None
+    #: What drives the device, from when it is started.
+    started: PortDriver | None = None
     #: The port from when it was made, but not kept alive.
     made: Callable[[], NetPort | None] = lambda: None
+    #: The port, from when all is in its place until it is detached.
+    port: NetPort | None = None
+    #: Whether its QEMU was started for this port alone, and is closed with it.
+    owns_qemu: bool = False
+    #: Who is called back about it.
+    callbacks: Callbacks = field(default_factory=lambda: Callbacks(False))
+    #: Whether it was told that it is attached; and what is told when it is detached, once.
+    announced: bool = False
+    farewell: Event | None = None
+    #: Whether it was told that received frames are dropped for their length.
+    told_of_long_frames: bool = False
     #: Undoes, last first, all that attaching did.
     undo: Teardown = field(default_factory=Teardown)
     # What it takes to attach it again, to another QEMU.
@@ -70,6 +89,12 @@ class Attachment:
         return self.plugged
 
     @property
+    def driver(self) -> PortDriver:
+        """What drives the device; for one that was started."""
+        assert self.started is not None
+        return self.started
+
+    @property
     def is_lost(self) -> bool:
         """Whether its QEMU is gone, with the device: there may be another QEMU by now."""
         if self.machine.closed or self.qtest.death is not None:
@@ -88,3 +113,80 @@ class Attachment:
         if self.by_legacy:
             return {"legacy_io": (*virtio_legacy(self.function), self.interrupts == "msix")}
         return {"registers": tuple(virtio_registers(self.function))}
+
+    @property
+    def tells_link(self) -> bool:
+        """Whether the device interrupts when its link goes up or down."""
+        port = self.made()
+        accepted = port is not None and any(
+            feature.name == "STATUS" and feature.accepted for feature in port.features
+        )
+        return accepted and self.interrupts != "none"
+
+    def add_link_callback(
+        self, changed: Callable[[Any], object], ended: Callable[[], object] | None = None
+    ) -> Callable[[], None]:
+        """Call back when the link changes: see :meth:`virtnic.Port.on_link`.
+
+        ``ended`` is called, once or more, when the port was stopped or its QEMU died.
+        """
+        if not callable(changed):
+            raise TypeError(f"a link callback takes a port, {changed!r} takes none")
+        if self.interrupts == "none":
+            raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
+        if not self.tells_link:
+            raise ValueError(
+                "the device does not say whether its link is up: STATUS was refused "
+                "(features=) or is not offered (properties={'status': False})"
+            )
+        return self.callbacks.add(changed, ended)
+
+    def link_changed(self) -> None:
+        """Tell that the link went up or down, as the device said last."""
+        self.callbacks.link_changed(self.made(), self.driver.link)
+
+    def configuration_changed(self) -> None:
+        """Look at the device's configuration; called when its interrupt came."""
+        self._tell_of_long_frames()
+        port = self.made()
+        if port is None or port.away:
+            return  # who brings it back tells of the link
+        try:
+            self.driver.restart_if_needed()
+            now = self.driver.refresh_link()
+        except (VirtnicError, OSError) as error:  # TimeoutError is an OSError
+            _log.debug("the link was not read: %s", error)
+            return
+        if now != self.callbacks.link:
+            self.link_changed()
+
+    def abandon(self, why: str) -> None:
+        """Give the device up; calls say why from now on, and the link is down."""
+        self.driver.abandon(why)
+        if self.callbacks.link and not self.driver.link:
+            self.link_changed()
+        self.callbacks.ended()
+
+    def stop(self) -> None:
+        """Reset the device and take every buffer back; waiting calls raise PortClosed."""
+        self.driver.stop()
+        if self.driver.withholds:
+            _log.warning(
+                "the device of %s was not reset in time: it may still write to its buffers, which "
+                "are kept until it is gone",
+                self.handle.id,
+            )
+        self._tell_of_long_frames()  # where there are no interrupts
+        self.callbacks.ended()
+
+    def _tell_of_long_frames(self) -> None:
+        """Say once that received frames were dropped for their length."""
+        if self.told_of_long_frames or not self.driver.drops_long_frames:
+            return
+        self.told_of_long_frames = True
+        _log.warning(
+            "received frames of more than %d bytes, which no buffer holds, are dropped and counted "
+            "(rx_bad_length): make the memory with jumbo_buffers=64 or so, or with a larger "
+            "buffer_size, or lower the MTU of the sender",
+            self.machine.memory.largest_frame,
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from virtnic.qemu.machine import present
 from virtnic.qemu.netdevs import not_started
 
 if TYPE_CHECKING:
-    from virtnic._native import NetPort
+    from virtnic._native import NetPort, PortDriver
     from virtnic.nic.attachment import Attachment
     from virtnic.pci import Function
     from virtnic.qemu import Machine
@@ -35,23 +34,28 @@ class Devices:
     """What is on the PCI bus of one QEMU, and how its interrupts reach us."""
 
     def __init__(self, machine: Machine) -> None:
-        # A QEMU that is closed and forgotten goes at once, without the collector.
-        self._weak_machine = weakref.ref(machine)
+        self.machine = machine
+        #: Of the ports that are there, that come and that go.
+        self.attachments: list[Attachment] = []
         #: Held while a device comes, goes, or is replaced: QEMU is waited for meanwhile.
         self.lock = threading.RLock()
         self._routing: InterruptRouting | None = None
         #: The vector of configuration changes, from one QEMU to the next.
         self.config = ConfigVector()
         #: Closed ports whose devices could not be removed, and may still write to their buffers.
-        self._lingering: list[NetPort] = []
+        self._lingering: list[PortDriver] = []
 
     @property
-    def _machine(self) -> Machine:
-        return present(self._weak_machine())
+    def attached(self) -> list[tuple[Attachment, NetPort]]:
+        """The ports that are there, and their devices, in the order in which they came."""
+        # Without the lock, which is held while QEMU is waited for: a link callback may ask, in the
+        # thread by which QEMU's answers come.
+        there = list(self.attachments)
+        return [(a, a.port) for a in there if a.port is not None and not a.leaving]
 
     def take_bus(self) -> None:
         """Scan the bus of a QEMU that has just been started, and map the shared memory."""
-        machine = self._machine
+        machine = self.machine
         self.bus = PciBus(machine.qtest, machine.machine)
         self.bus.scan()
         if machine.shared is not None:
@@ -81,7 +85,7 @@ class Devices:
     def _runs(self) -> bool:
         """Whether QEMU still runs."""
         try:
-            return self._machine.process.alive
+            return self.machine.process.alive
         except QemuError:
             return False  # it is closed
 
@@ -98,7 +102,7 @@ class Devices:
         """
         spec, backend = present(attachment.spec), attachment.backend
         made = () if backend is None else (backend.expect_netdev(),)
-        self._machine.add_nic(spec, attachment.properties, attachment.plugging, *made)
+        self.machine.add_nic(spec, attachment.properties, attachment.plugging, *made)
         new = find_virtio_nets(self.bus.rescan())
         if len(new) != 1:
             raise QemuError(
@@ -108,13 +112,13 @@ class Devices:
         attachment.function = self.bus.enable(self.bus.place(attachment.function))
         return attachment.function
 
-    def replug(self, port: NetPort, attachment: Attachment) -> None:
-        """Plug in another device for a port whose device is gone, and go on with that.
+    def replug(self, attachment: Attachment) -> None:
+        """Plug in another device in the place of one that is gone, and go on with that.
 
         The caller has the lock. Raises what :meth:`virtnic.Qemu.attach` does; the device is gone
         then.
         """
-        qtest = self._machine.qtest
+        qtest = self.machine.qtest
         with ExitStack() as undo:
             attachment.function = None
             if attachment.backend is not None:
@@ -122,43 +126,43 @@ class Devices:
             attachment.qtest, attachment.plugged = qtest, None
             undo.callback(self.unplug, attachment)
             self.routing.lead(attachment, self.plug(attachment))
-            before = self._machine.process.stderr_position()
-            port.reattach(qtest, **attachment.registers())
+            before = self.machine.process.stderr_position()
+            attachment.driver.reattach(qtest, **attachment.registers())
             self.check_started(attachment, before)
             undo.pop_all()
 
     def unplug(self, attachment: Attachment) -> None:
         """Remove the device; that it cannot be removed from a dead QEMU is no error."""
-        port = attachment.made()
+        driver = attachment.started
         if attachment.plugged is None or attachment.is_lost:
             # What has its place on another QEMU's bus is somebody else's.
-            self._gone(port, not self._runs or attachment.qtest is not self._machine.qtest)
+            self._gone(driver, not self._runs or attachment.qtest is not self.machine.qtest)
             return
         try:
             self.remove(attachment)
-            self._gone(port, True)
+            self._gone(driver, True)
         except (QemuError, TimeoutError, OSError, PortClosed) as error:
-            gone = self._machine.closed or isinstance(error, (QemuDied, PortClosed))
+            gone = self.machine.closed or isinstance(error, (QemuDied, PortClosed))
             _log.log(
                 logging.DEBUG if gone else logging.WARNING,
                 "%s is not unplugged and keeps its slot: %s",
                 attachment.handle.id,
                 str(error),  # a record that somebody keeps would keep all that the error has
             )
-            self._gone(port, False)
+            self._gone(driver, False)
 
-    def _gone(self, port: NetPort | None, surely: bool) -> None:
+    def _gone(self, driver: PortDriver | None, surely: bool) -> None:
         """Let a port have its buffers back, now or once QEMU is gone."""
-        if port is None:
+        if driver is None:
             return
         if surely:
-            port.device_gone()
-        elif port.withholds:
-            self._lingering.append(port)
+            driver.device_gone()
+        elif driver.withholds:
+            self._lingering.append(driver)
 
     def remove(self, attachment: Attachment) -> None:
         """Remove the device. Raises as :meth:`virtnic.qemu.Machine.remove_nic`."""
-        self._machine.remove_nic(attachment.handle, functools.partial(self._eject, attachment))
+        self.machine.remove_nic(attachment.handle, functools.partial(self._eject, attachment))
 
     def _eject(self, attachment: Attachment) -> None:
         """Let go of a device, of one too that was not found on the bus yet."""
@@ -194,6 +198,6 @@ class Devices:
         Its driver hears nothing of that: the device reports that it is ready. A backend with an
         interposer tells by itself.
         """
-        said = self._machine.process.stderr_since(before)
+        said = self.machine.process.stderr_since(before)
         if attachment.backend is None and (why := not_started(attachment.handle.spec.kind, said)):
             raise QemuError(why)

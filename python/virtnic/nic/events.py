@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 from virtnic._native import EventFd, PortClosed
 from virtnic.async_library import readable
 from virtnic.deadline import Deadline
-from virtnic.teardown import Owner
+from virtnic.teardown import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from typing_extensions import TypeVar
 
@@ -73,7 +72,7 @@ class Event(Generic[P]):
     detail: str = ""
 
 
-class Events(Owner, Generic[P]):
+class Events(Closing, Generic[P]):
     """The events of one QEMU, from :meth:`virtnic.Qemu.events`: an iterator of both kinds.
 
     It gets what happens after it was made, in the order in which it happened, and ends when
@@ -177,17 +176,6 @@ class Events(Owner, Generic[P]):
                 await readable(self._event.borrow)
             finally:
                 self._awaited = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Watcher(Generic[P]):

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
-from virtnic.nic.options import check_names, jumbo_size
-from virtnic.nic.port import Port, PortOptions
-from virtnic.nic.qemu import Qemu, StartOptions
+from virtnic.nic.options import StartOptions, check_names, jumbo_size
+from virtnic.nic.port import Port, PortOptions, Qemu, attachment_of, host_of
 
 if TYPE_CHECKING:
     from virtnic.memory import Hugepages
@@ -55,10 +54,11 @@ def open_port(netdev: Netdev, given: OpenOptions) -> Port:
         for_memory["jumbo_size"] = jumbo_size(netdev, options, for_memory.get("buffer_size", 2048))
     qemu = Qemu(Memory(**for_memory) if memory is None else memory, **for_qemu)
     try:
-        qemu._owns_memory = memory is None
+        host = host_of(qemu)
+        host.owns_memory = memory is None
         port = qemu.attach(netdev, **cast("PortOptions", options))
-        qemu.keep_little(memory=memory is None)
-        port._owns_qemu = True
+        host.machine.keep_little(memory=memory is None)
+        attachment_of(port).owns_qemu = True
     except BaseException:
         qemu.close()
         raise

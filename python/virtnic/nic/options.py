@@ -6,22 +6,29 @@ import dataclasses
 import difflib
 import os
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from virtnic.nic.policy import policy
 from virtnic.qemu import parse
 from virtnic.qemu.netdevs import NETDEVS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from virtnic.memory import Memory
     from virtnic.nic.backend import Backend
+    from virtnic.nic.policy import Recovery
     from virtnic.qemu import Netdev, Spec
+    from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
 
 __all__ = [
     "Interrupts",
     "Notify",
+    "PortRequest",
+    "QemuOptions",
     "Ring",
+    "StartOptions",
     "check_names",
     "device_request",
     "jumbo_size",
@@ -38,6 +45,57 @@ Interrupts = Literal["msix", "intx", "none"]
 Ring = Literal["split", "packed"]
 #: How a vhost-user backend is kicked.
 Notify = Literal["eventfd", "qtest"]
+
+
+class StartOptions(TypedDict, total=False):
+    """How QEMU is started: see :class:`virtnic.Qemu`."""
+
+    qemu: str | os.PathLike[str] | None
+    accel: Accel
+    machine: MachineType
+    shmem: Shmem
+    sandbox: Sandbox
+    timeout: float
+    connect: str | os.PathLike[str] | None
+    extra: Sequence[str]
+
+
+class QemuOptions(StartOptions, total=False):
+    """What :class:`virtnic.Qemu` takes besides the memory and ``recover``."""
+
+    directory: str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PortRequest:
+    """What is asked of one port: the arguments of :meth:`virtnic.Qemu.attach`, checked."""
+
+    netdev: Netdev
+    mac: str | None
+    queues: int | None
+    queue_size: int
+    ring: Ring | None
+    interrupts: Interrupts | None
+    spin: float
+    notify: Notify | None
+    features: Mapping[str, bool | None] | None
+    properties: Mapping[str, Any] | None
+    on_link: Callable[[Any], None] | None
+    legacy: bool
+    statistics: Literal["basic", "extended"]
+    timestamps: bool
+    offload: bool | None
+    recover: bool | Recovery | None
+
+    def __post_init__(self) -> None:
+        one_of("interrupts", self.interrupts, ("msix", "intx", "none", None))
+        one_of("notify", self.notify, ("eventfd", "qtest", None))
+        one_of("ring", self.ring, ("split", "packed", None))
+        one_of("statistics", self.statistics, ("basic", "extended"))
+        size = self.queue_size
+        if size and (size not in range(1, 32769) or size & (size - 1)):
+            raise ValueError(f"queue_size is a power of two up to 32768, not {size}")
+        policy(self.recover, also=None)
 
 
 #: Queue pairs that there can be: vhost-user numbers 256 queues.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 
 __all__ = ["Recoveries", "Recovery", "policy"]
@@ -49,14 +48,11 @@ def policy(recover: object, *, also: object = False) -> Recovery | None:
 
 
 class Recoveries:
-    """How often QEMU was replaced."""
+    """How often QEMU was replaced: what :attr:`virtnic.Qemu.recovery` is."""
 
     def __init__(self) -> None:
         #: How often it was, and the seconds that the last time took.
         self.recoveries = 0
         self.outage = 0.0
-
-    @property
-    @abstractmethod
-    def over(self) -> bool:
-        """Whether it is replaced no more: too many attempts failed, or it was closed."""
+        #: Whether it is replaced no more: too many attempts failed, or it was closed.
+        self.over = False

@@ -1,38 +1,42 @@
-"""`Port`: what users hold. `Host`: what a port needs of the QEMU whose device it is."""
+"""`Qemu` and `Port`: what users hold. What is behind them is in the other files of this room."""
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
-import time
-from abc import abstractmethod
+import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast, overload
 
 from virtnic import _native
 from virtnic._native import CommandRefused
-from virtnic.deadline import Deadline
+from virtnic.limits import descriptors
+from virtnic.memory import Memory
+from virtnic.nic.host import Host
+from virtnic.nic.options import PortRequest, QemuOptions, check_names
+from virtnic.nic.queue import NetQueue
 from virtnic.nic.ready import Readiness
 from virtnic.nic.rss import DEFAULT_KEY, Rss, RssLimits, names_of, types_of
-from virtnic.nic.sending import BACKOFF, Pending
-from virtnic.qemu import Machine, loop
-from virtnic.teardown import Owner
+from virtnic.nic.sending import SendAll
+from virtnic.qemu import loop
+from virtnic.teardown import Closing, close_later, finish_forgotten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from types import TracebackType
+    import os
+    from collections.abc import Mapping
+    from pathlib import Path
     from typing import Unpack
 
-    from virtnic.memory import Memory
     from virtnic.nic.attachment import Attachment
-    from virtnic.nic.devices import Devices
-    from virtnic.nic.events import Event, Events, Feed
+    from virtnic.nic.events import Event, Events
     from virtnic.nic.options import Interrupts, Notify, Ring
     from virtnic.nic.policy import Recoveries, Recovery
-    from virtnic.protocols import Frame
-    from virtnic.qemu import Netdev
+    from virtnic.pci import PciBus
+    from virtnic.qemu import Netdev, Version
+    from virtnic.qemu.command import Accel, MachineType
 
-__all__ = ["Host", "LinkCallback", "Port", "PortOptions"]
+__all__ = ["LinkCallback", "Port", "PortOptions", "Qemu", "attachment_of", "host_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,48 +59,12 @@ class PortOptions(TypedDict, total=False):
     on_link: LinkCallback | None
     legacy: bool
     statistics: Literal["basic", "extended"]
+    timestamps: bool
     offload: bool | None
     recover: bool | Recovery | None
 
 
-class Host(Machine):
-    """A QEMU whose devices are ours: see :class:`virtnic.Qemu`, which is the only one."""
-
-    #: What its devices see; another can have the same.
-    memory: Memory
-    #: Its bus and what is on it.
-    devices: Devices
-    #: Who wants to know of its ports.
-    feed: Feed[Port]
-
-    @property
-    @abstractmethod
-    def ports(self) -> tuple[Port, ...]:
-        """The attached ports, in the order in which they came."""
-
-    @property
-    @abstractmethod
-    def recovery(self) -> Recoveries | None:
-        """What replaces QEMU, and how often it has; None where nothing does."""
-
-    @abstractmethod
-    def attach(self, netdev: Netdev = "user", **options: Unpack[PortOptions]) -> Port:
-        """Plug a NIC in and start it."""
-
-    @abstractmethod
-    def detach(self, port: Port) -> None:
-        """Stop a port and unplug its device."""
-
-    @abstractmethod
-    def events(self) -> Events[Port]:
-        """Return an iterator over what happens from now on."""
-
-    @abstractmethod
-    def watch(self, callback: Callable[[Event[Port]], object]) -> Callable[[], None]:
-        """Call back for what happens from now on."""
-
-
-class Port(Owner, _native.NetPort):
+class Port(Closing, SendAll, _native.NetPort):
     """A virtio-net device that this process drives.
 
     ``send``, ``recv`` and ``fileno`` are those of its first queue pair; :meth:`queue` has them all.
@@ -105,42 +73,33 @@ class Port(Owner, _native.NetPort):
     from any thread. As a context manager it closes itself.
     """
 
-    def __new__(cls, *, host: Host, attachment: Attachment, **options: Any) -> Self:  # noqa: ARG004
-        """Start the device; for :meth:`virtnic.Qemu.attach` only."""
-        return super().__new__(cls, **options)
+    def __new__(cls, *, qemu: Qemu, attachment: Attachment) -> Self:  # noqa: ARG004
+        """Make one of a device that was started; for :meth:`virtnic.Qemu.attach` only."""
+        return super().__new__(cls, attachment.driver)
 
-    def __init__(self, *, host: Host, attachment: Attachment, **_options: Any) -> None:
-        self._host, self._attachment = host, attachment
-        self._callbacks: list[LinkCallback] = []
-        self._endings: list[Callable[[], object]] = []
-        #: What the callbacks know; somebody else may have asked the device meanwhile.
-        self._link_told = super().link
+    def __init__(self, *, qemu: Qemu, attachment: Attachment) -> None:
+        self._qemu, self._attachment = qemu, attachment
         self._close_lock = threading.RLock()  # a signal handler may close, too
-        self._owns_qemu = False
         self._filters_warned = False
-        self._long_frames_told = False
 
     @property
-    def qemu(self) -> Host:
-        """The :class:`virtnic.Qemu` whose device it is."""
-        return self._host
+    def qemu(self) -> Qemu:
+        """The QEMU whose device it is."""
+        return self._qemu
 
     @property
     def memory(self) -> Memory:
         """The memory that its frames lie in."""
-        return self.qemu.memory
+        return self._qemu.memory
 
     @property
     def interrupts(self) -> Interrupts:
         """How the device tells us."""
         return self._attachment.interrupts
 
-    @property
-    def link(self) -> bool:
-        """Whether the link is up. Without interrupts this asks the device (some 50 µs)."""
-        if self.interrupts == "none" and not self.closed:
-            return self.refresh_link()
-        return super().link
+    def queue(self, index: int) -> NetQueue:
+        """Return a queue pair, from 0. Raises ValueError where there is none."""
+        return NetQueue(self, index)
 
     def wait_ready(self, timeout: float | None = 10.0) -> None:
         """Wait until frames pass in both directions, as far as that can be known.
@@ -154,13 +113,7 @@ class Port(Owner, _native.NetPort):
 
         Raises TimeoutError, which says what is missing, PortClosed, QemuDied, DeviceError.
         """
-        Readiness(self).wait(timeout)
-
-    @property
-    def tells_link(self) -> bool:
-        """Whether the device interrupts when its link goes up or down."""
-        accepted = any(feature.name == "STATUS" and feature.accepted for feature in self.features)
-        return accepted and self.interrupts != "none"
+        Readiness(self, self._attachment).wait(timeout)
 
     def set_promiscuous(self, on: bool = True) -> None:
         """Receive everything, or only what the filters let through.
@@ -206,7 +159,7 @@ class Port(Owner, _native.NetPort):
     @property
     def rss(self) -> Rss | None:
         """How the device steers, as it was told by :meth:`set_rss`; None where it was not."""
-        config = self.rss_config()
+        config = self._attachment.driver.rss_config()
         if config is None:
             return None
         key, table, types, unclassified = config
@@ -215,7 +168,7 @@ class Port(Owner, _native.NetPort):
     @property
     def rss_limits(self) -> RssLimits | None:
         """What the device can steer by; None where it does not hash (``rss=on``)."""
-        limits = self._rss_limits
+        limits = self._attachment.driver.rss_limits
         if limits is None:
             return None
         key, table, types = limits
@@ -250,139 +203,22 @@ class Port(Owner, _native.NetPort):
             table = [i % self.queues for i in range(min(limits.table, 128))]
         if not all(0 <= queue < 1 << 16 for queue in (*table, unclassified)):
             raise ValueError(f"the table leads to a queue that cannot be; {self.queues} are in use")
-        self.set_rss_config(
+        self._attachment.driver.set_rss_config(
             list(DEFAULT_KEY if key is None else key),
             list(table),
             types_of(list(limits.types if types is None else types)),
             unclassified,
         )
 
-    def on_link(self, callback: LinkCallback) -> None:
+    def on_link(self, callback: LinkCallback) -> Callable[[], None]:
         """Have ``callback(port)`` called when the link goes up or down (``port.link`` says which).
 
-        It is called in a thread of virtnic's that does other things too: it must be quick, and must
-        not attach, detach or close; :meth:`virtnic.Qemu.watch` is for that.
+        Returns what ends that. It is called in a thread of virtnic's that does other things too: it
+        must be quick, and must not attach, detach or close; :meth:`virtnic.Qemu.watch` is for that.
         Raises ValueError when the port has no interrupts, or its device does not say whether its
         link is up.
         """
-        if not callable(callback):
-            raise TypeError(f"a link callback takes a port, {callback!r} takes none")
-        if self.interrupts == "none":
-            raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
-        if not self.tells_link:
-            raise ValueError(
-                "the device does not say whether its link is up: STATUS was refused "
-                "(features=) or is not offered (properties={'status': False})"
-            )
-        self._callbacks.append(callback)
-
-    def subscribe(self, changed: LinkCallback, ended: Callable[[], object]) -> Callable[[], None]:
-        """Add a link callback, and one for the end of the port; return what takes both back.
-
-        ``ended`` is called, once or more, when the port was stopped or its QEMU died.
-        Raises ValueError when the port has no interrupts.
-        """
-        self.on_link(changed)
-        self._endings.append(ended)
-        callbacks, endings = self._callbacks, self._endings  # and not the port
-
-        def unsubscribe() -> None:
-            callbacks.remove(changed)
-            endings.remove(ended)
-
-        return unsubscribe
-
-    def ended(self) -> None:
-        """Tell those who want to know that there is nothing to wait for any more."""
-        for ending in list(self._endings):
-            try:
-                ending()
-            except Exception:  # the port has to end all the same
-                _log.exception("a callback for the end of a port failed")
-
-    def abandon(self, why: str) -> None:
-        """Give the device up; calls say why from now on, and the link is down."""
-        super().abandon(why)
-        if self._link_told and not super().link:
-            self.link_changed()
-        self.ended()
-
-    def stop(self) -> None:
-        """Reset the device and take every buffer back; waiting calls raise PortClosed."""
-        super().stop()
-        if self.withholds:
-            _log.warning(
-                "the device of %s was not reset in time: it may still write to its buffers, which "
-                "are kept until it is gone",
-                self.mac,
-            )
-        self._tell_of_long_frames()  # where there are no interrupts
-        self.ended()
-
-    def send_all(
-        self,
-        frames: _native.Burst | Iterable[Frame],
-        timeout: float | None = None,
-        offload: _native.Offload
-        | _native.Offloads
-        | Iterable[_native.Offload | None]
-        | None = None,
-    ) -> int:
-        """Queue all frames, in order, waiting for room; return how many were queued in time.
-
-        ``offload`` as for ``send``.
-        Raises as ``send``; a port without interrupts waits by polling.
-        """
-        deadline = Deadline(timeout)
-        pending = Pending(self, frames, offload)
-        while not pending.push():
-            left = deadline.left
-            if not self.wait_writable(left):
-                break
-            if pending.stuck:
-                if left == 0.0:
-                    break
-                time.sleep(BACKOFF)
-        return pending.queued
-
-    def configuration_changed(self) -> None:
-        """Look at the device's configuration; called when its interrupt came."""
-        self._tell_of_long_frames()
-        if self.away:
-            return  # who brings it back tells of the link
-        try:
-            self.restart_if_needed()
-            now = self.refresh_link()
-        except (_native.VirtnicError, OSError, TimeoutError) as error:
-            _log.debug("the link was not read: %s", error)
-            return
-        if now != self._link_told:
-            self.link_changed()
-
-    def _tell_of_long_frames(self) -> None:
-        """Say once that received frames were dropped for their length."""
-        if self._long_frames_told or not self.drops_long_frames:
-            return
-        self._long_frames_told = True
-        _log.warning(
-            "received frames of more than %d bytes, which no buffer holds, are dropped and counted "
-            "(rx_bad_length): make the memory with jumbo_buffers=64 or so, or with a larger "
-            "buffer_size, or lower the MTU of the sender",
-            self.memory.largest_frame,
-        )
-
-    def link_changed(self) -> None:
-        """Call back those who want to know of the link."""
-        self._link_told = super().link
-        for callback in list(self._callbacks):
-            try:
-                callback(self)
-            except BaseException:  # such as SystemExit, which would end the thread for all
-                _log.exception("a link callback failed")
-
-    def _how_qemu_ended(self) -> str:
-        """Say how QEMU ended; called when the data path finds that it has."""
-        return self.qemu.process.death()
+        return self._attachment.add_link_callback(callback)
 
     def close(self) -> None:
         """Stop the device, take every buffer back, and unplug it.
@@ -391,27 +227,363 @@ class Port(Owner, _native.NetPort):
         PortClosed; bursts stay readable. Closing twice is fine. A forked child closes nothing:
         the port is its parent's.
         """
-        if self.qemu._is_forked:
+        if self._attachment.machine.is_forked:
             return  # and somebody who is not here may have the lock
         loop.check_outside()  # and who has the lock may wait for this very thread
         with self._close_lock:
-            if self._owns_qemu:
-                self.qemu.close()
+            if self._attachment.owns_qemu:
+                self._qemu.close()
             else:
-                self.qemu.detach(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+                self._qemu.detach(self)
 
     def __repr__(self) -> str:
         if self.closed:
             return f"<virtnic.Port {self.mac}: closed>"
         return f"<virtnic.Port {self.mac}: {self.ring} rings of {self.queue_size}>"
+
+
+_live: weakref.WeakSet[Qemu] = weakref.WeakSet()
+
+
+class Qemu(Closing):
+    """A QEMU that runs no guest: its devices are ours.
+
+    Started here, or by somebody else: see :meth:`connect`. As a context manager it closes itself
+    and all its ports. It is gone after :meth:`close`, at the end of the interpreter, and when this
+    process is killed.
+    """
+
+    @descriptors()
+    def __init__(
+        self,
+        memory: Memory | None = None,
+        *,
+        recover: bool | Recovery = False,
+        **options: Unpack[QemuOptions],
+    ) -> None:
+        """Start it.
+
+        Parameters
+        ----------
+        memory
+            The memory to share; 32 MiB without it.
+        recover
+            Whether a QEMU that dies is started again, with all its ports: True, or a
+            :class:`virtnic.Recovery` that says how often.
+        qemu
+            Path or command line of the binary; without it ``VIRTNIC_QEMU``, else from PATH.
+        accel
+            ``"auto"`` (default) is qtest where QEMU has it, else tcg with a parked processor.
+        machine
+            ``"pc"`` (default) or ``"q35"``.
+        shmem
+            ``"doorbell"`` (default) gives interrupts by eventfd and shares only a socket;
+            ``"plain"`` shares the memory's file by path and gives none.
+        sandbox
+            True (default) denies QEMU all that can be, ``"spawn"`` lets it run helpers and scripts,
+            False is none.
+        timeout
+            Seconds for the start and for each answer; 10 by default.
+        directory
+            Where its sockets go and stay; by default they are in a private one that is removed once
+            all are connected.
+        extra
+            More options of QEMU, word by word.
+        connect
+            The directory of one that was started elsewhere; only ``timeout`` goes with it.
+
+        Raises QemuNotFound, QemuError quoting QEMU, MemoryUnavailable, ValueError, TypeError,
+        TimeoutError, OSError where a limit of the system is reached.
+
+        """
+        check_names("virtnic.Qemu()", QemuOptions.__optional_keys__, options)
+        self._remember_caller()
+        self._host = Host(Memory() if memory is None else memory, recover, **options)
+        self._host.owns_memory = memory is None
+        _live.add(self)
+        try:
+            self._host.start()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def connect(
+        cls,
+        directory: str | os.PathLike[str],
+        memory: Memory | None = None,
+        *,
+        timeout: float = 10.0,
+    ) -> Self:
+        """Drive a QEMU that somebody else started, in another container perhaps.
+
+        It was started as ``virtnic qemu-args --directory`` says, and has nothing in common with us
+        but that directory, in which its sockets are. Everything passes through them; closing
+        takes our devices out of QEMU, which then waits for the next to connect. What a program
+        before us left in it, because it was killed, is removed.
+
+        Parameters
+        ----------
+        directory
+            The directory as we see it; QEMU may have it at another path.
+        memory
+            The memory to share; 32 MiB without it.
+        timeout
+            Seconds to wait for QEMU to be there, and for each of its answers.
+
+        Raises FileNotFoundError without the directory, QemuNotFound when no QEMU is there in time,
+        PermissionError when it may not be connected to, TimeoutError when somebody else has it,
+        QemuError when it was started otherwise or is too old, QemuDied.
+
+        """
+        return cls(memory, connect=directory, timeout=timeout)
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """The attached ports, in the order in which they came."""
+        return tuple(cast("Port", port) for _, port in self._host.devices.attached)
+
+    @property
+    def memory(self) -> Memory:
+        """What its devices see; another can have the same."""
+        return self._host.memory
+
+    @property
+    def recovery(self) -> Recoveries | None:
+        """How often QEMU was brought back; None without ``recover``."""
+        supervisor = self._host.supervisor
+        return None if supervisor is None else supervisor.record
+
+    @property
+    def version(self) -> Version:
+        """QEMU's version, as it says itself."""
+        return self._host.machine.version
+
+    @property
+    def machine(self) -> MachineType:
+        """The machine that it is."""
+        return self._host.machine.machine
+
+    @property
+    def accel(self) -> Accel:
+        """The accelerator in use; never ``auto``."""
+        return self._host.machine.accel
+
+    @property
+    def command(self) -> str | None:
+        """The program that was started, with its words; None where somebody else started it."""
+        binary = self._host.machine.binary
+        return None if binary is None else str(binary)
+
+    @property
+    def directory(self) -> Path | None:
+        """Where its sockets are, when the caller named that."""
+        return self._host.machine.directory
+
+    @property
+    def pid(self) -> int:
+        """Its process number: of QEMU, or of the command that wraps it.
+
+        Another one after a recovery. Raises QemuError where somebody else started it.
+        """
+        return self._host.machine.process.pid
+
+    @property
+    def stderr(self) -> str:
+        """The last 16 KiB that it wrote to stderr; nothing where somebody else started it."""
+        return self._host.machine.process.stderr
+
+    @property
+    def bus(self) -> PciBus:
+        """Its PCI bus, and what is on it."""
+        return self._host.devices.bus
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._host.machine.closed
+
+    def execute(self, name: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
+        """Execute a command of QEMU's monitor (QMP), and return its answer.
+
+        Dashes in the names of arguments are written as underscores. ``timeout``: seconds, that of
+        this Qemu without it. Raises QemuError quoting QEMU, QemuDied, TimeoutError.
+        """
+        return self._host.machine.execute(name, timeout=timeout, **arguments)
+
+    @descriptors()
+    def attach(
+        self,
+        netdev: Netdev = "user",
+        *,
+        mac: str | None = None,
+        queues: int | None = None,
+        queue_size: int = 0,
+        ring: Ring | None = None,
+        interrupts: Interrupts | None = None,
+        spin: float = 0.0,
+        notify: Notify | None = None,
+        features: Mapping[str, bool | None] | None = None,
+        properties: Mapping[str, Any] | None = None,
+        on_link: LinkCallback | None = None,
+        legacy: bool = False,
+        statistics: Literal["basic", "extended"] = "basic",
+        timestamps: bool = False,
+        offload: bool | None = None,
+        recover: bool | Recovery | None = None,
+    ) -> Port:
+        """Plug a NIC in and start it.
+
+        Parameters
+        ----------
+        netdev
+            Any QEMU netdev, as QEMU spells it (``"tap,ifname=tap0"``), or a dict.
+        mac
+            Its MAC address; a random one of QEMU's range, 52:54:00, without it.
+        queues
+            Queue pairs (receive and transmit), each usable from its own thread; see
+            :meth:`Port.queue`. Without it as many as the netdev names (``tap,queues=4``), else 1.
+            The backend must have as many.
+        queue_size
+            Entries of each queue, a power of two. 0 is 256; with a vhost-user backend, by the
+            legacy interface, or with ``properties`` that say it, what the device has, at most
+            1,024.
+        ring
+            ``"packed"`` or ``"split"``; without it packed where a vhost-user backend offers
+            it, else split.
+        interrupts
+            ``"msix"`` (default), ``"intx"``, or ``"none"`` for polling only.
+        spin
+            Microseconds that a waiting ``recv`` polls before it sleeps, while waits are that short;
+            see :meth:`Port.set_polling`.
+        notify
+            How a vhost-user backend is kicked: by its ``"eventfd"`` (default: QEMU has no part in
+            it), or through QEMU by ``"qtest"``, as all other devices are.
+        features
+            By name (``"MRG_RXBUF"``): True insists, False refuses, None prefers.
+        properties
+            More properties of QEMU's ``virtio-net-pci``, by name.
+        on_link
+            Called with the port when its link goes up or down.
+        legacy
+            Drive the device by its legacy interface, that of virtio 0.9.5, even where it has
+            the modern one. A device that has no other (``properties={"disable-modern": True}``)
+            is driven by it anyway. Its queues have the size that QEMU gives them.
+        statistics
+            ``"extended"`` counts what kinds of frames there are; see :meth:`Port.xstats`.
+        timestamps
+            Received bursts say when they were taken from their ring: :attr:`Burst.timestamp`.
+        offload
+            True: received frames may have checksums that are not calculated and be up to 64 KiB
+            long, as ``burst.offload`` says; needs a memory with jumbo buffers. None: only frames
+            that are sent may be described (``send(…, offload=…)``), with a vhost-user
+            backend neither. False: neither. ``features`` has the last word on each of them.
+        recover
+            None: a QEMU with ``recover`` that died comes back with this port, and a vhost-user
+            backend that went is looked for every 0.1 s, for as long as it takes. False: the port
+            ends with its QEMU or backend. A :class:`virtnic.Recovery` says how often, and after
+            which pauses, the backend is looked for; then calls raise DeviceError. True: as
+            None, and a ValueError where nothing would bring the port back.
+
+        Raises QemuError quoting QEMU when it refuses the netdev or a property, ValueError
+        for bad arguments, DeviceError, MemoryUnavailable, QemuDied.
+
+        """
+        wanted = PortRequest(
+            netdev=netdev,
+            mac=mac,
+            queues=queues,
+            queue_size=queue_size,
+            ring=ring,
+            interrupts=interrupts,
+            spin=spin,
+            notify=notify,
+            features=features,
+            properties=properties,
+            on_link=on_link,
+            legacy=legacy,
+            statistics=statistics,
+            timestamps=timestamps,
+            offload=offload,
+            recover=recover,
+        )
+        port = self._host.attach(lambda made: Port(qemu=self, attachment=made), wanted)
+        return cast("Port", port)
+
+    def detach(self, port: Port) -> None:
+        """Stop a port and unplug its device. Detaching twice is fine.
+
+        Calls that wait on the port raise PortClosed; bursts stay readable.
+
+        Raises TypeError for what is no port, ValueError for a port of another Qemu, RuntimeError
+        in a link callback, which must not wait for QEMU.
+        """
+        if not isinstance(port, Port):
+            raise TypeError(f"what is detached is a port, not {port!r}")
+        if port.qemu is not self:
+            raise ValueError(f"{port!r} is a port of another Qemu: port.close() detaches it there")
+        self._host.detach(port)
+
+    def events(self) -> Events[Port]:
+        """Return an iterator over what happens to this QEMU and its ports from now on.
+
+        For plain threads (``for event in qemu.events()``, or ``wait(timeout)``), for asyncio
+        (``async for``) and for ``select``. It ends when this QEMU is closed. A port without
+        interrupts has no link events. A backend is watched where it is kicked by eventfd.
+        """
+        return self._host.feed.subscribe()
+
+    def watch(self, callback: Callable[[Event[Port]], object]) -> Callable[[], None]:
+        """Call ``callback(event)`` for what :meth:`events` would give; returns what ends that.
+
+        Callbacks run one after another in a thread of their own, so they may take their time,
+        and attach, detach and close. Their exceptions are logged. One that runs when that is
+        ended is not waited for.
+        """
+        if not callable(callback):
+            raise TypeError(f"a callback takes an event, {callback!r} takes none")
+        return self._host.feed.call(callback, self._host.watchers)
+
+    def close(self) -> None:
+        """Stop all ports, end QEMU, and leave nothing behind. Closing twice is fine.
+
+        After an interruption the next call goes on with what is left to do.
+        A forked child closes nothing: QEMU is its parent's. Raises RuntimeError in a link callback.
+        """
+        self._host.close()
+
+    def __del__(self) -> None:
+        host: Host | None = getattr(self, "_host", None)
+        if host is None or host.machine.is_over or host.machine.is_forked:
+            return
+        try:
+            if not host.closing:
+                self._warn_unclosed()  # which may be an error
+        finally:
+            close_later(self.close)
+
+    def __repr__(self) -> str:
+        return f"<Qemu {self._host.machine.state}>"
+
+
+def host_of(qemu: Qemu) -> Host:
+    """Return what is behind a Qemu, for the rest of virtnic."""
+    return qemu._host
+
+
+@overload
+def attachment_of(port: Port) -> Attachment: ...
+@overload
+def attachment_of(port: object) -> Attachment | None: ...
+def attachment_of(port: object) -> Attachment | None:
+    """Return what is behind a port, or the one that a fake wraps, for the rest of virtnic."""
+    while port is not None and not isinstance(port, Port):
+        port = getattr(port, "port", None)
+    return None if port is None else port._attachment
+
+
+@atexit.register
+def _close_all() -> None:
+    finish_forgotten()
+    for qemu in list(_live):
+        qemu.close()

@@ -62,10 +62,9 @@ def trouble_at_open(attachment: Attachment) -> str | None:
 class Readiness:
     """Looks, again and again, whether a port's peer is ready."""
 
-    def __init__(self, port: NetPort) -> None:
-        self._port = port
-        #: None for one of virtnic.testing, whose device is a script.
-        self._attachment: Attachment | None = getattr(port, "_attachment", None)
+    def __init__(self, port: NetPort, attachment: Attachment | None) -> None:
+        """``attachment`` is None for a port of virtnic.testing, whose device is a script."""
+        self._port, self._attachment = port, attachment
         #: Frames that were finished before ours was sent; None before that.
         self._finished: int | None = None
         self._missing = "it was not looked at"

@@ -13,15 +13,17 @@ import weakref
 from typing import TYPE_CHECKING
 
 from virtnic import background
-from virtnic._native import NetPort, QemuDied
+from virtnic._native import QemuDied
 from virtnic.errors import VirtnicError
 from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from virtnic._native import NetPort
+    from virtnic.nic.attachment import Attachment
     from virtnic.nic.backend import Backend
-    from virtnic.nic.port import Port
+    from virtnic.nic.devices import Devices
 
 __all__ = ["Renegotiation"]
 
@@ -37,8 +39,15 @@ class Renegotiation:
     The thread lives as long as that takes. ``failed`` is told why an attempt failed.
     """
 
-    def __init__(self, port: Port, backend: Backend, failed: Callable[[str], None]) -> None:
-        self._port = weakref.ref(port)
+    def __init__(
+        self,
+        attachment: Attachment,
+        devices: Devices,
+        backend: Backend,
+        failed: Callable[[str], None],
+    ) -> None:
+        self._attachment = weakref.ref(attachment)
+        self._devices = devices
         self._backend = backend
         self._failed = failed
         self._lock = threading.RLock()
@@ -62,8 +71,9 @@ class Renegotiation:
                 thread.start()  # it waits for the lock before it ends
             except RuntimeError as error:
                 _log.warning("the backend must wait: %s; tried again in a second", error)
-                if (port := self._port()) is not None:
-                    port.qemu.monitor.loop.later(1.0, self._backend.interposer.changed.signal)
+                if (attachment := self._attachment()) is not None:
+                    again = self._backend.interposer.changed.signal
+                    attachment.machine.monitor.loop.later(1.0, again)
                 return
             self._thread = thread
 
@@ -92,11 +102,11 @@ class Renegotiation:
     def _go_on(self) -> None:
         failures = 0
         while not self._stop.is_set():
-            port = self._port()
-            if port is None:
+            attachment = self._attachment()
+            if attachment is None:
                 return
             try:
-                if self._attempt(port):
+                if self._attempt(attachment):
                     return
             except QemuDied:
                 return  # it is for the supervisor, if there is one
@@ -105,17 +115,19 @@ class Renegotiation:
                 self._failed(str(error))
                 most = self._backend.attempts
                 if most is not None and failures >= most:
-                    port.abandon(f"the backend {self._backend.path} has less, and {error}")
+                    attachment.abandon(f"the backend {self._backend.path} has less, and {error}")
                     return
-            del port  # one that is forgotten is collected
+            del attachment  # one that is forgotten is collected
             if self._stop.wait(_PAUSE):
                 return
 
-    def _attempt(self, port: Port) -> bool:
+    def _attempt(self, attachment: Attachment) -> bool:
         """Plug the device in anew, once the backend is there; whether there is no more to do."""
-        attachment, devices = port._attachment, port.qemu.devices
-        with devices.lock:
-            if self._stop.is_set() or attachment.leaving or attachment.is_lost or port.closed:
+        with self._devices.lock:
+            port = attachment.made()
+            if port is None or port.closed:
+                return True
+            if self._stop.is_set() or attachment.leaving or attachment.is_lost:
                 return True
             interposer = self._backend.interposer
             if interposer.given_up is not None:
@@ -126,17 +138,17 @@ class Renegotiation:
                 return False  # it went meanwhile; the next is awaited
             before = _accepted(port)
             if attachment.plugged is not None:
-                port.suspend()
-                devices.remove(attachment)
+                attachment.driver.suspend()
+                self._devices.remove(attachment)
                 attachment.plugged = attachment.function = None
-            devices.replug(port, attachment)
+            self._devices.replug(attachment)
             now = _accepted(port)
             self.lost += [name for name in before if name not in now]
-        if NetPort.link.__get__(port) != port._link_told:
-            port.link_changed()
+        if attachment.driver.link != attachment.callbacks.link:
+            attachment.link_changed()
         return True
 
 
-def _accepted(port: Port) -> list[str]:
+def _accepted(port: NetPort) -> list[str]:
     """Return the features in force."""
     return [feature.name for feature in port.features if feature.accepted]

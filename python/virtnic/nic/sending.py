@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any, Protocol
 
 from virtnic._native import Burst, Offload, as_frames
+from virtnic.deadline import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from virtnic._native import NetPort, Offloads
+    from virtnic._native import Offloads
     from virtnic.protocols import Frame
 
-__all__ = ["BACKOFF", "Pending"]
+__all__ = ["BACKOFF", "Pending", "SendAll"]
 
 #: Frames that one call of ``send`` is given: what is left is not copied again and again.
 _GROUP = 1024
@@ -20,12 +22,52 @@ _GROUP = 1024
 BACKOFF = 0.001
 
 
+class _Sender(Protocol):
+    """What frames are sent by."""
+
+    @property
+    def send(self) -> Any:
+        """Queue as many as fit."""
+
+    def wait_writable(self, timeout: float | None = None) -> bool:
+        """Wait for room."""
+
+
+class SendAll:
+    """The verb ``send_all`` of what has ``send`` and ``wait_writable``."""
+
+    __slots__ = ()
+
+    def send_all(
+        self: _Sender,
+        frames: Burst | Iterable[Frame],
+        timeout: float | None = None,
+        offload: Offload | Offloads | Iterable[Offload | None] | None = None,
+    ) -> int:
+        """Queue all frames, in order, waiting for room; return how many were queued in time.
+
+        ``timeout``: seconds, None waits for ever. ``offload`` as for ``send``.
+        Raises as ``send``; a port without interrupts waits by polling.
+        """
+        deadline = Deadline(timeout)
+        pending = Pending(self, frames, offload)
+        while not pending.push():
+            left = deadline.left
+            if not self.wait_writable(left):
+                break
+            if pending.stuck:
+                if left == 0.0:
+                    break
+                time.sleep(BACKOFF)
+        return pending.queued
+
+
 class Pending:
     """Frames of which some may be queued already."""
 
     def __init__(
         self,
-        port: NetPort,
+        port: Any,
         frames: Burst | Iterable[Frame],
         offload: Offload | Offloads | Iterable[Offload | None] | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from virtnic import background
-from virtnic._native import NetPort, QemuDied
+from virtnic._native import QemuDied
 from virtnic.errors import VirtnicError
 from virtnic.nic.devices import PARTING
 from virtnic.nic.policy import Recoveries
@@ -19,32 +19,30 @@ from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from virtnic.nic.backend import Backend
+    from virtnic.nic.devices import Devices
+    from virtnic.nic.events import Feed
     from virtnic.nic.policy import Recovery
-    from virtnic.nic.port import Host, Port
 
 __all__ = ["Supervisor"]
 
 _log = logging.getLogger(__name__)
 
 
-class Supervisor(Recoveries):
+class Supervisor:
     """Brings one QEMU back, in a thread that lives as long as that takes."""
 
-    def __init__(self, qemu: Host, policy: Recovery) -> None:
-        super().__init__()
-        self._qemu = weakref.ref(qemu)
-        self.policy = policy
+    def __init__(self, devices: Devices, feed: Feed, policy: Recovery) -> None:
+        self._devices = weakref.ref(devices)
+        self._feed = feed
+        self._policy = policy
+        #: What users know of it.
+        self.record = Recoveries()
         self._lock = threading.RLock()
         self._stop = Latch()
         self._thread: threading.Thread | None = None
         self._again = False
         self._failures = 0
         self._recovered = 0.0  # when it last was
-
-    @property
-    def over(self) -> bool:
-        """Whether QEMU is not brought back any more: too many attempts failed, or it was closed."""
-        return self._stop.is_set()
 
     def lost(self, *_: object) -> bool:
         """Start to bring QEMU back; False where that is over. Any thread may call it, twice too."""
@@ -65,17 +63,21 @@ class Supervisor(Recoveries):
         return True
 
     def _try_later(self) -> None:
-        qemu = self._qemu()
-        if qemu is not None and not qemu.closed:
-            qemu.monitor.loop.later(1.0, self.lost)
+        devices = self._devices()
+        if devices is not None and not devices.machine.closed:
+            devices.machine.monitor.loop.later(1.0, self.lost)
 
     def close(self) -> None:
         """End it; waits for a step that is under way. Twice is fine."""
-        self._stop.set()
+        self._end()
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    def _end(self) -> None:
+        self._stop.set()
+        self.record.over = True
 
     def _run(self) -> None:
         background.begin()
@@ -91,109 +93,102 @@ class Supervisor(Recoveries):
                 self._again = False
 
     def _recover(self) -> None:
-        qemu = self._qemu()
-        if qemu is None or qemu.closed or _whole(qemu):
+        devices = self._devices()
+        if devices is None or devices.machine.closed or _whole(devices):
             return
         began = time.monotonic()
-        _set_aside(qemu)
-        if began - self._recovered > self.policy.backoff_max:
+        _set_aside(devices)
+        if began - self._recovered > self._policy.backoff_max:
             self._failures = 0
         else:
             self._failures += 1
         while not self._stop.is_set():
-            if self._failures and self._stop.wait(self.policy.pause(self._failures)):
+            if self._failures and self._stop.wait(self._policy.pause(self._failures)):
                 return
             try:
-                _restore(qemu)
+                _restore(devices, self._feed)
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 self._failures += 1
                 # Its text: who keeps log records would keep all that the error refers to.
                 _log.warning("QEMU is not back (attempt %d): %s", self._failures, str(error))
-                if self._failures >= self.policy.attempts:
-                    self._stop.set()
-                    _abandon(qemu, f"QEMU was not brought back: {error}")
+                if self._failures >= self._policy.attempts:
+                    self._end()
+                    _abandon(devices, f"QEMU was not brought back: {error}")
                     return
                 continue
             self._recovered = time.monotonic()
-            self.outage = self._recovered - began
-            self.recoveries += 1
-            _log.info("QEMU is back after %.0f ms", self.outage * 1e3)
+            self.record.outage = self._recovered - began
+            self.record.recoveries += 1
+            _log.info("QEMU is back after %.0f ms", self.record.outage * 1e3)
             return
 
 
-def _whole(qemu: Host) -> bool:
+def _whole(devices: Devices) -> bool:
     """Whether QEMU runs, answers, and has all our ports."""
-    alive = qemu.qtest.death is None and qemu.process.alive
-    return alive and not any(port.away for port in qemu.ports)
+    alive = devices.machine.qtest.death is None and devices.machine.process.alive
+    return alive and not any(port.away for _, port in devices.attached)
 
 
-def _set_aside(qemu: Host) -> None:
+def _set_aside(devices: Devices) -> None:
     """Make sure that QEMU is gone, and have the ports wait."""
-    with qemu.devices.lock:
-        qemu.qtest.close()
-        assert isinstance(qemu.process, Process)  # only our own QEMUs are started again
-        qemu.process.reap()  # whatever it was that it did last, it writes no more
-        ports = _returning(qemu)
-        down = [port for port in ports if _link(port)]
-        for port in ports:
-            _await_parting(port._attachment.backend)
-            port.suspend()
-    for port in down:
-        port.link_changed()
+    with devices.lock:
+        devices.machine.qtest.close()
+        process = devices.machine.process
+        assert isinstance(process, Process)  # only our own QEMUs are started again
+        process.reap()  # whatever it was that it did last, it writes no more
+        returning = [each for each, _ in devices.attached if each.returns]
+        # As it was when last asked: a device that is gone cannot be asked.
+        down = [each for each in returning if each.driver.link]
+        for attachment in returning:
+            _await_parting(attachment.backend)
+            attachment.driver.suspend()
+    for attachment in down:
+        attachment.link_changed()
 
 
-def _restore(qemu: Host) -> None:
+def _restore(devices: Devices, feed: Feed) -> None:
     """Start another QEMU, unless one runs, and attach the ports that wait.
 
     Raises what the first port failed with, once all were tried.
     """
+    machine = devices.machine
     failures = []
     back = []
-    with qemu.devices.lock:
-        if qemu.closed:
+    with devices.lock:
+        if machine.closed:
             return
-        if qemu.qtest.death is not None or not qemu.process.alive:
-            qemu.relaunch()
-            qemu.devices.take_bus()
-        returning = _returning(qemu)
-        for port in returning:
+        if machine.qtest.death is not None or not machine.process.alive:
+            machine.relaunch()
+            devices.take_bus()
+        returning = [(each, port) for each, port in devices.attached if each.returns]
+        for attachment, port in returning:
             if not port.away or port.closed:
                 continue
             try:
-                qemu.devices.replug(port, port._attachment)
-                follow_peer(qemu.feed, port)
+                devices.replug(attachment)
+                follow_peer(feed, attachment)
             except QemuDied:
                 raise
             except (VirtnicError, OSError, ValueError) as error:
                 failures.append(error)
             else:
-                back.append(port)
-        if qemu.keeps_little:
-            qemu.keep_little()
+                back.append(attachment)
+        if machine.keeps_little:
+            machine.keep_little()
     if back or not returning:
-        qemu.feed.put("qemu-back")
-    for port in back:
-        if _link(port):
-            port.link_changed()
+        feed.put("qemu-back")
+    for attachment in back:
+        if attachment.driver.link:
+            attachment.link_changed()
     if failures:
         raise failures[0]
 
 
-def _abandon(qemu: Host, why: str) -> None:
+def _abandon(devices: Devices, why: str) -> None:
     """Give the ports up that did not come back."""
-    for port in qemu.ports:
+    for attachment, port in devices.attached:
         if port.away:
-            port.abandon(why)
-
-
-def _returning(qemu: Host) -> list[Port]:
-    """Return the ports that come back with QEMU."""
-    return [port for port in qemu.ports if port._attachment.returns]
-
-
-def _link(port: Port) -> bool:
-    """Whether the link was up when last asked; a device that is gone cannot be asked."""
-    return NetPort.link.__get__(port)  # type: ignore[no-any-return]
+            attachment.abandon(why)
 
 
 def _await_parting(backend: Backend | None) -> None:

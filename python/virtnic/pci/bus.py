@@ -203,11 +203,6 @@ class PciBus:
                 )
             return function
 
-    def disable(self, function: Function) -> None:
-        """Stop a function from answering and from writing to memory; it keeps its addresses."""
-        with self._lock:
-            self._switch_off(self._current(function))
-
     def release(self, function: Function) -> Function:
         """Switch a function off and give its addresses back; return it without them."""
         with self._lock:

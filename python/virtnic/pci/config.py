@@ -94,11 +94,6 @@ class ConfigSpace:
         finally:
             self._deadline = math.inf
 
-    def read8(self, bdf: Bdf, offset: int) -> int:
-        """Read 8 bits."""
-        with self._lock:
-            return self._ports.inb(self._select(bdf, offset, 1))
-
     def read16(self, bdf: Bdf, offset: int) -> int:
         """Read 16 bits at an even offset."""
         with self._lock:
@@ -108,12 +103,6 @@ class ConfigSpace:
         """Read 32 bits at an offset divisible by four."""
         with self._lock:
             return self._ports.inl(self._select(bdf, offset, 4))
-
-    def write8(self, bdf: Bdf, offset: int, value: int) -> None:
-        """Write 8 bits; does not wait."""
-        _check(value, 1)
-        with self._lock:
-            self._ports.outb(self._select(bdf, offset, 1), value)
 
     def write16(self, bdf: Bdf, offset: int, value: int) -> None:
         """Write 16 bits at an even offset; does not wait."""

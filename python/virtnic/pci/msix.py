@@ -68,10 +68,6 @@ class MsixTable:
         """Send interrupts by MSI-X; the function's pin is silent from now on."""
         self._config.write16(self._bdf, self._control, _ENABLE)
 
-    def disable(self) -> None:
-        """Go back to the function's pin."""
-        self._config.write16(self._bdf, self._control, 0)
-
     def set(self, vector: int, address: int, data: int) -> None:
         """Let an interrupt write 32 bits of data to an address, and unmask it.
 
@@ -89,14 +85,6 @@ class MsixTable:
         self._mmio.writel(entry + _ADDRESS_HIGH, address >> 32)
         self._mmio.writel(entry + _DATA, data)
         self._mmio.writel(entry + _VECTOR_CONTROL, 0)
-
-    def mask(self, vector: int) -> None:
-        """Hold an interrupt back. Raises ValueError when there is no such vector."""
-        self._mmio.writel(self._entry(vector) + _VECTOR_CONTROL, _MASKED)
-
-    def unmask(self, vector: int) -> None:
-        """Let an interrupt through. Raises ValueError when there is no such vector."""
-        self._mmio.writel(self._entry(vector) + _VECTOR_CONTROL, 0)
 
     def _entry(self, vector: int) -> int:
         if not 0 <= vector < self.size:

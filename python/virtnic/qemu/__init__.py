@@ -1,9 +1,9 @@
 """Start QEMU, talk to it, plug NICs in and out.
 
 ``find`` knows which QEMU, ``quirks`` how versions differ, ``command`` what to start,
-``process`` and ``monitor`` hold the running one, ``elsewhere`` one that somebody else
-started, ``netdev`` and ``schema`` turn what users write into QMP, ``nic`` does the QMP half of
-hotplug, ``machine`` puts it together.
+``process`` and ``monitor`` hold the running one, ``external`` one that somebody else
+started, ``ending`` tells when it ends, ``netdev`` and ``schema`` turn what users write into QMP,
+``nic`` does the QMP half of hotplug, ``machine`` puts it together.
 """
 
 from virtnic.qemu.find import Binary, find_qemu

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import logging
 import os
 import re
 import socket
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from virtnic import _native
 from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, quirks
+from virtnic.qemu.ending import Ending
 from virtnic.qemu.monitor import NobodyListens
 from virtnic.qemu.sockets import Sockets
 from virtnic.teardown import Latch, Owner
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from virtnic.qemu.monitor import Monitor
 
 __all__ = ["Elsewhere", "Joined", "SharedDirectory", "accelerator_in_use", "join", "serve"]
-
-_log = logging.getLogger(__name__)
 
 _SHARE = (
     "it is the directory that is shared with QEMU: mount it here, and start QEMU there as "
@@ -118,9 +116,8 @@ class Elsewhere(Owner):
         #: Which it is, for people.
         self.where = f"at {directory}"
         self._ended = Latch()
-        self._closed = False
+        self._ending = Ending()
         self._verdict: str | None = None
-        self._callbacks: list[Callable[[QemuDied], object]] = []
 
     @property
     def pid(self) -> int:
@@ -160,11 +157,7 @@ class Elsewhere(Owner):
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, in the loop's thread, when it ends unasked (at once if it has)."""
-        self._callbacks.append(callback)
-        if self._ended.is_set():
-            with contextlib.suppress(ValueError):  # else it is called, or was
-                self._callbacks.remove(callback)
-                callback(QemuDied(self.death()))
+        self._ending.add(callback, self.death)
 
     def condemn(self, why: str) -> None:
         """Take it for dead: it does not answer. It is not ours to kill."""
@@ -173,24 +166,11 @@ class Elsewhere(Owner):
     def ended(self) -> None:
         """Tell that it has: the QMP connection is at its end."""
         self._ended.set()
-        if self._closed:
-            return
-        error = QemuDied(self.death())
-        _log.warning("%s", error)
-        while self._callbacks:
-            try:
-                callback = self._callbacks.pop(0)
-            except IndexError:
-                return  # it was closed meanwhile
-            try:
-                callback(error)
-            except Exception:
-                _log.exception("a callback for the death of QEMU failed")
+        self._ending.tell(self.death)
 
     def close(self) -> None:
         """Let it be. It goes on without us."""
-        self._closed = True
-        self._callbacks.clear()
+        self._ending.forget()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import functools
 import logging
@@ -10,7 +9,6 @@ import os
 import threading
 import time
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from virtnic import _native
@@ -26,14 +24,14 @@ from virtnic.qemu.external import (
     serve,
 )
 from virtnic.qemu.find import find_qemu, last_line
-from virtnic.qemu.monitor import EventCallback, Monitor
+from virtnic.qemu.monitor import Monitor
 from virtnic.qemu.netdev import Netdev, parse
 from virtnic.qemu.nic import NicHandle, Nics
 from virtnic.qemu.process import Process
 from virtnic.qemu.rundir import RunDirectory
 from virtnic.qemu.spec import Spec
 from virtnic.qemu.text import check_words
-from virtnic.teardown import Owner, close_later, finish_forgotten
+from virtnic.teardown import Owner, finish_forgotten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,14 +52,13 @@ _TIMERS = frozenset({"tx", "x-txtimer", "guest_rsc_ext", "guest_announce"})
 
 # Which accelerator ``auto`` turned out to be, by binary: asked only once.
 _auto: dict[tuple[str, ...], Accel] = {}
-_live: weakref.WeakSet[Machine] = weakref.WeakSet()
 
 
 class Machine(Owner):
     """QEMU with our memory on its PCI bus; NICs come and go with :meth:`add_nic`.
 
-    It is ready when the constructor returns and gone after :meth:`close`, the ``with``
-    block, the end of the interpreter or a SIGKILL of this process.
+    It holds nothing until :meth:`start`, or the ``with`` block, and nothing after :meth:`close`.
+    :class:`virtnic.Qemu` sees to it that it is closed.
     """
 
     def __init__(
@@ -79,7 +76,7 @@ class Machine(Owner):
         connect: str | os.PathLike[str] | None = None,
         restartable: bool = False,
     ) -> None:
-        """Start QEMU.
+        """Find QEMU and look at the arguments.
 
         ``qemu``: path or command line of the binary (else ``VIRTNIC_QEMU``, else PATH).
         ``accel``: ``auto`` is qtest where QEMU has it, else tcg with a parked vCPU.
@@ -95,11 +92,10 @@ class Machine(Owner):
         ``restartable``: keep what another start takes, the sockets' directory above all; see
         :class:`virtnic.Recovery`.
 
-        Raises QemuNotFound, QemuError quoting QEMU, ValueError, TimeoutError.
+        Raises QemuNotFound, ValueError, TypeError.
         """
         self._owner = os.getpid()
-        self._remember_caller()
-        self._closed = True
+        self._closed = False
         self._is_over = True  #: Whether there is nothing to give back.
         self._close_lock = threading.RLock()
         self._directory: RunDirectory | SharedDirectory | None = None
@@ -133,27 +129,29 @@ class Machine(Owner):
         self.timeout = bounded(timeout)
         #: The program; None when somebody else started it.
         self.binary = find_qemu(qemu) if connect is None else None
+        self._connect = connect
+        self._start_options = accel, shmem, directory, extra
+
+    def start(self) -> Self:
+        """Start QEMU, or connect to it. Once: whatever interrupts it, closes it.
+
+        Raises QemuNotFound, QemuError quoting QEMU, ValueError, TimeoutError, OSError.
+        """
         finish_forgotten()
-        #: Whether somebody has begun to close it; an interruption may have ended that.
-        self._closing = False
-        self._closed = self._is_over = False
-        _live.add(self)
+        self._is_over = False
         try:
-            if restartable:
+            if self._restartable:
                 # Descriptors are watched from one QEMU to the next.
                 self._hold = loop.Hold()
                 self._hold.take()
             if self.binary is not None:
-                self._start(self.binary, accel, shmem, directory, extra, restartable=restartable)
-            elif connect is not None:
-                self._join(connect)
-            self._started()
+                self._start(self.binary, *self._start_options)
+            elif self._connect is not None:
+                self._join(self._connect)
         except BaseException:
             self.close()
             raise
-
-    def _started(self) -> None:
-        """Do what a subclass does with a QEMU that has just been started."""
+        return self
 
     def _start(
         self,
@@ -162,8 +160,6 @@ class Machine(Owner):
         shmem: Shmem,
         directory: str | os.PathLike[str] | None,
         extra: Sequence[str],
-        *,
-        restartable: bool,
     ) -> None:
         place = self._directory = RunDirectory(directory)
         place.make()
@@ -190,7 +186,7 @@ class Machine(Owner):
         self._launch(binary, place)
         if accel == "auto":
             _auto[binary.argv] = self._accel
-        if directory is None and not restartable:
+        if directory is None and not self._restartable:
             # All sockets are connected: nothing is left to find, even after SIGKILL.
             place.close()
 
@@ -337,6 +333,10 @@ class Machine(Owner):
         """The accelerator in use; never ``auto``."""
         return self._accel
 
+    def death(self) -> str:
+        """Say how QEMU ended. Raises QemuError where it was never there."""
+        return self.process.death()
+
     @property
     def directory(self) -> Path | None:
         """Where the sockets are, when the caller named it."""
@@ -353,27 +353,19 @@ class Machine(Owner):
         """Whether :meth:`close` was called."""
         return self._closed
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it holds nothing: it was never started, or all was given back."""
+        return self._is_over
+
     def execute(self, name: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Execute a QMP command: see :meth:`Monitor.execute`."""
         return self.monitor.execute(name, timeout=timeout, **arguments)
-
-    def on_event(self, callback: EventCallback, *names: str) -> Callable[[], None]:
-        """Call back for QMP events: see :meth:`Monitor.listen`."""
-        return self.monitor.listen(callback, *names)
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, from the loop's thread, when QEMU ends unasked."""
         self._death_callbacks.append(callback)
         self.process.on_death(callback)
-
-    def watch_fd(self, fd: int, callback: Callable[[], object]) -> Callable[[], None]:
-        """Call back from the loop's thread while a descriptor is readable.
-
-        Returns what ends that: see :class:`virtnic.qemu.loop.Watch`.
-        """
-        watch = loop.Watch(self.monitor.loop, fd, callback)
-        watch.begin()
-        return watch.close
 
     # Devices.
 
@@ -475,14 +467,19 @@ class Machine(Owner):
 
     # The end.
 
+    def hang_up(self) -> None:
+        """Close the QTest connection: nothing is asked of the devices any more. Twice is fine."""
+        if self._qtest is not None:
+            self._qtest.close()
+
     @property
-    def _is_forked(self) -> bool:
+    def is_forked(self) -> bool:
         """Whether this is a forked child's copy: QEMU and all about it are its parent's."""
         return os.getpid() != self._owner
 
     def close(self) -> None:
         """End QEMU and all that belongs to it. A second call finishes what the first did not."""
-        if self._is_forked:
+        if self.is_forked:
             return
         with self._close_lock:
             self._closed = True
@@ -509,12 +506,11 @@ class Machine(Owner):
             if left:
                 # Their descriptors go with them, whoever keeps this object.
                 self._qtest = self._server = None
-                _live.discard(self)
                 self._is_over = True
                 _log.debug("closed in %.0f ms", (time.monotonic() - started) * 1e3)
 
     def __enter__(self) -> Self:
-        return self
+        return self.start()
 
     def __exit__(
         self,
@@ -524,19 +520,15 @@ class Machine(Owner):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_is_over", True) or self._is_forked:
-            return
-        try:
-            if not (self._closed or self._closing):
-                self._warn_unclosed()  # which may be an error
-        finally:
-            close_later(self.close)
-
-    def __repr__(self) -> str:
+    @property
+    def state(self) -> str:
+        """Which it is, and where, for people."""
         process = self._process
         state = "closed" if self._closed else process.where if process else "starting"
-        return f"<{type(self).__name__} {self.machine} {state}>"
+        return f"{self.machine} {state}"
+
+    def __repr__(self) -> str:
+        return f"<Machine {self.state}>"
 
 
 def _path_of(memory: _native.Memory) -> str:
@@ -566,10 +558,3 @@ def _accelerators(binary: Binary, accel: Accel) -> list[str]:
         known = _auto.get(binary.argv)
         names = find.ACCELERATORS if known is None else (known,)
     return [binary.accelerator(name) for name in names]
-
-
-@atexit.register
-def _close_all() -> None:
-    finish_forgotten()
-    for machine in list(_live):
-        machine.close()

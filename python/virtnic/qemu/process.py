@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import contextlib
 import logging
@@ -14,14 +13,17 @@ import weakref
 from typing import TYPE_CHECKING
 
 from virtnic import _native
-from virtnic.errors import QemuDied, QemuError, QemuNotFound
+from virtnic.errors import QemuError, QemuNotFound
 from virtnic.qemu import environment, loop
+from virtnic.qemu.ending import Ending
 from virtnic.qemu.find import INSTALL
 from virtnic.qemu.words import Words
 from virtnic.teardown import Owner, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from virtnic.errors import QemuDied
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +39,8 @@ class Process(Owner):
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
-        self._callbacks: list[Callable[[QemuDied], object]] = []
+        self._ending = Ending()
         self._close_lock = threading.RLock()
-        # Taken by whoever tells of its end, or closes it, and never given back. No lock is held
-        # while that is looked at: a signal handler may close it there, and waits for the loop's
-        # thread, which may be about to tell.
-        self._reported = _thread.allocate_lock()
         self._verdict: str | None = None
         self._words = Words()
         self._child: _native.Child | None = None
@@ -132,11 +130,7 @@ class Process(Owner):
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, in the loop's thread, when it ends unasked (at once if it has)."""
-        self._callbacks.append(callback)
-        if self._reported.locked():
-            with contextlib.suppress(ValueError):  # else it is called, or was
-                self._callbacks.remove(callback)
-                callback(QemuDied(self.death()))
+        self._ending.add(callback, self.death)
 
     def condemn(self, why: str) -> None:
         """End one that hangs: ``why`` goes into what is said of its death."""
@@ -150,7 +144,7 @@ class Process(Owner):
         if self.wait(grace) is None and self._child is not None:
             self._child.kill()
             self.wait(5.0)
-        self._on_exit()
+        self.tell_end()
 
     def asked_by(self, ask: Callable[[], object]) -> None:
         """Know how to ask it to end, a method of its monitor: for when we may not signal it."""
@@ -162,8 +156,7 @@ class Process(Owner):
         One that runs as another user than we do by now is asked instead. Raises QemuError
         where it does not listen: it stays until our process ends.
         """
-        self._reported.acquire(blocking=False)
-        self._callbacks.clear()
+        self._ending.forget()
         with self._close_lock:
             child = self._child
             if child is not None:
@@ -186,20 +179,9 @@ class Process(Owner):
                 "as whom we run by now, may not kill it; it ends with this process"
             )
 
-    def _on_exit(self) -> None:
-        if not self._reported.acquire(blocking=False):
-            return
-        error = QemuDied(self.death())
-        _log.warning("%s", error)
-        while self._callbacks:
-            try:
-                callback = self._callbacks.pop(0)
-            except IndexError:
-                return  # it was closed meanwhile
-            try:
-                callback(error)
-            except Exception:
-                _log.exception("a callback for the death of QEMU failed")
+    def tell_end(self) -> None:
+        """Tell those who want to know that it has ended."""
+        self._ending.tell(self.death)
 
     def __repr__(self) -> str:
         return f"<Process {self._pid}: {shlex.join(self.argv[:1])}>"
@@ -210,7 +192,7 @@ async def _watch_end(weak: weakref.ref[Process]) -> None:
     pause, most = _LOOKS
     while (process := weak()) is not None:
         if not process.alive:
-            process._on_exit()
+            process.tell_end()
             return
         del process
         await asyncio.sleep(pause)

@@ -9,7 +9,7 @@ pytest plugin is :mod:`virtnic.testing.plugin`.
 from __future__ import annotations
 
 from virtnic.testing.faults import FaultyPort
-from virtnic.testing.frames import Frames, PacketPort
+from virtnic.testing.frames import Frames
 from virtnic.testing.sabotage import kill_qemu, lie, set_link
 from virtnic.testing.script import (
     Deliver,
@@ -40,5 +40,4 @@ __all__ = [  # noqa: RUF022 - by importance
     "kill_qemu",
     "lie",
     "Frames",
-    "PacketPort",
 ]

@@ -11,17 +11,16 @@ import select
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
 from virtnic.deadline import Deadline
 from virtnic.nic.sending import BACKOFF
-from virtnic.teardown import Owner
-from virtnic.testing.frames import Frames, PacketPort, send_all
+from virtnic.teardown import Closing
+from virtnic.testing.frames import ClosingPort, Frames, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import TracebackType
 
     from typing_extensions import Buffer
 
@@ -135,7 +134,7 @@ class _Wire:
             heapq.heappush(self._delayed, (now + delay, self._order, frame))
 
 
-class FaultyPort(Owner):
+class FaultyPort(Closing):
     """A port that drops, duplicates, reorders, corrupts and delays, repeatably by seed.
 
     ``send``, ``send_all``, ``recv``, ``fileno``, ``stats``, ``on_link`` and ``close`` are those
@@ -149,7 +148,7 @@ class FaultyPort(Owner):
 
     def __init__(
         self,
-        port: PacketPort,
+        port: ClosingPort,
         *,
         seed: int = 0,
         drop: float = 0.0,
@@ -197,7 +196,7 @@ class FaultyPort(Owner):
         self._closed = False
 
     @property
-    def port(self) -> PacketPort:
+    def port(self) -> ClosingPort:
         """The port that is wrapped."""
         return self._port
 
@@ -231,12 +230,14 @@ class FaultyPort(Owner):
         self._expect(due)
         return count
 
-    def send_all(self, frames: Iterable[Frame], timeout: float | None = None) -> int:
+    def send_all(
+        self, frames: Iterable[Frame], timeout: float | None = None, offload: None = None
+    ) -> int:
         """Send all frames, waiting while too many are under way.
 
         See :meth:`virtnic.Port.send_all`.
         """
-        return send_all(self, frames, timeout)
+        return send_all(self, frames, timeout, offload)
 
     def queue(self, index: int) -> Any:
         """Refuse: what went by a queue would pass the wire by."""
@@ -298,10 +299,6 @@ class FaultyPort(Owner):
             epoll.register(self._event.lend(), select.EPOLLIN)
             self._epoll = epoll
         return self._epoll.fileno()
-
-    def rx_descriptor(self) -> Self:
-        """Return what keeps ``fileno`` open, which is this port."""
-        return self
 
     def stats(self) -> dict[str, int]:
         """Return the wrapped port's counters, and those of :meth:`faults` as ``fault_…``."""
@@ -405,17 +402,6 @@ class FaultyPort(Owner):
         if name == "_port":  # not made yet
             raise AttributeError(name)
         return getattr(self._port, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<FaultyPort on {self._port!r}>"

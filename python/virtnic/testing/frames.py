@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from virtnic._native import as_frames
 from virtnic.deadline import Deadline
 from virtnic.nic.sending import BACKOFF, Pending
+from virtnic.protocols import PacketPort
 
 if TYPE_CHECKING:
-    from virtnic._native import Burst
     from virtnic.protocols import Frame
 
-__all__ = ["Frames", "PacketPort"]
+__all__ = ["ClosingPort", "Frames", "send_all"]
 
 #: Bytes of a row of :attr:`Frames.data`: those of a packet buffer.
 _ROW = 2048
@@ -104,10 +104,10 @@ class Frames(Sequence[memoryview]):
         self.keep(())
 
 
-def send_all(port: Any, frames: Iterable[Frame], timeout: float | None) -> int:
+def send_all(port: Any, frames: Iterable[Frame], timeout: float | None, offload: None) -> int:
     """Do what :meth:`virtnic.Port.send_all` does, for a port that does not say when it has room."""
     deadline = Deadline(timeout)
-    pending = Pending(port, frames)
+    pending = Pending(port, frames, offload)
     while not pending.push():
         if deadline.is_over:
             break
@@ -115,30 +115,14 @@ def send_all(port: Any, frames: Iterable[Frame], timeout: float | None) -> int:
     return pending.queued
 
 
-class PacketPort(Protocol):
-    """What a program needs of a port to exchange frames by it."""
-
-    def send(self, frames: Iterable[Frame]) -> int:
-        """Queue frames for transmission and return how many were taken."""
-        ...
-
-    def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst | Frames:
-        """Return up to so many frames; none after the timeout."""
-        ...
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when ``recv`` would find something."""
-        ...
-
-    def stats(self) -> dict[str, int]:
-        """Return counters."""
-        ...
+class ClosingPort(PacketPort, Protocol):
+    """What can be wrapped: a port, one of its fakes, or what a program has of its own."""
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
         ...
 
-    def close(self) -> None:
+    def close(self) -> object:
         """Close it."""
         ...

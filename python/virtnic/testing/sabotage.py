@@ -6,10 +6,11 @@ import os
 import signal
 from typing import TYPE_CHECKING, Literal
 
+from virtnic.nic.port import attachment_of, host_of
 from virtnic.qemu.process import Process
 
 if TYPE_CHECKING:
-    from virtnic.nic.port import Host, Port
+    from virtnic.nic.port import Port, Qemu
 
 __all__ = ["kill_qemu", "lie", "set_link"]
 
@@ -19,19 +20,20 @@ def set_link(port: Port, up: bool) -> None:
 
     Raises QemuError, QemuDied.
     """
-    port.qemu.execute("set_link", name=port._attachment.handle.id, up=up)
+    port.qemu.execute("set_link", name=attachment_of(port).handle.id, up=up)
 
 
-def kill_qemu(qemu: Host, timeout: float = 5.0) -> None:
+def kill_qemu(qemu: Qemu, timeout: float = 5.0) -> None:
     """Kill a QEMU as the kernel's out-of-memory killer would (SIGKILL), and wait for its end.
 
     Raises TimeoutError; TypeError for a QEMU that somebody else started.
     """
-    if not isinstance(qemu.process, Process):
+    process = host_of(qemu).machine.process
+    if not isinstance(process, Process):
         raise TypeError("only a QEMU that was started here can be killed here")
-    os.kill(qemu.process.pid, signal.SIGKILL)
-    if qemu.process.wait(timeout) is None:
-        raise TimeoutError(f"QEMU (pid {qemu.process.pid}) lives {timeout:g} s after SIGKILL")
+    os.kill(process.pid, signal.SIGKILL)
+    if process.wait(timeout) is None:
+        raise TimeoutError(f"QEMU (pid {process.pid}) lives {timeout:g} s after SIGKILL")
 
 
 def lie(port: Port, about: Literal["id", "length", "twice"] = "id") -> None:

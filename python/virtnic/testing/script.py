@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from virtnic._native import (
     DeviceError,
@@ -18,13 +18,10 @@ from virtnic._native import (
     as_frames,
 )
 from virtnic.deadline import Deadline, seconds
-from virtnic.teardown import Owner
+from virtnic.teardown import Closing
 from virtnic.testing.frames import Frames, send_all
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from virtnic._native import Descriptor
     from virtnic.protocols import Frame
 
 __all__ = [
@@ -116,7 +113,7 @@ class Unplug(Step):
 Script = Iterable[Step] | Generator[Step, list[bytes], object]
 
 
-class ScriptedPort(Owner):
+class ScriptedPort(Closing):
     """A port whose device follows a script, step by step, in a thread of its own.
 
     ``send``, ``recv``, ``fileno``, ``stats``, ``link``, ``on_link`` and ``close`` are those of a
@@ -202,9 +199,11 @@ class ScriptedPort(Owner):
             frames.keep(copies[len(taken) :])  # what was sent has left it
         return len(taken)
 
-    def send_all(self, frames: Iterable[Frame], timeout: float | None = None) -> int:
+    def send_all(
+        self, frames: Iterable[Frame], timeout: float | None = None, offload: None = None
+    ) -> int:
         """Queue all frames, waiting for room; see :meth:`virtnic.Port.send_all`."""
-        return send_all(self, frames, timeout)
+        return send_all(self, frames, timeout, offload)
 
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait for room in the ring; False after the timeout."""
@@ -220,10 +219,6 @@ class ScriptedPort(Owner):
     def tx_fileno(self) -> int:
         """Return a descriptor that is always readable: whether there is room, ``send`` tells."""
         return self._room_event.lend()
-
-    def tx_descriptor(self) -> Descriptor:
-        """Return it for one wait; see :meth:`virtnic.Port.tx_descriptor`."""
-        return self._room_event.borrow()
 
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Frames:
         """Return up to ``maximum`` frames that arrived; see :meth:`virtnic.Port.recv`."""
@@ -244,10 +239,6 @@ class ScriptedPort(Owner):
     def fileno(self) -> int:
         """Return a descriptor that is readable when :meth:`recv` would find something."""
         return self._event.lend()
-
-    def rx_descriptor(self) -> Descriptor:
-        """Return it for one wait; see :meth:`virtnic.Port.rx_descriptor`."""
-        return self._event.borrow()
 
     def stats(self) -> dict[str, int]:
         """Return packets, bytes, and frames that did not fit the ring."""
@@ -377,17 +368,6 @@ class ScriptedPort(Owner):
         self._changed.wait_for(lambda: self._closed or condition(), seconds)
         if self._closed:
             raise _Stopped
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"at {self._at}"

@@ -141,6 +141,16 @@ impl Burst {
         hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.1.into()).collect())).transpose()
     }
 
+    /// When the frames were taken from their ring, nanoseconds since 1970 (``time.time_ns()``).
+    ///
+    /// No frame of the burst came later. How much earlier one may have come: what was received by
+    /// polling, the time since the look at the ring before; what a wait found, the time that the
+    /// interrupt takes. None where the port was opened without ``timestamps=True``.
+    #[getter]
+    fn timestamp(&self, py: Python<'_>) -> Option<u64> {
+        self.lock(py).timestamp()
+    }
+
     /// What is left to do to each frame, or what the device has done to it already.
     ///
     /// None where the port negotiated no offload of received frames.

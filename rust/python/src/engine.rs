@@ -7,6 +7,7 @@ use crate::views::Bytes;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use virtnic::Error;
 use virtnic::engine::{self, Control, Load, Manner, Mode, PacketFunction, Report};
 use virtnic::net::Port;
 
@@ -15,8 +16,10 @@ use virtnic::net::Port;
 pub(crate) struct Until(Option<f64>, Option<u64>, Option<Py<PyAny>>);
 
 /// Runs a loop without the interpreter; looks at signals and tells `progress` 20 times a second.
+/// The port whose QEMU died says how that was.
 fn run_loop<'py>(
     py: Python<'py>,
+    ports: &[&NetPort],
     until: &Until,
     body: impl FnOnce(Control<'_>) -> virtnic::Result<Report> + Send,
 ) -> PyResult<Bound<'py, PyDict>> {
@@ -49,7 +52,14 @@ fn run_loop<'py>(
     if let Some(error) = failure {
         return Err(error);
     }
-    to_dict(py, &result.map_err(to_py)?)
+    let report = result.map_err(|error| {
+        let died = |port: &Port| matches!(port.running(), Err(Error::QemuDied(_)));
+        match (&error, ports.iter().find(|port| died(port.core()))) {
+            (Error::QemuDied(_), Some(port)) => port.started().raise(py, error),
+            _ => to_py(error),
+        }
+    })?;
+    to_dict(py, &report)
 }
 
 fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
@@ -97,7 +107,9 @@ pub(crate) fn forward<'py>(
     }
     let manner = manner_of(mode, backpressure)?;
     let (a_port, b_port) = (a.get().core(), b.get().core());
-    run_loop(a.py(), &until, |control| engine::forward(a_port, b_port, manner, control))
+    run_loop(a.py(), &[a.get(), b.get()], &until, |control| {
+        engine::forward(a_port, b_port, manner, control)
+    })
 }
 
 /// Send frames back by the port they came from; see virtnic.reflect.
@@ -110,14 +122,14 @@ pub(crate) fn reflect<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let manner = manner_of(mode, backpressure)?;
     let core = port.get().core();
-    run_loop(port.py(), &until, |control| engine::reflect(core, manner, control))
+    run_loop(port.py(), &[port.get()], &until, |control| engine::reflect(core, manner, control))
 }
 
 /// Receive and forget; see virtnic.drop.
 #[pyfunction]
 pub(crate) fn drop<'py>(port: &Bound<'py, NetPort>, until: Until) -> PyResult<Bound<'py, PyDict>> {
     let core = port.get().core();
-    run_loop(port.py(), &until, |control| engine::drop_all(core, control))
+    run_loop(port.py(), &[port.get()], &until, |control| engine::drop_all(core, control))
 }
 
 /// Send frames in turn, again and again; see virtnic.generate.
@@ -130,7 +142,7 @@ pub(crate) fn generate<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let load = load_of(frames, rate)?;
     let core = port.get().core();
-    run_loop(port.py(), &until, |control| engine::generate(core, &load, control))
+    run_loop(port.py(), &[port.get()], &until, |control| engine::generate(core, &load, control))
 }
 
 /// Send frames in turn, and receive and forget; see virtnic.exchange.
@@ -143,7 +155,7 @@ pub(crate) fn exchange<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let load = load_of(frames, rate)?;
     let core = port.get().core();
-    run_loop(port.py(), &until, |control| engine::exchange(core, &load, control))
+    run_loop(port.py(), &[port.get()], &until, |control| engine::exchange(core, &load, control))
 }
 
 fn load_of(frames: &Bound<'_, PyList>, rate: Option<f64>) -> PyResult<Load> {
@@ -165,6 +177,7 @@ pub(crate) fn run<'py>(
     // SAFETY: Python's `packet_function` made sure that it is a function of this type, as
     // far as that can be known, and keeps it alive during the call.
     let function = unsafe { PacketFunction::at(address) }.map_err(to_py)?;
-    let ports: Vec<&Port> = ports.iter().map(|port| port.get().core()).collect();
-    run_loop(py, &until, |control| engine::run(&ports, function, control))
+    let ports: Vec<&NetPort> = ports.iter().map(Py::get).collect();
+    let cores: Vec<&Port> = ports.iter().map(|port| port.core()).collect();
+    run_loop(py, &ports, &until, |control| engine::run(&cores, function, control))
 }

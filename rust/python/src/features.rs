@@ -1,5 +1,6 @@
 //! The table of features, for the page of the documentation that is made of it.
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnic::virtio::catalogue::entry;
@@ -37,4 +38,11 @@ pub(crate) fn features_table(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>>
         Ok(row)
     };
     TABLE.iter().map(row).collect()
+}
+
+/// The error of a name that is none.
+pub(crate) fn unknown(name: &str) -> PyErr {
+    PyValueError::new_err(format!(
+        "there is no virtio-net feature {name:?}; names are those of VIRTIO 1.3, such as MRG_RXBUF"
+    ))
 }

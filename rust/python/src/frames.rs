@@ -1,7 +1,6 @@
 //! Python's frames on their way to a queue, and a queue's on their way to Python.
 
 use crate::burst::Burst;
-use crate::errors::{QemuDied, to_py};
 use crate::eventfd::wait_in_slices;
 use crate::given::Given;
 use crate::offload::Says;
@@ -17,15 +16,9 @@ use virtnic::net::{FrameBuffer, FrameSource, Offload, PortStats, QueuePair, Send
 /// More frames than this at once are a mistake.
 const MAX_BURST: i64 = 65_536;
 
-/// The exception of an error of the core. That QEMU died is explained by the subclass, which
-/// knows the process: how it ended, and its last words.
+/// The exception of an error of a port: see [`Started::raise`](crate::driver::Started::raise).
 pub(crate) fn raise(port: &Bound<'_, NetPort>, error: virtnic::Error) -> PyErr {
-    if let virtnic::Error::QemuDied(_) = error
-        && let Ok(words) = port.call_method0("_how_qemu_ended").and_then(|words| words.extract())
-    {
-        return QemuDied::new_err::<(String,)>((words,));
-    }
-    to_py(error)
+    port.get().started().raise(port.py(), error)
 }
 
 pub(crate) fn send(
@@ -54,7 +47,7 @@ pub(crate) fn send(
             return Err(bad_frame(frames.py(), &why, queued)?);
         }
         if left {
-            port.get().look_after(port.py()).map_err(|error| raise(port, error))?;
+            port.get().started().look_after(port.py()).map_err(|error| raise(port, error))?;
         }
         return Ok(queued);
     }
@@ -69,7 +62,7 @@ pub(crate) fn send(
         (Some(error), _) => Err(with_progress(frames.py(), error, queued)?),
         (None, Some(SendStop::BadFrame(why))) => Err(bad_frame(frames.py(), &why, queued)?),
         (None, Some(_)) => {
-            port.get().look_after(port.py()).map_err(|error| raise(port, error))?;
+            port.get().started().look_after(port.py()).map_err(|error| raise(port, error))?;
             Ok(queued)
         }
         _ => Ok(queued),
@@ -166,7 +159,7 @@ fn wait(
     ready: impl FnMut(Duration) -> virtnic::Result<Option<()>> + Send,
 ) -> PyResult<Option<()>> {
     let py = port.py();
-    let look = || port.get().look_after(py);
+    let look = || port.get().started().look_after(py);
     wait_in_slices(py, timeout, ready, |error| raise(port, error), look)
 }
 

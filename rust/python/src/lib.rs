@@ -4,11 +4,13 @@ use pyo3::prelude::*;
 
 mod answers;
 mod burst;
+mod driver;
 mod engine;
 mod errors;
 mod eventfd;
 mod features;
 mod frames;
+mod front_end;
 mod given;
 mod ivshmem;
 mod log;
@@ -32,11 +34,15 @@ mod _native {
     #[pymodule_export]
     use super::burst::Burst;
     #[pymodule_export]
+    use super::driver::PortDriver;
+    #[pymodule_export]
     use super::engine::{drop, exchange, forward, generate, reflect, run};
     #[pymodule_export]
     use super::eventfd::{Descriptor, EventFd};
     #[pymodule_export]
     use super::features::features_table;
+    #[pymodule_export]
+    use super::front_end::FrontEnd;
     #[pymodule_export]
     use super::given::as_frames;
     #[pymodule_export]

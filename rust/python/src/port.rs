@@ -2,64 +2,44 @@
 
 use crate::answers::Feature;
 use crate::burst::Burst;
+use crate::driver::{PortDriver, Started};
 use crate::errors::to_py;
-use crate::eventfd::{Descriptor, EventFd};
+use crate::features::unknown;
 use crate::frames::{self, raise};
-use crate::memory::Memory;
-use crate::qtest::QTest;
-use crate::queue::NetQueue;
-use crate::vhost_user::{Interposer, Served};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use virtnic::net::{
-    Coalescing, Events, HashTypes, Mac, PairEvents, PortOptions, ReceiveMode, RingFormat, Rss,
-    Vectors,
-};
-use virtnic::notify::Doorbell;
+use std::sync::Arc;
+use std::time::Duration;
+use virtnic::net::{Coalescing, Mac, ReceiveMode, RingFormat};
 use virtnic::virtio::Features;
-use virtnic::virtio::features::{Preferences, by_name};
-use virtnic::virtio::transport::Transport;
-use virtnic::virtio::transport::legacy::{LegacyPci, LegacyRegisters};
-use virtnic::virtio::transport::modern::{ModernPci, Registers};
+use virtnic::virtio::features::by_name;
 
-/// What one pair's receive and transmit queue signal.
-type EventPair = (Py<EventFd>, Py<EventFd>);
-
-/// A started virtio-net device: the data path.
+/// A started virtio-net device, as users have it. Made of its :class:`PortDriver`.
 ///
-/// A subclass adds what the orchestration needs; all methods may be called from any thread.
+/// A subclass adds what is not the device's; all methods may be called from any thread.
 #[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetPort {
-    port: virtnic::net::Port,
-    /// When a device without interrupts was last asked how it is.
-    asked: Mutex<Instant>,
+    port: Arc<Started>,
 }
-
-/// How often a device without interrupts is asked how it is, while it gives cause.
-const ASK: Duration = Duration::from_millis(500);
 
 /// Has the device do something, without the interpreter.
 pub(crate) fn ask(
     port: &Bound<'_, NetPort>,
     what: impl FnOnce(&virtnic::net::Port) -> virtnic::Result<()> + Send,
 ) -> PyResult<()> {
-    let core = port.get().core();
-    port.py().detach(|| what(core)).map_err(|error| raise(port, error))
+    port.get().port.ask(port.py(), what)
 }
 
 impl Drop for NetPort {
-    /// A port that nobody closed: QEMU is waited for without the interpreter.
+    /// A port that nobody closed.
     fn drop(&mut self) {
-        // None: the interpreter has ended, and nobody else wants it.
-        Python::try_attach(|py| py.detach(|| self.port.stop()));
+        self.port.end();
     }
 }
 
 /// A MAC address, as `52:54:00:12:34:56`.
-fn address(text: &str) -> PyResult<Mac> {
+pub(crate) fn address(text: &str) -> PyResult<Mac> {
     let mut mac = Mac::default();
     let mut parts = text.split(':');
     let read = mac.0.iter_mut().all(|byte| {
@@ -90,36 +70,12 @@ pub(crate) fn receives(direction: &str) -> PyResult<bool> {
     }
 }
 
-fn unknown(name: &str) -> PyErr {
-    PyValueError::new_err(format!(
-        "there is no virtio-net feature {name:?}; names are those of VIRTIO 1.3, such as MRG_RXBUF"
-    ))
-}
-
 impl NetPort {
     pub(crate) fn core(&self) -> &virtnic::net::Port {
         &self.port
     }
-    /// Nothing came, or a queue is full: looks whether the device needs a reset, where no
-    /// interrupt would say so.
-    #[cold]
-    pub(crate) fn look_after(&self, py: Python<'_>) -> virtnic::Result<()> {
-        if self.port.events().is_some() {
-            return Ok(());
-        }
-        {
-            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            if asked.elapsed() < ASK {
-                return Ok(());
-            }
-            *asked = Instant::now();
-        }
-        // A loop that has a queue may need the interpreter before it lends it.
-        match py.detach(|| self.port.restart_if_needed()) {
-            // An outage, which is no error.
-            Err(virtnic::Error::QemuDied(_)) if self.port.is_away() => Ok(()),
-            other => other.map(drop),
-        }
+    pub(crate) fn started(&self) -> &Started {
+        &self.port
     }
     fn first(&self) -> &virtnic::net::QueuePair {
         // A port has at least one.
@@ -127,129 +83,14 @@ impl NetPort {
     }
 }
 
-/// A dead QEMU wakes whoever waits for its interrupts.
-fn watch(port: &virtnic::net::Port, qtest: &virtnic::qtest::QTest) {
-    let Some(events) = port.events() else { return };
-    for event in events.pairs.iter().flat_map(|pair| [&pair.rx, &pair.tx]) {
-        qtest.watch(event);
-    }
-    qtest.watch(&events.config);
-}
-
-/// The doorbells of the queues that the interposer's backend serves.
-fn doorbells(kicks: &Py<Interposer>, pairs: u16) -> PyResult<Vec<Doorbell>> {
-    let kick = |queue| {
-        let kick = kicks.get().core().kick(queue).map_err(to_py)?;
-        // Where its eventfd is not kept, the device's own doorbell leads to it.
-        Ok(Doorbell::Kick(kick, Box::new(Doorbell::Silent)))
-    };
-    (0..pairs.saturating_mul(2)).map(kick).collect()
-}
-
-/// Feature preferences by name: True insists, False refuses, None prefers.
-fn preferences(features: Option<&Bound<'_, PyDict>>) -> PyResult<Preferences> {
-    let mut preferences = Preferences::default();
-    for (name, wanted) in features.into_iter().flatten() {
-        let name: String = name.extract()?;
-        let Some(feature) = by_name(&name) else {
-            return Err(unknown(&name));
-        };
-        match wanted.extract::<Option<bool>>()? {
-            Some(true) => preferences.insist |= feature.set(),
-            Some(false) => preferences.refuse |= feature.set(),
-            None => preferences.prefer |= feature.set(),
-        }
-    }
-    Ok(preferences)
-}
-
-/// Addresses of the common, ISR, device and notify structures; the device structure's length,
-/// the notify multiplier.
-type ModernRegisters = (u64, u64, u64, u64, u32, u32);
-
-/// The way to a device's registers, of whichever kind they are.
-fn transport(
-    qtest: virtnic::qtest::QTest,
-    registers: Option<ModernRegisters>,
-    legacy_io: Option<(u16, u16, bool)>,
-) -> PyResult<Arc<dyn Transport>> {
-    match (registers, legacy_io) {
-        (Some((common, isr, device, notify, device_length, notify_multiplier)), None) => {
-            let registers =
-                Registers { common, isr, device, notify, device_length, notify_multiplier };
-            Ok(Arc::new(ModernPci::new(qtest, registers)))
-        }
-        (None, Some((base, length, msix))) => {
-            let registers = LegacyRegisters { base, length, msix };
-            Ok(Arc::new(LegacyPci::new(qtest, registers).map_err(to_py)?))
-        }
-        _ => Err(PyValueError::new_err(
-            "a device has its registers in memory (registers) or in ports (legacy_io): give one",
-        )),
-    }
-}
-
 #[pymethods]
 impl NetPort {
     #[new]
-    #[pyo3(signature = (*, memory, qtest, registers = None, legacy_io = None, queues = 1,
-                        queue_size = 0, vectors = None, events = None, intx = None,
-                        kicks = None, features = None, **_kwargs))]
-    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a constructor")]
-    fn new(
-        py: Python<'_>,
-        memory: &Bound<'_, Memory>,
-        qtest: &Bound<'_, QTest>,
-        registers: Option<ModernRegisters>,
-        legacy_io: Option<(u16, u16, bool)>,
-        queues: u16,
-        queue_size: i64,
-        vectors: Option<(Vec<(u16, u16)>, u16)>,
-        events: Option<(Vec<EventPair>, Py<EventFd>)>,
-        intx: Option<Py<EventFd>>,
-        kicks: Option<Py<Interposer>>,
-        features: Option<&Bound<'_, PyDict>>,
-        _kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<Self> {
-        let Ok(queue_size) = u16::try_from(queue_size) else {
-            return Err(PyValueError::new_err(format!(
-                "a queue size is a power of two up to 32768, or 0 for the device's own, not {queue_size}"
-            )));
-        };
-        let core = |event: &Py<EventFd>| event.get().inner().clone();
-        let events = events.map(|(pairs, config)| Events {
-            pairs: pairs.iter().map(|(rx, tx)| PairEvents { rx: core(rx), tx: core(tx) }).collect(),
-            config: core(&config),
-        });
-        let options = PortOptions {
-            pairs: queues,
-            queue_size,
-            preferences: preferences(features)?,
-            events,
-            vectors: vectors.map(|(pairs, config)| Vectors { pairs, config }),
-            intx: intx.map(|line| line.get().inner().clone()),
-            doorbells: kicks.as_ref().map(|kicks| doorbells(kicks, queues)).transpose()?,
-            mac: Mac::default(),
-        };
-        let qtest = qtest.get().inner().clone();
-        let transport = transport(qtest.clone(), registers, legacy_io)?;
-        let pool = memory.get().region().pool();
-        let port =
-            py.detach(|| virtnic::net::Port::start(transport, pool, options)).map_err(to_py)?;
-        // A backend that comes back goes on where the last one ended.
-        for (queue, outage) in (0..).zip(port.pairs().iter().flat_map(|pair| pair.outages())) {
-            if let Some(kicks) = &kicks {
-                kicks.get().core().follow(queue, Some(Arc::new(Served(outage.clone()))));
-            }
-        }
-        watch(&port, &qtest);
-        Ok(Self { port, asked: Mutex::new(Instant::now()) })
+    #[pyo3(signature = (driver, **_kwargs))]
+    fn new(driver: &PortDriver, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self { port: driver.started().clone() }
     }
 
-    /// Take the end of QEMU for an outage; for :class:`virtnic.Qemu` only.
-    fn set_recoverable(&self, patient: bool) {
-        self.port.set_recoverable(patient);
-    }
     /// Whether the device is being reset, or was lost with its QEMU and may come back.
     #[getter]
     fn away(&self) -> bool {
@@ -260,32 +101,6 @@ impl NetPort {
     fn restarts(&self) -> u64 {
         self.port.restarts()
     }
-    /// Expect no other device any more; for :class:`virtnic.Qemu` only.
-    fn abandon(&self, py: Python<'_>, why: &str) {
-        py.detach(|| self.port.abandon(why));
-    }
-    /// Set the queues of a device aside that is gone, or is about to be unplugged.
-    ///
-    /// For :class:`virtnic.Qemu` only. Raises VirtnicError, TimeoutError.
-    fn suspend(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let port = &slf.get().port;
-        slf.py().detach(|| port.suspend()).map_err(to_py)
-    }
-    /// Go on with another device like the last one; for :class:`virtnic.Qemu` only.
-    #[pyo3(signature = (qtest, registers = None, legacy_io = None))]
-    fn reattach(
-        slf: &Bound<'_, Self>,
-        qtest: &Bound<'_, QTest>,
-        registers: Option<ModernRegisters>,
-        legacy_io: Option<(u16, u16, bool)>,
-    ) -> PyResult<()> {
-        let port = &slf.get().port;
-        let qtest = qtest.get().inner().clone();
-        let transport = transport(qtest.clone(), registers, legacy_io)?;
-        slf.py().detach(|| port.reattach(transport)).map_err(to_py)?;
-        watch(port, &qtest);
-        Ok(())
-    }
     /// Reset the device and bring it up again as it was, with all that it was told.
     ///
     /// Also where the port is broken. Frames that had arrived are still received, those that were
@@ -294,12 +109,6 @@ impl NetPort {
     fn restart(slf: &Bound<'_, Self>) -> PyResult<()> {
         ask(slf, virtnic::net::Port::restart)
     }
-    /// Do that where the device says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
-    fn restart_if_needed(slf: &Bound<'_, Self>) -> PyResult<bool> {
-        let port = &slf.get().port;
-        slf.py().detach(|| port.restart_if_needed()).map_err(|error| raise(slf, error))
-    }
-
     /// The device's MAC address, as ``52:54:00:12:34:56``.
     #[getter]
     fn mac(&self) -> String {
@@ -310,10 +119,13 @@ impl NetPort {
     fn mtu(&self) -> u16 {
         self.port.config().mtu
     }
-    /// Whether the link is up, as last reported.
+    /// Whether the link is up. Without interrupts this asks the device (some 50 µs).
     #[getter]
-    fn link(&self) -> bool {
-        self.port.link()
+    fn link(&self, py: Python<'_>) -> PyResult<bool> {
+        if self.port.events().is_none() && !self.port.is_closed() {
+            return self.port.ask(py, virtnic::net::Port::refresh_link);
+        }
+        Ok(self.port.link())
     }
     /// The line's speed in Mbit/s as last reported, None where the device does not know.
     ///
@@ -334,16 +146,6 @@ impl NetPort {
     fn standby(&self) -> bool {
         let mut outcomes = self.port.outcomes().into_iter();
         outcomes.any(|outcome| outcome.offered && Features::bit(outcome.bit) == Features::STANDBY)
-    }
-    /// Whether received frames were dropped, and counted, because no buffer holds them.
-    #[getter]
-    fn drops_long_frames(&self) -> bool {
-        self.port.drops_long_frames()
-    }
-    /// Ask the device, and return whether the link is up.
-    fn refresh_link(slf: &Bound<'_, Self>) -> PyResult<bool> {
-        let port = &slf.get().port;
-        slf.py().detach(|| port.refresh_link()).map_err(|error| raise(slf, error))
     }
     /// Each feature that is offered or known, by its number.
     #[getter]
@@ -432,16 +234,6 @@ impl NetPort {
         self.port.arm_tx().and_then(|event| event.lend()).map_err(to_py)
     }
 
-    /// Return the same for one wait: a closed port gives it back when that is over.
-    fn rx_descriptor(&self) -> PyResult<Descriptor> {
-        Descriptor::of(self.port.arm().map_err(to_py)?)
-    }
-
-    /// Return the same for one wait: a closed port gives it back when that is over.
-    fn tx_descriptor(&self) -> PyResult<Descriptor> {
-        Descriptor::of(self.port.arm_tx().map_err(to_py)?)
-    }
-
     /// Wait until half of the transmit queue is free; False after the timeout.
     ///
     /// By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
@@ -517,6 +309,19 @@ impl NetPort {
         Ok(())
     }
 
+    /// Whether received bursts say when they were taken from their ring.
+    #[getter]
+    fn timestamps(&self) -> bool {
+        self.port.timestamps()
+    }
+    /// Have received bursts say when they were taken from their ring (:attr:`Burst.timestamp`).
+    ///
+    /// From the next burst on. Costs one reading of the clock for each burst, and nothing when off.
+    #[pyo3(signature = (on = true), text_signature = "($self, on=True)")]
+    fn set_timestamps(&self, on: bool) {
+        self.port.set_timestamps(on);
+    }
+
     /// The queue pairs that the device uses.
     #[getter]
     fn queues(&self) -> u16 {
@@ -526,10 +331,6 @@ impl NetPort {
     #[getter]
     fn max_queues(&self) -> usize {
         self.port.pairs().len()
-    }
-    /// Return a queue pair, from 0. Raises ValueError where there is none.
-    fn queue(slf: &Bound<'_, Self>, index: i64) -> PyResult<NetQueue> {
-        NetQueue::new(slf, index)
     }
     /// Have the device use the first ``count`` queue pairs, while the port runs.
     ///
@@ -618,30 +419,6 @@ impl NetPort {
         ask(slf, |port| port.set_coalescing(receive, Coalescing { packets, microseconds }))
     }
 
-    /// The longest key and table and the hash types that the device can do, or None.
-    #[getter]
-    #[pyo3(name = "_rss_limits")]
-    fn rss_limits(&self) -> Option<(u8, u16, u32)> {
-        self.port.rss_limits().map(|limits| (limits.key, limits.table, limits.types.bits()))
-    }
-    /// Return key, table, types and the queue of unhashed packets as they were set last.
-    fn rss_config(&self) -> Option<(Vec<u8>, Vec<u16>, u32, u16)> {
-        let rss = self.port.rss()?;
-        Some((rss.key, rss.table, rss.types.bits(), rss.unclassified))
-    }
-    /// Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`.
-    #[pyo3(signature = (key, table, types, unclassified = 0))]
-    fn set_rss_config(
-        slf: &Bound<'_, Self>,
-        key: Vec<u8>,
-        table: Vec<u16>,
-        types: u32,
-        unclassified: u16,
-    ) -> PyResult<()> {
-        let rss = Rss { key, table, types: HashTypes::from_bits_retain(types), unclassified };
-        ask(slf, |port| port.set_rss(&rss))
-    }
-
     /// Take back the buffers of transmitted frames that the device has finished.
     ///
     /// ``send`` does this when it needs room. Raises as ``recv``.
@@ -653,28 +430,5 @@ impl NetPort {
     #[getter]
     fn closed(&self) -> bool {
         self.port.is_closed()
-    }
-
-    /// Raise PortClosed from now on, also in calls that wait. QEMU is not asked: ``stop`` does the rest.
-    fn _refuse(&self) {
-        self.port.refuse();
-    }
-
-    /// Whether it was stopped, but its device was not reset and still has its buffers.
-    #[getter]
-    fn withholds(&self) -> bool {
-        self.port.withholds()
-    }
-
-    /// Say that the device is gone that kept buffers; for :class:`virtnic.Qemu` only.
-    fn device_gone(&self, py: Python<'_>) {
-        py.detach(|| self.port.device_gone());
-    }
-
-    /// Reset the device and take every buffer back; waiting calls raise PortClosed.
-    ///
-    /// Where QEMU does not answer in time the buffers stay with the device until that is gone.
-    fn stop(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.port.try_stop()).map_err(to_py)
     }
 }

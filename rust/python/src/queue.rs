@@ -9,15 +9,24 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnic::net::{Coalescing, QueuePair};
 
-/// One queue pair of a port, usable from its own thread. Made by :meth:`NetPort.queue`.
-#[pyclass(frozen, module = "virtnic._native")]
+/// One queue pair of a port, usable from its own thread.
+#[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetQueue {
     port: Py<NetPort>,
     index: usize,
 }
 
 impl NetQueue {
-    pub(crate) fn new(port: &Bound<'_, NetPort>, index: i64) -> PyResult<Self> {
+    fn pair(&self) -> &QueuePair {
+        // Checked when it was made; a port never loses pairs.
+        &self.port.get().core().pairs()[self.index]
+    }
+}
+
+#[pymethods]
+impl NetQueue {
+    #[new]
+    fn new(port: &Bound<'_, NetPort>, index: i64) -> PyResult<Self> {
         // A negative number is no queue either.
         let wanted = usize::try_from(index).map_err(|_| {
             to_py(virtnic::Error::Invalid(format!(
@@ -28,14 +37,6 @@ impl NetQueue {
         Ok(Self { port: port.clone().unbind(), index: wanted })
     }
 
-    fn pair(&self) -> &QueuePair {
-        // Checked when it was made; a port never loses pairs.
-        &self.port.get().core().pairs()[self.index]
-    }
-}
-
-#[pymethods]
-impl NetQueue {
     /// The port that it is a part of.
     #[getter]
     fn port(&self, py: Python<'_>) -> Py<NetPort> {

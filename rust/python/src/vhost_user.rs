@@ -1,8 +1,8 @@
 //! `Interposer`: between QEMU and a vhost-user backend.
 
+use crate::driver::PortDriver;
 use crate::errors::to_py;
 use crate::eventfd::{EventFd, raise};
-use crate::port::NetPort;
 use crate::time::span;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -26,6 +26,16 @@ impl Interposer {
     }
 }
 
+/// How often a backend is looked for: attempts, seconds before the second, the longest pause.
+pub(crate) type Pauses = (u32, f64, f64);
+
+/// The same; without it, for ever.
+pub(crate) fn retry_of(pauses: Option<Pauses>) -> PyResult<Retry> {
+    let Some((attempts, first, longest)) = pauses else { return Ok(Retry::default()) };
+    let pause = |seconds| Ok::<_, PyErr>(span(Some(seconds))?.unwrap_or(Duration::MAX));
+    Ok(Retry { attempts: Some(attempts), pause: pause(first)?, longest: pause(longest)? })
+}
+
 #[pymethods]
 impl Interposer {
     #[new]
@@ -41,19 +51,13 @@ impl Interposer {
         server: bool,
         wait: f64,
         calls: Vec<Option<PyRef<'_, EventFd>>>,
-        retry: Option<(u32, f64, f64)>,
+        retry: Option<Pauses>,
         pairs: u16,
         patience: f64,
         changed: Option<PyRef<'_, EventFd>>,
     ) -> PyResult<Self> {
         let answers = span(Some(patience))?.unwrap_or(Duration::MAX);
-        let retry = match retry {
-            None => Retry::default(),
-            Some((attempts, first, longest)) => {
-                let pause = |seconds| Ok::<_, PyErr>(span(Some(seconds))?.unwrap_or(Duration::MAX));
-                Retry { attempts: Some(attempts), pause: pause(first)?, longest: pause(longest)? }
-            }
-        };
+        let retry = retry_of(retry)?;
         let changed = changed.map(|event| Arc::clone(event.inner()));
         let terms = Terms { pairs, retry, patience: answers, changed };
         let wait = span(Some(wait))?.unwrap_or(Duration::MAX);
@@ -106,9 +110,9 @@ impl Interposer {
     ///
     /// Others are refused. QEMU chooses a device's features when it is plugged in: what has the
     /// device plugged in anew calls :meth:`accept_held` when the old one is gone.
-    fn spare(&self, port: &NetPort) {
+    fn spare(&self, port: &PortDriver) {
         // vhost-user has 64 features.
-        self.0.may_lack(port.core().dispensable().0 as u64);
+        self.0.may_lack(port.started().dispensable().0 as u64);
     }
 
     /// What a backend that is there lacks, where it waits until it is accepted.

@@ -114,7 +114,11 @@ impl NetConfig {
         }
         let hashes = accepted.contains(Features::RSS) || accepted.contains(Features::HASH_REPORT);
         let several = accepted.contains(Features::MQ) || accepted.contains(Features::RSS);
-        let max_pairs = if several { read16(transport, offset::MAX_PAIRS)? } else { 1 };
+        let max_pairs = match transport.pairs() {
+            Some(pairs) => pairs,
+            None if several => read16(transport, offset::MAX_PAIRS)?,
+            None => 1,
+        };
         // Section 5.1.4.1.
         if !(1..=0x8000).contains(&max_pairs) {
             return Err(Error::Device(format!(

@@ -16,6 +16,7 @@ mod packet;
 mod port;
 mod queue;
 mod stats;
+mod watching;
 
 pub use config::{Line, Mac, NetConfig, RssLimits};
 pub use control::{Coalescing, ReceiveMode, Rss};
@@ -28,4 +29,7 @@ pub use packet::{
 pub use port::Port;
 pub(crate) use queue::{Claim, Replay, RxQueue, TxQueue};
 pub use queue::{Outage, QueuePair, RingFormat, SendStop, Wake};
-pub use stats::{ExtendedStats, FrameClasses, PortStats, QueueStats};
+pub use stats::{
+    ExtendedStats, FrameClasses, PortStats, QueueStats, TapCounts, TapReader, TapRecord,
+};
+pub use watching::QueueTap;

@@ -13,14 +13,14 @@ use crate::net::packet::burst::Burst;
 use crate::net::packet::frame::FrameSource;
 use crate::net::queue::RingFormat;
 use crate::net::queue::claim::Claim;
-use crate::net::queue::pair::{Mode, QueuePair};
+use crate::net::queue::pair::QueuePair;
 use crate::net::queue::waiting::Wake;
 use crate::net::queue::{RxQueue, SendStop, TxQueue};
 use crate::net::stats::PortStats;
 use crate::notify::EventFd;
+use crate::virtio::Features;
 use crate::virtio::features::Outcome;
 use crate::virtio::transport::QueueAddresses;
-use crate::virtio::{Features, Status};
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,11 +48,11 @@ pub struct Port {
     /// One command at a time, as long as the device takes to answer.
     pub(in crate::net) asking: Exclusive,
     /// It was closed, and its device was reset.
-    ended: AtomicBool,
+    pub(in crate::net) ended: AtomicBool,
     /// It is over, but the device was not reset, and may still write to its buffers.
-    withheld: AtomicBool,
+    pub(in crate::net) withheld: AtomicBool,
     /// It was closed by who interrupts a change, at the end of which it ends.
-    ending: AtomicBool,
+    pub(in crate::net) ending: AtomicBool,
     pub(in crate::net) restarts: AtomicU64,
 }
 
@@ -343,254 +343,17 @@ impl Port {
     pub(crate) fn claim_tx(&self) -> Result<Claim<'_, TxQueue>> {
         self.first().claim_tx()
     }
-    /// What a loop over bursts looks at now and then: an error unless the port runs.
-    pub(crate) fn running(&self) -> Result<()> {
+    /// An error unless the port runs, which a loop over bursts looks at now and then.
+    ///
+    /// # Errors
+    /// As for [`Self::recv`].
+    pub fn running(&self) -> Result<()> {
         self.device.alive()
     }
     /// Passes an error of a claimed queue on, after marking the port broken where it is one
     /// of the device.
     pub(crate) fn fault(&self, error: Error) -> Error {
         self.device.note(error)
-    }
-
-    /// Has the device use the first `count` pairs (section 5.1.6.5.5.1), while the port runs.
-    /// What the others received stays readable. Ends steering by [`Self::set_rss`].
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for none, or more than there are; [`Error::Refused`];
-    /// [`Error::Busy`] while a loop has one of the queues; and as for [`Self::recv`].
-    pub fn set_queues(&self, count: u16) -> Result<()> {
-        let most = self.pairs.len();
-        if count == 0 || usize::from(count) > most {
-            return Err(Error::Invalid(format!(
-                "the port was opened with {most} queue pairs, so 1 to {most} can be used, not {count}"
-            )));
-        }
-        self.persist(|| self.try_set_queues(count))
-    }
-
-    fn try_set_queues(&self, count: u16) -> Result<()> {
-        let _change = self.change()?;
-        let before = self.active_pairs();
-        // Nothing may be queued any more where the device is about to stop looking (5.1.6.5.5.2).
-        self.turn(count, before, Mode::Active, Mode::Unused)?;
-        if let Err(error) = self.command_queues(count) {
-            self.turn(count, before, Mode::Unused, Mode::Active)?;
-            return Err(error);
-        }
-        self.settings().rss = None;
-        self.journal().forget_steering();
-        self.active.store(count, Ordering::Relaxed);
-        self.turn(before, count, Mode::Unused, Mode::Active)
-    }
-
-    /// Changes the mode of the pairs from `first` to before `end` that have mode `from`.
-    fn turn(&self, first: u16, end: u16, from: Mode, to: Mode) -> Result<()> {
-        for pair in self.pairs.iter().take(end.into()).skip(first.into()) {
-            let (mut rx, mut tx) = (pair.rx.lock()?, pair.tx.lock()?);
-            if pair.mode() == from {
-                pair.set_mode(to);
-                pair.received_all(&mut rx);
-                pair.sent_in_part(&mut tx);
-            }
-        }
-        Ok(())
-    }
-
-    /// Resets the two queues of a pair (section 2.6.1) and takes their buffers back; the other
-    /// pairs go on. Whoever waits for its frames gets [`Error::Closed`]. Twice is fine.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] where there is no such pair; [`Error::Refused`] without the feature
-    /// RING_RESET; [`Error::Busy`] while a loop has one of the queues; and as for [`Self::recv`].
-    pub fn stop_pair(&self, index: usize) -> Result<()> {
-        let pair = self.resettable(index, "stopped")?;
-        let _change = self.change()?;
-        if pair.mode() == Mode::Stopped {
-            return Ok(());
-        }
-        // From here on nothing is queued; what the device still has is taken back below.
-        {
-            let (_rx, _tx) = (pair.rx.lock()?, pair.tx.lock()?);
-            pair.set_mode(Mode::Stopping);
-        }
-        for queue in [2 * pair.index, 2 * pair.index + 1] {
-            self.device.transport().reset_queue(queue).map_err(|error| self.device.note(error))?;
-        }
-        let finished = pair.take_back();
-        pair.set_mode(Mode::Stopped);
-        finished.map_err(|error| self.device.note(error))
-    }
-
-    /// Sets the queues of a stopped pair up again. Twice is fine.
-    ///
-    /// # Errors
-    /// As for [`Self::stop_pair`].
-    pub fn start_pair(&self, index: usize) -> Result<()> {
-        let pair = self.resettable(index, "started")?;
-        if pair.mode() == Mode::Stopping {
-            // Begun and not ended: it has to be, before the queues are set up again.
-            self.stop_pair(index)?;
-        }
-        let _change = self.change()?;
-        if pair.mode() != Mode::Stopped {
-            return Ok(());
-        }
-        for (queue, addresses) in (2 * pair.index..).zip(pair.addresses()) {
-            self.device
-                .transport()
-                .setup_queue(queue, &addresses)
-                .map_err(|error| self.device.note(error))?;
-        }
-        let (mut rx, mut tx) = (pair.rx.lock()?, pair.tx.lock()?);
-        let used = pair.index < self.active_pairs();
-        pair.set_mode(if used { Mode::Active } else { Mode::Unused });
-        rx.refill();
-        pair.received_all(&mut rx);
-        pair.sent_in_part(&mut tx);
-        drop((rx, tx));
-        self.device.connected()
-    }
-
-    fn resettable(&self, index: usize, what: &str) -> Result<&QueuePair> {
-        self.device.check()?;
-        let pair = self.pair(index)?;
-        if self.device.accepted().contains(Features::RING_RESET) {
-            return Ok(pair);
-        }
-        Err(Error::Refused(format!(
-            "queue {index} cannot be {what} alone: the feature RING_RESET is not in force (QEMU \
-             offers it since 7.2, with a vhost-user backend only where that offers it); \
-             set_queues() turns the last queues off"
-        )))
-    }
-
-    /// Whether the port was stopped, or this is a forked child of the process that opened it.
-    pub fn is_closed(&self) -> bool {
-        self.device.is_closed()
-    }
-
-    /// Refuses what is asked from now on, with [`Error::Closed`], also to those who wait. Asks the
-    /// device for nothing: [`Self::stop`] does the rest.
-    pub fn refuse(&self) {
-        self.device.close();
-    }
-
-    /// Resets the device and takes every buffer back. Waiting calls return [`Error::Closed`].
-    /// A second call does nothing, nor does one in a forked child.
-    pub fn stop(&self) {
-        // An interruption is over once it was told.
-        while self.try_stop().is_err() {}
-    }
-
-    /// The same; ends early where the caller is interrupted, and can be called again then.
-    ///
-    /// Called by a signal handler or callback that interrupts a change of this port, or by what a
-    /// loop calls, it only marks the port: the end of what was interrupted does the rest.
-    ///
-    /// # Errors
-    /// What the caller's patience returns ([`Patience`](crate::qtest::Patience)).
-    pub fn try_stop(&self) -> Result<()> {
-        self.device.close();
-        if self.device.at_home().is_err() || self.ended.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        // Not while it is being brought up again.
-        match self.change() {
-            Ok(_change) => self.shut_down(),
-            Err(Error::Busy(_)) => {
-                self.ending.store(true, Ordering::Release);
-                Ok(())
-            }
-            Err(interrupted) => Err(interrupted),
-        }
-    }
-
-    /// Resets the device of a closed port and takes every buffer back, once. In a [`Self::change`].
-    fn shut_down(&self) -> Result<()> {
-        if self.ended.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let transport = self.device.transport();
-        let intx = self.intx.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if self.withheld.load(Ordering::Acquire) {
-            // By now another device may be where it was: it is asked for nothing any more.
-            return match transport.alive() {
-                Err(error) => self.take_back(matches!(error, Error::QemuDied(_))),
-                Ok(()) => Ok(()),
-            };
-        }
-        let mut reset = true;
-        if !self.device.is_unplugged() {
-            match transport.set_status(Status::empty()) {
-                Err(error) if error.is_interruption() => {
-                    *self.intx.lock().unwrap_or_else(PoisonError::into_inner) = intx;
-                    return Err(error);
-                }
-                Err(error) if transport.alive().is_ok() => {
-                    self.withheld.store(true, Ordering::Release);
-                    log::warn!(
-                        "the device was not reset at the end, and may still write to its buffers: \
-                         they are kept until it is gone ({error})"
-                    );
-                    return Ok(());
-                }
-                Err(error) => {
-                    log::debug!("the device was not reset at the end: {error}");
-                    reset = matches!(error, Error::QemuDied(_));
-                }
-                Ok(()) => {}
-            }
-        }
-        drop(intx);
-        self.take_back(reset)
-    }
-
-    /// Nobody writes to the buffers any more; nor to the rings, where the device was `reset`.
-    fn take_back(&self, reset: bool) -> Result<()> {
-        for pair in &self.pairs {
-            if let Err(error) = pair.end(reset) {
-                log::debug!("the last frames of a closed port: {error}");
-            }
-        }
-        if let Some(control) = self.control.as_ref().filter(|_| reset) {
-            match self.asking.enter(|| self.device.transport().patience()) {
-                Ok(_asking) => control.end(),
-                // A signal handler, in the middle of a command: its memory goes with the port.
-                Err(Error::Busy(_)) => {}
-                Err(interrupted) => return Err(interrupted),
-            }
-        }
-        self.ended.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    /// Whether it was stopped, but its device was not reset in time and still has its buffers.
-    pub fn withholds(&self) -> bool {
-        self.withheld.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire)
-    }
-
-    /// The device is gone: it was unplugged, or its QEMU has ended. Takes back what a device that
-    /// was not reset in time might have written to.
-    pub fn device_gone(&self) {
-        if self.withheld.load(Ordering::Acquire)
-            && let Ok(_change) = self.change()
-            && !self.ended.load(Ordering::Acquire)
-            && let Err(interrupted) = self.take_back(true)
-        {
-            log::debug!("what the device had is given back later: {interrupted}");
-        }
-    }
-}
-
-impl Drop for Port {
-    fn drop(&mut self) {
-        self.stop();
-        if self.withholds() {
-            // Nobody will know when it is gone: its buffers and rings are nobody else's any more.
-            std::mem::forget(std::mem::take(&mut self.pairs));
-            std::mem::forget(self.control.take());
-        }
     }
 }
 

@@ -2,28 +2,26 @@
 
 use super::channel::End;
 use super::demands::{Demands, Offer};
+use super::finding::{SLICE, find, uninterrupted};
 use super::link::PATIENCE;
 use super::message::MAX_QUEUES;
 use super::relay::{Relay, State};
 use super::retry::{Attempts, Retry};
-use super::rewrite::{Driver, Vrings};
+use super::rewrite::Vrings;
 use super::shared::{Held, Shared, Trial};
-use super::socket::{GREETING, Greeting, Listener, Source, may_come};
+use super::socket::{Greeting, Listener, Source};
 use super::thread::{Attended, attend};
 use crate::notify::{EventFd, Kick, wait_readable};
 use crate::process::Home;
 use crate::qtest::Patience;
+use crate::virtio::transport::vhost::Driver;
 use crate::{Error, Result};
 use rustix::fs::Mode;
-use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
-
-/// The longest that a waiting caller is not asked whether to go on.
-const SLICE: Duration = Duration::from_millis(100);
+use std::time::Duration;
 
 /// Where the backend is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,7 +140,8 @@ impl Interposer {
             Backend::Listen(path) => Source::listen(path),
         }?;
         let demands = Demands { pairs: terms.pairs, features: 0 };
-        let (socket, offer) = find(&source, wait, &demands, patience)?;
+        let (socket, offer) =
+            find(&source, wait, patience, |socket, time| greet(socket, time, &demands, patience))?;
         let first = socket.try_clone().ok();
         let gate = Listener::open(listen, Some(Mode::RUSR | Mode::WUSR))?;
         let changed_is_shared = terms.changed.is_some();
@@ -335,69 +334,6 @@ impl Drop for Interposer {
     }
 }
 
-/// Gets the first backend, in the caller's thread: the connection, and what it offers.
-fn find(
-    source: &Source,
-    wait: Duration,
-    demands: &Demands,
-    patience: Option<Patience>,
-) -> Result<(OwnedFd, Offer)> {
-    let path = source.path().display();
-    let started = Instant::now();
-    loop {
-        let failure = match source.attempt() {
-            Ok(Some(socket)) => {
-                let time = wait.saturating_sub(started.elapsed()).max(GREETING);
-                match greet(socket, time, demands, patience)? {
-                    Ok(found) => return Ok(found),
-                    Err(End::Gone) => Error::Qemu(format!(
-                        "the vhost-user backend at {path} closed the connection without an answer: it \
-                         ended, or serves somebody else"
-                    )),
-                    // It is there and will not get better.
-                    Err(End::Broken(why)) => {
-                        return Err(Error::Qemu(format!(
-                            "the vhost-user backend at {path}: {why}"
-                        )));
-                    }
-                }
-            }
-            Ok(None) => Error::Timeout(format!(
-                "no vhost-user backend connected to {path} within {wait:?}; start it (as a \
-                 client), or wait longer with wait=SECONDS"
-            )),
-            Err(e) if may_come(e) => absent(source, wait, e),
-            Err(e) => {
-                return Err(Error::os(format!("connecting to the vhost-user backend {path}"), e));
-            }
-        };
-        let left = wait.saturating_sub(started.elapsed());
-        if left.is_zero() {
-            return Err(failure);
-        }
-        match source.listener() {
-            Some(listener) => {
-                uninterrupted(wait_readable(listener, Some(left.min(SLICE))))?;
-            }
-            None => std::thread::sleep(left.min(SLICE / 5)),
-        }
-        patience.map_or(Ok(()), |ask| ask())?;
-    }
-}
-
-/// The error of a backend that is not there.
-fn absent(source: &Source, wait: Duration, error: Errno) -> Error {
-    let within = if wait.is_zero() { String::new() } else { format!(" within {wait:?}") };
-    match Error::os("", error) {
-        Error::Os { message, errno, .. } => Error::Os {
-            what: format!("no vhost-user backend listens at {}{within}", source.path().display()),
-            message: format!("{message}; start it first, or wait for it with wait=SECONDS"),
-            errno,
-        },
-        other => other,
-    }
-}
-
 /// Asks a backend what it offers, and waits for the answers.
 fn greet(
     socket: OwnedFd,
@@ -419,13 +355,5 @@ fn greet(
             Ok(None) => patience.map_or(Ok(()), |ask| ask())?,
             Err(end) => return Ok(Err(end)),
         }
-    }
-}
-
-/// A wait that a signal ended is over like any other: `patience` looks at the signal.
-fn uninterrupted(waited: Result<bool>) -> Result<()> {
-    match waited {
-        Err(Error::Os { errno, .. }) if errno == Errno::INTR.raw_os_error() => Ok(()),
-        other => other.map(drop),
     }
 }

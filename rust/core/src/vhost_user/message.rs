@@ -26,43 +26,57 @@ pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Protocol feature 14: kicks and calls may be messages.
 pub(super) const F_INBAND_NOTIFICATIONS: u64 = 1 << 14;
 
-/// The requests that are more to us than bytes.
+/// Requests, by their numbers.
 pub(super) mod request {
-    pub const GET_FEATURES: u32 = 1;
-    pub const SET_FEATURES: u32 = 2;
-    pub const RESET_OWNER: u32 = 4;
-    pub const SET_VRING_BASE: u32 = 10;
-    pub const GET_VRING_BASE: u32 = 11;
-    pub const SET_VRING_KICK: u32 = 12;
-    pub const SET_VRING_CALL: u32 = 13;
-    pub const GET_PROTOCOL_FEATURES: u32 = 15;
-    pub const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub const GET_QUEUE_NUM: u32 = 17;
-    pub const SET_VRING_ENABLE: u32 = 18;
-    pub const GET_CONFIG: u32 = 24;
-    pub const GET_INFLIGHT_FD: u32 = 31;
-    pub const RESET_DEVICE: u32 = 34;
-    pub const GET_MAX_MEM_SLOTS: u32 = 36;
-    pub const GET_STATUS: u32 = 40;
+    macro_rules! requests {
+        ($($name:ident = $number:literal),* $(,)?) => {
+            $(#[allow(dead_code, reason = "all of them have names")] pub const $name: u32 = $number;)*
 
-    /// What a request is called.
-    pub fn name(request: u32) -> String {
-        let name = match request {
-            GET_FEATURES => "GET_FEATURES",
-            SET_FEATURES => "SET_FEATURES",
-            5 => "SET_MEM_TABLE",
-            GET_VRING_BASE => "GET_VRING_BASE",
-            GET_PROTOCOL_FEATURES => "GET_PROTOCOL_FEATURES",
-            SET_PROTOCOL_FEATURES => "SET_PROTOCOL_FEATURES",
-            GET_QUEUE_NUM => "GET_QUEUE_NUM",
-            SET_VRING_ENABLE => "SET_VRING_ENABLE",
-            20 => "NET_SET_MTU",
-            GET_CONFIG => "GET_CONFIG",
-            GET_MAX_MEM_SLOTS => "GET_MAX_MEM_SLOTS",
-            37 => "ADD_MEM_REG",
-            other => return format!("message {other}"),
+            /// What a request is called.
+            pub fn name(request: u32) -> String {
+                match request {
+                    $($number => stringify!($name).to_owned(),)*
+                    other => format!("message {other}"),
+                }
+            }
         };
-        name.to_owned()
+    }
+
+    requests! {
+        GET_FEATURES = 1,
+        SET_FEATURES = 2,
+        SET_OWNER = 3,
+        RESET_OWNER = 4,
+        SET_MEM_TABLE = 5,
+        SET_LOG_BASE = 6,
+        SET_LOG_FD = 7,
+        SET_VRING_NUM = 8,
+        SET_VRING_ADDR = 9,
+        SET_VRING_BASE = 10,
+        GET_VRING_BASE = 11,
+        SET_VRING_KICK = 12,
+        SET_VRING_CALL = 13,
+        SET_VRING_ERR = 14,
+        GET_PROTOCOL_FEATURES = 15,
+        SET_PROTOCOL_FEATURES = 16,
+        GET_QUEUE_NUM = 17,
+        SET_VRING_ENABLE = 18,
+        SEND_RARP = 19,
+        NET_SET_MTU = 20,
+        SET_BACKEND_REQ_FD = 21,
+        IOTLB_MSG = 22,
+        SET_VRING_ENDIAN = 23,
+        GET_CONFIG = 24,
+        SET_CONFIG = 25,
+        GET_INFLIGHT_FD = 31,
+        SET_INFLIGHT_FD = 32,
+        RESET_DEVICE = 34,
+        VRING_KICK = 35,
+        GET_MAX_MEM_SLOTS = 36,
+        ADD_MEM_REG = 37,
+        REM_MEM_REG = 38,
+        SET_STATUS = 39,
+        GET_STATUS = 40,
     }
 }
 
@@ -95,6 +109,17 @@ impl Message {
     /// A request without payload.
     pub(super) fn ask(request: u32) -> Self {
         Self { request, flags: VERSION, payload: Vec::new(), fds: Vec::new() }
+    }
+
+    /// A request that says a number.
+    pub(super) fn saying(request: u32, number: u64) -> Self {
+        Self { payload: number.to_ne_bytes().to_vec(), ..Self::ask(request) }
+    }
+
+    /// A request about a ring: a vring state description.
+    pub(super) fn of_vring(request: u32, index: u16, number: u32) -> Self {
+        let payload = [u32::from(index).to_ne_bytes(), number.to_ne_bytes()].concat();
+        Self { payload, ..Self::ask(request) }
     }
 
     /// The payload where it is one 64-bit number.
@@ -159,14 +184,14 @@ impl Message {
     /// Whether there is an answer to it only where it says so, by [`NEED_REPLY`].
     pub(super) fn has_no_answer(&self) -> bool {
         use request::*;
-        // 3, SET_OWNER; 5, SET_MEM_TABLE; 8, 9, 14: SET_VRING_NUM, _ADDR, _ERR; 20, NET_SET_MTU.
         matches!(
             self.request,
-            3 | 5
-                | 8
-                | 9
-                | 14
-                | 20
+            SET_OWNER
+                | SET_MEM_TABLE
+                | SET_VRING_NUM
+                | SET_VRING_ADDR
+                | SET_VRING_ERR
+                | NET_SET_MTU
                 | SET_FEATURES
                 | RESET_OWNER
                 | SET_VRING_BASE

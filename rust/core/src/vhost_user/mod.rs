@@ -1,5 +1,7 @@
-//! The vhost-user interposer: between QEMU and a vhost-user backend, to learn the kick
-//! eventfds and to put our own call eventfds in (QEMU: `docs/interop/vhost-user.rst`).
+//! vhost-user backends (QEMU: `docs/interop/vhost-user.rst`): what stands between one and a QEMU, and,
+//! in [`frontend`], what takes QEMU's place.
+//!
+//! The interposer is between the two to learn the kick eventfds and to put our own call eventfds in.
 //!
 //! QEMU connects to our socket and we to the backend's. Messages and descriptors pass in
 //! both directions as they are, with these exceptions:
@@ -29,6 +31,8 @@
 mod answers;
 mod channel;
 mod demands;
+mod finding;
+pub mod frontend;
 mod interposer;
 mod line;
 mod link;
@@ -45,6 +49,6 @@ mod stopping;
 pub mod testing;
 mod thread;
 
+pub use crate::virtio::transport::vhost::Driver;
 pub use interposer::{Backend, Interposer, Stats, Terms};
 pub use retry::Retry;
-pub use rewrite::Driver;

@@ -2,6 +2,7 @@
 
 use super::message::{F_INBAND_NOTIFICATIONS, Fd, MAX_QUEUES, Message, NO_FD, request};
 use crate::notify::{EventFd, Kick};
+use crate::virtio::transport::vhost::Driver;
 use rustix::fs::fstat;
 use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeMap;
@@ -12,26 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The wrap counter in a position.
 const OTHER_LAP: u16 = 1 << 15;
-
-/// Who drives a ring, and wants to know whether a backend serves it. Called from the interposer's
-/// thread.
-pub trait Driver: Send + Sync {
-    /// The backend has stopped the ring, or is gone; QEMU will have it, but does not know yet.
-    /// Whether it is a packed ring.
-    fn stopped(&self) -> bool {
-        false
-    }
-
-    /// A backend is about to start. Where it is to go on in a packed ring: the index of a
-    /// descriptor, and in bit 15 the wrap counter of its lap. `None` leaves it to QEMU.
-    fn starting(&self) -> Option<u16>;
-}
-
-impl<F: Fn() -> Option<u16> + Send + Sync> Driver for F {
-    fn starting(&self) -> Option<u16> {
-        self()
-    }
-}
 
 /// Our ends of the queues' notifications, by the index of the queue.
 pub(super) struct Vrings {

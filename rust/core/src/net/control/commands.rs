@@ -291,7 +291,12 @@ impl Port {
         self.ask(Features::CTRL_VLAN, command, &vlan.to_le_bytes(), &vlan.to_string())
     }
 
+    /// Has the device use so many queue pairs, in the way that it has for it.
     pub(in crate::net) fn command_queues(&self, count: u16) -> Result<()> {
+        let transport = self.device.transport();
+        if transport.pairs().is_some() {
+            return transport.enable_pairs(count);
+        }
         self.ask_once(Features::MQ, VQ_PAIRS_SET, &count.to_le_bytes(), &count.to_string())
     }
 

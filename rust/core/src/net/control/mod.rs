@@ -3,6 +3,7 @@
 pub(in crate::net) mod class;
 pub(in crate::net) mod commands;
 pub(in crate::net) mod journal;
+mod pairs;
 pub(in crate::net) mod queue;
 pub(in crate::net) mod rss;
 

@@ -119,7 +119,7 @@ fn bring_up(transport: Arc<dyn Transport>, pool: Arc<Pool>, options: PortOptions
     let config = NetConfig::read(transport.as_ref(), accepted, options.mac)?;
     let merge = accepted.contains(Features::MRG_RXBUF);
     check_mtu(config.mtu, merge, &pool)?;
-    check_pairs(wanted, config.max_pairs, accepted)?;
+    check_pairs(wanted, &config, accepted, transport.pairs().is_some())?;
     let device = Arc::new(Device::new(transport.clone(), pool, accepted, options.events.clone()));
     let config_vector = options.vectors.as_ref().map(|vectors| vectors.config);
     if let Some(vector) = config_vector {
@@ -246,9 +246,12 @@ pub(in crate::net) fn make_ring(
     AnyRing::new(accepted.contains(Features::RING_PACKED), pool.region(), &options)
 }
 
-fn check_pairs(wanted: u16, most: u16, accepted: Features) -> Result<()> {
+fn check_pairs(wanted: u16, config: &NetConfig, accepted: Features, direct: bool) -> Result<()> {
+    let most = config.max_pairs;
     if wanted > most {
-        let why = if accepted.contains(Features::MQ) {
+        let why = if direct {
+            "that is what its backend has"
+        } else if accepted.contains(Features::MQ) {
             "give the netdev more (queues=)"
         } else {
             "it offers no MQ: its netdev has one queue (give it queues=), or cannot have more"
@@ -257,7 +260,7 @@ fn check_pairs(wanted: u16, most: u16, accepted: Features) -> Result<()> {
             "{wanted} queue pairs were asked for, but the device has {most}: {why}"
         )));
     }
-    if wanted > 1 && !accepted.contains(Features::MQ) {
+    if wanted > 1 && !direct && !accepted.contains(Features::MQ) {
         return Err(Error::Invalid(format!(
             "{wanted} queue pairs were asked for, but without the feature MQ there is one"
         )));

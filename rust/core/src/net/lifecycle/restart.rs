@@ -211,6 +211,9 @@ impl Port {
                 transport.setup_queue(queue, &addresses)?;
             }
         }
+        if transport.pairs().is_some() {
+            transport.enable_pairs(self.active_pairs())?;
+        }
         let _asking = self.asking.enter(|| transport.patience())?;
         self.journal().steering_unknown = false;
         if let Some(control) = &self.control {

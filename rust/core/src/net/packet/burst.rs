@@ -34,6 +34,8 @@ pub struct Burst {
     /// Bytes of the header in front of each frame that says what is left to do to it; 0 where
     /// there is nothing to know.
     pub(in crate::net) headers: u8,
+    /// When its first frames were taken from the ring; 0 where nobody looked at the clock.
+    taken: u64,
 }
 
 impl Burst {
@@ -44,7 +46,7 @@ impl Burst {
             ids: Vec::with_capacity(ROOM),
             lengths: Vec::with_capacity(ROOM),
         });
-        Self { pool, storage, hashed: false, headers: 0 }
+        Self { pool, storage, hashed: false, headers: 0, taken: 0 }
     }
     /// How many frames.
     #[must_use]
@@ -122,6 +124,19 @@ impl Burst {
         // in front, more than any header.
         Some(unsafe { header::read(self.pool.data_ptr(id), self.headers.into()) })
     }
+    /// When its frames were taken from the ring, nanoseconds since 1970; `None` where that was not
+    /// asked for. Of several calls that added frames, the first counts.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<u64> {
+        (self.taken > 0 && !self.is_empty()).then_some(self.taken)
+    }
+    /// Says when frames that were just added were taken from the ring.
+    #[inline]
+    pub(in crate::net) fn stamp(&mut self, now: u64) {
+        if self.taken == 0 {
+            self.taken = now;
+        }
+    }
     /// Bytes of the header in front of each frame; 0 where they say nothing.
     #[inline]
     pub(in crate::net) fn headers(&self) -> usize {
@@ -155,6 +170,7 @@ impl Burst {
         self.headers = headers;
         self.storage.ids.extend_from_slice(other.ids());
         self.storage.lengths.extend_from_slice(other.lengths());
+        self.stamp(other.taken);
         other.moved(usize::MAX);
     }
     /// Says, before frames are added, whether they have hashes.
@@ -173,6 +189,7 @@ impl Burst {
     /// Forgets the first `count` frames, whose buffers have a new owner.
     pub(crate) fn moved(&mut self, count: usize) {
         if count >= self.len() {
+            self.taken = 0;
             self.storage.ids.clear();
             self.storage.lengths.clear();
         } else {
@@ -185,6 +202,7 @@ impl Burst {
         let count = count.min(self.len());
         to.storage.ids.extend_from_slice(&self.storage.ids[..count]);
         to.storage.lengths.extend_from_slice(&self.storage.lengths[..count]);
+        to.stamp(self.taken);
         self.moved(count);
         count
     }

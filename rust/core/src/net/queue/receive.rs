@@ -156,9 +156,11 @@ impl RxQueue {
             Some(merger) => merger.recv(&mut self.common, max, burst),
         };
         let Common { stats, pool, .. } = &self.common;
-        if stats.classes.on() {
+        if stats.watch.on() {
             let (ids, lengths) = (&burst.ids()[before..], &burst.lengths()[before..]);
-            stats.classes.count(pool, ids.len(), |i| (ids[i], lengths[i]));
+            if let Some(now) = stats.watch.see(pool, ids.len(), |i| (ids[i], lengths[i])) {
+                burst.stamp(now);
+            }
         }
         taken
     }

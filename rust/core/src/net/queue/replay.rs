@@ -55,8 +55,8 @@ impl Replay {
         });
         if added > 0 {
             common.publish();
-            if common.stats.classes.on() {
-                common.stats.classes.count(&common.pool, added, |i| {
+            if common.stats.watch.on() {
+                common.stats.watch.see(&common.pool, added, |i| {
                     let index = ready[i] as usize;
                     (ids[index], lengths[index])
                 });

@@ -243,8 +243,8 @@ impl TxQueue {
             common.stats.packets.add(added as u64);
             common.stats.bytes.add(bytes);
             common.publish();
-            if common.stats.classes.on() {
-                common.stats.classes.count(&common.pool, added, |i| (ids[i], lengths[i]));
+            if common.stats.watch.on() {
+                common.stats.watch.see(&common.pool, added, |i| (ids[i], lengths[i]));
             }
             common.show_use();
         }

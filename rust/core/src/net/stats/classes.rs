@@ -1,11 +1,10 @@
 //! What kinds of frames a queue moved: their lengths, and whom they were for.
 //!
-//! Off unless asked for: then a burst costs one branch. On, a frame costs the first line of its
+//! Off unless asked for ([`Watch`](super::watch::Watch)). On, a frame costs the first line of its
 //! bytes, which a loop that only passes frames on does not touch otherwise.
 
 use crate::memory::{BufferId, Pool, prefetch};
 use crate::net::stats::Counter;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// The first bytes of so many frames are on their way into the cache before they are read.
 const AHEAD: usize = 8;
@@ -56,24 +55,16 @@ impl FrameClasses {
 /// The live counters of one queue.
 #[derive(Debug, Default)]
 pub(crate) struct LiveClasses {
-    on: AtomicBool,
     sizes: [Counter; SIZES],
     casts: [Counter; CASTS],
 }
 
 impl LiveClasses {
-    #[inline]
-    pub(crate) fn on(&self) -> bool {
-        self.on.load(Relaxed)
-    }
-    pub(crate) fn turn(&self, on: bool) {
-        self.on.store(on, Relaxed);
-    }
-    pub(crate) fn snapshot(&self) -> Option<FrameClasses> {
-        self.on().then(|| FrameClasses {
+    pub(crate) fn snapshot(&self) -> FrameClasses {
+        FrameClasses {
             sizes: self.sizes.each_ref().map(Counter::get),
             casts: self.casts.each_ref().map(Counter::get),
-        })
+        }
     }
 
     /// Counts frames that lie in buffers of the pool: `frame(i)` is the `i`th and its length.

@@ -2,7 +2,8 @@
 //! a load and a store; reading takes no lock and never stops traffic.
 
 use super::counter::Counter;
-use crate::net::stats::classes::{FrameClasses, LiveClasses};
+use crate::net::stats::classes::FrameClasses;
+use crate::net::stats::watch::Watch;
 use std::iter::Sum;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ macro_rules! counters {
             /// Descriptors of the ring, and how many of them hold a buffer.
             pub(crate) ring_size: Counter,
             pub(crate) ring_used: Counter,
-            pub(crate) classes: LiveClasses,
+            pub(crate) watch: Watch,
         }
 
         $(#[$doc])*
@@ -98,7 +99,7 @@ impl LiveQueueStats {
     fn extended(&self) -> ExtendedStats {
         ExtendedStats {
             counters: self.snapshot(),
-            classes: self.classes.snapshot(),
+            classes: self.watch.classes(),
             ring_size: self.ring_size.get(),
             ring_used: self.ring_used.get(),
         }
@@ -151,8 +152,8 @@ impl LivePairStats {
         [self.rx.extended(), self.tx.extended()]
     }
     pub(in crate::net) fn count_classes(&self, on: bool) {
-        self.rx.classes.turn(on);
-        self.tx.classes.turn(on);
+        self.rx.watch.count_classes(on);
+        self.tx.watch.count_classes(on);
     }
 }
 

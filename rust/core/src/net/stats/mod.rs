@@ -1,10 +1,14 @@
-//! Counters of queues, and what kinds of frames they moved.
+//! Counters of queues, what kinds of frames they moved, and what else looks at these: time stamps
+//! and taps.
 
 pub(in crate::net) mod classes;
 mod counter;
 mod counters;
+pub(in crate::net) mod tap;
+pub(in crate::net) mod watch;
 
 pub use classes::FrameClasses;
 pub(crate) use counter::Counter;
 pub use counters::{ExtendedStats, PortStats, QueueStats};
 pub(in crate::net) use counters::{LivePairStats, LiveQueueStats};
+pub use tap::{TapCounts, TapReader, TapRecord};

@@ -1,10 +1,12 @@
-//! How a driver reaches a virtio device's registers (VIRTIO 1.3, chapter 4).
+//! How a driver reaches a virtio device's registers (VIRTIO 1.3, chapter 4), or does without them
+//! (vhost).
 
 pub mod legacy;
 pub mod modern;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod testing;
 mod unplugged;
+pub mod vhost;
 
 pub use unplugged::Unplugged;
 
@@ -51,6 +53,15 @@ pub trait Transport: Send + Sync {
     fn read_config(&self, offset: usize, out: &mut [u8]) -> Result<()>;
     /// Writes the device configuration.
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<()>;
+    /// How many queue pairs there are, where no control queue turns them on and off but
+    /// [`Self::enable_pairs`].
+    fn pairs(&self) -> Option<u16> {
+        None
+    }
+    /// Has the first `count` pairs be served, and no other.
+    fn enable_pairs(&self, _count: u16) -> Result<()> {
+        Ok(())
+    }
     /// How many queues the device has.
     fn queue_count(&self) -> Result<u16>;
     /// The largest size of a queue; 0: it does not exist.

@@ -42,6 +42,12 @@ impl Transport for Unplugged {
     fn write_config(&self, _offset: usize, _data: &[u8]) -> Result<()> {
         Self::away()
     }
+    fn pairs(&self) -> Option<u16> {
+        self.0.pairs()
+    }
+    fn enable_pairs(&self, _count: u16) -> Result<()> {
+        Self::away()
+    }
     fn queue_count(&self) -> Result<u16> {
         Self::away()
     }

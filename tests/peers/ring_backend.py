@@ -1,59 +1,30 @@
-"""A vhost-user backend that a test drives step by step.
+"""A vhost-user backend whose rings a test drives step by step.
 
-It speaks the front half of the protocol by itself (QEMU's docs/interop/vhost-user.rst) and leaves
+It answers QEMU as :class:`peers.vhost_backend.ScriptedBackend` does and leaves
 the rings alone: a test takes buffers, finishes them in whatever order it likes, and dies when
 it wants to. Like many a real one it is driven by kicks, if it is told to be, and never writes to
 a ring's device event area.
 """
 
-import array
 import contextlib
-import enum
 import mmap
 import os
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
-PROTOCOL_FEATURES = 1 << 30
-VERSION_1 = 1 << 32
-RING_PACKED = 1 << 34
+from peers.vhost_backend import Connection, ScriptedBackend
+from peers.vhost_user import PROTOCOL_FEATURES, RING_PACKED, VERSION_1, Message, Request
 
-#: Protocol features: MQ, REPLY_ACK.
-PROTOCOL = 1 << 0 | 1 << 3
-
-#: In a message's flags: version 1, this is a reply, a reply is wanted.
-VERSION, REPLY, NEED_REPLY = 1, 4, 8
-
-NEXT, WRITE, AVAIL, USED = 1, 2, 1 << 7, 1 << 15
+NEXT, AVAIL, USED = 1, 1 << 7, 1 << 15
 WRAP = 1 << 15
 
 #: Bytes of the header in front of each frame; num_buffers is 1.
 HEADER = bytes(10) + b"\1\0"
-
-
-class Request(enum.IntEnum):
-    """The messages of QEMU's that are looked at."""
-
-    GET_FEATURES = 1
-    SET_FEATURES = 2
-    SET_MEM_TABLE = 5
-    SET_VRING_NUM = 8
-    SET_VRING_ADDR = 9
-    SET_VRING_BASE = 10
-    GET_VRING_BASE = 11
-    SET_VRING_KICK = 12
-    SET_VRING_CALL = 13
-    SET_VRING_ERR = 14
-    GET_PROTOCOL_FEATURES = 15
-    GET_QUEUE_NUM = 17
-    SET_VRING_ENABLE = 18
 
 
 @dataclass
@@ -83,7 +54,6 @@ class Vring:
     size: int = 0
     #: Addresses in QEMU: descriptors, device area, driver area.
     areas: tuple[int, int, int] = (0, 0, 0)
-    base: int = 0
     enabled: bool = False
     kick: int | None = None
     call: int | None = None
@@ -108,174 +78,110 @@ def place(packed: int) -> tuple[int, bool]:
     return packed & ~WRAP, bool(packed & WRAP)
 
 
-class Backend:
+class RingBackend(ScriptedBackend):
     """A vhost-user backend that listens at a path, for one QEMU at a time."""
 
     def __init__(self, path: Path, *, packed: bool = False, pairs: int = 1) -> None:
-        self.features = PROTOCOL_FEATURES | VERSION_1 | (RING_PACKED if packed else 0)
-        self.pairs = pairs
-        #: How often QEMU came.
-        self.connections = 0
         self.rings: dict[int, Vring] = {}
         self._regions: list[Region] = []
         self._packed = False
-        self._socket: socket.socket | None = None
-        self._lock = threading.RLock()
-        self._stop, self._stopped = socket.socketpair()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._path = path
-        self._listener.bind(os.fspath(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.close()
-        self._thread.join(10)
-        self._listener.close()
-        self._path.unlink(missing_ok=True)
-        self._stopped.close()
+        features = PROTOCOL_FEATURES | VERSION_1 | (RING_PACKED if packed else 0)
+        super().__init__(path, features=features, pairs=pairs)
 
     # Coming and going.
 
     def wait_up(self, connections: int = 1, timeout: float = 20.0) -> None:
         """Wait until QEMU came so often and the first pair's rings are started."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            with self._lock:
-                rings = [self.rings.get(number) for number in (0, 1)]
-                if self.connections >= connections and all(
-                    ring is not None and ring.enabled and ring.kick is not None for ring in rings
-                ):
-                    return
-            time.sleep(0.005)
-        raise TimeoutError(f"the rings were not started within {timeout} s")
+
+        def up() -> bool:
+            rings = [self.rings.get(number) for number in (0, 1)]
+            return len(self.connections) >= connections and all(
+                ring is not None and ring.enabled and ring.kick is not None for ring in rings
+            )
+
+        if not self.wait(up, timeout):
+            raise TimeoutError(f"the rings were not started within {timeout} s")
 
     def die(self) -> None:
         """End the connection at once, as a process that is killed; then listen again."""
-        with self._lock:
-            if self._socket is not None:
+        with self._changed:
+            for ring in self.rings.values():
+                ring.enabled = False
+            for connection in self.connections[-1:]:
+                connection.close()
+
+    def _serve(self, connection: Connection) -> None:
+        with self._changed:
+            self.rings, self._regions = {}, []
+        try:
+            super()._serve(connection)
+        finally:
+            with self._changed:
                 for ring in self.rings.values():
-                    ring.enabled = False
-                self._socket.shutdown(socket.SHUT_RDWR)
+                    ring.close()
+                self._forget_memory()
 
-    def _run(self) -> None:
+    def _readable(self, what: socket.socket) -> bool:
+        """Count kicks until there is input; False when it is to end."""
         while True:
-            ready, _, _ = select.select([self._listener, self._stopped], [], [])
-            if self._stopped in ready:
-                return
-            connection, _ = self._listener.accept()
-            with self._lock:
-                self._socket, self.rings, self._regions = connection, {}, []
-                self.connections += 1
-            try:
-                self._serve(connection)
-            except (ConnectionError, EOFError):
-                pass
-            finally:
-                with self._lock:
-                    self._socket = None
-                    for ring in self.rings.values():
-                        ring.close()
-                    self._forget_memory()
-                    connection.close()
-
-    def _serve(self, connection: socket.socket) -> None:
-        while True:
-            with self._lock:
+            with self._changed:
                 kicks = {ring.kick: ring for ring in self.rings.values() if ring.kick is not None}
-            sources: list[socket.socket | int] = [connection, self._stopped, *kicks]
-            ready, _, _ = select.select(sources, [], [])
-            if self._stopped in ready:
-                return
-            with self._lock:
+            ready, _, _ = select.select([what.fileno(), self._stop_read, *kicks], [], [])
+            if self._stop_read in ready:
+                return False
+            with self._changed:
                 for fd in kicks.keys() & set(ready):
                     with contextlib.suppress(BlockingIOError):
                         kicks[fd].kicks += int.from_bytes(os.read(fd, 8), "little")
-                if connection in ready:
-                    self._message(connection)
+                self._changed.notify_all()
+            if what.fileno() in ready:
+                return True
 
-    def _message(self, connection: socket.socket) -> None:
-        head, fds = self._read(connection, 12)
-        request, flags, size = struct.unpack("<III", head)
-        payload, more = self._read(connection, size)
-        reply = self._answer(request, payload, fds + more)
-        if reply is None and flags & NEED_REPLY:
-            reply = bytes(8)
-        if reply is not None:
-            connection.sendall(struct.pack("<III", request, VERSION | REPLY, len(reply)) + reply)
+    def _handle(self, connection: Connection, message: Message) -> None:
+        with self._changed:
+            match message.request:
+                case Request.SET_FEATURES:
+                    self._packed = bool(message.number & RING_PACKED)
+                case Request.SET_MEM_TABLE:
+                    self._map(message)
+                case Request.SET_VRING_KICK | Request.SET_VRING_CALL:
+                    self._set_eventfd(message)
+                case Request.SET_VRING_ADDR:
+                    descriptors, used, available, _ = struct.unpack_from(
+                        "<QQQQ", message.payload, 8
+                    )
+                    self._ring(message).areas = descriptors, used, available
+                case Request.SET_VRING_NUM:
+                    self._ring(message).size = message.state[1]
+                case Request.SET_VRING_ENABLE:
+                    self._ring(message).enabled = bool(message.state[1])
+                case Request.SET_VRING_BASE:
+                    self._set_base(self._ring(message), message.state[1])
+            super()._handle(connection, message)
 
-    @staticmethod
-    def _read(connection: socket.socket, size: int) -> tuple[bytes, list[int]]:
-        data, fds = b"", array.array("i")
-        while len(data) < size:
-            got, ancillary, _, _ = connection.recvmsg(size - len(data), socket.CMSG_SPACE(64))
-            for _, _, descriptors in ancillary:
-                fds.frombytes(descriptors)
-            if not got:
-                raise EOFError
-            data += got
-        return data, fds.tolist()
+    def _ring(self, message: Message) -> Vring:
+        number = message.payload[0]
+        return self.rings.setdefault(number, Vring(number))
 
-    def _answer(self, request: int, payload: bytes, fds: list[int]) -> bytes | None:
-        """Obey a message; return the reply that it has by itself."""
-        match request:
-            case Request.GET_FEATURES:
-                return struct.pack("<Q", self.features)
-            case Request.SET_FEATURES:
-                self._packed = bool(int.from_bytes(payload, "little") & RING_PACKED)
-            case Request.GET_PROTOCOL_FEATURES:
-                return struct.pack("<Q", PROTOCOL)
-            case Request.GET_QUEUE_NUM:
-                return struct.pack("<Q", self.pairs)
-            case Request.SET_MEM_TABLE:
-                self._map(payload, fds)
-            case Request.SET_VRING_KICK | Request.SET_VRING_CALL | Request.SET_VRING_ERR:
-                self._set_eventfd(request, payload[0], fds)
-            case (
-                Request.SET_VRING_NUM
-                | Request.SET_VRING_ADDR
-                | Request.SET_VRING_BASE
-                | Request.SET_VRING_ENABLE
-                | Request.GET_VRING_BASE
-            ):
-                return self._vring(request, payload)
-        return None
+    def _set_base(self, ring: Vring, number: int) -> None:
+        low, high = (number & 0xFFFF, number >> 16) if self._packed else (number, 0)
+        ring.available, ring.used = place(low), place(high)
+        if not self._packed:
+            ring.available = (low, True)
 
-    def _vring(self, request: int, payload: bytes) -> bytes | None:
-        index, number = struct.unpack_from("<II", payload)
-        ring = self.rings.setdefault(index, Vring(index))
-        if request == Request.SET_VRING_NUM:
-            ring.size = number
-        elif request == Request.SET_VRING_ADDR:
-            descriptors, used, available, _ = struct.unpack_from("<QQQQ", payload, 8)
-            ring.areas = descriptors, used, available
-        elif request == Request.SET_VRING_BASE:
-            ring.base = number
-            low, high = (number & 0xFFFF, number >> 16) if self._packed else (number, 0)
-            ring.available, ring.used = place(low), place(high)
-            if not self._packed:
-                ring.available = (low, True)
-        elif request == Request.SET_VRING_ENABLE:
-            ring.enabled = bool(number)
-        else:
-            ring.enabled = False
-            at, wrap = ring.available
-            base = at | (WRAP if wrap and self._packed else 0)
-            at, wrap = ring.used
-            base |= (at | (WRAP if wrap else 0)) << 16 if self._packed else 0
-            return struct.pack("<II", index, base)
-        return None
+    def base_of(self, ring: int) -> int:
+        """Return where a ring goes on that the frontend stops."""
+        stopped = self.rings.setdefault(ring, Vring(ring))
+        stopped.enabled = False
+        at, wrap = stopped.available
+        base = at | (WRAP if wrap and self._packed else 0)
+        at, wrap = stopped.used
+        return base | ((at | (WRAP if wrap else 0)) << 16 if self._packed else 0)
 
-    def _set_eventfd(self, request: int, index: int, fds: list[int]) -> None:
-        ring = self.rings.setdefault(index, Vring(index))
-        fd = fds[0] if fds else None
-        if request == Request.SET_VRING_ERR:
-            old = fd
-        elif request == Request.SET_VRING_KICK:
+    def _set_eventfd(self, message: Message) -> None:
+        ring = self._ring(message)
+        fd = os.dup(message.fds[0]) if message.fds else None
+        if message.request == Request.SET_VRING_KICK:
             old, ring.kick = ring.kick, fd
         else:
             old, ring.call = ring.call, fd
@@ -284,12 +190,11 @@ class Backend:
 
     # Memory.
 
-    def _map(self, payload: bytes, fds: list[int]) -> None:
+    def _map(self, message: Message) -> None:
         self._forget_memory()
-        for index, fd in enumerate(fds):
-            guest, size, user, offset = struct.unpack_from("<QQQQ", payload, 8 + 32 * index)
+        for index, fd in enumerate(message.fds):
+            guest, size, user, offset = struct.unpack_from("<QQQQ", message.payload, 8 + 32 * index)
             self._regions.append(Region(guest, size, user, mmap.mmap(fd, size + offset), offset))
-            os.close(fd)
 
     def _forget_memory(self) -> None:
         for region in self._regions:
@@ -316,7 +221,7 @@ class Backend:
 
     def take(self, number: int) -> Buffer | None:
         """Take the next available buffer of a ring; None when there is none."""
-        with self._lock:
+        with self._changed:
             ring = self.rings[number]
             buffer = self._take_packed(ring) if self._packed else self._take_split(ring)
             if buffer is not None:
@@ -354,7 +259,7 @@ class Backend:
 
     def finish(self, number: int, buffer: Buffer, length: int = 0) -> None:
         """Give a buffer back, with so many bytes written; :meth:`signal` says so."""
-        with self._lock:
+        with self._changed:
             ring = self.rings[number]
             ring.taken.remove(buffer)
             if self._packed:
@@ -373,7 +278,7 @@ class Backend:
 
     def begin_to_finish(self, number: int, buffer: Buffer, length: int = 0) -> None:
         """Give a buffer of a packed ring back, but for the flags that say so."""
-        with self._lock:
+        with self._changed:
             ring = self.rings[number]
             memory, at = self._area(ring, 0)
             index, wrap = ring.used
@@ -382,14 +287,14 @@ class Backend:
 
     def signal(self, number: int) -> None:
         """Interrupt."""
-        with self._lock:
+        with self._changed:
             call = self.rings[number].call
             if call is not None:
                 os.write(call, (1).to_bytes(8, "little"))
 
     def read(self, buffer: Buffer) -> bytes:
         """Return the frame that a buffer of a transmit ring has."""
-        with self._lock:
+        with self._changed:
             pieces = []
             for address, length in buffer.parts:
                 memory, at = self._at(address, user=False)
@@ -398,7 +303,7 @@ class Backend:
 
     def write(self, number: int, buffer: Buffer, frame: bytes) -> None:
         """Put a frame into a buffer of a receive ring, and give it back."""
-        with self._lock:
+        with self._changed:
             (address, length), *_ = buffer.parts
             assert len(HEADER) + len(frame) <= length
             memory, at = self._at(address, user=False)
@@ -437,7 +342,7 @@ class Backend:
         """Wait until a condition on the backend holds; whether it does."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            with self._lock:
+            with self._changed:
                 if condition():
                     return True
             time.sleep(0.005)

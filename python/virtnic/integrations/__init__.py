@@ -1,0 +1,1 @@
+"""What fits virtnic into other programs: one module for each, each behind an extra."""

@@ -1,0 +1,85 @@
+//! Getting the first backend, in the caller's thread.
+
+use super::channel::End;
+use super::socket::{GREETING, Source, may_come};
+use crate::notify::wait_readable;
+use crate::qtest::Patience;
+use crate::{Error, Result};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+/// The longest that a waiting caller is not asked whether to go on.
+pub(super) const SLICE: Duration = Duration::from_millis(100);
+
+/// Gets the first backend: the connection, and what `greet` makes of it, in the time that it is
+/// given. Tries again where the backend is gone by then.
+pub(super) fn find<T>(
+    source: &Source,
+    wait: Duration,
+    patience: Option<Patience>,
+    mut greet: impl FnMut(OwnedFd, Duration) -> Result<Result<T, End>>,
+) -> Result<T> {
+    let path = source.path().display();
+    let started = Instant::now();
+    loop {
+        let failure = match source.attempt() {
+            Ok(Some(socket)) => {
+                let time = wait.saturating_sub(started.elapsed()).max(GREETING);
+                match greet(socket, time)? {
+                    Ok(found) => return Ok(found),
+                    Err(End::Gone) => Error::Qemu(format!(
+                        "the vhost-user backend at {path} closed the connection without an answer: it \
+                         ended, or serves somebody else"
+                    )),
+                    // It is there and will not get better.
+                    Err(End::Broken(why)) => {
+                        return Err(Error::Qemu(format!(
+                            "the vhost-user backend at {path}: {why}"
+                        )));
+                    }
+                }
+            }
+            Ok(None) => Error::Timeout(format!(
+                "no vhost-user backend connected to {path} within {wait:?}; start it (as a \
+                 client), or wait longer with wait=SECONDS"
+            )),
+            Err(e) if may_come(e) => absent(source, wait, e),
+            Err(e) => {
+                return Err(Error::os(format!("connecting to the vhost-user backend {path}"), e));
+            }
+        };
+        let left = wait.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Err(failure);
+        }
+        match source.listener() {
+            Some(listener) => {
+                uninterrupted(wait_readable(listener, Some(left.min(SLICE))))?;
+            }
+            None => std::thread::sleep(left.min(SLICE / 5)),
+        }
+        patience.map_or(Ok(()), |ask| ask())?;
+    }
+}
+
+/// The error of a backend that is not there.
+fn absent(source: &Source, wait: Duration, error: Errno) -> Error {
+    let within = if wait.is_zero() { String::new() } else { format!(" within {wait:?}") };
+    match Error::os("", error) {
+        Error::Os { message, errno, .. } => Error::Os {
+            what: format!("no vhost-user backend listens at {}{within}", source.path().display()),
+            message: format!("{message}; start it first, or wait for it with wait=SECONDS"),
+            errno,
+        },
+        other => other,
+    }
+}
+
+/// A wait that a signal ended is over like any other: `patience` looks at the signal.
+pub(super) fn uninterrupted(waited: Result<bool>) -> Result<()> {
+    match waited {
+        Err(Error::Os { errno, .. }) if errno == Errno::INTR.raw_os_error() => Ok(()),
+        other => other.map(drop),
+    }
+}
