@@ -63,7 +63,7 @@ def run(scratch: Path) -> Callable[..., str]:
             [sys.executable, "-c", PRELUDE + here],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             env={**os.environ, "XDG_RUNTIME_DIR": str(scratch)},
         )
         assert done.returncode == 0, done.stdout + done.stderr
