@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from virtnic.qemu import loop
 from virtnic.qemu.identity import Identity, close_own
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,11 +176,14 @@ class _Sockets:
 
 
 class _Shared:
-    """Who listens. The loop's thread drains, so nobody waits for it with the lock held."""
+    """Who listens. The loop's thread drains, so nobody waits for it with the lock held.
+
+    Nor does a signal handler run in a thread that has the lock. One that closes would wait for the
+    loop's thread, and for another that does what it may not be interrupted in, and both want it.
+    """
 
     def __init__(self) -> None:
-        # Of the kind that a signal handler may take in the middle of a call of the same thread.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._sockets: _Sockets | None = None
         self._listeners: set[Words] = set()
         #: By the number of a process: that of QEMU or its wrapper, those that were found since.
@@ -201,6 +205,9 @@ class _Shared:
         return sockets.theirs.fileno()
 
     def know(self, words: Words, pid: int) -> None:
+        uninterrupted(lambda: self._know(words, pid))
+
+    def _know(self, words: Words, pid: int) -> None:
         with self._lock:
             self._owners[pid] = words
             for stranger in list(self._strangers):
@@ -221,6 +228,10 @@ class _Shared:
 
     def drain(self) -> None:
         """Hand out what is there, then log it."""
+        for words in uninterrupted(self._hear):
+            words.tell()
+
+    def _hear(self) -> list[Words]:
         with self._lock:
             for _ in range(_READS):  # one that writes for ever does not hold us up
                 if self._sockets is None:
@@ -232,9 +243,7 @@ class _Shared:
                 except OSError:  # there is nothing more, or somebody else has closed it
                     break
                 self._hand_out(said, _sender(notes))
-            listeners = list(self._listeners)
-        for words in listeners:
-            words.tell()
+            return list(self._listeners)
 
     def _hand_out(self, said: bytes, pid: int) -> None:
         owner = self._owner(pid)
