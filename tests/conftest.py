@@ -24,6 +24,9 @@ from peers.turns import Turns
 from virtnic.qemu import find, machine
 from virtnic.qemu.command import Accel
 
+#: Fixtures of those that connect to a QEMU of somebody else's.
+pytest_plugins = ["peers.elsewhere"]
+
 # Its threads would otherwise appear to belong to the first test that uses it.
 with contextlib.suppress(ImportError):
     import numpy as np  # noqa: F401

@@ -169,6 +169,10 @@ def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Port:  # no
     ``offload``, ``on_link``, …). ``recover`` goes to both.
     Closing the port ends a QEMU that was started here.
 
+    ``frontend="direct"`` does without QEMU where the netdev is ``vhost-user,path=SOCKET``: this
+    process speaks to the backend itself. There is no control queue then (no filters), no legacy
+    interface, no ``port.qemu``, and of ``properties`` only ``host_mtu``: see docs/backends.md.
+
     A QEMU of its own costs five descriptors and is for this one port: one that is attached to it
     besides has no messages of its own (``interrupts="intx"``), and the memory that was made for it
     cannot be given to another QEMU. Many ports are better off on a :class:`Qemu`.

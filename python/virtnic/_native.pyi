@@ -14,6 +14,7 @@ __all__ = [
     "Burst",
     "Child",
     "CommandRefused",
+    "Connection",
     "Descriptor",
     "DeviceError",
     "EventFd",
@@ -26,6 +27,8 @@ __all__ = [
     "MemoryUnavailable",
     "NetPort",
     "NetQueue",
+    "NetSocket",
+    "NetStack",
     "Offload",
     "Offloads",
     "PingReply",
@@ -37,6 +40,8 @@ __all__ = [
     "QemuError",
     "QemuNotFound",
     "Stack",
+    "StackWire",
+    "VhostWire",
     "VirtnicError",
     "__version__",
     "after_fork_in_child",
@@ -394,6 +399,37 @@ class FrontEnd:
         """
     def close(self) -> None:
         """Hang up, and remove the socket where there is one; after the port has stopped."""
+
+@final
+class VhostWire:
+    """A connection to a vhost-user backend. Whole messages go and come, whatever they say."""
+
+    def __new__(cls, path: str) -> VhostWire:
+        """Connect to a backend that listens there.
+
+        Raises FileNotFoundError or ConnectionRefusedError where none does, ValueError, OSError.
+        """
+    def send(
+        self,
+        request: int,
+        flags: int,
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        timeout: float = 5.0,
+    ) -> None:
+        """Send a message as it is; descriptors go with its first byte, and stay the caller's.
+
+        Raises ValueError for one that is too long, TimeoutError, ConnectionError where the
+        backend is gone.
+        """
+    def receive(self, timeout: float = 5.0) -> tuple[int, int, bytes, list[int]] | None:
+        """Return the next message; None where none came in time.
+
+        Its request, flags, payload and descriptors, which are the caller's to close. Raises
+        ConnectionError where the backend is gone, DeviceError where it broke the protocol.
+        """
+    def close(self) -> None:
+        """Hang up. Twice is fine."""
 
 @final
 class Interposer:
@@ -1121,6 +1157,166 @@ class Stack:
         """
     def poll(self, timeout: float | None = 0.0) -> int:
         """Serve the network (ARP, echo requests) until the timeout; return frames handled."""
+
+@final
+class StackWire:
+    """A wire of Python's: frames of any object that sends and receives them."""
+
+    def __new__(cls, mac: Sequence[int], mtu: int) -> Self: ...
+    def feed(self, frames: Iterable[_Frame]) -> int:
+        """Give the stack received frames; return how many it took."""
+    def take(self, timeout: float) -> list[bytes] | None:
+        """Return the frames that the stack sends, waiting for the first; None when it has ended."""
+    def fail(self, why: str) -> None:
+        """Say that frames are carried no more, and why."""
+    @property
+    def ended(self) -> bool:
+        """Whether the stack was closed."""
+
+@final
+class Connection:
+    """One socket of a stack, as ``connections`` lists it."""
+
+    @property
+    def protocol(self) -> str:
+        """``tcp`` or ``udp``."""
+    @property
+    def state(self) -> str:
+        """The state: ``established``, ``listen`` and so on."""
+    @property
+    def local(self) -> tuple[str, int] | None:
+        """Its own address and port; None where it has none."""
+    @property
+    def remote(self) -> tuple[str, int] | None:
+        """Its peer's."""
+    @property
+    def receive_queue(self) -> int:
+        """Bytes that the program has not taken yet; connections that it has not accepted."""
+    @property
+    def send_queue(self) -> int:
+        """Bytes that the peer has not acknowledged yet."""
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What was counted, as ``stats`` of the socket."""
+
+@disjoint_base
+class NetStack:
+    """A TCP/IP stack with a thread of its own, on a port, a queue or a wire of Python's."""
+
+    def __new__(
+        cls,
+        port: NetPort | NetQueue | StackWire,
+        *,
+        ipv6: bool = True,
+        mtu: int | None = None,
+        **_kwargs: Any,
+    ) -> Self: ...
+    def close(self) -> None:
+        """End the thread, reset the connections, close the sockets."""
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+    @property
+    def addresses(self) -> list[str]:
+        """All addresses with their prefixes: ``10.0.2.15/24``, ``fe80::…/64``."""
+    @property
+    def gateways(self) -> list[str]:
+        """The default gateways, IPv4's first."""
+    @property
+    def name_servers(self) -> list[str]:
+        """The name servers that DHCP told of."""
+    def configure(self, address: str, gateway: str | None = None) -> None:
+        """Add an address with its prefix, and set its family's gateway.
+
+        An IPv4 address takes the place of a lease. Raises ValueError.
+        """
+    def dhcp(self, timeout: float | None = 10.0) -> Lease:
+        """Take a lease by DHCP, use it, and keep renewing it.
+
+        Raises TimeoutError when no server answers within ``timeout`` seconds.
+        """
+    def wait_ipv6(self, timeout: float | None = 10.0) -> str:
+        """Wait until a router has given an IPv6 address of global scope; return it with its prefix.
+
+        Raises TimeoutError when none has within ``timeout`` seconds.
+        """
+    def arp(self, address: str, timeout: float | None = 1.0) -> ArpReply:
+        """Resolve an IPv4 address.
+
+        Raises TimeoutError when nobody answers within ``timeout`` seconds.
+        """
+    def ping(
+        self, address: str, sequence: int = 0, payload: int = 56, timeout: float | None = 1.0
+    ) -> PingReply:
+        """Send one ICMP echo request with ``payload`` bytes, and wait for its reply.
+
+        Raises TimeoutError when none comes within ``timeout`` seconds.
+        """
+    def open(self, stream: bool, ipv6: bool) -> NetSocket:
+        """Make a socket: of TCP or UDP, for IPv4 or IPv6."""
+    def stats(self) -> dict[str, int]:
+        """Return the counters by name."""
+    def connections(self) -> list[Connection]:
+        """Return what sockets there are, in the order in which they were made."""
+
+@final
+class NetSocket:
+    """One socket of a stack. A ``timeout`` is in seconds; None waits for ever, 0 not at all."""
+
+    def bind(self, host: str, port: int) -> None:
+        """Give it an address and a port; 0: any that is free."""
+    def listen(self, backlog: int) -> None:
+        """Let others connect, of which ``backlog`` may wait to be accepted."""
+    def accept(self, timeout: float | None = None) -> tuple[NetSocket, tuple[str, int]]:
+        """Return the next connection and its peer's address."""
+    def connect(self, host: str, port: int, timeout: float | None = None) -> None:
+        """Connect."""
+    def send(self, data: Buffer, timeout: float | None = None) -> int:
+        """Send a part of the bytes, at least one; return how many."""
+    def send_all(self, data: Buffer, timeout: float | None = None) -> None:
+        """Send all the bytes."""
+    def recv(self, size: int, timeout: float | None = None, peek: bool = False) -> bytes:
+        """Return up to ``size`` bytes; none when the peer has ended its half."""
+    def recv_into(
+        self, buffer: Buffer, size: int = 0, timeout: float | None = None, peek: bool = False
+    ) -> int:
+        """Receive into a buffer, up to ``size`` bytes (0: as many as it has); return how many."""
+    def send_to(
+        self, data: Buffer, address: tuple[str, int] | None, timeout: float | None = None
+    ) -> int:
+        """Send one datagram to an address, None: to whom it is connected; return its length."""
+    def recv_from(
+        self, size: int, timeout: float | None = None, peek: bool = False
+    ) -> tuple[bytes, int, tuple[str, int] | None]:
+        """Return one datagram, cut to ``size`` bytes, its whole length, and who sent it."""
+    def recv_from_into(
+        self, buffer: Buffer, size: int = 0, timeout: float | None = None, peek: bool = False
+    ) -> tuple[int, int, tuple[str, int] | None]:
+        """Receive a datagram into a buffer; return its length there, in whole, and who sent it."""
+    def available(self) -> int:
+        """Return how many bytes can be received now; of UDP, those of the next datagram."""
+    def shutdown(self, how: int) -> None:
+        """End a half: 0 reading, 1 writing, 2 both."""
+    def close(self) -> None:
+        """Close it."""
+    def local(self) -> tuple[str, int] | None:
+        """Its own address; None where it has none."""
+    def peer(self) -> tuple[str, int]:
+        """Its peer's address."""
+    def option(self, name: str) -> float:
+        """Return an option by its name."""
+    def set_option(self, name: str, value: float) -> None:
+        """Set an option by its name."""
+    def take_error(self) -> int:
+        """Return the number of the error that waits, 0 for none, and forget it."""
+    def membership(self, group: str, join: bool) -> None:
+        """Join a multicast group, or leave it."""
+    def fileno(self) -> int:
+        """Return a descriptor that can be waited on for reading and writing."""
+    def ready(self) -> tuple[bool, bool]:
+        """Return whether it can be read from, and written to, now."""
+    def stats(self) -> dict[str, Any]:
+        """Return what was counted of it, by name."""
 
 #: Seconds, packets, and a function that gets the counters 20 times a second; False from it stops.
 _Until: TypeAlias = tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]

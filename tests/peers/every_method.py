@@ -133,7 +133,7 @@ def read(names: str, how: Callable[[str], Callable[[Any], object]] = get) -> Tab
 
 PORT: Table = {
     **read(
-        "away closed duplex features interrupts legacy link mac max_queues "
+        "away closed duplex features frontend interrupts legacy link mac max_queues "
         "memory mtu polling qemu queue_addresses queue_size queues restarts ring rss rss_limits "
         "speed standby statistics timestamps"
     ),

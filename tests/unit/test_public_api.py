@@ -17,9 +17,9 @@ PYTHON = Path(__file__).resolve().parents[2] / "python/virtnic"
 #: A new member is added here, documented, and told of in CHANGELOG.md; or it is not for users.
 MEMBERS: dict[type, str] = {
     virtnic.Port: """
-        add_vlan away close closed duplex features fileno interrupts legacy link mac max_queues
-        memory mtu on_link polling qemu queue queue_addresses queue_size queues reclaim recv
-        remove_vlan restart restarts ring rss rss_limits send send_all set_allmulticast
+        add_vlan away close closed duplex features fileno frontend interrupts legacy link mac
+        max_queues memory mtu on_link polling qemu queue queue_addresses queue_size queues reclaim
+        recv remove_vlan restart restarts ring rss rss_limits send send_all set_allmulticast
         set_coalescing set_guest_offloads set_mac set_mac_filter set_polling set_promiscuous
         set_queues set_receive_mode set_rss set_statistics set_timestamps speed standby
         statistics stats timestamps tx_fileno wait_ready wait_writable xstats

@@ -27,7 +27,7 @@ from virtnic.deadline import Deadline
 from virtnic.nic.opening import OpenOptions, open_port
 from virtnic.nic.options import check_names
 from virtnic.nic.port import Port as BlockingPort
-from virtnic.nic.port import attachment_of
+from virtnic.nic.port import driven_of
 from virtnic.nic.ready import PAUSE, Readiness
 from virtnic.nic.sending import BACKOFF, Pending
 from virtnic.teardown import Owner, made_at
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from virtnic._native import Feature, Memory, Offload, Offloads
     from virtnic.async_library import Descriptor, Library
-    from virtnic.nic.attachment import Attachment
+    from virtnic.nic.attachment import Driven
     from virtnic.nic.options import Interrupts
     from virtnic.nic.port import PortOptions, Qemu
     from virtnic.protocols import Frame, PacketPort
@@ -114,8 +114,9 @@ class Opening(Owner):
     async def _open(self) -> Port:
         def call() -> BlockingPort:
             port = self._call()
-            if self._starts_qemu:
-                made_at(port.qemu, self)  # and not in this thread
+            made_at(port, self)  # and not in this thread
+            if self._starts_qemu and port.frontend == "qemu":
+                made_at(port.qemu, self)
             try:
                 _descriptors(port)[0]()  # a port without interrupts has none: ValueError
             except BaseException:
@@ -170,7 +171,7 @@ def _descriptors(
 
     Not their numbers, which would keep those of a closed port open.
     """
-    attachment = attachment_of(port)
+    attachment = driven_of(port)
     if attachment is None or not isinstance(port, BlockingPort):
         return lambda: port, lambda: _Sending(port)
     return attachment.driver.rx_descriptor, attachment.driver.tx_descriptor
@@ -259,7 +260,7 @@ class Port(Owner):
 
     async def wait_ready(self, timeout: float | None = 10.0) -> None:
         """Wait until frames pass, as :meth:`virtnic.Port.wait_ready` does; raises as it does."""
-        readiness = Readiness(self.port, attachment_of(self.port))
+        readiness = Readiness(self.port, driven_of(self.port))
         deadline = Deadline(timeout)
         # In a thread: where QEMU has to be asked it may take its time.
         while not await _in_thread(self._library, readiness.look):
@@ -278,7 +279,7 @@ class Port(Owner):
 
         Ends with PortClosed or QemuDied.
         """
-        attachment = attachment_of(self.port)
+        attachment = driven_of(self.port)
         if attachment is None:
             raise ValueError(f"{self.port!r} cannot tell of its link here; on_link() does")
         return LinkChanges(attachment, self._library)
@@ -335,13 +336,13 @@ class Port(Owner):
 
     @property
     def qemu(self) -> Qemu:
-        """The QEMU whose device it is."""
+        """The QEMU whose device it is; raises QemuError where there is none."""
         return self.port.qemu
 
     @property
     def memory(self) -> Memory:
         """The memory that its frames lie in."""
-        return self.qemu.memory
+        return self.port.memory
 
     @property
     def closed(self) -> bool:
@@ -359,7 +360,7 @@ class Port(Owner):
 class LinkChanges(Owner):
     """An asynchronous iterator: True when the link went up, False when it went down."""
 
-    def __init__(self, attachment: Attachment, library: Library) -> None:
+    def __init__(self, attachment: Driven, library: Library) -> None:
         self._driver = attachment.driver
         self._library = library
         changes: deque[bool] = deque(maxlen=_LINK_CHANGES)

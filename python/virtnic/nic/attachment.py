@@ -16,77 +16,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from virtnic._native import EventFd, NetPort, PortDriver, QTest
+    from virtnic.memory import Memory
     from virtnic.nic.backend import Backend
     from virtnic.nic.events import Event
     from virtnic.nic.options import Interrupts
     from virtnic.pci import Function
     from virtnic.qemu import Machine, NicHandle, Spec
 
-__all__ = ["Attachment"]
+__all__ = ["Attachment", "Driven"]
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Attachment:
-    """What a port has of its QEMU, who is told of it, and what it takes to plug it in again."""
+@dataclass(slots=True, eq=False, weakref_slot=True, kw_only=True)
+class Driven:
+    """One device that is driven, and who is told of it."""
 
-    machine: Machine
-    qtest: QTest
+    memory: Memory
     interrupts: Interrupts
-    #: Whether it is being undone: what an interruption left of it is undone by the next call.
-    leaving: bool = False
-    #: The thread that attaches it.
-    thread: int = field(default_factory=threading.get_ident)
-    #: The device, as QEMU knows it, from when QEMU is told of it.
-    plugged: NicHandle | None = None
-    #: The vhost-user backend, where there is an interposer in front of it.
-    backend: Backend | None = None
-    #: Waits for whoever plugs it in anew in a thread, and lets nobody begin; before QEMU is closed.
-    settle: Callable[[], object] = lambda: None
-    #: The device on the PCI bus, once it was found there.
-    function: Function | None = None
     #: What drives the device, from when it is started.
     started: PortDriver | None = None
     #: The port from when it was made, but not kept alive.
     made: Callable[[], NetPort | None] = lambda: None
-    #: The port, from when all is in its place until it is detached.
-    port: NetPort | None = None
-    #: Whether its QEMU was started for this port alone, and is closed with it.
-    owns_qemu: bool = False
     #: Who is called back about it.
     callbacks: Callbacks = field(default_factory=lambda: Callbacks(False))
-    #: Whether it was told that it is attached; and what is told when it is detached, once.
-    announced: bool = False
-    farewell: Event | None = None
     #: Whether it was told that received frames are dropped for their length.
     told_of_long_frames: bool = False
-    #: Undoes, last first, all that attaching did.
+    #: Undoes, last first, all that it took.
     undo: Teardown = field(default_factory=Teardown)
-    # What it takes to attach it again, to another QEMU.
-    spec: Spec | None = None
-    properties: Mapping[str, Any] = field(default_factory=dict)
-    legacy: bool = False
-    #: What the device writes to the ivshmem doorbell for each MSI-X vector.
-    messages: list[int] = field(default_factory=list)
-    #: The ivshmem vectors that are reserved for it.
-    vectors: list[int] = field(default_factory=list)
-    #: What the interrupt line signals.
-    line: EventFd | None = None
-    #: Whether its peer was there when that was last told; None where nobody can know.
-    peer_known: bool | None = None
-    #: Whether it is attached again to the QEMU that takes the place of one that died.
-    returns: bool = False
-
-    def plugging(self, handle: NicHandle) -> None:
-        """Remember the device that QEMU is about to be told of."""
-        self.plugged = handle
-
-    @property
-    def handle(self) -> NicHandle:
-        """The device, as QEMU knows it; for one that was plugged in."""
-        assert self.plugged is not None
-        return self.plugged
 
     @property
     def driver(self) -> PortDriver:
@@ -95,24 +52,9 @@ class Attachment:
         return self.started
 
     @property
-    def is_lost(self) -> bool:
-        """Whether its QEMU is gone, with the device: there may be another QEMU by now."""
-        if self.machine.closed or self.qtest.death is not None:
-            return True
-        return self.qtest is not self.machine.qtest
-
-    @property
-    def by_legacy(self) -> bool:
-        """Whether the device is driven by its legacy interface."""
-        assert self.function is not None
-        return self.legacy or not speaks_modern(self.function)
-
-    def registers(self) -> dict[str, Any]:
-        """Return where a port finds the device's registers: its arguments."""
-        assert self.function is not None
-        if self.by_legacy:
-            return {"legacy_io": (*virtio_legacy(self.function), self.interrupts == "msix")}
-        return {"registers": tuple(virtio_registers(self.function))}
+    def name(self) -> str:
+        """What messages call the device."""
+        return "a vhost-user port"
 
     @property
     def tells_link(self) -> bool:
@@ -174,7 +116,7 @@ class Attachment:
             _log.warning(
                 "the device of %s was not reset in time: it may still write to its buffers, which "
                 "are kept until it is gone",
-                self.handle.id,
+                self.name,
             )
         self._tell_of_long_frames()  # where there are no interrupts
         self.callbacks.ended()
@@ -188,5 +130,81 @@ class Attachment:
             "received frames of more than %d bytes, which no buffer holds, are dropped and counted "
             "(rx_bad_length): make the memory with jumbo_buffers=64 or so, or with a larger "
             "buffer_size, or lower the MTU of the sender",
-            self.machine.memory.largest_frame,
+            self.memory.largest_frame,
         )
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Attachment(Driven):
+    """What a port has of its QEMU, who is told of it, and what it takes to plug it in again."""
+
+    machine: Machine
+    qtest: QTest
+    #: Whether it is being undone: what an interruption left of it is undone by the next call.
+    leaving: bool = False
+    #: The thread that attaches it.
+    thread: int = field(default_factory=threading.get_ident)
+    #: The device, as QEMU knows it, from when QEMU is told of it.
+    plugged: NicHandle | None = None
+    #: The vhost-user backend, where there is an interposer in front of it.
+    backend: Backend | None = None
+    #: Waits for whoever plugs it in anew in a thread, and lets nobody begin; before QEMU is closed.
+    settle: Callable[[], object] = lambda: None
+    #: The device on the PCI bus, once it was found there.
+    function: Function | None = None
+    #: The port, from when all is in its place until it is detached.
+    port: NetPort | None = None
+    #: Whether its QEMU was started for this port alone, and is closed with it.
+    owns_qemu: bool = False
+    #: Whether it was told that it is attached; and what is told when it is detached, once.
+    announced: bool = False
+    farewell: Event | None = None
+    # What it takes to attach it again, to another QEMU.
+    spec: Spec | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    legacy: bool = False
+    #: What the device writes to the ivshmem doorbell for each MSI-X vector.
+    messages: list[int] = field(default_factory=list)
+    #: The ivshmem vectors that are reserved for it.
+    vectors: list[int] = field(default_factory=list)
+    #: What the interrupt line signals.
+    line: EventFd | None = None
+    #: Whether its peer was there when that was last told; None where nobody can know.
+    peer_known: bool | None = None
+    #: Whether it is attached again to the QEMU that takes the place of one that died.
+    returns: bool = False
+
+    def plugging(self, handle: NicHandle) -> None:
+        """Remember the device that QEMU is about to be told of."""
+        self.plugged = handle
+
+    @property
+    def handle(self) -> NicHandle:
+        """The device, as QEMU knows it; for one that was plugged in."""
+        assert self.plugged is not None
+        return self.plugged
+
+    @property
+    def name(self) -> str:
+        """What messages call the device."""
+        return self.handle.id
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its QEMU is gone, with the device: there may be another QEMU by now."""
+        if self.machine.closed or self.qtest.death is not None:
+            return True
+        return self.qtest is not self.machine.qtest
+
+    @property
+    def by_legacy(self) -> bool:
+        """Whether the device is driven by its legacy interface."""
+        assert self.function is not None
+        return self.legacy or not speaks_modern(self.function)
+
+    def registers(self) -> dict[str, Any]:
+        """Return where a port finds the device's registers: its arguments."""
+        assert self.function is not None
+        if self.by_legacy:
+            return {"legacy_io": (*virtio_legacy(self.function), self.interrupts == "msix")}
+        return {"registers": tuple(virtio_registers(self.function))}

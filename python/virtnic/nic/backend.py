@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from virtnic.qemu.external import SharedDirectory
     from virtnic.teardown import Teardown
 
-__all__ = ["RING_PACKED", "Backend", "Backends", "quoting"]
+__all__ = ["RING_PACKED", "Backend", "Backends", "quoting", "retry_of"]
 
 #: The feature bit by which a backend offers packed rings (VIRTIO 1.3, section 6).
 RING_PACKED = 34
@@ -50,8 +50,8 @@ def quoting(why: str, said: str) -> str:
     return f"{why} (QEMU: {lines[-1]})" if lines and why.find(_HUNG_UP) >= 0 else why
 
 
-def _retry(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
-    """Return a policy as the interposer takes it."""
+def retry_of(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
+    """Return a policy as the core takes it."""
     if recover is False:
         return 0, 0.0, 0.0
     if isinstance(recover, Recovery):
@@ -158,7 +158,7 @@ class Backend(Owner):
                 socket.server,
                 socket.wait,
                 calls,
-                _retry(recover),
+                retry_of(recover),
                 queues,
                 patience,
                 self.changed.event,
@@ -240,7 +240,7 @@ class Backend(Owner):
     @property
     def attempts(self) -> int | None:
         """How many attempts in a row may fail; None for any number."""
-        retry = _retry(self._recover)
+        retry = retry_of(self._recover)
         return None if retry is None else retry[0]
 
     @property

@@ -22,6 +22,7 @@ from virtnic.nic.options import (
     device_request,
     merge_features,
     offload_features,
+    one_of,
     usual_size,
     with_queues,
 )
@@ -95,6 +96,7 @@ class Host(Owner):
         machine = self.machine
         if self.machine.closed:
             raise QemuError("this Qemu is closed: nothing can be attached to it any more")
+        one_of("interrupts", wanted.interrupts, ("msix", "intx", "none", None))
         chosen, notify, properties = wanted.interrupts, wanted.notify, wanted.properties
         spec, pairs = with_queues(parse(wanted.netdev), wanted.queues)
         if notify == "eventfd" and spec.socket is None:
@@ -116,9 +118,10 @@ class Host(Owner):
         with self.devices.lock:
             self._finish_detaching()
             attachment = Attachment(
-                machine,
-                machine.qtest,
-                interrupts,
+                machine=machine,
+                qtest=machine.qtest,
+                memory=self.memory,
+                interrupts=interrupts,
                 legacy=wanted.legacy,
                 returns=self.supervisor is not None and wanted.recover is not False,
             )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
-from virtnic.nic.options import StartOptions, check_names, jumbo_size
+from virtnic.nic.direct import open_direct
+from virtnic.nic.options import PortRequest, StartOptions, check_names, jumbo_size, one_of
 from virtnic.nic.port import Port, PortOptions, Qemu, attachment_of, host_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class OpenOptions(_MemoryOptions, StartOptions, PortOptions, total=False):
     """What :func:`virtnic.open` takes besides the netdev."""
 
     memory: Memory | None
+    frontend: Literal["qemu", "direct"]
 
 
 @descriptors()
@@ -44,6 +46,10 @@ def open_port(netdev: Netdev, given: OpenOptions) -> Port:
         {name: options.pop(name) for name in kind.__optional_keys__ if name in options}
         for kind in (_MemoryOptions, StartOptions)
     )
+    frontend = options.pop("frontend", "qemu")
+    one_of("frontend", frontend, ("qemu", "direct"))
+    if frontend == "direct" and for_qemu:
+        raise ValueError(f"frontend='direct' has no QEMU: leave out {', '.join(sorted(for_qemu))}")
     recover = options.get("recover")
     if recover is not None and for_qemu.get("connect") is None:
         for_qemu["recover"] = recover
@@ -52,6 +58,9 @@ def open_port(netdev: Netdev, given: OpenOptions) -> Port:
         raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
     if memory is None and "jumbo_size" not in for_memory:
         for_memory["jumbo_size"] = jumbo_size(netdev, options, for_memory.get("buffer_size", 2048))
+    if frontend == "direct":
+        given_memory, memory = memory, Memory(**for_memory) if memory is None else memory
+        return open_direct(PortRequest(netdev, **options), memory, given_memory is None)
     qemu = Qemu(Memory(**for_memory) if memory is None else memory, **for_qemu)
     try:
         host = host_of(qemu)

@@ -35,12 +35,14 @@ __all__ = [
     "merge_features",
     "offload_features",
     "one_of",
+    "unicast",
     "usual_size",
     "with_queues",
 ]
 
-#: How the device tells us: a message to an eventfd, an interrupt line, or not at all.
-Interrupts = Literal["msix", "intx", "none"]
+#: How the device tells us: a message to an eventfd, an interrupt line, or not at all. Without QEMU
+#: (``frontend="direct"``) the backend signals an eventfd itself.
+Interrupts = Literal["msix", "intx", "none", "eventfd"]
 #: The layout of the queues (VIRTIO 1.3, sections 2.7 and 2.8).
 Ring = Literal["split", "packed"]
 #: How a vhost-user backend is kicked.
@@ -71,24 +73,23 @@ class PortRequest:
     """What is asked of one port: the arguments of :meth:`virtnic.Qemu.attach`, checked."""
 
     netdev: Netdev
-    mac: str | None
-    queues: int | None
-    queue_size: int
-    ring: Ring | None
-    interrupts: Interrupts | None
-    spin: float
-    notify: Notify | None
-    features: Mapping[str, bool | None] | None
-    properties: Mapping[str, Any] | None
-    on_link: Callable[[Any], None] | None
-    legacy: bool
-    statistics: Literal["basic", "extended"]
-    timestamps: bool
-    offload: bool | None
-    recover: bool | Recovery | None
+    mac: str | None = None
+    queues: int | None = None
+    queue_size: int = 0
+    ring: Ring | None = None
+    interrupts: Interrupts | None = None
+    spin: float = 0.0
+    notify: Notify | None = None
+    features: Mapping[str, bool | None] | None = None
+    properties: Mapping[str, Any] | None = None
+    on_link: Callable[[Any], None] | None = None
+    legacy: bool = False
+    statistics: Literal["basic", "extended"] = "basic"
+    timestamps: bool = False
+    offload: bool | None = None
+    recover: bool | Recovery | None = None
 
     def __post_init__(self) -> None:
-        one_of("interrupts", self.interrupts, ("msix", "intx", "none", None))
         one_of("notify", self.notify, ("eventfd", "qtest", None))
         one_of("ring", self.ring, ("split", "packed", None))
         one_of("statistics", self.statistics, ("basic", "extended"))
@@ -170,7 +171,7 @@ def device_request(
     device: dict[str, Any] = {}
     preferences: dict[str, bool | None] = {}
     # QEMU's own default is the same in every QEMU, which no switch would stand.
-    device["mac"] = _unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
+    device["mac"] = unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
     if queues > 1:
         # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
         device["mq"], device["vectors"] = True, 2 * queues + 2
@@ -188,7 +189,7 @@ def device_request(
     return device, preferences
 
 
-def _unicast(mac: str) -> str:
+def unicast(mac: str) -> str:
     """Return a MAC address that a station can have. Raises ValueError.
 
     QEMU takes them all: what a group's address sends, bridges and switches drop, and in the place

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Unpack
 
-    from virtnic.nic.attachment import Attachment
+    from virtnic.nic.attachment import Attachment, Driven
     from virtnic.nic.events import Event, Events
     from virtnic.nic.options import Interrupts, Notify, Ring
     from virtnic.nic.policy import Recoveries, Recovery
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from virtnic.qemu import Netdev, Version
     from virtnic.qemu.command import Accel, MachineType
 
-__all__ = ["LinkCallback", "Port", "PortOptions", "Qemu", "attachment_of", "host_of"]
+__all__ = ["LinkCallback", "Port", "PortOptions", "Qemu", "attachment_of", "driven_of", "host_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -79,13 +79,23 @@ class Port(Closing, SendAll, _native.NetPort):
 
     def __init__(self, *, qemu: Qemu, attachment: Attachment) -> None:
         self._qemu, self._attachment = qemu, attachment
+        self._begin(attachment)
+
+    def _begin(self, driven: Driven) -> None:
+        """Begin with what drives the device, whose ever it is."""
+        self._driven = driven
         self._close_lock = threading.RLock()  # a signal handler may close, too
         self._filters_warned = False
 
     @property
     def qemu(self) -> Qemu:
-        """The QEMU whose device it is."""
+        """The QEMU whose device it is. Raises QemuError where there is none."""
         return self._qemu
+
+    @property
+    def frontend(self) -> Literal["qemu", "direct"]:
+        """Who drives the netdev: QEMU, or this process itself (:func:`virtnic.open`)."""
+        return "qemu"
 
     @property
     def memory(self) -> Memory:
@@ -95,7 +105,7 @@ class Port(Closing, SendAll, _native.NetPort):
     @property
     def interrupts(self) -> Interrupts:
         """How the device tells us."""
-        return self._attachment.interrupts
+        return self._driven.interrupts
 
     def queue(self, index: int) -> NetQueue:
         """Return a queue pair, from 0. Raises ValueError where there is none."""
@@ -113,7 +123,7 @@ class Port(Closing, SendAll, _native.NetPort):
 
         Raises TimeoutError, which says what is missing, PortClosed, QemuDied, DeviceError.
         """
-        Readiness(self, self._attachment).wait(timeout)
+        Readiness(self, self._driven).wait(timeout)
 
     def set_promiscuous(self, on: bool = True) -> None:
         """Receive everything, or only what the filters let through.
@@ -159,7 +169,7 @@ class Port(Closing, SendAll, _native.NetPort):
     @property
     def rss(self) -> Rss | None:
         """How the device steers, as it was told by :meth:`set_rss`; None where it was not."""
-        config = self._attachment.driver.rss_config()
+        config = self._driven.driver.rss_config()
         if config is None:
             return None
         key, table, types, unclassified = config
@@ -168,7 +178,7 @@ class Port(Closing, SendAll, _native.NetPort):
     @property
     def rss_limits(self) -> RssLimits | None:
         """What the device can steer by; None where it does not hash (``rss=on``)."""
-        limits = self._attachment.driver.rss_limits
+        limits = self._driven.driver.rss_limits
         if limits is None:
             return None
         key, table, types = limits
@@ -203,7 +213,7 @@ class Port(Closing, SendAll, _native.NetPort):
             table = [i % self.queues for i in range(min(limits.table, 128))]
         if not all(0 <= queue < 1 << 16 for queue in (*table, unclassified)):
             raise ValueError(f"the table leads to a queue that cannot be; {self.queues} are in use")
-        self._attachment.driver.set_rss_config(
+        self._driven.driver.set_rss_config(
             list(DEFAULT_KEY if key is None else key),
             list(table),
             types_of(list(limits.types if types is None else types)),
@@ -218,7 +228,7 @@ class Port(Closing, SendAll, _native.NetPort):
         Raises ValueError when the port has no interrupts, or its device does not say whether its
         link is up.
         """
-        return self._attachment.add_link_callback(callback)
+        return self._driven.add_link_callback(callback)
 
     def close(self) -> None:
         """Stop the device, take every buffer back, and unplug it.
@@ -580,6 +590,17 @@ def attachment_of(port: object) -> Attachment | None:
     while port is not None and not isinstance(port, Port):
         port = getattr(port, "port", None)
     return None if port is None else port._attachment
+
+
+@overload
+def driven_of(port: Port) -> Driven: ...
+@overload
+def driven_of(port: object) -> Driven | None: ...
+def driven_of(port: object) -> Driven | None:
+    """Return the same, whether there is a QEMU or not."""
+    while port is not None and not isinstance(port, Port):
+        port = getattr(port, "port", None)
+    return None if port is None else port._driven
 
 
 @atexit.register

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from virtnic._native import PortClosed, QemuError
 from virtnic.deadline import Deadline
+from virtnic.nic.attachment import Attachment
 from virtnic.qemu.peer import socket_is_connected
 from virtnic.qemu.tap import device_of
 
 if TYPE_CHECKING:
     from virtnic._native import NetPort
-    from virtnic.nic.attachment import Attachment
+    from virtnic.nic.attachment import Driven
     from virtnic.qemu.tap import Tap
 
 __all__ = ["PAUSE", "Readiness", "trouble_at_open"]
@@ -25,6 +26,7 @@ PAUSE = 0.005
 #: "Loopback" of Ethernet's Configuration Testing Protocol: stations ignore what they do not know.
 _LOOPBACK = b"\x90\x00"
 _SHORTEST_FRAME = 60
+_TAKES_NONE = "the backend takes no frames (testpmd: `start`)"
 
 
 def _device(attachment: Attachment) -> Tap | None:
@@ -62,7 +64,7 @@ def trouble_at_open(attachment: Attachment) -> str | None:
 class Readiness:
     """Looks, again and again, whether a port's peer is ready."""
 
-    def __init__(self, port: NetPort, attachment: Attachment | None) -> None:
+    def __init__(self, port: NetPort, attachment: Driven | None) -> None:
         """``attachment`` is None for a port of virtnic.testing, whose device is a script."""
         self._port, self._attachment = port, attachment
         #: Frames that were finished before ours was sent; None before that.
@@ -95,6 +97,8 @@ class Readiness:
         attachment = self._attachment
         if attachment is None:
             return None
+        if not isinstance(attachment, Attachment):
+            return self._without_qemu()
         spec = attachment.handle.spec
         if port.away:
             return "its QEMU or backend is gone, and not back yet"
@@ -108,8 +112,14 @@ class Readiness:
         if (trouble := _nobody(attachment)) is not None:
             return trouble
         if spec.type == "vhost-user" and not self._taken():
-            return "the backend takes no frames (testpmd: `start`)"
+            return _TAKES_NONE
         return None
+
+    def _without_qemu(self) -> str | None:
+        """Say what a port on a vhost-user backend misses that has no QEMU."""
+        if self._port.away or not self._port.link:
+            return "its backend is gone, and not back yet"
+        return None if self._taken() else _TAKES_NONE
 
     def _taken(self) -> bool:
         """Whether the backend has taken a frame since the first look."""

@@ -29,7 +29,7 @@ const ASK: Duration = Duration::from_millis(500);
 /// A started device: what users hold of it ([`NetPort`](crate::port::NetPort)) and its
 /// [`PortDriver`] have it in common.
 pub(crate) struct Started {
-    port: virtnic::net::Port,
+    port: Arc<virtnic::net::Port>,
     /// When a device without interrupts was last asked how it is.
     asked: Mutex<Instant>,
     /// Says how QEMU ended.
@@ -50,6 +50,10 @@ impl Drop for Started {
 }
 
 impl Started {
+    /// The port, for a thread of the core's own.
+    pub(crate) fn shared(&self) -> Arc<virtnic::net::Port> {
+        self.port.clone()
+    }
     /// Stops what nobody closed: QEMU is waited for without the interpreter.
     pub(crate) fn end(&self) {
         // None: the interpreter has ended, and nobody else wants it.
@@ -245,7 +249,7 @@ impl PortDriver {
         if let Some(qtest) = &qtest {
             watch(&port, qtest);
         }
-        let started = Started { port, asked: Mutex::new(Instant::now()), ended };
+        let started = Started { port: Arc::new(port), asked: Mutex::new(Instant::now()), ended };
         Ok(Self { started: Arc::new(started) })
     }
     /// Take the end of QEMU for an outage.

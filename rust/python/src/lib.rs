@@ -21,10 +21,12 @@ mod process;
 mod qtest;
 mod queue;
 mod sequence;
+mod sockets;
 mod stack;
 mod time;
 mod vhost_user;
 mod views;
+mod wire;
 
 /// The Rust core of virtnic.
 #[pymodule(gil_used = false)]
@@ -62,9 +64,13 @@ mod _native {
     #[pymodule_export]
     use super::queue::NetQueue;
     #[pymodule_export]
+    use super::sockets::{Connection, NetSocket, NetStack, StackWire};
+    #[pymodule_export]
     use super::stack::Stack;
     #[pymodule_export]
     use super::vhost_user::Interposer;
+    #[pymodule_export]
+    use super::wire::VhostWire;
     use pyo3::prelude::*;
 
     #[pymodule_init]

@@ -74,6 +74,10 @@ impl NetPort {
     pub(crate) fn core(&self) -> &virtnic::net::Port {
         &self.port
     }
+    /// The port, for a thread of the core's own.
+    pub(crate) fn shared(&self) -> Arc<virtnic::net::Port> {
+        self.port.shared()
+    }
     pub(crate) fn started(&self) -> &Started {
         &self.port
     }

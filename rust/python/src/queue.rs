@@ -17,6 +17,14 @@ pub(crate) struct NetQueue {
 }
 
 impl NetQueue {
+    /// The port that it is a part of.
+    pub(crate) fn owner(&self) -> &Py<NetPort> {
+        &self.port
+    }
+    /// Its number, from 0.
+    pub(crate) fn number(&self) -> usize {
+        self.index
+    }
     fn pair(&self) -> &QueuePair {
         // Checked when it was made; a port never loses pairs.
         &self.port.get().core().pairs()[self.index]

@@ -10,6 +10,7 @@ mod arp;
 mod device;
 mod dhcp;
 mod echo;
+pub mod host;
 mod link;
 #[cfg(test)]
 mod testing;

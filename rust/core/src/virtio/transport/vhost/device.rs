@@ -308,7 +308,7 @@ impl VhostDevice {
         Ok(u16::from_le_bytes(used).into())
     }
 
-    /// Has all rings be left alone. An error where a backend is there and may still write to them.
+    /// Has all rings be left alone. An error only where it was interrupted.
     fn stop(&self) -> Result<()> {
         let mut place = self.turn()?;
         let rings: Vec<_> = lock(&self.told).rings.keys().copied().collect();
@@ -323,8 +323,10 @@ impl VhostDevice {
                 backend.reset()
             };
             match stop() {
-                Err(error) if !backend.is_gone() => return Err(error),
-                Err(error) => log::debug!("a vhost backend that went was not stopped: {error}"),
+                Err(error) if error.is_interruption() => return Err(error),
+                Err(error) if backend.is_gone() => log::debug!("not stopped: {error}"),
+                // It was hung up on. A moment later it knows, and has let go of the memory.
+                Err(error) => log::warn!("its rings may not have been stopped: {error}"),
                 Ok(()) => {}
             }
             serving.started = false;
@@ -450,7 +452,10 @@ impl Transport for VhostDevice {
         };
         backend.vhost.begin(self.options.time);
         match backend.vhost.stop_ring(queue) {
-            Err(_) if backend.vhost.is_gone() => Ok(()),
+            Err(error) if !error.is_interruption() => {
+                log::warn!("ring {queue} may not have been stopped: {error}");
+                Ok(())
+            }
             other => other,
         }
     }

@@ -1,0 +1,14 @@
+r"""TCP, UDP and names through any port: a TCP/IP stack in the process, with sockets as Python's.
+
+>>> with virtnic.open("user") as port, net.Stack(port, dhcp=True) as stack:
+...     with stack.create_connection(("10.0.2.2", 80), timeout=5) as connection:
+...         connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+"""
+
+from __future__ import annotations
+
+from virtnic._native import Connection
+from virtnic.net.socket import Socket
+from virtnic.net.stack import Stack
+
+__all__ = ["Connection", "Socket", "Stack"]

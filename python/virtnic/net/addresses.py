@@ -1,0 +1,32 @@
+"""Addresses as Python's ``socket`` writes them."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+__all__ = ["Address", "family_of", "is_numeric", "show"]
+
+#: ``(host, port)`` of IPv4, ``(host, port, 0, 0)`` of IPv6.
+Address = tuple[Any, ...]
+
+
+def show(family: int, address: tuple[str, int] | None) -> Address:
+    """Return an address as a socket of this family shows it."""
+    host, port = address or ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104
+    return (host, port, 0, 0) if family == socket.AF_INET6 else (host, port)
+
+
+def is_numeric(host: str) -> bool:
+    """Whether it is an address and no name."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def family_of(host: str) -> int:
+    """Return the family of a numeric address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,0 +1,249 @@
+"""`Stack`: a TCP/IP stack on a port, served by a thread of the core."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as std
+from typing import TYPE_CHECKING, Any, Self
+
+from virtnic._native import NetPort, NetQueue, NetStack, StackWire
+from virtnic.net.addresses import Address, family_of, is_numeric, show
+from virtnic.net.carrier import carry
+from virtnic.net.racing import interleave, race
+from virtnic.net.resolver import Resolver
+from virtnic.net.socket import Socket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+    from types import TracebackType
+
+    from virtnic.protocols import PacketPort
+
+__all__ = ["Stack"]
+
+#: What `getaddrinfo` answers with.
+_Info = tuple[std.AddressFamily, std.SocketKind, int, str, Address]
+_PROTOCOLS = {std.SOCK_STREAM: std.IPPROTO_TCP, std.SOCK_DGRAM: std.IPPROTO_UDP}
+
+
+class Stack(NetStack):
+    """TCP, UDP, ICMP, IPv4 and IPv6 on a port, with a thread of the core that serves them.
+
+    It answers ARP, neighbour discovery and echo requests and renews its lease while Python does
+    something else. On a port or a queue of virtnic no Python code runs between the ring and a
+    socket; frames of any other object that has ``send`` and ``recv`` are carried by two threads.
+    As long as there is a stack on a port, what the port receives is the stack's.
+    """
+
+    def __new__(cls, port: PacketPort, **options: Any) -> Self:
+        """Make it on what carries its frames."""
+        wire = port if isinstance(port, (NetPort, NetQueue, StackWire)) else carry(port)
+        ipv6, mtu = options.get("ipv6", True), options.get("mtu")
+        return super().__new__(cls, wire, ipv6=ipv6, mtu=mtu)
+
+    def __init__(
+        self,
+        port: PacketPort,  # noqa: ARG002 - it, `ipv6` and `mtu` are for __new__
+        *,
+        dhcp: bool = False,
+        ipv6: bool = True,  # noqa: ARG002
+        address: str | Iterable[str] = (),
+        gateway: str | Iterable[str] = (),
+        dns: Iterable[str] = (),
+        search: Iterable[str] = (),
+        hosts: str | Path | None = None,
+        mtu: int | None = None,  # noqa: ARG002
+        timeout: float | None = 10.0,
+    ) -> None:
+        """Start it.
+
+        ``dhcp`` takes a lease, for which up to ``timeout`` seconds are waited. ``address`` is one
+        or several with their prefixes (``10.0.0.5/24``, ``fd00::5/64``), ``gateway`` one of each
+        family. ``ipv6`` gives it a link-local address, and one from each prefix that a router
+        advertises. ``dns`` are name servers, used before those that DHCP tells of; ``search`` are
+        domains that names without a dot are looked for in; ``hosts`` is a file as ``/etc/hosts``.
+        ``mtu`` is the longest IP packet in bytes, at most the port's.
+
+        Raises ValueError, TimeoutError.
+        """
+        self._dns = list(dns)
+        self._resolver = Resolver(self.socket, self._all_servers, search, hosts)
+        try:
+            gateways = {family_of(one): one for one in _several(gateway)}
+            for one in _several(address):
+                self.configure(one, gateways.pop(family_of(one), None))
+            if gateways:
+                raise ValueError(
+                    f"the gateway {next(iter(gateways.values()))} needs an address of its family"
+                )
+            if dhcp:
+                self.dhcp(timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def _all_servers(self) -> list[str]:
+        return [*self._dns, *self.name_servers]
+
+    @property
+    def address(self) -> str | None:
+        """The IPv4 address with its prefix, ``10.0.2.15/24``; None where it has none."""
+        return next((one for one in self.addresses if ":" not in one), None)
+
+    @property
+    def gateway(self) -> str | None:
+        """The default gateway of IPv4."""
+        return next((one for one in self.gateways if ":" not in one), None)
+
+    def socket(
+        self,
+        family: int = std.AF_INET,
+        type: int = std.SOCK_STREAM,  # noqa: A002 - as Python's own
+        proto: int = 0,
+    ) -> Socket:
+        """Return a socket, of ``AF_INET`` or ``AF_INET6``, ``SOCK_STREAM`` or ``SOCK_DGRAM``."""
+        blocking = not type & std.SOCK_NONBLOCK
+        type &= ~(std.SOCK_NONBLOCK | std.SOCK_CLOEXEC)  # noqa: A001
+        if family not in (std.AF_INET, std.AF_INET6):
+            raise ValueError(f"a stack has AF_INET and AF_INET6, not family {family}")
+        if type not in _PROTOCOLS or proto not in (0, _PROTOCOLS[std.SocketKind(type)]):
+            raise ValueError(f"a stack has TCP and UDP, not type {type} with protocol {proto}")
+        native = self.open(type == std.SOCK_STREAM, family == std.AF_INET6)
+        made = Socket(native, family, type, self._resolve_one)
+        made.setblocking(blocking)
+        return made
+
+    def _resolve_one(self, host: str, family: int) -> str:
+        return self._resolver.resolve(host, [family])[0]
+
+    def create_connection(
+        self,
+        address: tuple[str, int],
+        timeout: float | None = None,
+        source_address: tuple[str, int] | None = None,
+    ) -> Socket:
+        """Connect to a host and port by TCP; return the socket.
+
+        Of several addresses the first one that answers is used, those of both families in turn
+        (RFC 8305). Raises OSError, TimeoutError, socket.gaierror.
+        """
+        host, port = address
+        found = self.getaddrinfo(host, port, type=std.SOCK_STREAM)
+        addresses = interleave(info[4] for info in found)
+
+        def make(to: Address) -> Socket:
+            made = self.socket(family_of(to[0]))
+            if source_address is not None:
+                made.bind(source_address)
+            return made
+
+        if len(addresses) == 1:
+            connection = make(addresses[0])
+            try:
+                connection.settimeout(timeout)
+                connection.connect(addresses[0])
+            except BaseException:
+                connection.close()
+                raise
+        else:
+            connection = race(addresses, make, timeout)
+            connection.settimeout(timeout)
+        return connection
+
+    def create_server(
+        self,
+        address: tuple[str, int],
+        *,
+        family: int = std.AF_INET,
+        backlog: int = 128,
+        reuse_port: bool = False,
+    ) -> Socket:
+        """Return a TCP socket that is bound to an address and listens."""
+        server = self.socket(family)
+        try:
+            if reuse_port:
+                server.setsockopt(std.SOL_SOCKET, std.SO_REUSEPORT, 1)
+            server.bind(address)
+            server.listen(backlog)
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    def getaddrinfo(
+        self,
+        host: str | None,
+        port: str | int | None,
+        family: int = 0,
+        type: int = 0,  # noqa: A002 - as Python's own
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[_Info]:
+        """Return the addresses of a name as Python's ``socket.getaddrinfo`` does.
+
+        The stack's name servers are asked.
+
+        Raises socket.gaierror.
+        """
+        number = _port(port)
+        families = [family] if family else [std.AF_INET6, std.AF_INET]
+        if host is None or host == "":
+            any_ = ["::", "0.0.0.0"]  # noqa: S104
+            here = any_ if flags & std.AI_PASSIVE else ["::1", "127.0.0.1"]
+            hosts = [one for one in here if family_of(one) in families]
+        elif is_numeric(host):
+            hosts = [host] if family_of(host) in families else []
+        elif flags & std.AI_NUMERICHOST:
+            raise std.gaierror(std.EAI_NONAME, f"{host!r} is no address")
+        else:
+            if not family and not self._reaches_ipv6():
+                families = [std.AF_INET]
+            hosts = self._resolver.resolve(host, families)
+        if not hosts:
+            raise std.gaierror(std.EAI_ADDRFAMILY, f"{host!r} is of another family")
+        kinds = [one for one in _PROTOCOLS if type in (0, one) and proto in (0, _PROTOCOLS[one])]
+        infos: list[_Info] = []
+        for one in hosts:
+            kin = std.AddressFamily(family_of(one))
+            infos += [(kin, kind, _PROTOCOLS[kind], "", show(kin, (one, number))) for kind in kinds]
+        return infos
+
+    def _reaches_ipv6(self) -> bool:
+        """Whether there is an IPv6 address that reaches further than the link."""
+        return any(":" in one and not one.startswith("fe80:") for one in self.addresses)
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Return its addresses."""
+        with contextlib.suppress(Exception):
+            state = "closed" if self.closed else ", ".join(self.addresses)
+            return f"<virtnic.net.Stack {state}>"
+        return "<virtnic.net.Stack>"
+
+
+def _several(given: str | Iterable[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _port(port: str | int | None) -> int:
+    if port is None:
+        return 0
+    with contextlib.suppress(ValueError):
+        return int(port)
+    try:
+        return std.getservbyname(str(port))
+    except OSError:
+        raise std.gaierror(std.EAI_SERVICE, f"there is no service {port!r}") from None

@@ -1,0 +1,365 @@
+"""vhost-user by hand: every message of a front-end, said when and as you like.
+
+>>> with Frontend("/run/vhu0") as frontend:
+...     features = frontend.get_features()
+...     frontend.set_owner()
+...     frontend.set_features(features & ~(1 << 34))
+
+For tests of backends: nothing is said that you do not say, and nothing is kept from you. A port
+that sends and receives is ``virtnic.open("vhost-user,path=…", frontend="direct")``. What the
+messages mean is in QEMU's document "Vhost-user Protocol" (docs/interop/vhost-user).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from virtnic._native import DeviceError, VhostWire
+from virtnic.teardown import Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from virtnic._native import Memory
+
+__all__ = ["Frontend", "Message", "ProtocolFeature", "Refused", "Region", "Request"]
+
+_U64 = struct.Struct("=Q")
+_STATE = struct.Struct("=II")
+_ADDRESS = struct.Struct("=IIQQQQ")
+_REGION = struct.Struct("=QQQQ")
+_VERSION, _REPLY, _NEED_REPLY = 1, 1 << 2, 1 << 3
+#: In SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR: there is no descriptor.
+_NO_FD = 1 << 8
+#: Feature bit 30: there are protocol features, and rings are enabled by a message.
+PROTOCOL_FEATURES = 1 << 30
+
+
+class Request(enum.IntEnum):
+    """What a message is about, by the names and numbers of QEMU's document."""
+
+    GET_FEATURES = 1
+    SET_FEATURES = 2
+    SET_OWNER = 3
+    RESET_OWNER = 4
+    SET_MEM_TABLE = 5
+    SET_LOG_BASE = 6
+    SET_LOG_FD = 7
+    SET_VRING_NUM = 8
+    SET_VRING_ADDR = 9
+    SET_VRING_BASE = 10
+    GET_VRING_BASE = 11
+    SET_VRING_KICK = 12
+    SET_VRING_CALL = 13
+    SET_VRING_ERR = 14
+    GET_PROTOCOL_FEATURES = 15
+    SET_PROTOCOL_FEATURES = 16
+    GET_QUEUE_NUM = 17
+    SET_VRING_ENABLE = 18
+    SEND_RARP = 19
+    NET_SET_MTU = 20
+    SET_BACKEND_REQ_FD = 21
+    IOTLB_MSG = 22
+    SET_VRING_ENDIAN = 23
+    GET_CONFIG = 24
+    SET_CONFIG = 25
+    GET_INFLIGHT_FD = 31
+    SET_INFLIGHT_FD = 32
+    RESET_DEVICE = 34
+    VRING_KICK = 35
+    GET_MAX_MEM_SLOTS = 36
+    ADD_MEM_REG = 37
+    REM_MEM_REG = 38
+    SET_STATUS = 39
+    GET_STATUS = 40
+
+
+class ProtocolFeature(enum.IntFlag):
+    """Protocol features, as GET_PROTOCOL_FEATURES has them."""
+
+    MQ = 1 << 0
+    LOG_SHMFD = 1 << 1
+    RARP = 1 << 2
+    REPLY_ACK = 1 << 3
+    NET_MTU = 1 << 4
+    BACKEND_REQ = 1 << 5
+    CROSS_ENDIAN = 1 << 6
+    CONFIG = 1 << 9
+    BACKEND_SEND_FD = 1 << 10
+    HOST_NOTIFIER = 1 << 11
+    INFLIGHT_SHMFD = 1 << 12
+    RESET_DEVICE = 1 << 13
+    INBAND_NOTIFICATIONS = 1 << 14
+    CONFIGURE_MEM_SLOTS = 1 << 15
+    STATUS = 1 << 16
+
+
+class Refused(DeviceError):
+    """The backend answered a request by a code that is not 0; ``code`` says which."""
+
+    __module__ = "virtnic.vhost_user"
+
+    def __init__(self, request: int, code: int) -> None:
+        super().__init__(f"the backend refused {name_of(request)} (it answered {code})")
+        self.code = code
+
+
+def name_of(request: int) -> str:
+    """Return what a request is called."""
+    known = {int(each): each.name for each in Request}
+    return known.get(request, f"message {request}")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; its descriptors are yours to close."""
+
+    request: int
+    flags: int
+    payload: bytes = b""
+    fds: tuple[int, ...] = ()
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether it answers something."""
+        return bool(self.flags & _REPLY)
+
+    @property
+    def number(self) -> int:
+        """The payload as one 64-bit number. Raises DeviceError where it is none."""
+        if len(self.payload) != _U64.size:
+            raise DeviceError(
+                f"{name_of(self.request)} has {len(self.payload)} bytes where 8 should be"
+            )
+        return int(_U64.unpack(self.payload)[0])
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """The payload as a ring and a number. Raises DeviceError where it is none."""
+        if len(self.payload) != _STATE.size:
+            raise DeviceError(
+                f"{name_of(self.request)} has {len(self.payload)} bytes where 8 should be"
+            )
+        ring, number = _STATE.unpack(self.payload)
+        return ring, number
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        for fd in self.fds:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Memory that is shared: an entry of SET_MEM_TABLE."""
+
+    #: Where the device sees it, how long it is, and where this process sees it.
+    iova: int
+    size: int
+    address: int
+    #: Where it begins in its file.
+    offset: int
+    fd: int
+
+    @classmethod
+    def of(cls, memory: Memory) -> Self:
+        """Return all of a memory."""
+        return cls(memory.iova, memory.size, memory.address, 0, memory.fileno())
+
+    def pack(self) -> bytes:
+        """Return it as a message has it."""
+        return _REGION.pack(self.iova, self.size, self.address, self.offset)
+
+
+class Frontend(Owner):
+    """A connection to a vhost-user backend, with every message of a front-end.
+
+    Each call says one message. Where the backend answers, or was asked to
+    (:attr:`acknowledged`), the answer is waited for: up to ``timeout`` seconds, then TimeoutError.
+    ConnectionError says that the backend has hung up, :class:`Refused` that it answered "no",
+    DeviceError that its answer is none. Not for several threads at once.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
+        """Connect. Raises FileNotFoundError or ConnectionRefusedError where nobody listens."""
+        self.timeout = timeout
+        #: Whether requests ask for an acknowledgement where they have no answer of their own: set
+        #: by :meth:`set_protocol_features` with REPLY_ACK.
+        self.acknowledged = False
+        self._wire = VhostWire(os.fspath(path))
+
+    # Any message.
+
+    def send(
+        self,
+        request: int,
+        payload: bytes = b"",
+        fds: Iterable[int] = (),
+        *,
+        need_reply: bool = False,
+        flags: int | None = None,
+    ) -> None:
+        """Say something and wait for nothing. ``flags``: all of them, instead of the right ones."""
+        right = _VERSION | (_NEED_REPLY if need_reply else 0)
+        self._wire.send(request, right if flags is None else flags, payload, [*fds], self.timeout)
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """Return the next message; None where none came in time, a DeviceError where it is none."""
+        heard = self._wire.receive(self.timeout if timeout is None else timeout)
+        if heard is None:
+            return None
+        request, flags, payload, fds = heard
+        return Message(request, flags, payload, tuple(fds))
+
+    def ask(self, request: int, payload: bytes = b"", fds: Iterable[int] = ()) -> Message:
+        """Say something that has an answer, and return it."""
+        self.send(request, payload, fds)
+        return self._answer(request)
+
+    def tell(self, request: int, payload: bytes = b"", fds: Iterable[int] = ()) -> None:
+        """Say something that has no answer; with :attr:`acknowledged`, wait until it is done."""
+        self.send(request, payload, fds, need_reply=self.acknowledged)
+        if self.acknowledged and (code := self._answer(request).number):
+            raise Refused(request, code)
+
+    def _answer(self, request: int) -> Message:
+        answer = self.receive()
+        if answer is None:
+            raise TimeoutError(
+                f"the backend did not answer {name_of(request)} within {self.timeout:g} s"
+            )
+        if answer.request != request or answer.flags != _VERSION | _REPLY:
+            answer.close()
+            raise DeviceError(
+                f"the backend answered {name_of(request)} with {name_of(answer.request)}, flags "
+                f"{answer.flags:#x}"
+            )
+        return answer
+
+    # One message each.
+
+    def get_features(self) -> int:
+        """Return the feature bits that the backend offers."""
+        return self.ask(Request.GET_FEATURES).number
+
+    def set_features(self, features: int) -> None:
+        """Say which are in force."""
+        self.tell(Request.SET_FEATURES, _U64.pack(features))
+
+    def get_protocol_features(self) -> ProtocolFeature:
+        """Return the protocol features that the backend offers."""
+        return ProtocolFeature(self.ask(Request.GET_PROTOCOL_FEATURES).number)
+
+    def set_protocol_features(self, features: int) -> None:
+        """Say which are in force; from then on REPLY_ACK is used where it is among them."""
+        self.tell(Request.SET_PROTOCOL_FEATURES, _U64.pack(features))
+        self.acknowledged = bool(features & ProtocolFeature.REPLY_ACK)
+
+    def set_owner(self) -> None:
+        """Take possession."""
+        self.tell(Request.SET_OWNER)
+
+    def get_queue_num(self) -> int:
+        """Return how many queue pairs there are (protocol feature MQ)."""
+        return self.ask(Request.GET_QUEUE_NUM).number
+
+    def set_mem_table(self, regions: Iterable[Region]) -> None:
+        """Share memory, up to 8 regions."""
+        table = list(regions)
+        payload = _STATE.pack(len(table), 0) + b"".join(region.pack() for region in table)
+        self.tell(Request.SET_MEM_TABLE, payload, [region.fd for region in table])
+
+    def set_vring_num(self, ring: int, entries: int) -> None:
+        """Say how many entries a ring has."""
+        self.tell(Request.SET_VRING_NUM, _STATE.pack(ring, entries))
+
+    def set_vring_base(self, ring: int, base: int) -> None:
+        """Say where a ring goes on."""
+        self.tell(Request.SET_VRING_BASE, _STATE.pack(ring, base))
+
+    def set_vring_addr(
+        self, ring: int, descriptors: int, used: int, available: int, *, flags: int = 0
+    ) -> None:
+        """Say where a ring lies, by this process's addresses.
+
+        Of a packed ring ``used`` is the device's event suppression, ``available`` the driver's.
+        """
+        payload = _ADDRESS.pack(ring, flags, descriptors, used, available, 0)
+        self.tell(Request.SET_VRING_ADDR, payload)
+
+    def set_vring_kick(self, ring: int, fd: int | None) -> None:
+        """Say by which eventfd a ring is kicked; None has the backend poll. Starts the ring."""
+        self._with_fd(Request.SET_VRING_KICK, ring, fd)
+
+    def set_vring_call(self, ring: int, fd: int | None) -> None:
+        """Say by which eventfd the backend tells of used buffers; None: not at all."""
+        self._with_fd(Request.SET_VRING_CALL, ring, fd)
+
+    def set_vring_err(self, ring: int, fd: int | None) -> None:
+        """Say by which eventfd the backend tells of an error of a ring."""
+        self._with_fd(Request.SET_VRING_ERR, ring, fd)
+
+    def _with_fd(self, request: int, ring: int, fd: int | None) -> None:
+        self.tell(
+            request, _U64.pack(ring | (_NO_FD if fd is None else 0)), [] if fd is None else [fd]
+        )
+
+    def set_vring_enable(self, ring: int, on: bool = True) -> None:
+        """Have a ring be served, or its frames dropped (protocol features)."""
+        self.tell(Request.SET_VRING_ENABLE, _STATE.pack(ring, int(on)))
+
+    def get_vring_base(self, ring: int) -> int:
+        """Stop a ring, and return where it would go on."""
+        answer = self.ask(Request.GET_VRING_BASE, _STATE.pack(ring, 0))
+        named, base = answer.state
+        if named != ring:
+            raise DeviceError(f"the backend answered GET_VRING_BASE of ring {ring} for {named}")
+        return base
+
+    def set_mtu(self, mtu: int) -> None:
+        """Say the MTU (protocol feature NET_MTU)."""
+        self.tell(Request.NET_SET_MTU, _U64.pack(mtu))
+
+    def reset_device(self) -> None:
+        """Have the backend forget all (protocol feature RESET_DEVICE)."""
+        self.tell(Request.RESET_DEVICE)
+
+    def get_max_mem_slots(self) -> int:
+        """Return how many regions there can be (protocol feature CONFIGURE_MEM_SLOTS)."""
+        return self.ask(Request.GET_MAX_MEM_SLOTS).number
+
+    def add_mem_reg(self, region: Region) -> None:
+        """Share one more region (protocol feature CONFIGURE_MEM_SLOTS)."""
+        self.tell(Request.ADD_MEM_REG, bytes(8) + region.pack(), [region.fd])
+
+    def rem_mem_reg(self, region: Region) -> None:
+        """Share a region no more (protocol feature CONFIGURE_MEM_SLOTS)."""
+        self.tell(Request.REM_MEM_REG, bytes(8) + region.pack())
+
+    def get_status(self) -> int:
+        """Return the device status (VIRTIO 1.3, 2.1; protocol feature STATUS)."""
+        return self.ask(Request.GET_STATUS).number
+
+    def set_status(self, status: int) -> None:
+        """Write the device status (protocol feature STATUS)."""
+        self.tell(Request.SET_STATUS, _U64.pack(status))
+
+    def close(self) -> None:
+        """Hang up. Twice is fine."""
+        self._wire.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,346 @@
+//! A host: its thread, its lock, and how calls wait.
+
+use super::packets::Packets;
+use super::state::{HostOptions, State, refuse};
+use super::wire::Wire;
+use crate::locks::may_wait;
+use crate::process::{Home, background};
+use crate::stack::Check;
+use crate::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Frames taken from the wire at once.
+const BURST: usize = 64;
+/// A wait is cut into pieces of this length, to ask whether it shall go on.
+const SLICE: Duration = Duration::from_millis(50);
+/// With frames that the wire has no room for, it is asked again so soon at first, then more rarely.
+const RETRY: Duration = Duration::from_micros(50);
+const SELDOM: Duration = Duration::from_millis(5);
+/// Whoever gives frames to the wire does so for others, too, so many times.
+const ROUNDS: usize = 8;
+
+/// What a host's thread and its sockets share.
+pub(super) struct Shared {
+    pub(super) wire: Box<dyn Wire>,
+    state: Mutex<State>,
+    home: Home,
+    spin_ns: AtomicU64,
+}
+
+/// A host on the network of a wire: addresses, sockets, and a thread that serves them.
+///
+/// Dropped, it ends: its sockets fail, its connections are reset.
+pub struct Host {
+    pub(super) shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Shared {
+    /// The state; an error in a forked child, where its lock may be held by nobody.
+    pub(super) fn lock(&self) -> Result<MutexGuard<'_, State>> {
+        self.home.check("the stack")?;
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Whether this is the process of the host.
+    pub(super) fn at_home(&self) -> bool {
+        self.home.is_here()
+    }
+
+    /// Gives the wire what is to be sent, with the state let go of; wakes the thread where it has to
+    /// do something sooner than it thought.
+    pub(super) fn flush<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+        state.pump();
+        if !state.flushing && !state.stuck && state.failure.is_none() {
+            state.flushing = true;
+            let mut held = std::mem::take(&mut state.held);
+            for round in 0.. {
+                held.append(&mut state.device.outbox);
+                if held.is_empty() || round == ROUNDS {
+                    break;
+                }
+                state.device.held = held.len();
+                drop(state);
+                may_wait("a wire");
+                let sent = self.wire.send(&held);
+                state = self.state();
+                match sent {
+                    Ok(count) => {
+                        state.counters.tx_frames += count as u64;
+                        let bytes = held.iter().take(count).map(|packet| packet.bytes.len() as u64);
+                        state.counters.tx_bytes += bytes.sum::<u64>();
+                        held.done(count);
+                    }
+                    Err(error) => {
+                        state.fail(error);
+                        break;
+                    }
+                }
+                state.device.held = held.len();
+                if !held.is_empty() {
+                    state.stuck = true;
+                    break;
+                }
+                state.pump();
+            }
+            state.device.held = held.len();
+            state.held = held;
+            state.flushing = false;
+        }
+        let left = state.stuck || !state.held.is_empty() || !state.queue.is_empty();
+        let first = state.timers.first().map(|(due, _)| *due).map(|due| state.moment(due));
+        let sooner = match (state.asleep, first) {
+            (Some(Some(until)), Some(first)) => first < until,
+            (Some(None), Some(_)) => true,
+            _ => false,
+        };
+        if state.asleep.is_some() && (left || sooner) {
+            state.asleep = None;
+            drop(state);
+            self.wire.wake();
+        }
+    }
+
+    /// Has the thread look at everything.
+    pub(super) fn nudge(&self, mut state: MutexGuard<'_, State>) {
+        state.asleep = None;
+        drop(state);
+        self.wire.wake();
+    }
+
+    /// Tries something until it succeeds. Between two attempts it waits for `changed` to be told;
+    /// `check` is asked at least every 50 ms. `None` when the time is over.
+    pub(super) fn wait_for<T>(
+        &self,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+        mut attempt: impl FnMut(&mut State) -> Result<Option<T>>,
+        mut changed: impl FnMut(&mut State, bool) -> Result<Arc<Condvar>>,
+    ) -> Result<Option<T>> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut state = self.lock()?;
+        loop {
+            let found = attempt(&mut state);
+            if !matches!(found, Ok(None)) {
+                self.flush(state);
+                return found;
+            }
+            if !state.device.outbox.is_empty() || !state.queue.is_empty() {
+                self.flush(state);
+                state = self.lock()?;
+                let found = attempt(&mut state);
+                if !matches!(found, Ok(None)) {
+                    self.flush(state);
+                    return found;
+                }
+            }
+            let now = Instant::now();
+            let left = deadline.map_or(SLICE, |deadline| deadline.saturating_duration_since(now));
+            if left.is_zero() {
+                return Ok(None);
+            }
+            may_wait("a socket");
+            let bell = changed(&mut state, true)?;
+            let waited = bell.wait_timeout(state, left.min(SLICE));
+            let (back, result) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = back;
+            // The socket may be gone: the next attempt says so.
+            let _ = changed(&mut state, false);
+            if result.timed_out() {
+                drop(state);
+                check()?;
+                state = self.lock()?;
+            }
+        }
+    }
+
+    /// One look at the wire; whether there may be more at once, and how long to wait otherwise.
+    fn turn(&self, inbox: &mut Packets) -> Result<Option<(bool, Option<Duration>)>> {
+        let received = self.wire.recv(BURST, inbox)?;
+        let arrived = Instant::now();
+        let mut state = self.state();
+        if state.ending {
+            return Ok(None);
+        }
+        state.asleep = None;
+        while let Some(packet) = inbox.pop() {
+            state.ingest(packet, arrived);
+        }
+        state.run_timers();
+        state.follow_lease();
+        let common = &mut *state;
+        if common.probes.arrived(&mut common.common) {
+            state.news.notify_all();
+        }
+        if let Some(failure) = &state.failure {
+            return Err(failure.clone());
+        }
+        state.stuck = false;
+        // Storage goes back to where frames are received.
+        let used = &mut state.device.used;
+        used.append(inbox);
+        self.flush(state);
+        let mut state = self.state();
+        if state.ending {
+            return Ok(None);
+        }
+        let stuck = state.stuck;
+        let rest = !state.queue.is_empty() || !state.held.is_empty();
+        let more = received > 0 || (rest && !stuck);
+        let pause = state.pause();
+        if !more {
+            state.asleep = Some(pause.map(|pause| Instant::now() + pause));
+            state.counters.sleeps += u64::from(!stuck);
+        }
+        Ok(Some((stuck, if more { Some(Duration::ZERO) } else { pause })))
+    }
+
+    fn serve(&self) {
+        let mut inbox = Packets::default();
+        let mut retry = RETRY;
+        let ended = loop {
+            let turn =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.turn(&mut inbox)));
+            let turn = turn.unwrap_or_else(|_| {
+                Err(Error::Device("an internal error of the TCP/IP stack".to_owned()))
+            });
+            let (stuck, mut pause) = match turn {
+                Ok(Some(turn)) => turn,
+                Ok(None) => return,
+                Err(error) => break error,
+            };
+            if stuck {
+                // Only the device can make room, and it tells nobody when it does.
+                pause = Some(pause.map_or(retry, |pause| pause.min(retry)));
+                retry = (retry * 2).min(SELDOM);
+            } else {
+                retry = RETRY;
+            }
+            if pause == Some(Duration::ZERO) {
+                continue;
+            }
+            if let Err(error) = self.rest(pause, &mut inbox) {
+                break error;
+            }
+        };
+        self.state().fail(ended);
+    }
+
+    /// Looks at the wire for a while where frames come often, then sleeps.
+    fn rest(&self, pause: Option<Duration>, inbox: &mut Packets) -> Result<()> {
+        let spin = Duration::from_nanos(self.spin_ns.load(Relaxed));
+        let _ = (spin, inbox);
+        match self.wire.wait(pause) {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_interruption() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Host {
+    /// A host without an IPv4 address.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the wire's MAC address or MTU is none for a host; [`Error::Os`] where
+    /// no thread can be started.
+    pub fn new(wire: Box<dyn Wire>, options: HostOptions) -> Result<Self> {
+        let state = State::new(wire.mac(), wire.mtu(), wire.abilities(), options)?;
+        let shared = Arc::new(Shared {
+            wire,
+            state: Mutex::new(state),
+            home: Home::here(),
+            spin_ns: AtomicU64::new(0),
+        });
+        let serving = shared.clone();
+        let thread = background("virtnic-stack", move || serving.serve())
+            .map_err(|cause| Error::os("starting the stack's thread", cause))?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Ends it: connections are reset, sockets fail, the thread is gone.
+    pub fn close(&self) {
+        if !self.shared.at_home() {
+            return;
+        }
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
+        let mut state = self.shared.state();
+        let ids: Vec<_> = state.sockets.keys().copied().collect();
+        for id in ids {
+            if let Some(entry) = state.sockets.get_mut(&id) {
+                entry.options.reset_on_close = true;
+                entry.owned = true;
+            }
+            state.close(id);
+        }
+        self.shared.flush(state);
+        let mut state = self.shared.state();
+        state.ending = true;
+        state.news.notify_all();
+        self.shared.nudge(state);
+        may_wait("the stack's thread");
+        let _ = thread.join();
+        self.shared.wire.end();
+    }
+
+    /// Whether it was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// An error unless it serves.
+    ///
+    /// # Errors
+    /// EBADF once it is closed, ENETDOWN once its wire is gone.
+    pub fn check(&self) -> Result<()> {
+        self.shared.lock()?.check()
+    }
+
+    /// For messages: how long was waited.
+    pub(super) fn spell(timeout: Option<Duration>) -> String {
+        timeout.map_or_else(|| "any time".to_owned(), |t| format!("{} s", t.as_secs_f64()))
+    }
+
+    /// Waits for news of the host itself.
+    pub(super) fn wait_news<T>(
+        &self,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+        attempt: impl FnMut(&mut State) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        self.shared.wait_for(timeout, check, attempt, |state, _| {
+            state.check()?;
+            Ok(state.news.clone())
+        })
+    }
+
+    /// An error where a number is out of a range.
+    pub(super) fn invalid(what: impl Into<String>) -> Error {
+        refuse(libc::EINVAL, what)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.close();
+        if !self.shared.at_home()
+            && let Ok(mut thread) = self.thread.lock()
+        {
+            // The child has no such thread.
+            std::mem::forget(thread.take());
+        }
+    }
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").finish_non_exhaustive()
+    }
+}

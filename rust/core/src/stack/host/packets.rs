@@ -1,0 +1,129 @@
+//! Frames on their way between a wire and the stack, each with what is left to do to it.
+
+use crate::net::{FrameBuffer, FrameSource, Offload};
+use std::collections::VecDeque;
+
+/// Storage of so many frames is kept for others.
+const SPARE: usize = 128;
+/// No header of ours is longer: behind it lies payload, all of which is written.
+const HEADERS: usize = 128;
+
+/// A frame in private memory.
+#[derive(Debug, Default)]
+pub struct Packet {
+    /// From the Ethernet header on.
+    pub bytes: Vec<u8>,
+    /// What is left to do to it.
+    pub offload: Offload,
+}
+
+/// Frames, in order. The storage of frames that are done with is used again.
+#[derive(Debug, Default)]
+pub struct Packets {
+    queue: VecDeque<Packet>,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Packets {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+    /// Adds a frame of `length` bytes, all of which `write` writes.
+    pub fn push_with<R>(
+        &mut self,
+        length: usize,
+        offload: Offload,
+        write: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        if bytes.len() < length {
+            bytes.resize(length, 0);
+        } else {
+            bytes.truncate(length);
+        }
+        // Never the headers of an earlier frame, should `write` leave some out.
+        bytes[..length.min(HEADERS)].fill(0);
+        let result = write(&mut bytes);
+        self.queue.push_back(Packet { bytes, offload });
+        result
+    }
+    /// Adds a copy of a frame.
+    pub fn push(&mut self, frame: &[u8]) {
+        self.push_with(frame.len(), Offload::NONE, |bytes| bytes.copy_from_slice(frame));
+    }
+    /// The last frame.
+    pub(super) fn last_mut(&mut self) -> Option<&mut Packet> {
+        self.queue.back_mut()
+    }
+    /// Takes the first frame out; [`Self::recycle`] takes its storage back.
+    pub fn pop(&mut self) -> Option<Packet> {
+        self.queue.pop_front()
+    }
+    /// Keeps the storage of a frame for another.
+    pub fn recycle(&mut self, packet: Packet) {
+        if self.spare.len() < SPARE {
+            self.spare.push(packet.bytes);
+        }
+    }
+    /// The frames, from the first on.
+    pub fn iter(&self) -> impl Iterator<Item = &Packet> {
+        self.queue.iter()
+    }
+    /// Forgets the first `count` frames.
+    pub(super) fn done(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(packet) = self.queue.pop_front() else { break };
+            self.recycle(packet);
+        }
+    }
+    /// Moves all frames of `other` behind these, and takes its storage for others in exchange.
+    pub(super) fn append(&mut self, other: &mut Self) {
+        self.queue.append(&mut other.queue);
+        while other.spare.len() < SPARE
+            && let Some(bytes) = self.spare.pop()
+        {
+            other.spare.push(bytes);
+        }
+    }
+}
+
+/// The frames as a port takes them.
+#[derive(Debug)]
+pub(super) struct Source<'a> {
+    packets: std::collections::vec_deque::Iter<'a, Packet>,
+    last: Offload,
+    describes: bool,
+}
+
+impl<'a> Source<'a> {
+    /// `describes`: whether what is left to do is said to the device.
+    pub(super) fn new(packets: &'a Packets, describes: bool) -> Self {
+        Self { packets: packets.queue.iter(), last: Offload::NONE, describes }
+    }
+}
+
+impl FrameSource for Source<'_> {
+    fn more(&mut self) -> bool {
+        self.packets.len() > 0
+    }
+    fn next(&mut self, buffer: &mut FrameBuffer<'_>) -> Result<usize, String> {
+        let Some(packet) = self.packets.next() else {
+            return Err("no frame is left".to_owned());
+        };
+        self.last = packet.offload;
+        buffer.fill(&packet.bytes)
+    }
+    fn describes(&self) -> bool {
+        self.describes
+    }
+    fn offload(&self) -> Offload {
+        self.last
+    }
+}

@@ -1,0 +1,734 @@
+//! Sockets: what a program calls.
+
+use super::accounts::SocketCounters;
+use super::core::{Host, Shared};
+use super::demux::Flow;
+use super::entry::{Entry, Id, Kind, Listener, Options};
+use super::ready::Ready;
+use super::state::{State, refuse};
+use super::turn::Cause;
+use crate::stack::Check;
+use crate::{Error, Result};
+use smoltcp::socket::tcp;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The longest queue of connections that nobody has accepted yet.
+const BACKLOG: usize = 4096;
+
+/// What a socket carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Stream,
+    /// UDP.
+    Datagram,
+}
+
+/// Which half of a connection is shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// Nothing is received any more.
+    Read,
+    /// The peer is told that nothing more comes.
+    Write,
+    /// Both.
+    Both,
+}
+
+/// Bytes of the program, which others may read and write at any time.
+#[derive(Clone, Copy, Debug)]
+pub struct Area {
+    start: *mut u8,
+    length: usize,
+}
+
+// SAFETY: an address and a length; who made it promised that they stay valid.
+unsafe impl Send for Area {}
+
+impl Area {
+    /// Bytes that stay where they are.
+    ///
+    /// # Safety
+    /// As long as it, or a part of it, is used, `length` bytes at `start` must be readable, and
+    /// writable where they are received into.
+    #[must_use]
+    pub unsafe fn new(start: *mut u8, length: usize) -> Self {
+        Self { start, length }
+    }
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.length
+    }
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+    /// Those behind the first `count`.
+    #[must_use]
+    pub fn behind(self, count: usize) -> Self {
+        let count = count.min(self.length);
+        Self { start: self.start.wrapping_add(count), length: self.length - count }
+    }
+    fn read(self, to: &mut [u8]) -> usize {
+        let count = to.len().min(self.length);
+        // SAFETY: readable, by the promise of `new`; `to` is private memory with that much room.
+        unsafe { std::ptr::copy(self.start, to.as_mut_ptr(), count) };
+        count
+    }
+    fn write(self, from: &[u8]) -> usize {
+        let count = from.len().min(self.length);
+        // SAFETY: writable, by the promise of `new`; `from` is private memory of that length.
+        unsafe { std::ptr::copy(from.as_ptr(), self.start, count) };
+        count
+    }
+}
+
+/// One socket of a host. Dropped, it is closed.
+pub struct Socket {
+    shared: Arc<Shared>,
+    id: Id,
+    transport: Transport,
+    v6: bool,
+}
+
+fn would_block(what: &str) -> Error {
+    refuse(libc::EAGAIN, what)
+}
+
+impl Host {
+    /// A new socket.
+    ///
+    /// # Errors
+    /// EBADF once the host is closed, ENETDOWN once its wire is gone.
+    pub fn socket(&self, transport: Transport, v6: bool) -> Result<Socket> {
+        let mut state = self.shared.lock()?;
+        state.check()?;
+        let options = Options::default();
+        let entry = match transport {
+            Transport::Stream => Entry::stream(v6, options),
+            Transport::Datagram => Entry::datagram(v6, options),
+        };
+        let id = state.add(entry);
+        Ok(Socket { shared: self.shared.clone(), id, transport, v6 })
+    }
+}
+
+impl Socket {
+    /// What it carries.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+    /// Whether its addresses are of IPv6.
+    #[must_use]
+    pub fn is_v6(&self) -> bool {
+        self.v6
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        let mut state = self.shared.lock()?;
+        let result = work(&mut state);
+        self.shared.flush(state);
+        result
+    }
+
+    /// Tries, and waits for the socket to change, until it works.
+    fn wait<T>(
+        &self,
+        what: &str,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+        mut attempt: impl FnMut(&mut State, Id) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let id = self.id;
+        let found = self.shared.wait_for(
+            timeout,
+            check,
+            |state| attempt(state, id),
+            |state, begin| {
+                let entry = state.entry(id)?;
+                if begin {
+                    entry.waiters += 1;
+                } else {
+                    entry.waiters = entry.waiters.saturating_sub(1);
+                }
+                Ok(entry.changed.clone())
+            },
+        )?;
+        found.ok_or_else(|| {
+            if timeout == Some(Duration::ZERO) {
+                would_block(what)
+            } else {
+                Error::Timeout(format!("{what} within {}", Host::spell(timeout)))
+            }
+        })
+    }
+
+    /// Gives it an address and a port; port 0: any that is free.
+    ///
+    /// # Errors
+    /// EADDRINUSE, EADDRNOTAVAIL, EINVAL where it has one.
+    pub fn bind(&self, address: SocketAddr) -> Result<()> {
+        self.with(|state| state.bind(self.id, address))
+    }
+
+    /// Lets others connect.
+    ///
+    /// # Errors
+    /// EINVAL where it is connected, EOPNOTSUPP for UDP.
+    pub fn listen(&self, backlog: usize) -> Result<()> {
+        if self.transport == Transport::Datagram {
+            return Err(refuse(libc::EOPNOTSUPP, "a UDP socket cannot listen"));
+        }
+        self.with(|state| {
+            state.check()?;
+            if state.entry(self.id)?.local.is_none() {
+                let any = if self.v6 { "[::]:0" } else { "0.0.0.0:0" };
+                let any = any.parse().map_err(|_| Host::invalid("no address"))?;
+                state.bind(self.id, any)?;
+            }
+            let entry = state.entry(self.id)?;
+            let backlog = backlog.clamp(1, BACKLOG);
+            match &mut entry.kind {
+                Kind::Listener(listener) => listener.backlog = backlog,
+                Kind::Stream(_) if entry.handle.is_none() => {
+                    entry.kind = Kind::Listener(Listener { backlog, ..Listener::default() });
+                }
+                _ => return Err(Host::invalid("the socket is connected, so it cannot listen")),
+            }
+            entry.announce();
+            Ok(())
+        })
+    }
+
+    /// Takes the next connection.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; EAGAIN where it is not to wait; EINVAL where it does not listen.
+    pub fn accept(
+        &self,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+    ) -> Result<(Self, SocketAddr)> {
+        self.wait("no connection came", timeout, check, |state, id| {
+            state.check()?;
+            let entry = state.entry(id)?;
+            let Kind::Listener(listener) = &mut entry.kind else {
+                return Err(Host::invalid("the socket does not listen: call listen() first"));
+            };
+            let Some(child) = listener.ready.pop_front() else { return Ok(None) };
+            entry.announce();
+            let Some(entry) = state.sockets.get_mut(&child) else { return Ok(None) };
+            entry.owned = true;
+            let remote = entry.remote;
+            let Some(remote) = remote else { return Ok(None) };
+            let socket = Self {
+                shared: self.shared.clone(),
+                id: child,
+                transport: self.transport,
+                v6: self.v6,
+            };
+            Ok(Some((socket, remote)))
+        })
+    }
+
+    /// Connects: TCP to a peer that answers; UDP says where `send` sends to.
+    ///
+    /// # Errors
+    /// ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, EISCONN; [`Error::Timeout`]; EINPROGRESS
+    /// where it is not to wait.
+    pub fn connect(
+        &self,
+        to: SocketAddr,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+    ) -> Result<()> {
+        let to = SocketAddr::new(to.ip(), to.port());
+        if self.transport == Transport::Datagram {
+            return self.with(|state| connect_datagram(state, self.id, self.v6, to));
+        }
+        let mut begun = false;
+        let result = self.wait(&format!("no answer from {to}"), timeout, check, |state, id| {
+            state.check()?;
+            if !begun && state.entry(id)?.handle.is_none() {
+                begin(state, id, self.v6, to)?;
+            } else if !begun && !state.entry(id)?.connecting() {
+                return Err(refuse(libc::EISCONN, "the socket is connected already"));
+            }
+            begun = true;
+            let entry = state.entry(id)?;
+            if let Some(errno) = entry.error.take() {
+                return Err(refuse(errno, format!("connecting to {to}")));
+            }
+            if entry.connecting() {
+                return Ok(None);
+            }
+            if entry.tcp().is_some_and(|tcp| tcp.may_send() || tcp.may_recv()) {
+                Ok(Some(()))
+            } else {
+                Err(refuse(libc::ECONNABORTED, format!("connecting to {to}")))
+            }
+        });
+        match result {
+            Err(Error::Os { errno: libc::EAGAIN, .. }) => {
+                Err(refuse(libc::EINPROGRESS, format!("connecting to {to}")))
+            }
+            other => other,
+        }
+    }
+
+    /// Sends a part of the bytes, at least one; says how many.
+    ///
+    /// # Errors
+    /// EPIPE, ECONNRESET, ENOTCONN; [`Error::Timeout`]; EAGAIN where it is not to wait.
+    pub fn send(&self, bytes: Area, timeout: Option<Duration>, check: Check<'_>) -> Result<usize> {
+        if self.transport == Transport::Datagram {
+            return self.send_to(bytes, None, timeout, check);
+        }
+        self.wait("the peer takes no more", timeout, check, |state, id| send(state, id, bytes))
+    }
+
+    /// Sends all; `done` is how many have been taken, whatever ends it.
+    ///
+    /// # Errors
+    /// As for [`Self::send`].
+    pub fn send_all(
+        &self,
+        bytes: Area,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+        done: &mut usize,
+    ) -> Result<()> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        while *done < bytes.len() {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            *done += self.send(bytes.behind(*done), left, check)?;
+        }
+        Ok(())
+    }
+
+    /// Receives what is there, or waits for it; 0 when the peer has ended its half.
+    ///
+    /// # Errors
+    /// ECONNRESET, ENOTCONN; [`Error::Timeout`]; EAGAIN where it is not to wait.
+    pub fn recv(
+        &self,
+        into: Area,
+        peek: bool,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+    ) -> Result<usize> {
+        if self.transport == Transport::Datagram {
+            return self.recv_from(into, peek, timeout, check).map(|(count, _, _)| count);
+        }
+        self.wait("nothing came", timeout, check, |state, id| receive(state, id, into, peek))
+    }
+
+    /// Sends one datagram; `None`: to whom it is connected.
+    ///
+    /// # Errors
+    /// EDESTADDRREQ, EMSGSIZE, EACCES, ENETUNREACH, ECONNREFUSED.
+    pub fn send_to(
+        &self,
+        bytes: Area,
+        to: Option<SocketAddr>,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+    ) -> Result<usize> {
+        if self.transport == Transport::Stream {
+            return self.send(bytes, timeout, check);
+        }
+        self.wait("the stack sends no more", timeout, check, |state, id| {
+            super::datagrams::send(state, id, self.v6, to, bytes.len(), |room| bytes.read(room))
+        })
+    }
+
+    /// Receives one datagram; its length, how long it was, and who sent it.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; EAGAIN where it is not to wait; ECONNREFUSED.
+    pub fn recv_from(
+        &self,
+        into: Area,
+        peek: bool,
+        timeout: Option<Duration>,
+        check: Check<'_>,
+    ) -> Result<(usize, usize, Option<SocketAddr>)> {
+        if self.transport == Transport::Stream {
+            let count = self.recv(into, peek, timeout, check)?;
+            return Ok((count, count, None));
+        }
+        self.wait("nothing came", timeout, check, |state, id| {
+            let found = super::datagrams::receive(state, id, peek, |data| into.write(data))?;
+            Ok(found.map(|(count, whole, from)| (count, whole, Some(from))))
+        })
+    }
+
+    /// Bytes of the next datagram, or of what can be received now.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn available(&self) -> Result<usize> {
+        self.with(|state| {
+            let entry = state.entry(self.id)?;
+            if let Some(udp) = entry.udp_mut() {
+                return Ok(udp.peek().map_or(0, |(data, _)| data.len()));
+            }
+            Ok(entry.tcp().map_or(0, tcp::Socket::recv_queue))
+        })
+    }
+
+    /// Waits until a call that receives would return at once; how many bytes it would return, of UDP
+    /// those of the next datagram.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; EAGAIN where it is not to wait; EBADF, ENOTCONN.
+    pub fn wait_readable(&self, timeout: Option<Duration>, check: Check<'_>) -> Result<usize> {
+        self.wait("nothing came", timeout, check, |state, id| {
+            let failed = state.check();
+            let entry = state.entry(id)?;
+            if !entry.readable() {
+                failed?;
+                return Ok(None);
+            }
+            if let Some(udp) = entry.udp_mut() {
+                return Ok(Some(udp.peek().map_or(0, |(data, _)| data.len())));
+            }
+            Ok(Some(entry.tcp().map_or(0, tcp::Socket::recv_queue)))
+        })
+    }
+
+    /// Ends one half of a connection, or both.
+    ///
+    /// # Errors
+    /// ENOTCONN.
+    pub fn shutdown(&self, half: Half) -> Result<()> {
+        self.with(|state| {
+            let entry = state.entry(self.id)?;
+            if self.transport == Transport::Datagram {
+                if entry.remote.is_none() {
+                    return Err(refuse(libc::ENOTCONN, "the socket is not connected"));
+                }
+                entry.shut_read |= half != Half::Write;
+                entry.shut_write |= half != Half::Read;
+                return Ok(());
+            }
+            if matches!(entry.kind, Kind::Listener(_)) {
+                return Ok(());
+            }
+            if entry.tcp().is_none_or(|tcp| tcp.remote_endpoint().is_none()) {
+                return Err(refuse(libc::ENOTCONN, "the socket is not connected"));
+            }
+            entry.shut_read |= half != Half::Write;
+            if half != Half::Read {
+                entry.shut_write = true;
+                if let Some(tcp) = entry.tcp_mut() {
+                    tcp.close();
+                }
+                state.egress(self.id, Cause::Called);
+            }
+            state.entry(self.id)?.announce();
+            Ok(())
+        })
+    }
+
+    /// Closes it. What was sent before still goes out.
+    pub fn close(&self) {
+        if let Ok(mut state) = self.shared.lock() {
+            state.close(self.id);
+            self.shared.flush(state);
+        }
+    }
+
+    /// Its own address, where it has one.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn local(&self) -> Result<Option<SocketAddr>> {
+        self.with(|state| Ok(state.entry(self.id)?.local))
+    }
+    /// Its peer's.
+    ///
+    /// # Errors
+    /// ENOTCONN.
+    pub fn peer(&self) -> Result<SocketAddr> {
+        self.with(|state| {
+            let entry = state.entry(self.id)?;
+            let connected = match &entry.kind {
+                Kind::Stream(stream) => stream.connected,
+                _ => true,
+            };
+            entry
+                .remote
+                .filter(|_| connected)
+                .ok_or_else(|| refuse(libc::ENOTCONN, "the socket is not connected"))
+        })
+    }
+    /// What its options are.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn options(&self) -> Result<Options> {
+        self.with(|state| Ok(state.entry(self.id)?.options))
+    }
+    /// Changes its options.
+    ///
+    /// # Errors
+    /// EBADF, EINVAL.
+    pub fn set_options(&self, change: impl FnOnce(&mut Options)) -> Result<()> {
+        self.with(|state| {
+            let entry = state.entry(self.id)?;
+            let before = entry.options;
+            change(&mut entry.options);
+            entry.options.receive_buffer = entry.options.receive_buffer.clamp(4096, 1 << 28);
+            entry.options.send_buffer = entry.options.send_buffer.clamp(4096, 1 << 28);
+            let (old, new) = (before.receive_buffer, entry.options.receive_buffer);
+            if (old, before.send_buffer) != (new, entry.options.send_buffer)
+                && entry.handle.is_some()
+            {
+                // smoltcp's buffers have one size for life.
+                entry.options.receive_buffer = before.receive_buffer;
+                entry.options.send_buffer = before.send_buffer;
+                return Err(Host::invalid(
+                    "the size of a buffer can be set before the socket is connected or bound only",
+                ));
+            }
+            entry.apply_options();
+            state.egress(self.id, Cause::Called);
+            Ok(())
+        })
+    }
+    /// The error that waits, which is none from now on (SO_ERROR).
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn take_error(&self) -> Result<i32> {
+        self.with(|state| {
+            let entry = state.entry(self.id)?;
+            let error = entry.error.take().unwrap_or(0);
+            entry.announce();
+            Ok(error)
+        })
+    }
+    /// Joins a group, or leaves it.
+    ///
+    /// # Errors
+    /// EINVAL, EADDRINUSE, EADDRNOTAVAIL, ENOBUFS.
+    pub fn membership(&self, group: IpAddr, join: bool) -> Result<()> {
+        self.with(|state| super::datagrams::membership(state, self.id, self.v6, group, join))
+    }
+    /// A descriptor that is readable and writable when the socket is.
+    ///
+    /// # Errors
+    /// EBADF; [`Error::Os`] where there are no more descriptors.
+    pub fn descriptor(&self) -> Result<RawFd> {
+        self.with(|state| {
+            let entry = state.entry(self.id)?;
+            if entry.ready.is_none() {
+                entry.ready = Some(Ready::new()?);
+                entry.announce();
+            }
+            let ready = entry.ready.as_ref().map(Ready::number);
+            ready.ok_or_else(|| refuse(libc::EBADF, "the socket is closed"))
+        })
+    }
+    /// Whether it can be read from, and written to, now.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn ready(&self) -> Result<(bool, bool)> {
+        self.with(|state| {
+            let entry = state.entry(self.id)?;
+            Ok((entry.readable(), entry.writable()))
+        })
+    }
+    /// What was counted of it.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn counters(&self) -> Result<SocketCounters> {
+        self.with(|state| Ok(counters(state.entry(self.id)?)))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+pub(super) fn counters(entry: &Entry) -> SocketCounters {
+    let mut counters = entry.counters;
+    if let Kind::Stream(stream) = &entry.kind {
+        counters.rtt = stream.track.rtt();
+    }
+    counters
+}
+
+fn connect_datagram(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Result<()> {
+    state.check()?;
+    if to.is_ipv6() != v6 {
+        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} is of the other family")));
+    }
+    let source = state.source(to.ip())?;
+    if state.entry(id)?.local.is_none() {
+        state.bind(id, SocketAddr::new(source, 0))?;
+    }
+    state.entry(id)?.remote = Some(to);
+    Ok(())
+}
+
+/// Begins a connection.
+fn begin(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Result<()> {
+    if to.is_ipv6() != v6 {
+        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} is of the other family")));
+    }
+    if to.port() == 0 || to.ip().is_multicast() || to.ip().is_unspecified() {
+        return Err(refuse(libc::ECONNREFUSED, format!("connecting to {to}")));
+    }
+    let source = state.source(to.ip())?;
+    if state.is_ours(to.ip()) {
+        return Err(refuse(
+            libc::EADDRNOTAVAIL,
+            format!("{to} is the stack's own address, and it has no loopback"),
+        ));
+    }
+    let entry = state.entry(id)?;
+    if matches!(entry.kind, Kind::Listener(_)) {
+        return Err(refuse(libc::EISCONN, "the socket listens"));
+    }
+    let bound = entry.local;
+    let local = match bound {
+        Some(local) if !local.ip().is_unspecified() => local,
+        Some(local) => SocketAddr::new(source, local.port()),
+        None => SocketAddr::new(source, state.ephemeral(true, Some((source, to)))?),
+    };
+    let flow = Flow { local, remote: to };
+    if state.flows.contains_key(&flow) {
+        return Err(refuse(
+            libc::EADDRINUSE,
+            format!("there is a connection from {local} to {to}"),
+        ));
+    }
+    let now = Instant::now();
+    let State { sockets, interface, .. } = state;
+    let Some(entry) = sockets.get_mut(&id) else {
+        return Err(refuse(libc::EBADF, "the socket is closed"));
+    };
+    let socket = entry.make_tcp();
+    let begun =
+        socket.connect(interface.context(), (to.ip(), to.port()), (local.ip(), local.port()));
+    begun.map_err(|error| Host::invalid(format!("connecting to {to}: {error}")))?;
+    entry.local = Some(local);
+    entry.remote = Some(to);
+    if let Kind::Stream(stream) = &mut entry.kind {
+        stream.last = tcp::State::SynSent;
+        stream.heard = now;
+    }
+    state.flows.insert(flow, id);
+    state.egress(id, Cause::Called);
+    Ok(())
+}
+
+/// Puts bytes into the buffer of a connection, and sends what may be sent.
+fn send(state: &mut State, id: Id, bytes: Area) -> Result<Option<usize>> {
+    let entry = state.entry(id)?;
+    if let Some(errno) = entry.error.take() {
+        entry.announce();
+        return Err(refuse(errno, "sending"));
+    }
+    if entry.connecting() {
+        return Ok(None);
+    }
+    let connected = matches!(&entry.kind, Kind::Stream(stream) if stream.connected);
+    let Some(tcp) = entry.tcp_mut().filter(|_| connected) else {
+        return Err(refuse(libc::ENOTCONN, "sending: the socket is not connected"));
+    };
+    if !tcp.may_send() {
+        return Err(refuse(libc::EPIPE, "sending: the connection is closed"));
+    }
+    if bytes.is_empty() {
+        return Ok(Some(0));
+    }
+    let mut count = 0;
+    // The free room is in two pieces at most.
+    for _ in 0..2 {
+        let rest = bytes.behind(count);
+        let taken = tcp.send(|room| {
+            let taken = rest.read(room);
+            (taken, taken)
+        });
+        count += taken.unwrap_or(0);
+    }
+    if count == 0 {
+        return Ok(None);
+    }
+    entry.counters.tx_bytes += count as u64;
+    state.egress(id, Cause::Called);
+    Ok(Some(count))
+}
+
+/// Takes bytes out of the buffer of a connection, and tells the peer of the room.
+fn receive(state: &mut State, id: Id, into: Area, peek: bool) -> Result<Option<usize>> {
+    let entry = state.entry(id)?;
+    if entry.shut_read {
+        return Ok(Some(0));
+    }
+    let connected = matches!(&entry.kind, Kind::Stream(stream) if stream.connected);
+    let connecting = entry.connecting();
+    let mut count = 0;
+    let mut ended = false;
+    match entry.tcp_mut() {
+        None => return Err(refuse(libc::ENOTCONN, "receiving: the socket is not connected")),
+        Some(_) if connecting => return Ok(None),
+        Some(tcp) if peek => match tcp.peek(into.len()) {
+            Ok(data) => count = into.write(data),
+            Err(_) => ended = true,
+        },
+        Some(tcp) => {
+            // The bytes are in two pieces at most.
+            for _ in 0..2 {
+                let rest = into.behind(count);
+                match tcp.recv(|data| {
+                    let taken = rest.write(data);
+                    (taken, taken)
+                }) {
+                    Ok(taken) => count += taken,
+                    Err(_) => ended = true,
+                }
+            }
+        }
+    }
+    if count > 0 {
+        if !peek {
+            entry.counters.rx_bytes += count as u64;
+            state.egress(id, Cause::Called);
+        }
+        return Ok(Some(count));
+    }
+    if let Some(errno) = entry.error.take() {
+        entry.announce();
+        return Err(refuse(errno, "receiving"));
+    }
+    if into.is_empty() && connected {
+        return Ok(Some(0));
+    }
+    if !ended {
+        return Ok(None);
+    }
+    if !connected {
+        return Err(refuse(libc::ENOTCONN, "receiving: the socket is not connected"));
+    }
+    Ok(Some(0))
+}

@@ -1,0 +1,367 @@
+//! All of a host that is behind its lock: smoltcp's interface, the sockets, who has which port.
+
+use super::accounts::HostCounters;
+use super::demux::{Flow, FragmentKey};
+use super::device::Device;
+use super::entry::{Entry, Id, Kind};
+use super::lease::Leases;
+use super::packets::Packets;
+use super::probe::Probes;
+use super::wire::Abilities;
+use crate::net::Mac;
+use crate::{Error, Result};
+use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv6Cidr};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Condvar};
+use std::time::Instant;
+
+/// Datagrams in fragments whose ports are remembered.
+const FRAGMENTED: usize = 64;
+/// The first port that is given to who asks for any (RFC 6335, section 6).
+const EPHEMERAL: u16 = 49152;
+
+pub(super) type Time = smoltcp::time::Instant;
+
+/// How a host is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostOptions {
+    /// Whether it has IPv6: a link-local address, and one from each router's prefix.
+    pub ipv6: bool,
+    /// The longest IP packet, bytes; the wire's where it is none.
+    pub mtu: Option<u16>,
+}
+
+/// Ports that sockets have, in the order in which they took them.
+#[derive(Debug, Default)]
+pub(super) struct Ports(HashMap<u16, Vec<Id>>);
+
+impl Ports {
+    pub(super) fn of(&self, port: u16) -> &[Id] {
+        self.0.get(&port).map_or(&[], Vec::as_slice)
+    }
+    pub(super) fn add(&mut self, port: u16, id: Id) {
+        self.0.entry(port).or_default().push(id);
+    }
+    pub(super) fn remove(&mut self, port: u16, id: Id) {
+        if let Some(ids) = self.0.get_mut(&port) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.0.remove(&port);
+            }
+        }
+    }
+}
+
+pub(super) struct State {
+    pub(super) mac: Mac,
+    pub(super) device: Device,
+    pub(super) interface: Box<Interface>,
+    /// DHCP's and echo requests' sockets.
+    pub(super) common: SocketSet<'static>,
+    pub(super) none: SocketSet<'static>,
+    epoch: Instant,
+    pub(super) sockets: HashMap<Id, Entry>,
+    next: Id,
+    pub(super) flows: HashMap<Flow, Id>,
+    /// Ports of TCP sockets that were bound, those that listen among them.
+    pub(super) tcp_ports: Ports,
+    pub(super) udp_ports: Ports,
+    pub(super) groups: HashMap<IpAddr, usize>,
+    pub(super) fragments: HashMap<FragmentKey, Flow>,
+    pub(super) fragment_order: VecDeque<FragmentKey>,
+    /// Sockets that may have something to send.
+    pub(super) queue: VecDeque<Id>,
+    pub(super) timers: BTreeSet<(Time, Id)>,
+    pub(super) counters: HostCounters,
+    pub(super) leases: Leases,
+    pub(super) probes: Probes,
+    /// Addresses or routes have changed, a reply came.
+    pub(super) news: Arc<Condvar>,
+    /// What ended it.
+    pub(super) failure: Option<Error>,
+    /// It is to end.
+    pub(super) ending: bool,
+    /// Somebody gives frames to the wire.
+    pub(super) flushing: bool,
+    /// Frames that the wire had no room for, and may have later.
+    pub(super) held: Packets,
+    pub(super) stuck: bool,
+    /// The thread sleeps until then at most.
+    pub(super) asleep: Option<Option<Instant>>,
+    pub(super) ipv6: bool,
+}
+
+/// A random number from the system's source, by way of the keys of a hash table.
+pub(super) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// An error as `socket` would raise it.
+pub(super) fn refuse(errno: i32, what: impl Into<String>) -> Error {
+    Error::os(what, std::io::Error::from_raw_os_error(errno))
+}
+
+impl State {
+    pub(super) fn new(
+        mac: Mac,
+        mtu: u16,
+        abilities: Abilities,
+        options: HostOptions,
+    ) -> Result<Self> {
+        let address = EthernetAddress(mac.0);
+        if !address.is_unicast() || mac.0 == [0; 6] {
+            return Err(Error::Invalid(format!(
+                "the port's MAC address {mac} is not that of a host; give the device another (mac=)"
+            )));
+        }
+        let mtu = options.mtu.map_or(mtu, |own| own.min(mtu));
+        let least = if options.ipv6 { 1280 } else { 576 };
+        if mtu < least {
+            return Err(Error::Invalid(format!(
+                "an MTU of {mtu} bytes is too small: {least} is the least that this host can do with"
+            )));
+        }
+        let mut device = Device::new(mtu, abilities);
+        let mut config = Config::new(HardwareAddress::Ethernet(address));
+        config.random_seed = random();
+        config.slaac = options.ipv6;
+        let mut interface = Box::new(Interface::new(config, &mut device, Time::ZERO));
+        if options.ipv6 {
+            // smoltcp's router solicitation wants a link-local address to be there.
+            let link_local = Ipv6Cidr::new(link_local(mac), 64);
+            interface.update_ip_addrs(|list| {
+                let _ = list.push(IpCidr::Ipv6(link_local));
+            });
+        }
+        Ok(Self {
+            mac,
+            device,
+            interface,
+            common: SocketSet::new(Vec::new()),
+            none: SocketSet::new(Vec::new()),
+            epoch: Instant::now(),
+            sockets: HashMap::new(),
+            next: 1,
+            flows: HashMap::new(),
+            tcp_ports: Ports::default(),
+            udp_ports: Ports::default(),
+            groups: HashMap::new(),
+            fragments: HashMap::new(),
+            fragment_order: VecDeque::new(),
+            queue: VecDeque::new(),
+            timers: BTreeSet::new(),
+            counters: HostCounters::default(),
+            leases: Leases::default(),
+            probes: Probes::default(),
+            news: Arc::default(),
+            failure: None,
+            ending: false,
+            flushing: false,
+            held: Packets::default(),
+            stuck: false,
+            asleep: None,
+            ipv6: options.ipv6,
+        })
+    }
+
+    pub(super) fn now(&self) -> Time {
+        self.time(Instant::now())
+    }
+    pub(super) fn time(&self, at: Instant) -> Time {
+        let micros = at.saturating_duration_since(self.epoch).as_micros();
+        Time::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+    pub(super) fn moment(&self, time: Time) -> Instant {
+        let micros = u64::try_from(time.total_micros()).unwrap_or(0);
+        self.epoch + std::time::Duration::from_micros(micros)
+    }
+
+    /// An error once nothing moves any more.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.ending {
+            return Err(refuse(libc::EBADF, "the stack is closed"));
+        }
+        match &self.failure {
+            Some(error) => Err(refuse(libc::ENETDOWN, format!("the stack has ended: {error}"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn add(&mut self, entry: Entry) -> Id {
+        let id = self.next;
+        self.next += 1;
+        self.sockets.insert(id, entry);
+        id
+    }
+    /// A socket; an error once it was closed.
+    pub(super) fn entry(&mut self, id: Id) -> Result<&mut Entry> {
+        self.sockets
+            .get_mut(&id)
+            .filter(|entry| entry.owned)
+            .ok_or_else(|| refuse(libc::EBADF, "the socket is closed"))
+    }
+
+    /// The address from which an address is reached; an error where there is none.
+    pub(super) fn source(&self, to: IpAddr) -> Result<IpAddr> {
+        let mut any = false;
+        for cidr in self.interface.ip_addrs() {
+            if IpAddr::from(cidr.address()).is_ipv4() == to.is_ipv4() {
+                any = true;
+            }
+        }
+        if !any {
+            let kind = if to.is_ipv4() { "IPv4" } else { "IPv6" };
+            let hint = if to.is_ipv4() {
+                "dhcp=True, address= or configure() gives it one"
+            } else {
+                "ipv6=True gives it one"
+            };
+            return Err(refuse(
+                libc::ENETUNREACH,
+                format!("{to} cannot be reached: the stack has no {kind} address; {hint}"),
+            ));
+        }
+        let here = to.is_multicast()
+            || to == IpAddr::from([255, 255, 255, 255])
+            || self.interface.ip_addrs().iter().any(|cidr| cidr.contains_addr(&to.into()));
+        let gateway = match to {
+            IpAddr::V4(_) => self.interface.routes().get_default_ipv4_route(),
+            IpAddr::V6(_) => self.interface.routes().get_default_ipv6_route(),
+        };
+        if !here && gateway.is_none() {
+            return Err(refuse(
+                libc::ENETUNREACH,
+                format!(
+                    "{to} cannot be reached: it is in no network of the stack, and there is no gateway"
+                ),
+            ));
+        }
+        let source = self.interface.get_source_address(&to.into()).map(IpAddr::from);
+        source.ok_or_else(|| refuse(libc::EADDRNOTAVAIL, format!("no address to reach {to} from")))
+    }
+    /// Whether an address is one of ours.
+    pub(super) fn is_ours(&self, address: IpAddr) -> bool {
+        self.interface.ip_addrs().iter().any(|cidr| IpAddr::from(cidr.address()) == address)
+    }
+
+    /// A free port.
+    ///
+    /// # Errors
+    /// EADDRINUSE.
+    pub(super) fn ephemeral(&self, tcp: bool, remote: Option<(IpAddr, SocketAddr)>) -> Result<u16> {
+        let count = u16::MAX - EPHEMERAL + 1;
+        let start = (random() % u64::from(count)) as u16;
+        for step in 0..count {
+            let port = EPHEMERAL + (start + step) % count;
+            let bound = if tcp { self.tcp_ports.of(port) } else { self.udp_ports.of(port) };
+            let taken = remote.is_some_and(|(source, remote)| {
+                self.flows.contains_key(&Flow { local: SocketAddr::new(source, port), remote })
+            });
+            if bound.is_empty() && !taken {
+                return Ok(port);
+            }
+        }
+        Err(refuse(libc::EADDRINUSE, "no port is free"))
+    }
+
+    /// Gives a socket its address and port.
+    ///
+    /// # Errors
+    /// EINVAL, EADDRINUSE, EADDRNOTAVAIL.
+    pub(super) fn bind(&mut self, id: Id, address: SocketAddr) -> Result<()> {
+        let address = SocketAddr::new(address.ip(), address.port());
+        let entry = self.entry(id)?;
+        let (v6, reuse, tcp) =
+            (entry.v6, entry.options.reuse, !matches!(entry.kind, Kind::Datagram(_)));
+        if entry.local.is_some() {
+            return Err(refuse(libc::EINVAL, "the socket has an address already"));
+        }
+        if address.is_ipv6() != v6 {
+            return Err(refuse(libc::EAFNOSUPPORT, format!("{address} is of the other family")));
+        }
+        let ip = address.ip();
+        if !ip.is_unspecified() && !ip.is_multicast() && !self.is_ours(ip) {
+            return Err(refuse(
+                libc::EADDRNOTAVAIL,
+                format!("{ip} is no address of the stack, so nothing can be bound to it"),
+            ));
+        }
+        let port = match address.port() {
+            0 => self.ephemeral(tcp, None)?,
+            port => port,
+        };
+        let ports = if tcp { &self.tcp_ports } else { &self.udp_ports };
+        for other in ports.of(port) {
+            let Some(other) = self.sockets.get(other) else { continue };
+            let listens = matches!(other.kind, Kind::Listener(_));
+            let meets = other.v6 == v6
+                && other.local.is_none_or(|local| {
+                    local.ip() == ip || local.ip().is_unspecified() || ip.is_unspecified()
+                });
+            if meets && !(reuse && other.options.reuse && !listens) {
+                return Err(refuse(
+                    libc::EADDRINUSE,
+                    format!("port {port} cannot be bound: another socket of the stack has it"),
+                ));
+            }
+        }
+        let local = SocketAddr::new(ip, port);
+        if tcp {
+            self.tcp_ports.add(port, id);
+        } else {
+            self.udp_ports.add(port, id);
+        }
+        let entry = self.entry(id)?;
+        entry.local = Some(local);
+        if !tcp {
+            let socket = entry.make_udp();
+            // An address of a group, or another, is looked at before the socket is asked.
+            let _ = socket.bind(port);
+        }
+        Ok(())
+    }
+
+    /// Remembers whom the other fragments of a datagram are for.
+    pub(super) fn remember(&mut self, key: FragmentKey, flow: Flow) {
+        if self.fragments.insert(key, flow).is_none() {
+            self.fragment_order.push_back(key);
+            if self.fragment_order.len() > FRAGMENTED
+                && let Some(oldest) = self.fragment_order.pop_front()
+            {
+                self.fragments.remove(&oldest);
+            }
+        }
+    }
+
+    /// Joins or leaves a group for one socket more or less.
+    pub(super) fn group(&mut self, group: IpAddr, join: bool) -> Result<()> {
+        let members = self.groups.entry(group).or_default();
+        *members = if join { *members + 1 } else { members.saturating_sub(1) };
+        let members = *members;
+        if members == 0 {
+            self.groups.remove(&group);
+        }
+        let changed = match (join, members) {
+            (true, 1) => self.interface.join_multicast_group(group),
+            (false, 0) => self.interface.leave_multicast_group(group),
+            _ => Ok(()),
+        };
+        if changed.is_err() {
+            self.groups.remove(&group);
+            return Err(refuse(
+                libc::ENOBUFS,
+                format!("{group} cannot be joined: too many groups"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// RFC 4291, appendix A: the address that a host gives itself.
+pub(super) fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}

@@ -1,0 +1,748 @@
+//! What is done with frames, timers and sockets, one after the other.
+
+use super::demux::{self, Flow, Kind as Found, Segment};
+use super::entry::{Entry, Id, Kind};
+use super::packets::Packet;
+use super::state::{State, Time};
+use crate::Error;
+use crate::net::Offload;
+use crate::stack::vlan;
+use smoltcp::iface::{PollIngressSingleResult, PollResult};
+use smoltcp::socket::{tcp, udp};
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+/// Frames of one socket before it is another's turn.
+const FAIR: usize = 16;
+/// A socket that says that it has something to do, and does nothing, is asked again so much later.
+const REST: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
+
+/// Why the state of a connection may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    Received,
+    Timer,
+    Called,
+}
+
+/// Whom a SYN is for.
+enum Incoming {
+    Socket(Id),
+    Nobody,
+    Full,
+}
+
+impl State {
+    /// Runs a piece of smoltcp's code. If it panics, the host ends.
+    fn safely(&mut self, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            self.fail(Error::Device(
+                "an internal error of the TCP/IP stack, which says more on standard error; please report it"
+                    .to_owned(),
+            ));
+        }
+    }
+
+    /// Nothing moves any more.
+    pub(super) fn fail(&mut self, error: Error) {
+        self.failure.get_or_insert(error);
+        for entry in self.sockets.values_mut() {
+            entry.error.get_or_insert(libc::ENETDOWN);
+            entry.announce();
+        }
+        self.news.notify_all();
+    }
+
+    /// Takes one received frame.
+    pub(super) fn ingest(&mut self, packet: Packet, arrived: Instant) {
+        if self.failure.is_none() {
+            self.safely(|state| state.take(packet, arrived));
+        }
+    }
+
+    fn take(&mut self, mut packet: Packet, arrived: Instant) {
+        self.counters.rx_frames += 1;
+        self.counters.rx_bytes += packet.bytes.len() as u64;
+        vlan::remove_priority_tags(&mut packet.bytes);
+        let done = Offload::NEEDS_CSUM | Offload::DATA_VALID;
+        let verified = packet.offload.flags & done != 0;
+        match demux::look(&packet.bytes, self.mac.0, verified) {
+            Found::Tcp(flow, segment) => self.take_segment(packet, flow, segment, arrived),
+            Found::Udp(flow) => self.take_datagram(packet, flow),
+            Found::FirstFragment(flow, key) => {
+                self.remember(key, flow);
+                self.take_datagram(packet, flow);
+            }
+            Found::Fragment(key) => match self.fragments.get(&key).copied() {
+                Some(flow) => self.take_datagram(packet, flow),
+                None => self.take_common(packet),
+            },
+            Found::Unreachable(flow, is_tcp, errno) => {
+                self.unreachable(flow, is_tcp, errno);
+                self.take_common(packet);
+            }
+            Found::Arp => {
+                self.probes.look(&packet.bytes, arrived, &self.news);
+                self.take_common(packet);
+            }
+            Found::Other => self.take_common(packet),
+            Found::BadChecksum => {
+                self.counters.rx_bad_checksum += 1;
+                self.device.used.recycle(packet);
+            }
+            Found::NotOurs => {
+                self.counters.rx_not_ours += 1;
+                self.device.used.recycle(packet);
+            }
+        }
+    }
+
+    /// For the interface itself, and the sockets that are nobody's.
+    fn take_common(&mut self, packet: Packet) {
+        self.leases.look(&packet.bytes);
+        self.device.inbox = Some(packet);
+        let now = self.now();
+        self.interface.poll_ingress_single(now, &mut self.device, &mut self.common);
+        self.device.inbox = None;
+        if self.probes.arrived(&mut self.common) {
+            self.news.notify_all();
+        }
+    }
+
+    fn take_segment(&mut self, packet: Packet, flow: Flow, segment: Segment, arrived: Instant) {
+        let opening = segment.syn && segment.ack.is_none() && !segment.rst;
+        let mut known = self.flows.get(&flow).copied();
+        if opening
+            && let Some(id) = known
+            && let Some(entry) = self.sockets.get(&id)
+            && !entry.owned
+            && matches!(entry.state(), tcp::State::TimeWait | tcp::State::Closed)
+        {
+            // RFC 9293, section 3.6.1: the same peer begins anew.
+            self.forget(id);
+            known = None;
+        }
+        let id = match known {
+            Some(id) => id,
+            None if opening => match self.incoming(flow) {
+                Incoming::Socket(id) => id,
+                Incoming::Nobody => return self.refuse_segment(packet),
+                Incoming::Full => {
+                    self.counters.rx_backlog_full += 1;
+                    self.device.used.recycle(packet);
+                    return;
+                }
+            },
+            None => return self.refuse_segment(packet),
+        };
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        if let Kind::Stream(stream) = &mut entry.kind {
+            let (again, early) = stream.track.received(&segment, arrived);
+            stream.heard = arrived;
+            entry.counters.rx_packets += 1;
+            entry.counters.duplicates += u64::from(again);
+            entry.counters.out_of_order += u64::from(early);
+            self.counters.duplicates += u64::from(again);
+            self.counters.out_of_order += u64::from(early);
+        }
+        self.feed(id, packet);
+        self.finish(id, Cause::Received);
+        self.enqueue(id);
+    }
+
+    fn refuse_segment(&mut self, packet: Packet) {
+        self.counters.rx_no_socket += 1;
+        self.take_common(packet);
+    }
+
+    /// Gives a frame to a socket's own set.
+    fn feed(&mut self, id: Id, packet: Packet) {
+        let now = self.now();
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        self.device.inbox = Some(packet);
+        let made = self.device.made;
+        let result = self.interface.poll_ingress_single(now, &mut self.device, &mut entry.set);
+        debug_assert!(result != PollIngressSingleResult::None);
+        self.device.inbox = None;
+        let answered = self.device.made - made;
+        if answered > 0 {
+            self.count_sent(id, answered);
+        }
+    }
+
+    /// Counts the frames that were just made for a socket.
+    fn count_sent(&mut self, id: Id, frames: u64) {
+        let now = Instant::now();
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        entry.counters.tx_packets += frames;
+        if let Kind::Stream(stream) = &mut entry.kind
+            && let Some(packet) = self.device.outbox.last_mut()
+            && let Some(segment) = demux::sent_segment(&packet.bytes)
+        {
+            stream.track.acknowledged(segment.ack);
+            if stream.track.sent(&segment, now) {
+                entry.counters.retransmits += 1;
+                self.counters.retransmits += 1;
+            }
+        }
+    }
+
+    /// A SYN came: makes a connection of it, where a socket listens.
+    fn incoming(&mut self, flow: Flow) -> Incoming {
+        if !self.is_ours(flow.local.ip()) || flow.remote.port() == 0 {
+            return Incoming::Nobody;
+        }
+        let mut best = None;
+        for id in self.tcp_ports.of(flow.local.port()) {
+            let Some(entry) = self.sockets.get(id) else { continue };
+            let Some(local) = entry.local else { continue };
+            let exact = local.ip() == flow.local.ip();
+            let fits = exact || (local.ip().is_unspecified() && entry.v6 == flow.local.is_ipv6());
+            if matches!(entry.kind, Kind::Listener(_)) && fits && (exact || best.is_none()) {
+                best = Some(*id);
+            }
+        }
+        let Some(parent) = best else { return Incoming::Nobody };
+        let Some(entry) = self.sockets.get_mut(&parent) else { return Incoming::Nobody };
+        let (v6, options) = (entry.v6, entry.options);
+        let Kind::Listener(listener) = &mut entry.kind else { return Incoming::Nobody };
+        if listener.ready.len() + listener.pending > listener.backlog {
+            return Incoming::Full;
+        }
+        listener.pending += 1;
+        let mut child = Entry::stream(v6, options);
+        child.owned = false;
+        child.local = Some(flow.local);
+        child.remote = Some(flow.remote);
+        let socket = child.make_tcp();
+        if socket.listen((flow.local.ip(), flow.local.port())).is_err() {
+            return Incoming::Nobody;
+        }
+        if let Kind::Stream(stream) = &mut child.kind {
+            stream.parent = Some(parent);
+            stream.last = tcp::State::Listen;
+        }
+        let id = self.add(child);
+        self.flows.insert(flow, id);
+        Incoming::Socket(id)
+    }
+
+    fn take_datagram(&mut self, packet: Packet, flow: Flow) {
+        let group = flow.local.ip().is_multicast();
+        let mut best: Option<(u8, Id)> = None;
+        let mut all = Vec::new();
+        for id in self.udp_ports.of(flow.local.port()) {
+            let Some(entry) = self.sockets.get(id) else { continue };
+            let Some(score) = fits(entry, flow, group) else { continue };
+            if group || is_broadcast(flow.local.ip()) {
+                all.push(*id);
+            }
+            if best.is_none_or(|(other, _)| score > other) {
+                best = Some((score, *id));
+            }
+        }
+        if all.len() > 1 {
+            // Of a group, or to everybody: each socket gets its own copy.
+            for id in &all[1..] {
+                let bytes = packet.bytes.clone();
+                self.deliver(*id, Packet { bytes, offload: packet.offload });
+            }
+            self.deliver(all[0], packet);
+        } else if let Some((_, id)) = best {
+            self.deliver(id, packet);
+        } else {
+            self.take_common(packet);
+        }
+    }
+
+    fn deliver(&mut self, id: Id, packet: Packet) {
+        let count = |state: &Self| {
+            state.sockets.get(&id).and_then(Entry::udp).map_or(0, udp::Socket::recv_queue)
+        };
+        let before = count(self);
+        self.feed(id, packet);
+        let after = count(self);
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        if after > before {
+            entry.counters.rx_packets += 1;
+        } else if before > 0 {
+            // A fragment that completes nothing does not count, and cannot be told apart.
+            let full = entry
+                .udp()
+                .is_some_and(|udp| udp.recv_queue() + 2048 > udp.payload_recv_capacity());
+            entry.counters.dropped += u64::from(full);
+            self.counters.rx_dropped += u64::from(full);
+        }
+        entry.announce();
+    }
+
+    /// The peer, or a router, says that something could not be delivered.
+    fn unreachable(&mut self, flow: Flow, is_tcp: bool, errno: i32) {
+        if is_tcp {
+            // RFC 5927: soft, but for a connection that is not made yet.
+            if let Some(id) = self.flows.get(&flow).copied()
+                && let Some(entry) = self.sockets.get_mut(&id)
+                && entry.state() == tcp::State::SynSent
+            {
+                entry.error = Some(errno);
+                if let Some(tcp) = entry.tcp_mut() {
+                    tcp.abort();
+                }
+                self.finish(id, Cause::Received);
+                self.enqueue(id);
+            }
+            return;
+        }
+        for id in self.udp_ports.of(flow.local.port()) {
+            if let Some(entry) = self.sockets.get_mut(id)
+                && entry.remote == Some(flow.remote)
+            {
+                entry.error = Some(errno);
+                entry.announce();
+            }
+        }
+    }
+
+    /// A socket may have something to send.
+    pub(super) fn enqueue(&mut self, id: Id) {
+        if let Some(entry) = self.sockets.get_mut(&id)
+            && !entry.queued
+        {
+            entry.queued = true;
+            self.queue.push_back(id);
+        }
+    }
+
+    /// Has sockets send as long as there is room.
+    pub(super) fn pump(&mut self) {
+        let mut turns = self.queue.len();
+        while turns > 0
+            && !self.device.full()
+            && self.failure.is_none()
+            && let Some(id) = self.queue.pop_front()
+        {
+            turns -= 1;
+            self.egress(id, Cause::Called);
+        }
+    }
+
+    /// Has one socket send, and looks when it wants to be asked again.
+    pub(super) fn egress(&mut self, id: Id, cause: Cause) {
+        if self.failure.is_none() {
+            self.safely(|state| state.emit(id, cause));
+        }
+    }
+
+    fn emit(&mut self, id: Id, cause: Cause) {
+        let now = self.now();
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        entry.queued = false;
+        if matches!(entry.kind, Kind::Datagram(_)) {
+            return self.emit_datagrams(id);
+        }
+        if entry.handle.is_none() {
+            return;
+        }
+        let mut frames = 0;
+        let mut more = false;
+        loop {
+            if self.device.full() || frames >= FAIR {
+                more = true;
+                break;
+            }
+            let Some(entry) = self.sockets.get_mut(&id) else { return };
+            let made = self.device.made;
+            let result = self.interface.poll_egress(now, &mut self.device, &mut entry.set);
+            let made = self.device.made - made;
+            if made > 0 {
+                self.count_sent(id, made);
+            }
+            if result == PollResult::None {
+                break;
+            }
+            frames += 1;
+        }
+        self.finish(id, cause);
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        let wanted = self.interface.poll_at(now, &entry.set);
+        if more && wanted.is_some_and(|at| at <= now) {
+            self.enqueue(id);
+            self.schedule(id, None);
+        } else {
+            // What did nothing just now is not asked in a circle.
+            self.schedule(id, wanted.map(|at| if at <= now { now + REST } else { at }));
+        }
+    }
+
+    /// Sends what waits for its next hop; forgets what waited too long.
+    fn emit_datagrams(&mut self, id: Id) {
+        let now = self.now();
+        let moment = Instant::now();
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        let Kind::Datagram(datagram) = &mut entry.kind else { return };
+        let mut waiting = std::mem::take(&mut datagram.sending);
+        let mut wanted: Option<Time> = None;
+        let mut lost = 0;
+        waiting.retain_mut(|sending| {
+            self.interface.poll_egress(now, &mut self.device, &mut sending.set);
+            let socket = sending.set.get::<udp::Socket<'_>>(sending.handle);
+            if socket.can_send() {
+                return false;
+            }
+            if moment >= sending.until {
+                lost += 1;
+                return false;
+            }
+            let at = self.interface.poll_at(now, &sending.set).unwrap_or(now);
+            let at = at.max(now + REST);
+            wanted = Some(wanted.map_or(at, |other| other.min(at)));
+            true
+        });
+        self.counters.tx_unresolved += lost;
+        self.finish_datagram();
+        if let Some(entry) = self.sockets.get_mut(&id) {
+            entry.counters.dropped += lost;
+            if let Kind::Datagram(datagram) = &mut entry.kind {
+                datagram.sending.append(&mut waiting);
+            }
+            entry.announce();
+        }
+        self.schedule(id, wanted);
+    }
+
+    /// Sends the other fragments of a long datagram: smoltcp has room for one.
+    pub(super) fn finish_datagram(&mut self) {
+        let now = self.now();
+        self.device.finishing = true;
+        for _ in 0..128 {
+            let more = self.interface.poll_at(now, &self.none) == Some(Time::ZERO);
+            if !more {
+                break;
+            }
+            self.interface.poll_egress(now, &mut self.device, &mut self.none);
+        }
+        self.device.finishing = false;
+    }
+
+    /// Sets a socket's timer.
+    fn schedule(&mut self, id: Id, wanted: Option<Time>) {
+        let Some(entry) = self.sockets.get(&id) else { return };
+        let gives_up = entry.gives_up().map(|at| self.time(at));
+        let due = match (wanted, gives_up) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        if entry.due == due {
+            return;
+        }
+        if let Some(old) = entry.due {
+            self.timers.remove(&(old, id));
+        }
+        entry.due = due;
+        if let Some(due) = due {
+            self.timers.insert((due, id));
+        }
+    }
+
+    /// Asks the sockets whose time has come, and the interface.
+    pub(super) fn run_timers(&mut self) {
+        let now = self.now();
+        while let Some((due, id)) = self.timers.first().copied()
+            && due <= now
+        {
+            self.timers.remove(&(due, id));
+            let Some(entry) = self.sockets.get_mut(&id) else { continue };
+            entry.due = None;
+            if entry.gives_up().is_some_and(|at| at <= Instant::now()) {
+                if entry.error.is_none() && entry.owned {
+                    entry.error = Some(libc::ETIMEDOUT);
+                }
+                if let Some(tcp) = entry.tcp_mut() {
+                    tcp.abort();
+                }
+            }
+            self.egress(id, Cause::Timer);
+        }
+        if self.failure.is_none() {
+            self.safely(|state| {
+                state.interface.poll_maintenance(now);
+                state.device.finishing = true;
+                while state.interface.poll_egress(now, &mut state.device, &mut state.common)
+                    == PollResult::SocketStateChanged
+                {}
+                state.device.finishing = false;
+            });
+        }
+    }
+
+    /// When the thread is wanted next, where no frame comes.
+    pub(super) fn wanted(&mut self) -> Option<Instant> {
+        let now = self.now();
+        let common = self.interface.poll_at(now, &self.common).map(|at| at.max(now + REST));
+        let first = self.timers.first().map(|(due, _)| *due);
+        let wanted = match (common, first) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        // smoltcp does not say when a prefix ends, or a router is to be asked again, where it has
+        // no socket.
+        let router = self.ipv6.then(|| now + smoltcp::time::Duration::from_secs(4));
+        let wanted = match (wanted, router) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let probe = self.probes.wanted();
+        let wanted = wanted.map(|at| self.moment(at));
+        match (wanted, probe) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Draws the conclusions of what a socket has become.
+    pub(super) fn finish(&mut self, id: Id, cause: Cause) {
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        let state = entry.state();
+        let queued = entry.tcp().map_or(0, tcp::Socket::send_queue);
+        let gone = entry.tcp().is_some_and(|tcp| tcp.remote_endpoint().is_none());
+        let owned = entry.owned;
+        let Kind::Stream(stream) = &mut entry.kind else {
+            entry.announce();
+            return;
+        };
+        let last = std::mem::replace(&mut stream.last, state);
+        if cause == Cause::Received || queued == 0 {
+            stream.unacknowledged = None;
+        }
+        if queued > 0 {
+            stream.unacknowledged.get_or_insert_with(Instant::now);
+        }
+        let established = matches!(
+            state,
+            tcp::State::Established
+                | tcp::State::CloseWait
+                | tcp::State::FinWait1
+                | tcp::State::FinWait2
+        );
+        let begun = established && !stream.connected;
+        stream.connected |= established;
+        let parent = stream.parent;
+        if begun {
+            match parent {
+                Some(parent) => {
+                    self.counters.accepted += 1;
+                    self.hand_to(parent, id);
+                }
+                None => self.counters.connected += 1,
+            }
+        }
+        if state == last {
+            self.tell(id);
+            return;
+        }
+        let mut forget = false;
+        if let Some(entry) = self.sockets.get_mut(&id) {
+            match (last, state) {
+                // A peer that began a connection took it back.
+                (tcp::State::SynReceived, tcp::State::Listen) => forget = true,
+                (tcp::State::SynSent, tcp::State::Closed) if cause == Cause::Received => {
+                    entry.error.get_or_insert(libc::ECONNREFUSED);
+                }
+                (
+                    tcp::State::Established
+                    | tcp::State::CloseWait
+                    | tcp::State::FinWait1
+                    | tcp::State::FinWait2,
+                    tcp::State::Closed,
+                ) => match cause {
+                    Cause::Received => {
+                        self.counters.resets += 1;
+                        entry.error.get_or_insert(libc::ECONNRESET);
+                    }
+                    Cause::Timer if gone => {
+                        entry.error.get_or_insert(libc::ECONNABORTED);
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        // What nobody has, and is over.
+        let over = state == tcp::State::Closed && gone;
+        let waits = parent.is_some_and(|parent| {
+            self.sockets.get(&parent).is_some_and(|entry| match &entry.kind {
+                Kind::Listener(listener) => listener.ready.contains(&id),
+                _ => false,
+            })
+        });
+        if forget || (over && !owned && !waits) {
+            self.forget(id);
+            return;
+        }
+        self.tell(id);
+    }
+
+    fn tell(&mut self, id: Id) {
+        if let Some(entry) = self.sockets.get_mut(&id) {
+            entry.announce();
+        }
+    }
+
+    /// A connection is established: its listening socket may accept it.
+    fn hand_to(&mut self, parent: Id, id: Id) {
+        let Some(entry) = self.sockets.get_mut(&parent) else { return };
+        if let Kind::Listener(listener) = &mut entry.kind {
+            listener.pending = listener.pending.saturating_sub(1);
+            listener.ready.push_back(id);
+        }
+        entry.announce();
+    }
+
+    /// Removes a socket and all that refers to it.
+    pub(super) fn forget(&mut self, id: Id) {
+        let Some(entry) = self.sockets.remove(&id) else { return };
+        if let Some(due) = entry.due {
+            self.timers.remove(&(due, id));
+        }
+        if let (Some(local), Some(remote)) = (entry.local, entry.remote) {
+            let flow = Flow { local, remote };
+            if self.flows.get(&flow) == Some(&id) {
+                self.flows.remove(&flow);
+            }
+        }
+        match &entry.kind {
+            Kind::Stream(stream) => {
+                if let Some(parent) = stream.parent.and_then(|parent| self.sockets.get_mut(&parent))
+                    && let Kind::Listener(listener) = &mut parent.kind
+                    && !stream.connected
+                {
+                    listener.pending = listener.pending.saturating_sub(1);
+                }
+                if let Some(local) = entry.local {
+                    self.tcp_ports.remove(local.port(), id);
+                }
+            }
+            Kind::Listener(_) => {
+                if let Some(local) = entry.local {
+                    self.tcp_ports.remove(local.port(), id);
+                }
+            }
+            Kind::Datagram(datagram) => {
+                if let Some(local) = entry.local {
+                    self.udp_ports.remove(local.port(), id);
+                }
+                for group in datagram.groups.clone() {
+                    let _ = self.group(group, false);
+                }
+            }
+        }
+        entry.changed.notify_all();
+    }
+
+    /// The program has closed a socket. What it sent before still goes out.
+    pub(super) fn close(&mut self, id: Id) {
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        if !entry.owned {
+            return;
+        }
+        entry.owned = false;
+        entry.ready = None;
+        entry.announce();
+        match &mut entry.kind {
+            Kind::Datagram(datagram) if datagram.sending.is_empty() => self.forget(id),
+            Kind::Datagram(_) => {
+                // Nothing more is received; what waits for its next hop goes, or is given up.
+                self.forget(id);
+            }
+            Kind::Listener(listener) => {
+                let waiting: Vec<Id> = listener.ready.drain(..).collect();
+                let begun: Vec<Id> = self
+                    .sockets
+                    .iter()
+                    .filter(|(_, other)| {
+                        matches!(&other.kind, Kind::Stream(s) if s.parent == Some(id) && !s.connected)
+                    })
+                    .map(|(id, _)| *id)
+                    .collect();
+                self.forget(id);
+                for child in waiting.into_iter().chain(begun) {
+                    self.abort(child);
+                }
+            }
+            Kind::Stream(_) => {
+                let unread = entry.tcp().is_some_and(|tcp| tcp.recv_queue() > 0);
+                let at_once = entry.options.reset_on_close || unread;
+                match entry.tcp_mut() {
+                    None => self.forget(id),
+                    // RFC 2525, section 2.17: data that nobody reads any more is said to be lost.
+                    Some(_) if at_once => self.abort(id),
+                    Some(tcp) => {
+                        tcp.close();
+                        self.egress(id, Cause::Called);
+                        self.drop_if_over(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Resets a connection that nobody has.
+    fn abort(&mut self, id: Id) {
+        if let Some(tcp) = self.sockets.get_mut(&id).and_then(Entry::tcp_mut) {
+            tcp.abort();
+        }
+        self.egress(id, Cause::Called);
+        self.drop_if_over(id);
+    }
+
+    fn drop_if_over(&mut self, id: Id) {
+        let over = self.sockets.get(&id).is_some_and(|entry| {
+            let gone = entry.tcp().is_none_or(|tcp| tcp.remote_endpoint().is_none());
+            !entry.owned && entry.state() == tcp::State::Closed && gone
+        });
+        if over {
+            self.forget(id);
+        }
+    }
+
+    /// How long the thread may sleep.
+    pub(super) fn pause(&mut self) -> Option<Duration> {
+        let wanted = self.wanted()?;
+        Some(wanted.saturating_duration_since(Instant::now()))
+    }
+}
+
+fn is_broadcast(address: IpAddr) -> bool {
+    address == IpAddr::from([255, 255, 255, 255])
+}
+
+/// How well a socket fits a datagram; `None`: not at all.
+fn fits(entry: &Entry, flow: Flow, group: bool) -> Option<u8> {
+    let local = entry.local?;
+    if entry.v6 != flow.local.is_ipv6() {
+        return None;
+    }
+    let exact = local.ip() == flow.local.ip();
+    if !exact && !local.ip().is_unspecified() && !is_broadcast_for(local, flow) {
+        return None;
+    }
+    if group
+        && let Kind::Datagram(datagram) = &entry.kind
+        && !datagram.groups.contains(&flow.local.ip())
+    {
+        return None;
+    }
+    match entry.remote {
+        Some(remote) if remote == flow.remote => Some(3),
+        Some(_) => None,
+        None if exact => Some(2),
+        None => Some(1),
+    }
+}
+
+/// Whether a datagram to everybody is also for a socket that is bound to one address.
+fn is_broadcast_for(_local: SocketAddr, flow: Flow) -> bool {
+    is_broadcast(flow.local.ip())
+}

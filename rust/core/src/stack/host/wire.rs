@@ -1,0 +1,268 @@
+//! What a host stands on: something that carries Ethernet frames, and can be woken.
+
+use super::packets::{Packets, Source};
+use crate::Result;
+use crate::net::{Burst, Mac, Offload, Port, QueuePair, SendStop, Wake};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Frames that wait for whoever takes them from a [`Fed`] wire; more are not taken from the host.
+const ROOM: usize = 1024;
+/// The longest frame to be segmented: the length in its IP header has 16 bits.
+const LONGEST: usize = 65_000;
+
+const CHECKSUM: Offload = Offload { flags: Offload::NEEDS_CSUM, ..Offload::NONE };
+const SEGMENTS: Offload = Offload { gso_type: Offload::TCPV4, ..CHECKSUM };
+
+/// What a wire can do to frames that it is given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Abilities {
+    /// Calculate TCP's checksum.
+    pub checksum: bool,
+    /// Segment TCP over IPv4: bytes of the longest frame.
+    pub segmentation: Option<usize>,
+}
+
+/// Carries Ethernet frames to and from a host. Calls come from any thread.
+pub trait Wire: Send + Sync + 'static {
+    /// The address that frames for the host have.
+    fn mac(&self) -> Mac;
+    /// The longest IP packet, bytes.
+    fn mtu(&self) -> u16;
+    /// What it can do to frames.
+    fn abilities(&self) -> Abilities;
+    /// Appends up to `max` received frames; 0 when there is none now.
+    ///
+    /// # Errors
+    /// As for [`Port::recv`].
+    fn recv(&self, max: usize, packets: &mut Packets) -> Result<usize>;
+    /// Waits until [`Self::recv`] may find a frame, or [`Self::wake`] was called since the last wait.
+    ///
+    /// # Errors
+    /// As for [`Port::wait`].
+    fn wait(&self, timeout: Option<Duration>) -> Result<Wake>;
+    /// Ends the wait, or the next one.
+    fn wake(&self);
+    /// Queues frames, in order, as many as fit now; says how many.
+    ///
+    /// # Errors
+    /// As for [`Port::send`]. A frame that it never takes is dropped.
+    fn send(&self, packets: &Packets) -> Result<usize>;
+    /// The host has ended.
+    fn end(&self) {}
+}
+
+/// One queue pair of a port.
+#[derive(Debug)]
+pub struct PairWire {
+    port: Arc<Port>,
+    index: usize,
+    mac: Mac,
+}
+
+impl PairWire {
+    /// The pair of this number.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] where there is none.
+    pub fn new(port: Arc<Port>, index: usize) -> Result<Self> {
+        port.pair(index)?;
+        let mac = port.mac();
+        Ok(Self { port, index, mac })
+    }
+    fn pair(&self) -> &QueuePair {
+        // Checked when it was made; a port never loses pairs.
+        &self.port.pairs()[self.index]
+    }
+    /// Whether the device can be told of this.
+    fn can(&self, offload: Offload) -> bool {
+        offload.needs().0 & !self.port.accepted().0 == 0
+    }
+}
+
+impl Wire for PairWire {
+    fn mac(&self) -> Mac {
+        self.mac
+    }
+    fn mtu(&self) -> u16 {
+        self.port.config().mtu
+    }
+    fn abilities(&self) -> Abilities {
+        let checksum = self.can(CHECKSUM);
+        let longest = self.port.pool().largest_frame().min(LONGEST);
+        let worth = longest > 2 * usize::from(self.mtu());
+        let segments = checksum && self.can(SEGMENTS) && worth;
+        Abilities { checksum, segmentation: segments.then_some(longest) }
+    }
+    fn recv(&self, max: usize, packets: &mut Packets) -> Result<usize> {
+        let mut burst = Burst::new(self.port.pool().clone());
+        let received = self.pair().recv(max, &mut burst)?;
+        for index in 0..burst.len() {
+            let Some((from, length)) = burst.frame(index) else { continue };
+            let offload = burst.offload(index).unwrap_or(Offload::NONE);
+            // The stack looks at bytes more than once, and the packet memory may change between
+            // two looks: it gets a copy.
+            // SAFETY: `from` is a buffer of the burst with `length` bytes; it is ours until the
+            // burst is dropped. `to` has `length` bytes and is private, so it is no part of it.
+            packets.push_with(length, offload, |to| unsafe {
+                std::ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), length);
+            });
+        }
+        Ok(received)
+    }
+    fn wait(&self, timeout: Option<Duration>) -> Result<Wake> {
+        self.pair().wait(timeout)
+    }
+    fn wake(&self) {
+        if let Some(events) = self.pair().events() {
+            events.rx.signal();
+        }
+    }
+    fn send(&self, packets: &Packets) -> Result<usize> {
+        let mut source = Source::new(packets, self.can(CHECKSUM));
+        match self.pair().send(&mut source)? {
+            (queued, Some(SendStop::BadFrame(why))) => {
+                log::warn!("a frame of the stack cannot be sent: {why}");
+                Ok(queued + 1)
+            }
+            (queued, _) => Ok(queued),
+        }
+    }
+}
+
+/// A wire whose frames somebody else carries: see [`Self::feed`] and [`Self::take`].
+#[derive(Debug)]
+pub struct Fed {
+    mac: Mac,
+    mtu: u16,
+    inner: Mutex<Inner>,
+    arrived: Condvar,
+    departing: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    inbox: Packets,
+    outbox: VecDeque<Vec<u8>>,
+    woken: bool,
+    failure: Option<crate::Error>,
+    ended: bool,
+}
+
+impl Fed {
+    /// A wire of this address.
+    #[must_use]
+    pub fn new(mac: Mac, mtu: u16) -> Self {
+        let (inner, arrived, departing) = Default::default();
+        Self { mac, mtu, inner, arrived, departing }
+    }
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Adds a received frame; false where the host is too far behind, and it is dropped.
+    pub fn feed(&self, frame: &[u8]) -> bool {
+        let mut inner = self.inner();
+        let room = inner.inbox.len() < 4 * ROOM;
+        if room {
+            inner.inbox.push(frame);
+            drop(inner);
+            self.arrived.notify_one();
+        }
+        room
+    }
+    /// Takes the frames that are to be sent, waiting for the first; `None` when the host is gone.
+    pub fn take(&self, timeout: Duration) -> Option<Vec<Vec<u8>>> {
+        let mut inner = self.inner();
+        if inner.outbox.is_empty() && !inner.ended {
+            let waited = self.departing.wait_timeout(inner, timeout);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if inner.ended && inner.outbox.is_empty() {
+            return None;
+        }
+        Some(inner.outbox.drain(..).collect())
+    }
+    /// Says that no more frames are carried, and why.
+    pub fn fail(&self, why: crate::Error) {
+        self.inner().failure.get_or_insert(why);
+        self.wake();
+    }
+    /// Whether the host is gone.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.inner().ended
+    }
+}
+
+impl Wire for Fed {
+    fn mac(&self) -> Mac {
+        self.mac
+    }
+    fn mtu(&self) -> u16 {
+        self.mtu
+    }
+    fn abilities(&self) -> Abilities {
+        Abilities::default()
+    }
+    fn recv(&self, max: usize, packets: &mut Packets) -> Result<usize> {
+        let mut inner = self.inner();
+        if let Some(failure) = &inner.failure {
+            return Err(failure.clone());
+        }
+        let mut count = 0;
+        while count < max
+            && let Some(packet) = inner.inbox.pop()
+        {
+            packets.push(&packet.bytes);
+            inner.inbox.recycle(packet);
+            count += 1;
+        }
+        Ok(count)
+    }
+    fn wait(&self, timeout: Option<Duration>) -> Result<Wake> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut inner = self.inner();
+        loop {
+            if std::mem::take(&mut inner.woken) || !inner.inbox.is_empty() {
+                return Ok(Wake::Ready);
+            }
+            inner = match deadline {
+                None => self.arrived.wait(inner).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(Wake::Timeout);
+                    }
+                    let waited = self.arrived.wait_timeout(inner, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+    fn wake(&self) {
+        self.inner().woken = true;
+        self.arrived.notify_one();
+    }
+    fn send(&self, packets: &Packets) -> Result<usize> {
+        let mut inner = self.inner();
+        if let Some(failure) = &inner.failure {
+            return Err(failure.clone());
+        }
+        let room = ROOM.saturating_sub(inner.outbox.len());
+        let mut count = 0;
+        for packet in packets.iter().take(room) {
+            inner.outbox.push_back(packet.bytes.clone());
+            count += 1;
+        }
+        drop(inner);
+        if count > 0 {
+            self.departing.notify_one();
+        }
+        Ok(count)
+    }
+    fn end(&self) {
+        self.inner().ended = true;
+        self.departing.notify_all();
+    }
+}
