@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from peers.checked_backend import CheckedBackend
 from support.program import virtnic, virtnic_json
 from virtnic.cli import main
 from virtnic.cli.parser import COMMANDS
@@ -145,6 +146,14 @@ def keys_are_told_of(title: str, printed: list[list[dict[str, Any]]]) -> None:
 def test_the_keys_of_commands_without_a_qemu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["qemu-args", "--directory", "/d", "--netdev", "tap,ifname=a0", "--json"]) == 0
     keys_are_told_of("`qemu-args`", [[json.loads(capsys.readouterr().out)]])
+
+
+def test_the_keys_of_check(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with CheckedBackend(scratch / "checked") as backend:
+        assert (
+            main(["check", f"vhost-user,path={backend.path}", "--only", "FEAT-02", "--json"]) == 0
+        )
+    keys_are_told_of("`check`", [[json.loads(capsys.readouterr().out)]])
 
 
 @pytest.mark.needs("shtab")

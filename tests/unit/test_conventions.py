@@ -35,7 +35,7 @@ CORE_MAY_USE: dict[str, set[str]] = {
 # is a room as well. `__init__` is the package itself: the public names.
 ROOMS: list[set[str]] = [
     {"cli"},
-    {"doctor", "testing"},
+    {"check", "doctor", "testing"},
     {"capture", "integrations"},
     {"aio"},
     {"net"},

@@ -28,6 +28,7 @@ COMMANDS = {
     "forward": "forward between two ports, or reflect by one",
     "generate": "send frames at a rate",
     "drop": "receive frames, count and forget them",
+    "check": "try the rules of vhost-user and VIRTIO with a backend",
     "watch": "print what happens to ports: links, backends, QEMU",
     "qemu-args": "the command line of a QEMU that somebody else starts, in another container",
     "completions": "a script that completes command lines in bash, zsh or fish",

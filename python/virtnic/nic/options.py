@@ -26,6 +26,7 @@ __all__ = [
     "Interrupts",
     "Notify",
     "PortRequest",
+    "QemuInterrupts",
     "QemuOptions",
     "Ring",
     "StartOptions",
@@ -40,9 +41,10 @@ __all__ = [
     "with_queues",
 ]
 
-#: How the device tells us: a message to an eventfd, an interrupt line, or not at all. Without QEMU
-#: (``frontend="direct"``) the backend signals an eventfd itself.
-Interrupts = Literal["msix", "intx", "none", "eventfd"]
+#: How a device of QEMU's tells us: a message to an eventfd, an interrupt line, or not at all.
+QemuInterrupts = Literal["msix", "intx", "none"]
+#: The same; without QEMU (``frontend="direct"``) the backend signals an eventfd itself.
+Interrupts = QemuInterrupts | Literal["eventfd"]
 #: The layout of the queues (VIRTIO 1.3, sections 2.7 and 2.8).
 Ring = Literal["split", "packed"]
 #: How a vhost-user backend is kicked.
