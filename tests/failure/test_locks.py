@@ -1,4 +1,4 @@
-"""Nothing hangs: every method from any thread, of a QEMU that is slow or does not answer at all.
+"""No deadlocks: every method from any thread, with a slow or hung QEMU.
 
 The order of locks that makes it so is in ``rust/core/src/locks.rs``.
 """
@@ -302,15 +302,15 @@ def test_a_fork_beside_waiting_threads() -> None:
     )
 
 
-def test_a_signal_handler_closes_while_qemus_words_are_taken() -> None:
+def test_a_signal_handler_closes_while_qemus_output_is_read() -> None:
     """What the main thread holds then is wanted by those who do what may not be interrupted."""
     program(
         textwrap.dedent("""
-        from virtnic.qemu import words
+        from virtnic.qemu import stderr
 
         port = virtnic.open("user", size="4M")
         signal.signal(signal.SIGUSR1, lambda *_: port.close())
-        sockets = words._shared._sockets
+        sockets = stderr._shared._sockets
         real = sockets.ours
 
         class Socket:
@@ -321,7 +321,7 @@ def test_a_signal_handler_closes_while_qemus_words_are_taken() -> None:
                 return real.recvmsg(*arguments)
 
         sockets.ours = Socket()
-        host_of(port.qemu).machine.process._words.position()
+        host_of(port.qemu).machine.process._stderr.position()
         while not port.closed:
             pass
         print("ended")

@@ -1,4 +1,4 @@
-//! A ring that nobody serves: its vhost-user backend stopped, or died, and the next has not come.
+//! A ring without a backend: its vhost-user backend stopped or died, and the next has not come.
 
 use crate::net::stats::LiveQueueStats;
 use crate::virtio::ring::Follower;
@@ -6,24 +6,24 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// There is none.
+/// No outage.
 const NONE: u32 = u32::MAX;
 
 /// The time in which a ring has no backend.
 ///
-/// What moves then is not the work of a backend. QEMU, which takes the rings over, empties a
-/// transmit ring when it is kicked while the link is down: nobody gets these frames
+/// What moves during that time was not processed by a backend. QEMU, which takes over the rings,
+/// empties a transmit ring when it is kicked while the link is down: nobody receives these frames
 /// (`virtio_net_drop_tx_queue_data` in QEMU's `hw/net/virtio-net.c`).
 ///
-/// Told by those who stand between QEMU and the backend, in their thread: when the backend has
-/// gone but QEMU does not know yet, and when another is about to come.
+/// The interposer's thread reports the start, when the backend is gone but QEMU does not know yet,
+/// and the end, when another one is about to come.
 #[derive(Debug)]
 pub struct Outage {
     /// Locked for a moment only, and no other lock is taken meanwhile.
     follower: Mutex<Follower>,
-    /// Where the ring was when it began.
+    /// The position of the ring at its start.
     began: AtomicU32,
-    /// Where it is counted; nowhere for a receive queue.
+    /// Where frames are counted; none for a receive queue.
     stats: Option<Arc<LiveQueueStats>>,
     reoffer: OnceLock<Reoffer>,
     /// That was not done: the queue was in use.
@@ -57,13 +57,14 @@ impl Outage {
         let _ = self.reoffer.set(Reoffer(Box::new(reoffer)));
     }
 
-    /// The backend writes to the ring no more, and QEMU does not yet. Whether it is a packed ring.
+    /// The backend no longer writes to the ring, and QEMU does not yet. Whether it is a packed
+    /// ring.
     pub fn begin(&self) -> bool {
         let (place, packed) = {
             let follower = self.follower();
             (u32::from(follower.place()), follower.is_packed())
         };
-        // One that has begun goes on.
+        // A current outage continues.
         let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
         if let Some(Reoffer(reoffer)) = self.reoffer.get() {
             self.owed.store(!reoffer(), Release);
@@ -71,7 +72,7 @@ impl Outage {
         packed
     }
 
-    /// Another backend is about to start; where it goes on in a packed ring.
+    /// Another backend is about to start; returns its position in a packed ring.
     pub fn end(&self) -> Option<u16> {
         if self.owed.swap(false, AcqRel)
             && let Some(Reoffer(reoffer)) = self.reoffer.get()
@@ -93,7 +94,7 @@ impl Outage {
         position
     }
 
-    /// The device is gone for good, with what it had in the ring. It is over if it had begun.
+    /// The device is gone for good, with what it had in the ring. Ends a current outage.
     pub(in crate::net) fn close(&self) {
         // Nobody comes to this ring; and the caller has the queue.
         self.owed.store(false, Release);
@@ -102,7 +103,7 @@ impl Outage {
         }
     }
 
-    /// There is another ring, and nobody serves it yet.
+    /// There is another ring, with no backend yet.
     pub(in crate::net) fn follow(&self, follower: Follower) {
         self.close();
         *self.follower() = follower;
@@ -118,7 +119,7 @@ impl Outage {
         self.follower.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts what has moved since it began.
+    /// Counts what has moved since its start.
     fn settle(&self) {
         let Ok(began) = u16::try_from(self.began.swap(NONE, AcqRel)) else { return };
         if let Some(stats) = &self.stats {
