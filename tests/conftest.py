@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a port, a QEMU, real peers, and the check that nothing is left.
+"""Fixtures for all tests: a port, a QEMU, real peers, and the leak check.
 
 ``--qemu=COMMAND`` and ``--accel=NAME``, both repeatable, run every test that starts a
 QEMU once for each; without them ``VIRTNIC_QEMU`` or the QEMU on the path is used.

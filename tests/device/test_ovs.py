@@ -1,4 +1,4 @@
-"""Two ports of one process, switched by a real Open vSwitch bridge with DPDK."""
+"""Two ports of one process on an Open vSwitch bridge with DPDK."""
 
 import time
 from collections.abc import Callable, Iterator

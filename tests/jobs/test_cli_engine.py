@@ -1,4 +1,4 @@
-"""``virtnic forward``, ``generate`` and ``drop``, run as a user runs them: as processes."""
+"""``virtnic forward``, ``generate`` and ``drop`` as processes."""
 
 import json
 import os
@@ -318,32 +318,41 @@ def test_forward_of_several_options(two_taps: Netns) -> None:
         (["forward"], "--port"),
         (["forward", "--port", "user", "--mode", "route"], "route"),
         (["forward", *["--port", "user"] * 3], "once or twice, not 3 times"),
-        (["forward", "--port", "user;speed=10"], "'speed=10' in 'user;speed=10' is no option"),
-        (["forward", "--port", "user;mac"], "'mac' in 'user;mac' is no option"),
+        (
+            ["forward", "--port", "user;speed=10"],
+            "'speed=10' in 'user;speed=10' is not a port option",
+        ),
+        (["forward", "--port", "user;mac"], "'mac' in 'user;mac' is not a port option"),
         (["forward", "--port", "user;interrupts=maybe"], "msix, intx or none, not 'maybe'"),
-        (["forward", "--port", "user;queue-size=0"], "'0' is not above 0"),
-        (["forward", "--port", "user", "--packets", "0"], "'0' is not above 0"),
-        (["forward", "--port", "user", "--seconds", "-1"], "'-1' is no number of seconds"),
+        (["forward", "--port", "user;queue-size=0"], "'0' is not greater than 0"),
+        (["forward", "--port", "user", "--packets", "0"], "'0' is not greater than 0"),
+        (["forward", "--port", "user", "--seconds", "-1"], "'-1' is not a time such as"),
         (["generate", "--rate", "fast"], "10Mpps"),
         (["generate", "--rate", "0"], "above 0"),
         (["generate", "--rate", "nan"], "above 0"),
         (["generate", "--size", "63"], "'63' is neither"),
         (["generate", "--size", "huge"], "'huge' is neither"),
         (["generate", "--size", "70000"], "64 to 65553"),
-        (["generate", "--vlan", "4095"], "'4095' is above 4094"),
-        (["generate", "--vlan", "1", "--size", "64"], "68 bytes at least"),
+        (["generate", "--vlan", "4095"], "'4095' is greater than 4094"),
+        (["generate", "--vlan", "1", "--size", "64"], "at least 68 bytes"),
         (["generate", "--source-mac", "5:4"], "six bytes such as 52:54:00:12:34:56, not '5:4'"),
-        (["generate", "--destination", "here"], "'here' is no IPv4 or IPv6 address"),
-        (["generate", "--vlan", "1", "--source", "::1", "--size", "69"], "70 bytes at least"),
+        (["generate", "--destination", "here"], "'here' is not an IPv4 or IPv6 address"),
+        (["generate", "--vlan", "1", "--source", "::1", "--size", "69"], "at least 70 bytes"),
         (["generate", "--source", "10.0.0.1", "--destination", "::1"], "not both IPv4 or both"),
-        (["generate", "--payload", "00" * 30, "--size", "64"], "needs 76 bytes, --size 64 has not"),
+        (
+            ["generate", "--payload", "00" * 30, "--size", "64"],
+            "needs 76 bytes; --size 64 is too small",
+        ),
         (["generate", "--payload", "00" * 30, "--size", "imix"], "needs 76 bytes"),
-        (["generate", "--payload", "0"], "'0' is not hexadecimal"),
-        (["generate", "--source-port", "65536"], "'65536' is above 65535"),
-        (["generate", "--frame", "0f1"], "'0f1' is not hexadecimal digits"),
+        (["generate", "--payload", "0"], "'0' is not a hexadecimal"),
+        (["generate", "--source-port", "65536"], "'65536' is greater than 65535"),
+        (["generate", "--frame", "0f1"], "'0f1' is not a hexadecimal string"),
         (["generate", "--frame", "00", "--pcap", "x"], "--pcap and --frame"),
-        (["generate", "--pcap", "x", "--destination", "10.0.0.1"], "--destination is for frames"),
-        (["drop", "--interval", "often"], "'often' is no number of seconds"),
+        (
+            ["generate", "--pcap", "x", "--destination", "10.0.0.1"],
+            "--destination cannot be used with",
+        ),
+        (["drop", "--interval", "often"], "'often' is not a time such as"),
     ],
 )
 def test_wrong_usage_is_2_and_says_what_is_wrong(

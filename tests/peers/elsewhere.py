@@ -1,4 +1,4 @@
-"""A QEMU that was started elsewhere, as `virtnic qemu-args` says, and connecting to it."""
+"""Start a QEMU as `virtnic qemu-args` says, and connect to it."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What the project promises about itself, checked where no linter can."""
+"""Project conventions that no linter checks."""
 
 import ast
 import re
