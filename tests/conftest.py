@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a port, a QEMU, real peers, and the check that nothing is left.
+"""Fixtures for all tests: a port, a QEMU, real peers, and the leak check.
 
 ``--qemu=COMMAND`` and ``--accel=NAME``, both repeatable, run every test that starts a
 QEMU once for each; without them ``VIRTNIC_QEMU`` or the QEMU on the path is used.
@@ -23,6 +23,9 @@ from peers.testpmd import Testpmd
 from peers.turns import Turns
 from virtnic.qemu import find, machine
 from virtnic.qemu.command import Accel
+
+#: Fixtures of those that connect to a QEMU of somebody else's.
+pytest_plugins = ["peers.elsewhere"]
 
 # Its threads would otherwise appear to belong to the first test that uses it.
 with contextlib.suppress(ImportError):

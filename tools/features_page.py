@@ -1,8 +1,8 @@
 # ruff: noqa: E501 - lines of the page
-"""Makes docs/features.md of the code's own table: ``make docs`` runs this.
+"""Make docs/features.md from the table in the code: ``make docs`` runs this.
 
-What it says cannot be edited by hand: tests/device/test_features.py compares the page with the table,
-the table with QEMU, and looks for the tests that it names.
+tests/device/test_features.py compares the page with the table and the table with QEMU, and checks that the
+tests it names exist.
 """
 
 from pathlib import Path
@@ -14,27 +14,26 @@ TOP = Path(__file__).resolve().parents[1]
 PAGE = TOP / "docs/features.md"
 
 HEAD = """\
-<!-- Made by `make docs` of rust/core/src/virtio/features.rs and catalogue.rs: change those. -->
+<!-- Made by `make docs` from rust/core/src/virtio/features.rs and catalogue.rs: edit those. -->
 
 # Feature bits
 
-Every feature bit of a virtio-net device in VIRTIO 1.3: what a device that has it does, whether this driver accepts it,
-since which QEMU it is offered, what controls it, and which tests prove that.
+Every feature bit of a virtio-net device in VIRTIO 1.3: its meaning, whether this driver supports it, which QEMU offers it, what controls it,
+and which tests cover it.
 
-*Offered* is what was measured on QEMU 5.2, 7.2, 10.0 and 11.1 with the netdev `user`, or with a TAP device where it says
-so: the oldest of the four that offers it, and the properties of `virtio-net-pci` that it takes, which
-`properties={...}` of `open()` and `attach()` passes on. `make matrix` measures it again. A vhost-user or vhost-vdpa
-backend can take features away.
+*Offered* was measured on QEMU 5.2, 7.2, 10.0 and 11.1 with the netdev `user`, or with a TAP device where stated: the oldest of the four that
+offers it, and the properties of `virtio-net-pci` that it needs, to be passed as `properties={...}` to `open()` or `attach()`. `make matrix`
+measures it again. A vhost-user or vhost-vdpa backend may offer fewer.
 
-*Accepted* features are used where they are offered; those *on request* when `features={"NAME": True}` asks for them.
-`features={"NAME": False}` refuses any but VERSION_1. `virtnic probe` says what became of each on this machine.
+*Accepted* features are used if offered; those *on request* if `features={"NAME": True}` is given. `features={"NAME": False}` refuses any
+except VERSION_1. `virtnic probe` shows the result on a machine.
 
-| bit | feature | a device with it | here | offered | controlled by | proven by |
+| bit | feature | a device with it | support | offered | controlled by | tested by |
 |---|---|---|---|---|---|---|
 """
 
 FOOT = """
-Where no QEMU here offers a feature, the tests drive a device of their own: its registers or its queues are in the test.
+For a feature that none of these QEMUs offers, the tests implement the device: its registers or its queues.
 """
 
 

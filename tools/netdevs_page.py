@@ -1,8 +1,8 @@
 # ruff: noqa: E501 - lines of the page
-"""Makes docs/netdevs.md of the code's own table: ``make docs`` runs this.
+"""Make docs/netdevs.md from the table in the code: ``make docs`` runs this.
 
-What it says cannot be edited by hand: tests/device/test_netdevs.py compares the page with the table, the
-table with QEMU, and looks for the tests that it names.
+tests/device/test_netdevs.py compares the page with the table and the table with QEMU, and checks that the tests it
+names exist.
 """
 
 from pathlib import Path
@@ -13,56 +13,54 @@ TOP = Path(__file__).resolve().parents[1]
 PAGE = TOP / "docs/netdevs.md"
 
 HEAD = """\
-<!-- Made by `make docs` of python/virtnic/qemu/netdevs.py: change that. -->
+<!-- Made by `make docs` from python/virtnic/qemu/netdevs.py: edit that. -->
 
 # Netdevs
 
-What a port can be connected to: whatever QEMU has as a netdev, given as on its command line without an id (`"user"`,
-`"tap,ifname=tap0"`), as JSON or as a dict. Options that need a type get it from QEMU itself, and what it does not know is an
-error that lists what it has. A type that is not in this table works too: with one queue pair, and without advice.
+A port connects to any QEMU netdev, given as on QEMU's command line without an id (`"user"`, `"tap,ifname=tap0"`), as JSON or as a dict. Types
+of options are taken from QEMU itself, and an unknown option is an error that lists the known ones. A type that is not in this table
+works too, with one queue pair and without advice.
 
-| netdev | connects to | queue pairs | entries | by descriptor | sandbox | who tells of the peer | `wait_ready()` waits for |
+| netdev | connects to | queue pairs | entries | by descriptor | sandbox | peer reported by | `wait_ready()` waits for |
 |---|---|---|---|---|---|---|---|
 """
 
 NOTES = """
-*Entries* are those of each queue unless `queue_size=` says otherwise. *Sandbox*: what lets QEMU start something that its
-sandbox denies, and the value of `sandbox=` that does not.
+*Entries*: default size of each queue. *Sandbox*: options that make QEMU start a program that its sandbox denies, and the value of `sandbox=`
+that allows it.
 
-## What else to know
+## Notes
 
 """
 
 FOOT = """
 ## The peer
 
-Where QEMU tells of the peer, the link follows it: `port.link`, `on_link`, and the events `link-up` and `link-down`; the
-events `peer-connected` and `peer-disconnected` say who. A port opens while nobody is there, with its link down and a
-warning. Where nobody can tell, the link is up, and frames to nobody vanish as they do on a wire.
+If QEMU reports the peer, the link follows it: `port.link`, `on_link`, and the events `link-up` and `link-down`; the events `peer-connected`
+and `peer-disconnected` have its address. A port can be opened without a peer, with its link down and a warning. If nobody reports the
+peer, the link is up, and frames without a peer are lost, as on a wire.
 
-`port.wait_ready(timeout)`, also of an `aio` port, returns when frames pass in both directions as far as that can be known,
-and raises TimeoutError, which says what is missing. The pytest fixture `virtnic_port` has called it. It is for the moment after
-`attach()`: Open vSwitch loses what it gets or has for a port in the first 50 to 250 ms, and Linux sends nothing by a TAP
-until it has noticed, once a second, that it was opened.
+`port.wait_ready(timeout)`, also of an `aio` port, returns when frames pass in both directions, as far as that can be determined; otherwise it
+raises TimeoutError with the reason. The pytest fixture `virtnic_port` calls it. Call it after `attach()`: Open vSwitch loses frames from
+and to a new port for 50 to 250 ms, and Linux sends nothing on a TAP until it has noticed, once a second, that it is open.
 
 ## Descriptors
 
-A descriptor is one of this process, by number or, in a dict, as an integer: `"tap,fd=5"`, `{"type": "tap", "fds": [5, 6]}`.
-QEMU gets a copy; yours stays open, and is yours to close. One that is not open, or not of its kind, is a ValueError. A QEMU
-that dies and comes back (`recover=True`) gets it again: a copy is kept for that until the port is closed.
+Descriptors are those of this process, in text or, in a dict, as integers: `"tap,fd=5"`, `{"type": "tap", "fds": [5, 6]}`. QEMU gets
+duplicates; yours stay open, for you to close. A descriptor that is not open or of the wrong kind is a ValueError. If QEMU is restarted
+(`recover=True`) it gets them again: duplicates are kept for that until the port is closed.
 
-## What QEMU says
+## QEMU's messages
 
-An error quotes what QEMU answered and what it, or a helper of its, wrote to stderr meanwhile, with what to do about it. What
-it writes there at any other time is logged as a warning (logger `virtnic.qemu.process`). Where it says that a
-device was started and does not run (*unable to start vhost net*), `attach()` raises QemuError.
+An error quotes QEMU's reply and what QEMU or one of its helpers wrote to stderr meanwhile, and gives advice. Other output on stderr is
+logged as a warning. If QEMU reports that a started device does not run (*unable to start vhost net*), `attach()` raises QemuError.
 """
 
 PEERS = {
     "qmp": "QEMU: link and events",
     "backend": "the backend: link and events",
     "host": "the kernel, when the port is opened",
-    "always": "it is always there",
+    "always": "always there",
     "none": "nobody",
 }
 
@@ -108,7 +106,7 @@ def page() -> str:
         links = ", ".join(
             f"[{test.partition('::')[2]}](../{test.partition('::')[0]})" for test in row.tests
         )
-        proof = f" Proven by {links}." if links else ""
+        proof = f" Tested by {links}." if links else ""
         if row.note or proof:
             notes.append(f"- `{row.name}`: {row.note}{proof}".replace(":  ", ": ") + "\n")
     return HEAD + "".join(lines) + NOTES + "".join(notes) + FOOT

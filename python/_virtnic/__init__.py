@@ -1,11 +1,11 @@
-"""The command ``virtnic`` from its first moment: Ctrl-C ends it without a traceback.
+"""Entry point of the command ``virtnic``: Ctrl-C ends it at any time without a traceback.
 
-Outside of the package ``virtnic``, whose import takes most of a short command's time. Nothing is
-open meanwhile, so nothing is left when the process just ends; an exception could get lost in
-an import, or be told of with a traceback.
+It is outside the package ``virtnic`` because importing that takes most of a short command's time.
+Nothing is open during the imports, so the process can simply end; an exception could get lost in an
+import or be printed with a traceback.
 
-``python -m virtnic`` imports the package before it runs a line of the command: the package's own
-first line imports this, which sees that and begins then.
+``python -m virtnic`` imports the package before it runs a line of the command. The package's first
+line imports this module, which detects that case.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 
 __all__ = ["main"]
 
-#: The exit status after Ctrl-C, as shells have it: 128 and the number of the signal.
+#: Exit status after Ctrl-C, as in shells: 128 plus the signal number.
 _INTERRUPTED = 130
 
 
@@ -25,7 +25,7 @@ def _quit(_number: int, _frame: object) -> None:
 
 
 def _begin() -> bool:
-    """Have Ctrl-C just end the process; False where it is ignored, as under nohup."""
+    """Make Ctrl-C end the process; False if it is ignored, as under nohup."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         return False
     signal.signal(signal.SIGINT, _quit)
@@ -33,7 +33,7 @@ def _begin() -> bool:
 
 
 def _is_about_to_run() -> bool:
-    """Whether this is ``python -m virtnic`` that has not found its module yet: see :mod:`runpy`."""
+    """Whether this is ``python -m virtnic`` before it has found its module: see :mod:`runpy`."""
     if sys.argv[:1] != ["-m"]:
         return False
     module = sys.orig_argv[-len(sys.argv)].removeprefix("-m").removesuffix(".__main__")
@@ -45,7 +45,7 @@ if _is_about_to_run():
 
 
 def main() -> int:
-    """Run the command line of this process, and return its exit status."""
+    """Run the command line of this process and return its exit status."""
     ignored = not _begin()
     from virtnic.cli import main as command
 
@@ -53,7 +53,7 @@ def main() -> int:
         return command()
     try:
         status = command(about_to_run=_clean_up_at_ctrl_c)
-        signal.signal(signal.SIGINT, _quit)  # what ends now is the interpreter
+        signal.signal(signal.SIGINT, _quit)  # only the interpreter's shutdown is left
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, _quit)
         return _INTERRUPTED
@@ -61,5 +61,5 @@ def main() -> int:
 
 
 def _clean_up_at_ctrl_c() -> None:
-    """From here on Ctrl-C is an exception, which closes what is open."""
+    """Make Ctrl-C an exception from here on, so that it closes what is open."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

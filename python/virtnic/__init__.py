@@ -1,4 +1,4 @@
-"""A real virtio-net NIC for any Python process, without a virtual machine.
+"""A virtio-net NIC for any Python process, without a virtual machine.
 
 >>> with virtnic.open("user") as port:
 ...     port.send([frame])
@@ -107,11 +107,11 @@ __all__ = [  # noqa: RUF022 - by importance
     "__version__",
 ]
 
-# A forked child's copies of our objects must not touch what is its parent's.
+# A forked child's copies of objects must not touch what belongs to the parent.
 os.register_at_fork(after_in_child=after_fork_in_child)
 
-#: Where names are that are imported when they are first used: `import virtnic` alone brings neither
-#: asyncio nor QMP, and a program that asks for a version or for help does not wait for them.
+#: Names that are imported on first use: a plain `import virtnic` loads neither asyncio nor QMP, so
+#: that `--version` and `--help` are quick.
 _LATER = {
     "aio": "virtnic.aio",
     **dict.fromkeys(
@@ -138,13 +138,13 @@ _LATER = {
     "Recovery": "virtnic.nic.policy",
     "Rss": "virtnic.nic.rss",
     "RssLimits": "virtnic.nic.rss",
-    # Modules of their own, which a program may name without importing them.
+    # Submodules that can be used without importing them.
     **{name: f"virtnic.{name}" for name in ("loops", "memory", "nic", "qemu")},
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is not there yet (PEP 562)."""
+    """Import a name on first use (PEP 562)."""
     where = _LATER.get(name)
     if where is None:
         raise AttributeError(f"module 'virtnic' has no attribute {name!r}")
@@ -155,30 +155,29 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return what there is, imported or not."""
+    """Return all names, imported or not."""
     return sorted({*globals(), *_LATER})
 
 
 def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Port:  # noqa: A001 - virtnic.open
-    """Open a port on any QEMU netdev: start a QEMU, plug the NIC in, and start it.
+    """Open a port on a QEMU netdev: start a QEMU, plug in the NIC, and start it.
 
-    ``options`` are those of :class:`Memory` (``hugepages``, ``iova``, …; or ``memory``, one that
-    exists), of :class:`Qemu` (``qemu``, ``accel``, ``machine``, …; or ``connect``, the directory of
-    one that was started elsewhere: see :meth:`Qemu.connect`) and of
-    :meth:`Qemu.attach` (``mac``, ``queues``, ``queue_size``, ``interrupts``, ``features``,
-    ``offload``, ``on_link``, …). ``recover`` goes to both.
-    Closing the port ends a QEMU that was started here.
+    ``options`` are those of :class:`Memory` (``hugepages``, ``iova``, …; or ``memory``, an existing
+    one), of :class:`Qemu` (``qemu``, ``accel``, ``machine``, …; or ``connect``, the directory of a
+    QEMU started elsewhere: see :meth:`Qemu.connect`) and of :meth:`Qemu.attach` (``mac``,
+    ``queues``, ``queue_size``, ``interrupts``, ``features``, ``offload``, ``on_link``, …).
+    ``recover`` applies to QEMU and port. Closing the port ends a QEMU that was started here.
 
-    ``frontend="direct"`` does without QEMU where the netdev is ``vhost-user,path=SOCKET``: this
-    process speaks to the backend itself. There is no control queue then (no filters), no legacy
-    interface, no ``port.qemu``, and of ``properties`` only ``host_mtu``: see docs/backends.md.
+    ``frontend="direct"`` works without QEMU, for the netdev ``vhost-user,path=SOCKET``: this
+    process talks to the backend directly. There is then no control queue (no filters), no legacy
+    interface, no ``port.qemu``, and only ``host_mtu`` of the ``properties``: see docs/backends.md.
 
-    A QEMU of its own costs five descriptors and is for this one port: one that is attached to it
-    besides has no messages of its own (``interrupts="intx"``), and the memory that was made for it
-    cannot be given to another QEMU. Many ports are better off on a :class:`Qemu`.
+    The QEMU is made for one port and costs five descriptors. A second port attached to it gets no
+    MSI-X (``interrupts="intx"``), and its memory cannot be used with another QEMU. For several
+    ports use a :class:`Qemu`.
 
-    Raises TypeError for an option that there is not, QemuNotFound, QemuError, MemoryUnavailable,
-    PermissionError, ValueError, DeviceError, OSError where a limit of the system is reached.
+    Raises TypeError for an unknown option, QemuNotFound, QemuError, MemoryUnavailable,
+    PermissionError, ValueError, DeviceError, OSError if a system limit is reached.
     """
     from virtnic.nic.opening import open_port
 

@@ -61,59 +61,56 @@ __all__ = [
 __version__: str
 
 class VirtnicError(Exception):
-    """Anything that virtnic raises and Python has no exception of its own for."""
+    """Base of the exceptions that are virtnic's own."""
 
 class MemoryUnavailable(VirtnicError):
-    """Shared memory of the wanted kind, size or place cannot be had."""
+    """Shared memory of the requested kind, size or address is not available."""
 
 class QemuError(VirtnicError):
-    """QEMU refused something; the message quotes its own words."""
+    """QEMU refused something; the message quotes QEMU."""
 
 class QemuNotFound(QemuError):
-    """There is no usable QEMU."""
+    """No usable QEMU was found."""
 
 class QemuDied(QemuError):
-    """QEMU is gone."""
+    """QEMU has ended."""
 
 class DeviceError(VirtnicError):
-    """The device broke a rule of the specification; its port is unusable."""
+    """The device violated the specification; its port is unusable."""
 
 class CommandRefused(VirtnicError):
-    """The device refused a command, or cannot be asked for it; the port goes on."""
+    """The device refused or does not support a command; the port remains usable."""
 
 class PortClosed(VirtnicError):
     """The port was closed or its device was removed."""
 
 class PortBusy(VirtnicError):
-    """The queue is in use by a running engine loop or another call."""
+    """The queue is in use by an engine loop or another call."""
 
 def set_log_level(level: str) -> None:
-    """Set from which level (off, error, warn, info, debug, trace) the core logs to stderr."""
+    """Set the lowest level (off, error, warn, info, debug, trace) that the core logs to stderr."""
 
 def hugepages(node: int | None = None) -> list[tuple[int, int, int]]:
-    """Return what the machine, or one NUMA node, has: (page size, total, free) for each size.
+    """Return (page size, total, free) for each huge page size, of the machine or one NUMA node.
 
     Raises ValueError when the node does not exist.
     """
 
 def brings_devices_back() -> None:
-    """Say that this thread may have to bring a device back: calls in it wait for none that is away.
-
-    They raise PortBusy then.
-    """
+    """Declare that this thread restores devices: its calls raise PortBusy instead of waiting."""
 
 def features_table() -> list[dict[str, Any]]:
-    """Return what is known of each virtio-net feature bit, by number.
+    """Return what is known of each virtio-net feature bit, in order of number.
 
     ``bit``, ``name``, ``section`` of VIRTIO 1.3; ``support`` (required, accepted, on request,
-    unsupported) and ``why``; ``about`` it in words; ``since``: the oldest QEMU of 5.2, 7.2, 10.0
-    and 11.1 that offers it, or None, on which ``netdev`` and with which ``properties`` of
-    ``virtio-net-pci``; ``argument``: what controls it here; ``tests`` that prove it.
+    unsupported) and ``why``; ``about``: a description; ``since``: the oldest QEMU of 5.2, 7.2, 10.0
+    and 11.1 that offers it, or None, with which ``netdev`` and ``properties`` of
+    ``virtio-net-pci``; ``argument``: what controls it in virtnic; ``tests`` that cover it.
     """
 
 @disjoint_base
 class Memory:
-    """One shared file, mapped, prefaulted and sealed, with a packet pool in it."""
+    """One shared, mapped, prefaulted and sealed file, with a packet pool in it."""
 
     def __new__(
         cls,
@@ -133,63 +130,63 @@ class Memory:
         """
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
     @property
     def page_size(self) -> int:
-        """Bytes of a page that backs it."""
+        """Size in bytes of the pages behind it."""
     @property
     def iova(self) -> int:
-        """Where the device sees it; QEMU's BAR goes there."""
+        """The address at which devices see it: the address of QEMU's BAR."""
     @property
     def address(self) -> int:
-        """Where this process sees it."""
+        """The address at which this process sees it."""
     @property
     def path(self) -> str | None:
-        """The file's path where it has one."""
+        """The path of the file, if it has one."""
     @property
     def fallback(self) -> str | None:
-        """Why the pages are smaller than the largest size there is."""
+        """Why the pages are smaller than the largest size; None if they are not."""
     @property
     def buffer_size(self) -> int:
-        """Bytes of data a packet buffer holds."""
+        """Data bytes that a packet buffer holds."""
     @property
     def buffers(self) -> int:
-        """Packet buffers in all."""
+        """Number of packet buffers."""
     @property
     def buffers_free(self) -> int:
-        """Packet buffers that are with no device and in no burst."""
+        """Packet buffers that are neither with a device nor in a burst."""
     @property
     def jumbo_buffers(self) -> int:
-        """Buffers for frames longer than ``buffer_size``, in all."""
+        """Number of buffers for frames longer than ``buffer_size``."""
     @property
     def jumbo_buffers_free(self) -> int:
-        """Those of them that are with no device and in no burst."""
+        """Jumbo buffers that are neither with a device nor in a burst."""
     @property
     def largest_frame(self) -> int:
-        """Bytes of the longest frame that fits a buffer."""
+        """Length in bytes of the longest frame that fits a buffer."""
     def fileno(self) -> int:
         """Return the file's descriptor.
 
-        Raises ValueError where it was closed: :func:`virtnic.open` keeps none of a memory that
-        it makes.
+        Raises ValueError if the file was closed; :func:`virtnic.open` closes that of a memory it
+        makes.
         """
     def forget_file(self) -> None:
-        """Close the file, where it has no path; what is mapped stays."""
+        """Close the file unless it has a path; the mapping is kept."""
     def read(self, offset: int, length: int) -> bytes:
-        """Copy bytes out, for diagnosis. Raises ValueError outside the file."""
+        """Copy bytes out, for diagnosis. Raises ValueError if they are not inside the file."""
     def write(self, offset: int, data: Buffer) -> None:
-        """Copy bytes in, for diagnosis. Raises ValueError outside the file."""
+        """Copy bytes in, for diagnosis. Raises ValueError if they are not inside the file."""
     def iova_of(self, offset: int, length: int = 1) -> int:
-        """Return the device's address of an offset. Raises ValueError outside the file."""
+        """Convert an offset to a device address. Raises ValueError if it is outside the file."""
     def offset_of(self, iova: int, length: int = 1) -> int:
-        """Return the offset of a device's address. Raises ValueError outside the file."""
+        """Convert a device address to an offset. Raises ValueError if it is outside the file."""
 
 @final
 class Descriptor:
-    """A descriptor that is open as long as this object lives: for a wait in an event loop."""
+    """A descriptor that stays open as long as this object lives, for a wait in an event loop."""
 
     def fileno(self) -> int:
-        """Return its number."""
+        """Return the descriptor number."""
 
 @final
 class EventFd:
@@ -197,36 +194,36 @@ class EventFd:
 
     def __new__(cls) -> Self: ...
     def fileno(self) -> int:
-        """Return the descriptor, which is open until :meth:`close`; -1 after that.
+        """Return the descriptor, open until :meth:`close`; -1 afterwards.
 
         ``select``, ``poll`` and asyncio can wait on it.
         """
     def lend(self) -> int:
-        """Return the descriptor, and keep it open for as long as this object lives.
+        """Return the descriptor and keep it open as long as this object lives.
 
-        After :meth:`close` it is readable for good. Raises OSError where there are no more.
+        After :meth:`close` it stays readable. Raises OSError if no descriptor is left.
         """
     def borrow(self) -> Descriptor:
-        """Return what keeps the descriptor open for the time of a wait; else as :meth:`lend`."""
+        """Return an object that keeps the descriptor open during a wait. Raises as :meth:`lend`."""
     def close(self) -> None:
-        """Signal it for good, and give the descriptor back unless it was lent.
+        """Signal it permanently, and close the descriptor unless it was lent.
 
-        That happens when nobody waits in :meth:`wait` or has borrowed it any more. Twice is fine.
+        The descriptor is closed once no :meth:`wait` or borrower uses it. Closing twice is allowed.
         """
     def signal(self) -> None:
-        """Add one."""
+        """Add one to the count."""
     def drain(self) -> int:
-        """Set the count to zero and return what it was."""
+        """Reset the count to zero and return what it was."""
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is signalled; False after the timeout. Does not drain."""
 
 @final
 class QTest:
-    """A connection to QEMU's QTest socket. Any thread may use it.
+    """A connection to QEMU's QTest socket, usable from any thread.
 
-    Every method raises QemuDied when QEMU is gone, TimeoutError when no reply
-    comes, ValueError for what QEMU would abort on, QemuError for a refusal. It is connected
-    to a QEMU that is known to listen.
+    Every method raises QemuDied if QEMU is gone, TimeoutError if no reply comes, ValueError for an
+    argument on which QEMU would abort, QemuError if QEMU refuses. Connect only to a QEMU that is
+    listening.
     """
 
     def __new__(cls, path: str, timeout: float = 5.0) -> Self: ...
@@ -263,9 +260,9 @@ class QTest:
     def write(self, address: int, data: Buffer) -> None:
         """Write bytes."""
     def flush(self) -> None:
-        """Wait until everything written before is done."""
+        """Wait until all earlier writes are done."""
     def intercept(self, path: str) -> None:
-        """Ask for the interrupts that reach one device (on a PC: ``ioapic``)."""
+        """Intercept the interrupts that reach one device (on a PC: ``ioapic``)."""
     def on_irq(self, line: int, event: EventFd) -> None:
         """Signal the eventfd each time the line is raised."""
     def watch(self, event: EventFd) -> None:
@@ -276,53 +273,53 @@ class QTest:
         """Step the virtual clock in real time from a thread, every ``period`` seconds."""
     @property
     def death(self) -> str | None:
-        """Why the connection ended, where it has."""
+        """Why the connection ended; None while it is up."""
     def close(self) -> None:
-        """End the connection and its threads."""
+        """Close the connection and end its threads."""
 
 @final
 class IvshmemServer:
-    """Gives QEMU the memory and our interrupt eventfds over one UNIX socket.
+    """Hands the memory and the interrupt eventfds to QEMU over a UNIX socket.
 
-    Each vector is a peer of its own, so the device's ``vectors=`` is 1. A QEMU hears of those
-    that come later as long as it is connected.
+    Each vector is a peer of its own, so the device has ``vectors=1``. A connected QEMU is told of
+    vectors that are added later.
     """
 
     def __new__(cls, path: str, memory: Memory) -> Self:
         """Make one that does not listen yet."""
     @property
     def vectors(self) -> int:
-        """How many vectors there are, those given back among them."""
+        """How many vectors exist, including those given back."""
     @property
     def left(self) -> int | None:
-        """How many vectors can be taken; None: as many as are wanted."""
+        """How many more vectors can be taken; None if unlimited."""
     def listen(self) -> None:
-        """Let QEMUs connect that know of no vector yet; who was connected is gone.
+        """Accept new QEMUs, which know no vectors yet. Earlier connections must have ended.
 
         Raises OSError, ValueError (the path, or a memory whose file was closed).
         """
     def stop_listening(self) -> None:
-        """Let nobody connect any more; who is connected stays so."""
+        """Accept no more connections; existing ones are kept."""
     def take_vector(self) -> tuple[int, int, EventFd]:
         """Reserve a vector: its number, the doorbell value that fires it, its eventfd.
 
-        QEMU may not know of it yet: ring until it is heard. Raises OSError without a
-        descriptor, ValueError after :meth:`hang_up`.
+        QEMU may not know it yet: ring until the eventfd is signalled. Raises OSError if no
+        descriptor is left, ValueError after :meth:`hang_up`.
         """
     def tell(self) -> None:
-        """Tell those who are connected what they have not heard yet, as far as they listen."""
+        """Send connected QEMUs the vectors they have not been told of, without blocking."""
     def give_vector(self, vector: int) -> None:
         """Give a vector back."""
     def lose_vector(self, vector: int) -> None:
-        """Give a vector back that QEMU has not got: nobody takes it before another QEMU comes."""
+        """Give back a vector that QEMU was not told of: it is reused only by the next QEMU."""
     def hang_up(self) -> None:
-        """End the connections; the vectors that there are go on."""
+        """Close the connections; vectors are kept."""
     def close(self) -> None:
-        """Stop listening and end the connections."""
+        """Stop listening and close the connections."""
 
 @final
 class FrontEnd:
-    """A virtio-net device without QEMU: a vhost-user backend serves its rings.
+    """A virtio-net device without QEMU, whose rings are served by a vhost-user backend.
 
     A :class:`PortDriver` drives it. Its link is up while there is a backend.
     """
@@ -366,39 +363,39 @@ class FrontEnd:
         """Whether a backend serves the rings."""
     @property
     def refusal(self) -> str | None:
-        """Why the last backend that came does not serve; None where it does, or none has come."""
+        """Why the last backend does not serve; None if it does, or none has come."""
     def spare(self, port: PortDriver) -> None:
-        """Hold a backend that returns without features that the port can do without.
+        """Hold a backend that comes back without features that the port can do without.
 
-        Others are refused. It waits until the port has negotiated anew.
+        Any other is refused. It waits until the port has renegotiated.
         """
     @property
     def held(self) -> str | None:
-        """What a backend that is there lacks, where it waits for that."""
+        """What the held backend lacks; None if none is held."""
     def take_first(self) -> int | None:
-        """Return a descriptor of the first backend's socket, the caller's to close; once."""
+        """Return a descriptor of the first backend's socket, once; the caller closes it."""
     @property
     def features(self) -> int:
-        """The feature bits that the backend offered when it came last."""
+        """The feature bits that the backend offered when it last connected."""
     @property
     def given_up(self) -> str | None:
-        """Why no backend is looked for any more; None while one is."""
+        """Why it stopped looking for a backend; None while it still does."""
     @property
     def changed(self) -> EventFd:
         """Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change."""
     def watch(self) -> None:
-        """Look after the backend from now on: see when it goes, and look for the next.
+        """Start watching the backend: notice when it goes, and look for the next.
 
-        Raises OSError where the thread cannot be started.
+        Raises OSError if the thread cannot be started.
         """
     def stats(self) -> dict[str, int]:
-        """Return what has happened so far.
+        """Return counters.
 
         ``messages`` (sent), ``links`` (backends that served), ``refusals`` (backends that came
         and did not serve), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
         """
     def close(self) -> None:
-        """Hang up, and remove the socket where there is one; after the port has stopped."""
+        """Close the connection and remove the socket, if any; call after the port has stopped."""
 
 @final
 class VhostWire:
@@ -433,10 +430,10 @@ class VhostWire:
 
 @final
 class Interposer:
-    """Stands between a QEMU and a vhost-user backend.
+    """Relays between a QEMU and a vhost-user backend.
 
-    QEMU's chardev connects to ``listen`` and must be one that connects again: the socket
-    is there only while there is a backend that answers and no QEMU is served.
+    QEMU's chardev connects to ``listen`` and must be set to reconnect: the socket exists only while
+    a backend answers and no QEMU is connected.
     """
 
     def __new__(
@@ -467,88 +464,86 @@ class Interposer:
         """
     @property
     def connected(self) -> bool:
-        """Whether a QEMU and a backend are joined."""
+        """Whether a QEMU and a backend are connected through it."""
     @property
     def serving(self) -> bool:
-        """Whether the backend serves: its rings are started, and it has said something since."""
+        """Whether the backend serves: its rings are started, and it has sent something since."""
     @property
     def refusal(self) -> str | None:
-        """Why the last backend that came does not serve; None where it does, or none has come."""
+        """Why the last backend does not serve; None if it does, or none has come."""
     def begin_trial(self) -> None:
-        """Have QEMU, which is about to make its netdev, let out of that should the backend fail."""
+        """Begin a trial before QEMU creates its netdev, so that a failing backend ends it."""
     def end_trial(self) -> str | None:
-        """Say why no backend is behind the netdev that QEMU has made, where that is so."""
+        """Return why no backend is behind the netdev that QEMU has created; None if one is."""
     def spare(self, port: PortDriver) -> None:
-        """Hold a backend that returns without features that the port can do without.
+        """Hold a backend that comes back without features that the port can do without.
 
-        Others are refused. QEMU chooses a device's features when it is plugged in: what has the
-        device plugged in anew calls :meth:`accept_held` when the old one is gone.
+        Any other is refused. QEMU negotiates a device's features when it is plugged in, so the
+        device is replugged; :meth:`accept_held` is called once the old one is gone.
         """
     @property
     def held(self) -> str | None:
-        """What a backend that is there lacks, where it waits until it is accepted."""
+        """What the held backend lacks; None if none is held."""
     def accept_held(self) -> None:
-        """Let QEMU meet the backend that waits; from now on no more is demanded of one."""
+        """Let QEMU connect to the held backend, whose features are the new minimum."""
     def take_first(self) -> int | None:
-        """Return a descriptor of the first backend's socket, the caller's to close; once."""
+        """Return a descriptor of the first backend's socket, once; the caller closes it."""
     @property
     def features(self) -> int:
-        """The feature bits that the backend offered when it came last."""
+        """The feature bits that the backend offered when it last connected."""
     @property
     def given_up(self) -> str | None:
-        """Why no backend is looked for any more; None while one is."""
+        """Why it stopped looking for a backend; None while it still does."""
     @property
     def changed(self) -> EventFd:
         """Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change."""
     def kick(self, queue: int) -> None:
-        """Kick the backend that serves a queue at the moment, as a port does."""
+        """Kick the backend that currently serves a queue, as a port does."""
     def stats(self) -> dict[str, int]:
-        """Return what has happened so far.
+        """Return counters.
 
-        ``messages_to_backend``, ``messages_to_qemu``, ``links`` (times that the two were
-        joined), ``refusals`` (backends that came and did not serve), ``backend_losses``,
-        ``qemu_losses``, ``kicks_learnt``, ``kicks_not_kept`` (eventfds let go because
-        descriptors are scarce: the backend is kicked through QEMU), ``calls_replaced``,
-        ``kicks_lost`` (kicks without a backend).
+        ``messages_to_backend``, ``messages_to_qemu``, ``links`` (how often the two were connected),
+        ``refusals`` (backends that came and did not serve), ``backend_losses``, ``qemu_losses``,
+        ``kicks_learnt``, ``kicks_not_kept`` (eventfds closed because descriptors are scarce: the
+        backend is kicked through QEMU), ``calls_replaced``, ``kicks_lost`` (kicks without a
+        backend).
         """
     def close(self) -> None:
-        """End the connections and remove the sockets."""
+        """Close the connections and remove the sockets."""
 
 @final
 class Child:
-    """A child process that dies with this one, even on SIGKILL."""
+    """A child process that is killed when this process ends, even by SIGKILL."""
 
     @property
     def pid(self) -> int:
         """Its process id."""
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for its end: exit code, or minus the signal; None after the timeout."""
+        """Wait for its end. Return the exit code, or minus the signal; None after the timeout."""
     def terminate(self) -> bool:
-        """Send SIGTERM; False when it runs as another user than we do by now, so we may not."""
+        """Send SIGTERM. False if that is not permitted, because it now runs as another user."""
     def kill(self) -> bool:
-        """Send SIGKILL, to its process group too; False as :meth:`terminate` says."""
+        """Send SIGKILL, to its process group too. False as for :meth:`terminate`."""
 
 def spawn(argv: Sequence[str], environment: dict[str, str], stderr: int) -> Child:
-    """Start a program whose stderr goes to a duplicate of the descriptor given.
+    """Start a program whose stderr is a duplicate of the given descriptor.
 
-    It blocks and ignores no signal, and is killed when this process ends, whoever both run as then.
-
-    Raises FileNotFoundError, OSError.
+    No signal is blocked or ignored in it. It is killed when this process ends, even if one of them
+    has changed its user by then. Raises FileNotFoundError, OSError.
     """
 
 def after_fork_in_child() -> None:
     """Tell the core that this is a forked child.
 
-    Objects made before the fork belong to the parent: their calls raise PortClosed from
-    now on, and their end does nothing outside this process.
+    Objects made before the fork belong to the parent: their methods raise PortClosed from now on,
+    and dropping them has no effect outside this process.
     """
 
 @final
 class Offload:
-    """What is left to do to one frame: its checksum, its segmentation.
+    """The offload metadata of a frame: its checksum and its segmentation.
 
-    The header in front of each frame, ``virtio_net_hdr`` (VIRTIO 1.3, section 5.1.6), in words.
-    True where there is something to know or to do.
+    The fields of ``virtio_net_hdr`` (VIRTIO 1.3, section 5.1.6). True if any of them is set.
     """
 
     def __new__(
@@ -568,44 +563,44 @@ class Offload:
         """
     @property
     def checksum(self) -> Literal["needed", "valid"] | None:
-        """``"needed"``: it is not calculated; its field has the sum of the pseudo-header.
+        """``"needed"``: not calculated yet; the field holds the sum of the pseudo-header.
 
-        ``"valid"``: the device has seen that it is right; of no meaning when sent.
+        ``"valid"``: verified by the device; ignored on transmission.
         """
     @property
     def checksum_start(self) -> int:
-        """Where the checksummed bytes start: at the transport header (0 unless needed)."""
+        """Where the checksummed bytes start: the transport header (0 unless needed)."""
     @property
     def checksum_offset(self) -> int:
-        """Where the checksum goes, from there: 16 for TCP, 6 for UDP (0 unless needed)."""
+        """Where the checksum is stored, from there: 16 for TCP, 6 for UDP (0 unless needed)."""
     @property
     def segmentation(self) -> Literal["tcp4", "tcp6", "udp", "udp_l4", "unknown"] | None:
-        """How the frame becomes several: TCP segments, fragments (``udp``) or datagrams.
+        """How the frame is segmented: TCP segments, IP fragments (``udp``) or UDP datagrams.
 
-        ``unknown`` is what a device says that VIRTIO 1.3 does not know of.
+        ``unknown`` is a value that VIRTIO 1.3 does not define.
         """
     @property
     def segment_size(self) -> int:
-        """Bytes of payload of each segment."""
+        """Payload bytes per segment."""
     @property
     def header_length(self) -> int:
-        """Bytes of all headers; 0: what the frame says. Received, it is a hint."""
+        """Length in bytes of all headers; 0 if not given. Only a hint on reception."""
     @property
     def ecn(self) -> bool:
-        """Whether the TCP segment has ECN's CWR set, which only the first segment keeps."""
+        """Whether the TCP segment has CWR set (ECN), which only the first segment keeps."""
     @property
     def coalesced_segments(self) -> int:
-        """How many segments the device made this frame of (RSC); 0 where it did not."""
+        """How many segments the device coalesced into this frame (RSC); 0 if it did not."""
     @property
     def duplicate_acks(self) -> int:
-        """How many duplicate acknowledgements were among them."""
+        """How many of them were duplicate acknowledgements."""
     def __bool__(self) -> bool: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
 @final
 class Offloads(Sequence[Offload]):
-    """What is left to do to each frame of a burst, as it was when it was asked for.
+    """The offload metadata of each frame of a burst: a snapshot.
 
     ``numpy.asarray(burst.offload)`` is a structured array whose fields are those of
     ``virtio_net_hdr``: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
@@ -630,60 +625,60 @@ _Offload: TypeAlias = Offload | Offloads | Iterable[Offload | None] | None
 
 @final
 class Feature:
-    """What became of a feature bit of the device."""
+    """The outcome of negotiating a feature bit."""
 
     @property
     def name(self) -> str:
-        """Its name in VIRTIO 1.3, without the prefix: ``MRG_RXBUF``."""
+        """Name in VIRTIO 1.3, without the prefix: ``MRG_RXBUF``."""
     @property
     def bit(self) -> int:
-        """Its number."""
+        """Bit number."""
     @property
     def offered(self) -> bool:
         """Whether the device offers it."""
     @property
     def accepted(self) -> bool:
-        """Whether it is in force."""
+        """Whether it was negotiated."""
     @property
     def why(self) -> str:
-        """Why it is, or is not."""
+        """The reason."""
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
 @final
 class Lease:
-    """A DHCP lease (RFC 2131), which the stack uses from then on."""
+    """A DHCP lease (RFC 2131), now used by the stack."""
 
     @property
     def address(self) -> str:
-        """Our address, without its prefix."""
+        """Our address, without prefix length."""
     @property
     def prefix(self) -> int:
-        """Bits of the network's prefix."""
+        """Prefix length in bits."""
     @property
     def gateway(self) -> str | None:
-        """The default gateway; None where the server names none."""
+        """Default gateway; None if the server names none."""
     @property
     def server(self) -> str:
-        """Who gave it."""
+        """The server's address."""
     @property
     def dns(self) -> list[str]:
-        """Name servers, the first one first."""
+        """Name servers, in order of preference."""
     @property
     def duration(self) -> float:
-        """Seconds for which it holds."""
+        """Lease time in seconds."""
     @property
     def elapsed(self) -> float:
-        """Seconds that it took to get it."""
+        """Seconds until the lease was received."""
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
 class ArpReply:
-    """Who answered an ARP request (RFC 826), and how soon."""
+    """The reply to an ARP request (RFC 826)."""
 
     @property
     def mac(self) -> str:
-        """The MAC address that has the IP address."""
+        """MAC address of the IP address."""
     @property
     def seconds(self) -> float:
         """Seconds from the request to the reply."""
@@ -695,7 +690,7 @@ class PingReply:
 
     @property
     def sequence(self) -> int:
-        """The number of the request that it answers."""
+        """Sequence number of the request."""
     @property
     def seconds(self) -> float:
         """Seconds from the request to the reply."""
@@ -703,10 +698,10 @@ class PingReply:
 
 @final
 class Burst(Sequence[memoryview]):
-    """Frames received together, or to be sent together; each a writable memoryview.
+    """Frames received or to be sent together; each is a writable memoryview.
 
-    No frame is copied: a view is the packet memory itself. A buffer goes back
-    to the pool when its burst and every view of it are gone.
+    No frame is copied: a view is the packet memory itself. A buffer returns to the pool when its
+    burst and all views of it are gone.
     """
 
     def __len__(self) -> int: ...
@@ -721,61 +716,61 @@ class Burst(Sequence[memoryview]):
     def count(self, value: object) -> int: ...
     @property
     def lengths(self) -> memoryview:
-        """The frames' lengths, a read-only view of 32-bit unsigned integers (a snapshot)."""
+        """The frames' lengths: a read-only view of 32-bit unsigned integers (a snapshot)."""
     @property
     def ids(self) -> memoryview:
-        """The buffers' indices in the pool, likewise."""
+        """The buffers' indices in the pool, in the same form."""
     @property
     def hashes(self) -> memoryview | None:
-        """The hash of each frame (unsigned 32 bits), None where the device reports none."""
+        """The hash of each frame (unsigned 32 bits); None if the device reports none."""
     @property
     def hash_types(self) -> memoryview | None:
-        """What each hash was calculated over: 0 nothing, 1 IPv4, 2 TCPv4, 3 UDPv4, 4 IPv6 etc.
+        """What each hash covers: 0 nothing, 1 IPv4, 2 TCPv4, 3 UDPv4, 4 IPv6 etc.
 
         The values of ``hash_report`` in VIRTIO 1.3, section 5.1.6.4.4.
         """
     @property
     def timestamp(self) -> int | None:
-        """When the frames were taken from their ring, nanoseconds since 1970 (``time.time_ns()``).
+        """When the frames were taken from the ring, in nanoseconds since 1970 (``time.time_ns()``).
 
-        No frame of the burst came later. How much earlier one may have come: what was received by
-        polling, the time since the look at the ring before; what a wait found, the time that the
-        interrupt takes. None where the port was opened without ``timestamps=True``.
+        No frame arrived later. It may have arrived earlier: with polling, by up to the time since
+        the previous poll; after a wait, by the latency of the interrupt. None unless the port was
+        opened with ``timestamps=True``.
         """
     @property
     def offload(self) -> Offloads | None:
-        """What is left to do to each frame, or what the device has done to it already.
+        """The offload metadata of each frame: what is left to do, or what the device has verified.
 
-        None where the port negotiated no offload of received frames.
+        None if no offload of received frames was negotiated.
         """
     @property
     def data(self) -> memoryview:
-        """The frames as one two-dimensional view (packet, byte) of their buffers, no copy.
+        """The frames as one two-dimensional view (frame, byte) of their buffers, without a copy.
 
-        Row ``i`` is the whole buffer of frame ``i``: its first ``lengths[i]`` bytes are the frame.
-        Raises BufferError where the buffers do not lie in a row; ``headers`` works then.
+        Row ``i`` is the whole buffer of frame ``i``, whose first ``lengths[i]`` bytes are the
+        frame. Raises BufferError if the buffers are not adjacent; use ``headers`` then.
         """
     def headers(self, count: int = 64) -> Any:
-        """Copy the first ``count`` bytes of every frame into a NumPy array (packet, byte).
+        """Copy the first ``count`` bytes of every frame into a NumPy array (frame, byte).
 
-        What a shorter frame does not have is zero. Raises ValueError, ImportError without NumPy.
+        Shorter frames are padded with zeros. Raises ValueError, ImportError without NumPy.
         """
     def put_headers(self, headers: Any) -> None:
-        """Copy rows of bytes over the starts of the frames, as far as each frame goes.
+        """Copy one row of bytes over the start of each frame, up to the frame's length.
 
-        ``headers`` is C-contiguous, with one row of unsigned bytes for each frame.
-        Raises ValueError when it has another shape.
+        ``headers`` is C-contiguous with one row of unsigned bytes per frame. Raises ValueError for
+        any other shape.
         """
     def tobytes(self) -> list[bytes]:
-        """Copy every frame out."""
+        """Return copies of all frames."""
     def release(self) -> None:
-        """Give the buffers back now; the burst is empty afterwards."""
+        """Return the buffers to the pool now; the burst is empty afterwards."""
 
 @final
 class PortDriver:
-    """A started virtio-net device, as those have it who plug it in, bring it back and unplug it.
+    """A started virtio-net device, for the code that plugs, restores and unplugs it.
 
-    Users have a :class:`NetPort`, which is made of this.
+    Users have a :class:`NetPort`, which is made from this.
     """
 
     def __new__(
@@ -814,16 +809,16 @@ class PortDriver:
         Raises ValueError, DeviceError, QemuDied, MemoryUnavailable, CommandRefused.
         """
     def restart_if_needed(self) -> bool:
-        """Reset the device where it says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
+        """Reset the device if it set DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); return whether it had.
 
-        As :meth:`NetPort.restart`.
+        Raises as :meth:`NetPort.restart`.
         """
     def set_recoverable(self, patient: bool) -> None:
-        """Take the end of QEMU for an outage."""
+        """Treat the end of QEMU as an outage."""
     def abandon(self, why: str) -> None:
-        """Expect no other device any more."""
+        """Give up waiting for another device."""
     def suspend(self) -> None:
-        """Set the queues of a device aside that is gone, or is about to be unplugged.
+        """Suspend the queues of a device that is gone or about to be unplugged.
 
         Raises VirtnicError, TimeoutError.
         """
@@ -834,54 +829,54 @@ class PortDriver:
         legacy_io: tuple[int, int, bool] | None = None,
         front_end: FrontEnd | None = None,
     ) -> None:
-        """Go on with another device like the last one."""
+        """Continue with another device like the last one."""
     @property
     def link(self) -> bool:
         """Whether the link is up, as last reported."""
     def check(self) -> None:
-        """Raise what ended the port, if something did: PortClosed, QemuDied, DeviceError."""
+        """Raise what ended the port, if it has ended: PortClosed, QemuDied, DeviceError."""
     @property
     def drops_long_frames(self) -> bool:
-        """Whether received frames were dropped, and counted, because no buffer holds them."""
+        """Whether received frames were dropped, and counted, because they fit no buffer."""
     def refresh_link(self) -> bool:
-        """Ask the device, and return whether the link is up."""
+        """Query the device, and return whether the link is up."""
     def rx_descriptor(self) -> Descriptor:
-        """Return what :meth:`NetPort.fileno` does, for one wait.
+        """Return the descriptor of :meth:`NetPort.fileno` for a single wait.
 
-        A closed port gives it back when that is over.
+        A port closed meanwhile closes it after the wait.
         """
     def tx_descriptor(self) -> Descriptor:
-        """Return what :meth:`NetPort.tx_fileno` does, for one wait."""
+        """Return the descriptor of :meth:`NetPort.tx_fileno` for a single wait."""
     @property
     def rss_limits(self) -> tuple[int, int, int] | None:
-        """The longest key and table and the hash types that the device can do, or None."""
+        """The device's limits: key length, table length, hash types; None if it does not hash."""
     def rss_config(self) -> tuple[list[int], list[int], int, int] | None:
-        """Return key, table, types and the queue of unhashed packets as they were set last."""
+        """Return the current key, table, types and the queue of unhashed packets."""
     def set_rss_config(
         self, key: Sequence[int], table: Sequence[int], types: int, unclassified: int = 0
     ) -> None:
-        """Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`."""
+        """Set steering and hashing; see :meth:`virtnic.Port.set_rss`."""
     def refuse(self) -> None:
-        """Raise PortClosed from now on, also in calls that wait.
+        """Raise PortClosed from now on, also in waiting calls.
 
-        QEMU is not asked: ``stop`` does the rest.
+        QEMU is not involved: ``stop`` does the rest.
         """
     @property
     def withholds(self) -> bool:
         """Whether it was stopped, but its device was not reset and still has its buffers."""
     def device_gone(self) -> None:
-        """Say that the device is gone that kept buffers."""
+        """Report that a device that kept buffers is gone."""
     def stop(self) -> None:
         """Reset the device and take every buffer back; waiting calls raise PortClosed.
 
-        Where QEMU does not answer in time the buffers stay with the device until that is gone.
+        If QEMU does not answer in time, the buffers stay with the device until that is gone.
         """
 
 @disjoint_base
 class NetPort:
-    """A started virtio-net device, as users have it. Made of its :class:`PortDriver`.
+    """A started virtio-net device for users. Made from its :class:`PortDriver`.
 
-    A subclass adds what is not the device's; all methods may be called from any thread.
+    A subclass adds what is not part of the device; all methods may be called from any thread.
     """
 
     def __new__(cls, driver: PortDriver, **kwargs: Any) -> Self: ...
@@ -890,7 +885,7 @@ class NetPort:
         """The device's MAC address, as ``52:54:00:12:34:56``."""
     @property
     def mtu(self) -> int:
-        """The device's MTU, 1500 where it does not say."""
+        """The device's MTU; 1500 if it does not report one."""
     @property
     def link(self) -> bool:
         """Whether the link is up. Without interrupts this asks the device (some 50 µs)."""
@@ -899,181 +894,180 @@ class NetPort:
         """Whether the device is being reset, or was lost with its QEMU and may come back."""
     @property
     def restarts(self) -> int:
-        """How often the device was brought up again."""
+        """How often the device was restarted."""
     def restart(self) -> None:
-        """Reset the device and bring it up again as it was, with all that it was told.
+        """Reset the device and restart it with the same settings.
 
-        Also where the port is broken. Frames that had arrived are still received, those that were
+        Also works for a broken port. Frames that had arrived are still received; those that were
         with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
         PortClosed.
         """
     @property
     def speed(self) -> int | None:
-        """The line's speed in Mbit/s as last reported, None where the device does not know.
+        """The line speed in Mbit/s as last reported; None if unknown.
 
         Feature SPEED_DUPLEX; QEMU's property ``speed``.
         """
     @property
     def duplex(self) -> Literal["half", "full"] | None:
-        """The line's duplex mode as last reported, None where the device does not know."""
+        """The duplex mode as last reported; None if unknown."""
     @property
     def standby(self) -> bool:
-        """Whether the device is offered as standby for another with the same MAC address.
+        """Whether the device is a standby for another one with the same MAC address.
 
         Feature STANDBY; QEMU's property ``failover``.
         """
     @property
     def features(self) -> list[Feature]:
-        """Each feature that is offered or known, by its number."""
+        """All offered or known features, in order of number."""
     @property
     def queue_size(self) -> int:
-        """Entries of each queue."""
+        """Number of entries of each queue."""
     @property
     def queue_addresses(self) -> list[tuple[str, int, int, int]]:
         """Each queue's name (``rx``, ``tx``) and the IOVAs of its three areas (VIRTIO 1.3, 2.6)."""
     @property
     def ring(self) -> str:
-        """The ring format: ``split`` or ``packed``."""
+        """Ring format: ``split`` or ``packed``."""
     @property
     def legacy(self) -> bool:
-        """Whether the device is driven by its legacy interface, that of virtio 0.9.5."""
+        """Whether the device is driven through its legacy interface (virtio 0.9.5)."""
     def send(self, frames: Burst | Iterable[_Frame], offload: _Offload = None) -> int:
         """Queue frames for transmission and return how many fitted the ring.
 
-        ``offload``: what is left to do to them (an :class:`Offload` for all, one or None for each).
-        It must fit the frame, and its feature must be in force: else ValueError, and ``queued``
-        of the error says how many frames before it were queued. Without it, frames of a burst
-        are sent with what was left to do to them when they were received: a checksum that
-        this device cannot do is calculated, a frame that it cannot segment is dropped and counted
-        (``tx_no_offload``), as is one that does not fit its metadata (``tx_bad_offload``).
+        ``frames`` is a burst or an iterable of bytes-like objects or objects accepted by
+        ``bytes()``, such as scapy packets; a single frame is a TypeError. A burst is moved: queued
+        frames leave it, and no byte is copied, except for frames with live views or in another
+        memory, which are counted as copied. Other frames are copied once. Frames that did not fit
+        are not an error: they are counted and can be sent again.
 
-        A burst is moved: what fitted leaves it, no byte is copied (except for frames
-        of which a view is alive, or that live in another memory: these are copied
-        and counted). Other frames are copied once: bytes-like objects, and what ``bytes()`` takes,
-        such as packets of scapy. One frame in the place of several is a TypeError. Frames
-        that did not fit are not an error: they are counted and can be sent again.
+        ``offload``: their offload metadata (an :class:`Offload` for all, or one or None for each).
+        It must match the frame, and its feature must have been negotiated; otherwise ValueError.
+        Without it, frames of a burst keep the metadata with which they were received: a checksum
+        that this device does not support is calculated, and a frame that it cannot segment
+        (``tx_no_offload``), or that does not match its metadata (``tx_bad_offload``), is dropped
+        and counted.
 
-        Raises ValueError (an empty frame, one longer than a buffer) and TypeError (not
-        bytes-like) with a note of how many were queued before it;
+        Raises ValueError (an empty frame, or one longer than a buffer) and TypeError (not
+        bytes-like); the attribute ``queued`` is the number of frames queued before it. Raises
         PortClosed, QemuDied, DeviceError, PortBusy.
         """
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst:
-        """Return up to ``maximum`` frames; an empty burst when none came in time.
+        """Return up to ``maximum`` frames; an empty burst if none came in time.
 
-        ``timeout`` 0 looks once, None waits for ever. Waits for the first frame only.
+        ``timeout`` in seconds: 0 does not wait, None waits for ever. Waits only for the first
+        frame.
 
         Raises PortClosed, QemuDied, DeviceError, PortBusy, ValueError.
         """
     def fileno(self) -> int:
         """Return an eventfd that is readable when ``recv`` would find frames or an error.
 
-        From the first call on, interrupts stay enabled between calls of ``recv``. It stays open,
-        and readable, for as long as this object lives, also when the port is closed.
-        Raises ValueError when the port has no interrupts.
+        From the first call on, interrupts stay enabled between calls of ``recv``. The eventfd stays
+        open, and readable once the port is closed, as long as this object lives. Raises ValueError
+        if the port has no interrupts.
         """
     def tx_fileno(self) -> int:
-        """Return an eventfd that is readable until ``send`` does not take all.
+        """Return an eventfd that is readable until ``send`` does not take all frames.
 
-        After that it is readable again once half of the queue is free and, where there was none,
-        the memory has a buffer again, or when there is an error. It stays open as that of
-        :meth:`fileno`. Raises ValueError when the port has no interrupts.
+        It is readable again once half of the queue is free and the memory has a free buffer, or on
+        an error. It stays open as that of :meth:`fileno`. Raises ValueError if the port has no
+        interrupts.
         """
     def wait_writable(self, timeout: float | None = None) -> bool:
         """Wait until half of the transmit queue is free; False after the timeout.
 
-        By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
-        free buffer in the memory, also until there is one, whoever gives it back. Raises as
-        ``recv``.
+        Uses the transmit interrupt if the port has interrupts. After a ``send`` that found no free
+        buffer, also waits for one. Raises as ``recv``.
         """
     @property
     def polling(self) -> float:
-        """Microseconds that a wait in ``recv`` polls before it sleeps; see ``set_polling``."""
+        """Microseconds for which a waiting ``recv`` polls before it sleeps; see ``set_polling``."""
     def set_polling(self, microseconds: float) -> None:
-        """Have waits in ``recv`` poll the ring for a while before they sleep; 0 for never.
+        """Make a waiting ``recv`` poll the ring before it sleeps; 0 disables polling.
 
-        They do only where recent waits were shorter than that: a busy port needs no
-        interrupts then, an idle one no processor. ``stats`` counts ``rx_polls``, waits that
-        polling ended, and ``rx_sleeps``. Raises ValueError (negative, more than 100,000).
+        It polls only while recent waits were shorter than that, so a busy port needs no interrupts
+        and an idle one no processor. ``stats`` counts waits ended by polling (``rx_polls``) and
+        sleeps (``rx_sleeps``). Raises ValueError (negative, more than 100,000).
         """
     def stats(self) -> dict[str, int]:
         """Return packets, bytes, drops by reason, kicks and interrupts since the start.
 
-        Sums over all queues; :meth:`NetQueue.stats` has those of one.
+        These are sums over all queues; :meth:`NetQueue.stats` has those of one.
         """
     def xstats(self) -> dict[str, int]:
-        """Return everything that is counted: what ``stats`` has, and each queue's own numbers.
+        """Return all counters: those of ``stats``, and those of each queue.
 
-        ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
+        Named ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
         :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
-        ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
-        frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
-        bytes on the wire, so with the four of the checksum that nobody sees),
-        ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
-        ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
-        ``size_1519_max_packets`` (lengths are without frame check sequence),
+        ``ring_used`` and ``ring_free``, descriptors after the last call that moved frames. With
+        ``set_statistics("extended")`` also frames by length on the wire (including the 4-byte
+        checksum): ``undersize_packets`` (below 64), ``size_64_packets``, ``size_65_127_packets``,
+        ``size_128_255_packets``, ``size_256_511_packets``, ``size_512_1023_packets``,
+        ``size_1024_1518_packets``, ``size_1519_max_packets``; and by destination:
         ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
 
-        Takes no lock: nobody who moves frames is kept waiting.
+        Takes no lock: the data path is not delayed.
         """
     @property
     def statistics(self) -> Literal["basic", "extended"]:
-        """What was set by ``set_statistics``."""
+        """The setting of ``set_statistics``."""
     def set_statistics(self, which: Literal["basic", "extended"]) -> None:
-        """Say whether the kinds of frames are counted, from now on and in running loops too.
+        """Choose ``basic`` or ``extended`` statistics, also for running loops.
 
         ``extended`` reads the first bytes of every frame. Raises ValueError.
         """
     @property
     def timestamps(self) -> bool:
-        """Whether received bursts say when they were taken from their ring."""
+        """Whether received bursts have a timestamp."""
     def set_timestamps(self, on: bool = True) -> None:
-        """Have received bursts say when they were taken from their ring (:attr:`Burst.timestamp`).
+        """Record when received bursts were taken from the ring (:attr:`Burst.timestamp`).
 
-        From the next burst on. Costs one reading of the clock for each burst, and nothing when off.
+        From the next burst on. Costs one reading of the clock per burst, and nothing if disabled.
         """
     @property
     def queues(self) -> int:
-        """The queue pairs that the device uses."""
+        """Number of queue pairs in use."""
     @property
     def max_queues(self) -> int:
-        """The queue pairs that the port was opened with."""
+        """Number of queue pairs that the port was opened with."""
     def set_queues(self, count: int) -> None:
-        """Have the device use the first ``count`` queue pairs, while the port runs.
+        """Use the first ``count`` queue pairs, while the port runs.
 
-        What the others received stays readable. Ends steering by RSS.
-        Raises ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, as ``recv``.
+        Frames already received by the others remain readable. Ends steering by RSS. Raises
+        ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, and as ``recv``.
         """
     def set_receive_mode(self, mode: str, on: bool = True) -> None:
         """Turn a receive mode on or off (VIRTIO 1.3, section 5.1.6.5.1).
 
         ``promiscuous``, ``all-multicast``, ``all-unicast``, ``no-multicast``, ``no-unicast``,
-        ``no-broadcast``. Raises ValueError, CommandRefused and as ``recv``.
+        ``no-broadcast``. Raises ValueError, CommandRefused, and as ``recv``.
         """
     def set_mac(self, mac: str) -> None:
-        """Change the device's MAC address. Raises ValueError, CommandRefused and as ``recv``."""
+        """Change the device's MAC address. Raises ValueError, CommandRefused, and as ``recv``."""
     def set_mac_filter(self, unicast: Sequence[str] = (), multicast: Sequence[str] = ()) -> None:
-        """Set the addresses that are received beside the device's own and broadcast.
+        """Set the addresses to receive besides the device's own and broadcast.
 
-        They replace those before; at most 64 together. Of no effect while the device is
-        promiscuous. Raises ValueError, CommandRefused and as ``recv``.
+        They replace earlier ones; at most 64 in total. No effect while the device is promiscuous.
+        Raises ValueError, CommandRefused, and as ``recv``.
         """
     def add_vlan(self, vlan: int) -> None:
-        """Receive a VLAN's frames (0 to 4094) when the device is not promiscuous.
+        """Receive a VLAN's frames (0 to 4094) while the device is not promiscuous.
 
-        Raises ValueError, CommandRefused and as ``recv``.
+        Raises ValueError, CommandRefused, and as ``recv``.
         """
     def remove_vlan(self, vlan: int) -> None:
-        """No longer receive a VLAN's frames. Raises as ``add_vlan``."""
+        """Stop receiving a VLAN's frames. Raises as ``add_vlan``."""
     def set_guest_offloads(self, offloads: Sequence[str]) -> None:
-        """Say which of the negotiated offloads of received packets are in force.
+        """Choose which of the negotiated offloads of received packets are active.
 
-        By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not
-        negotiated, CommandRefused and as ``recv``.
+        By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not negotiated,
+        CommandRefused, and as ``recv``.
         """
     def set_coalescing(self, direction: str, packets: int, microseconds: int) -> None:
-        """Let interrupts of all ``rx`` or ``tx`` queues wait for so many packets or so long.
+        """Delay interrupts of all ``rx`` or ``tx`` queues by a number of packets or a time.
 
-        Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
+        Raises CommandRefused if the device does not offer NOTF_COAL, ValueError, and as ``recv``.
         """
     def reclaim(self) -> None:
         """Take back the buffers of transmitted frames that the device has finished.
@@ -1082,7 +1076,7 @@ class NetPort:
         """
     @property
     def closed(self) -> bool:
-        """Whether the port was stopped."""
+        """Whether the port was closed."""
 
 @disjoint_base
 class NetQueue:
@@ -1091,39 +1085,39 @@ class NetQueue:
     def __new__(cls, port: NetPort, index: int) -> Self: ...
     @property
     def port(self) -> NetPort:
-        """The port that it is a part of."""
+        """The port it belongs to."""
     @property
     def index(self) -> int:
         """Its number, from 0."""
     @property
     def active(self) -> bool:
-        """Whether it moves frames: neither stopped nor one more than the device uses."""
+        """Whether it carries frames: it is neither stopped nor beyond the pairs in use."""
     def send(self, frames: Burst | Iterable[_Frame], offload: _Offload = None) -> int:
-        """Queue frames; as :meth:`NetPort.send`. Raises PortClosed where it is not active."""
+        """Queue frames, as :meth:`NetPort.send`. Raises PortClosed if the pair is not active."""
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Burst:
-        """Return received frames; as :meth:`NetPort.recv`.
+        """Return received frames, as :meth:`NetPort.recv`.
 
-        Raises PortClosed where it is stopped, or not in use and empty.
+        Raises PortClosed if the pair is stopped, or not in use and empty.
         """
     def fileno(self) -> int:
-        """Return its eventfd; as :meth:`NetPort.fileno`."""
+        """Return its receive eventfd, as :meth:`NetPort.fileno`."""
     def tx_fileno(self) -> int:
-        """Return its transmit eventfd; as :meth:`NetPort.tx_fileno`."""
+        """Return its transmit eventfd, as :meth:`NetPort.tx_fileno`."""
     def wait_writable(self, timeout: float | None = None) -> bool:
-        """Wait until half of its transmit queue is free; as :meth:`NetPort.wait_writable`."""
+        """Wait until half of its transmit queue is free, as :meth:`NetPort.wait_writable`."""
     def stats(self) -> dict[str, int]:
-        """Return its own counters; as :meth:`NetPort.stats`."""
+        """Return its counters, as :meth:`NetPort.stats`."""
     def reclaim(self) -> None:
-        """Take back the buffers of finished frames; as :meth:`NetPort.reclaim`."""
+        """Take back the buffers of transmitted frames, as :meth:`NetPort.reclaim`."""
     def stop(self) -> None:
-        """Reset its two queues and take their buffers back; the others go on.
+        """Reset both queues of the pair and take their buffers back; other pairs are not affected.
 
-        Raises CommandRefused where the device does not offer RING_RESET, PortBusy, as ``recv``.
+        Raises CommandRefused if the device does not offer RING_RESET, PortBusy, and as ``recv``.
         """
     def start(self) -> None:
-        """Set it up again after ``stop``. Raises as ``stop``."""
+        """Set the pair up again after ``stop``. Raises as ``stop``."""
     def set_coalescing(self, direction: str, packets: int, microseconds: int) -> None:
-        """Let its ``rx`` or ``tx`` interrupts wait; as :meth:`NetPort.set_coalescing`."""
+        """Delay ``rx`` or ``tx`` interrupts, as :meth:`NetPort.set_coalescing`."""
 
 @final
 class Stack:
@@ -1132,31 +1126,31 @@ class Stack:
     def __new__(cls, port: NetPort) -> Self: ...
     @property
     def address(self) -> str | None:
-        """The address with its prefix, ``10.0.2.15/24``."""
+        """The address with prefix length, ``10.0.2.15/24``."""
     @property
     def gateway(self) -> str | None:
         """The default gateway."""
     def configure(self, address: str, gateway: str | None = None) -> None:
-        """Set the address (with prefix) and the gateway. Raises ValueError."""
+        """Set the address (with prefix length) and the gateway. Raises ValueError."""
     def dhcp(self, timeout: float | None = 10.0) -> Lease:
-        """Take a lease by DHCP and use it.
+        """Obtain a lease by DHCP and use it.
 
-        Raises TimeoutError when no server answers within ``timeout`` seconds.
+        Raises TimeoutError if no server answers within ``timeout`` seconds.
         """
     def arp(self, address: str, timeout: float | None = 1.0) -> ArpReply:
         """Resolve an IPv4 address.
 
-        Raises TimeoutError when nobody answers within ``timeout`` seconds.
+        Raises TimeoutError if there is no answer within ``timeout`` seconds.
         """
     def ping(
         self, address: str, sequence: int = 0, payload: int = 56, timeout: float | None = 1.0
     ) -> PingReply:
-        """Send one ICMP echo request with ``payload`` bytes, and wait for its reply.
+        """Send one ICMP echo request with ``payload`` bytes and wait for the reply.
 
-        Raises TimeoutError when none comes within ``timeout`` seconds.
+        Raises TimeoutError if none comes within ``timeout`` seconds.
         """
     def poll(self, timeout: float | None = 0.0) -> int:
-        """Serve the network (ARP, echo requests) until the timeout; return frames handled."""
+        """Answer ARP and echo requests until the timeout; return the number of frames handled."""
 
 @final
 class StackWire:
@@ -1322,31 +1316,31 @@ class NetSocket:
 _Until: TypeAlias = tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]
 
 def as_frames(frames: Burst | Iterable[_Frame]) -> Burst | list[Buffer] | tuple[Buffer, ...]:
-    """Make a burst, a list or a tuple of what was given as frames, of which there are several.
+    """Convert a ``frames`` argument into a burst, a list or a tuple of bytes-like objects.
 
-    What shows no bytes but makes some (``__bytes__``) is made bytes of; a list or a tuple in which
-    there is no such thing is returned as it is. Raises TypeError for one frame in their place
-    (anything that shows or makes bytes), and what an object's ``__bytes__`` raises.
+    Items that are not bytes-like but define ``__bytes__`` are converted. A list or tuple without
+    such items is returned as it is. Raises TypeError for a single frame (anything bytes-like or
+    with ``__bytes__``), and whatever ``__bytes__`` raises.
     """
 
 def forward(a: NetPort, b: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
-    """Forward between two ports, in both directions; see virtnic.forward."""
+    """Forward between two ports; see virtnic.forward."""
 
 def reflect(port: NetPort, mode: str, backpressure: bool, until: _Until) -> dict[str, Any]:
-    """Send frames back by the port they came from; see virtnic.reflect."""
+    """Send frames back on the port they came from; see virtnic.reflect."""
 
 def drop(port: NetPort, until: _Until) -> dict[str, Any]:
-    """Receive and forget; see virtnic.drop."""
+    """Receive and discard frames; see virtnic.drop."""
 
 def generate(
     port: NetPort, frames: list[Buffer], rate: float | None, until: _Until
 ) -> dict[str, Any]:
-    """Send frames in turn, again and again; see virtnic.generate."""
+    """Send frames cyclically; see virtnic.generate."""
 
 def exchange(
     port: NetPort, frames: list[Buffer], rate: float | None, until: _Until
 ) -> dict[str, Any]:
-    """Send frames in turn, and receive and forget; see virtnic.exchange."""
+    """Send frames cyclically while receiving and discarding; see virtnic.exchange."""
 
 def run(ports: Sequence[NetPort], address: int, until: _Until) -> dict[str, Any]:
-    """Run the compiled function at an address over every burst; see virtnic.run."""
+    """Run the compiled function at an address on every burst; see virtnic.run."""

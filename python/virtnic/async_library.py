@@ -1,6 +1,6 @@
-"""Whichever of asyncio and trio runs the caller; anyio runs on one of the two.
+"""The event loop of the caller: asyncio or trio (anyio runs on one of them).
 
-Neither is chosen here, and trio is not imported: who runs in it has it already.
+The running one is detected; trio is imported only if the caller has imported it.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ class Lock(Protocol):
 
 
 class Descriptor(Protocol):
-    """It is open for as long as this object lives."""
+    """A descriptor that is open as long as this object lives."""
 
     def fileno(self) -> int: ...
 
 
 class Library(Protocol):
-    """What we need of an event loop."""
+    """What virtnic needs of an event loop."""
 
     def lock(self) -> Lock:
-        """Return a lock that is given in the order in which it was asked for."""
+        """Return a fair lock: waiters get it in order."""
 
     async def readable(self, fd: int) -> None:
         """Wait until a descriptor is readable."""
 
     async def finished(self, fd: int) -> BaseException | None:
-        """Do the same whatever happens; a cancellation that came meanwhile is returned."""
+        """Do the same despite cancellation, which is returned."""
 
     async def checkpoint(self) -> None:
-        """Let others run."""
+        """Let other tasks run."""
 
     async def sleep(self, seconds: float) -> None:
         """Pause."""
@@ -48,7 +48,7 @@ class Library(Protocol):
 
 @contextlib.contextmanager
 def _reader(fd: int) -> Iterator[asyncio.Future[None]]:
-    """Have a future that is done when a descriptor is readable."""
+    """Yield a future that is done when a descriptor is readable."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 
@@ -74,7 +74,7 @@ class _Asyncio:
     async def finished(self, fd: int) -> BaseException | None:
         cancelled = None
         with _reader(fd) as ready:
-            # anyio cancels again and again, so the future must outlive each time.
+            # anyio cancels repeatedly, so the future must survive each cancellation.
             while not ready.done():
                 try:
                     await asyncio.shield(ready)
@@ -103,7 +103,7 @@ class _Trio:
     async def finished(self, fd: int) -> BaseException | None:
         with self._trio.CancelScope(shield=True):
             await self._trio.lowlevel.wait_readable(fd)
-        return None  # a cancellation is still there at the next checkpoint
+        return None  # a pending cancellation is raised at the next checkpoint
 
     async def checkpoint(self) -> None:
         await self._trio.lowlevel.checkpoint()
@@ -113,16 +113,16 @@ class _Trio:
 
 
 async def readable(borrow: Callable[[], Descriptor], library: Library | None = None) -> None:
-    """Wait until a descriptor is readable, which is open for as long as that takes.
+    """Wait until a descriptor is readable, keeping it open meanwhile.
 
-    The event loop looks at it after others had their turn, who may have closed what it is of.
+    The event loop looks at it after other tasks have run, which may have closed its owner.
     """
     borrowed = borrow()
     await (library or running()).readable(borrowed.fileno())
 
 
 def running() -> Library:
-    """Return the library that runs the caller; trio first, which can be a guest in asyncio."""
+    """Return the caller's library. Trio is tried first: it can run as a guest of asyncio."""
     trio = sys.modules.get("trio")
     if trio is not None:
         with contextlib.suppress(RuntimeError):
@@ -131,5 +131,5 @@ def running() -> Library:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        raise RuntimeError("virtnic waits inside asyncio, trio or anyio only") from None
+        raise RuntimeError("virtnic.aio can wait only inside asyncio, trio or anyio") from None
     return _Asyncio()

@@ -1,4 +1,4 @@
-"""Threads of virtnic's own."""
+"""virtnic's own threads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["begin"]
 
 
 def begin() -> None:
-    """Begin such a thread: signals are for the program's own.
+    """Set up such a thread: it takes no signals, which are the program's.
 
-    Callbacks of the program run in it, and what they ask of a device that is away raises PortBusy:
-    it is these threads that bring a device back.
+    The program's callbacks run in it. As these threads also restore devices, a call that would wait
+    for a device in restoration raises PortBusy.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     brings_devices_back()

@@ -1,7 +1,7 @@
-"""Timeouts, by one rule for all of them: seconds, 0 or more; None is for ever.
+"""Timeouts, all by one rule: seconds, 0 or more; None means no limit.
 
-So is what is longer than a clock can tell, infinity among it. Negative numbers and ``nan`` are a
-ValueError, as for :meth:`socket.socket.settimeout`. The core reads them by the same rule
+Values beyond the range of a clock, such as infinity, also mean no limit. Negative numbers and
+``nan`` are a ValueError, as for :meth:`socket.socket.settimeout`. The core applies the same rule
 (``rust/python/src/time.rs``).
 """
 
@@ -12,24 +12,26 @@ import time
 
 __all__ = ["LONGEST", "Deadline", "bounded", "seconds"]
 
-#: Seconds; more is for ever.
+#: Seconds; a longer timeout means no limit.
 LONGEST = threading.TIMEOUT_MAX
 
 
 def seconds(timeout: float | None) -> float | None:
-    """Return a timeout as all that waits takes it; None for one without end.
+    """Normalise a timeout; None means no limit.
 
-    Raises ValueError, and TypeError for what is no number.
+    Raises ValueError, and TypeError for a non-number.
     """
     if timeout is None:
         return None
     if not timeout >= 0:  # true of nan, too
-        raise ValueError(f"a timeout is a number of seconds, 0 or more, or None, not {timeout}")
+        raise ValueError(
+            f"the timeout must be a number of seconds, 0 or more, or None, not {timeout}"
+        )
     return None if timeout >= LONGEST else float(timeout)
 
 
 def bounded(timeout: float | None) -> float:
-    """Return a timeout as a number in any case: :data:`LONGEST` for one without end.
+    """Return a timeout as a number; :data:`LONGEST` if it has no limit.
 
     Raises as :func:`seconds`.
     """
@@ -38,22 +40,22 @@ def bounded(timeout: float | None) -> float:
 
 
 class Deadline:
-    """When a timeout is over."""
+    """The end of a timeout."""
 
     __slots__ = ("at",)
 
     def __init__(self, timeout: float | None) -> None:
-        """Begin to wait. Raises as :func:`seconds`."""
+        """Start the timeout. Raises as :func:`seconds`."""
         length = seconds(timeout)
-        #: When that is, by :func:`time.monotonic`; None without end.
+        #: The time of :func:`time.monotonic` at which it ends; None for no limit.
         self.at = None if length is None else time.monotonic() + length
 
     @property
     def left(self) -> float | None:
-        """The seconds that are left, 0 or more; None without end."""
+        """Seconds left, 0 or more; None for no limit."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
     @property
     def is_over(self) -> bool:
-        """Whether there are none left."""
+        """Whether no time is left."""
         return self.left == 0.0

@@ -1,6 +1,6 @@
-"""Is this machine fit for virtnic, and what to do where it is not.
+"""Checks whether this machine can run virtnic, and what to do if it cannot.
 
-Everything is looked at or tried for real: an accelerator counts when a QEMU starts with it.
+Everything is tried for real: an accelerator counts only if a QEMU starts with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from virtnic.qemu.find import ACCELERATORS, INSTALL, Binary, find_qemu
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: ``ok``: nothing to do; ``warn``: something optional is not there; ``missing``: nothing works
+#: ``ok``: nothing to do; ``warn``: something optional is missing; ``missing``: nothing works
 #: without it.
 Status = Literal["ok", "warn", "missing"]
 
@@ -34,14 +34,14 @@ class Check:
 
     name: str
     status: Status
-    #: What was found, in words.
+    #: What was found.
     found: str
-    #: What to do; empty when there is nothing to do.
+    #: What to do; empty if nothing.
     advice: str = ""
 
 
 def checks(qemu: str | None = None) -> list[Check]:
-    """Look at everything. ``qemu``: as for :func:`virtnic.open`. Never raises."""
+    """Run all checks. ``qemu``: as for :func:`virtnic.open`. Never raises."""
     findings: list[Check] = []
     for group in (
         lambda: _qemu(qemu),
@@ -57,7 +57,7 @@ def checks(qemu: str | None = None) -> list[Check]:
 
 
 def _guarded(group: Callable[[], Iterator[Check]]) -> list[Check]:
-    """Run one group; what it cannot look at is a finding too."""
+    """Run one group of checks; a failure of the group itself becomes a finding."""
     found = []
     try:
         for check in group():
@@ -81,7 +81,7 @@ def _qemu(given: str | None) -> Iterator[Check]:
         "QEMU",
         "warn" if old else "ok",
         f"{banner} ({binary})",
-        f"older than what is tested: take {quirks.OLDEST} or later" if old else "",
+        f"older than the tested versions: use {quirks.OLDEST} or later" if old else "",
     )
     for device in ("virtio-net-pci", "ivshmem-doorbell"):
         has = binary.has_device(device)
@@ -102,9 +102,9 @@ def _qemu(given: str | None) -> Iterator[Check]:
 
 
 _ACCELERATOR_ADVICE = {
-    "qtest": "not needed: a parked TCG or KVM processor does as well",
-    "tcg": "needed only where QEMU has no qtest accelerator",
-    "kvm": "not needed; it takes a writable /dev/kvm",
+    "qtest": "not needed: a parked TCG or KVM processor works as well",
+    "tcg": "needed only if QEMU has no qtest accelerator",
+    "kvm": "not needed; requires a writable /dev/kvm",
 }
 
 
@@ -114,7 +114,9 @@ def _accelerators(binary: Binary) -> Iterator[Check]:
     yield Check(
         "accelerator",
         "ok" if usable else "missing",
-        f"auto is {usable[0]}" if usable else "QEMU starts with none of " + ", ".join(errors),
+        f"auto uses {usable[0]}"
+        if usable
+        else "QEMU does not start with any of " + ", ".join(errors),
         "" if usable else INSTALL,
     )
     for name, error in errors.items():
@@ -130,8 +132,8 @@ def _hugepages() -> Iterator[Check]:
         yield Check(
             "hugepages",
             "warn",
-            "this kernel has none",
-            "ordinary pages are used; they cannot be physically contiguous",
+            "this kernel has no huge pages",
+            "ordinary pages are used, which cannot be physically contiguous",
         )
     for size, total, free in sizes:
         kib = size // 1024
@@ -144,7 +146,7 @@ def _hugepages() -> Iterator[Check]:
                 name,
                 "warn",
                 found,
-                "slower without: reserve some with `sysctl vm.nr_hugepages=128`",
+                "slower without huge pages: reserve some with `sysctl vm.nr_hugepages=128`",
             )
         else:
             where = f"/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages"
@@ -162,14 +164,14 @@ def _memory() -> Iterator[Check]:
     try:
         os.close(os.memfd_create("virtnic-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     except OSError as error:
-        yield Check("memfd", "missing", str(error), "a Linux kernel 3.17 or later is needed")
+        yield Check("memfd", "missing", str(error), "Linux 3.17 or later is needed")
     else:
         yield Check("memfd", "ok", f"Linux {platform.release()}")
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY:
         yield Check("memlock", "ok", "no limit")
     else:
-        # Nothing of ours locks memory; vhost-vdpa and VFIO backends do.
+        # Nothing in virtnic locks memory; vhost-vdpa and VFIO backends do.
         yield Check("memlock", "ok", f"{_size(soft)}", "vhost-vdpa may need `ulimit -l unlimited`")
 
 
@@ -209,7 +211,7 @@ def _devices() -> Iterator[Check]:
             yield Check(
                 path,
                 "warn",
-                f"not there (module {module}: {state})",
+                f"not present (module {module}: {state})",
                 f"needed for {purpose} only: "
                 + (f"`modprobe {module}`" if can else f"a kernel with {module}"),
             )

@@ -1,21 +1,21 @@
-"""What virtnic raises, beside Python's own exceptions.
+"""The exceptions of virtnic, in addition to Python's own.
 
 ::
 
     Exception
-     └─ VirtnicError          anything below
-         ├─ MemoryUnavailable no shared memory of the wanted kind, size or place
-         ├─ QemuError         QEMU refused something; quotes its own words
-         │   ├─ QemuNotFound  there is no usable QEMU
-         │   ├─ NetdevUnavailable  what a netdev connects to is not there, busy, or not permitted
-         │   └─ QemuDied      QEMU is gone: its exit status and last words
-         ├─ DeviceError       the device broke a rule of the specification
-         ├─ CommandRefused    the device refused a command of the control queue, or has none
-         ├─ PortClosed        the port was closed, or its device removed, or the queue stopped
+     └─ VirtnicError          base of the following
+         ├─ MemoryUnavailable shared memory of the requested kind, size or address is not available
+         ├─ QemuError         QEMU refused something; the message quotes QEMU
+         │   ├─ QemuNotFound  no usable QEMU was found
+         │   ├─ NetdevUnavailable  what a netdev connects to is missing, busy, or not permitted
+         │   └─ QemuDied      QEMU has ended: its exit status and last output
+         ├─ DeviceError       the device violated the specification
+         ├─ CommandRefused    the device refused a control queue command, or has no such queue
+         ├─ PortClosed        the port was closed, its device removed, or the queue stopped
          └─ PortBusy          the queue is in use by another call or an engine loop
 
-``ValueError`` and ``TypeError`` say that an argument is wrong, ``TimeoutError`` that
-somebody alive did not answer in time, ``PermissionError`` that a privilege is missing.
+``ValueError`` and ``TypeError`` mean a wrong argument, ``TimeoutError`` that a live peer did not
+answer in time, ``PermissionError`` a missing privilege.
 """
 
 from virtnic._native import (
@@ -45,9 +45,9 @@ __all__ = [
 
 
 class NetdevUnavailable(QemuError):
-    """What a netdev connects to is not there, is in use, or may not be used.
+    """What a netdev connects to is missing, in use, or not permitted.
 
-    A TAP device, a bridge, a backend's or a peer's socket, a device of the kernel's.
+    A TAP device, a bridge, the socket of a backend or peer, a kernel device.
     """
 
     __module__ = "virtnic"

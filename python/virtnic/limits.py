@@ -1,4 +1,4 @@
-"""The limits that the system sets us, by their names."""
+"""Errors at system limits that name the limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["descriptors"]
 
 @contextlib.contextmanager
 def descriptors() -> Iterator[None]:
-    """Say which limit it is, and what to do, where there are no descriptors left."""
+    """Explain an error for lack of descriptors: which limit it is, and what to do."""
     try:
         yield
     except OSError as error:
@@ -25,6 +25,6 @@ def descriptors() -> Iterator[None]:
         most = "" if hard == resource.RLIM_INFINITY else f", up to {hard}"
         raise OSError(
             errno.EMFILE,
-            f"{error.strerror}: the process has its {soft} descriptors open (RLIMIT_NOFILE): raise "
-            f"it with ulimit -n{most}, or attach several ports to one virtnic.Qemu",
+            f"{error.strerror}: all {soft} descriptors of the process are in use (RLIMIT_NOFILE): "
+            f"raise the limit with ulimit -n{most}, or attach several ports to one virtnic.Qemu",
         ) from None

@@ -1,4 +1,4 @@
-"""Shared packet memory, as users ask for it."""
+"""`Memory`: shared packet memory."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ from virtnic.units import parse_size
 
 __all__ = ["Hugepages", "Memory", "parse_size"]
 
-#: Which pages back a memory: the largest that are free, 1 GiB, 2 MiB, or ordinary ones.
+#: Page sizes of a memory: the largest with free pages, 1 GiB, 2 MiB, or ordinary pages.
 Hugepages = Literal["auto", "1G", "2M"] | None
 
 _PAGES = {"auto": 0, "1G": 1 << 30, "2M": 2 << 20, None: 4096}
 
 
 class Memory(Owner, _native.Memory):
-    """One shared file, mapped, prefaulted and sealed: all that devices may touch.
+    """One shared file, mapped, prefaulted and sealed: the only memory that devices can access.
 
-    Every port of a memory takes its packet buffers from it, so a burst received on one
-    can be sent on another without a copy.
+    All ports on a memory take their packet buffers from it, so a burst received on one can be sent
+    on another without a copy.
 
     Parameters
     ----------
     size
-        Bytes, or text such as ``"256M"``: a power of two, for QEMU makes it a PCI BAR.
+        Bytes, or text such as ``"256M"``: a power of two, because QEMU maps it as a PCI BAR.
     hugepages
-        ``"auto"`` takes the largest pages that are free and falls back with one warning;
-        ``"1G"`` and ``"2M"`` insist; None takes ordinary pages.
+        ``"auto"`` uses the largest size with free pages, and warns once if it is not the largest;
+        ``"1G"`` and ``"2M"`` require that size; None uses ordinary pages.
     iova
-        Where devices see it: ``"va"`` at this process's own address, ``"pa"`` at the
-        host-physical address (contiguous; needs CAP_SYS_ADMIN), or an address.
+        The address at which devices see it: ``"va"``, its address in this process; ``"pa"``, its
+        physical address (contiguous memory; needs CAP_SYS_ADMIN); or an address.
     node
-        The NUMA node to take it from.
+        NUMA node to allocate from.
     directory
-        A hugetlbfs mount to make the file in, for ``shmem="plain"``; else a memfd.
+        A hugetlbfs mount for the file, with ``shmem="plain"``; otherwise a memfd is used.
     buffer_size
-        Bytes of data that a packet buffer holds.
+        Data bytes per packet buffer.
     jumbo_buffers
-        How many buffers there shall be besides for longer frames: to send them,
-        and to receive them where the feature MRG_RXBUF is in force, as it is where QEMU moves
-        the frames. By default they take a sixteenth of the memory, and there are none in less
-        than 4 MiB.
+        Number of additional buffers for longer frames: for sending, and for receiving if MRG_RXBUF
+        was negotiated, as it is where QEMU moves the frames. By default they take a sixteenth of
+        the
+        memory, and there are none in less than 4 MiB.
     jumbo_size
-        Bytes of data that one of them holds. The default, 64 KiB, is for the longest frame there
-        is; with less, such as 9018 for an MTU of 9000, there are more of them.
+        Data bytes per jumbo buffer. The default, 64 KiB, holds the longest possible frame; a
+        smaller
+        size, such as 9018 for an MTU of 9000, allows more of them.
 
     Raises ValueError, MemoryUnavailable, PermissionError.
 
@@ -65,10 +66,10 @@ class Memory(Owner, _native.Memory):
         jumbo_buffers: int | None = None,
         jumbo_size: int | None = None,
     ) -> Self:
-        """Make one; see the class."""
-        keep_standard_streams()  # it has descriptors
+        """Create a memory; see the class."""
+        keep_standard_streams()  # it opens descriptors
         if hugepages not in _PAGES:
-            raise ValueError(f"hugepages is 'auto', '1G', '2M' or None, not {hugepages!r}")
+            raise ValueError(f"hugepages must be 'auto', '1G', '2M' or None, not {hugepages!r}")
         self = super().__new__(
             cls,
             parse_size(size),

@@ -1,4 +1,4 @@
-"""What a port, one of its queues, and the fakes of :mod:`virtnic.testing` have in common."""
+"""Protocols of a port, its queues, and the fakes of :mod:`virtnic.testing`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    #: One frame: an object that shows its bytes, or that ``bytes()`` takes, as a scapy packet.
+    #: One frame: a bytes-like object, or one that ``bytes()`` accepts, such as a scapy packet.
     Frame = Buffer | SupportsBytes
 
 __all__ = ["PacketPort", "ReceivedFrames"]
 
 
 class ReceivedFrames(Protocol):
-    """What ``recv`` returns: frames, in the order in which they came."""
+    """The result of ``recv``: frames in order of arrival."""
 
     def __len__(self) -> int:
-        """How many frames there are; 0 when none came in time."""
+        """Return the number of frames; 0 if none came in time."""
 
     def __getitem__(self, index: int, /) -> memoryview:
         """Return one frame, without a copy."""
@@ -29,18 +29,18 @@ class ReceivedFrames(Protocol):
         """Yield the frames."""
 
     def tobytes(self) -> list[bytes]:
-        """Return copies of all."""
+        """Return copies of all frames."""
 
     def release(self) -> None:
-        """Give the buffers back; frames that somebody still looks at keep theirs."""
+        """Return the buffers to the pool; frames with live views keep theirs."""
 
 
 @runtime_checkable
 class PacketPort(Protocol):
-    """Whatever frames are sent by and received from: the verbs that a program or a fake needs."""
+    """Anything that sends and receives frames: what a program or a fake needs of a port."""
 
     def send(self, frames: Iterable[Frame], offload: None = None) -> int:
-        """Queue as many frames as fit, in order, without waiting; return how many."""
+        """Queue as many frames as fit, in order, without waiting; return their number."""
 
     def send_all(
         self, frames: Iterable[Frame], timeout: float | None = None, offload: None = None
@@ -53,11 +53,11 @@ class PacketPort(Protocol):
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> ReceivedFrames:
         """Return up to ``maximum`` received frames.
 
-        Waits up to ``timeout`` seconds for the first: 0 looks once, None waits for ever.
+        Waits up to ``timeout`` seconds for the first one: 0 does not wait, None waits for ever.
         """
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when there may be frames."""
 
     def stats(self) -> dict[str, int]:
-        """Return the counters by name; ``rx_packets`` and ``tx_packets`` are among them."""
+        """Return the counters by name, ``rx_packets`` and ``tx_packets`` among them."""

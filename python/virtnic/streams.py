@@ -8,14 +8,14 @@ __all__ = ["keep_standard_streams"]
 
 
 def keep_standard_streams() -> None:
-    """Put /dev/null where a standard stream was closed, as some programs do that go on as daemons.
+    """Open /dev/null in place of closed standard streams, as some daemons have.
 
-    Else the next descriptor that is made would be taken for it: a traceback that goes to
-    descriptor 2 would be sent to QEMU, or written into the packets' memory.
+    Otherwise the next descriptor would take that number, and a traceback written to descriptor 2
+    would go to QEMU or into the packet memory.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
             os.set_inheritable(number, True)

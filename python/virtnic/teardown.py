@@ -1,9 +1,9 @@
-"""Clean-up that can be interrupted anywhere, and is finished by the next call.
+"""Clean-up that can be interrupted anywhere and is finished by the next call.
 
-A signal handler that raises, as that of Ctrl-C does, cuts the main thread between any two
-bytecodes. So what gives something back is written down before the thing is made, does nothing where
-there is nothing to give back, and is crossed out only once it has been done. What cannot be
-made so is made in another thread, where no signal handler runs: see :func:`uninterrupted`.
+A signal handler that raises, as that of Ctrl-C does, can interrupt the main thread between any two
+bytecodes. So each clean-up step is registered before the resource is acquired, does nothing if
+there is nothing to release, and is removed only once it is done. What cannot be made so is done in
+another thread, where no signal handler runs: see :func:`uninterrupted`.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-#: Seconds after which a thread that was started is asked for, which may never have begun.
+#: Seconds after which to check whether a started thread has ever begun to run.
 _BEGINS = 1.0
 
 
 class Teardown:
-    """The steps that give back what something holds, last first.
+    """Clean-up steps, run in reverse order.
 
-    Each is kept until it has come to its end. Any thread may call; a second one waits. A signal
-    handler may, too, in the middle of a call: this lock, as all of virtnic's that are taken outside
-    of the loop's thread, lets the same thread in again.
+    A step is kept until it has completed. Any thread may call; a second one waits. So may a signal
+    handler in the middle of a call: like all virtnic locks taken outside the loop thread, this one
+    is reentrant.
     """
 
     def __init__(self) -> None:
@@ -58,36 +58,36 @@ class Teardown:
         self._lock = threading.RLock()
 
     def add(self, step: Callable[[], object]) -> None:
-        """Add a step, before what it undoes is done. It may be called more than once."""
+        """Add a step, before the action it undoes. It may be called more than once."""
         self._steps.append(step)
 
     def run(self) -> None:
-        """Do the steps that are left.
+        """Run the remaining steps.
 
-        An interruption (KeyboardInterrupt, SystemExit) ends it, and what was not done is done by
-        the next call. So is a step that fails; its exception is logged, and the others are done.
+        An interruption (KeyboardInterrupt, SystemExit) ends the run; the next call runs what is
+        left. A step that fails is logged and kept for the next call; the others are run.
         """
         with self._lock:
             for step in reversed(self._steps.copy()):
                 try:
                     step()
                 except Exception:
-                    _log.exception("a step of the clean-up failed; the next call tries it again")
+                    _log.exception("a clean-up step failed; the next call tries it again")
                     continue
-                with contextlib.suppress(ValueError):  # a signal handler may have closed, too
+                with contextlib.suppress(ValueError):  # a signal handler may have closed as well
                     self._steps.remove(step)
 
     def __bool__(self) -> bool:
-        """Whether there are steps left."""
+        """Whether steps are left."""
         return bool(self._steps)
 
 
 def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None = None) -> T:
-    """Call a function that is quick where no signal handler runs, and wait for its end.
+    """Call a quick function in a thread without signal handlers, and wait for it.
 
-    An interruption is raised afterwards; the function then has been called, or never will be.
-    Its result is lost then, so it is to leave what it made where the clean-up finds it.
-    ``hurry`` is called when there is an interruption, where the function may take its time.
+    An interruption is raised afterwards; by then the function has returned or will never run. Its
+    result is lost in that case, so it must store what it made where the clean-up finds it.
+    ``hurry`` is called on an interruption, to shorten a slow function.
     """
     if threading.current_thread() is not threading.main_thread():
         return function()
@@ -113,9 +113,9 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
         try:
             _thread.start_new_thread(run, ())
         except RuntimeError:
-            run()  # there can be no more threads
+            run()  # no more threads can be started
         while not done.acquire(timeout=_BEGINS):
-            run()  # there was no memory for the thread to begin with; where it has begun, nothing
+            run()  # the thread had no memory to begin; does nothing if it has begun
     except BaseException as error:
         if claim.acquire(blocking=False):
             raise
@@ -124,26 +124,26 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
         try:
             if hurry is not None:
                 hurry()
-            if not over:  # else it may have been waited for
+            if not over:  # it may have ended meanwhile
                 done.acquire()
             raise interruption
         finally:
-            interruption = None  # an exception that holds this frame, which holds the exception
+            interruption = None  # break the cycle of exception and frame
     if errors:
         try:
             raise errors[0]
         finally:
             errors.clear()
     if not results:
-        raise MemoryError("there is no memory left, not even to say what failed")
+        raise MemoryError("out of memory, even for the error message")
     return results[0]
 
 
 class Latch:
-    """An event that comes once.
+    """An event that happens once.
 
-    :class:`threading.Event` is written in Python: where a signal handler raises in the middle of
-    it, its lock stays taken, and whoever tells of the event hangs.
+    :class:`threading.Event` is written in Python: a signal handler that raises in the middle of it
+    leaves its lock taken, and the thread that sets the event hangs.
     """
 
     def __init__(self) -> None:
@@ -152,17 +152,17 @@ class Latch:
         self._came = False
 
     def set(self) -> None:
-        """Let it come; twice is fine."""
+        """Set the event; repeated calls have no effect."""
         self._came = True
-        with contextlib.suppress(RuntimeError):  # nobody has the lock: it came before
+        with contextlib.suppress(RuntimeError):  # not locked: already set
             self._lock.release()
 
     def is_set(self) -> bool:
-        """Whether it has come."""
+        """Whether it is set."""
         return self._came
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it comes; False after the timeout, in seconds."""
+        """Wait until it is set; False after the timeout, in seconds."""
         length = seconds(timeout)
         try:
             if not self._came:
@@ -170,34 +170,34 @@ class Latch:
             return self._came
         finally:
             if self._came:
-                self.set()  # for those who wait as well
+                self.set()  # for other waiters
 
 
 class Owner:
-    """Something that holds what lies outside of Python, once: it cannot be copied.
+    """Base of classes that hold resources outside Python; cannot be copied.
 
-    Who forgets one without closing it is told so, and where it was made.
+    An object that is forgotten without being closed causes a warning that names where it was made.
     """
 
     #: Where it was made, for the warning.
     _made_at = ""
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse: ``copy``, ``deepcopy`` and ``pickle`` all come here."""
+        """Refuse ``copy``, ``deepcopy`` and ``pickle``, which all call this."""
         raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled: it holds what there is only "
-            "once, and two would close it for each other; pass the object itself on"
+            f"a {type(self).__name__} cannot be copied or pickled: it holds resources that exist "
+            "once, and two owners would close them for each other; pass the object itself on"
         )
 
     def _remember_caller(self) -> None:
-        """Remember which line of the program outside of virtnic made it."""
+        """Remember the line outside virtnic that made the object."""
         frame = sys._getframe(1)
         while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
             frame = frame.f_back
         self._made_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
     def _warn_unclosed(self) -> None:
-        """Warn as an unclosed file does. For ``__del__``."""
+        """Warn as for an unclosed file. For ``__del__``."""
         where = f", which was opened at {self._made_at}" if self._made_at else ""
         warnings.warn(f"unclosed {self!r}{where}", ResourceWarning, stacklevel=3, source=self)
 
@@ -230,15 +230,15 @@ def _is_ours(module: str) -> bool:
     return module == "virtnic" or module.startswith(("virtnic.", "contextlib"))
 
 
-#: What was forgotten and is still to be closed.
+#: Forgotten objects that are still to be closed.
 _forgotten: collections.deque[Callable[[], object]] = collections.deque()
 
 
 def close_later(close: Callable[[], object]) -> None:
-    """Close something that was forgotten. For ``__del__``, so in a thread of its own.
+    """Close a forgotten object, in a thread of its own. For ``__del__``.
 
-    The collector runs at any allocation of any thread, with any lock held. Where no thread can
-    be started, the next call of :func:`finish_forgotten` does it.
+    The collector runs at any allocation in any thread, with any lock held. If no thread can be
+    started, the next call of :func:`finish_forgotten` closes the object.
     """
     _forgotten.append(close)
     if not sys.is_finalizing():
@@ -247,7 +247,7 @@ def close_later(close: Callable[[], object]) -> None:
 
 
 def finish_forgotten() -> None:
-    """Close what was forgotten and is not closed yet."""
+    """Close forgotten objects that are not closed yet."""
     while _forgotten:
         try:
             close = _forgotten[0]
@@ -256,7 +256,7 @@ def finish_forgotten() -> None:
         try:
             close()
         except Exception:
-            _log.exception("closing what was forgotten failed")
+            _log.exception("closing a forgotten object failed")
         with contextlib.suppress(ValueError):
             _forgotten.remove(close)
 

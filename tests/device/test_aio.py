@@ -1,4 +1,4 @@
-"""Ports on asyncio, trio and anyio. Peers: slirp, and the Linux kernel behind a TAP."""
+"""Ports on asyncio, trio and anyio, against slirp and a kernel TAP."""
 
 import asyncio
 import contextlib

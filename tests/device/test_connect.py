@@ -1,4 +1,4 @@
-"""A QEMU that was started elsewhere: connecting, using it, and all that is wrong.
+"""Connecting to a QEMU that was started elsewhere: use and errors.
 
 Several programs are in ``test_connect_again.py``; that nothing but the directory is in common is
 shown in ``test_containers.py``.
@@ -25,7 +25,7 @@ from support.traffic import echo
 from support.waiting import PROMPT, pause
 from virtnic.cli import main
 from virtnic.qemu.command import Accel
-from virtnic.qemu.external import Elsewhere, SharedDirectory
+from virtnic.qemu.external import ExternalProcess, SharedDirectory
 
 if TYPE_CHECKING:
     import subprocess
@@ -86,7 +86,7 @@ def test_ports_come_and_go(
         ports = [
             qemu.attach("user", interrupts="none") for _ in range({"pc": 28, "q35": 15}[machine])
         ]
-        with pytest.raises(ValueError, match="slots of this machine are taken"):
+        with pytest.raises(ValueError, match="slots of this machine are in use"):
             qemu.attach("user")
         arp(first)
         for port in ports:
@@ -221,7 +221,7 @@ def test_the_directory_is_missing(scratch: Path) -> None:
         connect(scratch / "nowhere")
     file = scratch / "file"
     file.touch()
-    with pytest.raises(NotADirectoryError, match=r"no directory; .*qemu-args --directory"):
+    with pytest.raises(NotADirectoryError, match=r"not a directory; .*qemu-args --directory"):
         connect(file)
     file.unlink()
     long = scratch / ("d" * 100)
@@ -313,14 +313,16 @@ def greeting(major: int) -> dict[str, Any]:
 def test_an_older_qemu_than_any_that_works(directory: Path) -> None:
     named = {"return": {"name": "virtnic-elsewhere"}}
     impostor = Impostor(directory, [greeting(4), {"return": {}}, named])
-    with pytest.raises(virtnic.QemuError, match=r"version 4\.2\.0; 5\.2 is the oldest that works"):
+    with pytest.raises(
+        virtnic.QemuError, match=r"version 4\.2\.0; 5\.2 is the oldest supported version"
+    ):
         connect(directory)
     impostor.close()
 
 
 def test_something_else_listens_there(directory: Path) -> None:
     impostor = Impostor(directory, [b"220 mail.example.org ESMTP"])
-    with pytest.raises(virtnic.QemuError, match="does not greet as QEMU does"):
+    with pytest.raises(virtnic.QemuError, match="does not greet like QEMU"):
         connect(directory)
     impostor.close()
 
@@ -328,7 +330,7 @@ def test_something_else_listens_there(directory: Path) -> None:
 def test_options_of_whoever_starts_it(directory: Path) -> None:
     options: dict[str, Any] = {"accel": "tcg", "machine": "q35", "qemu": "x", "sandbox": False}
     for name, value in options.items():
-        with pytest.raises(ValueError, match="chosen by whoever starts QEMU"):
+        with pytest.raises(ValueError, match="chosen where QEMU is started"):
             virtnic.Qemu(memory(), connect=directory, **{name: value})
 
 
@@ -363,7 +365,7 @@ def test_where_qemu_has_the_directory(scratch: Path, filename: str, seen: str | 
 
 
 def test_a_death_is_told_once(tmp_path: Path) -> None:
-    process = Elsewhere(tmp_path)
+    process = ExternalProcess(tmp_path)
     told: list[virtnic.QemuDied] = []
     process.on_death(told.append)
     assert process.alive

@@ -1,4 +1,4 @@
-"""Programs that use one QEMU, which was started elsewhere, one after another.
+"""Several programs that connect to one external QEMU in turn.
 
 They come at once, or leave it in the middle of something; the next one finds it as new.
 """
@@ -25,7 +25,7 @@ from support.inside import machine_of
 from support.waiting import eventually
 from virtnic.pci import PciBus
 from virtnic.qemu.command import Accel
-from virtnic.qemu.external import Elsewhere, _end_line
+from virtnic.qemu.external import ExternalProcess, _end_line
 from virtnic.qemu.monitor import Monitor
 
 pytestmark = pytest.mark.needs("qemu")
@@ -136,7 +136,7 @@ def test_a_half_line_of_qtest_is_ended(
             with socket.socket(socket.AF_UNIX) as program:
                 program.connect(str(directory / "qtest.sock"))
                 program.sendall(line[:length].encode())
-            _end_line(directory / "qtest.sock", Elsewhere(directory), 5.0)
+            _end_line(directory / "qtest.sock", ExternalProcess(directory), 5.0)
     with connect(directory) as qemu, qemu.attach("user") as port:
         arp(port)
     assert running.poll() is None
@@ -183,7 +183,7 @@ def test_more_programs_than_qemu_lets_wait(
         with pytest.raises(TimeoutError, match="another client holds the connection, and others"):
             connect(directory, timeout=0.2)
         with pytest.raises(TimeoutError, match=r"did not answer on .*qtest\.sock within 0\.2 s"):
-            _end_line(directory / "qtest.sock", Elsewhere(directory), 0.2)
+            _end_line(directory / "qtest.sock", ExternalProcess(directory), 0.2)
         with ThreadPoolExecutor(3) as executor:
             programs = [executor.submit(connect, directory, timeout=60.0) for _ in range(3)]
             # None of them fails while QEMU stands still; these can only wait, so this only finds.

@@ -1,4 +1,4 @@
-"""Commands to the device: what arrives afterwards, and what is refused."""
+"""Control queue commands: their effect on received frames, and refusals."""
 
 import struct
 import time

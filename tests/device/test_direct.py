@@ -1,4 +1,4 @@
-"""Ports without QEMU: a vhost-user backend, and this process as its front-end."""
+"""Ports without QEMU: this process is the vhost-user front-end."""
 
 import asyncio
 import re
@@ -212,7 +212,7 @@ def test_what_it_does_not_have(scratch: Path) -> None:
         (f"vhost-user,path={path}", {"notify": "qtest"}, "notify is one of 'eventfd'"),
         (f"vhost-user,path={path}", {"properties": {"rss": True}}, "host_mtu is the only one"),
         (f"vhost-user,path={path}", {"properties": {"host_mtu": 67}}, "host_mtu is 68 to 65535"),
-        (f"vhost-user,path={path}", {"mac": "01:00:00:00:00:01"}, "group's address"),
+        (f"vhost-user,path={path}", {"mac": "01:00:00:00:00:01"}, "group address"),
         (f"vhost-user,path={path}", {"mac": "nonsense"}, "an address is written as"),
         (f"vhost-user,path={path}", {"queues": 129}, "1 to 128 queue pairs"),
         (f"vhost-user,path={path}", {"vhostforce": True}, "no option 'vhostforce'"),

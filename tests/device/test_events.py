@@ -1,4 +1,4 @@
-"""What happens to a QEMU and its ports is told: to threads, to asyncio, to callbacks."""
+"""Events of a QEMU and its ports, for threads, asyncio and callbacks."""
 
 import asyncio
 import gc
@@ -469,9 +469,9 @@ def test_a_link_callback_cannot_detach(
 
 
 def test_what_is_no_callback_is_refused(qemu: virtnic.Qemu) -> None:
-    with pytest.raises(TypeError, match="a callback takes an event, 3 takes none"):
+    with pytest.raises(TypeError, match="callback must accept an event, 3 is not callable"):
         qemu.watch(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a link callback takes a port, 3 takes none"):
+    with pytest.raises(TypeError, match="a link callback must accept a port, 3 is not callable"):
         qemu.attach("user", on_link=3)  # type: ignore[arg-type]
     assert qemu.ports == ()
     assert machine_of(qemu).nics == []
@@ -484,7 +484,7 @@ def test_two_tasks_cannot_share_an_iterator(qemu: virtnic.Qemu) -> None:
     async def main() -> None:
         first = asyncio.create_task(anext(events))
         await asyncio.sleep(0.01)
-        with pytest.raises(RuntimeError, match=r"take events\(\) for each task"):
+        with pytest.raises(RuntimeError, match=r"call events\(\) for each task"):
             await anext(events)
         await asyncio.to_thread(qemu.attach, "user")
         assert (await asyncio.wait_for(first, 5.0)).kind == "attached"

@@ -1,4 +1,4 @@
-"""The table of features against QEMU, the page that is made of it, and what single bits do."""
+"""The feature table compared to QEMU, its page, and the effect of single bits."""
 
 import re
 import time

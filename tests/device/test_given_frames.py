@@ -1,4 +1,4 @@
-"""What may be given as frames: several of them, each bytes-like or made bytes of, never one."""
+"""What ``frames`` arguments accept: sequences of bytes-like objects, not a single frame."""
 
 import array
 import asyncio
@@ -133,7 +133,7 @@ def test_a_packet_of_scapy_is_a_frame(port: virtnic.Port) -> None:
 def test_what_is_no_frame_says_which_it_is(port: virtnic.Port) -> None:
     with pytest.raises(TypeError, match=r"frame 1 .* but int; the 1 frames before it were queued"):
         port.send([FRAME, 5])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="frame 1 of those to send"):
+    with pytest.raises(TypeError, match="frame 1 to send"):
         virtnic.generate(port, frames=[FRAME, 5])  # type: ignore[list-item]
 
 

@@ -1,4 +1,4 @@
-"""Ports come and go on a running QEMU: in every slot, under traffic, in use, and badly."""
+"""Hotplug of ports on a running QEMU: every slot, under traffic, and failing."""
 
 import logging
 import threading
@@ -38,7 +38,7 @@ def test_every_slot_has_a_port_that_works(bus: virtnic.Qemu) -> None:
     slots = SLOTS[bus.machine]
     ports = [bus.attach("user") for _ in range(slots)]
     assert all(answers(port) for port in ports)
-    with pytest.raises(ValueError, match=f"all {slots} slots of this machine are taken; detach"):
+    with pytest.raises(ValueError, match=f"all {slots} slots of this machine are in use; detach"):
         bus.attach("user")
     assert all(answers(port) for port in ports), "the attempt has cost something"
     # Each slot is usable again, though who had the port keeps it.
@@ -161,11 +161,11 @@ def test_bursts_outlive_their_port_and_their_qemu(qemu_command: str) -> None:
 def test_a_port_is_detached_by_its_own_qemu_only(memory: virtnic.Memory, qemu_command: str) -> None:
     with virtnic.Qemu(memory) as one, virtnic.Qemu(memory) as other:
         port = other.attach("user")
-        with pytest.raises(ValueError, match=r"a port of another Qemu: port\.close\(\)"):
+        with pytest.raises(ValueError, match=r"a port of another Qemu; use port\.close\(\)"):
             one.detach(port)
         assert other.ports == (port,)
         assert answers(port)
-        with pytest.raises(TypeError, match="what is detached is a port, not None"):
+        with pytest.raises(TypeError, match="detach needs a port, not None"):
             one.detach(None)  # type: ignore[arg-type]
 
 
@@ -192,7 +192,7 @@ def test_a_device_that_does_not_go(
     assert bus.ports == ()
     for _ in range(SLOTS[bus.machine] - 1):
         bus.attach("user")
-    with pytest.raises(ValueError, match="slots of this machine are taken"):
+    with pytest.raises(ValueError, match="slots of this machine are in use"):
         bus.attach("user")
     deaf = False
     assert answers(bus.attach("user"))

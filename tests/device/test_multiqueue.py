@@ -1,4 +1,4 @@
-"""Several queue pairs: kernel TAP and DPDK's testpmd."""
+"""Several queue pairs, against a kernel TAP and DPDK's testpmd."""
 
 import select
 import threading

@@ -1,4 +1,4 @@
-"""Netdevs by descriptor: it is our descriptor that QEMU uses, whatever number it has there."""
+"""Netdevs given by descriptor: QEMU uses ours, under any number."""
 
 import fcntl
 import os
@@ -148,18 +148,18 @@ def closed_number() -> int:
         ("socket,fd={closed}", "this process has no open descriptor"),
         ("tap,fds={closed}", "this process has no open descriptor"),
         ("socket,fd=99999999999999999999", "this process has no open descriptor"),
-        ("socket,fd=-1", "is no descriptor"),
-        ("socket,fd=name", "is no descriptor"),
-        ({"type": "socket", "fd": True}, "is no descriptor"),
-        ("socket,fd={null}", "is /dev/null, and has to be a socket"),
-        ("socket,fd={listening}", "is a socket that listens"),
+        ("socket,fd=-1", "is not a descriptor"),
+        ("socket,fd=name", "is not a descriptor"),
+        ({"type": "socket", "fd": True}, "is not a descriptor"),
+        ("socket,fd={null}", "is /dev/null, and must be a socket"),
+        ("socket,fd={listening}", "is a listening socket"),
         ("stream,addr.type=fd,addr.str={datagram}", "is a socket of type SOCK_DGRAM"),
-        ("stream,addr.type=fd", "its number is missing"),
-        ("stream,addr.type=fd,addr.str={stream},server=on", "server=on is not for it"),
+        ("stream,addr.type=fd", "needs the descriptor"),
+        ("stream,addr.type=fd,addr.str={stream},server=on", "server=on cannot be used with it"),
         ("dgram,local.type=fd,local.str={stream}", "is a socket of type SOCK_STREAM"),
-        ("tap,fd={null}", "is /dev/null .*, and has to be a TAP"),
-        ("tap,fds={null}:{stream}", "and has to be a TAP"),
-        ("tap,ifname=x,vhost=on,vhostfd={stream}", "and has to be a character device"),
+        ("tap,fd={null}", "is /dev/null .*, and must be a TAP"),
+        ("tap,fds={null}:{stream}", "and must be a TAP"),
+        ("tap,ifname=x,vhost=on,vhostfd={stream}", "and must be a character device"),
         ("vhost-vdpa,vhostfd={closed}", "this process has no open descriptor"),
     ],
 )

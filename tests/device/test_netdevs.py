@@ -1,4 +1,4 @@
-"""The table of netdevs: the page is made of it, QEMU has what it says, and timers run behind it."""
+"""The netdev table compared to its page and to QEMU."""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""Frames that are passed on with what is left to do to them, between two kernels."""
+"""Forwarding frames with pending offloads between two kernels."""
 
 import contextlib
 import hashlib

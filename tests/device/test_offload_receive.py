@@ -1,4 +1,4 @@
-"""Frames that the Linux kernel hands over without checksums, and up to 64 KiB long."""
+"""Receiving frames without checksums and up to 64 KiB long from the kernel."""
 
 import socket
 import time

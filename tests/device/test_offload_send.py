@@ -1,4 +1,4 @@
-"""Checksums and segments that are left to the device.
+"""Checksum and segmentation offload when sending.
 
 What QEMU and the Linux kernel behind a TAP device make of such frames is looked at on a wire that
 has no offloads.
@@ -223,7 +223,7 @@ def test_many_datagrams_in_one_frame(netns: Netns, wire: Wire) -> None:
             segment_size=1400,
         )
         if "HOST_USO" not in accepted(port):
-            with pytest.raises(ValueError, match="needs HOST_USO, which is not in force"):
+            with pytest.raises(ValueError, match="needs HOST_USO, which was not negotiated"):
                 port.send([frame], offload=offload)
             return
         assert port.send([frame], offload=offload) == 1
@@ -240,7 +240,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no segment size": ({"segmentation": "tcp4"}, "segment size is 0"),
     "no checksum": (
         {"checksum": None, "segmentation": "tcp4", "segment_size": 1000},
-        "say that one is needed",
+        "segmentation needs checksum=",
     ),
     "another protocol's field": (
         {"checksum_offset": 6, "segmentation": "tcp4", "segment_size": 1000},
@@ -299,7 +299,7 @@ def test_wrong_metadata_is_not_sent(netns: Netns, as_burst: bool) -> None:
         assert port.stats()["tx_bad_offload"] == len(WRONG)
         assert port.stats()["tx_packets"] == (3 if as_burst else 1) * len(WRONG)
         for wrong in (3, "needed", [1, 2, 3], [right, "x", None]):
-            with pytest.raises(TypeError, match="offload is an Offload"):
+            with pytest.raises(TypeError, match="offload must be an Offload"):
                 port.send(frames, offload=wrong)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="3 frames need 3 offloads, or one for all; not 2"):
             port.send(frames, offload=[right, right])

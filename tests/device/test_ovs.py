@@ -1,4 +1,4 @@
-"""Two ports of one process, switched by a real Open vSwitch bridge with DPDK."""
+"""Two ports of one process on an Open vSwitch bridge with DPDK."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ import virtnic
 from peers.ovs import Ovs
 from support.frames import BROADCAST, number_of, numbered
 from support.traffic import settle
+from virtnic.nic.options import Ring
 
 pytestmark = pytest.mark.needs("qemu", "ovs")
 
@@ -159,3 +160,33 @@ def wait_for_links(links: list[tuple[str, bool]], wanted: set[tuple[str, bool]])
     while not wanted <= set(links):
         assert time.monotonic() < deadline, links
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("ring", ["packed", "split"])
+def test_ports_without_qemu(
+    memory: virtnic.Memory, ovs: Callable[..., Ovs], scratch: Path, ring: Ring
+) -> None:
+    """One connects to the bridge, to the other the bridge connects; 10,000 frames each way."""
+    path = scratch / "right"
+    switch = ovs(servers=["left"], clients={"right": path})
+    with (
+        virtnic.open(
+            f"vhost-user,path={switch.socket('left')}",
+            frontend="direct",
+            memory=memory,
+            mac=MACS[0],
+            ring=ring,
+        ) as a,
+        virtnic.open(
+            f"vhost-user,path={path},server=on,wait=20",
+            frontend="direct",
+            memory=memory,
+            mac=MACS[1],
+            ring=ring,
+        ) as b,
+    ):
+        settle(a, b)
+        for source, sink in ((a, b), (b, a)):
+            frames = [numbered(source.mac, i, destination=sink.mac) for i in range(10_000)]
+            assert transfer(source, sink, frames) == frames
+    assert memory.buffers_free == memory.buffers

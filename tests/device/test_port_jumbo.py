@@ -1,4 +1,4 @@
-"""Frames longer than a common buffer: merged where they come, one piece where they go."""
+"""Frames longer than a normal buffer: merged when received, contiguous when sent."""
 
 import threading
 import time

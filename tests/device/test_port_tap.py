@@ -1,4 +1,4 @@
-"""The Linux kernel as the peer: a TAP device in a network namespace of its own."""
+"""A port on a TAP device in its own network namespace."""
 
 import contextlib
 import random

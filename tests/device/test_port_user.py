@@ -1,4 +1,4 @@
-"""A port on slirp, QEMU's user-mode network: what README promises first."""
+"""A port on slirp, QEMU's user-mode network."""
 
 import gc
 import select

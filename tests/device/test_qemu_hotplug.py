@@ -1,4 +1,4 @@
-"""Plugging NICs in and out: the QMP half, with the guest's part written out by hand here."""
+"""Hotplug of NICs over QMP, with the guest's part done by the test."""
 
 import os
 import signal

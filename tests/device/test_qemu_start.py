@@ -1,4 +1,4 @@
-"""Starting and ending QEMU: what is there, what is left, and what is said when it fails."""
+"""Starting and ending QEMU, cleaning up, and errors."""
 
 import os
 import resource
@@ -213,7 +213,7 @@ def test_bad_options(memory: _native.Memory, options: dict[str, Any], words: str
 
 def test_no_memory() -> None:
     nothing: Any = None
-    with pytest.raises(TypeError, match=r"memory is the virtnic\.Memory"):
+    with pytest.raises(TypeError, match=r"memory must be a virtnic\.Memory"):
         Machine(nothing).start()
 
 
@@ -232,7 +232,7 @@ def test_an_accelerator_it_has_not(memory: _native.Memory, qemu_command: str) ->
 
 
 def test_a_program_that_is_no_qemu(memory: _native.Memory) -> None:
-    with pytest.raises(QemuNotFound, match="does not answer as QEMU"):
+    with pytest.raises(QemuNotFound, match="does not answer like QEMU"):
         Machine(memory, qemu="/bin/true").start()
 
 
@@ -305,7 +305,7 @@ def test_death_quotes_what_qemu_said_last(
         machine.on_death(lambda _error: died.set())
         os.kill(machine.process.pid, signal.SIGTERM)
         assert died.wait(20.0)
-        with pytest.raises(QemuDied, match="exit status 0; it said: on my last legs"):
+        with pytest.raises(QemuDied, match="exit status 0; it printed: on my last legs"):
             machine.execute("query-status")
 
 
@@ -450,13 +450,13 @@ def test_qemu_dies_between_its_two_sockets(
     memory: _native.Memory, qemu_command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has greeted on one, and nobody listens at the other any more: nobody waits for that."""
-    asked_by = Process.asked_by
+    set_quit = Process.set_quit
 
     def killed(process: Process, ask: Callable[[], object]) -> None:
-        asked_by(process, ask)
+        set_quit(process, ask)
         os.kill(process.pid, signal.SIGABRT)
         assert process.wait(20.0) == -signal.SIGABRT
 
-    monkeypatch.setattr(Process, "asked_by", killed)
+    monkeypatch.setattr(Process, "set_quit", killed)
     with pytest.raises(QemuError, match="was killed by SIGABRT"):
         Machine(memory, timeout=100.0).start()

@@ -1,4 +1,4 @@
-"""What surrounds the program, and how much of it reaches QEMU: users, signals, limits, names."""
+"""The environment of the program and what QEMU gets of it: users, signals, limits, names."""
 
 import ctypes
 import logging
@@ -20,7 +20,7 @@ import virtnic
 from peers.testpmd import Testpmd
 from support.inside import machine_of
 from virtnic.errors import QemuNotFound
-from virtnic.qemu import environment, find, find_qemu, patched, process, quirks, rundir, words
+from virtnic.qemu import environment, find, find_qemu, patched, process, quirks, rundir, stderr
 from virtnic.qemu.command import Shmem
 
 #: Characters that some shell, format or option syntax gives a meaning to, and one past ASCII.
@@ -537,13 +537,13 @@ class TestWarnings:
 
     @pytest.fixture(autouse=True)
     def _untold(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(words, "_warned", set())
+        monkeypatch.setattr(stderr, "_warned", set())
 
     def test_they_are_logged_once(
         self, small: virtnic.Memory, qemu_command: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         nobody = ("-netdev", "user,id=alone")  # "warning: netdev alone has no peer"
-        caplog.set_level(logging.WARNING, "virtnic.qemu.words")
+        caplog.set_level(logging.WARNING, "virtnic.qemu.stderr")
         for _ in range(2):
             with virtnic.Qemu(small, accel="tcg", extra=nobody) as qemu:
                 deadline = time.monotonic() + 10.0
@@ -554,19 +554,19 @@ class TestWarnings:
         assert all(line.startswith("QEMU: ") for line in warned)
 
     def test_a_line_may_come_in_parts(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.DEBUG, "virtnic.qemu.words")
-        said = words.Words()
+        caplog.set_level(logging.DEBUG, "virtnic.qemu.stderr")
+        said = stderr.StderrLog()
         for part in (b"qemu: warn", b"ing: one\nqemu: two\nqemu: warning: one\n"):
-            said.hear(part)
-            said.tell()
+            said.append(part)
+            said.log()
         assert [(record.levelname, record.message) for record in caplog.records] == [
             ("WARNING", "QEMU: qemu: warning: one"),
             ("DEBUG", "QEMU: qemu: two"),
             ("DEBUG", "QEMU: qemu: warning: one"),
         ]
         said.mark()  # it has started: from now on all that it says is for the user, once in a row
-        said.hear(b"qemu: three\nqemu: three\n")
-        said.tell()
+        said.append(b"qemu: three\nqemu: three\n")
+        said.log()
         assert [record.levelname for record in caplog.records[3:]] == ["WARNING", "DEBUG"]
 
 
@@ -587,7 +587,7 @@ def test_an_interpreter_without_threads(qemu_command: str) -> None:
         qemu_command,
     )
     assert "RuntimeError" in done.stdout, done
-    assert "virtnic talks to QEMU in a thread, and can have none here" in done.stdout
+    assert "virtnic needs a thread to talk to QEMU, and cannot start one" in done.stdout
     assert "limit" not in done.stdout
     assert len(done.stdout.splitlines()) == 1
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""The QMP side of vhost-user: chardevs, waiting for backends, versions. Backend: DPDK's testpmd."""
+"""The QMP side of vhost-user: chardevs, waiting for backends, versions (testpmd)."""
 
 import threading
 import time

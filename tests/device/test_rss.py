@@ -1,4 +1,4 @@
-"""Receive-side scaling: flows land where an independent Toeplitz calculation says."""
+"""Receive-side scaling, compared to an independent Toeplitz calculation."""
 
 import ipaddress
 import random

@@ -1,4 +1,4 @@
-"""Extended statistics: every counter against what was really sent and received."""
+"""Extended statistics: every counter compared to the traffic."""
 
 import contextlib
 import json

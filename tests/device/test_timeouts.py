@@ -1,4 +1,4 @@
-"""One rule for every timeout: seconds, 0 or more; None, or more than a clock can tell, is for ever.
+"""One rule for every timeout: 0 or more seconds; None or a huge value waits without limit.
 
 Negative numbers and ``nan`` are a ValueError, from all that takes a timeout, before anything else
 is done.
@@ -151,7 +151,9 @@ def made(chosen: None) -> Iterator[World]:
 def test_a_wrong_timeout_is_a_value_error(made: World) -> None:
     for name, call in CALLS.items():
         for timeout in WRONG:
-            with pytest.raises(ValueError, match="a timeout is a number of seconds, 0 or more"):
+            with pytest.raises(
+                ValueError, match="the timeout must be a number of seconds, 0 or more"
+            ):
                 print(name, timeout, call(made, timeout))
 
 

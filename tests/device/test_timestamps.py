@@ -1,4 +1,4 @@
-"""When received bursts were taken from their ring."""
+"""Timestamps of received bursts."""
 
 import select
 import time

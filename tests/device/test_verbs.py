@@ -1,4 +1,4 @@
-"""One verb, one meaning: ports, queues, the fakes of virtnic.testing and what asyncio awaits."""
+"""Methods of the same name do the same on ports, queues, fakes and asyncio ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ports on vhost-user backends, end to end. The backend is DPDK's testpmd, which polls."""
+"""Ports on vhost-user backends, end to end (DPDK's testpmd)."""
 
 import select
 import threading

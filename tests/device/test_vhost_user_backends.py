@@ -1,4 +1,4 @@
-"""What is known of single backends: the table, its page, and what it makes virtnic do."""
+"""The table of known backends: its page, and its effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`virtnic.vhost_user.Frontend`: the messages of a front-end, said by hand."""
+"""`virtnic.vhost_user.Frontend`: single front-end messages."""
 
 import os
 import struct

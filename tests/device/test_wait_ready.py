@@ -1,4 +1,4 @@
-"""``port.wait_ready()``: what is sent afterwards arrives, whatever is behind the port."""
+"""``port.wait_ready()``: frames sent afterwards arrive, on every kind of netdev."""
 
 import asyncio
 import contextlib

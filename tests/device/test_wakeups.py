@@ -1,4 +1,4 @@
-"""No wake-up is lost: one frame at a time, each waited for, many times over.
+"""No wake-up is lost: many frames, each waited for.
 
 Backend: DPDK's testpmd, which sends each frame back and signals our eventfd itself, on
 packed and split rings, with and without EVENT_IDX. A wake-up that is lost leaves nothing

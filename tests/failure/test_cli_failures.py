@@ -1,4 +1,4 @@
-"""Every command, and what may go wrong: the exit status is what ``--help`` says."""
+"""Failing commands: the exit status is the one that ``--help`` documents."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("user", ["--memory", "9e99"], 2, "'9e99'"),
         ("user", ["--queue-size", "100"], 2, "--queue-size is a power of two"),
         ("user", ["--iova", "0x123"], 2, "iova"),
-        ("user", ["--nonsense"], 2, "there is no option --nonsense"),
+        ("user", ["--nonsense"], 2, "unknown option --nonsense"),
         ("user", ["--accel", "warp"], 2, "warp"),
         ("", [], 2, "the netdev is empty"),
     ],
@@ -105,7 +105,7 @@ def test_no_directory_to_connect_in_is_3(
 ) -> None:
     for place in (f"{scratch}/nowhere", "/etc/hosts"):
         said = fails(words(name, "user", "--connect", place), 3)
-        assert "it is the directory that is shared" in said
+        assert "this is the directory shared with QEMU" in said
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def unprivileged(netns: Netns, qemu_command: str, monkeypatch: pytest.MonkeyPatc
 def test_a_tap_that_is_busy_is_3(netns: Netns, name: str, fails: Callable[..., str]) -> None:
     with virtnic.open(netns.netdev, size="1M", hugepages=None):
         said = fails(words(name, netns.netdev), 3)
-    assert f"another program has {netns.tap} open: end that, or take another device" in said
+    assert f"another program has {netns.tap} open: end it, or use another device" in said
 
 
 @every_command
@@ -132,7 +132,7 @@ def test_a_tap_that_is_not_there_and_cannot_be_made_is_3(
     unprivileged: Netns, name: str, fails: Callable[..., str]
 ) -> None:
     said = fails(words(name, "tap,ifname=mine0"), 3)
-    assert "there is no mine0, and making one takes CAP_NET_ADMIN" in said
+    assert "there is no mine0, and creating one needs CAP_NET_ADMIN" in said
     assert "`ip tuntap add dev mine0 mode tap user" in said
 
 
@@ -176,7 +176,7 @@ def test_a_tap_that_is_down_is_told_of(
     assert main(words(name, netns.netdev, *options.get(name, []))) == status
     captured = capsys.readouterr()
     said = " ".join((captured.out + captured.err).split())
-    assert f"{netns.tap} is down: no frame passes it until `ip link set {netns.tap} up`" in said
+    assert f"{netns.tap} is down: no frames pass until `ip link set {netns.tap} up`" in said
 
 
 @every_command

@@ -1,4 +1,4 @@
-"""What is closed holds no descriptors, whoever keeps the objects; who waits is woken by the end.
+"""Closed objects hold no descriptors, and closing wakes waiting threads.
 
 Without the collector: what is given back is given back by closing alone.
 """

@@ -1,4 +1,4 @@
-"""Backends that lie to our front-end, at each message: an error in bounded time, nothing left."""
+"""Backends that break the protocol with our front-end: a timely error, and no leaks."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""A program that closes descriptors that are not its own: ours.
+"""A program that closes our descriptors.
 
 Libraries that turn a program into a daemon do, and so does ``os.closerange``. QEMU goes with the
 pipe that ties it to us. Nothing hangs, and every call says what happened.
@@ -78,7 +78,7 @@ def test_descriptors_that_somebody_else_closes(qemu_command: str, call: str, whe
     assert float(seconds.split()[1]) < SECONDS, done.stderr
     assert "Traceback" not in done.stderr
     if when == "before":
-        assert "closed by somebody else (os.closerange" in done.stdout + done.stderr
+        assert "closed from outside (os.closerange" in done.stdout + done.stderr
     for line in done.stdout.splitlines():
         if line.startswith("raised: ") and when == "before":
             assert "closed" in line, line

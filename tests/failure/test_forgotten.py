@@ -1,4 +1,4 @@
-"""What is forgotten is closed, as a file is: quietly but for a ResourceWarning that says where."""
+"""Objects that are not closed: closed when collected, with a ResourceWarning."""
 
 import copy
 import dataclasses

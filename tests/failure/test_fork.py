@@ -1,4 +1,4 @@
-"""A process that forks without exec: its child has copies of everything and owns nothing."""
+"""fork without exec: the child owns nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at every moment, and calls that fail for want of something: then all can be closed.
+"""Ctrl-C at every moment, and calls that fail: everything can still be closed.
 
 The moments are counted and chosen, see ``interrupting``; ``VIRTNIC_INTERRUPTIONS=300`` tries more
 of them, 0 all. ``leak_check`` sees to it that nothing is left after each test.

@@ -1,4 +1,4 @@
-"""Every wait can be ended by a signal that another thread took, within a slice or two.
+"""Every wait ends soon after a signal, even one delivered to another thread.
 
 ``_thread.interrupt_main`` is such a signal: it interrupts no system call of the main thread, so
 that only a wait that looks at signals by itself ends.

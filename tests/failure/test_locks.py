@@ -1,4 +1,4 @@
-"""Nothing hangs: every method from any thread, of a QEMU that is slow or does not answer at all.
+"""No deadlocks: every method from any thread, with a slow or hung QEMU.
 
 The order of locks that makes it so is in ``rust/core/src/locks.rs``.
 """

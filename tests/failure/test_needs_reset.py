@@ -1,4 +1,4 @@
-"""Devices that need a reset (VIRTIO 1.3, section 2.1.1): the port resets them and goes on.
+"""Devices that need a reset (VIRTIO 1.3, section 2.1.1): the port recovers.
 
 QEMU gives a device up whose ring is nonsense. The peers are slirp, the Linux kernel behind a TAP
 device, and DPDK's testpmd.

@@ -1,4 +1,4 @@
-"""PCI configuration space that holds anything: the walk ends, and what it finds is inside.
+"""Random PCI configuration space: the scan ends, and its results are in bounds.
 
 The corpus (``rust/fuzz/corpus/pci_capabilities``) is replayed, then Hypothesis makes up more:
 ``VIRTNIC_FUZZ_EXAMPLES`` says how many, which is what ``make fuzz`` sets. An input is the

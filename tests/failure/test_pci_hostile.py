@@ -1,4 +1,4 @@
-"""A PCI bus without end, and one that answers slowly: looking at it ends all the same.
+"""Endless and slow PCI buses: the scan ends.
 
 Capability lists and single devices that lie are in ``test_pci_capabilities.py`` and
 ``test_pci_fuzz.py``.

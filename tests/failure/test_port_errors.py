@@ -1,4 +1,4 @@
-"""Bad input and bad luck: each gets a clear error and loses nothing."""
+"""Bad arguments and failing devices: a clear error, nothing lost."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""Programs that are started as QEMU and break a protocol: an error in time, nothing left.
+"""Programs started as QEMU that break a protocol: a timely error, and no leaks.
 
 The faults of single messages are in ``test_qmp_hostile.py``, ``rust/core/tests/qtest_hostile.rs``
 and the fuzz targets; here the whole start meets them.
@@ -17,7 +17,7 @@ import pytest
 
 import virtnic
 from peers import fake_qemu
-from virtnic.qemu.external import Elsewhere
+from virtnic.qemu.external import ExternalProcess
 from virtnic.qemu.find import Binary
 from virtnic.qemu.netdev import parse
 from virtnic.qemu.nic import Nics
@@ -85,7 +85,7 @@ def test_a_reply_of_another_form(
 ) -> None:
     monitor: Any = Odd(command, reply)
     binary = Binary((f"odd {reply!r}",))
-    nics = Nics(monitor, "pc", binary, Elsewhere(Path("/nowhere")))
-    with pytest.raises(virtnic.QemuError, match=f"reply to {command} is not of its form"):
+    nics = Nics(monitor, "pc", binary, ExternalProcess(Path("/nowhere")))
+    with pytest.raises(virtnic.QemuError, match=f"reply to {command} is malformed"):
         nics.add(parse(netdev), properties)
     assert nics.all() == []

@@ -1,4 +1,4 @@
-"""QEMUs that die: what the port was is restored, and it goes on.
+"""QEMU dies: ports are restored and go on.
 
 The peers are slirp, the Linux kernel behind a TAP device, and DPDK's testpmd.
 """
@@ -124,7 +124,7 @@ def test_a_callback_that_asks_the_device_does_not_hold_up_its_return(
     with virtnic.open("user", accel=accel, recover=EAGER, on_link=ask) as port:
         wait_for_another(port, kill(port), 1)
         wait_until(lambda: "done" in answers)  # when the link is up again
-    assert "the device is away, and this thread brings it back" in answers[0]
+    assert "the device is away, and this thread restores it" in answers[0]
 
 
 def balanced(port: virtnic.Port) -> bool:

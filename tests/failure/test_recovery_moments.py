@@ -1,4 +1,4 @@
-"""QEMU dies at the worst moment: in a command, while ports come and go, while it comes back."""
+"""QEMU dies during commands, hotplug and recovery."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""Whether, and how often, each port is brought back: ``attach(recover=…)``."""
+"""Which ports are recovered, and how often: ``attach(recover=…)``."""
 
 import os
 import signal

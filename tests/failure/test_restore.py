@@ -1,4 +1,4 @@
-"""What a QEMU that was killed is told again, seen in what passes the next one.
+"""What is restored on the QEMU that replaces a killed one, seen in its traffic.
 
 The peer is the Linux kernel behind a TAP device.
 """

@@ -1,4 +1,4 @@
-"""Packet buffers run out and come back: whoever waited for them goes on, and is told once.
+"""Running out of packet buffers: waiting threads go on, and one warning is logged.
 
 The backend is one in Python (`peers/ring_backend.py`), which finishes buffers when the test wants
 it to. The sides of a test take turns by what they see, not by time; each wait has an end, at which

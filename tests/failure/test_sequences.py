@@ -1,4 +1,4 @@
-"""What says that it is a sequence is one: bursts, their offloads, and the frames of fakes."""
+"""The sequence protocol of bursts, offloads and the frames of fakes."""
 
 import ast
 import collections.abc

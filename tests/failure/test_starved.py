@@ -1,4 +1,4 @@
-"""Calls that fail midway for want of descriptors, threads or memory: nothing is left of them."""
+"""Calls that fail for lack of descriptors, threads or memory leak nothing."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A device that was not reset in time may still write to the buffers of its port.
+"""A device that was not reset in time may still write to the port's buffers.
 
 So nobody else gets them before it is known to be gone.
 """

@@ -1,8 +1,8 @@
-"""Backends that use buffers out of order and die, and what QEMU leaves in a ring in between.
+"""Backends that use buffers out of order and die.
 
 VIRTIO promises order only with IN_ORDER. So the next backend has to find in the ring what the last
 one did not finish, and nothing else; every frame is accounted for. The backend is one in Python
-(`peers/backend.py`).
+(`peers/ring_backend.py`).
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""vhost-user backends that are not there, are none, go away, or lie."""
+"""vhost-user backends that are absent, disappear, or break the protocol."""
 
 import contextlib
 import logging

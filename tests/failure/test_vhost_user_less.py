@@ -1,4 +1,4 @@
-"""A vhost-user backend that comes back with fewer features: a port goes on with these."""
+"""vhost-user backends that return with fewer features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is lost with a vhost-user backend that dies, to the frame. The backend is DPDK's testpmd."""
+"""Frames lost when a vhost-user backend dies, counted exactly (DPDK's testpmd)."""
 
 import os
 import signal

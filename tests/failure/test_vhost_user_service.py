@@ -1,4 +1,4 @@
-"""What a vhost-user backend offers, and whether it serves: a connection is no service.
+"""Whether a connected vhost-user backend really serves.
 
 The backend is scripted: it lacks things, refuses, hangs or goes at any message. Whatever it does,
 the answer comes in bounded time, other ports of the QEMU go on, and events, ``link`` and errors
@@ -503,7 +503,7 @@ def test_a_qemu_that_never_comes_back_from_a_command(
         other = qemu.attach("user")
         events = qemu.events()
         words = (
-            r"did not come back from netdev_add within 2\.5 s, and was killed; it said: .*queues"
+            r"did not come back from netdev_add within 2\.5 s, and was killed; it printed: .*queues"
         )
         with pytest.raises(virtnic.QemuDied, match=words):
             qemu.attach(netdev(backend), queues=2, notify="qtest")

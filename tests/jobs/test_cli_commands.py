@@ -1,4 +1,4 @@
-"""The commands against a real QEMU, run as a user runs them: as processes."""
+"""The commands as processes, against a real QEMU."""
 
 import json
 import os
@@ -159,7 +159,7 @@ def test_doctor_tries_the_options_given() -> None:
     missing = "vhost-user,path=/nonexistent/vhu0"
     assert "missing  a port" in virtnic("doctor", "--netdev", missing, status=3).stdout
     done = virtnic("doctor", "--netdev", "tap,ifname=nosuchtap0/0", status=2)
-    assert "'nosuchtap0/0' is no name of a network device" in done.stderr
+    assert "'nosuchtap0/0' is not a valid network device name" in done.stderr
 
 
 def test_a_netdev_that_qemu_rejects_is_1_in_its_words() -> None:

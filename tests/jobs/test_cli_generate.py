@@ -1,4 +1,4 @@
-"""``virtnic generate``: the frames that it sends."""
+"""The frames that ``virtnic generate`` sends."""
 
 import signal
 import socket
@@ -76,7 +76,7 @@ def test_generate_sends_the_frames_that_are_described(netns: Netns, scratch: Pat
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "is no pcap file"),
+        (b"", "is not a pcap file"),
         (b"\x0a\x0d\x0d\x0a" + bytes(40), "editcap -F pcap"),
         (struct.pack(">IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1), "has no frames"),
         (struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 65535, 113), "link type 113"),

@@ -1,4 +1,4 @@
-"""``docs/commands.md`` is true: commands, spellings, exit statuses and the keys of the objects."""
+"""``docs/commands.md`` compared to the commands, units, exit statuses and JSON keys."""
 
 import json
 import re
@@ -8,11 +8,21 @@ from typing import Any
 
 import pytest
 
+from peers.checked_backend import CheckedBackend
 from support.program import virtnic, virtnic_json
 from virtnic.cli import main
 from virtnic.cli.parser import COMMANDS
 from virtnic.cli.status import EXIT_STATUSES
-from virtnic.units import RATES, SIZES, parse_rate, parse_size
+from virtnic.units import (
+    COUNTS,
+    RATES,
+    SIZES,
+    TIMES,
+    parse_count,
+    parse_rate,
+    parse_size,
+    parse_time,
+)
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/commands.md").read_text()
 
@@ -31,7 +41,10 @@ def test_every_command_is_listed() -> None:
     assert set(listed) | {"help"} == set(COMMANDS)
 
 
-@pytest.mark.parametrize(("title", "spellings"), [("size", SIZES), ("rate", RATES)])
+@pytest.mark.parametrize(
+    ("title", "spellings"),
+    [("size", SIZES), ("rate", RATES), ("time", TIMES), ("count", COUNTS)],
+)
 def test_the_spellings_are_those_of_the_parser(
     title: str, spellings: tuple[tuple[str, str], ...]
 ) -> None:
@@ -65,9 +78,51 @@ RATE = {
 }
 
 
+TIME = {
+    "10": 10,
+    "0.5": 0.5,
+    "1e3": 1000,
+    "10s": 10,
+    "0.5 sec": 0.5,
+    "500ms": 0.5,
+    "200us": 2e-4,
+    "2m": 120,
+    "90 min": 5400,
+    "1.5h": 5400,
+    "1h30m": 5400,
+    "2m30s": 150,
+}
+COUNT = {
+    "1000": 1000,
+    "1_000": 1000,
+    "1e6": 1_000_000,
+    "10k": 10_000,
+    "1.5M": 1_500_000,
+    "2G": 2_000_000_000,
+}
+
+
+@pytest.mark.parametrize("text", ["", "m", "1d", "-1", "nan", "inf", "1m2h", "1m1m", "10 10"])
+def test_what_is_not_a_time(text: str) -> None:
+    with pytest.raises(ValueError, match="a time must be in seconds"):
+        parse_time(text)
+
+
+@pytest.mark.parametrize("text", ["", "k", "1.5", "-1", "1e-3", "1e30", "10kpps"])
+def test_what_is_not_a_count(text: str) -> None:
+    with pytest.raises(ValueError, match="a count must be a whole number"):
+        parse_count(text)
+
+
 def test_every_spelling_is_read() -> None:
     assert {text for row in SIZES for text in row[0].split(", ")} == SIZE.keys()
     assert {text for row in RATES for text in row[0].split(", ")} == RATE.keys()
+    assert {text for row in TIMES for text in row[0].split(", ")} == TIME.keys()
+    assert {text for row in COUNTS for text in row[0].split(", ")} == COUNT.keys()
+    for text, seconds in TIME.items():
+        assert parse_time(text) == pytest.approx(seconds)
+    for text, count in COUNT.items():
+        assert parse_count(text) == count
     for text, size in SIZE.items():
         assert parse_size(text) == size
     for text, rate in RATE.items():
@@ -113,7 +168,7 @@ LOOP = [["forward", "--port", "user"], ["generate"], ["drop"]]
             "`forward`, `generate`, `drop`",
             [[*words, "--seconds", "0", "--xstats"] for words in LOOP],
         ),
-        ("`watch`, a line", [["watch", "--seconds", "0"]]),
+        ("`watch`, per line", [["watch", "--seconds", "0"]]),
         ("`probe`", [["probe"]]),
         ("`demo`", [["demo", "--count", "1"]]),
         ("`doctor`", [["doctor"]]),
@@ -145,6 +200,14 @@ def keys_are_told_of(title: str, printed: list[list[dict[str, Any]]]) -> None:
 def test_the_keys_of_commands_without_a_qemu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["qemu-args", "--directory", "/d", "--netdev", "tap,ifname=a0", "--json"]) == 0
     keys_are_told_of("`qemu-args`", [[json.loads(capsys.readouterr().out)]])
+
+
+def test_the_keys_of_check(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with CheckedBackend(scratch / "checked") as backend:
+        assert (
+            main(["check", f"vhost-user,path={backend.path}", "--only", "FEAT-02", "--json"]) == 0
+        )
+    keys_are_told_of("`check`", [[json.loads(capsys.readouterr().out)]])
 
 
 @pytest.mark.needs("shtab")

@@ -122,9 +122,9 @@ def test_what_netdevs_need(
     [
         ([], "--directory"),
         (["--directory", "/x", "--accel", "kvm"], "kvm"),
-        (["--directory", "/x", "--script", "--json"], "choose one"),
+        (["--directory", "/x", "--script", "--json"], "exclude each other"),
         (["--directory", "/" + "x" * 100], "too long for a UNIX socket"),
-        (["--directory", "/x", "--netdev", "user,id=a"], "has an id: leave it out"),
+        (["--directory", "/x", "--netdev", "user,id=a"], "has an id: omit it"),
         (["--directory", "/x", "--netdev", ""], "the netdev is empty"),
         (["--directory", "/x", "--sandbox", "on", "--netdev", "passt"], "--sandbox on denies"),
     ],

@@ -1,4 +1,4 @@
-"""`virtnic watch` tells what happens to a port, in lines and in JSON."""
+"""`virtnic watch` reports events as lines and JSON."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_watch_goes_on_with_another_qemu(qemu_command: str) -> None:
         process.send_signal(signal.SIGINT)
         out, _err = process.communicate(timeout=30)
     assert [event["event"] for event in found] == ["qemu-died", "link-down", "qemu-back", "link-up"]
-    assert found[0]["detail"] == f"QEMU (pid {pid}) was killed by SIGKILL and said nothing"
+    assert found[0]["detail"] == f"QEMU (pid {pid}) was killed by SIGKILL and printed nothing"
     assert process.returncode == 0
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["detached"]
 

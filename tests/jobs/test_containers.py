@@ -1,4 +1,4 @@
-"""Program, QEMU and vhost-user backend in three containers with one directory in common.
+"""Program, QEMU and vhost-user backend in three containers that share one directory.
 
 The containers are real (:mod:`peers.sandbox`): own namespaces of every kind, own unprivileged
 users, own roots, the directory at a path of its own in each. ``make containers`` runs the same
@@ -260,7 +260,9 @@ def test_a_directory_without_permission(containers: Containers) -> None:
     wait_until((containers.directory / "qtest.sock").exists, "QEMU makes its sockets")
     program = containers.program()
     containers.directory.chmod(0o2750)
-    with pytest.raises(ProgramError, match=r"PermissionError: .*shmem\.sock.*writable for us"):
+    with pytest.raises(
+        ProgramError, match=r"PermissionError: .*shmem\.sock.*writable for our sockets"
+    ):
         program.run(CONNECT)
     containers.directory.chmod(0o1777)
     with pytest.raises(ProgramError, match=r"QemuError: .*Permission denied.*sticky bit"):

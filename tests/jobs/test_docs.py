@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/ run: what they show is true today.
+"""Run the examples of README.md and docs/.
 
 A block marked ``python`` is run as a program of its own; in a block marked ``console``
 each line that starts with ``$ virtnic`` is run. Both must succeed. An HTML comment

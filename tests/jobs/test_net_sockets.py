@@ -1,4 +1,4 @@
-"""Sockets of a `virtnic.net.Stack`: slirp, the kernel behind a TAP, and a bad wire as peers."""
+"""Sockets of a `virtnic.net.Stack`, against slirp, a kernel TAP and a faulty wire."""
 
 import errno
 import hashlib

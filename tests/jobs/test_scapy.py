@@ -1,4 +1,4 @@
-"""scapy on a port: its own calls, with real peers at the other end of the wire."""
+"""scapy on a port, with real peers."""
 
 import os
 import signal

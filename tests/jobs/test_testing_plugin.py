@@ -1,4 +1,4 @@
-"""The pytest plugin, in a pytest of its own."""
+"""The pytest plugin, run in a separate pytest."""
 
 import importlib.metadata
 import shlex
@@ -96,7 +96,7 @@ def test_a_port_is_ready(run, qemu_command: str) -> None:  # type: ignore[no-unt
         """
     )
     found.assert_outcomes(passed=2, errors=1)
-    found.stdout.fnmatch_lines(["*TimeoutError*nobody is at the other end of the socket*"])
+    found.stdout.fnmatch_lines(["*TimeoutError*the socket has no peer*"])
 
 
 @pytest.fixture

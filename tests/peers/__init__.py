@@ -1,4 +1,4 @@
-"""The real things that tests talk to, and the check that nothing of them stays behind.
+"""Real peers for tests, with their clean-up checks.
 
 ``netns`` is the Linux kernel behind a TAP device, ``testpmd`` is DPDK's vhost-user
 backend, ``ovs`` a bridge of vhost-user ports, ``components`` says what a machine lacks,

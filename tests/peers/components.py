@@ -1,4 +1,4 @@
-"""What a test needs from the machine, and what to do when it is not there."""
+"""What a test needs from the machine: skip or fail without it."""
 
 import os
 import shutil

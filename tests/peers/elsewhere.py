@@ -1,4 +1,4 @@
-"""A QEMU that was started elsewhere, as `virtnic qemu-args` says, and connecting to it."""
+"""Start a QEMU as `virtnic qemu-args` says, and connect to it."""
 
 import contextlib
 import json
@@ -77,6 +77,32 @@ class Starter:
         for process in self._processes:
             process.kill()
             process.wait(20.0)
+
+
+@pytest.fixture
+def directory(scratch: Path) -> Iterator[Path]:
+    """The directory that we share with QEMU."""
+    with shared(scratch) as path:
+        yield path
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> str:
+    """The machine type: that of a test on both, else the usual one."""
+    return str(getattr(request, "param", "pc"))
+
+
+@pytest.fixture
+def start(directory: Path, machine: str, qemu_command: str, accel: Accel) -> Iterator[Starter]:
+    """Start what ``virtnic qemu-args`` says."""
+    with contextlib.closing(Starter(directory, machine, qemu_command, accel)) as start:
+        yield start
+
+
+@pytest.fixture
+def running(start: Starter) -> "subprocess.Popen[bytes]":
+    """A QEMU that somebody else started."""
+    return start()
 
 
 def in_the_way(qemu: virtnic.Qemu) -> list[str]:

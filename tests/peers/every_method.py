@@ -1,4 +1,4 @@
-"""Every public method, in all pairs from three threads, of a QEMU that is stopped now and then.
+"""Call all pairs of public methods from three threads, on a QEMU that is paused at times.
 
 The table says how each is called; ``tests/failure/test_locks.py`` sees to it that none is missing.
 As a program: ``every_method.py SEED SECONDS`` calls until all pairs were seen (or for as long as

@@ -1,4 +1,4 @@
-"""A program that is started as QEMU and is none: it plays its part up to a fault.
+"""A fake QEMU that follows the protocol up to a chosen fault.
 
 ``python fake_qemu.py FAULT`` followed by QEMU's options. Only the standard library.
 """

@@ -1,4 +1,4 @@
-"""What a test leaves behind: descriptors, threads, processes, hugepages, files.
+"""Leak checks: descriptors, threads, processes, hugepages, files.
 
 Everything is compared with a snapshot taken before the test. Children are found by
 parent and by a mark in their environment, so one that escaped to init is found too.

@@ -1,4 +1,4 @@
-"""A time limit that ends every test, clean-up included, so that one that hangs fails alone.
+"""A time limit for each test, including clean-up.
 
 pytest-timeout raises once, and not at all after a failure. What waits for a thread without end,
 as an executor does when it is left, would then hang in its clean-up, and all tests with it.

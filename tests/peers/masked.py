@@ -1,4 +1,4 @@
-"""A vhost-user backend without some of its features: the frontend does not see them."""
+"""A vhost-user proxy that hides some of a backend's features."""
 
 from __future__ import annotations
 

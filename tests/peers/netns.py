@@ -1,4 +1,4 @@
-"""The Linux kernel as a peer: a network namespace with a TAP device in it.
+"""A network namespace with a TAP device: the Linux kernel as the peer.
 
 QEMU runs inside the namespace (``qemu_command``), so that the TAP it opens is the
 namespace's and nothing of the machine's own network is touched. Sockets for the

@@ -1,4 +1,4 @@
-"""Open vSwitch with DPDK as a peer: a private one, whose bridge switches vhost-user ports.
+"""A private Open vSwitch with DPDK as the peer.
 
 Database, sockets and logs are in a directory of its own and the kernel datapath is left
 out, so that a vSwitch of the machine is neither used nor touched. See Open vSwitch's

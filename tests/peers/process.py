@@ -1,4 +1,4 @@
-"""Starting helper processes that cannot outlive the tests."""
+"""Start helper processes that cannot outlive the tests."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Processes in containers of their own, without a container engine.
+"""Containers without a container engine.
 
 Each has its own user, mount, PID, network, IPC, UTS and cgroup namespaces, an unprivileged
 user of its own, and its own root: of the host it sees ``/usr``, read-only, or with ``root``

@@ -1,4 +1,4 @@
-"""The other end of a ``stream`` or ``socket`` netdev: four bytes of length before each frame."""
+"""The peer of a ``stream`` or ``socket`` netdev: frames with a four-byte length prefix."""
 
 import socket
 import struct

@@ -1,4 +1,4 @@
-"""DPDK's testpmd as a vhost-user backend: an independent device side that polls.
+"""DPDK's testpmd as a vhost-user backend: an independent, polling device side.
 
 The command line follows DPDK's "testpmd application user guide" and "vhost PMD" guide.
 """

@@ -1,4 +1,4 @@
-"""Turns between the processes of pytest-xdist: a test marked ``alone`` runs while no other does.
+"""Tests marked ``alone`` run exclusively, across the processes of pytest-xdist.
 
 Others share a lock on one file; a test that is to be alone takes it exclusively. Each process
 passes through a second lock first, which such a test holds while it waits: nobody overtakes it.

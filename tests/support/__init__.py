@@ -1,1 +1,1 @@
-"""What the tests share: frames, waiting, counting interruptions."""
+"""Helpers of the tests."""

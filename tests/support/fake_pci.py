@@ -1,4 +1,4 @@
-"""A PCI bus without a QEMU: configuration space behind the ports 0xCF8 and 0xCFC."""
+"""A fake PCI bus: configuration space behind the ports 0xCF8 and 0xCFC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames that tests send, and what they find in those that come back."""
+"""Make and find test frames."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""What is behind the public objects: for tests that look where users do not."""
+"""Access to the internals behind public objects."""
 
 from __future__ import annotations
 

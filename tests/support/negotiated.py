@@ -1,4 +1,4 @@
-"""What a port and its device agreed on."""
+"""What a port and its device negotiated."""
 
 import virtnic
 

@@ -1,4 +1,4 @@
-"""What tests of offloads share: who talks to whom, over which device."""
+"""Helpers of the offload tests."""
 
 import random
 import socket

@@ -1,4 +1,4 @@
-"""TCP and UDP packets, made and taken apart by hand, their checksums too.
+"""Build and parse TCP and UDP packets with checksums.
 
 A packet for a device that offloads has in its checksum field the sum of the pseudo-header
 (VIRTIO 1.3, section 5.1.6.2), as :func:`tcp` and :func:`udp` make it.

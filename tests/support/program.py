@@ -1,4 +1,4 @@
-"""The program ``virtnic``, run as a user runs it: as a process."""
+"""Run the program ``virtnic`` as a process."""
 
 import contextlib
 import json

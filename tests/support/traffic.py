@@ -1,4 +1,4 @@
-"""Frames on their way through ports: what tests of switches and backends share."""
+"""Send traffic through ports, for tests of switches and backends."""
 
 import time
 

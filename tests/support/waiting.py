@@ -1,4 +1,4 @@
-"""Waiting for what another thread or process does: bounded, and no longer than it takes.
+"""Bounded waiting for other threads and processes.
 
 `test_conventions.py` refuses tests that sleep in another way, or call what takes a second too long.
 """

@@ -1,4 +1,4 @@
-"""Colour where it is wanted, and nowhere else."""
+"""When output is coloured."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""``virtnic completions``: the scripts do complete, in the shells that are here."""
+"""``virtnic completions``: the scripts work in the installed shells."""
 
 import json
 import subprocess
@@ -95,7 +95,7 @@ def test_without_shtab_it_is_3_and_says_what_to_install(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "virtnic: completions take the Python package shtab, which is not installed; "
+        "virtnic: completions need the Python package shtab, which is not installed; "
         "pip install\n'virtnic[cli]'\n"
     )
     assert main(["--json", "completions", "fish"]) == 3

@@ -1,4 +1,4 @@
-"""Terminals and files whose encoding has not every character."""
+"""Terminals and files with limited encodings."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Command lines, terminals and environments as newcomers have them."""
+"""Command lines, terminals and environments that newcomers have."""
 
 import os
 import shlex
@@ -34,32 +34,32 @@ def shell(line: str, environment: dict[str, str] | None = None) -> subprocess.Co
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([""], "there is no command ''"),
-        ([" "], "there is no command ' '"),
+        ([""], "unknown command ''"),
+        ([" "], "unknown command ' '"),
         (["PING", "10.0.2.2"], "did you mean ping?"),
         (["version"], "did you mean --version?"),
         (["list"], "did you mean help?"),
         (["send"], "did you mean generate?"),
-        (["-version"], "there is no option -version; did you mean --version?"),
-        (["ping", "-count", "3", "10.0.2.2"], "there is no option -count; did you mean --count?"),
+        (["-version"], "unknown option -version; did you mean --version?"),
+        (["ping", "-count", "3", "10.0.2.2"], "unknown option -count; did you mean --count?"),
         (["10.0.2.2", "ping"], "the command comes first, as in `virtnic ping 10.0.2.2`"),
         (["--netdev", "user", "ping"], "--netdev comes after the command, as in `virtnic ping"),
-        (["--nonsense", "ping"], "there is no option --nonsense"),
+        (["--nonsense", "ping"], "unknown option --nonsense"),
         (["ping", "10.0.2.2", "10.0.2.3"], "unrecognized arguments: 10.0.2.3"),
         (["drop", "user"], "unrecognized arguments: user; did you mean --netdev user?"),
         (["forward", "tap,ifname=a", "user"], "did you mean --port tap,ifname=a?"),
-        (["forward"], "--port is required, once or twice"),
+        (["forward"], "--port is required once or twice"),
         (["generate", "--rate", "10", "Mpps"], "unrecognized arguments: Mpps; try"),
-        (["generate", "--payload", "hello"], "'hello' is not hexadecimal digits"),
-        (["generate", "--frame", ""], "there are no digits"),
-        (["ping", ""], "'' is no IPv4 address"),
-        (["ping", "10.0.2.2 "], "'10.0.2.2 ' is no IPv4 address"),
-        (["ping", "１0.0.2.2"], "is no IPv4 address"),  # noqa: RUF001 - a wide digit
+        (["generate", "--payload", "hello"], "'hello' is not a hexadecimal string"),
+        (["generate", "--frame", ""], "it has no hexadecimal digits"),
+        (["ping", ""], "'' is not an IPv4 address"),
+        (["ping", "10.0.2.2 "], "'10.0.2.2 ' is not an IPv4 address"),
+        (["ping", "１0.0.2.2"], "is not an IPv4 address"),  # noqa: RUF001 - a wide digit
         (["generate", "--pcap", ""], "argument --pcap: it is empty"),
-        (["generate", "--pcap", "/dev/zero"], "/dev/zero is no pcap file"),
+        (["generate", "--pcap", "/dev/zero"], "/dev/zero is not a pcap file"),
         (["drop", "--connect", ""], "argument --connect: it is empty"),
         (["drop", "--qemu", ""], "argument --qemu: it is empty"),
-        (["drop", "--memory", ""], "a size is a number of bytes"),
+        (["drop", "--memory", ""], "the size must be a number of bytes"),
         (["drop", "--mac", ""], "six bytes"),
         (["qemu-args", "--directory", ""], "argument --directory: it is empty"),
         (["qemu-args", "--directory", "/d", "--qemu", ""], "argument --qemu: it is empty"),

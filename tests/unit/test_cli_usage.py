@@ -20,7 +20,7 @@ from virtnic.cli.output import Output, Status, status_of
 from virtnic.cli.parser import COMMANDS, parse
 from virtnic.cli.text import bytes_text, seconds_text
 from virtnic.loops.engine import Mode
-from virtnic.nic.options import Interrupts
+from virtnic.nic.options import QemuInterrupts
 from virtnic.qemu.command import Accel, MachineType
 
 NAMES = [name for name in COMMANDS if name != "help"]
@@ -50,7 +50,7 @@ def test_help_of_a_command_has_examples_that_parse(
     assert any(example.startswith(name) for example in examples)
     for example in examples:
         assert parse(shlex.split(example)).command == example.split()[0]
-    if name == "completions":
+    if name in ("check", "completions"):  # they start no QEMU
         return
     wanted = ["--qemu", "--accel", "--sandbox", "--netdev", "--json"]
     if name != "qemu-args":  # it has neither a memory nor a choice of machine
@@ -68,11 +68,11 @@ def test_the_package_is_the_command_too() -> None:
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
-        (["pign", "10.0.2.2"], "no command 'pign'; did you mean ping?"),
-        (["help", "forwrd"], "no command 'forwrd'; did you mean forward?"),
-        (["--versoin"], "no option --versoin; did you mean --version?"),
-        (["ping", "--cuont", "3", "10.0.2.2"], "no option --cuont; did you mean --count?"),
-        (["generate", "--seconds=1", "--sise=64"], "no option --sise; did you mean --size?"),
+        (["pign", "10.0.2.2"], "unknown command 'pign'; did you mean ping?"),
+        (["help", "forwrd"], "unknown command 'forwrd'; did you mean forward?"),
+        (["--versoin"], "unknown option --versoin; did you mean --version?"),
+        (["ping", "--cuont", "3", "10.0.2.2"], "unknown option --cuont; did you mean --count?"),
+        (["generate", "--seconds=1", "--sise=64"], "unknown option --sise; did you mean --size?"),
     ],
 )
 def test_a_typo_gets_one_line_and_a_suggestion(
@@ -106,7 +106,7 @@ def test_json_and_v_stand_before_the_command_or_after_it(
     [
         (options.ACCELERATORS, Accel),
         (options.MACHINES, MachineType),
-        (options.INTERRUPTS, Interrupts),
+        (options.INTERRUPTS, QemuInterrupts),
         (options.MODES, Mode),
     ],
 )
@@ -125,21 +125,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["fly"], "fly"),
         (["ping"], "ADDRESS"),
-        (["ping", "gateway"], "'gateway' is no IPv4 address"),
+        (["ping", "gateway"], "'gateway' is not an IPv4 address"),
         (["ping", "10.0.2.2", "--count", "-1"], "--count"),
-        (["ping", "10.0.2.2", "--interval", "soon"], "'soon' is no number of seconds"),
-        (["ping", "10.0.2.2", "--timeout", "nan"], "'nan' is no number of seconds"),
+        (["ping", "10.0.2.2", "--interval", "soon"], "'soon' is not a time such as"),
+        (["ping", "10.0.2.2", "--timeout", "nan"], "'nan' is not a time such as"),
         (["ping", "10.0.2.2", "--address", "10.0.2.9"], "write 10.0.2.9/24"),
-        (["ping", "10.0.2.2", "--address", "10.0.2.9/40"], "no IPv4 address with prefix"),
-        (["ping", "10.0.2.2", "--gateway", "10.0.2.1"], "--gateway goes with --address"),
+        (
+            ["ping", "10.0.2.2", "--address", "10.0.2.9/40"],
+            "not an IPv4 address with prefix length",
+        ),
+        (["ping", "10.0.2.2", "--gateway", "10.0.2.1"], "--gateway needs --address"),
         (["demo", "--address", "10.0.2.9/24"], "--gateway"),
         (["demo", "--count", "0"], "'0'"),
-        (["demo", "--iova", "here"], "'here' is neither va nor pa"),
+        (["demo", "--iova", "here"], "'here' is not va, pa"),
         (["demo", "--hugepages", "4M"], "4M"),
         (["probe", "--accel", "hvf"], "hvf"),
         (["doctor", "--machine", "microvm"], "microvm"),
-        (["watch", "--colour", "red"], "there is no option --colour"),
-        (["forward", *["--port", "user"] * 3], "--port is given once or twice"),
+        (["watch", "--colour", "red"], "unknown option --colour"),
+        (["forward", *["--port", "user"] * 3], "--port may be given once or twice"),
     ],
 )
 def test_wrong_usage_is_2_and_says_what_is_wrong(
@@ -245,7 +248,7 @@ def test_a_mistake_of_ours_asks_for_a_report(capsys: pytest.CaptureFixture[str])
     assert Output(json=True).failure(KeyError("x")) == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["type"] == "KeyError"
-    assert "should not happen" in error["message"]
+    assert "internal error" in error["message"]
 
 
 def test_warnings_and_logs_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Errors of the command speak of its options, and those of the library of its arguments."""
+"""CLI errors name options where the library's name arguments."""
 
 import ast
 import inspect
@@ -142,10 +142,10 @@ def test_no_option_of_a_command_is_in_what_the_library_says() -> None:
         ("iova=-1: not an address", "--iova -1: not an address"),
         ("pass sandbox='spawn' if", "give --sandbox spawn if"),
         ("pass sandbox=False, or", "give --sandbox off, or"),
-        ("(leave accel=auto to", "(leave --accel auto to"),
+        ("(use accel=auto)", "(use --accel auto)"),
         ("or use interrupts='intx'", "or use --interrupts intx"),
         ("mac='01:00:5e:00:00:01' is", "--mac 01:00:5e:00:00:01 is"),
-        ("queue_size is a power", "--queue-size is a power"),
+        ("queue_size must be a power", "--queue-size must be a power"),
         ("boot with `hugepagesz=1G hugepages=1`", "boot with `hugepagesz=1G hugepages=1`"),
         ("QEMU refused netdev_add: queue_sizes", "QEMU refused netdev_add: queue_sizes"),
     ],
@@ -157,8 +157,8 @@ def test_an_argument_becomes_an_option(said: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("words", "told", "said"),
     [
-        (["--queue-size", "100"], "--queue-size is a power of two", "queue_size"),
-        (["--mac", "01:00:5e:00:00:01"], "--mac 01:00:5e:00:00:01 is a group's", "mac="),
+        (["--queue-size", "100"], "--queue-size must be a power of two", "queue_size"),
+        (["--mac", "01:00:5e:00:00:01"], "--mac 01:00:5e:00:00:01 is a group address", "mac="),
         (["--iova", "-1"], "--iova -1: not an address; give va, pa or", "iova="),
         (["--netdev", "bridge,br=x"], "give --sandbox spawn", "sandbox="),
         (["--hugepages", "1G", "--memory", "1T"], "--hugepages none", "hugepages=N"),

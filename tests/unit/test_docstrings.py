@@ -1,4 +1,4 @@
-"""Every public name has a docstring when the program runs, and the stub says the same."""
+"""Every public name has a docstring at run time, equal to that of the stub."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""The tests' own tools: a leak check that misses leaks would prove nothing."""
+"""Tests of the test helpers, such as the leak check."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""``make matrix`` itself: its table, its columns, its end by Ctrl-C, and that CI and tox agree."""
+"""``make matrix``: table, columns, Ctrl-C, and that CI and tox agree with it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What of checksum and segmentation offloads is agreed on, and how it is said."""
+"""Negotiation of checksum and segmentation offloads."""
 
 from typing import Any
 
@@ -115,10 +115,10 @@ def test_offloads_are_values() -> None:
     with pytest.raises(AttributeError):
         one.checksum_start = 3  # type: ignore[misc]
     wrongs: list[tuple[dict[str, Any], str]] = [
-        ({"checksum": "maybe"}, "checksum is None, 'needed' or 'valid', not \"maybe\""),
-        ({"segmentation": "sctp"}, "segmentation is None, 'tcp4'"),
-        ({"segment_size": 65536}, "segment_size is 0 to 65535, not 65536"),
-        ({"checksum_start": -1}, "checksum_start is 0 to 65535, not -1"),
+        ({"checksum": "maybe"}, "checksum must be None, 'needed' or 'valid', not \"maybe\""),
+        ({"segmentation": "sctp"}, "segmentation must be None, 'tcp4'"),
+        ({"segment_size": 65536}, "segment_size must be 0 to 65535, not 65536"),
+        ({"checksum_start": -1}, "checksum_start must be 0 to 65535, not -1"),
     ]
     for wrong, says in wrongs:
         with pytest.raises(ValueError, match=says):

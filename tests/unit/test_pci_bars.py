@@ -1,4 +1,4 @@
-"""BARs: sizes that devices claim, and addresses that never overlap."""
+"""BAR sizes and address assignment."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_every_kind_is_sized() -> None:
         ({0: (0, 0xC)}, "BAR 0 has the size 0x0"),
         ({0: (0xFFFF_F000, 0x2)}, "reserved memory type 1"),
         ({0: (0xFFFF_F000, 0x6)}, "reserved memory type 3"),
-        ({5: (0xFFFF_F000, 0xC)}, "BAR 5 is 64 bits wide, but it is the last"),
-        (dict.fromkeys(range(6), (ONES, ONES)), "does not answer"),
+        ({5: (0xFFFF_F000, 0xC)}, "BAR 5 is 64 bits wide, but is the last one"),
+        (dict.fromkeys(range(6), (ONES, ONES)), "does not respond"),
     ],
 )
 def test_absurd_registers_are_left_out(bars: dict[int, tuple[int, int]], says: str) -> None:

@@ -1,4 +1,4 @@
-"""Capability lists, good and hostile; virtio structures; MSI-X."""
+"""Capability lists, valid and hostile; virtio structures; MSI-X."""
 
 from __future__ import annotations
 
@@ -129,11 +129,11 @@ def test_a_device_that_dies_at_any_moment_is_survived() -> None:
 @pytest.mark.parametrize(
     ("place", "body", "says"),
     [
-        (0x40, virtio_capability(1, 4, 0x3FF0, 0x1000), "passes the end of BAR 4"),
-        (0x40, virtio_capability(1, 4, 0xFFFFF000, 0xFFFFFFFF), "passes the end of BAR 4"),
+        (0x40, virtio_capability(1, 4, 0x3FF0, 0x1000), "exceeds BAR 4"),
+        (0x40, virtio_capability(1, 4, 0xFFFFF000, 0xFFFFFFFF), "exceeds BAR 4"),
         (0x40, virtio_capability(1, 4, 0, 0x20), "too few for the 56 it needs"),
         (0x40, virtio_capability(1, 4, 2, 0x100), "not aligned to 4"),
-        (0x40, virtio_capability(1, 2, 0, 0x100), "is in a BAR that is not there"),
+        (0x40, virtio_capability(1, 2, 0, 0x100), "is in a missing BAR"),
         (0x40, virtio_capability(1, 0, 0, 0x10), "is in I/O BAR 0"),
         (0x40, virtio_capability(1, 6, 0, 0x100), "no virtio common structure"),
         (0x50, virtio_capability(3, 4, 0, 0, following=0x40), "has 0 bytes, too few"),
@@ -194,7 +194,7 @@ def test_msix_bounds() -> None:
     for vector in (-1, 3):
         with pytest.raises(ValueError, match="has 3 entries"):
             table.set(vector, 0x1000, 0)
-    with pytest.raises(ValueError, match="divisible by 4"):
+    with pytest.raises(ValueError, match="multiple of 4"):
         table.set(0, 0x1002, 0)
     with pytest.raises(ValueError, match="32 bits"):
         table.set(0, 0x1000, 1 << 32)
@@ -202,7 +202,7 @@ def test_msix_bounds() -> None:
 
 @pytest.mark.parametrize(
     ("table", "says"),
-    [(0xFF1, "passes the end"), (0x3, "not there"), (0x0, "I/O BAR 0")],
+    [(0xFF1, "exceeds"), (0x3, "missing BAR"), (0x0, "I/O BAR 0")],
 )
 def test_msix_table_outside_its_bar(table: int, says: str) -> None:
     function = virtio_net(transitional=True)

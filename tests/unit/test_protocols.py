@@ -1,4 +1,4 @@
-"""Ports, queues and fakes have the same verbs, for programs and for type checkers."""
+"""Ports, queues and fakes have the same methods, at run time and for type checkers."""
 
 from __future__ import annotations
 

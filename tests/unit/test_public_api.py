@@ -1,4 +1,4 @@
-"""What users hold: each member of it is a decision, and nobody else's insides are used."""
+"""The list of public members, and that no private ones of other modules are used."""
 
 from __future__ import annotations
 

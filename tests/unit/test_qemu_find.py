@@ -1,4 +1,4 @@
-"""Which QEMU is taken, and what is said when there is none."""
+"""Which QEMU is chosen, and the error if there is none."""
 
 import shlex
 from pathlib import Path
@@ -80,13 +80,13 @@ def test_no_qemu_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 @pytest.mark.parametrize("given", ["/nowhere/qemu", "no-such-program --x", "'unbalanced", " "])
 def test_what_cannot_be_run_is_not_found(given: str) -> None:
-    with pytest.raises(QemuNotFound, match="the QEMU given"):
+    with pytest.raises(QemuNotFound, match="the given QEMU"):
         find_qemu(given)
 
 
 def test_a_program_that_is_no_qemu(tmp_path: Path) -> None:
     binary = find_qemu(script(tmp_path / "ls", "echo 'ls (GNU coreutils) 9.1'"))
-    with pytest.raises(QemuNotFound, match=r"does not answer as QEMU.*coreutils"):
+    with pytest.raises(QemuNotFound, match=r"does not answer like QEMU.*coreutils"):
         binary.check("pc")
 
 
@@ -111,7 +111,7 @@ def test_a_qemu_without_the_machine(tmp_path: Path) -> None:
         )
     )
     assert binary.check("q35") == Version(9, 1, 0)
-    with pytest.raises(QemuError, match="has no machine pc, only q35"):
+    with pytest.raises(QemuError, match="has no machine pc; it has q35"):
         binary.check("pc")
 
 

@@ -1,4 +1,4 @@
-"""Netdevs as users write them, and as QMP takes them."""
+"""Parsing netdev strings, and their QMP form."""
 
 from typing import Any
 
@@ -70,19 +70,19 @@ def test_vhost_user_keeps_the_other_options() -> None:
         ("user,,restrict=on", "has no type|key=value"),
         ("user,=x", "where key=value should be"),
         ("restrict=on", "has no type"),
-        ("user,id=mine", "leave it out"),
-        ({"type": "user", "id": "x"}, "leave it out"),
+        ("user,id=mine", "omit it"),
+        ({"type": "user", "id": "x"}, "omit it"),
         ({}, "has no type"),
         ({"type": 4}, "has no type"),
-        ("nic,model=virtio", "a nic is no netdev"),
-        ("{not json", "no valid JSON"),
+        ("nic,model=virtio", "a nic is not a netdev"),
+        ("{not json", "not valid JSON"),
         ("user,a=1,a.b=2", "a value and an object"),
         ("user,a.b=2,a=1", "a value and an object"),
         ("vhost-user", "path=SOCKET"),
         ("vhost-user,path=/x,server=maybe", "neither on nor off"),
-        ("vhost-user,path=/x,wait=soon", "no number of seconds"),
-        ("vhost-user,path=/x,wait=-1", "no number of seconds"),
-        ("vhost-user,path=/x,wait=nan", "no number of seconds"),
+        ("vhost-user,path=/x,wait=soon", "not a number of seconds"),
+        ("vhost-user,path=/x,wait=-1", "not a number of seconds"),
+        ("vhost-user,path=/x,wait=nan", "not a number of seconds"),
     ],
 )
 def test_bad_syntax(netdev: Any, words: str) -> None:
@@ -92,7 +92,7 @@ def test_bad_syntax(netdev: Any, words: str) -> None:
 
 @pytest.mark.parametrize("netdev", [None, 3, b"user", ["user"]])
 def test_neither_string_nor_mapping(netdev: Any) -> None:
-    with pytest.raises(TypeError, match="a netdev is a string"):
+    with pytest.raises(TypeError, match="a netdev must be a string"):
         parse(netdev)
 
 
@@ -158,7 +158,7 @@ def test_python_types_are_taken_too(schema: Schema) -> None:
     [
         ("user,colour=red", r"'colour' is unknown to this QEMU; it has .*hostfwd.*restrict"),
         ("user,restrict=maybe", "restrict='maybe' is neither on nor off"),
-        ("user,ipv6-prefixlen=many", "ipv6-prefixlen='many' is no integer"),
+        ("user,ipv6-prefixlen=many", "ipv6-prefixlen='many' is not an integer"),
         ("telepathy", "type='telepathy' is unknown to this QEMU; it has .*tap.*user"),
         ("user,restrict.deep=on", "restrict=.* is neither on nor off"),
     ],

@@ -1,4 +1,4 @@
-"""The table of what differs between QEMU versions."""
+"""The table of differences between QEMU versions."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What cannot be said to QEMU is refused before it is: nothing that is asked ends QMP for all."""
+"""Strings that QMP cannot carry are refused before they are sent."""
 
 import os
 from collections import OrderedDict
@@ -86,7 +86,7 @@ def test_what_is_json_passes() -> None:
 def test_a_word_that_no_command_line_has(qemu_command: str, word: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="extra"):
         virtnic.Qemu(extra=["-name", word])
-    with pytest.raises(TypeError, match="list of words"):
+    with pytest.raises(TypeError, match="list of strings"):
         virtnic.Qemu(extra="-name x")
 
 

@@ -1,4 +1,4 @@
-"""The soak, for a minute; and that it would notice."""
+"""One minute of soak, and that the soak detects faults."""
 
 import json
 import os

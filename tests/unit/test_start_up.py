@@ -1,4 +1,4 @@
-"""What is not imported before it is used: a command that only says its version starts at once."""
+"""Lazy imports: `virtnic --version` and `import virtnic` are fast."""
 
 import subprocess
 import sys

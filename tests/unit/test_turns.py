@@ -1,4 +1,4 @@
-"""A test marked `alone` runs while no other does, in whatever process of pytest-xdist."""
+"""Tests marked `alone` run exclusively under pytest-xdist."""
 
 import fcntl
 import os

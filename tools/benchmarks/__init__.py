@@ -1,4 +1,4 @@
-"""Benchmarks: what virtnic costs, beside what one would use instead.
+"""Benchmarks of virtnic and its alternatives.
 
 ``python -m benchmarks --help``, from ``tests`` (or ``make bench``). ``docs/benchmarks.md``
 says what each figure is and how it is taken. Each module measures one subject and has a

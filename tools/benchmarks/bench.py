@@ -1,4 +1,4 @@
-"""What all benchmarks share."""
+"""Shared code of the benchmarks."""
 
 from dataclasses import dataclass
 from pathlib import Path

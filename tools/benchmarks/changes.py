@@ -1,4 +1,4 @@
-"""What comings and goings take: attach and detach, a backend that comes back, a QEMU that dies."""
+"""Time of attach, detach, a returning backend and recovery from a dead QEMU."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Kicks and interrupts, each beside the bare thing that it is made of."""
+"""Cost of kicks and interrupts, compared to the underlying system calls."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What extended statistics cost: an echo with and without them, and a snapshot."""
+"""Cost of extended statistics: echo with and without them, and a snapshot."""
 
 import os
 import statistics

@@ -1,4 +1,4 @@
-"""virtnic as a frontend: a process of its own that does what it is told.
+"""virtnic as a front-end in its own process, controlled over a pipe.
 
 ``Frontend`` is the handle; ``python -m benchmarks.frontend OPTIONS`` the process. They talk
 by lines of JSON: ``{"do": "start", "work": NAME, …}``, ``{"do": "stop"}``.

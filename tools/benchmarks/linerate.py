@@ -1,4 +1,4 @@
-"""virtnic beside DPDK's virtio-user, each in turn in front of the same vhost backend.
+"""virtnic and DPDK's virtio-user in turn, on the same vhost backend.
 
 The backend's worker has a core to itself and so has the frontend's; the control threads,
 which sleep, run on the other side's core. What is counted, is counted by the backend.

@@ -1,4 +1,4 @@
-"""The machine under the measurement: processors, priority, hugepages."""
+"""The benchmark machine: processors, priority, hugepages."""
 
 import contextlib
 import os

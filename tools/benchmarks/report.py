@@ -1,4 +1,4 @@
-"""Tables for people, JSON for programs."""
+"""Print results as tables or JSON."""
 
 import json
 import os

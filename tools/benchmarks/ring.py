@@ -1,4 +1,4 @@
-"""What the ring code alone costs: the example ``ring_cost``, against an in-process device."""
+"""Cost of the ring code alone: the example ``ring_cost`` with an in-process device."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A port's life on QEMU's own network: how soon, how fast a round trip, what QEMU costs at rest."""
+"""A port on slirp: start-up, round trip, and QEMU's idle cost."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""A TAP device from Python: virtnic beside a plain program that reads and writes it itself.
+"""A TAP device from Python: virtnic, and a plain program that reads and writes it.
 
 Both are Python processes in the same network namespace, one after the other, with the
 same frames. Frames sent are counted by the kernel, as received by the TAP device; frames

@@ -1,4 +1,4 @@
-"""What virtnic does in each case: the loops of the core, and loops that a user would write."""
+"""virtnic's side of each benchmark: native loops and user loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the tests of containers with a root of its own for each: ``python tools/containers``.
+"""Run the container tests, each with its own root: ``python tools/containers``.
 
 The roots of program, QEMU and DPDK's backend are three Debian systems that mmdebstrap makes
 under .cache/roots/containers; the program's has virtnic as it is built here. Then pytest

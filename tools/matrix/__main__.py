@@ -1,4 +1,4 @@
-"""One table of what passes on which QEMU and which Python.
+"""Test results for every QEMU and Python in one table.
 
 First the tests of `--kind` that start a QEMU, on each QEMU with each accelerator that it
 has. Then the quick tests of tox with each Python, from one abi3 wheel, on the machine's QEMU.

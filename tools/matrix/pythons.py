@@ -1,4 +1,4 @@
-"""The Pythons: one abi3 wheel, and the quick tests with each interpreter, as tox runs them.
+"""The Pythons: one abi3 wheel, and the quick tests with each interpreter, as in tox.
 
 Which versions there are is what ``tox.ini`` says. An interpreter is looked for in PATH and
 among those that pyenv made. One that is not there and that Debian sid has is run in a root of

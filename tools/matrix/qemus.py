@@ -1,4 +1,4 @@
-"""The QEMUs of Debian releases, and the system that Python rows without an interpreter need.
+"""The QEMUs of Debian releases, and a system for Pythons without an interpreter here.
 
 mmdebstrap unpacks a release's own packages under .cache/roots. QEMU runs through that root's
 loader and libraries, so that neither a container nor a chroot is needed.

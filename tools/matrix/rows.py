@@ -1,4 +1,4 @@
-"""A row of the table: one run of pytest, what came of it, and how it is printed."""
+"""One row of the table: a run of pytest, its result, and its output."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The soak: numbered, checksummed traffic while everything around it dies and comes back.
+"""The soak: numbered, checksummed traffic while its surroundings die and return.
 
 ``make soak SECONDS=600 SEED=7``. A seeded schedule kills QEMUs and the vhost-user backend,
 attaches and detaches ports and pulls cables out. Every frame that was sent is accounted

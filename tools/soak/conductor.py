@@ -1,4 +1,4 @@
-"""The schedule: what is done to the stage, when, and whether everybody recovers."""
+"""The schedule of faults, and whether everything recovers."""
 
 import random
 import statistics

@@ -1,4 +1,4 @@
-"""The traffic of one port: a thread that keeps a window of frames on the way."""
+"""The traffic of one port: a thread that keeps a window of frames in flight."""
 
 import queue
 import threading

@@ -1,4 +1,4 @@
-"""The accounts of one port: what was sent, what came back, what was lost and to what."""
+"""Accounting of one port: frames sent, received, and lost by cause."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What processes hold, sampled again and again, and whether it grows."""
+"""Sample the resources of processes, and detect growth."""
 
 import gc
 import math

@@ -1,4 +1,4 @@
-"""What is killed, pulled out and put back: QEMUs, a vhost-user backend, ports, cables."""
+"""What is killed and restarted: QEMUs, a vhost-user backend, ports, cables."""
 
 import contextlib
 import functools

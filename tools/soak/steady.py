@@ -1,4 +1,4 @@
-"""Echo without faults: nothing may grow, whoever does it.
+"""Echo without faults: nothing may grow.
 
 In turns, numbered and checksummed frames go round through
 

@@ -1,4 +1,4 @@
-"""Frames that name themselves, for peers that send back what they get."""
+"""Frames that carry a number, for peers that echo."""
 
 import random
 import struct

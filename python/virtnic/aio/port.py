@@ -5,12 +5,12 @@
 ...     async for burst in port:
 ...         ...
 
-Whichever of asyncio and trio runs is used (anyio runs on one of the two); neither is
-imported here. All waiting is for the port's file descriptors, in the event loop's own way;
-no thread is involved but for opening and closing, which take some 100 ms.
+The running event loop, asyncio or trio (anyio runs on one of them), is used; neither is imported
+here. All waiting is for the port's file descriptors, in the event loop. Threads are used only for
+opening and closing, which take some 100 ms.
 
-Every call is a checkpoint: others run meanwhile, and it can be cancelled. A cancelled
-``recv`` has taken no frame: frames are taken without a pause between that and the return.
+Every call is a checkpoint: other tasks run meanwhile, and it can be cancelled. A cancelled ``recv``
+loses no frame, because taking frames and returning them is one step.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ if TYPE_CHECKING:
 __all__ = ["LinkChanges", "Port", "attach", "open"]
 
 _T = TypeVar("_T")
-#: Link changes that nobody has fetched yet; more than this are a broken cable.
+#: Link changes that nobody has fetched; more than this means a broken cable.
 _LINK_CHANGES = 1024
 
 
 async def _in_thread(
     library: Library, call: Callable[[], _T], undo: Callable[[_T], object] | None = None
 ) -> _T:
-    """Call in a thread that lives for this call. A cancellation waits for its end, and undoes.
+    """Call in a thread that lives for this call. On cancellation, wait for its end and undo.
 
-    Where nobody can wait any more, because the event loop itself was ended, the thread undoes.
+    If nobody can wait any more because the event loop itself was ended, the thread undoes it.
     """
     done = EventFd()
     results: list[_T] = []
@@ -98,12 +98,12 @@ async def _in_thread(
         try:
             raise errors[0]
         finally:
-            errors.clear()  # an exception that holds this frame, which holds the exception
+            errors.clear()  # break the cycle of exception and frame
     return results[0]
 
 
 class Opening(Owner):
-    """A port that is about to be opened: ``async with`` it, or ``await`` it."""
+    """A port to be opened: use it with ``async with`` or ``await`` it."""
 
     def __init__(self, call: Callable[[], BlockingPort], *, starts_qemu: bool) -> None:
         self._call = call
@@ -114,11 +114,11 @@ class Opening(Owner):
     async def _open(self) -> Port:
         def call() -> BlockingPort:
             port = self._call()
-            made_at(port, self)  # and not in this thread
+            made_at(port, self)  # not in this thread
             if self._starts_qemu and port.frontend == "qemu":
                 made_at(port.qemu, self)
             try:
-                _descriptors(port)[0]()  # a port without interrupts has none: ValueError
+                _descriptors(port)[0]()  # raises ValueError without interrupts
             except BaseException:
                 port.close()
                 raise
@@ -127,7 +127,7 @@ class Opening(Owner):
         port: BlockingPort = await _in_thread(running(), call, BlockingPort.close)
         try:
             return Port(port)
-        except BaseException:  # Ctrl-C: the event loop comes to no further call
+        except BaseException:  # Ctrl-C: the event loop makes no further call
             port.close()
             raise
 
@@ -150,26 +150,26 @@ class Opening(Owner):
 
 
 def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Opening:  # noqa: A001 - virtnic.aio.open
-    """Open a port as :func:`virtnic.open` does, with the same options, off the event loop.
+    """Open a port off the event loop, with the options of :func:`virtnic.open`.
 
-    ``async with virtnic.aio.open("user") as port`` closes it at the end;
-    ``port = await virtnic.aio.open("user")`` leaves that to the caller.
+    ``async with virtnic.aio.open("user") as port`` closes it at the end; after
+    ``port = await virtnic.aio.open("user")`` the caller closes it.
     """
     check_names("virtnic.aio.open()", OpenOptions.__optional_keys__, options)
     return Opening(functools.partial(open_port, netdev, options), starts_qemu=True)
 
 
 def attach(qemu: Qemu, netdev: Netdev = "user", **options: Unpack[PortOptions]) -> Opening:
-    """Do the same for a port of a QEMU that runs: see :meth:`virtnic.Qemu.attach`."""
+    """Attach a port to a running QEMU, off the event loop: see :meth:`virtnic.Qemu.attach`."""
     return Opening(functools.partial(qemu.attach, netdev, **options), starts_qemu=False)
 
 
 def _descriptors(
     port: Any,
 ) -> tuple[Callable[[], Descriptor], Callable[[], Descriptor]]:
-    """Return what gives the descriptors for one wait, to receive and to send.
+    """Return functions for the descriptors to receive and to send, for a single wait.
 
-    Not their numbers, which would keep those of a closed port open.
+    Not their numbers, which would keep a closed port's descriptors open.
     """
     attachment = driven_of(port)
     if attachment is None or not isinstance(port, BlockingPort):
@@ -178,24 +178,24 @@ def _descriptors(
 
 
 class _Sending:
-    """The descriptor by which a fake says that it has room."""
+    """The descriptor on which a fake signals room."""
 
     def __init__(self, port: Any) -> None:
         self.fileno = port.tx_fileno
 
 
 class Port(Owner):
-    """A port whose calls are awaited. ``port`` is the :class:`virtnic.Port` underneath.
+    """A port with awaitable calls. ``port`` is the :class:`virtnic.Port` underneath.
 
-    Belongs to the event loop that it was made in. Any number of tasks may send and receive:
-    they take turns in the order in which they came. Waiting tasks raise PortClosed
-    or QemuDied as soon as the port is closed or its QEMU gone.
+    Belongs to the event loop in which it was made. Any number of tasks may send and receive: they
+    take turns in order. Waiting tasks raise PortClosed or QemuDied as soon as the port is closed or
+    its QEMU has ended.
     """
 
     def __init__(self, port: BlockingPort | PacketPort) -> None:
-        """Wrap a port that is open, or one of :mod:`virtnic.testing`.
+        """Wrap an open port, or one of :mod:`virtnic.testing`.
 
-        Raises ValueError when it has no interrupts.
+        Raises ValueError if it has no interrupts.
         """
         self.port = cast("BlockingPort", port)
         self._library = running()
@@ -207,12 +207,12 @@ class Port(Owner):
     async def recv(self, maximum: int = 256) -> Burst:
         """Wait for frames and return up to ``maximum``, at least one.
 
-        Cancelling it loses no frame. Raises as :meth:`virtnic.Port.recv`.
+        Cancellation loses no frame. Raises as :meth:`virtnic.Port.recv`.
         """
         await self._receiving.acquire()
         try:
             await self._library.checkpoint()
-            # From here on no pause between taking frames and returning them.
+            # From here on, no suspension between taking frames and returning them.
             while not (burst := self.port.recv(maximum)):
                 await readable(self._rx, self._library)
             return burst
@@ -226,7 +226,7 @@ class Port(Owner):
     ) -> int:
         """Queue as many frames as fit, in order, and return how many.
 
-        As :meth:`virtnic.Port.send`, after the tasks that came before; see :meth:`send_all`.
+        As :meth:`virtnic.Port.send`, in turn with other tasks; see :meth:`send_all`.
         """
         await self._sending.acquire()
         try:
@@ -240,11 +240,10 @@ class Port(Owner):
         frames: Burst | Iterable[Frame],
         offload: Offload | Offloads | Iterable[Offload | None] | None = None,
     ) -> int:
-        """Queue all frames, in order, waiting for room; return how many there were.
+        """Queue all frames in order, waiting for room; return their number.
 
-        ``offload`` as for :meth:`virtnic.Port.send`.
-        When it is cancelled, those in front were queued and the others were not; a burst
-        keeps what was not. Raises as :meth:`virtnic.Port.send`.
+        ``offload`` as for :meth:`virtnic.Port.send`. On cancellation the first frames have been
+        queued and the rest have not; a burst keeps the rest. Raises as :meth:`virtnic.Port.send`.
         """
         await self._sending.acquire()
         try:
@@ -259,10 +258,10 @@ class Port(Owner):
             self._sending.release()
 
     async def wait_ready(self, timeout: float | None = 10.0) -> None:
-        """Wait until frames pass, as :meth:`virtnic.Port.wait_ready` does; raises as it does."""
+        """Wait until frames pass; as :meth:`virtnic.Port.wait_ready`."""
         readiness = Readiness(self.port, driven_of(self.port))
         deadline = Deadline(timeout)
-        # In a thread: where QEMU has to be asked it may take its time.
+        # In a thread, because QEMU may have to be asked.
         while not await _in_thread(self._library, readiness.look):
             if deadline.is_over:
                 raise readiness.late(timeout)
@@ -275,7 +274,7 @@ class Port(Owner):
         return await self.recv()
 
     def link_changes(self) -> LinkChanges:
-        """Return an iterator, ``async for up in port.link_changes()``, of what comes from now on.
+        """Return an async iterator of the link changes from now on: ``async for up in …``.
 
         Ends with PortClosed or QemuDied.
         """
@@ -285,7 +284,7 @@ class Port(Owner):
         return LinkChanges(attachment, self._library)
 
     async def close(self) -> None:
-        """Close the port, see :meth:`virtnic.Port.close`, even when cancelled meanwhile."""
+        """Close the port as :meth:`virtnic.Port.close`, even if cancelled meanwhile."""
         await _in_thread(self._library, self.port.close)
 
     async def __aenter__(self) -> Self:
@@ -316,37 +315,37 @@ class Port(Owner):
 
     @property
     def features(self) -> list[Feature]:
-        """What became of each feature."""
+        """The outcome of each feature."""
         return self.port.features
 
     @property
     def queue_size(self) -> int:
-        """Entries of each queue."""
+        """Number of entries of each queue."""
         return self.port.queue_size
 
     @property
     def ring(self) -> str:
-        """The ring format: ``split`` or ``packed``."""
+        """Ring format: ``split`` or ``packed``."""
         return self.port.ring
 
     @property
     def interrupts(self) -> Interrupts:
-        """How the device tells us."""
+        """How the device signals: ``msix``, ``intx`` or ``none``."""
         return self.port.interrupts
 
     @property
     def qemu(self) -> Qemu:
-        """The QEMU whose device it is; raises QemuError where there is none."""
+        """The QEMU that the device belongs to. Raises QemuError if there is none."""
         return self.port.qemu
 
     @property
     def memory(self) -> Memory:
-        """The memory that its frames lie in."""
+        """The memory that holds its frames."""
         return self.port.memory
 
     @property
     def closed(self) -> bool:
-        """Whether the port was stopped."""
+        """Whether the port was closed."""
         return self.port.closed
 
     def stats(self) -> dict[str, int]:
@@ -376,11 +375,11 @@ class LinkChanges(Owner):
         def ended() -> None:
             port = made()
             if port is None or port.closed:
-                event.close()  # with its port, whoever keeps this iterator
+                event.close()  # ends with its port, even if the iterator is kept
             else:
                 event.signal()
 
-        # Neither holds this object: an iterator that is dropped stops listening.
+        # Neither refers to this object: a dropped iterator stops listening.
         self._unsubscribe = weakref.finalize(self, attachment.add_link_callback(changed, ended))
 
     def __aiter__(self) -> Self:

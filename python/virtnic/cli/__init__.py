@@ -1,12 +1,13 @@
-"""The command ``virtnic``: one module for each subcommand, and a few that they share.
+"""The command ``virtnic``: one module per subcommand, and a few shared ones.
 
-``parser`` reads the command line, and has the list of commands; ``options`` has the options of
-all commands and turns them into a memory, a QEMU and ports; ``output`` prints for people or as
-JSON, and turns errors into exit statuses; ``loops`` runs the loops of the core, with the table
-of ``live``. A command is a module with ``add``, which describes it to argparse, and ``run``, which
-does it and returns the exit status; it joins by its name in ``parser.COMMANDS``, and is
-imported when it is asked for. What it takes to run and not to describe is imported in ``run``,
-and named by ``imports``: help is quick, and Ctrl-C during an import just ends the process.
+``parser`` reads the command line and lists the commands. ``options`` defines the shared options;
+``session`` turns them into a memory, a QEMU and ports. ``output`` prints text or JSON and maps
+errors to exit statuses. ``loops`` runs engine loops, with the table of ``live``.
+
+A command is a module with ``add``, which describes it to argparse, and ``run``, which returns the
+exit status; it is registered in ``parser.COMMANDS`` and imported when used. What only ``run`` needs
+is imported there and named by ``imports``: help is quick, and Ctrl-C during an import ends the
+process at once.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ def main(
 ) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit status.
 
-    ``about_to_run`` is called when all has been read and imported, and nothing is open yet.
+    ``about_to_run`` is called when everything is parsed and imported and nothing is open yet.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(words, about_to_run)
     except (KeyboardInterrupt, Terminated) as error:
-        # Before there was a command, after it, or again while it was ending.
+        # Before the command was known, after it ended, or while it was ending.
         from virtnic.cli.output import Output
 
         return Output(json="--json" in words).failure(error)
@@ -60,7 +61,7 @@ def _main(words: Sequence[str], about_to_run: Callable[[], object]) -> int:
         return _written(int(end.code or 0), words)
     except OSError as error:
         return _unwritten(error, words)
-    from virtnic.cli.output import Output  # what a command needs, and its help does not
+    from virtnic.cli.output import Output  # needed by commands, not by their help
 
     output = Output(json=arguments.json, verbosity=arguments.verbose)
     with _signals(), output.diagnostics():
@@ -71,15 +72,15 @@ def _main(words: Sequence[str], about_to_run: Callable[[], object]) -> int:
             status: int = arguments.run(arguments, output)
             sys.stdout.flush()
         except BrokenPipeError:
-            status = Status.FAILED  # the reader has seen enough (`virtnic … | head`)
-        except BaseException as error:  # whatever it is, the user gets one paragraph
+            status = Status.FAILED  # the reader closed the pipe (`virtnic … | head`)
+        except BaseException as error:  # any error is reported in one paragraph
             status = output.failure(error)
         _forget_unwritten()
         return status
 
 
 def _written(status: int, words: Sequence[str]) -> int:
-    """Return a status once what was printed is out."""
+    """Return the status once stdout has been flushed."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -88,7 +89,7 @@ def _written(status: int, words: Sequence[str]) -> int:
 
 
 def _unwritten(error: OSError, words: Sequence[str]) -> int:
-    """Tell that help could not be printed; where its reader has seen enough, say nothing."""
+    """Report that help could not be printed, unless the reader closed the pipe."""
     from virtnic.cli.output import Output
 
     _forget_unwritten()
@@ -99,9 +100,9 @@ def _unwritten(error: OSError, words: Sequence[str]) -> int:
 
 
 def _forget_unwritten() -> None:
-    """Let what is still buffered for stdout go, where it can be written nowhere.
+    """Drop what is still buffered for stdout if it cannot be written.
 
-    Else the interpreter tries again at its end, complains, and has a status of its own.
+    Otherwise the interpreter tries again at exit, complains, and changes the exit status.
     """
     try:
         sys.stdout.flush()
@@ -111,7 +112,7 @@ def _forget_unwritten() -> None:
 
 
 def _open_streams() -> None:
-    """Put /dev/null where a standard stream was closed (``virtnic … >&-``), for Python too."""
+    """Open /dev/null in place of a closed standard stream (``virtnic … >&-``), for Python too."""
     keep_standard_streams()
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
@@ -119,7 +120,7 @@ def _open_streams() -> None:
 
 
 class Terminated(BaseException):
-    """A signal asked the process to end; unwinding cleans up."""
+    """A signal asked the process to end; raised to unwind and clean up."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
@@ -128,13 +129,13 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP clean up as Ctrl-C does."""
+    """Make SIGTERM and SIGHUP clean up as Ctrl-C does."""
 
     def terminate(number: int, _frame: FrameType | None) -> None:
         raise Terminated(number)
 
     before: dict[signal.Signals, Any] = {}
-    with contextlib.suppress(ValueError):  # handlers belong to the main thread
+    with contextlib.suppress(ValueError):  # only the main thread can set handlers
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
                 before[number] = signal.signal(number, terminate)

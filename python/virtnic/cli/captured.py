@@ -1,4 +1,4 @@
-"""Frames that a command is given: in a capture file, or as hexadecimal digits."""
+"""Frames given to a command: a capture file, or hexadecimal digits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["from_hex", "from_pcap"]
 
-#: First bytes of the classic format: the order of its bytes; times in micro- or nanoseconds.
+#: Magic numbers of the classic format: byte order; timestamps in micro- or nanoseconds.
 _MAGIC = {
     b"\xa1\xb2\xc3\xd4": ">",
     b"\xa1\xb2\x3c\x4d": ">",
@@ -21,7 +21,7 @@ _HEADER, _RECORD = 24, 16
 
 
 def from_hex(text: str) -> bytes:
-    """Read a frame as tcpdump and Wireshark print it: digits, with spaces, colons or none.
+    """Parse a frame in hexadecimal, as tcpdump and Wireshark print it.
 
     Raises ValueError.
     """
@@ -29,9 +29,9 @@ def from_hex(text: str) -> bytes:
     try:
         frame = bytes.fromhex(digits)
     except ValueError:
-        raise ValueError(f"{text!r} is not hexadecimal digits, two for each byte") from None
+        raise ValueError(f"{text!r} is not a hexadecimal string with two digits per byte") from None
     if not frame:
-        raise ValueError("there are no digits, two for each byte")
+        raise ValueError("it has no hexadecimal digits")
     return frame
 
 
@@ -40,14 +40,14 @@ def from_pcap(path: str) -> list[bytes]:
     with Path(path).open("rb") as file:
         data = file.read(_HEADER)
         order = _MAGIC.get(data[:4])
-        if order is not None:  # a file that is something else may have no end
+        if order is not None:  # another kind of file may be endless
             data += file.read()
     if order is None or len(data) < _HEADER:
         advice = "; `editcap -F pcap` makes one of a pcapng file" if data[:4] == _PCAPNG else ""
-        raise ValueError(f"{path} is no pcap file{advice}")
+        raise ValueError(f"{path} is not a pcap file{advice}")
     (link,) = struct.unpack_from(order + "I", data, 20)
     if link & 0xFFFF != _ETHERNET:
-        raise ValueError(f"{path} has frames of link type {link & 0xFFFF}, not of Ethernet (1)")
+        raise ValueError(f"{path} has link type {link & 0xFFFF}, not Ethernet (1)")
     frames: list[bytes] = []
     at = _HEADER
     while at < len(data):
@@ -59,8 +59,8 @@ def from_pcap(path: str) -> list[bytes]:
             raise ValueError(f"{path} ends within frame {len(frames)}")
         if held < length:
             raise ValueError(
-                f"{path} has {held} of the {length} bytes of frame {len(frames)}; capture whole "
-                "frames, as with tcpdump -s 0"
+                f"{path} has only {held} of the {length} bytes of frame {len(frames)}; capture "
+                "whole frames, as with tcpdump -s 0"
             )
         frames.append(data[at : at + held])
         at += held

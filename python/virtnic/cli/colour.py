@@ -1,7 +1,7 @@
-"""Colour, where it is wanted: on a terminal, or as the environment says.
+"""Colour, on a terminal or as the environment says.
 
-``NO_COLOR`` (no-color.org) and ``FORCE_COLOR`` (force-color.org) count when they are not empty, in
-the order in which Python's own tools look at them; a terminal that is ``dumb`` has no colour.
+``NO_COLOR`` (no-color.org) and ``FORCE_COLOR`` (force-color.org) count if they are not empty, with
+the precedence of Python's own tools; a ``dumb`` terminal has no colour.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["coloured", "has_colour", "help_in_colour", "is_terminal"]
 
 _CODES = {"red": "1;31", "yellow": "1;33", "green": "32", "heading": "1;32", "option": "36"}
-#: In a help text: the title of a section; the options that a line begins with, and each of them.
+#: In a help text: section titles; the options at the start of a line, and each of them.
 _HEADING = re.compile(r"^(?:usage:|[A-Za-z][A-Za-z ]*:$)", re.MULTILINE)
 _OPTIONS = re.compile(r"^  -.*?(?=  |$)", re.MULTILINE)
 _OPTION = re.compile(r"(?<=[ ])--?[a-zA-Z][\w-]*")
 
 
 def has_colour(stream: TextIO | None = None) -> bool:
-    """Whether what is written there, to stdout by default, is to have colour."""
+    """Whether output to a stream, stdout by default, is coloured."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -33,20 +33,20 @@ def has_colour(stream: TextIO | None = None) -> bool:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether what is written there can be redrawn, or have colour."""
+    """Whether a stream is a terminal that can redraw and show colour."""
     try:
         return os.environ.get("TERM", "dumb") != "dumb" and stream.isatty()
-    except ValueError:  # it is closed
+    except ValueError:  # closed
         return False
 
 
 def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Return a text in a colour where the stream has it."""
+    """Return the text coloured if the stream shows colour."""
     return _in(text, colour) if text and has_colour(stream) else text
 
 
 def help_in_colour(text: str) -> str:
-    """Return a help text with its titles and options in colour."""
+    """Return a help text with coloured titles and options."""
 
     def name(found: re.Match[str]) -> str:
         return _OPTION.sub(lambda option: _in(option[0], "option"), found[0])

@@ -1,4 +1,4 @@
-"""``virtnic completions``: what a shell has to know to complete our command lines."""
+"""``virtnic completions``: shell completion scripts."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ SHELLS = ("bash", "zsh", "fish")
 EXAMPLES = f"""\
 examples:
   source <(virtnic completions bash)
-      for this shell
+      in this shell only
   virtnic completions bash > ~/.local/share/bash-completion/completions/virtnic
   virtnic completions zsh > ~/.zfunc/_virtnic
-      a directory of $fpath, before compinit
+      in a directory of $fpath, before compinit
   virtnic completions fish > ~/.config/fish/completions/virtnic.fish
 
-It takes the Python package shtab: pip install 'virtnic[cli]'
+Needs the Python package shtab: pip install 'virtnic[cli]'
 
 {EXIT_STATUSES}"""
 
-#: The options whose values are files, and those whose values are directories.
+#: Options whose values are files, and options whose values are directories.
 _FILES = ("--pcap", "--qemu")
 _DIRECTORIES = ("--connect", "--directory")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser.description = "Print a script that completes commands, options and values in a shell."
+    parser.description = "Print a script for a shell to complete commands, options and values."
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, imports=("virtnic.cli.parser",))
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"{', '.join(SHELLS)}")
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     except ImportError:
         output.error(
             "ModuleNotFoundError",
-            "completions take the Python package shtab, which is not installed; "
+            "completions need the Python package shtab, which is not installed; "
             "pip install 'virtnic[cli]'",
         )
         return Status.ENVIRONMENT
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _complete_paths(parser: argparse.ArgumentParser, shtab: Any) -> None:
-    """Tell shtab which values are paths: argparse has no word for it."""
+    """Tell shtab which values are paths, which argparse cannot express."""
     for action in parser._actions:
         if isinstance(action.choices, dict):  # the commands
             for command in action.choices.values():

@@ -28,8 +28,8 @@ examples:
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Open a port, take a DHCP lease, resolve the gateway's address and ping it.\n"
-        "Each step says what was done and how long after the start it was finished."
+        "Open a port, get a DHCP lease, resolve the gateway's address and ping it.\n"
+        "Each step is printed with the time since the start."
     )
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=check, imports=("virtnic.cli.demonstration",))
@@ -39,7 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=options.positive,
         default=10,
         metavar="N",
-        help="how many pings (default: %(default)s)",
+        help="number of pings (default: %(default)s)",
     )
     options.add_port(parser)
     options.add_address(parser)
@@ -49,14 +49,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> str | None:
-    """Return what is wrong with the options together."""
+    """Check the combination of options; return an error message or None."""
     if arguments.address and not arguments.gateway:
-        return "the demo pings the gateway: with --address, give --gateway as well"
+        return "the demo pings the gateway: --address needs --gateway"
     return options.check_address(arguments)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Do it; return OK when a ping was answered."""
+    """Run the demo; return OK if a ping was answered."""
     from virtnic.cli.demonstration import demonstrate
 
     return demonstrate(arguments, output)

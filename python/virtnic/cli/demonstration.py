@@ -32,7 +32,7 @@ __all__ = ["demonstrate"]
 
 
 class Steps:
-    """What was done and when."""
+    """Prints the steps with their times."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -40,7 +40,7 @@ class Steps:
         self.done: list[dict[str, Any]] = []
 
     def add(self, name: str, text: str | Sequence[str], **facts: Any) -> None:
-        """Report a step that is finished now."""
+        """Report a finished step."""
         at = time.perf_counter() - self._start
         self.done.append({"step": name, "at": at, **facts})
         first, *more = [text] if isinstance(text, str) else text
@@ -50,7 +50,7 @@ class Steps:
 
 
 def demonstrate(arguments: argparse.Namespace, output: Output) -> int:
-    """Do it; return OK when a ping was answered."""
+    """Run the demo; return OK if a ping was answered."""
     steps = Steps(output)
     output.line(
         f"virtnic {virtnic.__version__}: a virtio-net NIC for process {os.getpid()}, "
@@ -151,8 +151,8 @@ def _use(
                 f"{gateway}: {echoes.text()[0]}, back to back",
                 *echoes.text()[1:],
                 (
-                    f"{kicks['tx_kicks']} woke QEMU by a doorbell; for "
-                    f"{kicks['tx_kicks_suppressed']} it was still looking, which is much faster"
+                    f"{kicks['tx_kicks']} had to wake QEMU by a doorbell; for "
+                    f"{kicks['tx_kicks_suppressed']} it was still polling, which is much faster"
                 ),
             ],
             **summary,

@@ -1,4 +1,4 @@
-"""What a port, its QEMU and its memory are: as an object for scripts, and as lines for people."""
+"""Description of a port, its QEMU and its memory: an object for scripts, lines for people."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PCIE_PORTS = {
 
 
 def describe(session: Session, netdev: str) -> dict[str, Any]:
-    """Return all that is known about an open port and its QEMU."""
+    """Return all facts about an open port and its QEMU."""
     port = session.port
     return {
         "qemu": describe_qemu(session.qemu),
@@ -64,7 +64,7 @@ def describe(session: Session, netdev: str) -> dict[str, Any]:
 
 
 def describe_qemu(qemu: virtnic.Qemu) -> dict[str, Any]:
-    """Return which QEMU runs, and how."""
+    """Return the facts about a QEMU."""
     ours = qemu.command is not None
     return {
         "command": qemu.command,
@@ -77,7 +77,7 @@ def describe_qemu(qemu: virtnic.Qemu) -> dict[str, Any]:
 
 
 def describe_memory(memory: virtnic.Memory) -> dict[str, Any]:
-    """Return what the shared memory is."""
+    """Return the facts about the shared memory."""
     return {
         "size": memory.size,
         "page_size": memory.page_size,
@@ -90,14 +90,14 @@ def describe_memory(memory: virtnic.Memory) -> dict[str, Any]:
 
 
 def describe_features(port: virtnic.Port) -> list[dict[str, Any]]:
-    """Return the feature bits that are offered or known to this driver."""
+    """Return the feature bits that are offered or known."""
     names = ("name", "bit", "offered", "accepted", "why")
     found = [{name: getattr(feature, name) for name in names} for feature in port.features]
     return [{**feature, "why": of_options(feature["why"])} for feature in found]
 
 
 def describe_function(function: Function) -> dict[str, Any]:
-    """Return what a PCI function is and has."""
+    """Return the facts about a PCI function."""
     return {
         "address": str(function.bdf),
         "id": f"{function.vendor:04x}:{function.device:04x}",
@@ -142,7 +142,7 @@ def _describe_capability(found: Capability) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any], *, everything: bool = False) -> list[str]:
-    """Return the description as lines; bridges in full only when ``everything`` is wanted."""
+    """Return the description as lines; with ``everything``, bridges in full."""
     qemu, memory, port = found["qemu"], found["memory"], found["port"]
     where = qemu["command"] or f"at {qemu['connected']}"
     lines = [
@@ -165,7 +165,7 @@ def text(found: dict[str, Any], *, everything: bool = False) -> list[str]:
             lines += [f"      {_bar_text(bar)}" for bar in first["bars"]]
             lines += [f"      {_capability_text(each)}" for each in first["capabilities"]]
         for function in (first, *others):
-            lines += [f"      broken rule: {problem}" for problem in function["problems"]]
+            lines += [f"      violation: {problem}" for problem in function["problems"]]
     lines += [
         "",
         f"port on netdev {port['netdev']}",
@@ -193,7 +193,7 @@ def _is_bridge(function: dict[str, Any]) -> bool:
 
 
 def _alike(everything: bool) -> Callable[[dict[str, Any]], object]:
-    """Return a key that is the same for neighbours that share a line: bridges of a kind."""
+    """Return a key that is equal for neighbours to be shown on one line: bridges of one kind."""
 
     def key(function: dict[str, Any]) -> object:
         share = _is_bridge(function) and not everything

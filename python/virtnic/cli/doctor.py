@@ -21,17 +21,17 @@ EXAMPLES = f"""\
 examples:
   virtnic doctor
   virtnic doctor --machine q35 --hugepages 2M --iova pa
-      whether a port with these options can be opened here
+      check whether a port with these options can be opened
   virtnic doctor --json | jq '.checks[] | select(.status != "ok")'
 
-In the list, `ok` is fine, `warn` is something optional that is not there, and `missing`
-is something that nothing works without.
+In the list, `ok` is fine, `warn` means that something optional is missing, and `missing`
+means that nothing works without it.
 
 {EXIT_STATUSES}"""
 
 _WIDTH = 100
 _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
-#: Seconds that a peer has: Linux looks at a TAP once a second.
+#: Timeout for a peer: Linux polls a TAP once a second.
 _READY = 3.0
 
 
@@ -41,8 +41,8 @@ _IMPORTS = ("virtnic.cli.session", "virtnic.cli.text", "virtnic.cli.wording", "v
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Look at everything that virtnic uses, then open a port with the options "
-        "given.\nEach finding comes with what to do about it."
+        "Check everything that virtnic uses, then open a port with the given options.\n"
+        "Each problem is printed with a remedy."
     )
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, imports=_IMPORTS)
@@ -53,7 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Print all checks; return OK when a port could be opened."""
+    """Print all checks; return OK if a port could be opened."""
     import textwrap
     from dataclasses import asdict, replace
 
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             )
     output.line()
     if port.status == "warn":
-        output.line("virtnic works here, but no frame would pass this port; see above.")
+        output.line("virtnic works here, but no frames would pass this port; see above.")
     else:
         output.line("virtnic works here." if fit else "virtnic does not work here yet; see above.")
     output.result({"ok": fit, "checks": [asdict(check) for check in found]})
@@ -92,9 +92,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def try_port(arguments: argparse.Namespace) -> tuple[Check, int]:
-    """Open a port as the options say, and close it; return the exit status too.
+    """Open and close a port with the given options; return the check and an exit status.
 
-    Raises ValueError where it is an option that is wrong, not the machine.
+    Raises ValueError if an option is wrong, rather than the machine.
     """
     import time
     import warnings

@@ -28,7 +28,7 @@ _IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
-    parser.description = "Receive every frame, count it and forget it."
+    parser.description = "Receive, count and discard frames."
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, imports=_IMPORTS)
     options.add_loop(parser)
@@ -41,7 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Receive until it ends."""
+    """Run the loop."""
     from virtnic.cli.loops import Loop
     from virtnic.cli.session import opened
 

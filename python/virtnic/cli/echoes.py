@@ -1,4 +1,4 @@
-"""Echo requests, and what became of them."""
+"""Echo requests and their results."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SEQUENCES = 1 << 16
 
 @dataclass(slots=True)
 class Echoes:
-    """What became of echo requests."""
+    """Results of echo requests."""
 
-    #: Seconds to each reply, None where none came.
+    #: Seconds until each reply; None if there was none.
     times: list[float | None] = field(default_factory=list)
-    #: Seconds that it took altogether.
+    #: Total seconds.
     seconds: float = 0.0
-    #: Ended by Ctrl-C.
+    #: Whether Ctrl-C ended it.
     interrupted: bool = False
 
     def send(
@@ -42,13 +42,13 @@ class Echoes:
         timeout: float = 1.0,
         each: Callable[[int, float | None], None] | None = None,
     ) -> None:
-        """Send requests and tell of each; Ctrl-C ends it early and is not raised."""
+        """Send requests and report each; Ctrl-C ends it early and is not raised."""
         start = time.monotonic()
         try:
             for number in itertools.count() if count == 0 else range(count):
                 pause = start + number * interval - time.monotonic()
                 if interval and pause > 0:
-                    stack.poll(pause)  # whoever asks for our MAC meanwhile gets an answer
+                    stack.poll(pause)  # also answers ARP requests
                 try:
                     reply = stack.ping(target, number % _SEQUENCES, size, timeout)
                     seconds: float | None = reply.seconds
@@ -63,7 +63,7 @@ class Echoes:
             self.seconds = time.monotonic() - start
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers; the times are None where no reply came."""
+        """Return the figures; times are None without replies."""
         replies = sorted(seconds for seconds in self.times if seconds is not None)
         sent, received = len(self.times), len(replies)
         return {
@@ -79,7 +79,7 @@ class Echoes:
         }
 
     def text(self) -> list[str]:
-        """Return the numbers as lines for people."""
+        """Return the figures as text lines."""
         numbers = self.summary()
         lines = [
             (
@@ -95,5 +95,5 @@ class Echoes:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Return the smallest value that so many percent of the values do not exceed."""
+    """Return the smallest value that is not below ``percent`` per cent of the values."""
     return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]

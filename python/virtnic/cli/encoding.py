@@ -1,4 +1,4 @@
-"""Output streams whose encoding lacks a character that a command prints."""
+"""Output streams whose encoding lacks characters that commands print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["any_encoding"]
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
-    """Replace what an encoding has not, the few characters of ours by what looks like them."""
+    """Replace characters that an encoding lacks, ours by similar ones."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -28,15 +28,15 @@ codecs.register_error("virtnic", _replaced)
 
 @contextlib.contextmanager
 def any_encoding() -> Iterator[None]:
-    """Let stdout and stderr take any text, whatever their encoding (``LC_ALL=C``, an old GBK)."""
+    """Make stdout and stderr accept any text, whatever their encoding (``LC_ALL=C``, GBK)."""
     changed = []
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # and not what a test has put there
+        if isinstance(stream, io.TextIOWrapper):  # not a test's replacement
             changed.append((stream, stream.errors))
             stream.reconfigure(errors="virtnic")
     try:
         yield
     finally:
         for stream, errors in changed:
-            with contextlib.suppress(ValueError):  # it was closed
+            with contextlib.suppress(ValueError):  # closed
                 stream.reconfigure(errors=errors)

@@ -1,4 +1,4 @@
-"""``virtnic forward``: frames from one port to another, or back."""
+"""``virtnic forward``: forward between two ports, or back on one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ examples:
       a wire between two TAP devices
   virtnic forward --port vhost-user,path=/run/vhu0 --port vhost-user,path=/run/vhu1 --mode macswap
   virtnic forward --port 'tap,ifname=tap0;mac=02:00:00:00:00:01;queue-size=1024' --seconds 10
-      one port: every frame goes back, with its two addresses exchanged
+      one port: send every frame back with its two addresses swapped
   virtnic forward --port user --packets 1000 --json | jq .pps
 
 {options.ENDING}"""
@@ -34,8 +34,8 @@ _IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Forward every frame from one port to the other, in both directions; with one\n"
-        "port, send every frame back. Both ports are on one memory: nothing is copied."
+        "Forward frames between two ports in both directions; with one port, send\n"
+        "every frame back. Both ports share one memory: nothing is copied."
     )
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=check, imports=_IMPORTS)
@@ -45,28 +45,27 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=options.port_options,
         metavar="NETDEV[;OPTION=VALUE]...",
-        help="what a port is connected to, as --netdev of the other commands takes it; once or "
-        "twice. Options of this port alone follow: mac=, interrupts=, queue-size=, ring=, notify=",
+        help="netdev of a port, as --netdev of the other commands; once or twice. "
+        "Options of this port may follow: mac=, interrupts=, queue-size=, ring=, notify=",
     )
     group.add_argument(
         "--mode",
         choices=options.MODES,
-        help="what is changed: nothing (io), the source address to that of the port it leaves by "
-        "(mac), or the two addresses are exchanged (macswap) (default: io between two ports, "
-        "macswap with one)",
+        help="what to change: nothing (io), the source address to that of the sending port (mac), "
+        "or swap the two addresses (macswap) (default: io between two ports, macswap with one)",
     )
     group.add_argument(
         "--backpressure",
         action="store_true",
         default=True,
-        help="while a transmit ring is full, leave frames for it in the ring they came by, so that "
-        "their sender notices; after 0.1 s without any room drop them (default)",
+        help="while a transmit ring is full, leave frames in the receive ring so that the sender "
+        "slows down; drop them after 0.1 s without room (default)",
     )
     group.add_argument(
         "--no-backpressure",
         dest="backpressure",
         action="store_false",
-        help="drop at once what does not fit",
+        help="drop frames at once when a transmit ring is full",
     )
     options.add_device(group)
     options.add_loop(parser)
@@ -78,15 +77,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> str | None:
-    """Return what is wrong with the options together."""
+    """Check the combination of options; return an error message or None."""
     count = len(arguments.port or ())
     if not count:
-        return "--port is required, once or twice, as in `virtnic forward --port user`"
-    return None if count <= 2 else f"--port is given once or twice, not {count} times"
+        return "--port is required once or twice, as in `virtnic forward --port user`"
+    return None if count <= 2 else f"--port may be given once or twice, not {count} times"
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Forward until it ends."""
+    """Run the loop."""
     from virtnic.cli.loops import Loop
     from virtnic.cli.session import opened_ports
 

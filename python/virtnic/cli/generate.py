@@ -1,4 +1,4 @@
-"""``virtnic generate``: frames, in turn and again and again, at a rate."""
+"""``virtnic generate``: send frames at a rate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import virtnic
 from virtnic.cli import options
-from virtnic.units import CHECKSUM, RATES, SIZES
+from virtnic.units import CHECKSUM, COUNTS, RATES, SIZES, TIMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +19,8 @@ __all__ = ["add", "check_lengths", "run"]
 
 EXAMPLES = f"""\
 examples:
-  virtnic generate --netdev tap,ifname=tap0 --rate 10kpps --seconds 10
-  virtnic generate --netdev vhost-user,path=/run/vhu0 --size imix --rate 1Gbps
+  virtnic generate --netdev tap,ifname=tap0 --rate 10kpps --seconds 2m
+  virtnic generate --netdev vhost-user,path=/run/vhu0 --size imix --rate 1Gbps --packets 10M
   virtnic generate --netdev tap,ifname=tap0 --destination 10.0.0.1 --destination-port 5001 --vlan 7
   virtnic generate --netdev tap,ifname=tap0 --destination 2001:db8::2 --payload 68656c6c6f
   virtnic generate --netdev tap,ifname=tap0 --pcap requests.pcap --rate 1000
@@ -32,9 +32,12 @@ rates:
 sizes:
 {options.table(SIZES)}
 
+times and counts:
+{options.table(TIMES + COUNTS)}
+
 {options.ENDING}"""
 
-#: Bytes of the shortest frame on the wire, of a VLAN tag.
+#: Bytes of the shortest frame on the wire, and of a VLAN tag.
 _LEAST, _TAG = 64, 4
 _ETHERNET = 14
 
@@ -45,8 +48,8 @@ _IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Send UDP frames from 198.18.0.1 to 198.18.0.2 (the addresses of RFC 2544), or others, as "
-        "fast as\nthey are taken or at a rate, and count them."
+        "Send UDP frames, by default from 198.18.0.1 to 198.18.0.2 (the addresses of RFC 2544),\n"
+        "as fast as possible or at a rate."
     )
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=check, imports=_IMPORTS)
@@ -55,15 +58,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--rate",
         type=_rate,
         metavar="RATE",
-        help="10Mpps, 1.5kpps, 1Gbps, 100Mbit/s, 10G: see below (default: as fast as they are "
-        "taken)",
+        help="10Mpps, 1.5kpps, 1Gbps, 100Mbit/s, 10G: see below (default: as fast as possible)",
     )
     group.add_argument(
         "--size",
         type=_size,
         metavar="BYTES|imix",
-        help="bytes of each on the wire, so with the four of the checksum; or imix for 64, 594 "
-        f"and 1518 in the proportion 7 : 4 : 1 (default: {_LEAST}, or as the payload needs)",
+        help="bytes on the wire of each frame, including the 4-byte checksum; or imix: 64, 594 "
+        f"and 1518 in the ratio 7:4:1 (default: {_LEAST}, or as the payload needs)",
     )
     for side, whose in (("source", "port's own"), ("destination", "02:00:00:00:00:02")):
         group.add_argument(
@@ -86,31 +88,27 @@ def add(parser: argparse.ArgumentParser) -> None:
             f"--{side}-port",
             type=_up_to(65_535),
             metavar="N",
-            help=f"{side} port of UDP (default: 9, discard)",
+            help=f"{side} UDP port (default: 9, discard)",
         )
-    group.add_argument(
-        "--vlan", type=_up_to(4094), metavar="ID", help="with a tag of this VLAN (default: none)"
-    )
+    group.add_argument("--vlan", type=_up_to(4094), metavar="ID", help="VLAN tag (default: none)")
     group.add_argument(
         "--payload",
         type=_hex,
         metavar="HEX",
-        help="what the UDP datagrams carry, as hexadecimal digits; zeros fill up the size "
-        "(default: zeros)",
+        help="UDP payload in hexadecimal, padded with zeros to the size (default: zeros)",
     )
     group.add_argument(
         "--frame",
         type=_hex,
         action="append",
         metavar="HEX",
-        help="this frame in place of UDP ones, as hexadecimal digits without a checksum; "
-        "several are sent in turn",
+        help="send this frame instead, in hexadecimal without checksum; repeatable, sent in turn",
     )
     group.add_argument(
         "--pcap",
         type=options.path,
         metavar="FILE",
-        help="the frames of this capture file, in turn, in place of these",
+        help="send the frames of this capture file instead, in turn",
     )
     options.add_loop(parser)
     options.add_port(parser)
@@ -121,7 +119,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_common(parser)
 
 
-#: What :func:`virtnic.loops.make_frame` is told, by its own names and by those of the options.
+#: Arguments of :func:`virtnic.loops.make_frame`, and the options that set them.
 _FIELDS = {
     "source_mac": "source",
     "destination_mac": "destination",
@@ -135,31 +133,31 @@ _FIELDS = {
 
 
 def check(arguments: argparse.Namespace) -> str | None:
-    """Return what is wrong with the options together."""
+    """Check the combination of options; return an error message or None."""
     given = [name for name in ("pcap", "frame") if getattr(arguments, name)]
     made = [name for name in ("size", *_FIELDS) if getattr(arguments, name) is not None]
     if len(given) == 2:
-        return "--pcap and --frame: the frames are taken from one of them"
+        return "--pcap and --frame exclude each other"
     if given and made:
         option = made[0].removesuffix("_ip").replace("_", "-")
-        return f"--{option} is for frames that are made here; --{given[0]} has its own"
+        return f"--{option} cannot be used with --{given[0]}, which gives whole frames"
     least, why = _shortest(arguments)
     size = arguments.size
     if isinstance(size, int) and size < least:
-        return f"a frame {why} has {least} bytes at least, --size {size} has not"
+        return f"a frame {why} has at least {least} bytes; --size {size} is too small"
     try:
         needed = len(_made(arguments, "02:00:00:00:00:01", size=None)[0]) + CHECKSUM
-    except ValueError as error:  # two kinds of IP address, a payload that is too long
+    except ValueError as error:  # mixed IPv4 and IPv6, or a payload that is too long
         return str(error)
     if size is not None and arguments.payload is not None:
         shortest = least if size == "imix" else size
         if needed > shortest:
-            return f"a frame with this payload needs {needed} bytes, --size {size} has not"
+            return f"a frame with this payload needs {needed} bytes; --size {size} is too small"
     return None
 
 
 def _shortest(arguments: argparse.Namespace) -> tuple[int, str]:
-    """Return the least bytes on the wire, and what makes it more than 64."""
+    """Return the minimum bytes on the wire, and why it is more than 64."""
     from virtnic.loops.traffic import shortest_frame
 
     is_ipv6 = ":" in f"{arguments.source_ip}{arguments.destination_ip}"
@@ -195,7 +193,7 @@ def _size(text: str) -> int | Literal["imix"]:
     most = MAX_FRAME + CHECKSUM
     if not _LEAST <= size <= most:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a number of bytes, {_LEAST} to {most}, nor imix"
+            f"{text!r} is neither imix nor a number of bytes from {_LEAST} to {most}"
         )
     return size
 
@@ -213,14 +211,14 @@ def _up_to(most: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = options.whole(text)
         if value > most:
-            raise argparse.ArgumentTypeError(f"{text!r} is above {most}")
+            raise argparse.ArgumentTypeError(f"{text!r} is greater than {most}")
         return value
 
     return number
 
 
 def _frames(arguments: argparse.Namespace, mac: str) -> tuple[list[bytes], str]:
-    """Return what is sent in turn, and how to call it."""
+    """Return the frames to send in turn, and their description."""
     if arguments.pcap:
         from virtnic.cli.captured import from_pcap
 
@@ -228,7 +226,7 @@ def _frames(arguments: argparse.Namespace, mac: str) -> tuple[list[bytes], str]:
         return frames, f"the {len(frames)} frames of {arguments.pcap}"
     if arguments.frame:
         count = len(arguments.frame)
-        return arguments.frame, "the frame given" if count == 1 else f"the {count} frames given"
+        return arguments.frame, "the given frame" if count == 1 else f"the {count} given frames"
     frames = _made(arguments, mac, size=arguments.size)
     if arguments.size == "imix":
         return frames, "frames of the simple IMIX"
@@ -238,7 +236,7 @@ def _frames(arguments: argparse.Namespace, mac: str) -> tuple[list[bytes], str]:
 def _made(
     arguments: argparse.Namespace, mac: str, *, size: int | Literal["imix"] | None
 ) -> list[bytes]:
-    """Return the UDP frames that the options describe. Raises ValueError."""
+    """Return the UDP frames described by the options. Raises ValueError."""
     from virtnic.loops.traffic import IMIX, make_frame
 
     fields: dict[str, Any] = {"source": mac} | {
@@ -274,20 +272,20 @@ def check_lengths(frames: list[bytes], port: virtnic.Port) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Send until it ends."""
+    """Run the loop."""
     from virtnic.cli.loops import Loop
     from virtnic.cli.session import opened
     from virtnic.units import parse_rate
 
     netdev: str = arguments.netdev
     rate = arguments.rate
-    _frames(arguments, "02:00:00:00:00:01")  # what is wrong with them is said before a QEMU starts
+    _frames(arguments, "02:00:00:00:00:01")  # report errors before a QEMU starts
     with opened(arguments) as session:
         frames, what = _frames(arguments, session.port.mac)
         check_lengths(frames, session.port)
         mean = sum(map(len, frames)) / len(frames) + CHECKSUM
         pps = None if rate is None else parse_rate(rate, mean)
-        fast = "as fast as they are taken" if pps is None else f"{pps:.15g} frames/s"
+        fast = "as fast as possible" if pps is None else f"{pps:.15g} frames/s"
         loop = Loop(arguments, output, [netdev], [session.port])
         outcome = loop.run(
             f"GENERATE on {netdev}, {what}, {fast}",

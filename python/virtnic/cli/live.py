@@ -1,4 +1,4 @@
-"""The live table of a loop: on a terminal redrawn in place, elsewhere a line at a time."""
+"""The live table of a loop: redrawn in place on a terminal, otherwise one line at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
     "rate_text",
 ]
 
-#: Counters of a port that count frames which it lost, and what each is called.
+#: Counters of lost frames, and their names in the output.
 _DROPS = {
     "tx_ring_full": "ring full",
     "tx_no_buffer": "no buffer",
@@ -34,78 +34,78 @@ _DROPS = {
     "rx_bad_length": "bad length",
     "rx_bad_chain": "broken chain",
 }
-#: Seconds from one refresh to the next.
+#: Seconds between refreshes.
 _ON_TERMINAL, _ELSEWHERE = 0.5, 1.0
-#: Columns of a port's name.
+#: Width of a port's name.
 _NAME = 28
 
 
 def drops_of(stats: Mapping[str, int]) -> dict[str, int]:
-    """Return a port's lost frames by the counter that counts them."""
+    """Return a port's lost frames by counter."""
     return {name: stats.get(name, 0) for name in _DROPS}
 
 
 def drops_text(drops: Mapping[str, int]) -> str:
-    """Return lost frames in words: ``0``, or ``15: 12 ring full, 3 no buffer``."""
+    """Format lost frames: ``0``, or ``15: 12 ring full, 3 no buffer``."""
     total = sum(drops.values())
     reasons = ", ".join(f"{count} {_DROPS[name]}" for name, count in drops.items() if count)
     return f"{total}: {reasons}" if total else "0"
 
 
 def burst_text(bursts: int, frames: int) -> str:
-    """Return the mean size of bursts."""
+    """Format the mean burst size."""
     return f"{frames / bursts:.1f}" if bursts else "-"
 
 
 def rate_text(per_second: float, unit: float) -> str:
-    """Return a rate in a large unit, with more digits where it is small."""
+    """Format a rate in a large unit, with more digits for small values."""
     value = per_second / unit
     return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.6f}"
 
 
 def l2_bits(size: int, frames: int) -> int:
-    """Return the bits of frames with their checksums, of bytes that were counted without."""
+    """Return the bits of frames including checksums, from bytes counted without."""
     return 8 * (size + CHECKSUM * frames)
 
 
 def shortened(text: str, width: int) -> str:
-    """Cut a text that is too long."""
+    """Truncate a text."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _middle_cut(name: str) -> str:
-    """Shorten a netdev: what tells it from others is at its ends."""
+    """Truncate a netdev in the middle: its ends distinguish it."""
     half = _NAME // 2
     return name if len(name) <= _NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a loop and its ports have counted at one moment."""
+    """The counters of a loop and its ports at one moment."""
 
     loop: Result | None = None
     ports: tuple[Mapping[str, int], ...] = ()
 
     @property
     def seconds(self) -> float:
-        """Since the loop started."""
+        """Seconds since the loop started."""
         return self.loop.seconds if self.loop is not None else 0.0
 
     @property
     def drops(self) -> dict[str, int]:
-        """The lost frames of all ports, by reason."""
+        """Lost frames of all ports, by reason."""
         each = [drops_of(stats) for stats in self.ports]
         return {name: sum(drops[name] for drops in each) for name in _DROPS}
 
 
 @dataclass(slots=True)
 class Live:
-    """Shows traffic as it goes on. ``names`` are those of the ports."""
+    """Shows a running loop. ``names`` are the ports' names."""
 
     names: Sequence[str]
-    #: Of the ports, in this order, as often as there is something to show.
+    #: Returns the counters of the ports, in the same order.
     stats: Callable[[], Sequence[Mapping[str, int]]]
-    #: Seconds from one refresh to the next; 0 for never, None for what suits the output.
+    #: Seconds between refreshes; 0 for never, None for the output's default.
     interval: float | None = None
     stream: TextIO = field(default_factory=lambda: sys.stdout)
     last: Traffic = field(default_factory=Traffic)
@@ -120,18 +120,18 @@ class Live:
         self._next = self.interval
 
     def show(self, loop: Result) -> None:
-        """Show how the loop goes; called more often than it is drawn."""
+        """Show the state of the loop; called more often than it draws."""
         if not self.interval or loop.seconds < self._next:
             return
         self._next += self.interval
-        if self._next <= loop.seconds:  # held up: what nobody saw is not caught up with
+        if self._next <= loop.seconds:  # delayed: skip missed refreshes
             self._next = loop.seconds + self.interval
         now = Traffic(loop, tuple(self.stats()))
         lines = self._table(now) if self._terminal else self._line(now)
         self.last = now
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1
-            # From wherever the terminal's own words (^C) have left the cursor.
+            # From wherever the terminal's echo (^C) has left the cursor.
             back = f"\r\x1b[{self._drawn}A" if self._drawn else ""
             body = "".join(f"{shortened(line, width)}\x1b[K\n" for line in lines)
             text = back + body
@@ -142,7 +142,7 @@ class Live:
         self.stream.flush()
 
     def _since_last(self, now: Traffic) -> tuple[float, dict[str, int]]:
-        """Return the seconds since the last refresh, and what the loop counted in them."""
+        """Return the seconds since the last refresh, and what the loop counted meanwhile."""
         assert now.loop is not None
         names = ("packets", "bytes", "bursts", "idle")
         before = {name: getattr(self.last.loop, name, 0) for name in names}
@@ -193,7 +193,7 @@ class Live:
 
 
 def occupancy_text(bursts: int, idle: int) -> str:
-    """Return which share of a loop's turns moved frames."""
+    """Format the share of a loop's iterations that moved frames."""
     turns = bursts + idle
     share = 100 * bursts / turns if turns else 0.0
     if share == 0 or share >= 1:

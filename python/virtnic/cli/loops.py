@@ -1,4 +1,4 @@
-"""What the commands that run a loop share: when it ends, its live table, its summary."""
+"""Shared by the commands that run a loop: when it ends, its live table, its summary."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Loop", "Outcome", "line_rates"]
 
-#: How long frames may take to leave after the loop, while some do.
+#: How long to wait for frames to leave after the loop, while some do.
 _STALLED = 0.2
 
 
 class Stop:
-    """Ctrl-C and SIGTERM as a request that the loop notices, so that it ends with its numbers."""
+    """Makes the loop end on Ctrl-C and SIGTERM, so that its summary is printed."""
 
     def __init__(self) -> None:
-        #: The signal that came.
+        #: The signal received.
         self.signal: signal.Signals | None = None
 
     @contextlib.contextmanager
     def noticed(self) -> Iterator[None]:
-        """Take the two signals; only the first, so that a second one ends what hangs."""
+        """Handle the two signals, once: a second signal ends a hanging command."""
         before: dict[signal.Signals, Any] = {}
 
         def restore() -> None:
@@ -57,7 +57,7 @@ class Stop:
             self.signal = signal.Signals(number)
             restore()
 
-        with contextlib.suppress(ValueError):  # handlers belong to the main thread
+        with contextlib.suppress(ValueError):  # only the main thread can set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, notice)
@@ -69,19 +69,19 @@ class Stop:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a loop ended."""
+    """The result of a loop."""
 
     result: Result
     traffic: Traffic
     ports: list[dict[str, Any]]
-    #: Frames that the device had not taken when the loop was over.
+    #: Frames that the device had not taken at the end.
     unfinished: int = 0
     signal: signal.Signals | None = None
 
 
 @dataclass(slots=True)
 class Loop:
-    """A command's loop over open ports."""
+    """The loop of a command, over open ports."""
 
     arguments: argparse.Namespace
     output: Output
@@ -90,10 +90,10 @@ class Loop:
     _stop: Stop = field(default_factory=Stop)
 
     def run(self, title: str, body: Callable[..., Result]) -> Outcome:
-        """Print the title and run it: ``body`` takes ``seconds``, ``packets`` and ``progress``.
+        """Print the title and run the loop: ``body`` takes ``seconds``, ``packets``, ``progress``.
 
-        From the title on, a signal brings the summary. What ended a port is raised after the
-        numbers until then were printed.
+        Once the title is printed, a signal ends the loop with a summary. An exception that ended a
+        port is raised after the figures up to then are printed.
         """
         for netdev, port in zip(self.netdevs, self.ports, strict=True):
             if self.arguments.xstats:
@@ -128,7 +128,7 @@ class Loop:
         return self._outcome(result, self._drain())
 
     def finish(self, outcome: Outcome, **more: Any) -> int:
-        """Print the summary, once the ports are closed; return the exit status."""
+        """Print the summary once the ports are closed; return the exit status."""
         self._print(outcome)
         result = outcome.result
         turns = result.bursts + result.idle
@@ -186,9 +186,9 @@ class Loop:
         return Outcome(result, traffic, ports, unfinished, self._stop.signal)
 
     def _drain(self) -> int:
-        """Let the device take what it was given: closing a port forgets it.
+        """Let the device take the queued frames, which closing the port would discard.
 
-        Returns how many frames it did not take, because its other side does not either.
+        Returns how many it did not take because its peer does not take them.
         """
         left = self._waiting()
         give_up = time.monotonic() + _STALLED
@@ -229,11 +229,11 @@ class Loop:
                 if value and name not in counters:
                     line(f"  {name:<32}{value:>14}")
         if outcome.unfinished:
-            line(f"{outcome.unfinished} of the frames sent were not taken by the other side")
+            line(f"{outcome.unfinished} of the frames sent were not taken by the peer")
 
 
 def line_rates(result: Result) -> tuple[float, float]:
-    """Return bits a second of L2, with checksums, and of L1, with preambles and gaps."""
+    """Return bits per second in L2, with checksums, and in L1, with preambles and gaps."""
     if not result.seconds:
         return 0.0, 0.0
     bits = l2_bits(result.bytes, result.packets)

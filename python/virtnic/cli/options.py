@@ -1,7 +1,7 @@
-"""Options that commands share.
+"""Options shared by commands.
 
-They are described here for argparse, and read; :mod:`virtnic.cli.session` makes of them a memory,
-a QEMU and ports. What takes long to import is imported when a value is read: help is quick.
+They are described to argparse and parsed here; :mod:`virtnic.cli.session` turns them into a memory,
+a QEMU and ports. Slow imports are made when a value is parsed, so that help is quick.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
     "whole",
 ]
 
-# The choices of the types that the API has; a test compares them.
+# The choices of the API's types; a test compares them.
 ACCELERATORS = ("auto", "qtest", "tcg", "kvm")
 MACHINES = ("pc", "q35")
 INTERRUPTS = ("msix", "intx", "none")
@@ -53,27 +53,29 @@ _RINGS = ("split", "packed")
 _NOTIFIES = ("eventfd", "qtest")
 SANDBOXES: dict[str, bool | Literal["spawn"]] = {"on": True, "spawn": "spawn", "off": False}
 
+_LONGEST = 1e9  # seconds
+_LONGEST = 1e9  # seconds
 ENDING = f"""\
-Without --seconds and --packets it goes on until Ctrl-C or SIGTERM. That is its end then, not
-an interruption: the summary is printed and the status is 0. With one of them, a signal cuts it
-short: the summary is printed as well, and the status is 130 (Ctrl-C) or 143 (SIGTERM).
+Without --seconds and --packets the command runs until Ctrl-C or SIGTERM, prints the summary and
+exits with status 0. With one of them, a signal ends it early: the summary is printed too, and the
+status is 130 (Ctrl-C) or 143 (SIGTERM).
 
-Bytes and L2 rates are of Ethernet frames with their checksum: the shortest has 64 bytes. L1 adds
-the preamble and the gap, 20 bytes a frame: what the line carries. Occupied is the share of the
-loop's turns that moved frames, each a burst.
+Bytes and L2 rates count Ethernet frames with their checksum: the shortest frame has 64 bytes. L1
+adds the preamble and the gap, 20 bytes per frame: what the line carries. Occupied is the share of
+the loop's iterations that moved frames, each a burst.
 
 {EXIT_STATUSES}"""
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Return the lines of two columns, for an epilog."""
+    """Return two columns as lines for an epilog."""
     listed = list(rows)
     width = max(len(first) for first, _ in listed) + 2
     return "\n".join(f"  {first:<{width}}{second}" for first, second in listed)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Add what every command has."""
+    """Add the options of every command."""
     group = parser.add_argument_group("output")
     group.add_argument(
         "--json",
@@ -85,26 +87,26 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--verbose",
         action="count",
         default=0,
-        help="say more on stderr; -vv for debugging, with tracebacks",
+        help="print more on stderr; -vv for debugging, with tracebacks",
     )
 
 
 def add_qemu(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of QEMU."""
+    """Add the options that choose a QEMU."""
     group = parser.add_argument_group("QEMU")
     group.add_argument(
         "--qemu",
         type=path,
         metavar="PATH",
-        help="the QEMU to start: a path or a quoted command line (default: $VIRTNIC_QEMU, else "
+        help="QEMU to start: a path or a quoted command line (default: $VIRTNIC_QEMU, else "
         "qemu-system-x86_64 in PATH)",
     )
     group.add_argument(
         "--accel",
         choices=ACCELERATORS,
         default="auto",
-        help="accelerator; auto takes qtest where this QEMU has it, else tcg with a parked "
-        "processor (default: %(default)s)",
+        help="accelerator; auto takes qtest if QEMU has it, else tcg with a parked processor "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--machine",
@@ -116,60 +118,60 @@ def add_qemu(parser: argparse.ArgumentParser) -> None:
         "--sandbox",
         choices=tuple(SANDBOXES),
         default="on",
-        help="what QEMU may do: nothing but its work, also run the helpers and scripts that a "
-        "netdev needs (spawn), or anything (default: %(default)s)",
+        help="what QEMU may do: nothing beyond its work, also run the helpers and scripts of a "
+        "netdev (spawn), or anything (default: %(default)s)",
     )
 
 
 def add_connect(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of a QEMU that runs already."""
+    """Add the option for a QEMU started elsewhere."""
     parser.add_argument_group("QEMU started elsewhere").add_argument(
         "--connect",
         type=path,
         metavar="DIR",
-        help="start no QEMU, but drive the one whose sockets are in this directory; it was started "
-        "as `virtnic qemu-args --directory` says",
+        help="do not start a QEMU but use the one whose sockets are in this directory, started as "
+        "`virtnic qemu-args --directory` says",
     )
 
 
 def add_recover(parser: argparse.ArgumentParser) -> None:
-    """Add what becomes of a QEMU that dies."""
+    """Add the option for a QEMU that dies."""
     parser.add_argument_group("when QEMU dies").add_argument(
         "--recover",
         action="store_true",
-        help="start it again, with all its ports, up to ten times in a row (default: end with an "
-        "error); a vhost-user backend that goes is waited for either way",
+        help="restart it with all its ports, up to ten times in a row (default: fail); "
+        "a lost vhost-user backend is waited for in any case",
     )
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of memory."""
+    """Add the options of the memory."""
     group = parser.add_argument_group("memory")
     group.add_argument(
         "--memory",
         type=_size,
         metavar="SIZE",
-        help="size of the shared packet memory, a power of two: 64M, 64MiB, 64 MB, 1g (default: "
+        help="size of the packet memory, a power of two: 64M, 64MiB, 64 MB, 1g (default: "
         "32M, or one page where pages are larger)",
     )
     group.add_argument(
         "--hugepages",
         choices=("auto", "1G", "2M", "none"),
         default="auto",
-        help="pages that back it; auto takes the largest that are free (default: %(default)s)",
+        help="page size; auto takes the largest with free pages (default: %(default)s)",
     )
     group.add_argument(
         "--iova",
         type=_iova,
         default="va",
         metavar="va|pa|ADDRESS",
-        help="where the device sees it: at this process's own addresses, at the physical ones "
-        "(needs CAP_SYS_ADMIN), or at an address such as 0x100000000 (default: %(default)s)",
+        help="address at which the device sees it: this process's own (va), the physical one (pa, "
+        "needs CAP_SYS_ADMIN), or one such as 0x100000000 (default: %(default)s)",
     )
 
 
 def add_port(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of netdev, and of how the device reports."""
+    """Add the options of a port: netdev, MAC address, device."""
     group = parser.add_argument_group("port")
     group.add_argument(
         "--netdev",
@@ -179,113 +181,117 @@ def add_port(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     group.add_argument(
-        "--mac", type=mac, metavar="MAC", help="its MAC address (default: what QEMU gives it)"
+        "--mac", type=mac, metavar="MAC", help="its MAC address (default: chosen by QEMU)"
     )
     add_device(group)
 
 
 def add_device(group: argparse._ArgumentGroup) -> None:
-    """Add how a port's rings are and how both sides tell each other of frames."""
+    """Add the options of a device's rings and notifications."""
     group.add_argument(
         "--interrupts",
         choices=INTERRUPTS,
         default="msix",
-        help="how the device tells us: by a message to an eventfd, an interrupt line, or not at "
-        "all, which means polling (default: %(default)s)",
+        help="how the device signals: by message to an eventfd, by interrupt line, or not at all, "
+        "so it is polled (default: %(default)s)",
     )
     group.add_argument(
         "--queue-size",
         type=positive,
         metavar="N",
-        help="entries of each ring, a power of two (default: what the device has)",
+        help="entries of each ring, a power of two (default: the device's own)",
     )
     group.add_argument(
         "--ring",
         choices=_RINGS,
-        help="the format of the rings (default: packed where a vhost-user backend offers it, "
-        "else split)",
+        help="ring format (default: packed if a vhost-user backend offers it, else split)",
     )
     group.add_argument(
         "--notify",
         choices=_NOTIFIES,
-        help="how a vhost-user backend is woken: by its own eventfd or through QEMU "
+        help="how a vhost-user backend is notified: by its own eventfd or through QEMU "
         "(default: eventfd)",
     )
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
-    """Add the IP address, for networks without DHCP."""
+    """Add the options of the IP address, for networks without DHCP."""
     group = parser.add_argument_group("IP")
     group.add_argument(
         "--address",
         type=_interface,
         metavar="A.B.C.D/N",
-        help="our address and prefix (default: ask DHCP)",
+        help="own address and prefix length (default: from DHCP)",
     )
-    group.add_argument(
-        "--gateway", type=ipv4, metavar="A.B.C.D", help="the gateway, with --address"
-    )
+    group.add_argument("--gateway", type=ipv4, metavar="A.B.C.D", help="gateway, with --address")
 
 
 def add_loop(parser: argparse.ArgumentParser) -> None:
-    """Add when a loop ends, and how often it is shown."""
+    """Add the options that end a loop and show its progress."""
     group = parser.add_argument_group("loop")
     group.add_argument(
         "--seconds",
         type=seconds,
-        metavar="N",
-        help="how long (default: until Ctrl-C)",
+        metavar="TIME",
+        help="duration: 10, 0.5s, 2m, 1h30m (default: until Ctrl-C)",
     )
     group.add_argument(
         "--packets",
         type=positive,
         metavar="N",
-        help="how many frames (default: until Ctrl-C)",
+        help="number of frames: 1000, 10k, 1.5M (default: until Ctrl-C)",
     )
     group.add_argument(
         "--interval",
         type=seconds,
-        metavar="SECONDS",
-        help="from one refresh of the live table to the next; 0 for none "
+        metavar="TIME",
+        help="time between refreshes of the live table; 0 for none "
         "(default: 0.5 on a terminal, else 1)",
     )
     group.add_argument(
         "--xstats",
         action="store_true",
-        help="count lengths and destinations of frames too, and print what each queue has counted",
+        help="also count frame sizes and destination types, and print the counters of each queue",
     )
 
 
 def check_address(arguments: argparse.Namespace) -> str | None:
-    """Return what is wrong with the IP options together."""
+    """Check the combination of IP options; return an error message or None."""
     if arguments.gateway and not arguments.address:
-        return "--gateway goes with --address; DHCP brings its own"
+        return "--gateway needs --address; DHCP provides its own"
     return None
 
 
 def whole(text: str) -> int:
-    """Read a whole number, for argparse."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
+    """Parse a whole number, which may have a prefix (``10k``), for argparse."""
+    from virtnic.units import parse_count
+
+    try:
+        return parse_count(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 def positive(text: str) -> int:
-    """Read a whole number above 0, for argparse."""
+    """Parse a whole number greater than 0, for argparse."""
     number = whole(text)
     if number == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not greater than 0")
     return number
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds, for argparse."""
+    """Parse a time in seconds or another unit (``2m``), for argparse."""
+    from virtnic.units import parse_time
+
     try:
-        value = float(text)
+        value = parse_time(text)
     except ValueError:
-        value = -1.0
-    if not 0.0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time such as 10, 0.5s, 2m or 1h30m"
+        ) from None
+    if value >= _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than {_LONGEST:g} s")
     return value
 
 
@@ -296,7 +302,7 @@ def _iova(text: str) -> str | int:
         return int(text, 0)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither va nor pa nor an address such as 0x100000000"
+            f"{text!r} is not va, pa or an address such as 0x100000000"
         ) from None
 
 
@@ -307,7 +313,7 @@ def ipv4(text: str) -> str:
     try:
         return str(ipaddress.IPv4Address(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 address") from None
 
 
 def ip(text: str) -> str:
@@ -317,22 +323,24 @@ def ip(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 or IPv6 address") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 or IPv6 address") from None
 
 
 def _interface(text: str) -> str:
     import ipaddress
 
     if "/" not in text:
-        raise argparse.ArgumentTypeError(f"{text!r} lacks its prefix; write {text}/24")
+        raise argparse.ArgumentTypeError(f"{text!r} has no prefix length; write {text}/24")
     try:
         return str(ipaddress.IPv4Interface(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no IPv4 address with prefix") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an IPv4 address with prefix length"
+        ) from None
 
 
 def path(text: str) -> str:
-    """Refuse an empty path, for argparse: a shell's variable that is not set, in quotes."""
+    """Refuse an empty path, such as an unset shell variable in quotes, for argparse."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
     return text
@@ -358,7 +366,7 @@ def _size(text: str) -> int:
 
 
 def port_options(text: str) -> PortArguments:
-    """Read ``NETDEV[;OPTION=VALUE]...``, for argparse; ``;;`` is a semicolon of the netdev."""
+    """Parse ``NETDEV[;OPTION=VALUE]...``, for argparse; ``;;`` is a semicolon in the netdev."""
     from virtnic.cli.ports import PortArguments
 
     netdev, *words = [word.replace("\0", ";") for word in text.replace(";;", "\0").split(";")]
@@ -367,7 +375,7 @@ def port_options(text: str) -> PortArguments:
         name, equals, value = word.strip().partition("=")
         if name not in _PORT_OPTIONS or not equals:
             raise argparse.ArgumentTypeError(
-                f"{word.strip()!r} in {text!r} is no option of a port, which are "
+                f"{word.strip()!r} in {text!r} is not a port option; these are "
                 f"{', '.join(f'{known}=' for known in _PORT_OPTIONS)}; a semicolon in a netdev is "
                 "written twice"
             )
@@ -387,7 +395,7 @@ def _one_of(*choices: str) -> Callable[[str, str], str]:
     def check(name: str, value: str) -> str:
         if value not in choices:
             raise argparse.ArgumentTypeError(
-                f"{name} is {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}"
+                f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}"
             )
         return value
 

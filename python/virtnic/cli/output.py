@@ -1,4 +1,4 @@
-"""What commands print: lines for people, or one JSON object; errors; exit statuses."""
+"""Output of commands: text or one JSON object; errors; exit statuses."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ __all__ = [
 ]
 
 
-#: What a log message's level is called at the start of its line.
+#: Prefix of a log message, by level.
 _LEVELS = {logging.WARNING: "warning:", logging.ERROR: "error:", logging.CRITICAL: "error:"}
 
 
 class Output:
-    """Where a command's words go.
+    """Where a command prints.
 
-    For people: ``line`` prints at once, ``result`` nothing. For scripts (``json``):
-    ``line`` prints nothing, ``result`` one object. So stdout is either text or exactly one
-    JSON object, an error included; diagnostics go to stderr.
+    In text mode ``line`` prints at once and ``result`` nothing; in JSON mode ``line`` prints
+    nothing and ``result`` one object. So stdout is either text or exactly one JSON object, even for
+    an error; diagnostics go to stderr.
     """
 
     def __init__(self, *, json: bool, verbosity: int = 0) -> None:
         self.json = json
         self.verbosity = verbosity
-        #: For commands that print results as they come: an object a line.
+        #: For commands that print results as they come: one object per line.
         self.by_line = False
 
     def line(self, text: str = "") -> None:
-        """Print a line for people."""
+        """Print a line of text."""
         if not self.json:
             _print(text)
 
     def after_ctrl_c(self) -> None:
-        """End the line in which a terminal has written ``^C``."""
+        """End the line on which the terminal has echoed ``^C``."""
         if is_terminal(sys.stdout):
             self.line()
 
     def result(self, value: Mapping[str, Any]) -> None:
-        """Print the result for scripts."""
+        """Print the result as JSON."""
         if self.json:
             indent = None if self.by_line else 2
             text = json_module.dumps(value, indent=indent, ensure_ascii=False)
-            # JSON can say any character in ASCII: nothing is lost.
+            # JSON can express any character in ASCII: nothing is lost.
             _print(text if _has(text) else json_module.dumps(value, indent=indent))
 
     def warning(self, text: str) -> None:
@@ -70,11 +70,11 @@ class Output:
         _say(f"virtnic: {coloured('warning:', 'yellow', sys.stderr)} {of_options(text)}")
 
     def note(self, text: str) -> None:
-        """Print on stderr what is no warning."""
+        """Print a message on stderr that is not a warning."""
         _say(f"virtnic: {text}")
 
     def error(self, kind: str, message: str) -> None:
-        """Print an error: a paragraph on stderr, or an object on stdout for scripts."""
+        """Print an error: a paragraph on stderr, or in JSON mode an object on stdout."""
         if self.json:
             with contextlib.suppress(OSError):
                 self.result({"error": {"type": kind, "message": message}})
@@ -88,7 +88,7 @@ class Output:
         _say(filled.replace("virtnic:", coloured("virtnic:", "red", sys.stderr), 1))
 
     def failure(self, error: BaseException) -> int:
-        """Tell of an exception that ended the command; return the exit status."""
+        """Report an exception that ended the command; return the exit status."""
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else Status.FAILED
         status = status_of(error)
@@ -96,29 +96,29 @@ class Output:
             traceback.print_exception(error)
         if isinstance(error, KeyboardInterrupt):
             if is_terminal(sys.stderr) and not self.json:
-                _say("")  # the terminal has written ^C
+                _say("")  # the terminal has echoed ^C
             self.error("KeyboardInterrupt", "interrupted")
             return status
         message = ". ".join([message_of(error).rstrip("."), *getattr(error, "__notes__", ())])
         message = of_options(message)
         if not _is_expected(error):
             message = (
-                f"an error that should not happen, {type(error).__name__}: {message}. "
-                "Please report it with the output of the same command with -vv"
+                f"internal error, {type(error).__name__}: {message}. "
+                "Please report it, with the output of the same command with -vv"
             )
         self.error(type(error).__name__, message)
         return status
 
     @contextlib.contextmanager
     def diagnostics(self) -> Iterator[None]:
-        """Send warnings and, as far as -v asks for them, log messages to stderr."""
+        """Send warnings to stderr, and log messages according to -v."""
         logger = logging.getLogger("virtnic")
         before = logger.level, logger.propagate
         handler = _Handler()
         logger.addHandler(handler)
         logger.propagate = False
         logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(self.verbosity, 2)])
-        # What the core warns of, the Python side says as well; it repeats it for -v only.
+        # The Python side repeats the core's warnings; show the core's only with -v.
         _native.set_log_level(("error", "info", "debug")[min(self.verbosity, 2)])
         try:
             with warnings.catch_warnings():
@@ -144,7 +144,7 @@ class Output:
 
 
 class _Handler(logging.Handler):
-    """Log messages on stderr, as it is now and not as it was at import."""
+    """Logs to the current stderr, not that at import time."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = _LEVELS.get(record.levelno, "")
@@ -156,7 +156,7 @@ class _Handler(logging.Handler):
 
 
 def _has(text: str) -> bool:
-    """Whether the encoding of stdout has all of a text's characters."""
+    """Whether stdout's encoding has all characters of a text."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -179,14 +179,14 @@ def _say(text: str) -> None:
 
 
 def status_of(error: BaseException) -> int:
-    """Return the exit status that an exception means."""
+    """Return the exit status for an exception."""
     if isinstance(error, KeyboardInterrupt):
         return Status.INTERRUPTED
     own = getattr(error, "status", None)
     if isinstance(own, int):
         return own
     if isinstance(error, TimeoutError):
-        return Status.FAILED  # an OSError as well, but the machine lacks nothing
+        return Status.FAILED  # an OSError, but not for lack of something
     missing = (virtnic.QemuNotFound, virtnic.NetdevUnavailable, virtnic.MemoryUnavailable, OSError)
     if isinstance(error, missing):
         return Status.ENVIRONMENT
@@ -196,13 +196,13 @@ def status_of(error: BaseException) -> int:
 
 
 def _is_expected(error: BaseException) -> bool:
-    """Whether an exception is one that the library promises, and not a mistake in it."""
+    """Whether the library documents an exception, so that it is not a bug."""
     expected = (virtnic.VirtnicError, OSError, ValueError)
     return isinstance(error, expected) or hasattr(error, "status")
 
 
 def message_of(error: BaseException) -> str:
-    """Return what an exception says, or at least its kind."""
+    """Return the message of an exception, or its type if it has none."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""How the command line is read: which command, its options, and what is wrong with them."""
+"""Command-line parsing: the command, its options, and errors."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "build", "parse"]
 
-#: The commands by name, with what the list says of each. Its module has the name too.
+#: Commands and their descriptions in the list; each is a module of that name.
 COMMANDS = {
-    "demo": "take a DHCP lease, resolve and ping the gateway, and say how at each step",
+    "demo": "get a DHCP lease, resolve and ping the gateway, step by step",
     "ping": "ping an address through a port",
     "probe": "list PCI devices, BARs, capabilities and virtio features",
     "doctor": "check QEMU, accelerators, hugepages, permissions and kernel modules",
-    "forward": "forward between two ports, or reflect by one",
+    "forward": "forward between two ports, or reflect on one",
     "generate": "send frames at a rate",
-    "drop": "receive frames, count and forget them",
-    "watch": "print what happens to ports: links, backends, QEMU",
-    "qemu-args": "the command line of a QEMU that somebody else starts, in another container",
-    "completions": "a script that completes command lines in bash, zsh or fish",
-    "help": "this list, or with the name of a command what that does",
+    "drop": "receive, count and discard frames",
+    "check": "check a vhost-user backend against vhost-user and VIRTIO",
+    "watch": "print events of ports: links, backends, QEMU",
+    "qemu-args": "print the command line of a QEMU to be started elsewhere, as in a container",
+    "completions": "print a completion script for bash, zsh or fish",
+    "help": "show this list, or the help of a command",
 }
 
-#: Words of other programs for what is called otherwise here.
+#: Names from other programs for commands that have another name here.
 _MEANT = {
     "version": "--version",
     "list": "help",
@@ -49,77 +50,79 @@ _MEANT = {
 }
 
 DESCRIPTION = """\
-A real virtio-net NIC for this process, without a virtual machine: it drives the
-virtio-net device of a QEMU whose processor never runs, and shares its packet memory.
+A virtio-net NIC for this process, without a virtual machine: it drives the virtio-net
+device of a QEMU whose processor never runs, and shares its packet memory.
 """
 
 EXAMPLES = f"""\
 examples:
-  virtnic doctor                         what this machine has, and what is missing
+  virtnic doctor                         check this machine
   virtnic demo                           a DHCP lease, ARP and ping, step by step
   virtnic ping 10.0.2.2                  ping through QEMU's user-mode network
   virtnic ping 10.0.0.1 --netdev tap,ifname=tap0,script=no --address 10.0.0.2/24
   virtnic probe --json                   the PCI bus and the virtio features
   virtnic forward --port tap,ifname=tap0 --port tap,ifname=tap1
   virtnic qemu-args --directory /run/virtnic
-                                         how to start a QEMU for us in another container
+                                         start a QEMU in another container
 
 {EXIT_STATUSES}
-`virtnic COMMAND --help` explains a command and its options. --json and -v stand before the
-command or after it. Output has colour on a terminal; NO_COLOR=1 and FORCE_COLOR=1 decide it.
+`virtnic COMMAND --help` explains a command and its options. --json and -v may come before or
+after the command. Output is coloured on a terminal, unless NO_COLOR or FORCE_COLOR is set.
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose usage errors are one line, or JSON where JSON was asked for."""
+    """A parser that reports usage errors in one line, or as JSON if requested."""
 
     wants_json = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.color = False  # Python 3.14 has colours of its own; ours are the same everywhere
+        self.color = False  # not Python 3.14's colours; ours are the same on every version
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help, in colour where that is wanted."""
+        """Print the help, coloured if appropriate."""
         text = self.format_help()
         (file or sys.stdout).write(help_in_colour(text) if has_colour(file) else text)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print the version; what argparse has here keeps errors to itself."""
+        """Print the version. Argparse would otherwise swallow errors here."""
         (file or sys.stdout).write(message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Read words; those of a command that it does not know are its own mistake to tell."""
+        """Parse words; a command reports its own unknown options."""
         if self._subparsers is None:
-            self.check_options(args)  # first: the value of a wrong one is taken for another's
+            self.check_options(
+                args
+            )  # first: the value of an unknown option would be taken for an argument
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._as_option(unknown[0])}")
         if not hasattr(found, "parser"):
-            found.parser = self  # the command's: it reads before the whole has been read
+            found.parser = self  # the command's parser, which runs first
         return found, unknown
 
     def _as_option(self, word: str) -> str:
-        """Return how a netdev is given, where a word is one; or nothing."""
+        """Return a hint if the word is a netdev without its option; else nothing."""
         option = next((o for o in ("--netdev", "--port") if o in self._option_string_actions), None)
         if option is None:
             return ""
-        from virtnic.qemu.netdevs import NETDEVS  # for those who make mistakes
+        from virtnic.qemu.netdevs import NETDEVS  # slow, needed for errors only
 
         is_one = word.partition(",")[0] in {kind.name for kind in NETDEVS}
         return f"; did you mean {option} {word}?" if is_one else ""
 
     def check_options(self, words: Sequence[str]) -> None:
-        """Refuse options that there are not, with one that may have been meant."""
+        """Refuse unknown options, and suggest similar ones."""
         known = self._option_string_actions
         for word in words:
             if word == "--":
                 break
             name = word.partition("=")[0]
             if name.startswith("--") and not any(each.startswith(name) for each in known):
-                self.error(f"there is no option {name}{did_you_mean([name], known)}")
+                self.error(f"unknown option {name}{did_you_mean([name], known)}")
             if f"-{name}" in known:  # else -version is -v with a value
-                self.error(f"there is no option {name}; did you mean -{name}?")
+                self.error(f"unknown option {name}; did you mean -{name}?")
 
     def _commands(self) -> dict[str, Parser]:
         """Return the parsers of the commands."""
@@ -129,7 +132,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line, and exit."""
+        """Report a usage error and exit."""
         if Parser.wants_json:
             from virtnic.cli.output import Output
 
@@ -137,7 +140,7 @@ class Parser(argparse.ArgumentParser):
         else:
             advice = " Try" if message.endswith("?") else "; try"
             prog = coloured(f"{self.prog}:", "red", sys.stderr)
-            with contextlib.suppress(OSError):  # nobody reads it: the status tells
+            with contextlib.suppress(OSError):  # nobody reads it; the status is enough
                 print(
                     f"{prog} {without_long_words(message)}{advice} `{self.prog} --help`",
                     file=sys.stderr,
@@ -147,8 +150,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
-    """Return a question that ends a message about words that nobody knows; or nothing."""
-    import difflib  # for those who make mistakes
+    """Return a question naming similar known words, to end a message; or nothing."""
+    import difflib  # slow, needed for errors only
 
     names = list(known)
     found = [
@@ -160,7 +163,7 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
 
 
 def build(chosen: str | None = None) -> Parser:
-    """Build the parser with every command; where one is chosen, only that has its options."""
+    """Build the parser; if a command is chosen, only that one gets its options."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="virtnic", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
     parser.add_argument("-V", "--version", action="version", version=f"virtnic {__version__}")
@@ -182,7 +185,7 @@ def _module(name: str) -> Any:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Read a command line; exit where it is wrong, or asks for help."""
+    """Parse a command line; exit if it is wrong or asks for help."""
     Parser.wants_json = "--json" in words
     words = _in_order(words)
     if words and words[0] == "help":
@@ -211,7 +214,7 @@ def _refuse(parser: Parser, words: Sequence[str]) -> None:
     if not first.startswith("-"):
         if named is not None and not did_you_mean([first], COMMANDS):
             parser.error(f"the command comes first, as in `virtnic {named} {first}`")
-        parser.error(f"there is no command {first!r}{did_you_mean([first], COMMANDS)}")
+        parser.error(f"unknown command {first!r}{did_you_mean([first], COMMANDS)}")
     if named is not None:
         name = first.partition("=")[0]
         command = build(named)._commands()[named]
@@ -221,7 +224,7 @@ def _refuse(parser: Parser, words: Sequence[str]) -> None:
 
 
 def _in_order(words: Sequence[str]) -> list[str]:
-    """Put options that every command has behind the command, where they are read."""
+    """Move the options of every command behind the command, where they are parsed."""
     first = next((at for at, word in enumerate(words) if not _is_common(word)), len(words))
     if words[first : first + 1] == ["--"]:
         words = [*words[:first], *words[first + 1 :]]

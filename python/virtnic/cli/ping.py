@@ -25,10 +25,10 @@ examples:
       the host's own kernel through a TAP device, without DHCP
 
 {EXIT_STATUSES}
-Like ping(8), it worked when at least one reply came.
+As with ping(8), one reply is enough for status 0.
 """
 
-#: Bytes of an ICMP echo header, which ping(8) counts and --size does not.
+#: Bytes of an ICMP echo header, which ping(8) includes in its count and --size does not.
 _ICMP_HEADER = 8
 
 
@@ -40,7 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.description = "Ping an address through a virtio-net NIC of this process."
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=options.check_address, imports=_IMPORTS)
-    parser.add_argument("target", metavar="ADDRESS", type=options.ipv4, help="whom to ping (IPv4)")
+    parser.add_argument("target", metavar="ADDRESS", type=options.ipv4, help="IPv4 address to ping")
     group = parser.add_argument_group("echo requests")
     group.add_argument(
         "-c",
@@ -48,15 +48,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=options.whole,
         default=4,
         metavar="N",
-        help="how many; 0 for no end but Ctrl-C (default: %(default)s)",
+        help="number of requests; 0 until Ctrl-C (default: %(default)s)",
     )
     group.add_argument(
         "-i",
         "--interval",
         type=options.seconds,
         default=1.0,
-        metavar="SECONDS",
-        help="from one to the next; 0 sends the next when the reply came (default: %(default)s)",
+        metavar="TIME",
+        help="time between requests; 0 sends the next after each reply (default: %(default)s)",
     )
     group.add_argument(
         "-s",
@@ -64,14 +64,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=options.whole,
         default=56,
         metavar="BYTES",
-        help="payload of each (default: %(default)s)",
+        help="payload bytes of each (default: %(default)s)",
     )
     group.add_argument(
         "-W",
         "--timeout",
         type=options.seconds,
         default=1.0,
-        metavar="SECONDS",
+        metavar="TIME",
         help="how long to wait for each reply (default: %(default)s)",
     )
     options.add_port(parser)
@@ -83,7 +83,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Ping; return OK when there was a reply."""
+    """Ping; return OK if there was a reply."""
     from virtnic.cli.echoes import Echoes
     from virtnic.cli.session import configure, opened
 

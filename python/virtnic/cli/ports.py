@@ -1,4 +1,4 @@
-"""What the options of a command say of one port."""
+"""A command's options for one port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PortArguments"]
 
 @dataclass(frozen=True, slots=True)
 class PortArguments:
-    """What the options say of one port; None where they say nothing."""
+    """Options for one port; None if not given."""
 
     netdev: str
     mac: str | None = None
@@ -25,13 +25,13 @@ class PortArguments:
     notify: str | None = None
 
     def otherwise(self, arguments: argparse.Namespace) -> PortArguments:
-        """Fill in what the options of :func:`virtnic.cli.options.add_device` say for every port."""
+        """Fill in the options for every port, of :func:`virtnic.cli.options.add_device`."""
         names = ("interrupts", "queue_size", "ring", "notify")
         missing = {name: getattr(arguments, name) for name in names if getattr(self, name) is None}
         return replace(self, **missing)
 
     def attach(self, qemu: virtnic.Qemu) -> virtnic.Port:
-        """Plug in and start this NIC."""
+        """Plug in and start the NIC."""
         options: dict[str, Any] = {
             "mac": self.mac,
             "interrupts": self.interrupts,

@@ -1,4 +1,4 @@
-"""``virtnic probe``: what is on the PCI bus, and what the virtio device can do."""
+"""``virtnic probe``: list the PCI bus and the features of the device."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ examples:
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Start a QEMU with a NIC and list what is on its PCI bus: devices, BARs and\n"
-        "capabilities, and the features that the NIC offered: accepted or not, and why."
+        "Start a QEMU with a NIC and list its PCI bus (devices, BARs, capabilities) and\n"
+        "the features that the NIC offers: accepted or not, and why."
     )
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, imports=("virtnic.cli.description", "virtnic.cli.session"))

@@ -1,4 +1,4 @@
-"""``virtnic qemu-args``: how to start a QEMU elsewhere, for ``Qemu.connect``."""
+"""``virtnic qemu-args``: the command line of a QEMU for ``Qemu.connect``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ examples:
   virtnic qemu-args --directory /run/virtnic --netdev tap,ifname=tap0 --json
   virtnic qemu-args --directory /run/virtnic --script > start-qemu
 
-The QEMU may be started before the program or after it, by anybody, in any container that
-shares the directory. Then, where the program runs:
+QEMU may be started before or after the program, by any user, in any container that shares the
+directory. Then, where the program runs:
 
   virtnic ping 10.0.2.2 --connect /run/virtnic
   python -c 'import virtnic; virtnic.Qemu.connect("/run/virtnic").attach("user")'
@@ -32,10 +32,10 @@ shares the directory. Then, where the program runs:
 
 SCRIPT = """\
 #!/bin/sh
-# Starts a QEMU that virtnic connects to. It runs no guest and needs no file and no privilege
+# Starts a QEMU for virtnic to connect to. It runs no guest and needs no file or privilege
 # of its own; all devices are plugged in later, over its sockets.
-# They are open to everybody who can enter {directory}.
-# `invalid accelerator qtest` is no error: QEMU takes the next one then.
+# They are accessible to every user who can enter {directory}.
+# `invalid accelerator qtest` is not an error: QEMU then uses the next one.
 umask 0
 exec {command} "$@"
 """
@@ -44,8 +44,8 @@ exec {command} "$@"
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Print the command line of a QEMU for Qemu.connect(): one that somebody else "
-        "starts, in\nanother container perhaps. It shares nothing with the program but a directory "
+        "Print the command line of a QEMU for Qemu.connect(), to be started elsewhere, for "
+        "instance\nin another container. It shares nothing with the program but a directory "
         "of sockets."
     )
     parser.epilog = EXAMPLES
@@ -55,18 +55,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=options.path,
         metavar="DIR",
-        help="the shared directory, as QEMU sees it",
+        help="shared directory, as QEMU sees it",
     )
     parser.add_argument(
         "--netdev",
         action="append",
         default=[],
         metavar="NETDEV",
-        help="a netdev that will be attached; repeatable. The program plugs it in: here it only "
-        "decides what QEMU may do, and what it has to find where it runs",
+        help="netdev that will be attached; repeatable. The program plugs it in: here it only "
+        "decides what QEMU may do, and what it needs where it runs",
     )
     parser.add_argument(
-        "--script", action="store_true", help="print a POSIX shell script that starts it"
+        "--script", action="store_true", help="print a POSIX shell script that starts QEMU"
     )
     group = parser.add_argument_group("QEMU")
     group.add_argument(
@@ -74,35 +74,35 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=options.path,
         default="qemu-system-x86_64",
         metavar="COMMAND",
-        help="the program there: a path or a quoted command line (default: %(default)s)",
+        help="QEMU there: a path or a quoted command line (default: %(default)s)",
     )
     group.add_argument(
         "--accel",
         choices=[name for name in options.ACCELERATORS if name != "kvm"],
         default="auto",
-        help="accelerator; auto takes qtest where that QEMU has it, else tcg with a parked "
+        help="accelerator; auto takes qtest if that QEMU has it, else tcg with a parked "
         "processor (default: %(default)s)",
     )
     group.add_argument(
         "--machine",
         choices=options.MACHINES,
         default="pc",
-        help="machine type: pc takes 29 NICs, q35 takes 16, behind root ports as in a new "
-        "machine (default: %(default)s)",
+        help="machine type: pc takes 29 NICs; q35 takes 16, behind root ports as in new machines "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--sandbox",
         choices=tuple(options.SANDBOXES),
-        help="what QEMU may do: nothing but its work, also run the helpers and scripts that a "
-        "netdev needs (spawn), or anything (default: what the netdevs need)",
+        help="what QEMU may do: nothing beyond its work, also run the helpers and scripts of a "
+        "netdev (spawn), or anything (default: what the netdevs need)",
     )
     options.add_common(parser)
 
 
 def _check(arguments: argparse.Namespace) -> str | None:
-    """Return what is wrong with the options together."""
+    """Check the combination of options; return an error message or None."""
     if arguments.script and arguments.json:
-        return "--script and --json are two forms of one answer; choose one"
+        return "--script and --json exclude each other"
     from virtnic.qemu.sockets import Sockets
 
     try:
@@ -113,7 +113,7 @@ def _check(arguments: argparse.Namespace) -> str | None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Print it."""
+    """Print the command line."""
     import shlex
 
     from virtnic.qemu import parse
@@ -151,7 +151,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _sandbox(given: str | None, netdevs: list[Spec]) -> Sandbox:
-    """Return the sandbox to start in: one that lets QEMU run what the netdevs need."""
+    """Return the sandbox to start with, which must allow what the netdevs need."""
     helpers = [helper for spec in netdevs if (helper := spec.helper)]
     if given is None:
         shut = any(helper.sandbox is False for helper in helpers)
@@ -160,13 +160,13 @@ def _sandbox(given: str | None, netdevs: list[Spec]) -> Sandbox:
     for helper in helpers:
         if sandbox not in (helper.sandbox, False):
             raise ValueError(
-                f"QEMU has to run {helper.name}, which --sandbox {given} denies; leave it out"
+                f"QEMU must run {helper.name}, which --sandbox {given} denies; omit that option"
             )
     return sandbox
 
 
 def _needs(spec: Spec) -> list[str]:
-    """Return what a netdev has to find where QEMU runs."""
+    """Return what a netdev needs where QEMU runs."""
     helper = spec.helper
     found = [f"the netdev {spec.type} needs {helper.name} where QEMU runs"] if helper else []
     if spec.type == "tap" and not spec.options.keys() & {"fd", "fds", "helper", "br"}:

@@ -1,4 +1,4 @@
-"""The memory, QEMU and ports that a command's options describe."""
+"""The memory, QEMU and ports described by a command's options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a command works with."""
+    """The objects that a command works with."""
 
     memory: Memory
     qemu: Qemu
@@ -39,7 +39,7 @@ class Session:
 
 
 def make_memory(arguments: argparse.Namespace) -> Memory:
-    """Make the memory that the options describe."""
+    """Create the memory described by the options."""
     hugepages = None if arguments.hugepages == "none" else arguments.hugepages
     options: dict[str, Any] = {"hugepages": hugepages, "iova": arguments.iova}
     size = arguments.memory or ("1G" if hugepages == "1G" else None)
@@ -49,7 +49,7 @@ def make_memory(arguments: argparse.Namespace) -> Memory:
 
 
 def start_qemu(arguments: argparse.Namespace, memory: Memory) -> Qemu:
-    """Start the QEMU that the options describe."""
+    """Start the QEMU described by the options."""
     return Qemu(
         memory,
         qemu=arguments.qemu,
@@ -62,13 +62,13 @@ def start_qemu(arguments: argparse.Namespace, memory: Memory) -> Qemu:
 
 
 def attach(arguments: argparse.Namespace, qemu: Qemu) -> virtnic.Port:
-    """Plug in and start the NIC that the options describe."""
+    """Plug in and start the NIC described by the options."""
     return PortArguments(arguments.netdev, arguments.mac).otherwise(arguments).attach(qemu)
 
 
 @contextlib.contextmanager
 def opened(arguments: argparse.Namespace) -> Iterator[Session]:
-    """Do all three; close them at the end."""
+    """Create all three; close them at the end."""
     memory = make_memory(arguments)
     with start_qemu(arguments, memory) as qemu, attach(arguments, qemu) as port:
         yield Session(memory, qemu, port)
@@ -85,12 +85,12 @@ def opened_ports(
 
 
 def configure(arguments: argparse.Namespace, stack: virtnic.Stack) -> dict[str, Any]:
-    """Give the stack the address of the options, or one from DHCP.
+    """Give the stack the address from the options, or one from DHCP.
 
-    Returns ``address`` with its prefix and ``gateway``, and from DHCP also ``server``, ``dns``,
-    ``duration`` of the lease and ``elapsed``, the seconds that it took.
+    Returns ``address`` with prefix length and ``gateway``, and from DHCP also ``server``, ``dns``,
+    ``duration`` of the lease and ``elapsed`` seconds.
 
-    Raises TimeoutError when no DHCP server answers.
+    Raises TimeoutError if no DHCP server answers.
     """
     more: dict[str, Any] = {}
     if arguments.address is not None:
@@ -99,7 +99,7 @@ def configure(arguments: argparse.Namespace, stack: virtnic.Stack) -> dict[str, 
         try:
             lease = stack.dhcp()
         except TimeoutError as error:
-            error.add_note("Where there is no DHCP server, give --address A.B.C.D/N.")
+            error.add_note("Without a DHCP server, give --address A.B.C.D/N.")
             raise
         more = {name: getattr(lease, name) for name in ("server", "dns", "duration", "elapsed")}
     return {"address": stack.address, "gateway": stack.gateway, **more}

@@ -1,4 +1,4 @@
-"""Exit statuses, in numbers and in words."""
+"""Exit statuses and their descriptions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Status(IntEnum):
 
 EXIT_STATUSES = """\
 exit status:
-  0    it worked
-  1    it failed: no reply came, QEMU or the device refused something
-  2    the command line is wrong, or an option's value
-  3    the machine lacks something: QEMU, memory, a permission, a device, a socket
+  0    success
+  1    failure: no reply came, QEMU or the device refused something
+  2    wrong command line or option value
+  3    something is missing: QEMU, memory, a permission, a device, a socket
   130  interrupted by Ctrl-C
-`virtnic doctor` looks for what is lacking.
+`virtnic doctor` shows what is missing.
 """

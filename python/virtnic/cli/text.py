@@ -1,4 +1,4 @@
-"""Times and sizes in words."""
+"""Formatting of times and sizes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 
 __all__ = ["bytes_text", "seconds_text", "without_long_words"]
 
-#: A word that would fill the screen: a path or a netdev that is wrong in length.
+#: A very long word: a path or a netdev of excessive length.
 _LONG = re.compile(r"\S{600,}")
 
 
 def seconds_text(seconds: float) -> str:
-    """Return a time in the unit that suits it: ``43 µs``, ``1.24 ms``, ``2.03 s``."""
+    """Format a time in a suitable unit: ``43 µs``, ``1.24 ms``, ``2.03 s``."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f} µs"
     if seconds < 1.0:
@@ -20,7 +20,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def bytes_text(size: int) -> str:
-    """Return a size in the largest binary unit that divides it: ``64 MiB``, ``4 KiB``."""
+    """Format a size in the largest binary unit that divides it: ``64 MiB``, ``4 KiB``."""
     for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if size >= 1 << shift and size % (1 << shift) == 0:
             return f"{size >> shift} {unit}"
@@ -28,5 +28,5 @@ def bytes_text(size: int) -> str:
 
 
 def without_long_words(text: str) -> str:
-    """Return a message with the middle cut out of words that are longer than some lines."""
+    """Cut the middle out of very long words of a message."""
     return _LONG.sub(lambda found: f"{found[0][:200]}…{found[0][-100:]}", text)

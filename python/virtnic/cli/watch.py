@@ -1,4 +1,4 @@
-"""``virtnic watch``: what happens to ports, as it happens."""
+"""``virtnic watch``: print events of ports."""
 
 from __future__ import annotations
 
@@ -24,23 +24,22 @@ examples:
 events: attached, detached, link-up, link-down, backend-lost, backend-back,
         backend-refused, qemu-died, qemu-back
 
-Without --seconds it goes on until Ctrl-C or SIGTERM, which is its end then: the status is 0.
-With it, a signal cuts it short: 130 (Ctrl-C) or 143 (SIGTERM). When QEMU dies the status is 1;
-with --recover that is no end, and qemu-back follows. The ports are detached when it ends, which is
-printed as well.
+Without --seconds it runs until Ctrl-C or SIGTERM and exits with status 0. With it, a signal
+ends it early: 130 (Ctrl-C) or 143 (SIGTERM). If QEMU dies the status is 1; with --recover it is
+restarted, and qemu-back follows. The ports are detached at the end, which is printed as well.
 
 {EXIT_STATUSES}"""
 
-#: How often a signal is looked for.
+#: Seconds between checks for a signal.
 _SLICE = 0.1
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Open ports and print, a line each, what happens to them: they come and go,\n"
-        "their links go up and down, vhost-user backends are lost and come back, QEMU dies.\n"
-        "What they receive is left alone."
+        "Open ports and print their events, one per line: ports come and go, links go up\n"
+        "and down, vhost-user backends are lost and come back, QEMU dies. Received frames\n"
+        "are left in the ring."
     )
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, imports=("virtnic.cli.loops", "virtnic.cli.session"))
@@ -50,13 +49,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=options.port_options,
         metavar="NETDEV[;OPTION=VALUE]...",
-        help="what a port is connected to, as --netdev of the other commands takes it; repeatable "
-        "(default: user). Options of this port alone follow: mac=, queue-size=, ring=, notify=",
+        help="netdev of a port, as --netdev of the other commands; repeatable (default: user). "
+        "Options of this port may follow: mac=, queue-size=, ring=, notify=",
     )
     options.add_device(group)
     group = parser.add_argument_group("watch")
     group.add_argument(
-        "--seconds", type=options.seconds, metavar="N", help="how long (default: until Ctrl-C)"
+        "--seconds",
+        type=options.seconds,
+        metavar="TIME",
+        help="duration, such as 2m (default: until Ctrl-C)",
     )
     options.add_qemu(parser)
     options.add_connect(parser)
@@ -66,7 +68,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Print events until it ends."""
+    """Print events until the end."""
     import signal
     import time
     from contextlib import ExitStack
@@ -103,7 +105,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         events = qemu.events()
         for each in wanted:
             netdevs[each.attach(qemu)] = each.netdev
-        # From here on a signal is the end, not an interruption; a wait for a backend it cuts short.
+        # From here on a signal ends the command normally, and ends a wait for a backend.
         stack.enter_context(stop.noticed())
         deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
         while stop.signal is None and not died:
@@ -118,7 +120,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 died = qemu.recovery.over
     if stop.signal is signal.SIGINT:
         output.after_ctrl_c()
-    for event in events:  # that the ports went
+    for event in events:  # the ports' detaching
         show(event)
     if died:
         return Status.FAILED
@@ -128,7 +130,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _clock(seconds: float) -> str:
-    """Return a time of the day with milliseconds."""
+    """Format a time of day with milliseconds."""
     import time
 
     whole, fraction = divmod(round(seconds * 1000), 1000)

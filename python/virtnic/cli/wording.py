@@ -1,7 +1,7 @@
-"""What the library says of its arguments, said of the options of the commands.
+"""Translation of the library's messages from arguments to command options.
 
-The library knows nothing of commands: its messages tell what to pass. A test reads all of its
-messages, and fails for one that would reach a command's user with an argument in it.
+The library does not know the commands: its messages name arguments. A test reads all messages and
+fails for one that would show a command's user an argument.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import re
 
 __all__ = ["of_options"]
 
-#: A word, in quotes or not, that stands for the value of an argument.
+#: A word, quoted or not, that stands for an argument's value.
 _VALUE = r"(['\"]?)([^\s'\",;)]+)\1"
 
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), words)
     for pattern, words in (
-        # Kernel parameters are spelled so too (`hugepagesz=1G hugepages=1`): not in quotes.
+        # Kernel parameters look alike (`hugepagesz=1G hugepages=1`): not in quotes.
         (r"\bpass hugepages=None\b", "give --hugepages none"),
         (r"\bhugepages=None\b", "--hugepages none"),
         (r"\bhugepages=(['\"])(\w+)\1", r"--hugepages \2"),
-        (r"\bhugepages is 'auto', '1G', '2M' or None\b", "--hugepages is auto, 1G, 2M or none"),
+        (
+            r"\bhugepages must be 'auto', '1G', '2M' or None\b",
+            "--hugepages must be auto, 1G, 2M or none",
+        ),
         (rf"\biova={_VALUE}", r"--iova \2"),
         (r"; pass \"va\", \"pa\" or an integer\b", "; give va, pa or an integer"),
         (r"\bpass sandbox=False\b", "give --sandbox off"),
@@ -36,7 +39,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"\bqemu={_VALUE}", r"--qemu \2"),
         (r"\bqueue_size\b", "--queue-size"),
         (r"\brecover=(?:True|False)\b", "--recover"),
-        # What no command has an option for.
+        # For arguments that no command has an option for.
         (
             r"make the memory with jumbo_buffers=64 or so, or with a larger buffer_size",
             "give more --memory",
@@ -50,7 +53,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def of_options(text: str) -> str:
-    """Return a message of the library with the options of commands for its arguments."""
+    """Return a message of the library with command options in place of arguments."""
     for pattern, words in _RULES:
         text = pattern.sub(words, text)
     return text

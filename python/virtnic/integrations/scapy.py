@@ -1,4 +1,4 @@
-"""scapy's socket on a port: ``VirtnicSocket(port)`` (extra ``scapy``)."""
+"""A scapy socket on a port: ``VirtnicSocket(port)`` (extra ``scapy``)."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 __all__ = ["VirtnicSocket"]
 
-#: Counters of a port that are frames which went nowhere.
+#: Port counters that count dropped frames.
 _DROPS = (
     *("rx_bad_length", "rx_bad_chain", "rx_no_buffer"),
     *("tx_lost", "tx_no_backend", "tx_bad_length", "tx_no_offload", "tx_bad_offload"),
 )
-#: Between two looks at a port that has no interrupts.
+#: Seconds between polls of a port without interrupts.
 _LOOK = 0.001
 _NANOSECONDS = EDecimal(10**9)
 
 
 class VirtnicSocket(SuperSocket):
-    """A layer 2 socket of scapy's whose wire is a port.
+    """A scapy layer 2 socket on a port.
 
     ``sr``, ``sr1``, ``sniff``, ``AsyncSniffer(opened_socket=)``, ``bridge_and_sniff``, answering
-    machines, automatons and scapy's ``select`` work with it as with its own sockets. Received
-    packets have the time at which the port took them from its ring, VLAN tags where they were on
-    the wire, and any length. What comes while scapy is busy is kept, ``backlog`` frames at most;
-    then the rest waits in the port's ring, and what finds that full is dropped by its sender.
+    machines, automatons and scapy's ``select`` work as with scapy's own sockets. The time of a
+    received packet is when the port took it from its ring; VLAN tags stay in the frame. Up to
+    ``backlog`` frames are kept while scapy is busy; further ones stay in the port's ring, and the
+    sender drops those that find it full.
 
-    ``recv`` does not wait: it returns None when there is nothing, as after a wake-up by mistake. A
-    port that closes ends ``sniff`` as the end of a file does; one whose QEMU died does so with
-    scapy's warning, which says how that was. Sending by such a port raises PortClosed or QemuDied.
+    ``recv`` does not wait; it returns None if there is no packet. Closing the port ends ``sniff``
+    like the end of a file; if QEMU died, scapy warns and says how. ``send`` then raises PortClosed
+    or QemuDied.
 
-    The port stays open when the socket is closed: it is whose it was.
+    Closing the socket does not close the port.
     """
 
     desc = "send and receive layer 2 packets by a virtnic port"
@@ -55,13 +55,13 @@ class VirtnicSocket(SuperSocket):
     def __init__(
         self, port: virtnic.Port, *, backlog: int = 65_536, send_timeout: float | None = 1.0
     ) -> None:
-        """Make one.
+        """Create the socket.
 
-        ``send_timeout``: how many seconds ``send`` waits for room in the transmit ring before it
-        drops the packet and counts that (``drops``); None for as long as it takes.
+        ``send_timeout``: seconds that ``send`` waits for room in the transmit ring before it drops
+        and counts the packet (``drops``); None waits without limit.
         """
         if backlog < 1:
-            raise ValueError(f"backlog is a number of frames, 1 or more, not {backlog}")
+            raise ValueError(f"backlog must be 1 or more frames, not {backlog}")
         self.port = port
         self.iface = conf.iface
         self.promisc = True
@@ -72,7 +72,7 @@ class VirtnicSocket(SuperSocket):
         self._unsent = 0
         self._before = port.stats()
         port.set_timestamps()
-        #: Readable while frames are kept here, which the port's own descriptor does not know of.
+        #: Readable while the backlog has frames; the port's descriptor does not cover those.
         self._kept = virtnic.EventFd()
         self._both: select.epoll | None = None
         if port.interrupts == "none":
@@ -84,19 +84,19 @@ class VirtnicSocket(SuperSocket):
             self._both.register(self._kept.fileno(), select.EPOLLIN)
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when there is a packet, or an end.
+        """Return a descriptor that is readable when there is a packet or the port has ended.
 
-        Raises ValueError when the port has no interrupts; ``select`` polls then.
+        Raises ValueError if the port has no interrupts; ``select`` then polls.
         """
         if self._both is None:
             raise ValueError("a port with interrupts='none' has nothing to wait on; use select")
         return self._both.fileno()
 
     def send(self, x: Packet) -> int:
-        """Send a packet; return its bytes, or 0 where it found no room in time and was dropped.
+        """Send a packet; return its length, or 0 if it was dropped for lack of room.
 
         Raises PortClosed, QemuDied, DeviceError, PortBusy, and ValueError for a frame that is
-        longer than a buffer of the port's memory (``jumbo_buffers``).
+        longer than the largest buffer of the port's memory (``jumbo_buffers``).
         """
         frame = bytes(x)
         with contextlib.suppress(AttributeError):  # plain bytes
@@ -106,18 +106,17 @@ class VirtnicSocket(SuperSocket):
         self._unsent += 1
         if self._unsent == 1:
             log_runtime.warning(
-                "%s: no room in the transmit ring for %s s: the packet is dropped, as later ones "
-                "will be; .drops counts them",
-                repr(self),  # and not the socket, which a log may keep
+                "%s: no room in the transmit ring for %s s: packet dropped; later drops are only "
+                "counted, in .drops",
+                repr(self),  # not the socket itself: a log record may keep it alive
                 self._send_timeout,
             )
         return 0
 
     def recv_raw(self, x: int | None = None) -> tuple[type[Packet] | None, bytes | None, Any]:
-        """Return the class, the bytes and the time of the next packet, or three times None.
+        """Return class, bytes (at most ``x``) and time of the next packet, or three Nones.
 
-        Its first ``x`` bytes, or all. Raises EOFError when the port is closed, QemuDied,
-        DeviceError, PortBusy.
+        Raises EOFError if the port is closed, QemuDied, DeviceError, PortBusy.
         """
         with self._lock:
             if self.closed:
@@ -139,7 +138,7 @@ class VirtnicSocket(SuperSocket):
         return Ether, frame[:x], when
 
     def _take(self) -> None:
-        """Empty the port's ring, so that it has room while scapy looks at a packet."""
+        """Move frames from the ring to the backlog, to keep room in the ring."""
         room = self._backlog - len(self._frames)
         if room <= 0:
             return
@@ -154,7 +153,7 @@ class VirtnicSocket(SuperSocket):
 
     @property
     def pending(self) -> bool:
-        """Whether ``recv`` would find a packet, or an end."""
+        """Whether ``recv`` would return a packet or raise."""
         with self._lock:
             try:
                 if not self.closed:
@@ -165,10 +164,10 @@ class VirtnicSocket(SuperSocket):
 
     @property
     def drops(self) -> dict[str, int]:
-        """Frames that went nowhere since the socket was made, by reason: what is not zero.
+        """Nonzero counts of the frames dropped since the socket was created, by reason.
 
-        ``tx_no_room`` is of this socket; the others are the port's counters of these names. What
-        a peer drops because the receive ring is full it counts itself, as a TAP's ``tx_dropped``.
+        ``tx_no_room`` counts those of this socket; the others are the port's counters. Frames that
+        a peer drops at a full receive ring are counted by the peer, e.g. a TAP's ``tx_dropped``.
         """
         now = self.port.stats()
         counts = {name: now[name] - self._before.get(name, 0) for name in _DROPS if name in now}
@@ -176,12 +175,12 @@ class VirtnicSocket(SuperSocket):
         return {name: count for name, count in counts.items() if count}
 
     def close(self) -> None:
-        """Give what it has of the system back, and say what was dropped; twice is fine."""
+        """Release the descriptors, and warn about dropped frames. Idempotent."""
         if self.closed or not hasattr(self, "_kept"):
             return
         with self._lock:
             self.closed = True
-            self._kept.signal()  # whoever waits in select
+            self._kept.signal()  # wake threads in select
             if self._both is not None:
                 self._both.close()
             self._kept.close()
@@ -198,7 +197,7 @@ class VirtnicSocket(SuperSocket):
 def _look_at(
     sockets: Sequence[SuperSocket], remain: float | None = conf.recv_poll_rate
 ) -> list[SuperSocket]:
-    """Return the sockets that have something, by looking at each again and again."""
+    """Return the sockets that are ready, by polling."""
     until = time.monotonic() + (conf.recv_poll_rate if remain is None else remain)
     while True:
         ours = [sock for sock in sockets if isinstance(sock, VirtnicSocket) and sock.pending]

@@ -1,4 +1,4 @@
-"""Loops over packets that run in the core, without the interpreter, and what they send."""
+"""Engine loops that run in the core, without the interpreter, and the frames they send."""
 
 from virtnic.loops.engine import (
     DROP,

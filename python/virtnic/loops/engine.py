@@ -1,8 +1,8 @@
 """Loops that run in the Rust core, without the interpreter.
 
-Each claims the queues it uses (others get PortBusy meanwhile), polls them, and ends after
-``seconds`` or ``packets``, with KeyboardInterrupt on Ctrl-C, when ``progress`` returns False,
-or with the exception that ended a port.
+Each claims the queues it uses (other calls get PortBusy meanwhile) and polls them. It ends after
+``seconds`` or ``packets``, with KeyboardInterrupt on Ctrl-C, when ``progress`` returns False, or
+with the exception that ended a port.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ Mode = Literal["io", "mac", "macswap"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a loop did."""
+    """The result of a loop."""
 
-    #: Frames that the loop moved: sent, or received where it only receives.
+    #: Frames moved: sent, or received by a loop that only receives.
     packets: int
-    #: Their bytes, without headers of virtio and without checksum.
+    #: Their bytes, without virtio headers and checksums.
     bytes: int
     seconds: float
     received: int
     sent: int
-    #: Turns of the loop that moved frames, and turns that found nothing to do.
+    #: Iterations of the loop that moved frames, and iterations that found nothing to do.
     bursts: int
     idle: int
-    #: Frames dropped: no room in the transmit ring, on purpose, a nonsensical verdict.
+    #: Frames dropped: no room in the transmit ring, dropped by a verdict, or by an invalid verdict.
     ring_full: int
     dropped: int
     bad_verdict: int
-    #: Frames dropped because the port that they would leave by cannot do what is left to do to
-    #: them (checksum, segmentation), or because that does not fit them.
+    #: Frames dropped because the sending port cannot apply their offloads (checksum, segmentation),
+    #: or because the offloads do not fit the frame.
     no_offload: int = 0
-    #: Turns in which nothing was received because the transmit ring was full (``backpressure``).
+    #: Iterations in which nothing was received because the transmit ring was full
+    #: (``backpressure``).
     held: int = 0
 
     @property
@@ -57,7 +58,7 @@ class Result:
 
     @property
     def bps(self) -> float:
-        """Bits of these frames a second."""
+        """Bits a second."""
         return 8 * self.bytes / self.seconds if self.seconds else 0.0
 
 
@@ -65,11 +66,11 @@ def _until(
     seconds: float | None, packets: int | None, progress: Callable[[Result], object] | None
 ) -> tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]:
     if packets is not None and not 0 <= packets < 1 << 64:
-        raise ValueError(f"packets is 0 or more, and below 2**64, not {packets}")
+        raise ValueError(f"packets must be 0 or more and below 2**64, not {packets}")
     if seconds is not None and not seconds >= 0:
-        raise ValueError(f"seconds is 0 or more, or None for no end, not {seconds}")
+        raise ValueError(f"seconds must be 0 or more, or None for no end, not {seconds}")
     if progress is not None and not callable(progress):
-        raise TypeError(f"progress is a function that takes a Result, not {progress!r}")
+        raise TypeError(f"progress must be a function that takes a Result, not {progress!r}")
     tell = None if progress is None else lambda counters: progress(Result(**counters))
     return seconds, packets, tell
 
@@ -84,13 +85,13 @@ def forward(
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
-    """Forward between two ports, in both directions.
+    """Forward between two ports in both directions.
 
-    Ports of one memory exchange buffers: no byte is copied. ``mode``: ``io`` changes nothing,
-    ``mac`` makes the sending port's address the source, ``macswap`` exchanges the two addresses.
-    ``backpressure``: while the transmit ring of one port is full, frames for it are left in the
-    receive ring of the other, so that who sends them notices; after 0.1 s without any room they
-    are dropped until there is some. False drops at once what does not fit (``ring_full``).
+    Ports on one memory exchange buffers: no byte is copied. ``mode``: ``io`` changes nothing,
+    ``mac`` sets the source to the sending port's address, ``macswap`` swaps the two addresses.
+    ``backpressure``: while one port's transmit ring is full, frames for it are left in the other's
+    receive ring, so that the sender slows down; after 0.1 s without room they are dropped until
+    there is some. With False, frames that do not fit are dropped at once (``ring_full``).
     """
     until = _until(seconds, packets, progress)
     return Result(**_native.forward(a, b, mode, backpressure, until))
@@ -105,7 +106,7 @@ def reflect(
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
-    """Send every frame back by the port it came from.
+    """Send every frame back on the port it came from.
 
     ``mode`` and ``backpressure`` as for :func:`forward`.
     """
@@ -120,7 +121,7 @@ def drop(
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
-    """Receive frames and forget them."""
+    """Receive and discard frames."""
     return Result(**_native.drop(port, _until(seconds, packets, progress)))
 
 
@@ -134,13 +135,13 @@ def generate(
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
-    """Send frames, in turn and again and again.
+    """Send frames cyclically.
 
-    ``frames``: which; else UDP frames of ``size`` bytes on the wire (so with the four bytes of
-    checksum that no software sees, 64 is the least), or the simple IMIX. Frames longer than a
-    buffer take jumbo buffers, at most half of those that are free.
-    ``rate``: frames a second, or text such as ``"10Mpps"`` or ``"1Gbit/s"`` (bits of frames with
-    their checksum); None for as fast as they are taken.
+    ``frames``: the frames to send; by default UDP frames of ``size`` bytes on the wire (including
+    the 4-byte checksum, so 64 is the minimum), or the simple IMIX. Frames longer than a buffer use
+    jumbo buffers, at most half of the free ones. ``rate``: frames a second, or text such as
+    ``"10Mpps"`` or ``"1Gbit/s"`` (bits of frames including checksums); None for as fast as
+    possible.
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
@@ -157,9 +158,9 @@ def exchange(
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
-    """Send frames as :func:`generate` does, and at the same time receive frames and forget them.
+    """Send frames as :func:`generate` does, while receiving and discarding frames.
 
-    With a peer that echoes, this measures the way there and back. ``packets`` counts frames sent.
+    With a peer that echoes, this measures both directions. ``packets`` counts sent frames.
     """
     load, per_second = _load(port, frames, size, rate)
     until = _until(seconds, packets, progress)
@@ -175,19 +176,19 @@ def _load(
 
 
 def _given(port: Port, frames: Iterable[Frame]) -> list[Buffer]:
-    """Check frames that were given to be sent: all that is wrong is told before any is."""
+    """Check all given frames before the first is sent."""
     load = [*_native.as_frames(frames)]
     if not load:
-        raise ValueError("frames is empty: there is no frame to send")
+        raise ValueError("frames must not be empty")
     most = port.memory.largest_frame
     for number, frame in enumerate(load):
         try:
             length = memoryview(frame).nbytes
         except TypeError as error:
-            raise TypeError(f"frame {number} of those to send: {error}") from None
+            raise TypeError(f"frame {number} to send: {error}") from None
         if not 0 < length <= most:
             raise ValueError(
-                f"frame {number} of those to send has {length} bytes; a buffer of this port "
+                f"frame {number} to send has {length} bytes; a buffer of this port "
                 f"holds 1 to {most}"
             )
     return load
@@ -198,9 +199,7 @@ def _frames_of(port: Port, size: int | str) -> list[Buffer]:
         return [make_frame(length, source=port.mac) for length in IMIX]
     most = min(port.memory.largest_frame, MAX_FRAME) + CHECKSUM
     if not isinstance(size, int) or isinstance(size, bool) or not 64 <= size <= most:
-        raise ValueError(
-            f"a frame has 64 to {most} bytes on the wire, or size is 'imix', not {size!r}"
-        )
+        raise ValueError(f"size must be 64 to {most} bytes on the wire, or 'imix', not {size!r}")
     return [make_frame(size - CHECKSUM, source=port.mac)]
 
 
@@ -215,36 +214,39 @@ _SIGNATURE = ctypes.CFUNCTYPE(
 
 
 def to_port(length: int, port: int) -> int:
-    """Return the verdict that sends a frame by the ``port``-th port of :func:`run`."""
+    """Return the verdict that sends a frame on the ``port``-th port of :func:`run`."""
     if not 0 < length < 1 << 24 or not 0 <= port < 256:
-        raise ValueError(f"a verdict has 24 bits of length and 8 of port, not {length} and {port}")
+        raise ValueError(
+            f"a verdict has 24 bits of length and 8 bits of port, not {length} and {port}"
+        )
     return length | port << 24
 
 
 class PacketFunction:
-    """A compiled function that :func:`run` calls once for each burst."""
+    """A compiled function that :func:`run` calls once per burst."""
 
     def __init__(self, address: int, keep: object) -> None:
-        #: Where the function is.
+        #: The function's address.
         self.address = address
         self._keep = keep
 
 
 def packet_function(function: Any) -> PacketFunction:
-    """Take a compiled function as one that runs over bursts. Usable as a decorator.
+    """Wrap a compiled function for :func:`run`. Usable as a decorator.
 
-    In C it is ``void f(uint8_t **packets, uint32_t *lengths, uint32_t count)``. It may change
-    the bytes of each packet and says by ``lengths[i]`` what becomes of it: 0 drops it; else
-    the low 24 bits are its (new) length and the high 8 bits the port to send it by, an index
-    into the ports given to :func:`run`. Anything else is counted as a bad verdict and dropped.
+    In C it is ``void f(uint8_t **packets, uint32_t *lengths, uint32_t count)``. It may change the
+    bytes of each packet and decides by ``lengths[i]``: 0 drops the packet; otherwise the low 24
+    bits are its (new) length and the high 8 bits the port to send it on, an index into the ports
+    given to
+    :func:`run`. Any other value is counted as a bad verdict, and the packet dropped.
 
     ``function`` is a numba ``@cfunc`` with the signature
     ``void(CPointer(CPointer(uint8)), CPointer(uint32), uint32)``, a plain Python function (compiled
-    here, where numba is installed), a ctypes function, a cffi function pointer's address,
-    or an address.
+    here, if numba is installed), a ctypes function, the address of a cffi function pointer, or an
+    address.
 
-    Raises TypeError for what is none of these or has another signature, ValueError for an
-    address where there cannot be a function.
+    Raises TypeError for anything else or another signature, ValueError for an address that cannot
+    be that of a function.
     """
     if isinstance(function, PacketFunction):
         return function
@@ -258,19 +260,20 @@ def packet_function(function: Any) -> PacketFunction:
     if callable(function) and hasattr(function, "__code__"):
         return _compile(function)
     raise TypeError(
-        f"a packet function is a numba cfunc, a ctypes function or an address, not {function!r}"
+        "a packet function must be a numba cfunc, a ctypes function or an address, "
+        f"not {function!r}"
     )
 
 
 def _at(address: int, keep: object) -> PacketFunction:
-    """Check what can be checked: that there is executable memory."""
+    """Check that the address is in executable memory."""
     with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:  # noqa: PTH123
         for line in maps:
             span, permissions = line.split()[:2]
             first, end = (int(part, 16) for part in span.split("-"))
             if first <= address < end and "x" in permissions:
                 return PacketFunction(address, keep)
-    raise ValueError(f"there is no code at {address:#x}: it is not the address of a function")
+    raise ValueError(f"{address:#x} is not in executable memory, so not the address of a function")
 
 
 def _numba_signature() -> Any:
@@ -284,7 +287,7 @@ def _numba_signature() -> Any:
 def _from_numba(function: Any) -> PacketFunction:
     wanted = _numba_signature()
     if function._sig.args != wanted.args or function._sig.return_type != wanted.return_type:
-        raise TypeError(f"a packet function has the signature {wanted}, not {function._sig}")
+        raise TypeError(f"a packet function must have the signature {wanted}, not {function._sig}")
     return _at(function.address, function)
 
 
@@ -293,7 +296,7 @@ def _compile(function: Any) -> PacketFunction:
         import numba
     except ImportError:
         raise TypeError(
-            "a plain Python function is compiled with numba, which is not installed; "
+            "a plain Python function needs numba, which is not installed; "
             "pip install numba, or pass a compiled function"
         ) from None
     return _from_numba(numba.cfunc(_numba_signature())(function))
@@ -307,10 +310,10 @@ def run(
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
 ) -> Result:
-    """Receive from the first port and let a compiled function decide about each burst.
+    """Receive from the first port and let a compiled function decide on each burst.
 
-    ``function``: what :func:`packet_function` takes. Frames go back by the port they came from
-    unless the function names another of ``ports``.
+    ``function``: anything :func:`packet_function` takes. Frames are sent back on the port they came
+    from unless the function chooses another of ``ports``.
     """
     compiled = packet_function(function)
     chosen = [ports] if isinstance(ports, Port) else list(ports)

@@ -9,13 +9,13 @@ from virtnic.units import parse_rate
 
 __all__ = ["IMIX", "MAX_FRAME", "make_frame", "parse_mac", "parse_rate", "shortest_frame"]
 
-#: The simple IMIX: sizes of frames, without checksum, in the proportion 7 : 4 : 1.
+#: The simple IMIX: frame sizes without checksum, in the ratio 7:4:1.
 IMIX = (60,) * 7 + (590,) * 4 + (1514,)
 _ETHERNET, _IPV4, _IPV6, _UDP, _TAG = 14, 20, 40, 8, 4
-#: With the longest IPv4 packet.
+#: The longest frame: that of the longest IPv4 packet.
 MAX_FRAME = _ETHERNET + 65_535
 
-#: Addresses that are set aside for benchmarks: RFC 2544, appendix C, and RFC 5180, section 8.
+#: Addresses reserved for benchmarks: RFC 2544, appendix C, and RFC 5180, section 8.
 _ADDRESSES = {4: ("198.18.0.1", "198.18.0.2"), 6: ("2001:2::1", "2001:2::2")}
 _MAC = re.compile(r"[0-9a-f]{2}([:-]?)(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}", re.ASCII | re.IGNORECASE)
 
@@ -23,9 +23,9 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_mac(mac: str) -> bytes:
-    """Return the six bytes, which colons, hyphens or nothing may separate. Raises ValueError."""
+    """Parse a MAC address: six hexadecimal bytes, with colons, hyphens or no separators."""
     if not _MAC.fullmatch(mac):
-        raise ValueError(f"a MAC address is six bytes such as 52:54:00:12:34:56, not {mac!r}")
+        raise ValueError(f"a MAC address must be six bytes such as 52:54:00:12:34:56, not {mac!r}")
     return bytes.fromhex(re.sub("[:-]", "", mac))
 
 
@@ -43,10 +43,10 @@ def make_frame(
 ) -> bytes:
     """Make a UDP frame of ``length`` bytes, without checksum; ``source`` is its MAC address.
 
-    None for as long as ``payload`` makes it, and 60 at least; where it is longer, zeros follow the
-    payload. The IP addresses, of IPv4 or IPv6, are by default those set aside for benchmarks
-    (198.18.0.1 and 198.18.0.2; 2001:2::1 and 2001:2::2), the port is that of ``discard``. ``vlan``
-    puts an 802.1Q tag in it. Raises ValueError.
+    By default its length follows from ``payload``, at least 60; if it is longer, zeros follow the
+    payload. The IPv4 or IPv6 addresses default to those reserved for benchmarks (198.18.0.1 and
+    198.18.0.2; 2001:2::1 and 2001:2::2), the port to that of ``discard``. ``vlan`` adds an 802.1Q
+    tag. Raises ValueError.
     """
     source_address, destination_address = _addresses(source_ip, destination_ip)
     is_ipv6 = source_address.version == 6
@@ -75,7 +75,7 @@ def make_frame(
         ip[2:4] = (header + datagram).to_bytes(2, "big")
         ip[10:12] = _internet_checksum(ip).to_bytes(2, "big")
         return head + bytes(ip) + udp
-    # The checksum of UDP may be left out over IPv4 only (RFC 8200, section 8.1).
+    # Only over IPv4 can the UDP checksum be omitted (RFC 8200, section 8.1).
     pseudo = pair + datagram.to_bytes(4, "big") + b"\0\0\0\x11"
     checksum = _internet_checksum(pseudo + udp) or 0xFFFF
     ip = bytearray.fromhex("6000 0000 0000 1140") + pair
@@ -84,13 +84,13 @@ def make_frame(
 
 
 def shortest_frame(*, is_ipv6: bool = False, tagged: bool = False) -> int:
-    """Return the bytes of the shortest UDP frame, without checksum."""
+    """Return the length of the shortest UDP frame, without checksum."""
     tag = _TAG if tagged else 0
     return max(60 + tag, _ETHERNET + tag + (_IPV6 if is_ipv6 else _IPV4) + _UDP)
 
 
 def _addresses(source: str | None, destination: str | None) -> tuple[_Address, _Address]:
-    """Return both addresses: where one is given, the other is of its kind."""
+    """Return both addresses: if one is given, the other is of its version."""
     given = [ipaddress.ip_address(text) for text in (source, destination) if text is not None]
     kinds = {address.version for address in given}
     if len(kinds) == 2:
@@ -114,5 +114,5 @@ def _internet_checksum(data: bytes | bytearray) -> int:
 
 def _number(what: str, value: int, most: int) -> int:
     if not 0 <= value <= most:
-        raise ValueError(f"{what} is a number from 0 to {most}, not {value}")
+        raise ValueError(f"{what} must be a number from 0 to {most}, not {value}")
     return value

@@ -1,4 +1,4 @@
-r"""TCP, UDP and names through any port: a TCP/IP stack in the process, with sockets as Python's.
+r"""TCP, UDP and name resolution on any port, with sockets like Python's.
 
 >>> with virtnic.open("user") as port, net.Stack(port, dhcp=True) as stack:
 ...     with stack.create_connection(("10.0.2.2", 80), timeout=5) as connection:

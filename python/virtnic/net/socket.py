@@ -26,12 +26,11 @@ __all__ = ["Socket"]
 
 
 class Socket:
-    """One socket of a stack, with the methods and the exceptions of Python's own.
+    """A socket of a stack, with the methods and exceptions of ``socket.socket``.
 
     Made by :meth:`Stack.socket`, :meth:`Stack.create_connection` and :meth:`Stack.create_server`.
-    All methods may be called from any thread. ``fileno`` is a descriptor that ``select``,
-    ``selectors`` and ``poll`` can wait on for reading and for writing; nothing else can be done
-    with it.
+    All methods may be called from any thread. The descriptor ``fileno`` returns can only be waited
+    on, for reading and writing, with ``select``, ``selectors`` or ``poll``.
     """
 
     def __init__(self, native: NetSocket, family: int, type: int, resolve: Resolve) -> None:  # noqa: A002
@@ -62,25 +61,25 @@ class Socket:
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that a call waits; None: for ever."""
+        """The timeout of blocking calls in seconds; None: no timeout."""
         return self._timeout
 
     def settimeout(self, value: float | None) -> None:
-        """Have calls wait so many seconds; None: for ever, 0: not at all."""
+        """Set the timeout in seconds; None: no timeout, 0: non-blocking."""
         if value is not None and not value >= 0:
-            raise ValueError(f"a timeout is 0 or more seconds, or None, not {value!r}")
+            raise ValueError(f"timeout must be None or 0 or more seconds, not {value!r}")
         self._timeout = None if value is None else float(value)
 
     def gettimeout(self) -> float | None:
-        """Return the seconds that a call waits."""
+        """Return the timeout in seconds, or None."""
         return self._timeout
 
     def setblocking(self, flag: bool) -> None:
-        """Have calls wait for ever, or not at all."""
+        """Set blocking (no timeout) or non-blocking mode."""
         self.settimeout(None if flag else 0.0)
 
     def getblocking(self) -> bool:
-        """Whether calls wait."""
+        """Return whether calls block."""
         return self._timeout != 0
 
     def _numeric(self, address: Address) -> tuple[str, int]:
@@ -99,26 +98,26 @@ class Socket:
         return host, port
 
     def bind(self, address: Address) -> None:
-        """Give it an address and a port; port 0: any that is free."""
+        """Bind to an address and port; port 0 picks a free one."""
         self._native.bind(*self._numeric(address))
 
     def listen(self, backlog: int = 128) -> None:
-        """Let others connect; so many may wait to be accepted."""
+        """Listen for connections; at most ``backlog`` wait to be accepted."""
         self._native.listen(max(backlog, 1))
 
     def accept(self) -> tuple[Self, Address]:
-        """Return the next connection, and the address of its peer."""
+        """Return the next connection and its peer's address."""
         native, peer = self._native.accept(self._timeout)
         accepted = self.__class__(native, self._family, self._type, self._resolve)
         return accepted, show(self._family, peer)
 
     def connect(self, address: Address) -> None:
-        """Connect to a peer. UDP only remembers whom to send to and to receive from."""
+        """Connect to a peer. For UDP, only set the peer to send to and receive from."""
         host, port = self._numeric(address)
         self._native.connect(host, port, self._timeout)
 
     def connect_ex(self, address: Address) -> int:
-        """Connect, and return the error's number in place of raising it."""
+        """Connect; return an ``errno`` instead of raising."""
         try:
             self.connect(address)
         except TimeoutError:
@@ -130,12 +129,12 @@ class Socket:
         return 0
 
     def send(self, data: Buffer, flags: int = 0, /) -> int:
-        """Send as much as there is room for, at least a byte; return how many."""
+        """Send as many bytes as fit, at least one; return how many."""
         self._check(flags, 0)
         return self._native.send(data, self._timeout)
 
     def sendall(self, data: Buffer, flags: int = 0, /) -> None:
-        """Send all of it."""
+        """Send all bytes."""
         self._check(flags, 0)
         self._native.send_all(data, self._timeout)
 
@@ -150,17 +149,17 @@ class Socket:
         return self._native.send_to(data, to, self._timeout)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """Return up to so many bytes; none when the peer has ended its half."""
+        """Return up to ``bufsize`` bytes; empty at the end of the stream."""
         self._check(flags, socket.MSG_PEEK)
         return self._native.recv(_size(bufsize), self._timeout, bool(flags))
 
     def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
-        """Receive into a buffer; return how many bytes."""
+        """Receive into a buffer; return the number of bytes."""
         self._check(flags, socket.MSG_PEEK)
         return self._native.recv_into(buffer, _size(nbytes), self._timeout, bool(flags))
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address | None]:
-        """Return a datagram and who sent it; what is longer is cut."""
+        """Return a datagram, truncated to ``bufsize``, and its sender."""
         self._check(flags, socket.MSG_PEEK)
         data, _, peer = self._native.recv_from(_size(bufsize), self._timeout, bool(flags))
         return data, None if peer is None else show(self._family, peer)
@@ -168,36 +167,36 @@ class Socket:
     def recvfrom_into(
         self, buffer: Buffer, nbytes: int = 0, flags: int = 0
     ) -> tuple[int, Address | None]:
-        """Receive a datagram into a buffer; return its length and who sent it."""
+        """Receive a datagram into a buffer; return its length and sender."""
         self._check(flags, socket.MSG_PEEK)
         found = self._native.recv_from_into(buffer, _size(nbytes), self._timeout, bool(flags))
         count, _, peer = found
         return count, None if peer is None else show(self._family, peer)
 
     def shutdown(self, how: int) -> None:
-        """End a half of the connection: ``SHUT_RD``, ``SHUT_WR`` or ``SHUT_RDWR``."""
+        """Shut down one or both directions: ``SHUT_RD``, ``SHUT_WR``, ``SHUT_RDWR``."""
         self._native.shutdown(how)
 
     def getsockname(self) -> Address:
-        """Return its own address."""
+        """Return the local address."""
         return show(self._family, self._native.local())
 
     def getpeername(self) -> Address:
-        """Return its peer's address."""
+        """Return the peer's address."""
         return show(self._family, self._native.peer())
 
     def setsockopt(self, level: int, option: int, value: int | Buffer | None, *_: int) -> None:
-        """Set an option. Those that the stack does not have raise OSError (ENOPROTOOPT)."""
+        """Set an option. Unsupported options raise OSError (ENOPROTOOPT)."""
         if value is None:
             raise TypeError("an option's value is a number or bytes")
         set_option(self._native, level, option, value if isinstance(value, int) else bytes(value))
 
     def getsockopt(self, level: int, option: int, buflen: int = 0) -> int | bytes:
-        """Return an option: a number, or bytes where ``buflen`` is given."""
+        """Return an option as a number, or as bytes if ``buflen`` is given."""
         return get_option(self._native, level, option, buflen)
 
     def fileno(self) -> int:
-        """Return a descriptor that ``select`` and the like can wait on; -1 once closed.
+        """Return a descriptor to wait on with ``select`` etc.; -1 once closed.
 
         It is readable when ``recv`` or ``accept`` would return at once, writable when ``send``
         would.
@@ -217,7 +216,7 @@ class Socket:
         errors: str | None = None,
         newline: str | None = None,
     ) -> Any:
-        """Return a file that reads and writes the connection, as Python's sockets do."""
+        """Return a file object for the connection, like ``socket.makefile``."""
         if not set(mode) <= {"r", "w", "b"}:
             raise ValueError(f"a mode is made of r, w and b, not {mode!r}")
         writing = "w" in mode
@@ -255,23 +254,23 @@ class Socket:
             )
 
     def stats(self) -> dict[str, Any]:
-        """Return what was counted of it: bytes, packets, retransmits, ``rtt`` in seconds, …."""
+        """Return the counters: bytes, packets, retransmits, ``rtt`` in seconds, …."""
         return self._native.stats()
 
     def close(self) -> None:
-        """Close it; what was sent still goes out. Files that ``makefile`` made live on."""
+        """Close it. Data already sent is still delivered; ``makefile`` files stay open."""
         self._closed = True
         if self._io_refs <= 0:
             self._native.close()
 
     def detach(self) -> int:
-        """Refuse: the descriptor is no socket."""
+        """Raise: the descriptor is not a socket."""
         raise OSError(
             errno.EOPNOTSUPP, "a socket of a stack has no descriptor of its own to detach"
         )
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the socket."""
         return self
 
     def __exit__(
@@ -284,7 +283,7 @@ class Socket:
         self.close()
 
     def __repr__(self) -> str:
-        """Return its family, its type and its addresses."""
+        """Return its family, type and addresses."""
         ends = ""
         if not self._closed:
             try:

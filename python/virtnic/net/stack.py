@@ -1,4 +1,4 @@
-"""`Stack`: a TCP/IP stack on a port, served by a thread of the core."""
+"""`Stack`: a TCP/IP stack on a port, served by a native thread."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Stack"]
 
-#: What `getaddrinfo` answers with.
+#: An item of the result of `getaddrinfo`.
 _Info = tuple[std.AddressFamily, std.SocketKind, int, str, Address]
 _PROTOCOLS = {std.SOCK_STREAM: std.IPPROTO_TCP, std.SOCK_DGRAM: std.IPPROTO_UDP}
 
 
 class Stack(NetStack):
-    """TCP, UDP, ICMP, IPv4 and IPv6 on a port, with a thread of the core that serves them.
+    """TCP, UDP, ICMP, IPv4 and IPv6 on a port, served by a native thread.
 
-    It answers ARP, neighbour discovery and echo requests and renews its lease while Python does
-    something else. On a port or a queue of virtnic no Python code runs between the ring and a
-    socket; frames of any other object that has ``send`` and ``recv`` are carried by two threads.
-    As long as there is a stack on a port, what the port receives is the stack's.
+    The thread answers ARP, neighbour discovery and echo requests and renews the lease. On a
+    virtnic port or queue no Python code runs between ring and socket; for any other object with
+    ``send`` and ``recv``, two Python threads carry the frames. While a stack is on a port, the
+    frames the port receives belong to the stack.
     """
 
     def __new__(cls, port: PacketPort, **options: Any) -> Self:
-        """Make it on what carries its frames."""
+        """Create the stack on a port, a queue or a carrier."""
         wire = port if isinstance(port, (NetPort, NetQueue, StackWire)) else carry(port)
         ipv6, mtu = options.get("ipv6", True), options.get("mtu")
         return super().__new__(cls, wire, ipv6=ipv6, mtu=mtu)
@@ -56,14 +56,14 @@ class Stack(NetStack):
         mtu: int | None = None,  # noqa: ARG002
         timeout: float | None = 10.0,
     ) -> None:
-        """Start it.
+        """Start the stack.
 
-        ``dhcp`` takes a lease, for which up to ``timeout`` seconds are waited. ``address`` is one
-        or several with their prefixes (``10.0.0.5/24``, ``fd00::5/64``), ``gateway`` one of each
-        family. ``ipv6`` gives it a link-local address, and one from each prefix that a router
-        advertises. ``dns`` are name servers, used before those that DHCP tells of; ``search`` are
-        domains that names without a dot are looked for in; ``hosts`` is a file as ``/etc/hosts``.
-        ``mtu`` is the longest IP packet in bytes, at most the port's.
+        ``dhcp`` gets a lease within ``timeout`` seconds. ``address`` is one or more addresses with
+        prefix length (``10.0.0.5/24``, ``fd00::5/64``), ``gateway`` at most one per family.
+        ``ipv6`` configures a link-local address and one for each advertised prefix. ``dns`` are
+        name servers to use before those from DHCP, ``search`` domains for names without a dot,
+        ``hosts`` a file like ``/etc/hosts``. ``mtu`` is the maximum IP packet size in bytes, at
+        most the port's MTU.
 
         Raises ValueError, TimeoutError.
         """
@@ -75,7 +75,7 @@ class Stack(NetStack):
                 self.configure(one, gateways.pop(family_of(one), None))
             if gateways:
                 raise ValueError(
-                    f"the gateway {next(iter(gateways.values()))} needs an address of its family"
+                    f"gateway {next(iter(gateways.values()))} needs an address of the same family"
                 )
             if dhcp:
                 self.dhcp(timeout)
@@ -88,12 +88,12 @@ class Stack(NetStack):
 
     @property
     def address(self) -> str | None:
-        """The IPv4 address with its prefix, ``10.0.2.15/24``; None where it has none."""
+        """The IPv4 address with prefix length, ``10.0.2.15/24``, or None."""
         return next((one for one in self.addresses if ":" not in one), None)
 
     @property
     def gateway(self) -> str | None:
-        """The default gateway of IPv4."""
+        """The IPv4 default gateway, or None."""
         return next((one for one in self.gateways if ":" not in one), None)
 
     def socket(
@@ -102,7 +102,7 @@ class Stack(NetStack):
         type: int = std.SOCK_STREAM,  # noqa: A002 - as Python's own
         proto: int = 0,
     ) -> Socket:
-        """Return a socket, of ``AF_INET`` or ``AF_INET6``, ``SOCK_STREAM`` or ``SOCK_DGRAM``."""
+        """Create a socket: ``AF_INET`` or ``AF_INET6``, ``SOCK_STREAM`` or ``SOCK_DGRAM``."""
         blocking = not type & std.SOCK_NONBLOCK
         type &= ~(std.SOCK_NONBLOCK | std.SOCK_CLOEXEC)  # noqa: A001
         if family not in (std.AF_INET, std.AF_INET6):
@@ -123,10 +123,10 @@ class Stack(NetStack):
         timeout: float | None = None,
         source_address: tuple[str, int] | None = None,
     ) -> Socket:
-        """Connect to a host and port by TCP; return the socket.
+        """Connect to a host and port over TCP; return the socket.
 
-        Of several addresses the first one that answers is used, those of both families in turn
-        (RFC 8305). Raises OSError, TimeoutError, socket.gaierror.
+        If the name has several addresses, they are tried in parallel with staggered starts, the
+        families alternating (RFC 8305). Raises OSError, TimeoutError, socket.gaierror.
         """
         host, port = address
         found = self.getaddrinfo(host, port, type=std.SOCK_STREAM)
@@ -159,7 +159,7 @@ class Stack(NetStack):
         backlog: int = 128,
         reuse_port: bool = False,
     ) -> Socket:
-        """Return a TCP socket that is bound to an address and listens."""
+        """Return a TCP socket that listens on an address."""
         server = self.socket(family)
         try:
             if reuse_port:
@@ -180,9 +180,7 @@ class Stack(NetStack):
         proto: int = 0,
         flags: int = 0,
     ) -> list[_Info]:
-        """Return the addresses of a name as Python's ``socket.getaddrinfo`` does.
-
-        The stack's name servers are asked.
+        """Resolve a name like ``socket.getaddrinfo``, using the stack's name servers.
 
         Raises socket.gaierror.
         """
@@ -210,11 +208,11 @@ class Stack(NetStack):
         return infos
 
     def _reaches_ipv6(self) -> bool:
-        """Whether there is an IPv6 address that reaches further than the link."""
+        """Return whether there is an IPv6 address of more than link-local scope."""
         return any(":" in one and not one.startswith("fe80:") for one in self.addresses)
 
     def __enter__(self) -> Self:
-        """Return it."""
+        """Return the stack."""
         return self
 
     def __exit__(
@@ -223,11 +221,11 @@ class Stack(NetStack):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the stack."""
         self.close()
 
     def __repr__(self) -> str:
-        """Return its addresses."""
+        """Show its addresses."""
         with contextlib.suppress(Exception):
             state = "closed" if self.closed else ", ".join(self.addresses)
             return f"<virtnic.net.Stack {state}>"

@@ -1,5 +1,5 @@
-"""One NIC, from what is asked of QEMU and of the device until it is unplugged.
+"""One NIC, from the options to its unplugging.
 
-``port`` is what users hold, a Qemu and its ports. What is behind these is ``host`` and
-``attachment``; the others are the parts of which they are made, and each uses those below it only.
+``port`` has the classes for users, Qemu and Port. Behind them are ``host`` and ``attachment``; the
+other modules are their parts, and each uses only those below it.
 """

@@ -1,4 +1,4 @@
-"""One device, from when QEMU is told of it until it is unplugged."""
+"""One device, from before QEMU creates it until it is unplugged."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False, weakref_slot=True, kw_only=True)
 class Driven:
-    """One device that is driven, and who is told of it."""
+    """A driven device and its callbacks."""
 
     memory: Memory
     interrupts: Interrupts
-    #: What drives the device, from when it is started.
+    #: The driver of the device, once it is started.
     started: PortDriver | None = None
-    #: The port from when it was made, but not kept alive.
+    #: The port once it was made, not kept alive.
     made: Callable[[], NetPort | None] = lambda: None
-    #: Who is called back about it.
+    #: Its callbacks.
     callbacks: Callbacks = field(default_factory=lambda: Callbacks(False))
-    #: Whether it was told that received frames are dropped for their length.
+    #: Whether it was reported that frames are dropped for their length.
     told_of_long_frames: bool = False
-    #: Undoes, last first, all that it took.
+    #: Undoes everything in reverse order.
     undo: Teardown = field(default_factory=Teardown)
 
     @property
     def driver(self) -> PortDriver:
-        """What drives the device; for one that was started."""
+        """The driver of the device; only once it was started."""
         assert self.started is not None
         return self.started
 
     @property
     def name(self) -> str:
-        """What messages call the device."""
+        """The device's name in messages."""
         return "a vhost-user port"
 
     @property
     def tells_link(self) -> bool:
-        """Whether the device interrupts when its link goes up or down."""
+        """Whether the device interrupts when its link changes."""
         port = self.made()
         accepted = port is not None and any(
             feature.name == "STATUS" and feature.accepted for feature in port.features
@@ -70,29 +70,29 @@ class Driven:
     ) -> Callable[[], None]:
         """Call back when the link changes: see :meth:`virtnic.Port.on_link`.
 
-        ``ended`` is called, once or more, when the port was stopped or its QEMU died.
+        ``ended`` is called, at least once, when the port was stopped or its QEMU died.
         """
         if not callable(changed):
-            raise TypeError(f"a link callback takes a port, {changed!r} takes none")
+            raise TypeError(f"a link callback must accept a port, {changed!r} is not callable")
         if self.interrupts == "none":
-            raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
+            raise ValueError("a port without interrupts cannot report link changes; read port.link")
         if not self.tells_link:
             raise ValueError(
-                "the device does not say whether its link is up: STATUS was refused "
+                "the device does not report its link: STATUS was refused "
                 "(features=) or is not offered (properties={'status': False})"
             )
         return self.callbacks.add(changed, ended)
 
     def link_changed(self) -> None:
-        """Tell that the link went up or down, as the device said last."""
+        """Report that the link changed, according to the device's last report."""
         self.callbacks.link_changed(self.made(), self.driver.link)
 
     def configuration_changed(self) -> None:
-        """Look at the device's configuration; called when its interrupt came."""
+        """Read the device's configuration; called on its interrupt."""
         self._tell_of_long_frames()
         port = self.made()
         if port is None or port.away:
-            return  # who brings it back tells of the link
+            return  # the link is reported when it is restored
         try:
             self.driver.restart_if_needed()
             now = self.driver.refresh_link()
@@ -103,7 +103,7 @@ class Driven:
             self.link_changed()
 
     def abandon(self, why: str) -> None:
-        """Give the device up; calls say why from now on, and the link is down."""
+        """Give up the device; calls raise an error with this reason, and the link is down."""
         self.driver.abandon(why)
         if self.callbacks.link and not self.driver.link:
             self.link_changed()
@@ -118,11 +118,11 @@ class Driven:
                 "are kept until it is gone",
                 self.name,
             )
-        self._tell_of_long_frames()  # where there are no interrupts
+        self._tell_of_long_frames()  # if there are no interrupts
         self.callbacks.ended()
 
     def _tell_of_long_frames(self) -> None:
-        """Say once that received frames were dropped for their length."""
+        """Warn once that received frames were dropped for their length."""
         if self.told_of_long_frames or not self.driver.drops_long_frames:
             return
         self.told_of_long_frames = True
@@ -186,7 +186,7 @@ class Attachment(Driven):
 
     @property
     def name(self) -> str:
-        """What messages call the device."""
+        """The device's name in messages."""
         return self.handle.id
 
     @property

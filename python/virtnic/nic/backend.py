@@ -1,8 +1,8 @@
-"""vhost-user: a backend that shares our memory and polls our rings.
+"""vhost-user: a backend that shares the memory and polls the rings.
 
-QEMU connects to an interposer of ours, which passes its messages on to the backend and
-puts our own eventfds in the place of QEMU's: notifications then go straight between the
-backend and us. See the "Vhost-user Protocol" in QEMU's documentation (docs/interop).
+QEMU connects to an interposer, which passes its messages on to the backend and replaces QEMU's
+eventfds by its own: notifications then pass directly between backend and driver. See the
+"Vhost-user Protocol" in QEMU's documentation (docs/interop).
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ __all__ = ["RING_PACKED", "Backend", "Backends", "quoting", "retry_of"]
 
 #: The feature bit by which a backend offers packed rings (VIRTIO 1.3, section 6).
 RING_PACKED = 34
-#: Seconds that QEMU has to connect to the interposer: it retries once a second before 9.2.
+#: Seconds for QEMU to connect to the interposer: it retries once a second before 9.2.
 _QEMU_CONNECTS = 5.0
 
 
-#: How the interposer begins where QEMU knows more than it does.
+#: Start of the interposer's reason if QEMU knows more.
 _HUNG_UP = "QEMU hung up"
 
 
 def quoting(why: str, said: str) -> str:
-    """Add QEMU's own words to why a backend does not serve, where it was QEMU that hung up."""
+    """Add QEMU's message to the reason why a backend does not serve, if QEMU disconnected."""
     lines = said.strip().splitlines()
     return f"{why} (QEMU: {lines[-1]})" if lines and why.find(_HUNG_UP) >= 0 else why
 
 
 def retry_of(recover: bool | Recovery | None) -> tuple[int, float, float] | None:
-    """Return a policy as the core takes it."""
+    """Convert a policy for the core."""
     if recover is False:
         return 0, 0.0, 0.0
     if isinstance(recover, Recovery):
@@ -60,9 +60,9 @@ def retry_of(recover: bool | Recovery | None) -> tuple[int, float, float] | None
 
 
 class Backends:
-    """What the interposers of one QEMU have in common: it costs its descriptors once.
+    """Shared by the interposers of one QEMU, to save descriptors.
 
-    It is there while one of them is.
+    It exists as long as one of them does.
     """
 
     def __init__(self) -> None:
@@ -75,19 +75,19 @@ class Backends:
 
     @property
     def changed(self) -> SharedWatch:
-        """Tells of all that becomes of them."""
+        """Signalled for changes of any of them."""
         assert self._changed is not None
         return self._changed
 
     def enter(self, who: object) -> None:
-        """Count somebody; he leaves, whatever becomes of this. Raises OSError."""
+        """Register a user, who must leave in any case. Raises OSError."""
         with self._lock:
             self._users.add(who)
             if self._changed is None:
                 self._changed = SharedWatch(EventFd())
 
     def new_vhost_user(self) -> Path:
-        """Return where one more interposer is to listen. Raises OSError."""
+        """Return the path for another interposer's socket. Raises OSError."""
         with self._lock:
             if self._directory is None:
                 self._directory = RunDirectory()
@@ -97,7 +97,7 @@ class Backends:
             return self._directory.vhost_user(next(self._numbers))
 
     def leave(self, who: object) -> None:
-        """Count somebody no more; twice is fine. Raises OSError where the directory stays."""
+        """Remove a user; can be repeated. Raises OSError if the directory cannot be removed."""
         with self._lock:
             self._users.discard(who)
             if self._users:
@@ -125,16 +125,15 @@ class Backend(Owner):
         recover: bool | Recovery | None = None,
         patience: float = 10.0,
     ) -> None:
-        """Connect to the backend of a netdev. ``undo`` gets what takes it down again.
+        """Connect to the backend of a netdev. ``undo`` gets the steps that undo it.
 
-        It must have so many ``queues`` (pairs), and answer each of QEMU's questions within
-        ``patience`` seconds: QEMU does nothing else meanwhile. ``backends`` has what
-        those of one QEMU have in common. ``shared`` is where QEMU finds the interposer's socket,
-        when it was started elsewhere. ``recover`` says whether, and how
-        often, a backend that went is looked for.
+        It must have this many ``queues`` (pairs), and answer each request of QEMU within
+        ``patience`` seconds, while QEMU does nothing else. ``backends`` is shared by those of one
+        QEMU. ``shared`` is where QEMU finds the interposer's socket if it was started elsewhere.
+        ``recover`` says whether, and how often, to look for a lost backend.
 
-        Raises NetdevUnavailable when no backend is there, QemuError when it lacks something,
-        TimeoutError when none came in time.
+        Raises NetdevUnavailable if there is no backend, QemuError if it lacks something,
+        TimeoutError if none connected in time.
         """
         socket = spec.socket
         if socket is None:
@@ -142,12 +141,12 @@ class Backend(Owner):
         self._recover = recover
         #: Its socket.
         self.path = socket.path
-        #: What the backend signals for each pair: frames received, frames finished.
+        #: The backend's eventfds for each pair: frames received, frames finished.
         self.events = [(EventFd(), EventFd()) for _ in range(queues)]
         undo.add(self._close_events)
         undo.add(functools.partial(backends.leave, self))
         backends.enter(self)
-        #: Tells of what becomes of the backend, and of others.
+        #: Signalled for changes of this and other backends.
         self.changed = backends.changed
         listen = os.fspath((backends if shared is None else shared).new_vhost_user())
         calls = [event for pair in self.events for event in pair] if interrupts else []
@@ -166,9 +165,9 @@ class Backend(Owner):
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NetdevUnavailable(error.strerror or str(error)) from None
         undo.add(self.interposer.close)
-        #: Its counters when QEMU had its netdev.
+        #: Its counters when QEMU had created its netdev.
         self.before = self.interposer.stats()
-        #: The most entries that a queue is to have for which nobody asked; 0 for any number.
+        #: Most queue entries when no size was requested; 0 for no limit.
         self.queue_size = queue_size_for(self._process())
         #: The netdev that makes QEMU connect to the interposer.
         self.spec = dataclasses.replace(
@@ -176,13 +175,13 @@ class Backend(Owner):
         )
 
     def _close_events(self) -> None:
-        """Give their descriptors back, whoever keeps the port."""
+        """Close the descriptors, even if the port is kept."""
         for pair in self.events:
             for event in pair:
                 event.close()
 
     def _process(self) -> str | None:
-        """Return the name of the backend's process, where the kernel tells it."""
+        """Return the name of the backend's process, if known."""
         fd = self.interposer.take_first()
         if fd is None:
             return None
@@ -192,16 +191,16 @@ class Backend(Owner):
             os.close(fd)
 
     def expect_netdev(self) -> Callable[[str], None]:
-        """QEMU is about to make its netdev; returns what is to be called when it has.
+        """Prepare for QEMU creating its netdev; return a function to call when it has.
 
-        That takes what QEMU said meanwhile, and raises QemuError where there is no backend behind
-        the netdev: it was refused, or went, and QEMU was let out of the command, in which it would
-        have stayed otherwise.
+        That gets QEMU's output meanwhile, and raises QemuError if there is no backend behind the
+        netdev: it was refused or lost, and QEMU was released from the command, in which it would
+        have been stuck.
         """
         self.interposer.begin_trial()
 
         def made(said: str) -> None:
-            # First: what is lost from here on fails the trial, or is told of.
+            # First: a loss from here on fails the trial, or is reported.
             self.before = self.interposer.stats()
             why = self.interposer.end_trial()
             if why is not None:
@@ -210,22 +209,22 @@ class Backend(Owner):
         return made
 
     def given_up(self, said: str = "") -> str | None:
-        """Say why no backend is looked for any more, with what QEMU said; None while one is."""
+        """Return why no backend is looked for any more, with QEMU's message; None while one is."""
         why = self.interposer.given_up
         if why is None:
             return None
         why = quoting(why, said)
         if self._recover is False:
-            return f"{why}; it is not looked for again (recover=False): attach the port anew"
-        return f"{why}; start it and attach the port anew"
+            return f"{why}; it is not looked for again (recover=False): attach the port again"
+        return f"{why}; start it and attach the port again"
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the interposer has the backend again and lets a QEMU in."""
+        """Wait until the interposer has the backend again and accepts a QEMU."""
         assert self.spec.socket is not None
         deadline = time.monotonic() + seconds
         gate = Path(self.spec.socket.path)
         while not gate.exists():
-            self.interposer.accept_held()  # the QEMU that comes knows of no features yet
+            self.interposer.accept_held()  # the next QEMU has not negotiated features yet
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.001)
@@ -233,17 +232,17 @@ class Backend(Owner):
 
     @property
     def is_there(self) -> bool:
-        """Whether there is a backend, which waits for a QEMU."""
+        """Whether there is a backend, waiting for a QEMU."""
         assert self.spec.socket is not None
         return self.interposer.held is not None or Path(self.spec.socket.path).exists()
 
     @property
     def attempts(self) -> int | None:
-        """How many attempts in a row may fail; None for any number."""
+        """How many consecutive attempts may fail; None for no limit."""
         retry = retry_of(self._recover)
         return None if retry is None else retry[0]
 
     @property
     def offers_packed_rings(self) -> bool:
-        """Whether it does, as of when it came last."""
+        """Whether the backend offered packed rings when it last connected."""
         return bool(self.interposer.features >> RING_PACKED & 1)

@@ -1,4 +1,4 @@
-"""Who is called back about one port: when its link changes, and at its end."""
+"""The callbacks of one port: for link changes, and for its end."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _log = logging.getLogger(__name__)
 
 
 class Callbacks:
-    """The callbacks of one port. Knows nothing of the port, which others may forget."""
+    """The callbacks of one port. Does not refer to the port, which may be forgotten."""
 
     def __init__(self, link: bool) -> None:
         self._links: list[Callable[[Any], object]] = []
         self._endings: list[Callable[[], object]] = []
-        #: What they know of the link; somebody else may have asked the device meanwhile.
+        #: The last reported state of the link; the device may have been queried since.
         self.link = link
 
     def add(
         self, changed: Callable[[Any], object], ended: Callable[[], object] | None = None
     ) -> Callable[[], None]:
-        """Call back when the link changes, and at the end, once or more; return what ends that."""
+        """Call back on link changes, and at least once at the end; return what stops it."""
         links, endings = self._links, self._endings
         links.append(changed)
         if ended is not None:
@@ -42,18 +42,18 @@ class Callbacks:
         return remove
 
     def link_changed(self, port: object, link: bool) -> None:
-        """Tell that the link of the port went up or down."""
+        """Report that the link of the port changed."""
         self.link = link
         for callback in list(self._links):
             try:
                 callback(port)
-            except BaseException:  # such as SystemExit, which would end the thread for all
+            except BaseException:  # even SystemExit must not end the shared thread
                 _log.exception("a link callback failed")
 
     def ended(self) -> None:
-        """Tell that there is nothing to wait for any more."""
+        """Report that the port has ended."""
         for ending in list(self._endings):
             try:
                 ending()
-            except Exception:  # the port has to end all the same
+            except Exception:  # the port must end anyway
                 _log.exception("a callback for the end of a port failed")

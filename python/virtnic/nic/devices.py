@@ -1,4 +1,4 @@
-"""The virtio-net devices of one QEMU: plugged in, found on its bus and made ours, unplugged."""
+"""The virtio-net devices of one QEMU: plugging, finding on the bus, unplugging."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ _log = logging.getLogger(__name__)
 
 #: BAR of an ivshmem device that is the shared memory (QEMU: docs/specs/ivshmem-spec).
 _SHARED_MEMORY_BAR = 2
-#: Seconds that the interposer has to see that QEMU is gone.
+#: Seconds for the interposer to notice that QEMU is gone.
 PARTING = 2.0
 
 
 class Devices:
-    """What is on the PCI bus of one QEMU, and how its interrupts reach us."""
+    """The PCI bus of one QEMU and the interrupts of its devices."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        #: Of the ports that are there, that come and that go.
+        #: Attachments of attached, arriving and leaving ports.
         self.attachments: list[Attachment] = []
-        #: Held while a device comes, goes, or is replaced: QEMU is waited for meanwhile.
+        #: Held while a device is plugged, unplugged or replaced, which waits for QEMU.
         self.lock = threading.RLock()
         self._routing: InterruptRouting | None = None
-        #: The vector of configuration changes, from one QEMU to the next.
+        #: The vector of configuration changes, kept from one QEMU to the next.
         self.config = ConfigVector()
         #: Closed ports whose devices could not be removed, and may still write to their buffers.
         self._lingering: list[PortDriver] = []
 
     @property
     def attached(self) -> list[tuple[Attachment, NetPort]]:
-        """The ports that are there, and their devices, in the order in which they came."""
-        # Without the lock, which is held while QEMU is waited for: a link callback may ask, in the
-        # thread by which QEMU's answers come.
+        """The attached ports and their devices, in order of attachment."""
+        # Without the lock, which is held while waiting for QEMU: a link callback may call this in
+        # the thread that handles QEMU's replies.
         there = list(self.attachments)
         return [(a, a.port) for a in there if a.port is not None and not a.leaving]
 
     def take_bus(self) -> None:
-        """Scan the bus of a QEMU that has just been started, and map the shared memory."""
+        """Scan the bus of a QEMU that was just started, and map the shared memory."""
         machine = self.machine
         self.bus = PciBus(machine.qtest, machine.machine)
         self.bus.scan()
@@ -64,7 +64,7 @@ class Devices:
         found = find_ivshmems(self.bus.functions)
         if len(found) != 1:
             raise QemuError(
-                f"QEMU has {len(found)} ivshmem devices where one was asked for; "
+                f"QEMU has {len(found)} ivshmem devices instead of one; "
                 "without it there is no shared memory"
             )
         placed = self.bus.place(found[0], {_SHARED_MEMORY_BAR: machine.memory.iova})
@@ -74,7 +74,7 @@ class Devices:
         )
 
     def forget(self) -> None:
-        """Let go of what belongs to a QEMU that is closed."""
+        """Drop everything that belongs to a closed QEMU."""
         self._routing = None
         self.config.give()
         while self._lingering and not self._runs:
@@ -91,13 +91,13 @@ class Devices:
 
     @property
     def routing(self) -> InterruptRouting:
-        """How interrupts reach us. Raises QemuError once QEMU is closed."""
+        """The interrupts. Raises QemuError once QEMU is closed."""
         return present(self._routing)
 
     def plug(self, attachment: Attachment) -> Function:
-        """Have QEMU make the device, find it on the bus and make it ours.
+        """Make QEMU create the device, find it on the bus and enable it.
 
-        An interruption leaves in ``attachment`` what :meth:`unplug` needs. Raises as
+        On an interruption, ``attachment`` has what :meth:`unplug` needs. Raises as
         :meth:`virtnic.Qemu.attach`.
         """
         spec, backend = present(attachment.spec), attachment.backend
@@ -108,15 +108,15 @@ class Devices:
             raise QemuError(
                 f"QEMU accepted the device, but {len(new)} new virtio-net devices are on the bus"
             )
-        (attachment.function,) = new  # it can be ejected from here on, whatever fails
+        (attachment.function,) = new  # from here on it can be ejected, whatever fails
         attachment.function = self.bus.enable(self.bus.place(attachment.function))
         return attachment.function
 
     def replug(self, attachment: Attachment) -> None:
-        """Plug in another device in the place of one that is gone, and go on with that.
+        """Plug in another device in place of one that is gone, and continue with it.
 
-        The caller has the lock. Raises what :meth:`virtnic.Qemu.attach` does; the device is gone
-        then.
+        The caller holds the lock. Raises as :meth:`virtnic.Qemu.attach`; the device is gone in that
+        case.
         """
         qtest = self.machine.qtest
         with ExitStack() as undo:
@@ -132,10 +132,10 @@ class Devices:
             undo.pop_all()
 
     def unplug(self, attachment: Attachment) -> None:
-        """Remove the device; that it cannot be removed from a dead QEMU is no error."""
+        """Remove the device; a dead QEMU is not an error."""
         driver = attachment.started
         if attachment.plugged is None or attachment.is_lost:
-            # What has its place on another QEMU's bus is somebody else's.
+            # The same place on another QEMU's bus belongs to another device.
             self._gone(driver, not self._runs or attachment.qtest is not self.machine.qtest)
             return
         try:
@@ -145,14 +145,14 @@ class Devices:
             gone = self.machine.closed or isinstance(error, (QemuDied, PortClosed))
             _log.log(
                 logging.DEBUG if gone else logging.WARNING,
-                "%s is not unplugged and keeps its slot: %s",
+                "%s could not be unplugged and keeps its slot: %s",
                 attachment.handle.id,
-                str(error),  # a record that somebody keeps would keep all that the error has
+                str(error),  # the error itself would keep references in a kept log record
             )
             self._gone(driver, False)
 
     def _gone(self, driver: PortDriver | None, surely: bool) -> None:
-        """Let a port have its buffers back, now or once QEMU is gone."""
+        """Return a port's buffers, now or once QEMU is gone."""
         if driver is None:
             return
         if surely:
@@ -165,7 +165,7 @@ class Devices:
         self.machine.remove_nic(attachment.handle, functools.partial(self._eject, attachment))
 
     def _eject(self, attachment: Attachment) -> None:
-        """Let go of a device, of one too that was not found on the bus yet."""
+        """Release a device, even one that was not found on the bus yet."""
         if attachment.function is not None:
             self.bus.eject(attachment.function)
         else:
@@ -173,10 +173,10 @@ class Devices:
             self.eject_slot(attachment.handle.slot)
 
     def eject_slot(self, slot: int) -> None:
-        """Let go of what is in a slot of the root bus, or behind the root port there."""
+        """Release whatever is in a slot of the root bus, or behind the root port there."""
         there = self._in_slot(slot)
         if not there:
-            # It was plugged in, and who was to look for it was interrupted.
+            # It was plugged in, but the search for it was interrupted.
             self.bus.rescan()
             there = self._in_slot(slot)
         for function in there:
@@ -193,10 +193,10 @@ class Devices:
         ]
 
     def check_started(self, attachment: Attachment, before: int) -> None:
-        """Raise QemuError where QEMU said, since then, that a device it started does not run.
+        """Raise QemuError if QEMU has reported since then that a started device does not run.
 
-        Its driver hears nothing of that: the device reports that it is ready. A backend with an
-        interposer tells by itself.
+        The driver does not notice: the device reports that it is ready. A backend with an
+        interposer is monitored by that.
         """
         said = self.machine.process.stderr_since(before)
         if attachment.backend is None and (why := not_started(attachment.handle.spec.kind, said)):

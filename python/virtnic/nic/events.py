@@ -1,8 +1,8 @@
-"""What happens to a QEMU and its ports, told as it happens.
+"""Events of a QEMU and its ports.
 
-Each subscriber has a queue of its own and an eventfd that is readable while there is
-something in it: plain threads wait in :meth:`Events.wait`, asyncio, trio and ``select`` on the
-descriptor. Nobody polls, and only callbacks have a thread.
+Each subscriber has its own queue and an eventfd that is readable while the queue is not empty:
+threads wait in :meth:`Events.wait`; asyncio, trio and ``select`` wait for the descriptor. Only
+callbacks have a thread.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Event", "EventKind", "Events", "Feed"]
 
 _log = logging.getLogger(__name__)
 
-#: What can happen. A backend is that of a vhost-user port, a peer that of a stream.
+#: Kinds of events. A backend belongs to a vhost-user port, a peer to a stream.
 EventKind = Literal[
     "attached",
     "detached",
@@ -55,28 +55,28 @@ EventKind = Literal[
     "qemu-back",
 ]
 
-#: Events that a subscriber may leave unread; then the oldest go, and are counted.
+#: Most unread events of a subscriber; then the oldest are dropped and counted.
 _CAPACITY = 4096
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Event(Generic[P]):
-    """Something that happened."""
+    """One event."""
 
     kind: EventKind
-    #: The port that it happened to; None where it happened to QEMU.
+    #: The port; None for events of QEMU.
     port: P | None = None
-    #: When, in seconds since 1970 (:func:`time.time`).
+    #: The time, in seconds since 1970 (:func:`time.time`).
     time: float = field(default_factory=time.time)
-    #: More in words: how QEMU died, which backend went, who connected.
+    #: Details: how QEMU died, which backend was lost, who connected.
     detail: str = ""
 
 
 class Events(Closing, Generic[P]):
-    """The events of one QEMU, from :meth:`virtnic.Qemu.events`: an iterator of both kinds.
+    """The events of one QEMU, from :meth:`virtnic.Qemu.events`; a normal and an async iterator.
 
-    It gets what happens after it was made, in the order in which it happened, and ends when
-    the QEMU is closed. For one thread or task at a time; others take one of their own.
+    It gets events from its creation on, in order, and ends when the QEMU is closed. For one thread
+    or task at a time; others need their own.
     """
 
     def __init__(self, feed: Feed[P]) -> None:
@@ -87,27 +87,28 @@ class Events(Closing, Generic[P]):
         self._owner = os.getpid()
         self._ended = False
         self._awaited = False
-        # The one that came last, which others may have taken by now.
+        # The last event, which may already have been taken.
         self._latest: Callable[[], Event[P] | None] = lambda: None
-        #: Events that were dropped because nobody read them.
+        #: Number of events that were dropped because they were not read.
         self.missed = 0
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come. What came before can still be read."""
+        """Whether no more events will come; earlier ones can still be read."""
         return self._ended
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable while :meth:`wait` would not wait.
+        """Return a descriptor that is readable while :meth:`wait` would not block.
 
-        It stays open for as long as this iterator lives, also after its end.
+        It stays open as long as this iterator exists, even after its end.
         """
         return self._event.lend()
 
     def wait(self, timeout: float | None = None) -> Event[P] | None:
-        """Return the next event; None after the timeout (seconds), or when it has ended.
+        """Return the next event; None after the timeout, or if it has ended.
 
-        0 looks once, None waits for ever. Raises PortClosed in a forked child.
+        ``timeout`` in seconds: 0 does not wait, None waits for ever. Raises PortClosed in a forked
+        child.
         """
         deadline = Deadline(timeout)
         while True:
@@ -118,14 +119,16 @@ class Events(Closing, Generic[P]):
                 return None
 
     def close(self) -> None:
-        """End it: who waits gets what is left, then the end. Closing twice is fine."""
+        """End it: waiters get the remaining events, then the end. Closing twice is allowed."""
         if os.getpid() == self._owner:
             self._feed.unsubscribe(self)
 
     def _take(self) -> tuple[Event[P] | None, bool]:
-        """Return the next event, and whether it has ended where there is none."""
+        """Return the next event, or None and whether it has ended."""
         if os.getpid() != self._owner:
-            raise PortClosed("these events go to the process that asked for them, not to its child")
+            raise PortClosed(
+                "events are delivered to the process that subscribed, not to a forked child"
+            )
         with self._lock:
             event = self._queue.popleft() if self._queue else None
             if not self._queue and not self._ended:
@@ -133,9 +136,9 @@ class Events(Closing, Generic[P]):
             return event, self._ended
 
     def _put(self, event: Event[P]) -> None:
-        """Queue an event; the caller has the lock."""
+        """Queue an event; the caller holds the lock."""
         if event is self._latest():
-            return  # who told it was interrupted, and tells it again
+            return  # a repeated call after an interruption
         self._latest = weakref.ref(event)
         if len(self._queue) >= _CAPACITY:
             self._queue.popleft()
@@ -144,9 +147,9 @@ class Events(Closing, Generic[P]):
         self._event.signal()
 
     def _end(self) -> None:
-        """Let it end after what is queued; the caller has the lock."""
+        """End it after the queued events; the caller holds the lock."""
         self._ended = True
-        self._event.close()  # who waits is woken
+        self._event.close()  # wakes the waiters
 
     def __iter__(self) -> Self:
         return self
@@ -169,7 +172,7 @@ class Events(Closing, Generic[P]):
                 raise StopAsyncIteration
             if self._awaited:
                 raise RuntimeError(
-                    "another task waits for these events already; take events() for each task"
+                    "another task is waiting for these events; call events() for each task"
                 )
             self._awaited = True
             try:
@@ -179,24 +182,25 @@ class Events(Closing, Generic[P]):
 
 
 class _Watcher(Generic[P]):
-    """What is called back. Its thread does not keep it: it may hold what it hears of."""
+    """A callback. Its thread does not keep it alive, as it may refer to what it watches."""
 
     def __init__(self, callback: Callable[[Event[P]], object]) -> None:
         self.callback = callback
 
 
 class Feed(Generic[P]):
-    """Where the events of one QEMU come from."""
+    """The source of one QEMU's events."""
 
     def __init__(self) -> None:
-        #: Held while an event is told: nobody sees one while its consequences are being made.
+        #: Held while an event is reported, so that it is seen only once its consequences are
+        #: complete.
         self.lock = threading.RLock()
-        # Who forgets its iterator has ended it.
+        # A forgotten iterator has ended.
         self._subscribers: weakref.WeakSet[Events[P]] = weakref.WeakSet()
         self._ended = False
 
     def subscribe(self) -> Events[P]:
-        """Return a new subscriber; one that has ended when the feed has."""
+        """Return a new subscriber, already ended if the feed has."""
         events = Events(self)
         with self.lock:
             if self._ended:
@@ -206,29 +210,29 @@ class Feed(Generic[P]):
         return events
 
     def unsubscribe(self, events: Events[P]) -> None:
-        """Tell a subscriber nothing more."""
+        """Remove a subscriber."""
         with self.lock:
-            events._end()  # first: one that was forgotten here would not end with the feed
+            events._end()  # first: once removed, it would not end with the feed
             self._subscribers.discard(events)
 
     def put(self, kind: EventKind, port: P | None = None, detail: str = "") -> None:
-        """Tell everybody."""
+        """Report an event to all subscribers."""
         self.tell(Event(kind, port, detail=detail))
 
     def tell(self, event: Event[P]) -> None:
-        """Tell everybody of an event; who was told it, is not when that is repeated."""
-        # Its text: who keeps log records would keep the port.
+        """Report an event to all subscribers; a repeated call skips those already told."""
+        # As text: a kept log record would keep the port.
         _log.debug("%s %s %s", event.kind, str(event.port), event.detail)
         with self.lock:
             for events in list(self._subscribers):
                 events._put(event)
 
     def died(self, error: QemuDied) -> None:
-        """Tell that QEMU died."""
+        """Report that QEMU died."""
         self.put("qemu-died", None, str(error))
 
     def end(self) -> None:
-        """Nothing more will happen."""
+        """End the feed."""
         with self.lock:
             self._ended = True
             for events in list(self._subscribers):
@@ -238,9 +242,9 @@ class Feed(Generic[P]):
     def call(
         self, callback: Callable[[Event[P]], object], keep: list[object]
     ) -> Callable[[], None]:
-        """Call back for each event, in a thread of its own; returns what ends that.
+        """Call back for each event in its own thread; return a function that stops it.
 
-        It is called for as long as ``keep`` is there.
+        Calls continue as long as ``keep`` exists.
         """
         events = self.subscribe()
         stopped = threading.Event()
@@ -249,7 +253,7 @@ class Feed(Generic[P]):
         weak = weakref.ref(kept)
 
         def deliver() -> None:
-            # No name for the event but here: while the next is awaited, its port is not kept.
+            # The only name for the event: while waiting for the next one, its port is not kept.
             while (event := events.wait()) is not None and not stopped.is_set():
                 watcher = weak()
                 if watcher is None:

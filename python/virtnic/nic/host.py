@@ -1,4 +1,4 @@
-"""`Host`: one QEMU, what is plugged into it, and what brings it back. Ports come and go."""
+"""`Host`: one QEMU with its devices and their recovery. Ports come and go."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ __all__ = ["Host"]
 
 _log = logging.getLogger(__name__)
 
-#: What says itself how a call ended, also where the Qemu was closed meanwhile.
+#: Errors that describe how a call ended, even if the Qemu was closed meanwhile.
 _SPEAKING = (VirtnicError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class Host(Owner):
-    """What is behind a :class:`virtnic.Qemu`: the machine, its devices, and what tells of them.
+    """Behind a :class:`virtnic.Qemu`: the machine, its devices, and their events.
 
-    Holds nothing until :meth:`start`. Whoever makes one closes it, whatever interrupted that.
+    Holds nothing until :meth:`start`. The creator closes it, even after an interruption.
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class Host(Owner):
     ) -> None:
         policy(recover)
         if recover and options.get("connect") is not None:
-            raise ValueError("a QEMU that somebody else started is not started again here: recover")
+            raise ValueError("recover is not possible for a QEMU that was started elsewhere")
         self._recover = recover
-        #: What its devices see; another QEMU can have the same.
+        #: The memory that its devices see; another QEMU can share it.
         self.memory = memory
-        #: Whether nobody else has the memory: its file goes with this QEMU.
+        #: Whether the memory is used by nobody else: its file is then closed with this QEMU.
         self.owns_memory = False
         self.machine = Machine(memory, restartable=bool(recover), **options)
-        #: What is on its bus.
+        #: The devices on its bus.
         self.devices = Devices(self.machine)
-        #: Who wants to know of its ports.
+        #: The subscribers to events of its ports.
         self.feed: Feed = Feed()
-        #: What is called back: kept here, not by the threads that call it.
+        #: The callbacks: kept here, not by the threads that call them.
         self.watchers: list[object] = []
-        #: What brings QEMU back, where something does.
+        #: The supervisor that recovers QEMU, if any.
         self.supervisor: Supervisor | None = None
-        #: Whether somebody has begun to close it; an interruption may have ended that.
+        #: Whether closing has begun; it may have been interrupted.
         self.closing = False
         self._backends = Backends()
 
@@ -91,29 +91,30 @@ class Host(Owner):
             self.machine.on_death(supervisor.lost)
 
     def attach(self, make: Callable[[Attachment], NetPort], wanted: PortRequest) -> NetPort:
-        """Plug a NIC in, start it, and make a port of it: see :meth:`virtnic.Qemu.attach`."""
+        """Plug in and start a NIC, and make its port: see :meth:`virtnic.Qemu.attach`."""
         loop.check_outside()
         machine = self.machine
         if self.machine.closed:
-            raise QemuError("this Qemu is closed: nothing can be attached to it any more")
+            raise QemuError("this Qemu is closed: nothing can be attached to it")
         one_of("interrupts", wanted.interrupts, ("msix", "intx", "none", None))
         chosen, notify, properties = wanted.interrupts, wanted.notify, wanted.properties
         spec, pairs = with_queues(parse(wanted.netdev), wanted.queues)
         if notify == "eventfd" and spec.socket is None:
             raise ValueError(
-                "only a vhost-user backend can be kicked by eventfd, and only one that is "
-                "given as vhost-user,path=SOCKET"
+                "only a vhost-user backend given as vhost-user,path=SOCKET can be kicked by eventfd"
             )
         if chosen == "msix" and machine.server is None:
-            raise ValueError("MSI-X needs shmem='doorbell': nothing else carries a message to us")
+            raise ValueError(
+                "MSI-X needs shmem='doorbell', which is the only way to receive its messages"
+            )
         interrupts: Interrupts = chosen or ("intx" if machine.server is None else "msix")
         if interrupts == "none" and wanted.on_link is not None:
-            raise ValueError("a port without interrupts cannot tell of its link; ask port.link")
+            raise ValueError("a port without interrupts cannot report link changes; read port.link")
         interposed = spec.socket is not None and notify != "qtest"
         if wanted.recover and self.supervisor is None and not interposed:
             raise ValueError(
-                f"recover={wanted.recover!r}: nothing brings this port back; that is for QEMU to "
-                "do, virtnic.Qemu(recover=True), or for a vhost-user backend given by its path"
+                f"recover={wanted.recover!r}: this port cannot be recovered; that needs "
+                "virtnic.Qemu(recover=True), or a vhost-user backend given by its path"
             )
         with self.devices.lock:
             self._finish_detaching()
@@ -139,13 +140,13 @@ class Host(Owner):
                         interrupts=interrupts != "none",
                         shared=machine.shared,
                         recover=wanted.recover,
-                        # A backend that hangs is let go before it is QEMU that seems to.
+                        # A hanging backend is given up before QEMU itself seems to hang.
                         patience=machine.timeout / 2.0,
                     )
                     spec = backend.spec
                     queue_size = queue_size or backend.queue_size
                 if attachment.returns:
-                    # It is attached again, when the caller's descriptors may be closed.
+                    # For a recovery, when the caller's descriptors may be closed.
                     copies = Copies()
                     undo.add(copies.close)
                     spec = copies.of(spec)
@@ -153,18 +154,20 @@ class Host(Owner):
                     spec, backend, wanted.mac, pairs, queue_size, wanted.ring
                 )
                 if wanted.legacy:
-                    device["disable-legacy"] = "off"  # behind a PCIe port it is on otherwise
+                    device["disable-legacy"] = "off"  # the default behind a PCIe port is on
                 device.update(properties or {})
                 attachment.spec, attachment.properties = spec, device
                 undo.add(functools.partial(self.devices.unplug, attachment))
                 function = self.devices.plug(attachment)
                 vectors = attachment.handle.queue_vectors
                 if interrupts == "msix" and backend is None and not vectors:
-                    # This QEMU would crash (quirk vhost-user-msix-crash).
+                    # This QEMU would crash otherwise (quirk vhost-user-msix-crash).
                     attachment.interrupts = interrupts = "intx"
                 lacks = chosen is None and self._lacks_vectors(pairs, backend)
                 if interrupts == "msix" and lacks:
-                    attachment.interrupts = interrupts = "intx"  # QEMU was started for one port
+                    attachment.interrupts = interrupts = (
+                        "intx"  # QEMU was started for a single port
+                    )
                 wires = self.devices.routing.connect(attachment, function, pairs)
                 before = machine.process.stderr_position()
                 entries = queue_size or usual_size(spec, device, attachment.by_legacy)
@@ -195,7 +198,7 @@ class Host(Owner):
                 port.set_timestamps(wanted.timestamps)
                 if wanted.ring is None and backend is not None and port.ring != "packed":
                     _log.warning(
-                        "%s does not offer packed rings: split ones are used, which are slower",
+                        "%s does not offer packed rings: using split ones, which are slower",
                         "QEMU" if backend.offers_packed_rings else "the backend",
                     )
                 if wires.config is not None:
@@ -215,7 +218,8 @@ class Host(Owner):
                 attachment.leaving = True
                 self._let_go(attachment)
                 if machine.closed and not isinstance(error, _SPEAKING):
-                    # By a signal handler in the middle of this, perhaps: it can look like anything.
+                    # Perhaps by a signal handler in the middle of this; the error can be of any
+                    # kind.
                     raise QemuError("this Qemu was closed while a port was attached") from error
                 raise
         if (trouble := trouble_at_open(attachment)) is not None:
@@ -223,7 +227,7 @@ class Host(Owner):
         return port
 
     def detach(self, port: NetPort) -> None:
-        """Stop a port and unplug its device. Twice is fine."""
+        """Stop a port and unplug its device. Repeated calls are allowed."""
         if self.machine.is_forked:
             return
         loop.check_outside()
@@ -234,7 +238,7 @@ class Host(Owner):
                     return
 
     def close(self) -> None:
-        """Stop all ports, end QEMU, and leave nothing behind: see :meth:`virtnic.Qemu.close`."""
+        """Stop all ports and end QEMU: see :meth:`virtnic.Qemu.close`."""
         machine = self.machine
         if machine.is_forked:
             return
@@ -246,7 +250,7 @@ class Host(Owner):
         for attachment in attachments.copy():
             attachment.settle()
         me = threading.get_ident()
-        # One that another thread is about to attach fails there, and is undone there.
+        # A port that another thread is attaching fails and is undone there.
         going = [a for a in attachments if a.port is not None or a.leaving or a.thread == me]
         for attachment in going:
             attachment.leaving = True
@@ -254,7 +258,7 @@ class Host(Owner):
                 attachment.driver.refuse()
         answers = self._answers()
         if not answers:
-            machine.hang_up()  # else each port would wait for it, one after another
+            machine.hang_up()  # otherwise each port would wait for it in turn
         for attachment in going:
             if attachment.port is not None:
                 attachment.stop()
@@ -263,12 +267,12 @@ class Host(Owner):
         if machine.shared is not None:
             if answers:
                 self._leave(going)
-            # What that did not undo is undone without QEMU, and before the next program may come.
+            # What is left is undone without QEMU, and before the next program can connect.
             machine.hang_up()
             for attachment in going:
                 self._let_go(attachment)
         machine.close()
-        # With QEMU gone there is nothing left to unplug, but other things to give back.
+        # Without QEMU there is nothing left to unplug, but there are other resources to free.
         for attachment in going:
             self._let_go(attachment)
         self.devices.forget()
@@ -276,22 +280,22 @@ class Host(Owner):
             self.memory.forget_file()
 
     def _let_go(self, attachment: Attachment) -> None:
-        """Undo all that attaching did; what an interruption leaves of it, the next call undoes."""
+        """Undo the attaching; what an interruption leaves is undone by the next call."""
         attachment.leaving = True
         attachment.undo.run()
         if not attachment.undo:
-            attachment.port = attachment.farewell = None  # what refers to the port it belongs to
+            attachment.port = attachment.farewell = None  # these refer to the port
             with contextlib.suppress(ValueError):
                 self.devices.attachments.remove(attachment)
 
     def _finish_detaching(self) -> None:
-        """Undo what interrupted calls left; the caller has the lock."""
+        """Undo what interrupted calls left; the caller holds the lock."""
         for attachment in self.devices.attachments.copy():
             if attachment.leaving or attachment.port is None:
                 self._let_go(attachment)
 
     def _tell_detached(self, attachment: Attachment) -> None:
-        """Tell that a port is detached, once, where it was told that it was attached."""
+        """Report that a port was detached, once, if its attachment was reported."""
         if not attachment.announced:
             return
         if attachment.farewell is None:
@@ -300,7 +304,7 @@ class Host(Owner):
         attachment.announced = False
 
     def _answers(self) -> bool:
-        """Whether QEMU is not stopped or blocked: what is gone says so at once."""
+        """Whether QEMU is not stopped or blocked; a dead one counts as answering."""
         try:
             self.machine.execute("query-status", timeout=min(2.0, self.machine.timeout))
         except TimeoutError:
@@ -310,7 +314,7 @@ class Host(Owner):
         return True
 
     def _leave(self, going: list[Attachment]) -> None:
-        """Take everything of ours out of a QEMU that goes on without us."""
+        """Remove everything of ours from a QEMU that continues without us."""
         try:
             for attachment in going:
                 attachment.undo.run()
@@ -319,13 +323,13 @@ class Host(Owner):
             _log.debug("leaving %r: %s", self.machine, error)
 
     def _lacks_vectors(self, pairs: int, backend: Backend | None) -> bool:
-        """Whether there are too few interrupt vectors for one more port, and will be no more."""
+        """Whether there are too few interrupt vectors for another port, and no more can be made."""
         server = self.machine.server
         left = None if server is None else server.left
         return left is not None and left < vectors_of(pairs, backend, self.devices.config)
 
     def _replacer(self, attachment: Attachment) -> Callable[[], bool]:
-        """Return what begins to replace a QEMU that is gone, and is False where nobody does."""
+        """Return a function that starts to replace a dead QEMU; it returns False if nobody does."""
         if self.supervisor is None or not attachment.returns:
             return lambda: False
         weak = weakref.ref(self.supervisor)
@@ -338,13 +342,13 @@ class Host(Owner):
 
 
 def _stop(attachment: Attachment) -> None:
-    """Stop a device that was started."""
+    """Stop a started device."""
     if attachment.started is not None:
         attachment.stop()
 
 
 def _ended(machine: Machine) -> Callable[[], str]:
-    """Return what says how QEMU ended; the port does not keep it."""
+    """Return a function that says how QEMU ended, without keeping it alive."""
     weak = weakref.ref(machine)
 
     def how() -> str:

@@ -1,4 +1,4 @@
-"""How a device's interrupts reach us: the eventfds of a port, and what signals them."""
+"""Interrupts of a device: the eventfds of a port, and what signals them."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _NO_VECTOR = 0xFFFF
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """How a device's interrupts reach us: the arguments of a port."""
+    """Interrupts of a device, as arguments of a driver."""
 
     vectors: tuple[list[tuple[int, int]], int] | None = None
     events: tuple[list[tuple[EventFd, EventFd]], EventFd] | None = None
     intx: EventFd | None = None
-    #: Tells of changes of the configuration: the second of ``events``.
+    #: Signalled for configuration changes: the second of ``events``.
     config: SharedWatch | None = None
 
 
 class ConfigVector:
-    """The MSI-X vector of configuration changes, which all ports of one QEMU have in common.
+    """The MSI-X vector of configuration changes, shared by all ports of one QEMU.
 
-    Such changes are rare, so that each port may look when there is one.
+    Such changes are rare, so every port may check on each.
     """
 
     def __init__(self) -> None:
@@ -52,11 +52,11 @@ class ConfigVector:
 
     @property
     def is_taken(self) -> bool:
-        """Whether there is one by now."""
+        """Whether the vector exists."""
         return self.watch is not None
 
     def take(self, server: IvshmemServer) -> SharedWatch:
-        """Return what tells of it; there is one from now on. Raises as a vector that is taken."""
+        """Create the vector if necessary; return its watch. Raises as taking a vector."""
         if self.watch is None:
             uninterrupted(lambda: self._take(server))
         assert self.watch is not None
@@ -71,12 +71,12 @@ class ConfigVector:
 
     @property
     def entries(self) -> list[tuple[int, int, EventFd]]:
-        """The vector, what is written to raise it, what it signals; or nothing."""
+        """The vector, the value that raises it, and its eventfd; or nothing."""
         taken = zip(self._taken, self._events, strict=False)
         return [(vector, self.message, event) for vector, event in taken]
 
     def give(self) -> None:
-        """Give it back: there is nobody any more who needs it. Twice is fine."""
+        """Give it back, when nobody needs it. Repeated calls are allowed."""
         self.watch = None
         self._events.clear()
         if self._server is not None:
@@ -95,7 +95,7 @@ class InterruptRouting:
         timeout: float,
         config: ConfigVector,
     ) -> None:
-        """``ivshmem`` is the device whose doorbell signals our eventfds, those of ``server``."""
+        """``ivshmem`` is the device whose doorbell signals the eventfds of ``server``."""
         self._config = config
         self._timeout = timeout
         self._bus = bus
@@ -112,7 +112,7 @@ class InterruptRouting:
         function: Function,
         pairs: int,
     ) -> Wires:
-        """Lead the device's interrupts to eventfds. A backend of ours signals its own."""
+        """Route the device's interrupts to eventfds. A backend signals its own."""
         backend = attachment.backend
         if attachment.interrupts == "none":
             return Wires()
@@ -147,7 +147,7 @@ class InterruptRouting:
         return Wires((vectors, wanted), (pairs_of, config.event), config=config)
 
     def _prove(self, taken: Iterable[tuple[int, int, EventFd]]) -> None:
-        """Ring new vectors until QEMU has them: it is told, and does not say when it has heard."""
+        """Ring new vectors until QEMU signals them, because it does not acknowledge them."""
         assert self._server is not None
         deadline = time.monotonic() + self._timeout
         new = [entry for entry in self._config.entries if entry[0] not in self._proven]
@@ -165,15 +165,15 @@ class InterruptRouting:
                 if new:
                     self._config.give()
                 raise QemuError(
-                    f"QEMU has not taken {len(silent)} of our interrupt eventfds within "
-                    f"{self._timeout:g} s: it has its descriptors open, perhaps; raise its limit "
+                    f"QEMU has not accepted {len(silent)} of our interrupt eventfds within "
+                    f"{self._timeout:g} s: it may have run out of descriptors; raise its limit "
                     "(RLIMIT_NOFILE, ulimit -n), or give it fewer ports or queues"
                 )
         for _, _, event in new:
-            event.signal()  # another port's change may have been taken for the answer
+            event.signal()  # another port's change may have been mistaken for it
 
     def lead(self, attachment: Attachment, function: Function) -> None:
-        """Have the device raise the interrupts that the port has eventfds for."""
+        """Make the device raise the interrupts for which the port has eventfds."""
         if attachment.line is not None:
             number = self._bus.route_intx(function)
             if not self._intercepted:
@@ -194,10 +194,10 @@ class InterruptRouting:
 
 
 def vectors_of(pairs: int, backend: Backend | None, config: ConfigVector) -> int:
-    """Return how many new vectors a port takes.
+    """Return how many new vectors a port needs.
 
-    Receive and transmit for each pair, and one for the configurations of all; the control queue has
-    none. A vhost-user backend signals eventfds of its own.
+    Receive and transmit for each pair, and one for all configuration changes; the control queue has
+    none. A vhost-user backend signals its own eventfds.
     """
     return (2 * pairs if backend is None else 0) + (not config.is_taken)
 
@@ -207,7 +207,7 @@ def _in_pairs(events: list[EventFd]) -> list[tuple[EventFd, EventFd]]:
 
 
 def _close_all(events: Iterable[EventFd]) -> None:
-    """Give back the descriptors of a port that is over, whoever keeps it."""
+    """Close the descriptors of a port that has ended, even if it is kept."""
     for event in events:
         event.close()
 
@@ -228,7 +228,7 @@ def _take_vectors(
 
 def _give_vectors(server: IvshmemServer, vectors: list[int]) -> None:
     for vector in vectors.copy():
-        if vector in vectors:  # a signal handler may be here, too
+        if vector in vectors:  # a signal handler may have given it back
             server.give_vector(vector)
         with contextlib.suppress(ValueError):
             vectors.remove(vector)

@@ -1,4 +1,4 @@
-"""One port on a QEMU of its own: what :func:`virtnic.open` does."""
+""":func:`virtnic.open`: one port on its own QEMU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["OpenOptions", "open_port"]
 
 
 class _MemoryOptions(TypedDict, total=False):
-    """What :class:`virtnic.Memory` takes."""
+    """Options of :class:`virtnic.Memory`."""
 
     size: int | str
     hugepages: Hugepages
@@ -31,7 +31,7 @@ class _MemoryOptions(TypedDict, total=False):
 
 
 class OpenOptions(_MemoryOptions, StartOptions, PortOptions, total=False):
-    """What :func:`virtnic.open` takes besides the netdev."""
+    """Options of :func:`virtnic.open` besides the netdev."""
 
     memory: Memory | None
     frontend: Literal["qemu", "direct"]
@@ -39,7 +39,7 @@ class OpenOptions(_MemoryOptions, StartOptions, PortOptions, total=False):
 
 @descriptors()
 def open_port(netdev: Netdev, given: OpenOptions) -> Port:
-    """Open it: see :func:`virtnic.open`."""
+    """Open a port: see :func:`virtnic.open`."""
     options: dict[str, Any] = {**given}
     check_names("virtnic.open()", OpenOptions.__optional_keys__, options)
     for_memory, for_qemu = (
@@ -55,7 +55,7 @@ def open_port(netdev: Netdev, given: OpenOptions) -> Port:
         for_qemu["recover"] = recover
     memory = options.pop("memory", None)
     if memory is not None and for_memory:
-        raise ValueError(f"memory is given, so {', '.join(for_memory)} cannot be given as well")
+        raise ValueError(f"memory cannot be combined with {', '.join(for_memory)}")
     if memory is None and "jumbo_size" not in for_memory:
         for_memory["jumbo_size"] = jumbo_size(netdev, options, for_memory.get("buffer_size", 2048))
     if frontend == "direct":

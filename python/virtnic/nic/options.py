@@ -1,4 +1,4 @@
-"""What a port asks of QEMU, as properties, and of its device, as features."""
+"""Options of a port: QEMU's properties and the device's features."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ __all__ = [
     "Interrupts",
     "Notify",
     "PortRequest",
+    "QemuInterrupts",
     "QemuOptions",
     "Ring",
     "StartOptions",
@@ -40,17 +41,18 @@ __all__ = [
     "with_queues",
 ]
 
-#: How the device tells us: a message to an eventfd, an interrupt line, or not at all. Without QEMU
-#: (``frontend="direct"``) the backend signals an eventfd itself.
-Interrupts = Literal["msix", "intx", "none", "eventfd"]
-#: The layout of the queues (VIRTIO 1.3, sections 2.7 and 2.8).
+#: How a QEMU device signals: message to an eventfd, interrupt line, or not at all.
+QemuInterrupts = Literal["msix", "intx", "none"]
+#: The same; without QEMU (``frontend="direct"``) the backend signals an eventfd itself.
+Interrupts = QemuInterrupts | Literal["eventfd"]
+#: Ring formats (VIRTIO 1.3, sections 2.7 and 2.8).
 Ring = Literal["split", "packed"]
 #: How a vhost-user backend is kicked.
 Notify = Literal["eventfd", "qtest"]
 
 
 class StartOptions(TypedDict, total=False):
-    """How QEMU is started: see :class:`virtnic.Qemu`."""
+    """Options for starting QEMU: see :class:`virtnic.Qemu`."""
 
     qemu: str | os.PathLike[str] | None
     accel: Accel
@@ -63,14 +65,14 @@ class StartOptions(TypedDict, total=False):
 
 
 class QemuOptions(StartOptions, total=False):
-    """What :class:`virtnic.Qemu` takes besides the memory and ``recover``."""
+    """Options of :class:`virtnic.Qemu` besides the memory and ``recover``."""
 
     directory: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, slots=True)
 class PortRequest:
-    """What is asked of one port: the arguments of :meth:`virtnic.Qemu.attach`, checked."""
+    """The checked arguments of :meth:`virtnic.Qemu.attach`."""
 
     netdev: Netdev
     mac: str | None = None
@@ -95,17 +97,17 @@ class PortRequest:
         one_of("statistics", self.statistics, ("basic", "extended"))
         size = self.queue_size
         if size and (size not in range(1, 32769) or size & (size - 1)):
-            raise ValueError(f"queue_size is a power of two up to 32768, not {size}")
+            raise ValueError(f"queue_size must be a power of two up to 32768, not {size}")
         policy(self.recover, also=None)
 
 
-#: Queue pairs that there can be: vhost-user numbers 256 queues.
+#: Most queue pairs: vhost-user numbers 256 queues.
 _MAX_QUEUES = 128
-#: What a frame has besides an MTU's bytes: an Ethernet header and a VLAN tag.
+#: Bytes of a frame beyond the MTU: an Ethernet header and a VLAN tag.
 _ETHERNET = 18
-#: The longest frame of a virtio-net device (VIRTIO, 5.1.6.3.1), and what QEMU makes room for.
+#: The longest frame of a virtio-net device (VIRTIO, 5.1.6.3.1), for which QEMU needs room.
 _LONGEST, _QEMU_BUFFER = 65_550, 68 << 10
-#: What a device can be asked to do to frames, and what may be left to do to received ones.
+#: Offload features for sent and for received frames.
 _SEND_OFFLOADS = ("CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO", "HOST_USO")
 _RECEIVE_OFFLOADS = (
     *("GUEST_CSUM", "GUEST_TSO4", "GUEST_TSO6", "GUEST_ECN", "GUEST_UFO"),
@@ -114,25 +116,25 @@ _RECEIVE_OFFLOADS = (
 
 
 def offload_features(spec: Spec, offload: bool | None) -> dict[str, bool | None]:
-    """Return the offload features to ask for and to refuse."""
+    """Return the offload features to request and to refuse."""
     if offload:
         return dict.fromkeys(_SEND_OFFLOADS + _RECEIVE_OFFLOADS)
     if offload is None and spec.type != "vhost-user":
         return {}
-    # A backend that was told of them reads every header: one cache line more for each frame.
+    # With them, a backend reads every header: one more cache line per frame.
     return dict.fromkeys(_SEND_OFFLOADS, False)
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError for a value that is not allowed."""
     if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
 def jumbo_size(netdev: Netdev, options: Mapping[str, Any], buffer_size: int) -> int | None:
-    """Return how large the jumbo buffers of a memory for one port need to be; None: for any frame.
+    """Return the size of the jumbo buffers for a port's memory; None for any frame.
 
-    ``options`` are those of its ``attach``. Where it may segment, frames are longer than its MTU.
+    ``options`` are those of its ``attach``. With segmentation, frames are longer than its MTU.
     """
     spec, mtu = parse(netdev), (options.get("properties") or {}).get("host_mtu")
     features = offload_features(spec, options.get("offload")) | (options.get("features") or {})
@@ -146,15 +148,15 @@ def jumbo_size(netdev: Netdev, options: Mapping[str, Any], buffer_size: int) -> 
 
 
 def merge_features(spec: Spec, memory: Memory, entries: int) -> dict[str, bool | None]:
-    """Return whether to ask for received frames to be spread over several buffers.
+    """Return whether to request merged receive buffers.
 
-    QEMU drops a frame that is longer than a buffer and tells nobody, unless it may do that; then
-    such frames are received, or counted. That costs a look at each header, of no weight where QEMU
-    moves the frames. A backend that polls the rings is many times faster: there it is left out.
+    Without them, QEMU silently drops frames longer than a buffer; with them, such frames are
+    received or counted. The cost is reading each header, which does not matter where QEMU moves the
+    frames. A backend that polls the rings is many times faster, so they are not requested there.
     """
     if memory.buffer_size >= _LONGEST or not spec.kind.moves_frames(spec.options):
         return {}
-    # In a ring that is too short for such a frame QEMU would wait for room for ever.
+    # In a ring too short for such a frame QEMU would wait for room for ever.
     fits = min(entries or 256, memory.buffers) * memory.buffer_size >= _QEMU_BUFFER
     return {"MRG_RXBUF": None} if fits else {}
 
@@ -167,18 +169,18 @@ def device_request(
     queue_size: int,
     ring: Ring | None,
 ) -> tuple[dict[str, Any], dict[str, bool | None]]:
-    """Return QEMU's properties of a device, and the features to ask for."""
+    """Return QEMU's properties of a device, and the features to request."""
     device: dict[str, Any] = {}
     preferences: dict[str, bool | None] = {}
-    # QEMU's own default is the same in every QEMU, which no switch would stand.
+    # QEMU's default is the same in every QEMU, which would confuse switches.
     device["mac"] = unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
     if queues > 1:
-        # Before 6.0 the default was 3. Two for each pair, configuration and control queue.
+        # Before 6.0 the default was 3. Two per pair, configuration and control queue.
         device["mq"], device["vectors"] = True, 2 * queues + 2
     if spec.type == "vhost-user":
         size = max(queue_size, 256) if queue_size else spec.kind.queue_size
         device["rx_queue_size"] = device["tx_queue_size"] = size
-        # A backend that polls looks at neither; one write less to a shared line.
+        # A polling backend reads neither; this saves a write to a shared cache line.
         preferences["EVENT_IDX"] = False
     elif queue_size > 256:
         device["rx_queue_size"] = queue_size
@@ -190,41 +192,41 @@ def device_request(
 
 
 def unicast(mac: str) -> str:
-    """Return a MAC address that a station can have. Raises ValueError.
+    """Check that a MAC address is unicast and not zero. Raises ValueError.
 
-    QEMU takes them all: what a group's address sends, bridges and switches drop, and in the place
-    of all zeroes it has one of its own.
+    QEMU accepts any: bridges and switches drop frames from a group address, and QEMU replaces all
+    zeros by its own.
     """
     digits = re.sub(r"[:.-]", "", mac)
     if re.fullmatch(r"[0-9a-fA-F]{12}", digits):
         if int(digits[:2], 16) & 1:
             raise ValueError(
-                f"mac={mac!r} is a group's address, no station's: its first byte is odd"
+                f"mac={mac!r} is a group address, not a station's: its first byte is odd"
             )
         if not int(digits, 16):
             raise ValueError(
-                f"mac={mac!r}: all zeroes are no address; leave it out for a random one"
+                f"mac={mac!r}: all zeros is not a valid address; omit it for a random one"
             )
     return mac
 
 
 def usual_size(spec: Spec, device: Mapping[str, Any], legacy: bool) -> int:
-    """Return the entries of queues for which nobody asked; 0 leaves them to the device.
+    """Return the default queue size; 0 leaves it to the device.
 
-    256 is QEMU's own default, here also for one that ignores it (quirk queue-size-ignored).
+    256 is QEMU's default, also set for one that ignores it (quirk queue-size-ignored).
     """
     named = not device.keys().isdisjoint(("rx_queue_size", "tx_queue_size"))
-    # A vhost-user device has the size already, as a property.
+    # A vhost-user device already has its size as a property.
     return 0 if legacy or named or spec.kind.interposed else spec.kind.queue_size
 
 
 def with_queues(spec: Spec, queues: int | None) -> tuple[Spec, int]:
-    """Return the netdev with so many queue pairs, and how many. Raises ValueError."""
+    """Return the netdev with the number of queue pairs, and that number. Raises ValueError."""
     named, by = _named_queues(spec)
     if queues is None:
         queues = named or 1
     if not 1 <= queues <= _MAX_QUEUES:
-        raise ValueError(f"a port has 1 to {_MAX_QUEUES} queue pairs, not {queues}")
+        raise ValueError(f"a port can have 1 to {_MAX_QUEUES} queue pairs, not {queues}")
     if queues > 1 and not spec.kind.queues:
         several = ", ".join(row.name for row in NETDEVS if row.queues)
         raise ValueError(
@@ -239,7 +241,7 @@ def with_queues(spec: Spec, queues: int | None) -> tuple[Spec, int]:
 
 
 def _named_queues(spec: Spec) -> tuple[int | None, str | None]:
-    """Return how many queue pairs a netdev says it has, and by what; None where it does not."""
+    """Return the number of queue pairs that a netdev names, and by which option; None if none."""
     for option in spec.kind.queues:
         value = spec.options.get(option)
         if value is None:
@@ -248,7 +250,7 @@ def _named_queues(spec: Spec) -> tuple[int | None, str | None]:
             count = len(value.split(":")) if isinstance(value, str) else len(value)
             return count, f"{option}= of {count}"
         text = str(value)
-        # What is no number is for QEMU to complain about.
+        # QEMU will complain about a non-number.
         return (
             max(int(text), 1) if text.isascii() and text.isdigit() else None
         ), f"{option}={text}"
@@ -259,7 +261,7 @@ def _named_queues(spec: Spec) -> tuple[int | None, str | None]:
 
 
 def check_names(what: str, names: Iterable[str], options: Iterable[str]) -> None:
-    """Raise TypeError for an option that there is not, with the one that was meant."""
+    """Raise TypeError for an unknown option, with a suggestion."""
     known = sorted(names)
     for name in options:
         if name not in known:

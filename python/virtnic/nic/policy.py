@@ -1,4 +1,4 @@
-"""How often, and after which pauses, what died is started again or looked for."""
+"""The recovery policy: number of attempts, and pauses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["Recoveries", "Recovery", "policy"]
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """How often, and after which pauses, a QEMU that died is started again, or a backend found.
+    """How often, and after which pauses, to restart a dead QEMU or look for a lost backend.
 
-    ``attempts`` in a row that fail end it: then calls raise QemuDied, or DeviceError where QEMU
-    is back but the port is not. The first attempt is made at once; ``backoff`` seconds after
-    it the second, and each pause is twice as long as the one before, up to ``backoff_max``. A
-    QEMU that dies less than ``backoff_max`` seconds after it was started counts as a failure too.
+    Recovery ends after ``attempts`` consecutive failures: calls then raise QemuDied, or DeviceError
+    if QEMU is back but the port is not. The first attempt is made at once, the second ``backoff``
+    seconds later; each pause is twice the previous one, up to ``backoff_max``. A QEMU that dies
+    less than ``backoff_max`` seconds after its start counts as a failure too.
     """
 
     attempts: int = 10
@@ -23,36 +23,36 @@ class Recovery:
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
-            raise ValueError(f"recovery takes at least one attempt, not {self.attempts}")
+            raise ValueError(f"recovery needs at least one attempt, not {self.attempts}")
         if not 0.0 < self.backoff <= self.backoff_max:
             raise ValueError(
-                f"the pause between attempts is above 0 and at most backoff_max "
+                f"backoff must be above 0 and at most backoff_max "
                 f"({self.backoff_max:g} s), not {self.backoff:g} s"
             )
 
     def pause(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures in a row."""
+        """Return the pause in seconds after this many consecutive failures."""
         return min(self.backoff * 2.0 ** min(failures - 1, 32), self.backoff_max)
 
 
 def policy(recover: object, *, also: object = False) -> Recovery | None:
-    """Return what an argument ``recover`` is if it is a policy. Raises TypeError.
+    """Return the policy of an argument ``recover``, or None. Raises TypeError.
 
-    ``also`` is what it may be beside True, False and a policy.
+    ``also`` is a value allowed besides True, False and a policy.
     """
     if isinstance(recover, Recovery):
         return recover
     if not isinstance(recover, bool) and recover is not also:
-        raise TypeError(f"recover is True, False or a virtnic.Recovery, not {recover!r}")
+        raise TypeError(f"recover must be True, False or a virtnic.Recovery, not {recover!r}")
     return None
 
 
 class Recoveries:
-    """How often QEMU was replaced: what :attr:`virtnic.Qemu.recovery` is."""
+    """How often QEMU was recovered: the value of :attr:`virtnic.Qemu.recovery`."""
 
     def __init__(self) -> None:
-        #: How often it was, and the seconds that the last time took.
+        #: Number of recoveries, and the duration of the last one in seconds.
         self.recoveries = 0
         self.outage = 0.0
-        #: Whether it is replaced no more: too many attempts failed, or it was closed.
+        #: Whether recovery has ended: too many attempts failed, or QEMU was closed.
         self.over = False

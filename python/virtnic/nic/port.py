@@ -1,4 +1,4 @@
-"""`Qemu` and `Port`: what users hold. What is behind them is in the other files of this room."""
+"""`Qemu` and `Port`, the classes for users. The other modules of this package are behind them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ __all__ = ["LinkCallback", "Port", "PortOptions", "Qemu", "attachment_of", "driv
 
 _log = logging.getLogger(__name__)
 
-#: Called with the port when its link went up or down, from a thread of virtnic's.
+#: Called with the port when its link goes up or down, in one of virtnic's threads.
 LinkCallback = Callable[["Port"], None]
 
 
 class PortOptions(TypedDict, total=False):
-    """What :meth:`virtnic.Qemu.attach` takes beside the netdev; its documentation says what."""
+    """Options of :meth:`virtnic.Qemu.attach` besides the netdev; see there."""
 
     mac: str | None
     queues: int | None
@@ -65,16 +65,15 @@ class PortOptions(TypedDict, total=False):
 
 
 class Port(Closing, SendAll, _native.NetPort):
-    """A virtio-net device that this process drives.
+    """A virtio-net device driven by this process.
 
-    ``send``, ``recv`` and ``fileno`` are those of its first queue pair; :meth:`queue` has them all.
-    Made by :func:`virtnic.open` and :meth:`virtnic.Qemu.attach`. The data path, ``send``,
-    ``recv``, ``fileno`` and ``stats``, is that of the Rust core; all methods may be called
+    Made by :func:`virtnic.open` and :meth:`virtnic.Qemu.attach`. ``send``, ``recv`` and ``fileno``
+    are those of the first queue pair; :meth:`queue` returns any of them. All methods may be called
     from any thread. As a context manager it closes itself.
     """
 
     def __new__(cls, *, qemu: Qemu, attachment: Attachment) -> Self:  # noqa: ARG004
-        """Make one of a device that was started; for :meth:`virtnic.Qemu.attach` only."""
+        """Make a port for a started device; for :meth:`virtnic.Qemu.attach` only."""
         return super().__new__(cls, attachment.driver)
 
     def __init__(self, *, qemu: Qemu, attachment: Attachment) -> None:
@@ -82,56 +81,55 @@ class Port(Closing, SendAll, _native.NetPort):
         self._begin(attachment)
 
     def _begin(self, driven: Driven) -> None:
-        """Begin with what drives the device, whose ever it is."""
+        """Set the driven device, of QEMU or not."""
         self._driven = driven
-        self._close_lock = threading.RLock()  # a signal handler may close, too
+        self._close_lock = threading.RLock()  # a signal handler may close as well
         self._filters_warned = False
 
     @property
     def qemu(self) -> Qemu:
-        """The QEMU whose device it is. Raises QemuError where there is none."""
+        """The QEMU that the device belongs to. Raises QemuError if there is none."""
         return self._qemu
 
     @property
     def frontend(self) -> Literal["qemu", "direct"]:
-        """Who drives the netdev: QEMU, or this process itself (:func:`virtnic.open`)."""
+        """What drives the netdev: QEMU, or this process directly (:func:`virtnic.open`)."""
         return "qemu"
 
     @property
     def memory(self) -> Memory:
-        """The memory that its frames lie in."""
+        """The memory that holds its frames."""
         return self._qemu.memory
 
     @property
     def interrupts(self) -> Interrupts:
-        """How the device tells us."""
+        """How the device signals: ``msix``, ``intx``, ``none`` or ``eventfd``."""
         return self._driven.interrupts
 
     def queue(self, index: int) -> NetQueue:
-        """Return a queue pair, from 0. Raises ValueError where there is none."""
+        """Return a queue pair by number, from 0. Raises ValueError if there is none."""
         return NetQueue(self, index)
 
     def wait_ready(self, timeout: float | None = 10.0) -> None:
-        """Wait until frames pass in both directions, as far as that can be known.
+        """Wait until frames pass in both directions, as far as that can be determined.
 
-        A port is open as soon as its device runs; what is behind it may take longer, and what is
-        sent meanwhile vanishes, as on any wire. What is waited for depends on the netdev, see
-        docs/netdevs.md: a stream's peer, a TAP that is up and known to be open, a vhost-user
-        backend that takes frames. For that a frame is sent to the port's own address, with the type
-        0x9000: a learning switch keeps it, what passes all on passes it on too, and an echoing
-        backend gives it back. Where nothing can be known, nothing is waited for.
+        A port is open as soon as its device runs; its peer may take longer, and frames sent
+        meanwhile are lost, as on a wire. What is waited for depends on the netdev (see
+        docs/netdevs.md): a stream's peer, a TAP that is up and known to be open, a vhost-user
+        backend that takes frames. For the latter a frame with type 0x9000 is sent to the port's own
+        address: a learning switch keeps it, a forwarder of everything forwards it, and an echoing
+        backend returns it. If nothing can be determined, the call does not wait.
 
-        Raises TimeoutError, which says what is missing, PortClosed, QemuDied, DeviceError.
+        Raises TimeoutError with the reason, PortClosed, QemuDied, DeviceError.
         """
         Readiness(self, self._driven).wait(timeout)
 
     def set_promiscuous(self, on: bool = True) -> None:
-        """Receive everything, or only what the filters let through.
+        """Receive everything, or only what the filters pass.
 
-        QEMU's devices start promiscuous, and filter nothing (VLANs neither) while they are. Where
-        frames pass QEMU by (vhost-user, vhost-vdpa, ``tap,vhost=on``) filters are accepted
-        without effect; a warning says so.
-        Raises CommandRefused, PortClosed, QemuDied.
+        QEMU's devices start promiscuous and then filter nothing, not even VLANs. If frames bypass
+        QEMU (vhost-user, vhost-vdpa, ``tap,vhost=on``), filters are accepted without effect, with a
+        warning. Raises CommandRefused, PortClosed, QemuDied.
         """
         self.set_receive_mode("promiscuous", on)
 
@@ -140,35 +138,35 @@ class Port(Closing, SendAll, _native.NetPort):
         self.set_receive_mode("all-multicast", on)
 
     def set_receive_mode(self, mode: str, on: bool = True) -> None:
-        """As for :class:`NetPort`; warns where filters have no effect."""
+        """As :meth:`NetPort.set_receive_mode`; warns if filters have no effect."""
         super().set_receive_mode(mode, on)
-        # What lets more through is the state that such a netdev is in anyway.
+        # Passing more is what such a netdev does anyway.
         self._warn_of_filters(on == mode.startswith("no-"))
 
     def set_mac_filter(self, unicast: Sequence[str] = (), multicast: Sequence[str] = ()) -> None:
-        """As for :class:`NetPort`; warns where filters have no effect."""
+        """As :meth:`NetPort.set_mac_filter`; warns if filters have no effect."""
         super().set_mac_filter(unicast, multicast)
         self._warn_of_filters(True)
 
     def remove_vlan(self, vlan: int) -> None:
-        """As for :class:`NetPort`; warns where filters have no effect."""
+        """As :meth:`NetPort.remove_vlan`; warns if filters have no effect."""
         super().remove_vlan(vlan)
         self._warn_of_filters(True)
 
     def _warn_of_filters(self, narrower: bool) -> None:
-        """Say once that a filter, which the device took, filters nothing."""
+        """Warn once that a filter accepted by the device has no effect."""
         spec = self._attachment.handle.spec
         if narrower and not spec.kind.moves_frames(spec.options) and not self._filters_warned:
             self._filters_warned = True
             _log.warning(
                 "the device takes filters but they have no effect: the frames of this %s netdev "
-                "pass QEMU by, so look at each frame's address yourself",
+                "bypass QEMU, so check each frame's address yourself",
                 spec.type,
             )
 
     @property
     def rss(self) -> Rss | None:
-        """How the device steers, as it was told by :meth:`set_rss`; None where it was not."""
+        """The steering set by :meth:`set_rss`; None if none was set."""
         config = self._driven.driver.rss_config()
         if config is None:
             return None
@@ -177,7 +175,7 @@ class Port(Closing, SendAll, _native.NetPort):
 
     @property
     def rss_limits(self) -> RssLimits | None:
-        """What the device can steer by; None where it does not hash (``rss=on``)."""
+        """The device's capabilities for steering; None if it does not hash (``rss=on``)."""
         limits = self._driven.driver.rss_limits
         if limits is None:
             return None
@@ -194,14 +192,16 @@ class Port(Closing, SendAll, _native.NetPort):
     ) -> None:
         """Steer received packets by a hash; with an empty table only report hashes.
 
-        ``key``: the Toeplitz key, Microsoft's without it. ``table``: a queue for each value of
-        the hash's low bits, a power of two of entries; all queues in turn without it.
-        ``types``: names such as ``"TCPV4"`` (:data:`virtnic.nic.rss.HASH_TYPES`); all that the
-        device can do without it. ``unclassified``: the queue of packets without a hash.
+        ``key``: the Toeplitz key, by default Microsoft's. ``table``: a queue for each value of the
+        hash's low bits, with a power of two of entries; by default all queues in turn. ``types``:
+        names such as ``"TCPV4"`` (:data:`virtnic.nic.rss.HASH_TYPES`); by default all that the
+        device supports. ``unclassified``: the queue of packets without a hash.
 
-        The device must have been given ``rss=on`` (``properties={"rss": True}``; ``"hash": True``
-        for :attr:`Burst.hashes`). :meth:`set_queues` ends it.
-        Raises CommandRefused, ValueError, PortClosed, QemuDied.
+        The device must have been opened with ``properties={"rss": True}``, and with ``"hash":
+        True`` for
+        :attr:`Burst.hashes`. :meth:`set_queues` ends steering. Raises CommandRefused, ValueError,
+        PortClosed,
+        QemuDied.
         """
         limits = self.rss_limits
         if limits is None:
@@ -212,7 +212,7 @@ class Port(Closing, SendAll, _native.NetPort):
         if table is None:
             table = [i % self.queues for i in range(min(limits.table, 128))]
         if not all(0 <= queue < 1 << 16 for queue in (*table, unclassified)):
-            raise ValueError(f"the table leads to a queue that cannot be; {self.queues} are in use")
+            raise ValueError(f"the table has an invalid queue; {self.queues} are in use")
         self._driven.driver.set_rss_config(
             list(DEFAULT_KEY if key is None else key),
             list(table),
@@ -221,25 +221,25 @@ class Port(Closing, SendAll, _native.NetPort):
         )
 
     def on_link(self, callback: LinkCallback) -> Callable[[], None]:
-        """Have ``callback(port)`` called when the link goes up or down (``port.link`` says which).
+        """Call ``callback(port)`` when the link goes up or down (``port.link`` says which).
 
-        Returns what ends that. It is called in a thread of virtnic's that does other things too: it
-        must be quick, and must not attach, detach or close; :meth:`virtnic.Qemu.watch` is for that.
-        Raises ValueError when the port has no interrupts, or its device does not say whether its
-        link is up.
+        Returns a function that stops it. The callback runs in one of virtnic's threads, which has
+        other work: it must be quick, and must not attach, detach or close; use
+        :meth:`virtnic.Qemu.watch` for that. Raises ValueError if the port has no interrupts, or its
+        device does not report its link.
         """
         return self._driven.add_link_callback(callback)
 
     def close(self) -> None:
         """Stop the device, take every buffer back, and unplug it.
 
-        A port of :func:`virtnic.open` takes its QEMU down with it. Calls that wait raise
-        PortClosed; bursts stay readable. Closing twice is fine. A forked child closes nothing:
-        the port is its parent's.
+        A port of :func:`virtnic.open` also ends its QEMU. Waiting calls raise PortClosed; bursts
+        remain readable. Closing twice is allowed. In a forked child it does nothing: the port
+        belongs to the parent.
         """
         if self._attachment.machine.is_forked:
-            return  # and somebody who is not here may have the lock
-        loop.check_outside()  # and who has the lock may wait for this very thread
+            return  # the lock may be held by a thread that does not exist here
+        loop.check_outside()  # the lock's holder may be waiting for this thread
         with self._close_lock:
             if self._attachment.owns_qemu:
                 self._qemu.close()
@@ -256,11 +256,11 @@ _live: weakref.WeakSet[Qemu] = weakref.WeakSet()
 
 
 class Qemu(Closing):
-    """A QEMU that runs no guest: its devices are ours.
+    """A QEMU that runs no guest, for its devices.
 
-    Started here, or by somebody else: see :meth:`connect`. As a context manager it closes itself
-    and all its ports. It is gone after :meth:`close`, at the end of the interpreter, and when this
-    process is killed.
+    Started here or elsewhere: see :meth:`connect`. As a context manager it closes itself and all
+    its ports. It ends with :meth:`close`, at the end of the interpreter, and when this process is
+    killed.
     """
 
     @descriptors()
@@ -271,39 +271,39 @@ class Qemu(Closing):
         recover: bool | Recovery = False,
         **options: Unpack[QemuOptions],
     ) -> None:
-        """Start it.
+        """Start QEMU.
 
         Parameters
         ----------
         memory
-            The memory to share; 32 MiB without it.
+            The memory to share; 32 MiB by default.
         recover
-            Whether a QEMU that dies is started again, with all its ports: True, or a
+            Whether to restart a QEMU that dies, with all its ports: True, or a
             :class:`virtnic.Recovery` that says how often.
         qemu
-            Path or command line of the binary; without it ``VIRTNIC_QEMU``, else from PATH.
+            Path or command line of the binary; by default ``VIRTNIC_QEMU``, then the one in PATH.
         accel
-            ``"auto"`` (default) is qtest where QEMU has it, else tcg with a parked processor.
+            ``"auto"`` (default) uses qtest if QEMU has it, else tcg with a parked processor.
         machine
             ``"pc"`` (default) or ``"q35"``.
         shmem
-            ``"doorbell"`` (default) gives interrupts by eventfd and shares only a socket;
-            ``"plain"`` shares the memory's file by path and gives none.
+            ``"doorbell"`` (default) provides interrupts by eventfd and shares only a socket;
+            ``"plain"`` shares the memory's file by path, without interrupts.
         sandbox
-            True (default) denies QEMU all that can be, ``"spawn"`` lets it run helpers and scripts,
-            False is none.
+            True (default) denies QEMU everything it does not need, ``"spawn"`` allows helpers and
+            scripts, False disables the sandbox.
         timeout
-            Seconds for the start and for each answer; 10 by default.
+            Seconds for the start and for each reply; 10 by default.
         directory
-            Where its sockets go and stay; by default they are in a private one that is removed once
-            all are connected.
+            Directory for its sockets, which stay there; by default a private one that is removed
+            once all are connected.
         extra
-            More options of QEMU, word by word.
+            Additional QEMU options, word by word.
         connect
-            The directory of one that was started elsewhere; only ``timeout`` goes with it.
+            The directory of a QEMU started elsewhere; can only be combined with ``timeout``.
 
         Raises QemuNotFound, QemuError quoting QEMU, MemoryUnavailable, ValueError, TypeError,
-        TimeoutError, OSError where a limit of the system is reached.
+        TimeoutError, OSError if a system limit is reached.
 
         """
         check_names("virtnic.Qemu()", QemuOptions.__optional_keys__, options)
@@ -325,53 +325,52 @@ class Qemu(Closing):
         *,
         timeout: float = 10.0,
     ) -> Self:
-        """Drive a QEMU that somebody else started, in another container perhaps.
+        """Use a QEMU that was started elsewhere, for instance in another container.
 
-        It was started as ``virtnic qemu-args --directory`` says, and has nothing in common with us
-        but that directory, in which its sockets are. Everything passes through them; closing
-        takes our devices out of QEMU, which then waits for the next to connect. What a program
-        before us left in it, because it was killed, is removed.
+        It must have been started as ``virtnic qemu-args --directory`` says, and shares only the
+        directory with its sockets. Closing removes our devices from QEMU, which then waits for the
+        next program. Devices left by a killed program are removed.
 
         Parameters
         ----------
         directory
-            The directory as we see it; QEMU may have it at another path.
+            The directory as seen by this process; QEMU may see it at another path.
         memory
-            The memory to share; 32 MiB without it.
+            The memory to share; 32 MiB by default.
         timeout
-            Seconds to wait for QEMU to be there, and for each of its answers.
+            Seconds to wait for QEMU, and for each reply.
 
-        Raises FileNotFoundError without the directory, QemuNotFound when no QEMU is there in time,
-        PermissionError when it may not be connected to, TimeoutError when somebody else has it,
-        QemuError when it was started otherwise or is too old, QemuDied.
+        Raises FileNotFoundError without the directory, QemuNotFound if there is no QEMU in time,
+        PermissionError if it may not be connected to, TimeoutError if another program uses it,
+        QemuError if it was not started with these options or is too old, QemuDied.
 
         """
         return cls(memory, connect=directory, timeout=timeout)
 
     @property
     def ports(self) -> tuple[Port, ...]:
-        """The attached ports, in the order in which they came."""
+        """The attached ports, in order of attachment."""
         return tuple(cast("Port", port) for _, port in self._host.devices.attached)
 
     @property
     def memory(self) -> Memory:
-        """What its devices see; another can have the same."""
+        """The memory that its devices see; another QEMU can share it."""
         return self._host.memory
 
     @property
     def recovery(self) -> Recoveries | None:
-        """How often QEMU was brought back; None without ``recover``."""
+        """How often QEMU was recovered; None without ``recover``."""
         supervisor = self._host.supervisor
         return None if supervisor is None else supervisor.record
 
     @property
     def version(self) -> Version:
-        """QEMU's version, as it says itself."""
+        """QEMU's version, as it reports itself."""
         return self._host.machine.version
 
     @property
     def machine(self) -> MachineType:
-        """The machine that it is."""
+        """The machine type."""
         return self._host.machine.machine
 
     @property
@@ -381,31 +380,31 @@ class Qemu(Closing):
 
     @property
     def command(self) -> str | None:
-        """The program that was started, with its words; None where somebody else started it."""
+        """The command line that was started; None if QEMU was started elsewhere."""
         binary = self._host.machine.binary
         return None if binary is None else str(binary)
 
     @property
     def directory(self) -> Path | None:
-        """Where its sockets are, when the caller named that."""
+        """The directory of its sockets, if the caller named one."""
         return self._host.machine.directory
 
     @property
     def pid(self) -> int:
-        """Its process number: of QEMU, or of the command that wraps it.
+        """The process number of QEMU, or of the command that wraps it.
 
-        Another one after a recovery. Raises QemuError where somebody else started it.
+        Changes on recovery. Raises QemuError if QEMU was started elsewhere.
         """
         return self._host.machine.process.pid
 
     @property
     def stderr(self) -> str:
-        """The last 16 KiB that it wrote to stderr; nothing where somebody else started it."""
+        """The last 16 KiB of its stderr; empty if it was started elsewhere."""
         return self._host.machine.process.stderr
 
     @property
     def bus(self) -> PciBus:
-        """Its PCI bus, and what is on it."""
+        """Its PCI bus and the functions on it."""
         return self._host.devices.bus
 
     @property
@@ -414,10 +413,10 @@ class Qemu(Closing):
         return self._host.machine.closed
 
     def execute(self, name: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
-        """Execute a command of QEMU's monitor (QMP), and return its answer.
+        """Execute a command of QEMU's monitor (QMP) and return the result.
 
-        Dashes in the names of arguments are written as underscores. ``timeout``: seconds, that of
-        this Qemu without it. Raises QemuError quoting QEMU, QemuDied, TimeoutError.
+        Dashes in argument names are written as underscores. ``timeout`` in seconds is by default
+        that of the Qemu. Raises QemuError quoting QEMU, QemuDied, TimeoutError.
         """
         return self._host.machine.execute(name, timeout=timeout, **arguments)
 
@@ -442,61 +441,67 @@ class Qemu(Closing):
         offload: bool | None = None,
         recover: bool | Recovery | None = None,
     ) -> Port:
-        """Plug a NIC in and start it.
+        """Plug in a NIC and start it.
 
         Parameters
         ----------
         netdev
-            Any QEMU netdev, as QEMU spells it (``"tap,ifname=tap0"``), or a dict.
+            A QEMU netdev in QEMU's syntax (``"tap,ifname=tap0"``), or a dict.
         mac
-            Its MAC address; a random one of QEMU's range, 52:54:00, without it.
+            Its MAC address; by default a random one in QEMU's range, 52:54:00.
         queues
-            Queue pairs (receive and transmit), each usable from its own thread; see
-            :meth:`Port.queue`. Without it as many as the netdev names (``tap,queues=4``), else 1.
-            The backend must have as many.
+            Number of queue pairs (receive and transmit), each usable from its own thread; see
+            :meth:`Port.queue`. By default as many as the netdev names (``tap,queues=4``), else 1.
+            The
+            backend must have as many.
         queue_size
-            Entries of each queue, a power of two. 0 is 256; with a vhost-user backend, by the
-            legacy interface, or with ``properties`` that say it, what the device has, at most
-            1,024.
+            Entries of each queue, a power of two. 0 means 256; with a vhost-user backend, the
+            legacy
+            interface, or a size in ``properties``, it means the device's own size, at most 1,024.
         ring
-            ``"packed"`` or ``"split"``; without it packed where a vhost-user backend offers
-            it, else split.
+            ``"packed"`` or ``"split"``; by default packed if a vhost-user backend offers it, else
+            split.
         interrupts
             ``"msix"`` (default), ``"intx"``, or ``"none"`` for polling only.
         spin
-            Microseconds that a waiting ``recv`` polls before it sleeps, while waits are that short;
-            see :meth:`Port.set_polling`.
+            Microseconds for which a waiting ``recv`` polls before it sleeps, while waits are that
+            short; see :meth:`Port.set_polling`.
         notify
-            How a vhost-user backend is kicked: by its ``"eventfd"`` (default: QEMU has no part in
-            it), or through QEMU by ``"qtest"``, as all other devices are.
+            How to kick a vhost-user backend: by its ``"eventfd"`` (default, without QEMU), or
+            through
+            QEMU by ``"qtest"``, as all other devices are.
         features
-            By name (``"MRG_RXBUF"``): True insists, False refuses, None prefers.
+            By name (``"MRG_RXBUF"``): True requires, False refuses, None prefers.
         properties
-            More properties of QEMU's ``virtio-net-pci``, by name.
+            Additional properties of QEMU's ``virtio-net-pci``, by name.
         on_link
             Called with the port when its link goes up or down.
         legacy
-            Drive the device by its legacy interface, that of virtio 0.9.5, even where it has
-            the modern one. A device that has no other (``properties={"disable-modern": True}``)
-            is driven by it anyway. Its queues have the size that QEMU gives them.
+            Use the device's legacy interface (virtio 0.9.5) even if it has a modern one. A device
+            with
+            only that one (``properties={"disable-modern": True}``) always uses it. The queue size
+            is
+            then QEMU's choice.
         statistics
-            ``"extended"`` counts what kinds of frames there are; see :meth:`Port.xstats`.
+            ``"extended"`` also counts frames by length and destination; see :meth:`Port.xstats`.
         timestamps
-            Received bursts say when they were taken from their ring: :attr:`Burst.timestamp`.
+            Record when received bursts were taken from the ring: :attr:`Burst.timestamp`.
         offload
-            True: received frames may have checksums that are not calculated and be up to 64 KiB
-            long, as ``burst.offload`` says; needs a memory with jumbo buffers. None: only frames
-            that are sent may be described (``send(…, offload=…)``), with a vhost-user
-            backend neither. False: neither. ``features`` has the last word on each of them.
+            True: received frames may lack checksums and be up to 64 KiB long, as ``burst.offload``
+            says; needs a memory with jumbo buffers. None: only sent frames may have offloads
+            (``send(…, offload=…)``), with a vhost-user backend not even these. False: no offloads.
+            ``features`` overrides this for single features.
         recover
-            None: a QEMU with ``recover`` that died comes back with this port, and a vhost-user
-            backend that went is looked for every 0.1 s, for as long as it takes. False: the port
-            ends with its QEMU or backend. A :class:`virtnic.Recovery` says how often, and after
-            which pauses, the backend is looked for; then calls raise DeviceError. True: as
-            None, and a ValueError where nothing would bring the port back.
+            None: a recovered QEMU gets this port again, and a lost vhost-user backend is looked for
+            every 0.1 s for ever. False: the port ends with its QEMU or backend. A
+            :class:`virtnic.Recovery` says how often, and after which pauses, to look for the
+            backend;
+            after that calls raise DeviceError. True: as None, but a ValueError if the port could
+            not
+            be recovered.
 
-        Raises QemuError quoting QEMU when it refuses the netdev or a property, ValueError
-        for bad arguments, DeviceError, MemoryUnavailable, QemuDied.
+        Raises QemuError quoting QEMU if it refuses the netdev or a property, ValueError for wrong
+        arguments, DeviceError, MemoryUnavailable, QemuDied.
 
         """
         wanted = PortRequest(
@@ -521,44 +526,44 @@ class Qemu(Closing):
         return cast("Port", port)
 
     def detach(self, port: Port) -> None:
-        """Stop a port and unplug its device. Detaching twice is fine.
+        """Stop a port and unplug its device. Detaching twice is allowed.
 
-        Calls that wait on the port raise PortClosed; bursts stay readable.
+        Waiting calls of the port raise PortClosed; bursts remain readable.
 
-        Raises TypeError for what is no port, ValueError for a port of another Qemu, RuntimeError
-        in a link callback, which must not wait for QEMU.
+        Raises TypeError for anything but a port, ValueError for a port of another Qemu,
+        RuntimeError in a link callback, which must not wait for QEMU.
         """
         if not isinstance(port, Port):
-            raise TypeError(f"what is detached is a port, not {port!r}")
+            raise TypeError(f"detach needs a port, not {port!r}")
         if port.qemu is not self:
-            raise ValueError(f"{port!r} is a port of another Qemu: port.close() detaches it there")
+            raise ValueError(f"{port!r} is a port of another Qemu; use port.close()")
         self._host.detach(port)
 
     def events(self) -> Events[Port]:
-        """Return an iterator over what happens to this QEMU and its ports from now on.
+        """Return an iterator over the events of this QEMU and its ports from now on.
 
-        For plain threads (``for event in qemu.events()``, or ``wait(timeout)``), for asyncio
-        (``async for``) and for ``select``. It ends when this QEMU is closed. A port without
-        interrupts has no link events. A backend is watched where it is kicked by eventfd.
+        For threads (``for event in qemu.events()``, or ``wait(timeout)``), asyncio, trio and anyio
+        (``async for``) and ``select``. It ends when this QEMU is closed. A port without interrupts
+        has no link events. A backend is watched if it is kicked by eventfd.
         """
         return self._host.feed.subscribe()
 
     def watch(self, callback: Callable[[Event[Port]], object]) -> Callable[[], None]:
-        """Call ``callback(event)`` for what :meth:`events` would give; returns what ends that.
+        """Call ``callback(event)`` for each event of :meth:`events`; return what stops it.
 
-        Callbacks run one after another in a thread of their own, so they may take their time,
-        and attach, detach and close. Their exceptions are logged. One that runs when that is
-        ended is not waited for.
+        Callbacks run one after another in their own thread, so they may be slow, and may attach,
+        detach and close. Their exceptions are logged. Stopping does not wait for a running
+        callback.
         """
         if not callable(callback):
-            raise TypeError(f"a callback takes an event, {callback!r} takes none")
+            raise TypeError(f"callback must accept an event, {callback!r} is not callable")
         return self._host.feed.call(callback, self._host.watchers)
 
     def close(self) -> None:
-        """Stop all ports, end QEMU, and leave nothing behind. Closing twice is fine.
+        """Stop all ports and end QEMU. Closing twice is allowed.
 
-        After an interruption the next call goes on with what is left to do.
-        A forked child closes nothing: QEMU is its parent's. Raises RuntimeError in a link callback.
+        After an interruption the next call does what is left. In a forked child it does nothing:
+        QEMU belongs to the parent. Raises RuntimeError in a link callback.
         """
         self._host.close()
 
@@ -568,7 +573,7 @@ class Qemu(Closing):
             return
         try:
             if not host.closing:
-                self._warn_unclosed()  # which may be an error
+                self._warn_unclosed()  # may raise, if warnings are errors
         finally:
             close_later(self.close)
 
@@ -577,7 +582,7 @@ class Qemu(Closing):
 
 
 def host_of(qemu: Qemu) -> Host:
-    """Return what is behind a Qemu, for the rest of virtnic."""
+    """Return the Host behind a Qemu, for virtnic's own use."""
     return qemu._host
 
 
@@ -586,7 +591,7 @@ def attachment_of(port: Port) -> Attachment: ...
 @overload
 def attachment_of(port: object) -> Attachment | None: ...
 def attachment_of(port: object) -> Attachment | None:
-    """Return what is behind a port, or the one that a fake wraps, for the rest of virtnic."""
+    """Return the Attachment behind a port or a fake's wrapped port, for virtnic's own use."""
     while port is not None and not isinstance(port, Port):
         port = getattr(port, "port", None)
     return None if port is None else port._attachment

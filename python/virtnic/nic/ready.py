@@ -1,6 +1,6 @@
-"""Whether frames pass a port: what its netdev is connected to may not be there yet.
+"""Whether frames pass a port, whose peer may not be there yet.
 
-What is looked at for which netdev is a column of the table in :mod:`virtnic.qemu.netdevs`.
+What is checked for each netdev is a column of the table in :mod:`virtnic.qemu.netdevs`.
 """
 
 from __future__ import annotations
@@ -21,64 +21,64 @@ if TYPE_CHECKING:
 
 __all__ = ["PAUSE", "Readiness", "trouble_at_open"]
 
-#: Seconds between two looks.
+#: Seconds between two checks.
 PAUSE = 0.005
-#: "Loopback" of Ethernet's Configuration Testing Protocol: stations ignore what they do not know.
+#: "Loopback" of Ethernet's Configuration Testing Protocol: stations ignore unknown types.
 _LOOPBACK = b"\x90\x00"
 _SHORTEST_FRAME = 60
 _TAKES_NONE = "the backend takes no frames (testpmd: `start`)"
 
 
 def _device(attachment: Attachment) -> Tap | None:
-    """Return the host's network device behind a port, where that is known."""
+    """Return the host's network device behind a port, if known."""
     try:
         pid: int | None = attachment.machine.process.pid
     except QemuError:
-        pid = None  # started by somebody else
-    # As it was given: its descriptors have names in QEMU that say nothing here.
+        pid = None  # started elsewhere
+    # As given by the user: names of descriptors in QEMU are of no use here.
     return None if attachment.spec is None else device_of(attachment.spec, pid)
 
 
 def _nobody(attachment: Attachment) -> str | None:
-    """Say that nobody is at the other end of a ``socket`` netdev, whose link is up all the same."""
+    """Return an error if a ``socket`` netdev, whose link is always up, has no peer."""
     handle = attachment.handle
     if handle.spec.type != "socket" or handle.spec.options.keys().isdisjoint(("connect", "listen")):
         return None
     if socket_is_connected(attachment.machine.monitor, handle.netdev_id):
         return None
     return (
-        "nobody is at the other end of the socket, and a connection that failed is not tried "
-        "again; with the netdev stream the link tells, and wait= and reconnect-ms= help"
+        "the socket has no peer, and a failed connection is not retried; the netdev stream "
+        "reports its peer, and has wait= and reconnect-ms="
     )
 
 
 def trouble_at_open(attachment: Attachment) -> str | None:
-    """Say why nothing passes a port whose link is up, and what mends that."""
+    """Return why no frames pass a port whose link is up, and the remedy."""
     device = _device(attachment)
     if device is not None and not device.up:
         return device.trouble()
-    # One that listens is alone at first.
+    # A listener has no peer at first.
     return None if "listen" in attachment.handle.spec.options else _nobody(attachment)
 
 
 class Readiness:
-    """Looks, again and again, whether a port's peer is ready."""
+    """Checks repeatedly whether a port's peer is ready."""
 
     def __init__(self, port: NetPort, attachment: Driven | None) -> None:
         """``attachment`` is None for a port of virtnic.testing, whose device is a script."""
         self._port, self._attachment = port, attachment
-        #: Frames that were finished before ours was sent; None before that.
+        #: Frames finished before the probe was sent; None before that.
         self._finished: int | None = None
-        self._missing = "it was not looked at"
+        self._missing = "it was not checked"
 
     def look(self) -> bool:
-        """Whether frames pass, as far as that can be known. Raises as ``send``."""
+        """Return whether frames pass, as far as can be determined. Raises as ``send``."""
         missing = self._look()
         self._missing = missing or ""
         return missing is None
 
     def wait(self, timeout: float | None) -> None:
-        """Wait for that. Raises TimeoutError, and as ``send``."""
+        """Wait until they do. Raises TimeoutError, and as ``send``."""
         deadline = Deadline(timeout)
         while not self.look():
             if deadline.is_over:
@@ -86,11 +86,11 @@ class Readiness:
             time.sleep(PAUSE)
 
     def late(self, timeout: float | None) -> TimeoutError:
-        """Return the error for what did not come in time."""
+        """Return the timeout error."""
         return TimeoutError(f"the port is not ready after {timeout or 0.0:g} s: {self._missing}")
 
     def _look(self) -> str | None:
-        """Say what is missing; None where nothing is."""
+        """Return what is missing; None if nothing is."""
         port = self._port
         if port.closed:
             raise PortClosed("the port is closed")
@@ -104,7 +104,7 @@ class Readiness:
             return "its QEMU or backend is gone, and not back yet"
         if not port.link:
             if attachment.handle.peer is not None:
-                return "nobody is connected at the other end of the stream"
+                return "the stream has no peer"
             return "the link is down"
         device = _device(attachment)
         if device is not None and (trouble := device.trouble()) is not None:
@@ -122,7 +122,7 @@ class Readiness:
         return None if self._taken() else _TAKES_NONE
 
     def _taken(self) -> bool:
-        """Whether the backend has taken a frame since the first look."""
+        """Whether the backend has taken a frame since the first check."""
         port = self._port
         port.reclaim()
         finished = port.stats()["tx_completed"]

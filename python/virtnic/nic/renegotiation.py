@@ -1,8 +1,8 @@
-"""A vhost-user backend that came back with fewer features: the port goes on with these.
+"""A port continues with a vhost-user backend that came back with fewer features.
 
-QEMU chooses a device's features when it is plugged in, and for a backend that offers fewer it
-has one answer: it hangs up. So the device is unplugged and plugged in anew, on the same QEMU,
-while the interposer holds the backend. The port, its queues and their frames stay.
+QEMU negotiates a device's features when it is plugged in, and disconnects from a backend with
+fewer. So the device is replugged on the same QEMU while the interposer holds the backend. The port,
+its queues and their frames are kept.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _PAUSE = 0.1
 
 
 class Renegotiation:
-    """Has one port's device plugged in anew when its backend is held, in a thread of its own.
+    """Replugs one port's device when its backend is held, in a thread.
 
-    The thread lives as long as that takes. ``failed`` is told why an attempt failed.
+    The thread exists only meanwhile. ``failed`` is called with the reason of a failed attempt.
     """
 
     def __init__(
@@ -53,24 +53,24 @@ class Renegotiation:
         self._lock = threading.RLock()
         self._stop = Latch()
         self._thread: threading.Thread | None = None
-        #: What the port lost, by name, until somebody tells of it.
+        #: Features that the port lost, until they are reported.
         self.lost: list[str] = []
 
     @property
     def busy(self) -> bool:
-        """Whether the device is being plugged in anew."""
+        """Whether the device is being replugged."""
         return self._thread is not None
 
     def begin(self) -> None:
-        """Begin, unless that is under way. Any thread may call it."""
+        """Start, unless already running. Any thread may call it."""
         with self._lock:
             if self._thread is not None or self._stop.is_set():
                 return
             thread = threading.Thread(target=self._run, name="virtnic-renegotiate", daemon=True)
             try:
-                thread.start()  # it waits for the lock before it ends
+                thread.start()  # it needs the lock before it ends
             except RuntimeError as error:
-                _log.warning("the backend must wait: %s; tried again in a second", error)
+                _log.warning("the backend must wait: %s; retrying in a second", error)
                 if (attachment := self._attachment()) is not None:
                     again = self._backend.interposer.changed.signal
                     attachment.machine.monitor.loop.later(1.0, again)
@@ -78,11 +78,11 @@ class Renegotiation:
             self._thread = thread
 
     def end(self) -> None:
-        """Begin no other attempt."""
+        """Prevent further attempts."""
         self._stop.set()
 
     def close(self) -> None:
-        """End it; waits for an attempt that is under way. Twice is fine."""
+        """Stop, waiting for a running attempt. Repeated calls are allowed."""
         self.end()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -93,11 +93,11 @@ class Renegotiation:
         try:
             self._go_on()
         except Exception:
-            _log.exception("a port did not go on with fewer features")
+            _log.exception("a port could not continue with fewer features")
             self._stop.wait(1.0)
         with self._lock:
             self._thread = None
-        self._backend.interposer.changed.signal()  # whoever tells of the backend looks again
+        self._backend.interposer.changed.signal()  # makes the backend's state be checked again
 
     def _go_on(self) -> None:
         failures = 0
@@ -109,7 +109,7 @@ class Renegotiation:
                 if self._attempt(attachment):
                     return
             except QemuDied:
-                return  # it is for the supervisor, if there is one
+                return  # left to the supervisor, if there is one
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 failures += 1
                 self._failed(str(error))
@@ -117,12 +117,12 @@ class Renegotiation:
                 if most is not None and failures >= most:
                     attachment.abandon(f"the backend {self._backend.path} has less, and {error}")
                     return
-            del attachment  # one that is forgotten is collected
+            del attachment  # a forgotten one must be collected
             if self._stop.wait(_PAUSE):
                 return
 
     def _attempt(self, attachment: Attachment) -> bool:
-        """Plug the device in anew, once the backend is there; whether there is no more to do."""
+        """Replug the device once the backend is there; return whether the work is done."""
         with self._devices.lock:
             port = attachment.made()
             if port is None or port.closed:
@@ -133,9 +133,9 @@ class Renegotiation:
             if interposer.given_up is not None:
                 return True
             if interposer.held is None and not port.away:
-                return True  # it went, and the device can wait for the next
+                return True  # it is gone; the device can wait for the next one
             if not self._backend.is_there:
-                return False  # it went meanwhile; the next is awaited
+                return False  # it went meanwhile; wait for the next one
             before = _accepted(port)
             if attachment.plugged is not None:
                 attachment.driver.suspend()
@@ -150,5 +150,5 @@ class Renegotiation:
 
 
 def _accepted(port: NetPort) -> list[str]:
-    """Return the features in force."""
+    """Return the negotiated features."""
     return [feature.name for feature in port.features if feature.accepted]

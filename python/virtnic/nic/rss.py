@@ -1,4 +1,4 @@
-"""Receive-side scaling: which queue a packet goes to."""
+"""Receive-side scaling: the choice of a packet's queue."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 __all__ = ["DEFAULT_KEY", "HASH_TYPES", "Rss", "RssLimits", "names_of", "types_of"]
 
-#: What a device can calculate a hash over, and its bit (VIRTIO 1.3, section 5.1.6.4.3).
+#: Hash types and their bits (VIRTIO 1.3, section 5.1.6.4.3).
 HASH_TYPES = {
     name: 1 << bit
     for bit, name in enumerate(
         ("IPV4", "TCPV4", "UDPV4", "IPV6", "TCPV6", "UDPV6", "IP_EX", "TCP_EX", "UDP_EX")
     )
 }
-#: The key that most drivers start with (Microsoft: "Verifying the RSS Hash Calculation").
+#: The usual default key (Microsoft: "Verifying the RSS Hash Calculation").
 DEFAULT_KEY = bytes.fromhex(
     "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
 )
@@ -25,23 +25,23 @@ class Rss:
 
     #: The Toeplitz key.
     key: bytes
-    #: A packet goes to queue ``table[hash % len(table)]``; empty where hashes are only reported.
+    #: A packet goes to queue ``table[hash % len(table)]``; empty if hashes are only reported.
     table: tuple[int, ...]
-    #: What is hashed, by name; see :data:`HASH_TYPES`.
+    #: The hash types, by name; see :data:`HASH_TYPES`.
     types: tuple[str, ...]
-    #: The queue of packets that have no hash.
+    #: The queue of packets without a hash.
     unclassified: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RssLimits:
-    """What a device can steer by (VIRTIO 1.3, section 5.1.4)."""
+    """A device's limits for steering (VIRTIO 1.3, section 5.1.4)."""
 
-    #: Bytes that a key has at most.
+    #: Most bytes of a key.
     key: int
-    #: Entries that a table has at most, a power of two.
+    #: Most entries of a table, a power of two.
     table: int
-    #: What it can hash, by name; see :data:`HASH_TYPES`.
+    #: The supported hash types, by name; see :data:`HASH_TYPES`.
     types: tuple[str, ...]
 
 
@@ -50,7 +50,7 @@ def types_of(names: tuple[str, ...] | list[str]) -> int:
     bits = 0
     for name in names:
         if name not in HASH_TYPES:
-            raise ValueError(f"a hash type is one of {', '.join(HASH_TYPES)}, not {name!r}")
+            raise ValueError(f"a hash type must be one of {', '.join(HASH_TYPES)}, not {name!r}")
         bits |= HASH_TYPES[name]
     return bits
 

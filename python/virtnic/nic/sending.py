@@ -1,4 +1,4 @@
-"""Frames on their way into a transmit queue that may be full."""
+"""Sending frames to a transmit queue that may be full."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKOFF", "Pending", "SendAll"]
 
-#: Frames that one call of ``send`` is given: what is left is not copied again and again.
+#: Frames passed to one call of ``send``, so that the rest is not copied repeatedly.
 _GROUP = 1024
-#: Seconds to pause where a queue has room but the memory no free buffer: nobody tells of those.
+#: Pause in seconds if a queue has room but the memory no free buffer, which is not signalled.
 BACKOFF = 0.001
 
 
 class _Sender(Protocol):
-    """What frames are sent by."""
+    """Something that sends frames."""
 
     @property
     def send(self) -> Any:
@@ -34,7 +34,7 @@ class _Sender(Protocol):
 
 
 class SendAll:
-    """The verb ``send_all`` of what has ``send`` and ``wait_writable``."""
+    """``send_all`` for classes with ``send`` and ``wait_writable``."""
 
     __slots__ = ()
 
@@ -44,10 +44,10 @@ class SendAll:
         timeout: float | None = None,
         offload: Offload | Offloads | Iterable[Offload | None] | None = None,
     ) -> int:
-        """Queue all frames, in order, waiting for room; return how many were queued in time.
+        """Queue all frames in order, waiting for room; return how many were queued in time.
 
-        ``timeout``: seconds, None waits for ever. ``offload`` as for ``send``.
-        Raises as ``send``; a port without interrupts waits by polling.
+        ``timeout`` in seconds; None waits for ever. ``offload`` as for ``send``. Raises as
+        ``send``; a port without interrupts polls.
         """
         deadline = Deadline(timeout)
         pending = Pending(self, frames, offload)
@@ -63,7 +63,7 @@ class SendAll:
 
 
 class Pending:
-    """Frames of which some may be queued already."""
+    """Frames, some of which may have been queued."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Pending:
     ) -> None:
         self._port = port
         self._frames = as_frames(frames)
-        #: The same for all frames, or a list with one for each.
+        #: One for all frames, or a list with one for each.
         self._offload: Offload | list[Offload | None] | None
         if offload is None or isinstance(offload, Offload):
             self._offload = offload
@@ -85,9 +85,9 @@ class Pending:
                     f"{count} frames need {count} offloads, or one for all; "
                     f"not {len(self._offload)}"
                 )
-        #: How many were queued.
+        #: Number of queued frames.
         self.queued = 0
-        #: Whether the last :meth:`push` got nowhere.
+        #: Whether the last :meth:`push` made no progress.
         self.stuck = False
 
     def push(self) -> bool:
@@ -108,7 +108,7 @@ class Pending:
         return not self._frames
 
     def _of(self, start: int, end: int) -> Offload | list[Offload | None] | None:
-        """Return what is left to do to some of the frames."""
+        """Return the offloads of some of the frames."""
         if isinstance(self._offload, list):
             return self._offload[start:end]
         return self._offload
@@ -132,7 +132,7 @@ class Pending:
 
 
 def _count_from(error: Exception, at: int) -> None:
-    """Correct the progress that an error tells: the frames before ``at`` were queued as well."""
+    """Correct the progress in an error: the frames before ``at`` were queued as well."""
     if at and hasattr(error, "queued"):
-        error.add_note(f"counted from frame {at}: those before it were queued as well")
+        error.add_note(f"counted from frame {at}; the frames before it were queued as well")
         error.queued += at

@@ -1,4 +1,4 @@
-"""A QEMU that died is replaced by another, with the same ports on the same memory."""
+"""Replaces a dead QEMU by another one, with the same ports on the same memory."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Brings one QEMU back, in a thread that lives as long as that takes."""
+    """Recovers one QEMU, in a thread that exists only meanwhile."""
 
     def __init__(self, devices: Devices, feed: Feed, policy: Recovery) -> None:
         self._devices = weakref.ref(devices)
         self._feed = feed
         self._policy = policy
-        #: What users know of it.
+        #: The state visible to users.
         self.record = Recoveries()
         self._lock = threading.RLock()
         self._stop = Latch()
         self._thread: threading.Thread | None = None
         self._again = False
         self._failures = 0
-        self._recovered = 0.0  # when it last was
+        self._recovered = 0.0  # time of the last recovery
 
     def lost(self, *_: object) -> bool:
-        """Start to bring QEMU back; False where that is over. Any thread may call it, twice too."""
+        """Start the recovery; False if it has ended for good. Any thread may call it."""
         with self._lock:
             if self._stop.is_set():
                 return False
@@ -54,9 +54,9 @@ class Supervisor:
                 return True
             thread = threading.Thread(target=self._run, name="virtnic-recover", daemon=True)
             try:
-                thread.start()  # it waits for the lock before it ends
+                thread.start()  # it needs the lock before it ends
             except RuntimeError as error:
-                _log.warning("QEMU is not brought back yet: %s; tried again in a second", error)
+                _log.warning("QEMU is not restarted yet: %s; retrying in a second", error)
                 self._try_later()
                 return True
             self._thread = thread
@@ -68,7 +68,7 @@ class Supervisor:
             devices.machine.monitor.loop.later(1.0, self.lost)
 
     def close(self) -> None:
-        """End it; waits for a step that is under way. Twice is fine."""
+        """Stop, waiting for a running step. Repeated calls are allowed."""
         self._end()
         with self._lock:
             thread = self._thread
@@ -109,11 +109,11 @@ class Supervisor:
                 _restore(devices, self._feed)
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 self._failures += 1
-                # Its text: who keeps log records would keep all that the error refers to.
+                # As text: a kept log record would keep all that the error refers to.
                 _log.warning("QEMU is not back (attempt %d): %s", self._failures, str(error))
                 if self._failures >= self._policy.attempts:
                     self._end()
-                    _abandon(devices, f"QEMU was not brought back: {error}")
+                    _abandon(devices, f"QEMU could not be restarted: {error}")
                     return
                 continue
             self._recovered = time.monotonic()
@@ -124,20 +124,20 @@ class Supervisor:
 
 
 def _whole(devices: Devices) -> bool:
-    """Whether QEMU runs, answers, and has all our ports."""
+    """Whether QEMU runs, answers, and has all ports."""
     alive = devices.machine.qtest.death is None and devices.machine.process.alive
     return alive and not any(port.away for _, port in devices.attached)
 
 
 def _set_aside(devices: Devices) -> None:
-    """Make sure that QEMU is gone, and have the ports wait."""
+    """Make sure that QEMU is gone, and suspend the ports."""
     with devices.lock:
         devices.machine.qtest.close()
         process = devices.machine.process
-        assert isinstance(process, Process)  # only our own QEMUs are started again
-        process.reap()  # whatever it was that it did last, it writes no more
+        assert isinstance(process, Process)  # only a QEMU started here is restarted
+        process.reap()  # from here on it does not write any more
         returning = [each for each, _ in devices.attached if each.returns]
-        # As it was when last asked: a device that is gone cannot be asked.
+        # As last reported: a device that is gone cannot be queried.
         down = [each for each in returning if each.driver.link]
         for attachment in returning:
             _await_parting(attachment.backend)
@@ -147,9 +147,9 @@ def _set_aside(devices: Devices) -> None:
 
 
 def _restore(devices: Devices, feed: Feed) -> None:
-    """Start another QEMU, unless one runs, and attach the ports that wait.
+    """Start another QEMU, unless one runs, and attach the suspended ports.
 
-    Raises what the first port failed with, once all were tried.
+    Raises the first port's error, after trying all.
     """
     machine = devices.machine
     failures = []
@@ -185,14 +185,14 @@ def _restore(devices: Devices, feed: Feed) -> None:
 
 
 def _abandon(devices: Devices, why: str) -> None:
-    """Give the ports up that did not come back."""
+    """Give up the ports that did not come back."""
     for attachment, port in devices.attached:
         if port.away:
             attachment.abandon(why)
 
 
 def _await_parting(backend: Backend | None) -> None:
-    """Wait until a backend serves our rings no more, after its QEMU went."""
+    """Wait until a backend no longer serves the rings, after its QEMU has ended."""
     deadline = time.monotonic() + PARTING
     while backend is not None and backend.interposer.connected and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""What is told of a port while it is attached: its link, its backend, its peer, its end."""
+"""Events of an attached port: its link, its backend, its peer, its end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def tell_link(feed: Feed) -> Callable[[NetPort], None]:
-    """Return the link callback of a port that tells the feed."""
+    """Return a link callback that reports to the feed."""
 
     def changed(port: NetPort) -> None:
         with contextlib.suppress(PortClosed):
@@ -38,25 +38,25 @@ def tell_link(feed: Feed) -> Callable[[NetPort], None]:
 
 
 def follow_backend(feed: Feed, attachment: Attachment, devices: Devices, backend: Backend) -> None:
-    """Tell when a port's backend goes and comes back, and end the port that has none any more.
+    """Report a port's lost and returning backend; end a port that has lost it for good.
 
-    It is back when it serves: its rings are started, and it answers. It ends with the port.
+    It is back once it serves: its rings are started, and it answers. Ends with the port.
     """
     interposer, path = backend.interposer, backend.path
-    # Not as of now: it may have gone since its rings were started.
+    # Not the current state: it may have been lost since its rings were started.
     losses, refusals = backend.before["backend_losses"], backend.before["refusals"]
     doubts = 0
     there = True
     told: str | None = None
-    # Neither is kept: a port that is forgotten is collected.
+    # Neither is kept alive: a forgotten port must be collected.
     made, weak = attachment.made, weakref.ref(attachment)
 
     def failed(why: str) -> None:
         nonlocal told
         if why != told:
             told = why
-            _log.warning("the vhost-user backend %s has less, and %s", path, why)
-            feed.put("backend-refused", made(), f"{path}: it is there with less, but {why}")
+            _log.warning("the vhost-user backend %s has fewer features, and %s", path, why)
+            feed.put("backend-refused", made(), f"{path}: it has fewer features, and {why}")
 
     renegotiation = Renegotiation(attachment, devices, backend, failed)
     attachment.settle = renegotiation.close
@@ -67,17 +67,17 @@ def follow_backend(feed: Feed, attachment: Attachment, devices: Devices, backend
         refused = stats["refusals"] != refusals
         port, attachment = made(), weak()
         said = "" if attachment is None else attachment.machine.process.stderr
-        # A QEMU that went lost its backend too, which is not the backend's doing; one that
-        # hangs up and lives does so again.
+        # A dead QEMU has lost its backend too, which is not the backend's fault; a live one that
+        # disconnected will do so again.
         doubts += refused
         gone = stats["backend_losses"] != losses or doubts > 1
         losses, refusals = stats["backend_losses"], stats["refusals"]
         if there and gone:
             there = False
             feed.put("backend-lost", port, path)
-            interposer.changed.signal()  # whether it is back is looked at once more
+            interposer.changed.signal()  # check once more whether it is back
         elif not there and refused and refusal is not None and refusal != told:
-            # One that is there again, and does not serve: why is said once.
+            # Report once why a backend that came back does not serve.
             told = refusal
             words = quoting(refusal, said)
             _log.warning("the vhost-user backend %s does not serve: %s", path, words)
@@ -98,16 +98,16 @@ def follow_backend(feed: Feed, attachment: Attachment, devices: Devices, backend
 
     interposer.spare(attachment.driver)
     attachment.undo.add(functools.partial(backend.changed.remove, look))
-    # Lost already while it was being attached: it looks at that, too.
+    # It may have been lost while being attached: check that too.
     backend.changed.add(attachment.machine.monitor.loop, look, look)
 
 
 def follow_peer(feed: Feed, attachment: Attachment) -> None:
-    """Tell of the peer's coming and going, where QEMU does."""
+    """Report the peer's presence, if QEMU does."""
     peer = attachment.handle.peer
     if peer is None:
         return
-    weak = weakref.ref(attachment)  # a port that is forgotten is collected
+    weak = weakref.ref(attachment)  # a forgotten port must be collected
 
     def told(there: bool, address: str) -> None:
         if (attachment := weak()) is not None:
@@ -123,11 +123,11 @@ def follow_peer(feed: Feed, attachment: Attachment) -> None:
 def follow_configuration(
     attachment: Attachment, config: SharedWatch, replaced: Callable[[], bool]
 ) -> None:
-    """Have the port look at its configuration when its interrupt came, and see the end of QEMU.
+    """Make the port read its configuration on its interrupt, and notice the end of QEMU.
 
-    ``replaced`` begins to replace a QEMU that is gone, and is False where nobody does.
+    ``replaced`` starts to replace a dead QEMU, and returns False if nobody does.
     """
-    made, weak = attachment.made, weakref.ref(attachment)  # what is forgotten is collected
+    made, weak = attachment.made, weakref.ref(attachment)  # a forgotten port must be collected
 
     def changed() -> None:
         port, attachment = made(), weak()

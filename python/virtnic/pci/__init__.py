@@ -1,8 +1,8 @@
 """PCI probing over QTest: scan the bus, place BARs, find virtio-net and ivshmem.
 
-No firmware and no kernel runs in the machine, so what they do for a guest is done here:
-bus numbers, addresses, interrupt routing, and the answers to hotplug requests.
-:class:`PciBus` is where to start; the other modules hold one idea each and keep no state.
+No firmware or kernel runs in the machine, so this package does their part: bus numbers, addresses,
+interrupt routing, and answers to hotplug requests. :class:`PciBus` is the entry point; each other
+module holds one idea and keeps no state.
 """
 
 from virtnic.pci.bars import AddressSpace, Bar, BarKind, Range

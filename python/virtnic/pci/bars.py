@@ -1,7 +1,7 @@
-"""BARs: how large they are, and the address ranges they are given.
+"""BARs: their sizes and their addresses.
 
-Sizes come from the device and are not trusted: a BAR that breaks a rule is left out and
-described as a problem.
+Sizes come from the device and are not trusted: an invalid BAR is left out and described as a
+problem.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Bar:
 
 
 def size_bars(config: ConfigSpace, bdf: Bdf, count: int) -> tuple[tuple[Bar, ...], tuple[str, ...]]:
-    """Return the BARs of a function that decodes nothing now, and what is wrong with them.
+    """Return the BARs of a disabled function, and what is wrong with them.
 
-    Writes all ones and looks which bits stay (PCI Local Bus 3.0, section 6.2.5.1); the
-    BARs hold 0 afterwards.
+    Writes all ones and checks which bits stick (PCI Local Bus 3.0, section 6.2.5.1); the BARs hold
+    0 afterwards.
     """
     for index in range(count):
         config.write32(bdf, BAR0 + 4 * index, _ONES)
@@ -76,7 +76,7 @@ def size_bars(config: ConfigSpace, bdf: Bdf, count: int) -> tuple[tuple[Bar, ...
     for index in range(count):
         config.write32(bdf, BAR0 + 4 * index, 0)
     if masks and all(mask == _ONES for mask in masks):
-        return (), ("all BARs read as ones: the device does not answer",)
+        return (), ("all BARs read as ones: the device does not respond",)
 
     bars: list[Bar] = []
     problems: list[str] = []
@@ -85,7 +85,7 @@ def size_bars(config: ConfigSpace, bdf: Bdf, count: int) -> tuple[tuple[Bar, ...
         mask = masks[index]
         wide = mask & 1 == 0 and mask >> 1 & 3 == 2
         if wide and index + 1 == count:
-            problems.append(f"BAR {index} is 64 bits wide, but it is the last")
+            problems.append(f"BAR {index} is 64 bits wide, but is the last one")
         elif mask:
             bar = _decode(index, mask, masks[index + 1] if wide else _ONES)
             if isinstance(bar, Bar):
@@ -114,7 +114,7 @@ def _decode(index: int, mask: int, upper: int) -> Bar | str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Range:
-    """Addresses ``start`` to ``start + size - 1`` and what they are for."""
+    """Addresses ``start`` to ``start + size - 1`` and their owner."""
 
     start: int
     size: int
@@ -126,11 +126,11 @@ class Range:
         return self.start + self.size
 
     def overlaps(self, other: Range) -> bool:
-        """Whether an address is in both."""
+        """Whether the two share an address."""
         return self.start < other.end and other.start < self.end
 
     def contains(self, other: Range) -> bool:
-        """Whether all of the other is in this one."""
+        """Whether the other lies inside this one."""
         return self.start <= other.start and other.end <= self.end
 
     def __str__(self) -> str:
@@ -140,8 +140,8 @@ class Range:
 class AddressSpace:
     """Hands out ranges that never overlap.
 
-    ``bounds`` is all that may ever be claimed; ``zones`` is where :meth:`allocate` looks,
-    in this order (by default all of it).
+    ``bounds`` is everything that may be claimed; ``zones`` is where :meth:`allocate` looks, in
+    order (by default everywhere).
     """
 
     def __init__(
@@ -154,11 +154,11 @@ class AddressSpace:
 
     @property
     def taken(self) -> tuple[Range, ...]:
-        """What is claimed and allocated now, by address."""
+        """The claimed and allocated ranges, by address."""
         return tuple(self._taken)
 
     def claim(self, start: int, size: int, owner: str) -> Range:
-        """Take exactly this range. Raises ValueError saying what it overlaps with."""
+        """Claim exactly this range. Raises ValueError naming what it overlaps."""
         wanted = Range(start, size, owner)
         if size <= 0:
             raise ValueError(f"{owner} has the size {size}")
@@ -196,10 +196,10 @@ class AddressSpace:
 
 
 def memory_space(ram: int, reserved: Iterable[Range] = ()) -> AddressSpace:
-    """Return the memory addresses of a PC with so many bytes of RAM.
+    """Return the memory address space of a PC with ``ram`` bytes of RAM.
 
-    BARs go to the hole below 4 GiB while it has room: neither host-physical nor virtual
-    addresses are ever there, so that memory placed at its ``pa`` or ``va`` stays clear of them.
+    BARs go to the hole below 4 GiB while there is room: no host-physical or virtual address of the
+    packet memory lies there, so memory placed at its ``pa`` or ``va`` does not collide with them.
     """
     below_4g = min(ram, 0xE000_0000)
     fixed = [

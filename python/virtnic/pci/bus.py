@@ -1,4 +1,4 @@
-"""The PCI bus of one QEMU: what is on it, and which addresses everything has."""
+"""The PCI bus of one QEMU: its functions and their addresses."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _COMMAND = 0x04
 
 
 class PciBus:
-    """The bus of a machine whose only driver we are.
+    """The PCI bus of a machine.
 
-    ``machine`` is ``pc`` or ``q35``; ``ram`` its memory in bytes, ``reserved`` further
-    addresses where no BAR may go. Any thread may use it.
+    ``machine`` is ``pc`` or ``q35``; ``ram`` its memory in bytes; ``reserved`` lists further
+    addresses where no BAR may go. Usable from any thread.
 
     >>> bus = PciBus(qtest, "pc")
     >>> bus.scan()
@@ -74,16 +74,16 @@ class PciBus:
 
     @property
     def functions(self) -> tuple[Function, ...]:
-        """What was there at the last scan, by bus, slot and function number."""
+        """The functions found by the last scan, in order of bus, slot and function number."""
         with self._lock:
             return tuple(self._functions[bdf] for bdf in sorted(self._functions))
 
     def scan(self) -> list[Function]:
-        """Take the bus over and return what is on it.
+        """Take over the bus and return its functions.
 
-        Whatever was configured before is switched off and has no addresses.
+        Everything configured earlier is disabled and loses its addresses.
 
-        Raises QemuError when this is not the machine it is said to be.
+        Raises QemuError if this is not the expected machine.
         """
         with self._lock:
             host_bridge = self.config.read32(Bdf(0, 0, 0), 0)
@@ -93,7 +93,7 @@ class PciBus:
                     f"the host bridge of a {self.chipset.machine!r} machine is "
                     f"{vendor:04x}:{device:04x}, but this one is "
                     f"{host_bridge & 0xFFFF:04x}:{host_bridge >> 16:04x}; "
-                    "say which machine QEMU was started with"
+                    "pass the machine that QEMU was started with"
                 )
             self._forget_everything()
             self._native_hotplug = not acpi_hotplug(self._ports, self.chipset)
@@ -102,29 +102,29 @@ class PciBus:
             return found
 
     def rescan(self) -> list[Function]:
-        """Look again after a hotplug; return the functions that are new.
+        """Scan again after a hotplug; return the new functions.
 
-        What was known and is still there is not touched; what is gone, or was replaced,
-        loses its addresses to others.
+        Known functions that are still there are not touched; the addresses of removed or replaced
+        ones are freed.
         """
         with self._lock:
             known = dict(self._functions)
             found = scan(self.config, known, native_hotplug=self._native_hotplug)
             kept = {function.bdf for function in found if known.get(function.bdf) is function}
-            for bdf in sorted(known.keys() - kept, reverse=True):  # first what is behind bridges
+            for bdf in sorted(known.keys() - kept, reverse=True):  # first those behind bridges
                 self.remove(known[bdf])
             self._functions = {function.bdf: function for function in found}
             return [function for function in found if function.bdf not in kept]
 
     def place(self, function: Function, fixed: Mapping[int, int] | None = None) -> Function:
-        """Give every BAR of a function an address; return the function with them.
+        """Assign an address to every BAR of a function; return the function with them.
 
-        ``fixed``: addresses that BARs must have, by BAR number. A function that is placed
-        already is switched off and placed anew. An I/O BAR that finds no room is left out:
-        only the legacy interface needs it.
+        ``fixed``: required addresses by BAR number. A function that is already placed is disabled
+        and placed again. An I/O BAR for which there is no room is left out: only the legacy
+        interface needs it.
 
-        Raises ValueError for a fixed address that is misaligned or overlaps something, with
-        what; QemuError when the room is used up.
+        Raises ValueError for a fixed address that is misaligned or overlaps something, which is
+        named; QemuError if there is no room.
         """
         fixed = fixed or {}
         with self._lock:
@@ -153,7 +153,7 @@ class PciBus:
             return function
 
     def _take_all(self, function: Function, fixed: Mapping[int, int]) -> dict[int, Range]:
-        """Take addresses for all BARs, or for none."""
+        """Allocate addresses for all BARs, or for none."""
         ranges: dict[int, Range] = {}
         self._ranges[function.bdf] = ranges
         try:
@@ -179,9 +179,9 @@ class PciBus:
             return None
 
     def enable(self, function: Function) -> Function:
-        """Let a placed function answer to its addresses and write to memory; return it.
+        """Enable memory decoding and bus mastering of a placed function; return it.
 
-        Raises QemuError when it does not take this: it is gone, or was never there.
+        Raises QemuError if the function does not accept it: it is gone, or was never there.
         """
         with self._lock:
             function = self._current(function)
@@ -198,25 +198,25 @@ class PciBus:
             held = self.config.read16(function.bdf, _COMMAND)
             if held == 0xFFFF or held & wanted != wanted:
                 raise QemuError(
-                    f"{function} does not switch on: its command register was set to "
+                    f"{function} cannot be enabled: its command register was set to "
                     f"{wanted:#06x} and reads {held:#06x}"
                 )
             return function
 
     def release(self, function: Function) -> Function:
-        """Switch a function off and give its addresses back; return it without them."""
+        """Disable a function and free its addresses; return it without them."""
         with self._lock:
             function = self._current(function)
             self._switch_off(function)
             return self._forget_addresses(function)
 
     def eject(self, function: Function) -> None:
-        """Let a function go that QMP's ``device_del`` asked for, and forget it.
+        """Complete the removal of a function that QMP's ``device_del`` requested, and forget it.
 
-        QEMU answers with the event DEVICE_DELETED at once.
+        QEMU sends the event DEVICE_DELETED at once.
 
-        Raises QemuError when QEMU does not ask for it; the function is switched off but
-        stays known then.
+        Raises QemuError if QEMU has not requested it; the function is then disabled but still
+        known.
         """
         with self._lock:
             function = self._current(function)
@@ -234,7 +234,7 @@ class PciBus:
             self.remove(function)
 
     def remove(self, function: Function) -> None:
-        """Forget a function that is gone; its addresses are free again. Twice is no error."""
+        """Forget a function that is gone and free its addresses. Repeated calls are allowed."""
         with self._lock:
             known = self._functions.get(function.bdf)
             if known is not None:
@@ -247,18 +247,18 @@ class PciBus:
         del self._functions[known.bdf]
 
     def route_intx(self, function: Function) -> int:
-        """Return the IO-APIC line that a function's interrupt pin raises.
+        """Return the IO-APIC line of a function's interrupt pin.
 
-        Raises ValueError when it has no pin.
+        Raises ValueError if it has no pin.
         """
         with self._lock:
             return route(self.config, self.chipset, self._current(function))
 
     def _current(self, function: Function) -> Function:
-        """Return what is known about a function now; the caller's snapshot may be older."""
+        """Return the current state of a function; the caller's snapshot may be older."""
         known = self._functions.get(function.bdf)
         if known is None or (known.vendor, known.device) != (function.vendor, function.device):
-            raise QemuError(f"{function} is not on the bus any more; call rescan()")
+            raise QemuError(f"{function} is no longer on the bus; call rescan()")
         return known
 
     def _switch_off(self, function: Function) -> None:
@@ -271,6 +271,6 @@ class PciBus:
         return bare
 
     def _free_all(self, function: Function) -> None:
-        # Written to QEMU without waiting for it, so no longer than a moment: `uninterrupted`.
+        # The writes to QEMU are not waited for, so this is quick enough for `uninterrupted`.
         for index, taken in self._ranges.pop(function.bdf, {}).items():
             self._addresses.free(function.path, function.bar(index), taken)

@@ -1,8 +1,8 @@
-"""The capability list of a function, read with suspicion.
+"""The capability list of a function, which is not trusted.
 
-The list is what the device says it is: it may loop, leave the configuration space or be
-cut short. Whatever breaks a rule is left out and described in a list of problems, so that
-the rest of the device, and of the bus, can still be looked at.
+The device may loop the list, leave the configuration space or cut it short. Invalid entries are
+left out and described in a list of problems, so that the rest of the device and of the bus remains
+usable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _END = 0x100
 
 
 class VirtioStructure(IntEnum):
-    """Where a virtio capability leads (VIRTIO 1.3, section 4.1.4)."""
+    """Structure types of virtio capabilities (VIRTIO 1.3, section 4.1.4)."""
 
     COMMON = 1
     NOTIFY = 2
@@ -47,34 +47,34 @@ class VirtioStructure(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """Any capability: its identity and where in configuration space it starts."""
+    """Any capability: its identity and its position in configuration space."""
 
     identity: int
     position: int
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
         return capability_name(self.identity)
 
 
 @dataclass(frozen=True, slots=True)
 class VirtioCapability(Capability):
-    """A structure of a virtio device, as a part of a BAR (VIRTIO 1.3, section 4.1.4)."""
+    """A virtio structure in part of a BAR (VIRTIO 1.3, section 4.1.4)."""
 
-    #: A :class:`VirtioStructure` or a number that has no name yet.
+    #: A :class:`VirtioStructure`, or a number without a name.
     structure: int
     bar: int
     offset: int
     length: int
-    #: Which one of several of a type; numbers shared memory regions.
+    #: Distinguishes several of one type; numbers shared memory regions.
     number: int = 0
     #: Bytes between the notification addresses of two queues; notify only.
     notify_multiplier: int = 0
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
         return f"virtio {virtio_structure_name(self.structure)}"
 
 
@@ -96,18 +96,18 @@ class PcieCapability(Capability):
 
     #: 0 endpoint, 4 root port, 5 upstream and 6 downstream switch port, 7 PCIe-PCI bridge.
     port_type: int
-    #: A port with a slot that devices are plugged into.
+    #: Whether the port has a slot for devices.
     has_slot: bool
-    #: The slot's power can be switched.
+    #: Whether the slot's power can be switched.
     power_control: bool = False
 
     @property
     def leads_to_one_device(self) -> bool:
-        """Whether the bus behind is a link, which has device 0 only."""
+        """Whether the bus behind it is a link, which has only device 0."""
         return self.port_type in (4, 6)
 
 
-#: Bytes of the capabilities that are longer than the common 16.
+#: Lengths of capabilities that exceed the common 16 bytes.
 _VIRTIO_LENGTHS = {int(VirtioStructure.NOTIFY): 20, int(VirtioStructure.SHARED_MEMORY): 24}
 
 
@@ -118,9 +118,9 @@ class _BrokenRuleError(Exception):
 def read_capabilities(
     config: ConfigSpace, bdf: Bdf, pointer: int, *, virtio: bool
 ) -> tuple[tuple[Capability, ...], tuple[str, ...]]:
-    """Walk the list that starts at a pointer; return what is in it, and what is wrong with it.
+    """Walk the list from a pointer; return its capabilities and what is wrong with it.
 
-    ``virtio`` says whether vendor capabilities have the layout of VIRTIO.
+    ``virtio``: whether vendor capabilities have VIRTIO's layout.
     """
     found: list[Capability] = []
     problems: list[str] = []
@@ -166,7 +166,7 @@ def _decode_virtio(config: ConfigSpace, bdf: Bdf, position: int, head: int) -> V
     length = head >> 16 & 0xFF
     structure = head >> 24
     if structure == VirtioStructure.VENDOR:
-        # A vendor's own data in a layout of its own (section 4.1.4.8).
+        # Vendor data in its own layout (section 4.1.4.8).
         return VirtioCapability(_VENDOR_SPECIFIC, position, structure, 0, 0, 0)
     needed = _VIRTIO_LENGTHS.get(structure, 16)
     if length < needed:

@@ -1,4 +1,4 @@
-"""What differs between QEMU's two PC machines, ``pc`` (i440FX and PIIX3) and ``q35`` (ICH9)."""
+"""Differences between QEMU's PC machines ``pc`` (i440FX and PIIX3) and ``q35`` (ICH9)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["PC", "Q35", "Chipset", "chipset"]
 
 @dataclass(frozen=True, slots=True)
 class Chipset:
-    """A machine's fixed places."""
+    """The fixed addresses of a machine."""
 
     machine: str
     #: Vendor and device of the host bridge, function 00:00.0.

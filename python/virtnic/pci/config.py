@@ -1,8 +1,7 @@
 """PCI configuration space through I/O ports 0xCF8 and 0xCFC (PCI Local Bus 3.0, section 3.2.2.3.2).
 
-Writes are handed to QTest and not waited for; a read is one round trip (20 to 50 µs) and
-thereby also waits for the writes before it. What reads a lot should therefore read whole
-32-bit words.
+Writes are passed to QTest and not waited for; a read is one round trip (20 to 50 µs) and so also
+waits for earlier writes. Bulk reads should therefore use 32-bit words.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class PortIO(Protocol):
 
 
 class Bdf(NamedTuple):
-    """Where a function is: bus, device ("slot") and function number."""
+    """The address of a function: bus, device ("slot") and function number."""
 
     bus: int
     slot: int
@@ -72,8 +71,7 @@ class Bdf(NamedTuple):
 class ConfigSpace:
     """The first 256 bytes of every function's configuration space.
 
-    Selecting a register and accessing it are two port accesses; a lock keeps the
-    pairs of several threads apart.
+    Selecting a register and accessing it are two port accesses; a lock keeps each pair together.
     """
 
     def __init__(self, ports: PortIO) -> None:
@@ -83,10 +81,9 @@ class ConfigSpace:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Have accesses raise TimeoutError once so much time has passed.
+        """Make accesses raise TimeoutError after this time in total.
 
-        QTest bounds the time of each access. This bounds that of many, where a peer decides
-        how many there are.
+        QTest limits the time of each access. This limits the sum, where a peer decides the number.
         """
         self._deadline = time.monotonic() + seconds
         try:
@@ -120,7 +117,7 @@ class ConfigSpace:
         """Select the register's word; return the data port of its first byte."""
         if time.monotonic() > self._deadline:
             raise TimeoutError(
-                "QEMU answers too slowly: its PCI bus could not be looked at in reasonable time"
+                "QEMU answers too slowly: its PCI bus could not be scanned in reasonable time"
             )
         bus, slot, function = bdf
         if not (0 <= bus <= 0xFF and 0 <= slot <= 0x1F and 0 <= function <= 7):

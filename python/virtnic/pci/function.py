@@ -1,4 +1,4 @@
-"""What the scan found out about one function of the bus."""
+"""One PCI function, as found by the scan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _C = TypeVar("_C", bound="Capability")
 
 @dataclass(frozen=True, slots=True)
 class BusNumbers:
-    """The buses behind a bridge: the one right behind it, and the last one below."""
+    """The buses behind a bridge: the one directly behind it, and the last one below."""
 
     secondary: int
     subordinate: int
@@ -25,17 +25,17 @@ class BusNumbers:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One PCI function, as it was when it was scanned or placed last.
+    """One PCI function, as last scanned or placed.
 
-    It is a snapshot: :class:`virtnic.pci.PciBus` returns a new one when something changes.
+    A snapshot: :class:`virtnic.pci.PciBus` returns a new one when something changes.
     """
 
     bdf: Bdf
-    #: The bridges above, from the root bus down; empty on the root bus itself.
+    #: The bridges above it, from the root bus down; empty on the root bus.
     path: tuple[Bdf, ...]
     vendor: int
     device: int
-    #: 0 for bridges, which have no subsystem in their header.
+    #: 0 for bridges, whose header has no subsystem.
     subsystem_vendor: int
     subsystem: int
     #: Class, subclass and programming interface in 24 bits.
@@ -43,15 +43,15 @@ class Function:
     revision: int
     #: 0 for a device, 1 for a bridge to another PCI bus.
     header_type: int
-    #: Whether functions 1 to 7 of its slot may be there too; told by function 0.
+    #: Whether functions 1 to 7 of its slot may exist; valid for function 0.
     multifunction: bool
     #: Interrupt pin: 0 for none, 1 for INTA to 4 for INTD.
     pin: int
     bars: tuple[Bar, ...]
     capabilities: tuple[Capability, ...]
-    #: Rules of PCI or VIRTIO that it breaks; such parts were left out.
+    #: Violations of PCI or VIRTIO; the affected parts were left out.
     problems: tuple[str, ...] = ()
-    #: The buses behind it, where it is a bridge.
+    #: The buses behind it, if it is a bridge.
     buses: BusNumbers | None = None
 
     @property
@@ -60,7 +60,7 @@ class Function:
         return self.header_type == 1
 
     def bar(self, index: int) -> Bar:
-        """Return a BAR by its number. Raises ValueError when it has none of that number."""
+        """Return a BAR by number. Raises ValueError if there is none."""
         for bar in self.bars:
             if bar.index == index:
                 return bar
@@ -68,11 +68,11 @@ class Function:
         raise ValueError(f"{self} has no BAR {index} (it has: {have})")
 
     def capability(self, kind: type[_C]) -> _C | None:
-        """Return its first capability of a class, e.g. :class:`MsixCapability`."""
+        """Return the first capability of a class, e.g. :class:`MsixCapability`."""
         return next(iter(self.capabilities_of(kind)), None)
 
     def capabilities_of(self, kind: type[_C]) -> list[_C]:
-        """Return all its capabilities of a class, in the order of its list."""
+        """Return all capabilities of a class, in the order of the list."""
         return [found for found in self.capabilities if isinstance(found, kind)]
 
     def __str__(self) -> str:

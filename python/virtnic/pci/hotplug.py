@@ -1,15 +1,15 @@
-"""What a guest's firmware and kernel would do when a device is plugged in or removed.
+"""The part of a guest's firmware and kernel in hotplug.
 
-QEMU asks the guest to let a device go and waits; no guest runs, so we answer in its place.
-Where the question is asked depends on the machine:
+QEMU asks the guest to release a device and waits; no guest runs, so virtnic answers. Where the
+request appears depends on the machine:
 
 - ``pc``: the ACPI registers at port 0xAE00 (QEMU: docs/specs/acpi_pci_hotplug).
 - ``q35`` since QEMU 6.1: the same registers at 0xCC0, for the slots of PCIe root ports.
-- ``q35`` before, or with ``ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off``: the slot
-  control of the root port (PCIe Base 5.0, section 7.5.3.10). QEMU removes the device when
-  the power of its slot goes *off*, so it has to be on first; since 7.0 a device in a slot
-  without power does not even answer. A port with ``power_controller_present=off`` always
-  has power, and takes the same write as the answer.
+- ``q35`` before, or with ``ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off``: the slot control of
+  the root port (PCIe Base 5.0, section 7.5.3.10). QEMU removes the device when the power of its
+  slot is switched *off*, so it must be on first; since 7.0 a device in an unpowered slot does not
+  even respond. A port with ``power_controller_present=off`` is always powered, and takes the same
+  write as the answer.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def acpi_hotplug(ports: PortIO, chipset: Chipset) -> bool:
 
 
 def eject_acpi(ports: PortIO, chipset: Chipset, function: Function, buses: int) -> None:
-    """Let a function's slot go, after QMP's ``device_del`` has asked for it.
+    """Eject the slot of a function after QMP's ``device_del`` has requested it.
 
-    ``buses``: how many buses there are. QEMU numbers those that take hotplug in an order of
-    its own, so the one with a request for this slot is looked for. All requests for a slot
-    of this number are answered; each was asked for.
+    ``buses``: the number of buses. QEMU numbers the hotpluggable ones in its own order, so the one
+    with a request for this slot is searched. All requests for this slot number are answered; each
+    is genuine.
 
-    Raises QemuError when QEMU asks for no such slot.
+    Raises QemuError if there is no request for the slot.
     """
     base = chipset.acpi_hotplug
     slot = 1 << function.bdf.slot
@@ -62,27 +62,27 @@ def eject_acpi(ports: PortIO, chipset: Chipset, function: Function, buses: int) 
             answered = True
     if not answered:
         raise QemuError(
-            f"QEMU does not ask for {function} to be removed; send device_del by QMP first, "
-            "and see that the device is in a slot that can be hotplugged"
+            f"QEMU has not requested the removal of {function}; send device_del by QMP first, "
+            "and check that the device is in a hotpluggable slot"
         )
 
 
 def eject_native(config: ConfigSpace, port: Function) -> None:
-    """Let go what is plugged into a PCIe port, after ``device_del`` has asked for it.
+    """Release the device in a PCIe port after ``device_del`` has requested it.
 
-    The slot has power again afterwards, ready for the next device.
+    The slot is powered again afterwards, ready for the next device.
 
-    Raises QemuError when it is no port with a slot.
+    Raises QemuError if it is not a port with a slot.
     """
     pcie = port.capability(PcieCapability)
     if pcie is None or not pcie.has_slot:
-        raise QemuError(f"{port} is no PCIe port with a slot; nothing below can be removed")
+        raise QemuError(f"{port} is not a PCIe port with a slot; nothing behind it can be removed")
     config.write16(port.bdf, pcie.position + _SLOT_CONTROL, _POWER_OFF)
     config.write16(port.bdf, pcie.position + _SLOT_CONTROL, _POWER_ON)
 
 
 def power_on(config: ConfigSpace, port: Function) -> None:
-    """Give power to the slot of a PCIe port; nothing happens where there is none."""
+    """Power the slot of a PCIe port, if it has one."""
     pcie = port.capability(PcieCapability)
     if pcie and pcie.power_control:
         config.write16(port.bdf, pcie.position + _SLOT_CONTROL, _POWER_ON)

@@ -1,4 +1,4 @@
-"""Devices found by what they are, and where their registers are."""
+"""Devices by identity, and the addresses of their registers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _IVSHMEM = 0x1110
 _NET_TRANSITIONAL = 0x1000
 _NET_MODERN = 0x1041
 _NET_TYPE = 1
-#: PCI device numbers from here on say that a device is not transitional (VIRTIO 1.3, 4.1.2.1).
+#: PCI device numbers from here on are not transitional (VIRTIO 1.3, 4.1.2.1).
 _FIRST_MODERN = 0x1040
 
 _LAST_BAR = 5
@@ -41,7 +41,7 @@ _LEGACY_LENGTH = 24
 
 
 class VirtioRegisters(NamedTuple):
-    """Where a virtio device's structures are in memory (VIRTIO 1.3, section 4.1.4)."""
+    """Addresses of a virtio device's structures in memory (VIRTIO 1.3, section 4.1.4)."""
 
     common: int
     isr: int
@@ -54,10 +54,10 @@ class VirtioRegisters(NamedTuple):
 
 
 class LegacyRegisters(NamedTuple):
-    """Where a virtio device's legacy registers are in I/O space (VIRTIO 1.3, 4.1.4.10)."""
+    """Address of a virtio device's legacy registers in I/O space (VIRTIO 1.3, 4.1.4.10)."""
 
     io_base: int
-    #: Ports that the BAR has.
+    #: Number of ports of the BAR.
     length: int
 
 
@@ -85,10 +85,10 @@ def find_ivshmems(functions: Iterable[Function]) -> list[Function]:
 
 
 def virtio_registers(function: Function) -> VirtioRegisters:
-    """Return where a placed virtio device's structures are.
+    """Return the addresses of a placed virtio device's structures.
 
-    Raises DeviceError when one is missing, too short, misaligned or not inside its BAR, and
-    ValueError when the function is not placed.
+    Raises DeviceError if one is missing, too short, misaligned or not inside its BAR, and
+    ValueError if the function is not placed.
     """
     common = _find(function, VirtioStructure.COMMON, length=_COMMON_LENGTH, alignment=4)
     isr = _find(function, VirtioStructure.ISR, length=1, alignment=1)
@@ -111,19 +111,18 @@ def virtio_registers(function: Function) -> VirtioRegisters:
 
 
 def speaks_modern(function: Function) -> bool:
-    """Whether a virtio device is to be driven by the structures of VIRTIO 1.0 and later.
+    """Whether to drive a virtio device by the structures of VIRTIO 1.0 and later.
 
-    A transitional one that shows no such structure has the legacy interface only.
+    A transitional device without such structures has only the legacy interface.
     """
     transitional = function.device < _FIRST_MODERN
     return not transitional or bool(function.capabilities_of(VirtioCapability))
 
 
 def virtio_legacy(function: Function) -> LegacyRegisters:
-    """Return where a placed virtio device's legacy registers are: BAR 0, in I/O space.
+    """Return the address of a placed virtio device's legacy registers: BAR 0, in I/O space.
 
-    Raises DeviceError when it has none, or too few, and ValueError when the function is not
-    placed.
+    Raises DeviceError if there are none or too few, ValueError if the function is not placed.
     """
     bar = next((bar for bar in function.bars if bar.index == 0), None)
     if function.device >= _FIRST_MODERN or bar is None or bar.kind is not BarKind.IO:
@@ -144,12 +143,12 @@ def virtio_legacy(function: Function) -> LegacyRegisters:
 def _find(
     function: Function, structure: VirtioStructure, *, length: int, alignment: int
 ) -> VirtioCapability:
-    """Return the first capability of a type that can be used (VIRTIO 1.3, 4.1.4.1)."""
+    """Return the first usable capability of a type (VIRTIO 1.3, 4.1.4.1)."""
     name = structure.name.lower()
     candidates = [
         capability
         for capability in function.capabilities_of(VirtioCapability)
-        # A reserved BAR number is for later versions, and to be ignored.
+        # A reserved BAR number is for later versions and must be ignored.
         if capability.structure == structure and capability.bar <= _LAST_BAR
     ]
     if not candidates:
@@ -167,12 +166,12 @@ def _find(
     try:
         bar = function.bar(found.bar)
     except ValueError as missing:
-        raise DeviceError(f"{where} is in a BAR that is not there: {missing}") from None
+        raise DeviceError(f"{where} is in a missing BAR: {missing}") from None
     if bar.kind is BarKind.IO:
         raise DeviceError(f"{where} is in I/O BAR {bar.index}, not in memory")
     if found.offset + found.length > bar.size:
         raise DeviceError(
-            f"{where}, {found.length:#x} bytes at offset {found.offset:#x}, passes the end of "
+            f"{where}, {found.length:#x} bytes at offset {found.offset:#x}, exceeds "
             f"BAR {bar.index} ({bar.size:#x})"
         )
     if found.length < length:

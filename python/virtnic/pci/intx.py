@@ -1,9 +1,9 @@
-"""Which IO-APIC line a function's interrupt pin raises (``irq_intercept_in ioapic``).
+"""The IO-APIC line of a function's interrupt pin (``irq_intercept_in ioapic``).
 
-Pins are rotated by the slot number on the way through each bridge and on the root bus.
-``pc`` leads the four resulting links through PIIX3's PIRQ registers to the ISA interrupts
-that they name. ``q35`` leads eight links, PIRQA to PIRQH, to IO-APIC lines 16 to 23 as well,
-and nothing needs to be programmed; the registers of the LPC bridge concern the 8259 only.
+Pins are rotated by the slot number at each bridge and on the root bus. ``pc`` routes the four
+resulting links through PIIX3's PIRQ registers to ISA interrupts. ``q35`` also routes eight links,
+PIRQA to PIRQH, to IO-APIC lines 16 to 23, and needs no programming; the registers of the LPC bridge
+concern only the 8259.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["route"]
 
 _PIRQ = 0x60
-#: ISA interrupts for PIRQA to PIRQD: none of a machine without default devices uses them.
+#: ISA interrupts for PIRQA to PIRQD, unused in a machine without default devices.
 _PIIX3_LINES = (5, 7, 10, 11)
 
 

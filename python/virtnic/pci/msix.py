@@ -1,7 +1,7 @@
-"""MSI-X: the table that says which memory write each interrupt of a function is.
+"""MSI-X: the table that defines each interrupt of a function as a memory write.
 
-With the message's address in the doorbell register of an ivshmem device, the write
-signals an eventfd of ours (QEMU: docs/specs/ivshmem-spec).
+If the address is the doorbell register of an ivshmem device, the write signals one of our eventfds
+(QEMU: docs/specs/ivshmem-spec).
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ class MmioWrite(Protocol):
 
 
 class MsixTable:
-    """The MSI-X table of a function that is placed and enabled. Nothing here waits.
+    """The MSI-X table of a placed and enabled function. No method waits.
 
-    Raises ValueError when the function has no MSI-X or is not placed, DeviceError when the
-    table is not inside its BAR.
+    Raises ValueError if the function has no MSI-X or is not placed, DeviceError if the table is not
+    inside its BAR.
     """
 
     def __init__(self, mmio: MmioWrite, config: ConfigSpace, function: Function) -> None:
         capability = function.capability(MsixCapability)
         if capability is None:
-            raise ValueError(f"{function} has no MSI-X; QEMU's option vectors=0 switches it off")
+            raise ValueError(f"{function} has no MSI-X; QEMU's option vectors=0 disables it")
         try:
             bar = function.bar(capability.table_bar)
         except ValueError as missing:
-            raise DeviceError(f"the MSI-X table is in a BAR that is not there: {missing}") from None
+            raise DeviceError(f"the MSI-X table is in a missing BAR: {missing}") from None
         if bar.kind is BarKind.IO:
             raise DeviceError(f"the MSI-X table of {function} is in I/O BAR {bar.index}")
         if capability.table_offset + capability.size * _ENTRY > bar.size:
             raise DeviceError(
                 f"the MSI-X table of {function}, {capability.size} entries at offset "
-                f"{capability.table_offset:#x}, passes the end of BAR {bar.index} ({bar.size:#x})"
+                f"{capability.table_offset:#x}, exceeds BAR {bar.index} ({bar.size:#x})"
             )
         if bar.address is None:
             raise ValueError(f"{function} is not placed; its MSI-X table has no address")
@@ -65,21 +65,21 @@ class MsixTable:
         self.size = capability.size
 
     def enable(self) -> None:
-        """Send interrupts by MSI-X; the function's pin is silent from now on."""
+        """Send interrupts by MSI-X; the interrupt pin is no longer used."""
         self._config.write16(self._bdf, self._control, _ENABLE)
 
     def set(self, vector: int, address: int, data: int) -> None:
-        """Let an interrupt write 32 bits of data to an address, and unmask it.
+        """Make an interrupt write 32 bits of data to an address, and unmask it.
 
-        Raises ValueError for a vector, an address or data that cannot be.
+        Raises ValueError for an invalid vector, address or data.
         """
         entry = self._entry(vector)
         if not 0 <= address < 1 << 64 or address % 4:
             raise ValueError(
-                f"an MSI-X message goes to an address divisible by 4, not {address:#x}"
+                f"the address of an MSI-X message must be a multiple of 4, not {address:#x}"
             )
         if not 0 <= data < 1 << 32:
-            raise ValueError(f"an MSI-X message has 32 bits, {data:#x} does not fit")
+            raise ValueError(f"the data of an MSI-X message must fit 32 bits, not {data:#x}")
         self._mmio.writel(entry + _VECTOR_CONTROL, _MASKED)
         self._mmio.writel(entry + _ADDRESS_LOW, address & 0xFFFFFFFF)
         self._mmio.writel(entry + _ADDRESS_HIGH, address >> 32)

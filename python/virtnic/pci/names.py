@@ -1,4 +1,4 @@
-"""Names for what a virtnic QEMU usually has on its bus."""
+"""Names of the devices that a virtnic QEMU usually has on its bus."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Enumeration: which functions are there, and what they are.
+"""Enumeration of the functions on the bus.
 
-Bridges are given bus numbers on the way, depth first, so that what is behind them, now or
-after a hotplug, can be reached. Whatever is found decodes nothing and has closed windows:
-addresses come later, from :class:`virtnic.pci.PciBus`. A function that is known already is
-only checked, never written to.
+Bridges get bus numbers on the way, depth first, so that what is behind them, now or after a
+hotplug, is reachable. Found functions are disabled and bridge windows closed: addresses come later,
+from :class:`virtnic.pci.PciBus`. A function that is already known is only checked, not written to.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ _log = logging.getLogger(__name__)
 _ABSENT = 0xFFFF
 _BUS_NUMBERS = 0x18
 _LAST_BUS = 0xFF
-#: More than any machine that is started here has. All 65,536 that could answer would take
-#: minutes and hundreds of megabytes to look at.
+#: More than any machine started here has. All 65,536 possible functions would take minutes and
+#: hundreds of megabytes.
 _MOST_FUNCTIONS = 512
 #: Seconds for the whole bus; it takes milliseconds.
 _PATIENCE = 30.0
@@ -48,10 +47,10 @@ def scan(
 ) -> list[Function]:
     """Return every function, bridges before what is behind them.
 
-    Of ``known`` functions, those that are still there and still configured are returned as
-    they are. With ``native_hotplug`` the slots of PCIe ports are powered.
+    Of the ``known`` functions, those still there and still configured are returned unchanged. With
+    ``native_hotplug`` the slots of PCIe ports are powered.
 
-    Raises QemuError for a bus without end, TimeoutError for one that answers too slowly.
+    Raises QemuError for an endless bus, TimeoutError for one that answers too slowly.
     """
     with config.within(_PATIENCE):
         return _Scanner(config, known or {}, native_hotplug).run()
@@ -106,7 +105,7 @@ class _Scanner:
         return known if known == function else function
 
     def _scan_behind(self, position: int, bridge: Function, numbering: bool) -> None:
-        """Scan the bus behind a bridge, numbering it first where it is new."""
+        """Scan the bus behind a bridge; number it first if it is new."""
         pcie = bridge.capability(PcieCapability)
         slots = range(1) if pcie and pcie.leads_to_one_device else range(32)
         path = (*bridge.path, bridge.bdf)
@@ -116,8 +115,8 @@ class _Scanner:
             self._scan_bus(bridge.buses.secondary, path, slots, numbering=False)
             return
         if not numbering or self._last_bus == _LAST_BUS:
-            # Numbers below a bridge are contiguous: a bridge that was plugged in
-            # below another would need those that its neighbours have.
+            # Numbers below a bridge are contiguous: a bridge plugged in below another would need
+            # numbers that its neighbours have.
             _log.warning("%s has no bus number: what is behind it cannot be reached", bridge)
             return
         secondary = self._last_bus = self._last_bus + 1
@@ -139,9 +138,9 @@ class _Scanner:
 
 
 def _is_live(config: ConfigSpace, known: Function, identity: int) -> bool:
-    """Whether a function that we configured is still there, and not another in its place.
+    """Whether a function we configured is still there, rather than another one in its place.
 
-    A new device has neither the addresses nor the bus numbers that the known one was given.
+    A new device has neither the addresses nor the bus numbers of the known one.
     """
     if identity != known.device << 16 | known.vendor:
         return False
@@ -154,7 +153,7 @@ def _is_live(config: ConfigSpace, known: Function, identity: int) -> bool:
 
 
 def _close_windows(config: ConfigSpace, bridge: Bdf) -> None:
-    """Let a bridge forward no addresses: base above limit (PCI-PCI bridge 1.2, 3.2.5)."""
+    """Make a bridge forward no addresses: base above limit (PCI-PCI bridge 1.2, 3.2.5)."""
     config.write16(bridge, 0x1C, 0x00F0)
     config.write32(bridge, 0x30, 0)
     config.write32(bridge, 0x20, 0x0000_FFF0)
@@ -174,11 +173,11 @@ def _read_function(config: ConfigSpace, bdf: Bdf, path: tuple[Bdf, ...], identit
 
     bars: tuple[Bar, ...] = ()
     problems: list[str] = []
-    # The chipset's own bridges (class 6 but not a bridge to PCI) decode what they always do.
+    # The chipset's own bridges (class 6 but not a bridge to PCI) always decode.
     if is_bridge or (is_device and class_code >> 16 != 0x06):
         if command_status & 0x7:
-            # Left over from firmware, or from a program that is gone: only one can be
-            # connected to the QTest socket. Its device must not touch memory any more.
+            # Left over from firmware or from a program that has ended, as the QTest socket takes
+            # one connection. The device must not access memory any more.
             config.write16(bdf, 0x04, 0)
         bars, wrong = size_bars(config, bdf, 2 if is_bridge else 6)
         problems += wrong

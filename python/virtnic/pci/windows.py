@@ -1,7 +1,7 @@
 """Addresses behind bridges: each bridge forwards one window per kind of address.
 
-A window is opened when the first BAR behind the bridge needs it (PCI-PCI bridge 1.2,
-sections 3.2.5.6 to 3.2.5.10), so the empty slots of a machine cost nothing.
+A window is opened when the first BAR behind the bridge needs it (PCI-PCI bridge 1.2, sections
+3.2.5.6 to 3.2.5.10), so empty slots take no addresses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Kind(Enum):
         return 1 << 12 if self is _Kind.IO else 1 << 20
 
     def size(self, nested: bool) -> int:
-        """How large a window is made: room for a device, or for bridges below."""
+        """Return the size of a new window, with room for a device or for bridges below."""
         if self is _Kind.IO:
             return 4 << 12 if nested else 1 << 12
         return 64 << 20 if nested else 2 << 20
@@ -45,7 +45,7 @@ class _Window:
 
 
 class Addresses:
-    """All addresses of a machine: who has which, on the root bus and behind bridges."""
+    """All addresses of a machine, on the root bus and behind bridges, and their owners."""
 
     def __init__(self, config: ConfigSpace, ram: int, reserved: Iterable[Range] = ()) -> None:
         self._config = config
@@ -54,9 +54,9 @@ class Addresses:
         self._windows: dict[tuple[Bdf, _Kind], _Window] = {}
 
     def claim(self, path: tuple[Bdf, ...], bar: Bar, address: int, owner: str) -> Range:
-        """Take an exact address for a BAR behind the bridges of ``path``.
+        """Claim an exact address for a BAR behind the bridges of ``path``.
 
-        Raises ValueError saying what it overlaps with, or which window it is outside of.
+        Raises ValueError naming what it overlaps, or the window it is outside of.
         """
         if bar.kind is not BarKind.MEMORY64 and address + bar.size > _BELOW_4G:
             raise ValueError(f"{owner} takes 32-bit addresses only, not {address:#x}")
@@ -70,18 +70,18 @@ class Addresses:
         return self._space(path, kind).claim(address, bar.size, owner)
 
     def allocate(self, path: tuple[Bdf, ...], bar: Bar, owner: str) -> Range:
-        """Take any free address for a BAR. Raises QemuError when there is none."""
+        """Allocate any free address for a BAR. Raises QemuError if there is none."""
         kind = _kind_of(bar)
         if path and (path[-1], kind) not in self._windows:
             granule = kind.granularity
-            # Twice its size leaves room for the device's other BARs; this is its largest.
+            # Twice its size leaves room for the device's other BARs; this is the largest.
             size = max(-(-2 * bar.size // granule) * granule, kind.size(nested=False))
             self._open(path, kind, size, max(bar.size, granule))
         below = 1 << 64 if bar.kind is BarKind.MEMORY64 else _BELOW_4G
         return self._space(path, kind).allocate(bar.size, owner, below=below)
 
     def free(self, path: tuple[Bdf, ...], bar: Bar, taken: Range) -> None:
-        """Give a BAR's addresses back, and close windows that are empty now."""
+        """Free a BAR's addresses and close windows that are now empty."""
         kind = _kind_of(bar)
         self._space(path, kind).free(taken)
         self._close_empty(path, kind)
@@ -92,7 +92,7 @@ class Addresses:
         return self._io if kind is _Kind.IO else self._memory
 
     def _open_around(self, path: tuple[Bdf, ...], kind: _Kind, wanted: Range) -> None:
-        """Open a window for exact addresses where there is none yet."""
+        """Open a window for exact addresses if there is none yet."""
         if (path[-1], kind) in self._windows:
             return
         if len(path) > 1:
@@ -136,7 +136,7 @@ class Addresses:
         if kind is _Kind.MEMORY:
             write32(bridge, 0x20, low)
             return
-        # At no moment may old and new halves make a window over someone else's addresses.
+        # Old and new halves must never form a window over someone else's addresses.
         write32(bridge, 0x24, 0x0000_FFF0)
         write32(bridge, 0x28, base >> 32)
         write32(bridge, 0x2C, limit >> 32)
@@ -144,7 +144,7 @@ class Addresses:
 
 
 def _kind_of(bar: Bar) -> _Kind:
-    """Which window of a bridge a BAR behind it goes to."""
+    """Return which bridge window a BAR goes to."""
     if bar.kind is BarKind.IO:
         return _Kind.IO
     if bar.kind is BarKind.MEMORY64 and bar.prefetchable:

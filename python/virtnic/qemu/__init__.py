@@ -1,9 +1,9 @@
 """Start QEMU, talk to it, plug NICs in and out.
 
-``find`` knows which QEMU, ``quirks`` how versions differ, ``command`` what to start,
-``process`` and ``monitor`` hold the running one, ``external`` one that somebody else
-started, ``ending`` tells when it ends, ``netdev`` and ``schema`` turn what users write into QMP,
-``nic`` does the QMP half of hotplug, ``machine`` puts it together.
+``find`` locates QEMU, ``quirks`` lists differences between versions, ``command`` builds the command
+line, ``process`` and ``monitor`` hold a running QEMU, ``external`` one started elsewhere,
+``ending`` reports its end, ``netdev`` and ``schema`` convert a netdev to QMP, ``nic`` does the QMP
+half of hotplug, ``machine`` combines them.
 """
 
 from virtnic.qemu.find import Binary, find_qemu

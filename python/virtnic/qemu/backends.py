@@ -1,9 +1,8 @@
-"""What differs between vhost-user backends: one table, and nothing about programs elsewhere.
+"""Differences between vhost-user backends: one table, and no backend names elsewhere.
 
-Each row says which program it is about, what is seen with it, what virtnic does about it, and
-which test shows it. A backend is known by the name of the process at the other end of its
-socket, which the kernel tells; where it is in another PID namespace it is nobody we know.
-``docs/backends.md`` is this table for people.
+Each row gives the program, the symptom, what virtnic does, and a test. A backend is identified by
+the name of the process at the other end of its socket, as reported by the kernel; in another PID
+namespace it is unknown. ``docs/backends.md`` is this table for users.
 """
 
 from __future__ import annotations
@@ -24,34 +23,33 @@ _UCRED = struct.Struct("3i")
 class Peculiarity:
     """One row of the table."""
 
-    #: The program and its versions, for people.
+    #: The program and its versions.
     program: str
-    #: A regular expression for the whole name of the process (``/proc/PID/comm``).
+    #: A regular expression for the whole process name (``/proc/PID/comm``).
     comm: str
     symptom: str
     action: str
     test: str
-    #: The most entries of a queue for which nobody asked; 0 where there is no such limit.
+    #: Most entries of a queue when no size was requested; 0 for no limit.
     queue_size: int = 0
 
 
 BACKENDS: tuple[Peculiarity, ...] = (
     Peculiarity(
-        program="passt, 2025 and 2026 (seen with that of Debian sid)",
+        program="passt, 2025 and 2026 (seen with Debian sid's)",
         comm=r"passt(\.avx2)?",
-        symptom="with queues of 1,024 entries its assertion in `tcp_vu.c` fails, and it dies, when "
-        "much is downloaded through a large window; 256 and 512 entries are fine",
-        action="queues have 512 entries unless `queue_size=` says otherwise",
+        symptom="with queues of 1,024 entries an assertion in `tcp_vu.c` fails and it dies when "
+        "much is downloaded through a large window; 256 and 512 entries work",
+        action="queues have 512 entries unless `queue_size=` is given",
         test="tests/device/test_vhost_user_backends.py::test_passt_gets_shorter_queues",
         queue_size=512,
     ),
     Peculiarity(
         program="DPDK's testpmd from 22.11 on, forwarding in mode `io`",
         comm=r"(dpdk-)?testpmd.*",
-        symptom="it calculates the checksums of what it passes on, and drops the data of frames "
-        "that are to be segmented (TSO), where the ports were told of offloads; 20.11 passes both "
-        "on as they are",
-        action="none: a vhost-user port asks for no offload by itself. With `offload=True` take "
+        symptom="with offloads negotiated, it calculates the checksums of frames it forwards and "
+        "drops the data of frames to be segmented (TSO); 20.11 forwards both unchanged",
+        action="none: a vhost-user port negotiates no offloads by default. With `offload=True` use "
         "another mode (`macswap`, `mac`), or no TSO",
         test="tests/device/test_offload_forward.py",
     ),
@@ -59,9 +57,9 @@ BACKENDS: tuple[Peculiarity, ...] = (
 
 
 def process_of(fd: int) -> str | None:
-    """Return the name of the process at the other end of a UNIX socket; None where it is hidden.
+    """Return the name of the process at the other end of a UNIX socket; None if it is hidden.
 
-    The descriptor stays the caller's.
+    The descriptor remains the caller's.
     """
     with socket.socket(fileno=fd) as peer:
         try:
@@ -78,7 +76,7 @@ def process_of(fd: int) -> str | None:
 
 
 def queue_size_for(process: str | None) -> int:
-    """Return the most entries that a queue is to have for this backend; 0 for any number."""
+    """Return the most queue entries for this backend; 0 for no limit."""
     sizes = [
         row.queue_size
         for row in BACKENDS

@@ -1,9 +1,8 @@
-"""The QEMU command line: a machine that runs nothing and waits for our devices.
+"""The QEMU command line: a machine that runs no guest and waits for devices.
 
-QEMU starts with the shared-memory device alone; every NIC is plugged in later. On
-``pc`` they go to the root bus, on ``q35`` behind root ports that are made here.
-A QEMU that somebody else starts has not even that device, and needs no file: see
-:func:`elsewhere`.
+QEMU starts with only the shared-memory device; every NIC is plugged in later: on ``pc`` into the
+root bus, on ``q35`` behind root ports created here. A QEMU started elsewhere does not have even
+that device, and needs no file: see :func:`elsewhere`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 Accel = Literal["auto", "qtest", "tcg", "kvm"]
 MachineType = Literal["pc", "q35"]
 Shmem = Literal["doorbell", "plain"]
-#: True: everything denied; "spawn": helpers and scripts may be run; False: no sandbox.
+#: True: everything denied; "spawn": helpers and scripts allowed; False: no sandbox.
 Sandbox = bool | Literal["spawn"]
 
 ROOT_PORTS = 16
@@ -31,21 +30,21 @@ ROOT_PORTS = 16
 FIRST_ROOT_PORT = 2
 #: PCI device numbers for NICs on the root bus (pc): 0 is the host bridge, 1 the PIIX3.
 PC_SLOTS = range(3, 32)
-#: What QEMU's types of these machines begin with; a version follows.
+#: Prefixes of QEMU's names for these machines; a version follows.
 MACHINES: dict[str, MachineType] = {"pc-i440fx-": "pc", "pc-q35-": "q35"}
-#: PCI device number of the shared-memory device on either machine: free on both. On a
-#: q35 that somebody else starts, a root port of its own is there, and the device behind it.
+#: PCI device number of the shared-memory device, free on both machines. On a q35 started elsewhere
+#: it is that of a root port, with the device behind it.
 SHMEM_SLOT = {"pc": 2, "q35": 1}
 
-#: 64 KiB that end where the processor starts: at its reset vector, 16 bytes before
-#: the end, stand ``cli; hlt; jmp`` back. The vCPU sleeps for ever and executes nothing else.
+#: 64 KiB ending where the processor starts: the reset vector, 16 bytes before the end, holds
+#: ``cli; hlt; jmp`` back. The vCPU sleeps for ever and executes nothing else.
 PARKING_FIRMWARE = b"\xff" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + b"\xff" * 12
 
 
 #: The same for a QEMU that gets no file from us: QEMU's generic loader writes the three
-#: instructions (little-endian) to its main memory and lets the processor start there. It does
-#: so in real mode with CS at 0xFFFF0000, where 64 KiB more is the address meant. KVM keeps
-#: to the 64 KiB limit of CS and cannot do that (QEMU: docs/system/generic-loader).
+#: instructions (little-endian) to main memory and starts the processor there. It starts in real
+#: mode with CS at 0xFFFF0000, so adding 64 KiB gives the intended address. KVM enforces the 64 KiB
+#: limit of CS and cannot do that (QEMU: docs/system/generic-loader).
 _PARKING_ADDRESS = 0x7000
 _PARKING_LOADER = (
     "-device",
@@ -54,20 +53,20 @@ _PARKING_LOADER = (
     f"loader,addr={_PARKING_ADDRESS + 0x10000:#x},cpu-num=0",
 )
 
-#: What a QEMU that was started elsewhere is called (QMP: ``query-name``), and so known by.
-#: What its sandbox lets it do follows after a ``+``.
+#: Name of a QEMU started elsewhere (QMP: ``query-name``), by which it is recognised. What its
+#: sandbox allows follows after a ``+``.
 ELSEWHERE = "virtnic-elsewhere"
 _SANDBOX_NAMES: dict[Sandbox, str] = {True: "", "spawn": "+spawn", False: "+anything"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that decides the command line."""
+    """Everything that determines the command line."""
 
     version: Version | None
     machine: MachineType
-    #: What ``-accel`` takes, in order: QEMU takes the first that it has and names those it has
-    #: not. None where the program's own words say one.
+    #: Values for ``-accel`` in order: QEMU uses the first it has and reports those it has not. None
+    #: if the command itself names one.
     accelerators: Sequence[str]
     qmp: str | os.PathLike[str]
     qtest: str | os.PathLike[str]
@@ -82,7 +81,7 @@ class Plan:
 
 
 def options(plan: Plan) -> list[str]:
-    """Build the options, without the binary. Needs the version for q35 only."""
+    """Build the options, without the binary. Only q35 needs the version."""
     argv = _bare("virtnic", plan.machine, plan.sandbox)
     argv += [word for accel in plan.accelerators for word in ("-accel", accel)]
     argv += ["-bios", os.fspath(plan.firmware)]
@@ -102,22 +101,22 @@ def elsewhere(
     sandbox: Sandbox = True,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """Build the options of a QEMU that somebody else starts, for ``Qemu.connect``.
+    """Build the options of a QEMU to be started elsewhere, for ``Qemu.connect``.
 
-    ``directory`` is where QEMU sees it. Nothing else is shared: all devices, the shared memory
-    first, are plugged in by whoever connects: into root ports on a ``q35``, whose root bus takes
-    no device later on. Its hotplug is left as that QEMU has it, whose version is not known
-    here. ``accel`` is not kvm.
+    ``directory`` is the path in QEMU's view. Nothing else is shared: all devices, the shared memory
+    first, are plugged in by the program that connects; on a ``q35`` into root ports, because its
+    root bus has no hotplug. Hotplug is left at QEMU's default, as its version is not known here.
+    ``accel`` must not be kvm.
     """
     if accel == "kvm":
-        raise ValueError("kvm does not start where QEMU's loader says; use auto, tcg or qtest")
+        raise ValueError("kvm cannot start at the address of QEMU's loader; use auto, tcg or qtest")
     every = {"qtest": "qtest", "tcg": find.TCG}
     names = every.values() if accel == "auto" else (every[accel],)
     argv = _bare(ELSEWHERE + _SANDBOX_NAMES[sandbox], machine, sandbox)
     argv += [word for name in names for word in ("-accel", name)]
     place = Sockets(directory)
-    # QEMU locks this file first of all. A second one would take the sockets' names, and the first
-    # to end would remove the other's.
+    # QEMU locks this file first. Otherwise a second QEMU would take the sockets' names, and the
+    # first to end would remove the other's.
     argv += ["-pidfile", str(place.lock)]
     argv += [*_PARKING_LOADER, *_sockets(place.qmp, place.qtest)]
     if machine == "q35":
@@ -126,7 +125,7 @@ def elsewhere(
 
 
 def sandbox_of(name: str | None) -> Sandbox | None:
-    """Return the sandbox of a QEMU started elsewhere, by its name; None when it is no such."""
+    """Return the sandbox of a QEMU started elsewhere, from its name; None for any other QEMU."""
     return next((key for key, end in _SANDBOX_NAMES.items() if name == ELSEWHERE + end), None)
 
 
@@ -139,7 +138,7 @@ def _bare(name: str, machine: MachineType, sandbox: Sandbox) -> list[str]:
 
 
 def _sockets(qmp: str | os.PathLike[str], qtest: str | os.PathLike[str]) -> list[str]:
-    # The short form, `-qmp unix:PATH`, is one for paths without `=` only.
+    # The short form `-qmp unix:PATH` does not allow `=` in the path.
     return [
         *("-chardev", f"socket,id=qmp,path={quote(qmp)},server=on,wait=off"),
         *("-chardev", f"socket,id=qtest,path={quote(qtest)},server=on,wait=off"),
@@ -148,7 +147,7 @@ def _sockets(qmp: str | os.PathLike[str], qtest: str | os.PathLike[str]) -> list
 
 
 def quote(value: str | os.PathLike[str]) -> str:
-    """Double the commas, as QEMU's option syntax wants."""
+    """Double the commas, as QEMU's option syntax requires."""
     return os.fspath(value).replace(",", ",,")
 
 
@@ -171,7 +170,7 @@ def _shared_memory(plan: Plan) -> list[str]:
             "-chardev",
             f"socket,id=shmem,path={quote(plan.shmem_socket)}",
             "-device",
-            # Each of our vectors is a peer of its own: see the core's ivshmem server.
+            # Each vector is a peer of its own: see the core's ivshmem server.
             f"ivshmem-doorbell,id=shmem0,chardev=shmem,vectors=1,{where}",
         ]
     if plan.memory_path is None:
@@ -189,14 +188,14 @@ def _shared_memory(plan: Plan) -> list[str]:
 
 def _native_hotplug(version: Version | None) -> list[str]:
     if version is None:
-        raise ValueError("the version decides how q35 is told to leave hotplug to its ports")
+        raise ValueError("the version determines how native hotplug is enabled on q35")
     if quirks.has(version, "q35-acpi-hotplug"):
         return ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
     return []
 
 
 def root_port(slot: int) -> str:
-    """Return QEMU's id of the root port at a PCI device number of the root bus (q35)."""
+    """Return QEMU's id of the root port with a PCI device number of the root bus (q35)."""
     return f"port{slot - FIRST_ROOT_PORT + 1}"
 
 

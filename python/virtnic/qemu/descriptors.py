@@ -1,8 +1,8 @@
-"""Netdevs by descriptor: ours, handed to QEMU, which knows them by a name.
+"""Netdevs by descriptor: descriptors of this process, passed to QEMU, where they have names.
 
-A number would be one of QEMU's own table, whatever it is there: its QMP socket, perhaps.
-So each goes by SCM_RIGHTS (QMP ``getfd``), and the netdev gets the name that it has in QEMU. What a
-descriptor is, is looked at before QEMU sees it, because some QEMUs abort on a wrong one.
+A number would refer to QEMU's own descriptor table, perhaps to its QMP socket. So each descriptor
+is passed by SCM_RIGHTS (QMP ``getfd``), and the netdev gets its name in QEMU. Descriptors are
+checked before QEMU sees them, because some QEMUs abort on a wrong one.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Copies", "check", "handed_over", "names_in_qemu", "numbers", "tap_name"]
 
-#: ioctl of a TAP descriptor: which device it is (Linux: include/uapi/linux/if_tun.h).
+#: ioctl of a TAP descriptor: its device (Linux: include/uapi/linux/if_tun.h).
 _TUNGETIFF = 0x800454D2
 _IFREQ = 40
 _IFNAMSIZ = 16
 _IFF_TAP = 2
-#: Of Linux' include/uapi/asm-generic/socket.h; Python names it on no release that is supported.
+#: From Linux' include/uapi/asm-generic/socket.h; not in any supported Python.
 _SO_ACCEPTCONN = getattr(socket, "SO_ACCEPTCONN", 30)
 
 
 def numbers(spec: Spec) -> dict[str, list[int]]:
-    """Return the descriptors of a netdev by the options that they are given in.
+    """Return the descriptors of a netdev by option.
 
-    Raises ValueError for what is no number.
+    Raises ValueError for a non-number.
     """
     found = {}
     for option in netdevs.kind_of(spec.type).descriptors:
@@ -55,14 +55,14 @@ def numbers(spec: Spec) -> dict[str, list[int]]:
 
 
 def check(spec: Spec) -> None:
-    """Raise ValueError where a netdev's descriptor is not open, or not of its kind."""
+    """Raise ValueError if a descriptor of the netdev is not open or of the wrong kind."""
     for option, fds in numbers(spec).items():
         for fd in fds:
             _check(option, fd, netdevs.kind_of(spec.type).descriptors[option])
 
 
 def tap_name(fd: int) -> str:
-    """Return the name of the device that a TAP descriptor is of. Raises OSError for any other."""
+    """Return the name of a TAP descriptor's device. Raises OSError for any other descriptor."""
     request = fcntl.ioctl(fd, _TUNGETIFF, bytes(_IFREQ))
     flags = int.from_bytes(request[_IFNAMSIZ : _IFNAMSIZ + 2], "little")
     if not flags & _IFF_TAP:
@@ -71,13 +71,13 @@ def tap_name(fd: int) -> str:
 
 
 class Copies:
-    """Descriptors of our own, for a netdev that is made again when the caller's may be closed."""
+    """Our own descriptors for a netdev that is created again when the caller's may be closed."""
 
     def __init__(self) -> None:
         self._files: list[io.FileIO] = []
 
     def of(self, spec: Spec) -> Spec:
-        """Return the netdev with copies of its descriptors. Raises OSError."""
+        """Return the netdev with duplicated descriptors. Raises OSError."""
 
         def copied(fd: int) -> str:
             self._files.append(io.FileIO(os.dup(fd), "r"))
@@ -92,16 +92,16 @@ class Copies:
 
 
 def names_in_qemu(spec: Spec, netdev_id: str) -> list[str]:
-    """Return the names that the descriptors of a netdev have in QEMU, until it takes them."""
+    """Return the names of a netdev's descriptors in QEMU before it takes them."""
     count = sum(len(fds) for fds in numbers(spec).values())
     return [f"{netdev_id}-fd{index}" for index in range(count)]
 
 
 @contextlib.contextmanager
 def handed_over(monitor: Monitor, spec: Spec, netdev_id: str) -> Iterator[Spec]:
-    """Hand the descriptors of a netdev to QEMU; yields the netdev with their names there.
+    """Pass the descriptors of a netdev to QEMU; yield the netdev with their names in QEMU.
 
-    What the body did not have QEMU use is closed there. Raises as :meth:`Monitor.execute`.
+    Those that QEMU has not used in the body are closed there. Raises as :meth:`Monitor.execute`.
     """
     names = names_in_qemu(spec, netdev_id)
     left = iter(names)
@@ -116,7 +116,7 @@ def handed_over(monitor: Monitor, spec: Spec, netdev_id: str) -> Iterator[Spec]:
     finally:
         for name in names:
             with contextlib.suppress(QemuError, QemuDied, TimeoutError):
-                monitor.execute("closefd", fdname=name)  # not found where QEMU took it
+                monitor.execute("closefd", fdname=name)  # not found if QEMU took it
 
 
 def _replaced(spec: Spec, new: Callable[[int], str]) -> Spec:
@@ -134,7 +134,7 @@ def _replaced(spec: Spec, new: Callable[[int], str]) -> Spec:
 
 
 def _get(options: Mapping[str, Any], option: str) -> Any:
-    """Return what an option is; None where it is not given, or is no descriptor."""
+    """Return an option's value; None if it is not given or not a descriptor."""
     *parents, last = option.split(".")
     where: Any = options
     for parent in parents:
@@ -156,8 +156,8 @@ def _number(option: str, value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     raise ValueError(
-        f"{option}={value!r} is no descriptor: give the number of one that this process has open "
-        "(QEMU gets a copy of it)"
+        f"{option}={value!r} is not a descriptor: give the number of one that is open in this "
+        "process (QEMU gets a duplicate)"
     )
 
 
@@ -168,11 +168,11 @@ def _check(option: str, fd: int, kind: DescriptorKind) -> None:
         raise ValueError(f"{option}={fd}: this process has no open descriptor {fd}") from None
     what = _what(fd, mode, kind)
     if what is not None:
-        raise ValueError(f"{option}={fd} is {what}, and has to be a {kind}")
+        raise ValueError(f"{option}={fd} is {what}, and must be a {kind}")
 
 
 def _what(fd: int, mode: int, kind: DescriptorKind) -> str | None:
-    """Say what a descriptor is instead of what it has to be; None where it is that."""
+    """Return what a descriptor is instead of the required kind; None if it is of that kind."""
     if kind == "character device":
         return None if stat.S_ISCHR(mode) else _file(fd)
     if kind == "TAP":
@@ -185,7 +185,7 @@ def _what(fd: int, mode: int, kind: DescriptorKind) -> str | None:
         return _file(fd)
     with socket.socket(fileno=os.dup(fd)) as sock:
         if kind != "datagram socket" and sock.getsockopt(socket.SOL_SOCKET, _SO_ACCEPTCONN):
-            return "a socket that listens; accept a connection, or give QEMU the address"
+            return "a listening socket; accept a connection, or give QEMU the address"
         if sock.type not in _SOCKETS[kind]:
             return f"a socket of type {socket.SocketKind(sock.type).name}"
     return None

@@ -1,4 +1,4 @@
-"""How the end of a QEMU is told: once, to everybody who asked for it."""
+"""Reports the end of a QEMU once to each callback."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _log = logging.getLogger(__name__)
 
 
 class Ending:
-    """Who is called when a QEMU ends unasked. What says how it ended is given with each call."""
+    """The callbacks for an unexpected end of QEMU. Each call takes what describes the end."""
 
     def __init__(self) -> None:
         self._callbacks: list[Callable[[QemuDied], object]] = []
-        # Taken by whoever tells of the end, or expects none any more, and never given back. No
-        # lock is held while that is told: a signal handler may close QEMU there, and waits for the
-        # loop's thread, which may be about to tell.
+        # Taken to report the end, or when none is expected any more, and never released. No lock is
+        # held during the report: a signal handler may close QEMU then, and waits for the loop's
+        # thread, which may be about to report.
         self._over = _thread.allocate_lock()
 
     def add(self, callback: Callable[[QemuDied], object], death: Callable[[], str]) -> None:
         """Call back once when it ends; at once if it has."""
         self._callbacks.append(callback)
         if self._over.locked():
-            with contextlib.suppress(ValueError):  # else it is called, or was
+            with contextlib.suppress(ValueError):  # otherwise it is being or was called
                 self._callbacks.remove(callback)
                 callback(QemuDied(death()))
 
     def tell(self, death: Callable[[], str]) -> None:
-        """Tell that it has ended. Twice is fine."""
+        """Report that it has ended. Repeated calls are allowed."""
         if not self._over.acquire(blocking=False):
             return
         error = QemuDied(death())
@@ -45,13 +45,13 @@ class Ending:
             try:
                 callback = self._callbacks.pop(0)
             except IndexError:
-                return  # it was closed meanwhile
+                return  # who came meanwhile was told at once
             try:
                 callback(error)
             except Exception:
                 _log.exception("a callback for the death of QEMU failed")
 
     def forget(self) -> None:
-        """Tell nobody: it is about to be ended, or left."""
-        self._over.acquire(blocking=False)
-        self._callbacks.clear()
+        """Report nothing more: QEMU is about to be ended or left. A report under way goes on."""
+        if self._over.acquire(blocking=False):
+            self._callbacks.clear()

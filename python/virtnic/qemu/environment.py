@@ -1,4 +1,4 @@
-"""What of our surroundings reaches QEMU: environment variables, and what the kernel denies us."""
+"""The environment of QEMU: variables, and restrictions by the kernel."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 __all__ = ["for_qemu", "forbids_jit", "libraries"]
 
-#: What the dynamic loader obeys (ld.so(8)), and so decides whether QEMU starts; and what
-#: separates the paths in it.
+#: Variables of the dynamic loader (ld.so(8)), which can keep QEMU from starting, and the separator
+#: of their paths.
 _LOADER = {"LD_LIBRARY_PATH": "[:;]", "LD_PRELOAD": "[: ]"}
 
 
 def for_qemu() -> dict[str, str]:
     """Return the environment to start QEMU with.
 
-    A program that is a bundle has its own libraries in the loader's variables, and QEMU would
-    start with those. PyInstaller keeps what was there before under the same name and ``_ORIG``;
-    where nothing was, or another tool made the bundle, what lies inside of it is left out.
+    A bundled program sets the loader's variables to its own libraries, which QEMU must not use.
+    PyInstaller keeps the original value under the same name with ``_ORIG``; without one, or with
+    another bundling tool, paths inside the bundle are removed.
     """
     environment = dict(os.environ)
     bundles = _bundles(environment)
@@ -41,7 +41,7 @@ def for_qemu() -> dict[str, str]:
 
 
 def forbids_jit() -> bool:
-    """Whether memory that is writable must not be executable, here and in what we start.
+    """Whether memory must not be both writable and executable, here and in child processes.
 
     So it is under systemd's ``MemoryDenyWriteExecute=``, PR_SET_MDWE and SELinux's execmem.
     """
@@ -53,14 +53,14 @@ def forbids_jit() -> bool:
 
 
 def libraries() -> str:
-    """Return what tells QEMU's loader where to look, in words; empty where nothing does."""
+    """Return the loader's variables as text; empty if none is set."""
     environment = for_qemu()
     return " and ".join(f"{name}={environment[name]}" for name in _LOADER if name in environment)
 
 
 def _bundles(environment: Mapping[str, str]) -> list[Path]:
-    """Return the directories that hold our program with its libraries, if it is such a one."""
-    # PyInstaller's, where it unpacks itself, and AppImage's.
+    """Return the directories of the bundle that the program runs from, if any."""
+    # PyInstaller's unpacking directory, and AppImage's.
     found = (getattr(sys, "_MEIPASS", None), environment.get("APPDIR"))
     return [Path(place) for place in found if place]
 

@@ -1,8 +1,8 @@
-"""A QEMU that somebody else started, in another container perhaps.
+"""A QEMU that was started elsewhere, for instance in another container.
 
-All we have in common is one directory of sockets. It may be mounted elsewhere for QEMU, and
-belong to another user there, so names that QEMU is to open are translated, and who may
-connect to a socket is who may make one: see :class:`SharedDirectory`.
+The only thing shared is a directory of sockets. QEMU may see it at another path and as another
+user, so paths for QEMU are translated, and access to the sockets follows the permissions of the
+directory: see :class:`SharedDirectory`.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from virtnic.qemu.command import Accel, MachineType, Sandbox
     from virtnic.qemu.monitor import Monitor
 
-__all__ = ["Elsewhere", "Joined", "SharedDirectory", "accelerator_in_use", "join", "serve"]
+__all__ = ["ExternalProcess", "Joined", "SharedDirectory", "accelerator_in_use", "join", "serve"]
 
 _SHARE = (
-    "it is the directory that is shared with QEMU: mount it here, and start QEMU there as "
+    "this is the directory shared with QEMU: mount it here, and start QEMU there as "
     "`virtnic qemu-args --directory` says"
 )
 _TOO_LONG = "mount it at a shorter path"
 
 
 class SharedDirectory(Sockets):
-    """The directory of sockets, as we see it and as QEMU does. It is not ours: it stays.
+    """The directory of sockets, as seen here and by QEMU. It is not created or removed here.
 
-    The sockets that we make in it are open to those for whom the directory is writable;
-    the core gives them that mode (``rust/core/src/unix.rs``).
+    Our sockets in it are accessible to everyone who can write to the directory; the core sets their
+    mode (``rust/core/src/unix.rs``).
     """
 
     def __init__(self, given: str | os.PathLike[str]) -> None:
@@ -58,17 +58,17 @@ class SharedDirectory(Sockets):
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no {self.path}; {_SHARE}") from None
         if not stat.S_ISDIR(mode):
-            raise NotADirectoryError(f"{self.path} is no directory; {_SHARE}")
+            raise NotADirectoryError(f"{self.path} is not a directory; {_SHARE}")
         self._seen_by_qemu = Sockets(self.path)
         self._numbers = itertools.count(1)
         self.check_length(_TOO_LONG)
 
     def new_vhost_user(self) -> Path:
-        """Return a name for one more vhost-user interposer's socket (we listen)."""
+        """Return a path for another vhost-user interposer's socket (we listen)."""
         return self.vhost_user(next(self._numbers))
 
     def learn(self, chardevs: Iterable[Mapping[str, Any]]) -> None:
-        """Find out from QMP's ``query-chardev`` where QEMU has this directory."""
+        """Determine QEMU's path of this directory from QMP's ``query-chardev``."""
         for chardev in chardevs:
             name = re.fullmatch(r"unix:(.*),server.*", str(chardev["filename"]), re.DOTALL)
             if name is not None and Path(name[1]).name == self.qmp.name:
@@ -76,13 +76,13 @@ class SharedDirectory(Sockets):
                 self._seen_by_qemu.check_length(_TOO_LONG)
 
     def as_qemu_sees(self, path: str | os.PathLike[str]) -> str:
-        """Translate a path of ours; one outside of the directory stays as it is."""
+        """Translate a path for QEMU; one outside the directory is unchanged."""
         with contextlib.suppress(ValueError):
             return str(self._seen_by_qemu.path / Path(path).absolute().relative_to(self.path))
         return os.fspath(path)
 
     def clear(self) -> None:
-        """Remove the sockets that a program before us left. Raises OSError."""
+        """Remove sockets left by an earlier program. Raises OSError."""
         for left in (self.shmem, *self.path.glob(self.vhost_user("*").name)):
             try:
                 left.unlink(missing_ok=True)
@@ -94,26 +94,26 @@ class SharedDirectory(Sockets):
 
     @property
     def who_connects(self) -> str:
-        """Who may connect to the sockets that we make in it, in words."""
+        """A description of who can connect to our sockets in it."""
         if self.path.stat().st_mode & stat.S_ISVTX:
             return (
                 "the directory has the sticky bit, as /tmp does, so only our own user may; share "
                 "one without it"
             )
-        return "whoever may write to the directory"
+        return "everyone who can write to the directory"
 
     def close(self) -> None:
-        """Do nothing: whoever made a socket in it removes it."""
+        """Do nothing: sockets are removed by their creators."""
 
 
-class Elsewhere(Owner):
-    """Stands where the process of a QEMU of our own does: its end is that of its QMP socket."""
+class ExternalProcess(Owner):
+    """The process of a QEMU started elsewhere: its end is that of its QMP socket."""
 
-    #: What it says goes to whoever started it.
+    #: Its stderr is not accessible.
     stderr = ""
 
     def __init__(self, directory: Path) -> None:
-        #: Which it is, for people.
+        #: A description of which QEMU it is.
         self.where = f"at {directory}"
         self._ended = Latch()
         self._ending = Ending()
@@ -121,61 +121,61 @@ class Elsewhere(Owner):
 
     @property
     def pid(self) -> int:
-        """Its number, which nobody knows here: raises QemuError."""
+        """Its process number, which is unknown: raises QemuError."""
         raise QemuError(
             f"the QEMU {self.where} was started elsewhere, perhaps in another PID namespace: "
             "it has no process number here"
         )
 
     def stderr_position(self) -> int:
-        """As :meth:`Process.stderr_position`: nothing is known of it."""
+        """As :meth:`Process.stderr_position`: always 0."""
         return 0
 
-    def asked(self) -> contextlib.AbstractContextManager[None]:
-        """As :meth:`Process.asked`: nothing is heard of it."""
+    def helpers(self) -> contextlib.AbstractContextManager[None]:
+        """As :meth:`Process.helpers`: does nothing."""
         return contextlib.nullcontext()
 
     def stderr_since(self, _position: int) -> str:
-        """As :meth:`Process.stderr_since`: nothing is known of it."""
+        """As :meth:`Process.stderr_since`: always empty."""
         return ""
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs, as far as we know."""
+        """Whether it is still running, as far as known."""
         return not self._ended.is_set()
 
     def death(self, patience: float = 1.0) -> str:
-        """Say how it ended. Waits up to ``patience`` seconds for that."""
+        """Describe how it ended. Waits up to ``patience`` seconds."""
         if self._verdict is not None:
-            return f"the QEMU {self.where} {self._verdict}: whoever started it has to end it"
+            return f"the QEMU {self.where} {self._verdict}: it must be ended where it was started"
         if self._ended.wait(patience):
             return (
                 f"the QEMU {self.where} closed its sockets: it ended, crashed or was killed; "
-                "whoever started it knows its last words"
+                "see its output where it was started"
             )
         return f"the QEMU {self.where} closed a socket but still runs"
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
-        """Call back once, in the loop's thread, when it ends unasked (at once if it has)."""
+        """Call back once, in the loop's thread, when it ends unexpectedly (at once if it has)."""
         self._ending.add(callback, self.death)
 
     def condemn(self, why: str) -> None:
-        """Take it for dead: it does not answer. It is not ours to kill."""
+        """Treat it as dead, because it does not answer. It cannot be killed from here."""
         self._verdict = why
 
     def ended(self) -> None:
-        """Tell that it has: the QMP connection is at its end."""
+        """Report that it has ended: the QMP connection was closed."""
         self._ended.set()
         self._ending.tell(self.death)
 
     def close(self) -> None:
-        """Let it be. It goes on without us."""
+        """Leave it running."""
         self._ending.forget()
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The QTest connection to a QEMU started elsewhere, and what it said of itself."""
+    """The QTest connection to a QEMU started elsewhere, and its properties."""
 
     qtest: _native.QTest
     machine: MachineType
@@ -183,12 +183,14 @@ class Joined:
     accel: Accel
 
 
-def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: float) -> Joined:
-    """Connect to a QEMU started elsewhere, and see that it is one that we can drive.
+def join(
+    place: SharedDirectory, process: ExternalProcess, monitor: Monitor, timeout: float
+) -> Joined:
+    """Connect to a QEMU started elsewhere, and check that it is suitable.
 
-    Raises QemuNotFound when there is none in time, PermissionError, QemuError when it is one
-    that was started otherwise, TimeoutError when somebody else has it. The caller closes the
-    monitor and the process then.
+    Raises QemuNotFound if there is none in time, PermissionError, QemuError if it was not started
+    with virtnic's options, TimeoutError if another program uses it. The caller then closes the
+    monitor and the process.
     """
     start = f"start it there as `virtnic qemu-args --directory {place.path}` says"
     with _explained(place.qmp, start, timeout):
@@ -203,7 +205,7 @@ def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: 
     if monitor.version < quirks.OLDEST:
         raise QemuError(
             f"the QEMU at {place.path} is version {monitor.version}; "
-            f"{quirks.OLDEST.major}.{quirks.OLDEST.minor} is the oldest that works"
+            f"{quirks.OLDEST.major}.{quirks.OLDEST.minor} is the oldest supported version"
         )
     machine = _machine(monitor, place)
     place.learn(monitor.execute("query-chardev"))
@@ -215,7 +217,7 @@ def join(place: SharedDirectory, process: Elsewhere, monitor: Monitor, timeout: 
 
 
 def serve(place: SharedDirectory, memory: _native.Memory) -> _native.IvshmemServer:
-    """Listen for QEMU, which is to map our memory. Raises OSError."""
+    """Listen for QEMU, which maps the memory. Raises OSError."""
     server = _native.IvshmemServer(os.fspath(place.shmem), memory)
     try:
         server.listen()
@@ -224,14 +226,14 @@ def serve(place: SharedDirectory, memory: _native.Memory) -> _native.IvshmemServ
             raise
         raise type(error)(
             error.errno,
-            f"{error.strerror}: {_owned(place.path)}; we make sockets in it, so it has to be "
-            "writable for us: mount it so, and give it the group of all three and mode 2770",
+            f"{error.strerror}: {_owned(place.path)}; it must be writable for our sockets: "
+            "mount it so, and give it the group of all three and mode 2770",
         ) from None
     return server
 
 
 def _machine(monitor: Monitor, place: SharedDirectory) -> MachineType:
-    """Return the machine that it is, such as ``pc-q35-7.2-machine``."""
+    """Return the machine type, from a name such as ``pc-q35-7.2-machine``."""
     kind = monitor.execute("qom-get", path="/machine", property="type")
     for beginning, machine in command.MACHINES.items():
         if str(kind).startswith(beginning):
@@ -242,15 +244,15 @@ def _machine(monitor: Monitor, place: SharedDirectory) -> MachineType:
     )
 
 
-def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:
-    """End the QTest line that a killed program may have left half sent.
+def _end_line(path: Path, process: ExternalProcess, timeout: float) -> None:
+    """Complete a QTest line that a killed program may have left unfinished.
 
-    QEMU glues the next client's first line to it, and aborts on most of what comes out. With
-    this one a word of a command becomes none, and a number stays one: where nothing was left
-    QEMU just refuses it. Only an I/O port of four digits that nothing follows becomes too large.
+    QEMU appends the next client's first line to it, and aborts on most results. This text turns a
+    command word into an unknown one, and leaves a number valid; without a leftover QEMU refuses it.
+    Only a four-digit I/O port with nothing after it becomes too large.
     """
     with socket.socket(socket.AF_UNIX) as client:
-        # More is too much for poll(2).
+        # A longer timeout is too much for poll(2).
         client.settimeout(min(timeout, 1e6))
         try:
             _connect(client, path, timeout)
@@ -269,7 +271,7 @@ def _end_line(path: Path, process: Elsewhere, timeout: float) -> None:
 
 
 def _connect(client: socket.socket, path: Path, timeout: float) -> None:
-    """Connect, and wait while as many wait there as QEMU lets wait. Raises OSError."""
+    """Connect, waiting while QEMU's backlog is full. Raises OSError."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -283,7 +285,7 @@ def _connect(client: socket.socket, path: Path, timeout: float) -> None:
 
 
 def accelerator_in_use(monitor: Monitor, qtest: _native.QTest) -> Accel:
-    """Tell the accelerators apart: only with qtest does the clock stand still and can be stepped.
+    """Determine the accelerator: only with qtest the clock stands still and can be stepped.
 
     Raises QemuDied.
     """
@@ -298,7 +300,7 @@ def accelerator_in_use(monitor: Monitor, qtest: _native.QTest) -> Accel:
 
 @contextlib.contextmanager
 def _explained(path: Path, start: str, timeout: float) -> Iterator[None]:
-    """Say what to do where a socket of QEMU's cannot be connected to."""
+    """Raise an error with advice if a socket of QEMU cannot be connected to."""
     try:
         yield
     except PermissionError:
@@ -309,14 +311,14 @@ def _explained(path: Path, start: str, timeout: float) -> Iterator[None]:
 
 
 def _forbidden(path: Path) -> str:
-    """Say whose a directory or a socket is, and who we are."""
+    """Describe the owner of a directory or socket, and our own user."""
     try:
         whose = _owned(path)
     except OSError:
         return f"{path}: {_us()} may not search a directory above it"
     return (
         f"{whose}: start QEMU with `umask 0`, as the script of `virtnic qemu-args --script` does "
-        "(then the directory says who may connect), or as the same user"
+        "(the directory then controls who can connect), or as the same user"
     )
 
 

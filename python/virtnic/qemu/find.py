@@ -1,4 +1,4 @@
-"""Find QEMU and learn what it is: version, machines, accelerators.
+"""Find QEMU and its properties: version, machines, accelerators.
 
 A :class:`Binary` is a command prefix, not only a path: ``VIRTNIC_QEMU`` may hold a
 shell-quoted command such as ``chroot /srv/sid qemu-system-x86_64``.
@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 #: Names looked up in PATH, in this order.
 NAMES = ("qemu-system-x86_64", "qemu-kvm")
-#: Where distributions put it outside of PATH (Red Hat's first).
+#: Places outside PATH where distributions install it (Red Hat's first).
 PLACES = ("/usr/libexec/qemu-kvm", "/usr/local/bin/qemu-system-x86_64", "/usr/bin/kvm")
-#: Accelerators in the order in which ``auto`` wants them.
+#: Accelerators in the order of preference of ``auto``.
 ACCELERATORS: tuple[Literal["qtest", "tcg", "kvm"], ...] = ("qtest", "tcg", "kvm")
 
 INSTALL = (
@@ -44,10 +44,10 @@ INSTALL = (
     "or name a binary with VIRTNIC_QEMU or qemu=PATH"
 )
 
-#: A parked processor translates next to nothing, and would have 1 GiB set aside for that.
+#: A parked processor translates almost nothing; the default would reserve 1 GiB for that.
 TCG = "tcg,tb-size=1"
 
-# Found here, not in a child between fork and exec.
+# Looked up here, not in a child between fork and exec.
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _QUICK = 10.0  # seconds for a call that only prints something
@@ -57,7 +57,7 @@ _LONGEST_LINE = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """A QEMU command: what comes before the first QEMU option."""
+    """A QEMU command: everything before the first QEMU option."""
 
     argv: tuple[str, ...]
 
@@ -66,32 +66,32 @@ class Binary:
 
     @property
     def version(self) -> Version:
-        """The version, from ``--version``. Raises QemuNotFound when this is no QEMU."""
+        """The version, from ``--version``. Raises QemuNotFound if this is not QEMU."""
         return Version.parse(self.banner)
 
     @property
     def banner(self) -> str:
-        """The first line of ``--version``. Raises QemuNotFound when this is no QEMU."""
+        """The first line of ``--version``. Raises QemuNotFound if this is not QEMU."""
         return _banner(self.argv)
 
     @property
     def machines(self) -> frozenset[str]:
-        """Machine types by name, from ``-machine help``."""
+        """Names of the machine types, from ``-machine help``."""
         return _machines(self.argv)
 
     def has_accelerator(self, name: str) -> bool:
-        """Whether an accelerator really starts (``-accel help`` does not tell)."""
+        """Whether an accelerator really starts, which ``-accel help`` does not show."""
         return self.accelerator_error(name) is None
 
     def accelerator_error(self, name: str) -> str | None:
-        """QEMU's own words on why an accelerator does not start; None when it does."""
+        """QEMU's error message for an accelerator that does not start; None if it does."""
         return self.error_with("-accel", self.accelerator(name))
 
     @property
     def chooses_accelerator(self) -> bool:
-        """Whether the command has an accelerator of its own among its words."""
+        """Whether the command itself names an accelerator."""
         for word, value in itertools.pairwise((*self.argv, "")):
-            option = "-" + word.lstrip("-")  # QEMU takes one dash or two
+            option = "-" + word.lstrip("-")  # QEMU accepts one dash or two
             if option in ("-accel", "-enable-kvm"):
                 return True
             if option in ("-machine", "-M") and "accel=" in value:
@@ -99,15 +99,15 @@ class Binary:
         return False
 
     def accelerator(self, name: str) -> str:
-        """Return what ``-accel`` takes for an accelerator."""
+        """Return the ``-accel`` argument for an accelerator."""
         if name != "tcg":
             return name
         if environment.forbids_jit() and not quirks.has(self.version, "no-split-wx"):
-            return TCG + ",split-wx=on"  # two mappings, one to write and one to execute
+            return TCG + ",split-wx=on"  # separate mappings to write and to execute
         return TCG
 
     def error_with(self, *options: str) -> str | None:
-        """QEMU's own words on why it does not start with these options; None when it does."""
+        """QEMU's error message with these options; None if it starts."""
         return _error_with(self.argv, options)
 
     def has_device(self, name: str) -> bool:
@@ -115,15 +115,14 @@ class Binary:
         return _has_device(self.argv, name)
 
     def ask(self, *commands: str) -> list[Any]:
-        """Start one on an empty machine, execute QMP commands without arguments, end it.
+        """Start one on an empty machine, run QMP commands without arguments, and end it.
 
-        What takes much memory to answer is better asked here than of the QEMU in use.
-        Raises QemuError.
+        For answers that take much memory, which would stay with the QEMU in use. Raises QemuError.
         """
         return _ask(self.argv, (), *commands)
 
     def check(self, machine: str = "pc") -> Version:
-        """Make sure that this is a QEMU which has the machine, and return its version.
+        """Check that this is a QEMU with the machine, and return its version.
 
         Raises QemuNotFound with the package to install.
         """
@@ -135,18 +134,18 @@ class Binary:
                     f"machine pc nor q35; {INSTALL}"
                 )
             have = ", ".join(sorted(self.machines & {"pc", "q35"}))
-            raise QemuNotFound(f"`{self}` (QEMU {version}) has no machine {machine}, only {have}")
+            raise QemuNotFound(f"`{self}` (QEMU {version}) has no machine {machine}; it has {have}")
         return version
 
 
 def find_qemu(given: str | os.PathLike[str] | None = None) -> Binary:
-    """Return the QEMU to use: the one given, ``VIRTNIC_QEMU``, or the first one installed.
+    """Return the QEMU to use: the given one, ``VIRTNIC_QEMU``, or the first one installed.
 
-    A string that is not the path of a file is split like a shell command.
-    Raises QemuNotFound naming what was looked for; starts nothing.
+    A string that is not the path of a file is split like a shell command. Raises QemuNotFound
+    listing where it looked; starts nothing.
     """
     if given is not None:
-        return _command(os.fspath(given), "the QEMU given")
+        return _command(os.fspath(given), "the given QEMU")
     from_environment = os.environ.get("VIRTNIC_QEMU")
     if from_environment:
         return _command(from_environment, "VIRTNIC_QEMU")
@@ -159,7 +158,7 @@ def find_qemu(given: str | os.PathLike[str] | None = None) -> Binary:
 
 
 def _command(text: str, source: str) -> Binary:
-    """Turn a path or a command line into a Binary whose program exists."""
+    """Convert a path or a command line to a Binary whose program exists."""
     if Path(text).is_file():
         argv = [text]
     else:
@@ -169,12 +168,12 @@ def _command(text: str, source: str) -> Binary:
             raise QemuNotFound(f"{source} ({text!r}) cannot be split: {error}") from None
     program = shutil.which(argv[0]) if argv else None
     if program is None:
-        raise QemuNotFound(f"{source} ({text!r}) names no program that can be executed; {INSTALL}")
+        raise QemuNotFound(f"{source} ({text!r}) does not name an executable program; {INSTALL}")
     return Binary((program, *argv[1:]))
 
 
 def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, str, str]:
-    """Run QEMU for a moment: exit status, stdout, stderr."""
+    """Run QEMU briefly; return exit status, stdout, stderr."""
     command = [*argv, *options]
 
     def run(started: list[subprocess.Popen[str]]) -> tuple[int, str, str]:
@@ -200,7 +199,7 @@ def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, st
         return _whole(run)
     except subprocess.TimeoutExpired:
         raise QemuNotFound(
-            f"`{shlex.join(command)}` did not end within {_QUICK:.0f} s; is that QEMU?"
+            f"`{shlex.join(command)}` did not end within {_QUICK:.0f} s; is it QEMU?"
         ) from None
     except OSError as error:
         raise QemuNotFound(
@@ -209,9 +208,9 @@ def _run(argv: tuple[str, ...], *options: str, stdin: str = "") -> tuple[int, st
 
 
 def _whole(run: Callable[[list[subprocess.Popen[str]]], T]) -> T:
-    """Run a child where nothing cuts the program between its start and its end.
+    """Run a child such that an interruption cannot leave it behind.
 
-    ``run`` adds it to the list that it is given; an interruption kills it.
+    ``run`` adds it to the given list; an interruption kills it.
     """
     started: list[subprocess.Popen[str]] = []
 
@@ -223,7 +222,7 @@ def _whole(run: Callable[[list[subprocess.Popen[str]]], T]) -> T:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something, or the empty string."""
+    """Return the last non-empty line, or the empty string."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
@@ -237,21 +236,20 @@ def _banner(argv: tuple[str, ...]) -> str:
         if any(words in err for words in _LOADER_ERRORS):
             raise QemuNotFound(f"`{shlex.join(argv)}` cannot be started: {said}; {_loader()}")
         raise QemuNotFound(
-            f"`{shlex.join(argv)} --version` does not answer as QEMU does but with {said!r}; "
-            f"{INSTALL}"
+            f"`{shlex.join(argv)} --version` does not answer like QEMU but with {said!r}; {INSTALL}"
         )
     return line
 
 
-#: What the dynamic loader says when it finds no libraries, or not those that are meant (ld.so(8)).
+#: Messages of the dynamic loader about missing or wrong libraries (ld.so(8)).
 _LOADER_ERRORS = ("error while loading shared libraries", "symbol lookup error", "' not found (req")
 
 
 def _loader() -> str:
-    """Say what to do about a program that the dynamic loader does not start."""
+    """Return advice for a program that the dynamic loader cannot start."""
     where = environment.libraries()
     if where:
-        return f"it finds other libraries than its own by {where}: unset that"
+        return f"it finds other libraries than its own through {where}: unset that"
     return "libraries that it needs are missing: install its package again"
 
 
@@ -263,7 +261,7 @@ def _machines(argv: tuple[str, ...]) -> frozenset[str]:
 
 @cache
 def _has_device(argv: tuple[str, ...], name: str) -> bool:
-    # The exit status tells nothing: an unknown device is "no options", said with success.
+    # The exit status is no help: for an unknown device QEMU prints "no options" and succeeds.
     _status, out, _err = _run(argv, "-device", f"{name},help")
     return out.startswith(f"{name} options:")
 
@@ -303,7 +301,7 @@ def _ask_here(
         except OSError as error:
             raise QemuNotFound(f"`{shlex.join(argv)}` cannot be run: {error}") from None
         started.append(process)
-        # One that does not answer is killed: then its output ends.
+        # If it does not answer it is killed, which ends its output.
         watchdog = threading.Timer(_QUICK, process.kill)
         watchdog.start()
         try:
@@ -322,31 +320,31 @@ def _ask_here(
 
 
 def _die_with_us() -> None:
-    """Have the kernel kill this child when its parent thread ends: prctl(2)."""
+    """Make the kernel kill this child when its parent thread ends: prctl(2)."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def _killing(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Kill it if we are interrupted: QEMU does not end with its standard input."""
+    """Kill it on an interruption: QEMU does not end when its standard input does."""
     try:
         yield
     except (BrokenPipeError, EOFError):
-        raise  # it is ending, and its exit status says how
+        raise  # it is ending; its exit status is reported
     except BaseException:
         process.kill()
         raise
 
 
 def _execute(process: subprocess.Popen[str], name: str) -> Any:
-    """Send a QMP command over stdio and return its result; KeyError for a refusal."""
+    """Send a QMP command over stdio and return its result; KeyError if it is refused."""
     stdin, stdout = process.stdin, process.stdout
     if stdin is None or stdout is None:
         raise EOFError
     stdin.write(json.dumps({"execute": name}) + "\n")
     stdin.flush()
     while line := stdout.readline(_LONGEST_LINE):
-        # One that is longer is cut, and no JSON then.
+        # A longer line is cut, and so is not JSON.
         reply = json.loads(line)
         if isinstance(reply, dict) and ("return" in reply or "error" in reply):
             return reply["return"]

@@ -1,7 +1,7 @@
 """One background thread with an asyncio loop, shared by everything that waits for QEMU.
 
-It starts with the first :class:`Hold` on it and is gone after the last.
-Callbacks run in that thread: they must be quick and must not wait for QEMU.
+It starts with the first :class:`Hold` and ends with the last. Callbacks run in that thread: they
+must be quick and must not wait for QEMU.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds until somebody who waits for the thread looks whether it is still there.
+#: Seconds between checks by a waiting caller that the thread still exists.
 _LOOK = 1.0
 
 DEAF = (
-    "descriptors of virtnic were closed by somebody else (os.closerange, a library that turns the "
-    "program into a daemon): nothing is heard of QEMU any more; open what is needed after that"
+    "descriptors of virtnic were closed from outside (os.closerange, or a library that daemonises "
+    "the program): QEMU can no longer be reached; open what is needed after that"
 )
 
 _INSIDE = "a callback of virtnic must not wait for QEMU; do that in another thread"
 
 
 def _is_still(known: tuple[int, int]) -> bool:
-    """Whether a descriptor is the file that it was."""
+    """Whether a descriptor still refers to the same file."""
     fd, inode = known
     try:
         return os.fstat(fd).st_ino == inode
@@ -56,10 +56,10 @@ def _is_still(known: tuple[int, int]) -> bool:
 
 
 class _Call(Generic[T]):
-    """One call from another thread into the loop's.
+    """A call from another thread into the loop's.
 
-    What it waits with is a plain lock: Python's own futures and conditions lose their own locks
-    where a signal handler raises inside of them.
+    It waits with a plain lock: a signal handler that raises inside Python's futures or conditions
+    leaves their locks taken.
     """
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
@@ -72,7 +72,7 @@ class _Call(Generic[T]):
         self._errors: list[BaseException] = []
 
     def begin(self, loop: LoopThread) -> None:
-        """Start the coroutine; in the loop's thread."""
+        """Start the coroutine, in the loop's thread."""
         if self._cancelled:
             return
         self._task = loop.begin(self._run())
@@ -87,7 +87,7 @@ class _Call(Generic[T]):
             self._done.release()
 
     def cancel(self) -> None:
-        """Stop it; in the loop's thread."""
+        """Stop it, in the loop's thread."""
         self._cancelled = True
         if self._task is not None:
             self._task.cancel()
@@ -98,7 +98,7 @@ class _Call(Generic[T]):
         return self._done.acquire(timeout=-1 if for_ever else max(0.0, timeout or 0.0))
 
     def outcome(self) -> T:
-        """Return what it returned, or raise what it raised."""
+        """Return its result, or raise its exception."""
         if self._errors:
             error = self._errors.pop()
             try:
@@ -106,15 +106,15 @@ class _Call(Generic[T]):
                     raise EOFError("the connection was closed") from None
                 raise error
             finally:
-                del error  # its traceback has this frame: nothing shall need the collector
+                del error  # its traceback refers to this frame: avoid a reference cycle
         return self._results.pop()
 
 
 class Watch:
-    """A callback for each time that a descriptor is readable, until it is closed.
+    """A callback while a descriptor is readable, until it is closed.
 
-    The descriptor is level-triggered: the callback drains it or closes this. Made first and
-    begun then: who is interrupted meanwhile has something to close.
+    The descriptor is level-triggered: the callback drains it or closes this object. Creating and
+    starting it are separate steps, so that an interruption in between leaves something to close.
     """
 
     def __init__(self, loop: LoopThread, fd: int, callback: Callable[[], object]) -> None:
@@ -124,29 +124,29 @@ class Watch:
         self._closed = False
 
     def begin(self) -> None:
-        """Call back from now on. Raises TimeoutError where the loop's thread is held up."""
+        """Start calling back. Raises TimeoutError if the loop's thread is blocked."""
         self._loop.here(self._add)
 
     def close(self) -> None:
-        """Call back no more. Afterwards the descriptor may be closed; twice is fine."""
+        """Stop calling back. The descriptor may be closed afterwards; closing twice is allowed."""
         self._closed = True
         self._loop.here(self._remove)
-        self._callback = _nothing  # which may refer to this object, and to descriptors
+        self._callback = _nothing  # the callback may refer to this object and to descriptors
 
     def settle(self) -> None:
-        """Wait for the end of a callback that may be under way."""
+        """Wait for a running callback to end."""
         self._loop.here(_nothing)
 
     def _add(self) -> None:
         loop, watches = asyncio.get_running_loop(), self._loop.watches
-        # One that was closed without a word would make the selector refuse the number for ever.
+        # After an unannounced close, the selector would refuse the same number for ever.
         loop.remove_reader(self._fd)
         if not self._closed:
             watches[self._fd] = self
             loop.add_reader(self._fd, self._readable)
 
     def _remove(self) -> None:
-        # By now the number may be that of another descriptor, which is not ours to forget.
+        # The number may now be another descriptor's, which must stay registered.
         if self._loop.watches.get(self._fd) is self:
             del self._loop.watches[self._fd]
             asyncio.get_running_loop().remove_reader(self._fd)
@@ -156,8 +156,8 @@ class Watch:
             return
         try:
             self._callback()
-        except BaseException:  # such as SystemExit, which would end the thread for all
-            _log.exception("a callback of descriptor %d failed; it is watched no more", self._fd)
+        except BaseException:  # even SystemExit must not end the shared thread
+            _log.exception("a callback for descriptor %d failed; it is no longer watched", self._fd)
             self.close()
 
 
@@ -166,21 +166,21 @@ def _nothing() -> None:
 
 
 class SharedWatch:
-    """One eventfd that is watched for several: it tells all of them to look.
+    """One eventfd watched for several users, all of whom check when it is signalled.
 
-    It is watched while there is somebody to tell. Whoever is added beside others looks once at
-    what may have happened before: they may have taken the news.
+    It is watched while there are users. A user who joins others checks once at the start, as the
+    event may already have been consumed.
     """
 
     def __init__(self, event: EventFd) -> None:
         self.event = event
-        # Never held while the loop's thread is waited for, which may want it.
+        # Never held while waiting for the loop's thread, which may need it.
         self._lock = threading.RLock()
         self._looks: dict[object, Callable[[], object]] = {}
         self._watch: Watch | None = None
 
     def add(self, loop: LoopThread, who: object, look: Callable[[], object]) -> None:
-        """Have ``look`` called in the loop's thread. Raises TimeoutError where that is held up."""
+        """Call ``look`` in the loop's thread. Raises TimeoutError if that is blocked."""
         with self._lock:
             several = bool(self._looks)
             self._looks[who] = look
@@ -192,7 +192,7 @@ class SharedWatch:
             loop.later(0.0, lambda: self._tell(who))
 
     def remove(self, who: object) -> None:
-        """Tell somebody no more; he is not told after this. Twice is fine."""
+        """Remove a user, who is not called after this. Repeated calls are allowed."""
         with self._lock:
             watch = self._watch
             if self._looks.pop(who, None) is None or watch is None:
@@ -215,41 +215,41 @@ class SharedWatch:
             return
         try:
             look()
-        except BaseException:  # such as SystemExit, which would end the thread for all
-            _log.exception("a callback failed; it is told no more")
+        except BaseException:  # even SystemExit must not end the shared thread
+            _log.exception("a callback failed; it is not called again")
             self._looks.pop(who, None)
 
 
 class LoopThread:
-    """The thread and its loop. Get it from a :class:`Hold`."""
+    """The thread and its loop, obtained from a :class:`Hold`."""
 
     def __init__(self) -> None:
-        #: Whether it ends, or has ended: then another takes its place.
+        #: Whether it is ending or has ended; another one then takes its place.
         self.ending = False
-        #: What is watched, by descriptor; for the loop's thread.
+        #: Watches by descriptor; used only in the loop's thread.
         self.watches: dict[int, Watch] = {}
-        # asyncio itself keeps no task alive: one that is collected while it waits is complained of.
+        # asyncio does not keep tasks alive, and warns of one that is collected while waiting.
         self._tasks: set[asyncio.Task[Any]] = set()
         self._forked = False
         self._ident = 0
-        #: The descriptors without which the thread hears nothing, and which files they are.
+        #: The descriptors that the thread depends on, and the files they refer to.
         self._vital: list[tuple[int, int]] = []
         self._deaf = False
         self._selector: selectors.EpollSelector | None = None
         self._loop: asyncio.SelectorEventLoop | None = None
         self._failure: BaseException | None = None
-        # Who has it is the loop's thread; there may be two where the start was interrupted.
+        # Its holder is the loop's thread; an interrupted start may leave two threads.
         self._claim = _thread.allocate_lock()
-        # Locked until the loop is there; a plain lock, as in `_Call`.
+        # Locked until the loop exists; a plain lock, as in `_Call`.
         self._starting = _thread.allocate_lock()
         self._starting.acquire()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread, if that was not done, and wait until it takes calls.
+        """Start the thread if necessary, and wait until it accepts calls.
 
-        Raises OSError without descriptors, BlockingIOError where there can be no more threads,
-        RuntimeError where the interpreter has none.
+        Raises OSError without descriptors, BlockingIOError if no more threads can be started,
+        RuntimeError if the interpreter supports none.
         """
         if self._starting.locked():
             try:
@@ -257,7 +257,7 @@ class LoopThread:
             except RuntimeError as error:
                 if str(error) != "can't start new thread":
                     raise RuntimeError(
-                        f"virtnic talks to QEMU in a thread, and can have none here: {error}"
+                        f"virtnic needs a thread to talk to QEMU, and cannot start one: {error}"
                     ) from None
                 raise BlockingIOError(
                     errno.EAGAIN,
@@ -268,23 +268,23 @@ class LoopThread:
                 pass
         if self._failure is not None:
             self.ending = True
-            # Another one each time: what is kept shall keep no frames.
+            # A new exception each time, so that no frames are kept.
             raise type(self._failure)(*self._failure.args)
 
     def _run(self) -> None:
-        # The program's signals are for its own threads, where it may wait for them.
+        # Signals are for the program's own threads, which may wait for them.
         background.begin()
-        # No signal handler runs in here: what this makes needs no protection against Ctrl-C.
+        # No signal handler runs in this thread, so nothing here needs protection from Ctrl-C.
         if not self._claim.acquire(blocking=False):
             return
         self._ident, self._thread = threading.get_ident(), threading.current_thread()
         try:
             self._selector = selectors.EpollSelector()
-            # An event loop that gets no socket pair of its own complains when it is collected.
+            # An event loop that cannot create its socket pair complains when it is collected.
             for end in socket.socketpair():
                 end.close()
             self._loop = asyncio.SelectorEventLoop(self._selector)
-            # It has one descriptor so far, by which other threads wake it.
+            # So far it has one descriptor, by which other threads wake it.
             vital = [self._selector.fileno(), *(k.fd for k in self._selector.get_map().values())]
             self._vital = [(fd, os.fstat(fd).st_ino) for fd in vital]
         except BaseException as error:
@@ -313,12 +313,12 @@ class LoopThread:
             self._loop.close()
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log what asyncio complains of, but not that its descriptors are gone: that is said."""
+        """Log asyncio's complaints, except that descriptors are gone, which is reported already."""
         if not self.is_deaf:
             loop.default_exception_handler(context)
 
     def _rest(self) -> None:
-        """Sleep for good, with all that the loop has: it would complain of its end."""
+        """Sleep for ever, keeping the loop: closing it would cause complaints."""
         assert self._loop is not None
         kept = asyncio.all_tasks(self._loop)
         for_ever = _thread.allocate_lock()
@@ -327,20 +327,20 @@ class LoopThread:
 
     @property
     def inside(self) -> bool:
-        """Whether the caller is the loop's own thread, which must never wait for it."""
+        """Whether the caller is the loop's thread, which must never wait for itself."""
         return threading.get_ident() == self._ident
 
     def call(self, make: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Run the coroutine that ``make`` returns in the loop, and wait for it.
 
-        Raises TimeoutError (the coroutine is cancelled), EOFError when the thread has ended,
-        PortClosed in a forked child, and what the coroutine raises.
+        Raises TimeoutError (the coroutine is cancelled), EOFError if the thread has ended,
+        PortClosed in a forked child, and the coroutine's exceptions.
         """
         if self._forked:
             raise PortClosed("QEMU belongs to the process that opened it; this is a forked child")
         if self.inside:
             raise RuntimeError(_INSIDE)
-        # The coroutine is made there: one that nobody runs is complained of.
+        # The coroutine is created in the loop: one that is never run causes a warning.
         call = _Call(make)
         try:
             if not self._post(lambda: call.begin(self)):
@@ -362,16 +362,16 @@ class LoopThread:
         self._post(lambda: call.begin(self))
 
     def begin(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a task that lives until it is done; in the loop's thread."""
+        """Start a task and keep it until it is done; called in the loop's thread."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def here(self, function: Callable[[], object]) -> None:
-        """Run a function in the loop's thread, and wait unless we are in it.
+        """Run a function in the loop's thread; wait for it unless called in that thread.
 
-        Does nothing where that thread has ended. Raises TimeoutError where it is held up.
+        Does nothing if that thread has ended. Raises TimeoutError if it is blocked.
         """
         if self._forked:
             return
@@ -398,7 +398,7 @@ class LoopThread:
                 return
             if time.monotonic() >= deadline:
                 raise TimeoutError(
-                    "the thread that talks to QEMU is held up, by a callback perhaps"
+                    "the thread that talks to QEMU is blocked, perhaps by a callback"
                 )
         if errors:
             try:
@@ -407,15 +407,15 @@ class LoopThread:
                 errors.clear()
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function in the loop's thread after a while, if there is one by then."""
+        """Call a function in the loop's thread after a delay, if the loop still exists."""
         self._post(lambda: asyncio.get_running_loop().call_later(seconds, function))
 
     def _post(self, function: Callable[[], object]) -> bool:
-        """Have a function called in the loop's thread; False where that has ended."""
+        """Schedule a function in the loop's thread; False if that has ended."""
         if self._forked or self._loop is None or self.is_deaf:
             return False
         try:
-            # In a context of its own: that of the caller may hold anything, for as long.
+            # In a new context: the caller's may hold references.
             self._loop.call_soon_threadsafe(function, context=contextvars.Context())
         except RuntimeError:
             return False
@@ -423,14 +423,14 @@ class LoopThread:
 
     @staticmethod
     def _slice(deadline: float) -> float:
-        """Return how long to wait before the next look at what is waited for."""
+        """Return the time to wait before the next check."""
         return max(0.0, min(_LOOK, deadline - time.monotonic()))
 
     @property
     def is_deaf(self) -> bool:
-        """Whether the thread hears nothing any more, because somebody closed its descriptors.
+        """Whether the thread is cut off because its descriptors were closed from outside.
 
-        It sleeps for good then, and takes no processor; another takes its place.
+        It then sleeps for ever without using the processor; another one takes its place.
         """
         if not self._deaf and not self._loop_is_over and not all(map(_is_still, self._vital)):
             self._deaf = self.ending = True
@@ -442,10 +442,10 @@ class LoopThread:
         return self._loop is None or self._loop.is_closed()
 
     def end(self) -> None:
-        """Have the thread end; for :class:`Hold` only. Twice is fine."""
+        """End the thread; for :class:`Hold` only. Repeated calls are allowed."""
         self.ending = True
         if self._forked or self._claim.acquire(blocking=False):
-            return  # it never came to run, and will not
+            return  # it never ran and will not
         if not self.inside:
             with self._starting:
                 pass
@@ -454,16 +454,17 @@ class LoopThread:
             self._post(loop.stop)
 
     def join(self) -> None:
-        """Wait for the end of the thread, unless we are in it."""
+        """Wait for the end of the thread, unless called in it."""
         away = self.inside or self._forked or self.is_deaf
         if self._thread is not None and not away:
             self._thread.join(5.0)
 
     def leave_to_parent(self) -> None:
-        """Do nothing more: this is a forked child's copy, and the thread is not in it.
+        """Abandon it: this is a forked child's copy, without the thread.
 
-        The epoll instance is shared with the parent. What the child's copies of connections
-        take out of it at their end would be taken from the parent's loop, so it is replaced.
+        The epoll instance is shared with the parent: when the child's copies of connections
+        unregister themselves at their end, they would do so in the parent's loop. So it is
+        replaced.
         """
         self._forked = True
         if self._loop is not None:
@@ -475,7 +476,7 @@ class LoopThread:
 
 
 class _Shared:
-    """The one loop there is, and who uses it."""
+    """The single loop and its users."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -484,10 +485,10 @@ class _Shared:
 
 
 class Hold:
-    """One user's hold on the loop: its thread is there as long as somebody has one."""
+    """A user's hold on the loop, whose thread exists as long as there is one."""
 
     def take(self) -> LoopThread:
-        """Return the loop, started when nobody had it.
+        """Return the loop, starting it for the first user.
 
         Raises OSError; RuntimeError under a library that has replaced Python's threads.
         """
@@ -495,14 +496,14 @@ class Hold:
             _shared.users.add(self)
             if _shared.loop is None or _shared.loop.ending:
                 patched.check()
-                keep_standard_streams()  # here begins what has descriptors
+                keep_standard_streams()  # the first descriptors are opened here
                 _shared.loop = LoopThread()
             loop = _shared.loop
         loop.start()
         return loop
 
     def release(self) -> None:
-        """Give it back; the thread ends with the last user. Twice is fine."""
+        """Release it; the thread ends with the last user. Repeated calls are allowed."""
         with _shared.lock:
             _shared.users.discard(self)
             last = _shared.loop
@@ -517,14 +518,14 @@ _shared = _Shared()
 
 
 def check_outside() -> None:
-    """Raise RuntimeError in the loop's own thread, in which nobody must wait for QEMU."""
+    """Raise RuntimeError in the loop's thread, which must not wait for QEMU."""
     current = _shared.loop
     if current is not None and current.inside:
         raise RuntimeError(_INSIDE)
 
 
 def _after_fork_in_child() -> None:
-    """Start afresh: there is no such thread here."""
+    """Start afresh: a forked child has no such thread."""
     global _shared
     inherited, _shared = _shared.loop, _Shared()
     if inherited is not None:

@@ -1,4 +1,4 @@
-"""A running QEMU that is nothing but a bus for virtio-net devices."""
+"""A running QEMU, as a bus for virtio-net devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from virtnic.errors import QemuDied, QemuError, QemuNotFound
 from virtnic.qemu import command, find, loop, quirks
 from virtnic.qemu.command import Accel, MachineType, Sandbox, Shmem
 from virtnic.qemu.external import (
-    Elsewhere,
+    ExternalProcess,
     SharedDirectory,
     accelerator_in_use,
     join,
@@ -47,18 +47,18 @@ T = TypeVar("T")
 
 #: Seconds between steps of the virtual clock. slirp's timers tick every 200 ms or slower.
 CLOCK_PERIOD = 0.1
-#: Properties of a device whose effect comes by a timer of QEMU's.
+#: Properties of a device that work by a timer of QEMU.
 _TIMERS = frozenset({"tx", "x-txtimer", "guest_rsc_ext", "guest_announce"})
 
-# Which accelerator ``auto`` turned out to be, by binary: asked only once.
+# The accelerator chosen by ``auto``, by binary: determined only once.
 _auto: dict[tuple[str, ...], Accel] = {}
 
 
 class Machine(Owner):
-    """QEMU with our memory on its PCI bus; NICs come and go with :meth:`add_nic`.
+    """QEMU with the memory on its PCI bus; NICs are plugged in with :meth:`add_nic`.
 
-    It holds nothing until :meth:`start`, or the ``with`` block, and nothing after :meth:`close`.
-    :class:`virtnic.Qemu` sees to it that it is closed.
+    It holds nothing before :meth:`start`, or the ``with`` block, and nothing after :meth:`close`.
+    :class:`virtnic.Qemu` makes sure that it is closed.
     """
 
     def __init__(
@@ -76,32 +76,30 @@ class Machine(Owner):
         connect: str | os.PathLike[str] | None = None,
         restartable: bool = False,
     ) -> None:
-        """Find QEMU and look at the arguments.
+        """Find QEMU and check the arguments.
 
-        ``qemu``: path or command line of the binary (else ``VIRTNIC_QEMU``, else PATH).
-        ``accel``: ``auto`` is qtest where QEMU has it, else tcg with a parked vCPU.
-        ``shmem``: ``doorbell`` gives interrupts by eventfd and shares only a socket, ``plain``
-        shares the memory's file by path and gives none.
-        ``timeout``: seconds for the start and for each answer. ``sandbox``: True denies QEMU
-        all that can be, ``"spawn"`` lets it run helpers and scripts, False is none.
-        ``directory``: where the sockets go and stay; by default they are in a private one that
-        is removed once all are connected.
-        ``extra``: further QEMU options, word by word.
-        ``connect``: start none, but drive the one whose sockets are in this directory: see
-        :meth:`virtnic.Qemu.connect`. Only ``timeout`` goes with it.
-        ``restartable``: keep what another start takes, the sockets' directory above all; see
+        ``qemu``: path or command line of the binary (else ``VIRTNIC_QEMU``, else PATH). ``accel``:
+        ``auto`` uses qtest if QEMU has it, else tcg with a parked vCPU. ``shmem``: ``doorbell``
+        provides interrupts by eventfd and shares only a socket, ``plain`` shares the memory's file
+        by path, without interrupts. ``timeout``: seconds for the start and for each reply.
+        ``sandbox``: True denies QEMU everything it does not need, ``"spawn"`` allows helpers and
+        scripts, False disables it. ``directory``: directory for the sockets, which stay there; by
+        default a private one that is removed once all are connected. ``extra``: additional QEMU
+        options, word by word. ``connect``: start none, but use the one whose sockets are in this
+        directory: see :meth:`virtnic.Qemu.connect`; only with ``timeout``. ``restartable``: keep
+        what a restart needs, such as the sockets' directory; see
         :class:`virtnic.Recovery`.
 
         Raises QemuNotFound, ValueError, TypeError.
         """
         self._owner = os.getpid()
         self._closed = False
-        self._is_over = True  #: Whether there is nothing to give back.
+        self._is_over = True  #: Whether there is nothing to release.
         self._close_lock = threading.RLock()
         self._directory: RunDirectory | SharedDirectory | None = None
         self._server: _native.IvshmemServer | None = None
-        self._process: Process | Elsewhere | None = None
-        self._starting: Process | None = None  #: The same, from before there is one.
+        self._process: Process | ExternalProcess | None = None
+        self._starting: Process | None = None  #: The same, set before it is started.
         self._monitor: Monitor | None = None
         self._qtest: _native.QTest | None = None
         self._clock_runs = False
@@ -110,7 +108,7 @@ class Machine(Owner):
         self._restartable = restartable
         self.keeps_little = False
         if not isinstance(memory, _native.Memory):
-            raise TypeError(f"memory is the virtnic.Memory that QEMU is to see, not {memory!r}")
+            raise TypeError(f"memory must be a virtnic.Memory, not {memory!r}")
         _one_of("accel", accel, Accel)
         _one_of("machine", machine, MachineType)
         _one_of("shmem", shmem, Shmem)
@@ -120,20 +118,20 @@ class Machine(Owner):
         chosen = (qemu, accel, machine, shmem, sandbox, directory, extra)
         if connect is not None and chosen != (None, "auto", "pc", "doorbell", True, None, ()):
             raise ValueError(
-                "connect= goes with timeout= only: the program, accelerator, machine "
-                "and sandbox are chosen by whoever starts QEMU, with `virtnic qemu-args`"
+                "connect= can only be combined with timeout=: the program, accelerator, machine "
+                "and sandbox are chosen where QEMU is started, with `virtnic qemu-args`"
             )
         self.memory = memory
         self.machine: MachineType = machine
         self.sandbox: Sandbox = sandbox
         self.timeout = bounded(timeout)
-        #: The program; None when somebody else started it.
+        #: The program; None if QEMU was started elsewhere.
         self.binary = find_qemu(qemu) if connect is None else None
         self._connect = connect
         self._start_options = accel, shmem, directory, extra
 
     def start(self) -> Self:
-        """Start QEMU, or connect to it. Once: whatever interrupts it, closes it.
+        """Start QEMU, or connect to it; only once. An interruption closes it.
 
         Raises QemuNotFound, QemuError quoting QEMU, ValueError, TimeoutError, OSError.
         """
@@ -141,7 +139,7 @@ class Machine(Owner):
         self._is_over = False
         try:
             if self._restartable:
-                # Descriptors are watched from one QEMU to the next.
+                # Descriptors are watched across restarts of QEMU.
                 self._hold = loop.Hold()
                 self._hold.take()
             if self.binary is not None:
@@ -166,7 +164,7 @@ class Machine(Owner):
         try:
             place.firmware.write_bytes(command.PARKING_FIRMWARE)
         except OSError as error:
-            error.filename = error.filename or str(place.firmware)  # a full disk has no name
+            error.filename = error.filename or str(place.firmware)  # ENOSPC has no file name
             raise
         if shmem == "doorbell":
             self._server = _native.IvshmemServer(os.fspath(place.shmem), self.memory)
@@ -187,7 +185,7 @@ class Machine(Owner):
         if accel == "auto":
             _auto[binary.argv] = self._accel
         if directory is None and not self._restartable:
-            # All sockets are connected: nothing is left to find, even after SIGKILL.
+            # All sockets are connected, so nothing is left behind, even after SIGKILL.
             place.close()
 
     def _launch(self, binary: Binary, place: RunDirectory) -> None:
@@ -213,14 +211,16 @@ class Machine(Owner):
             before.hand_over(self._monitor)
         try:
             self._monitor.connect()
-            process.asked_by(self._monitor.quit)
+            process.set_quit(self._monitor.quit)
             self._qtest = _native.QTest(os.fspath(place.qtest), self.timeout)
         except (QemuDied, TimeoutError) as error:
             self._explain(binary, process, error)
         if self._server is not None:
-            self._server.stop_listening()  # it has the memory
+            self._server.stop_listening()  # QEMU has the memory
         if self.version < quirks.OLDEST:
-            _log.warning("QEMU %s is older than what is tested (%s)", self.version, quirks.OLDEST)
+            _log.warning(
+                "QEMU %s is older than the oldest tested version (%s)", self.version, quirks.OLDEST
+            )
         self._accel = accelerator_in_use(self.monitor, self.qtest)
         process.started()
         self._silence_timer(self.qtest)
@@ -228,7 +228,7 @@ class Machine(Owner):
 
     def _join(self, directory: str | os.PathLike[str]) -> None:
         place = self._directory = SharedDirectory(directory)
-        process = self._process = Elsewhere(place.path)
+        process = self._process = ExternalProcess(place.path)
         self._monitor = Monitor(
             place.qmp,
             timeout=self.timeout,
@@ -238,7 +238,7 @@ class Machine(Owner):
         )
         joined = join(place, process, self._monitor, self.timeout)
         self._qtest = joined.qtest
-        # One that hangs has both its sockets open.
+        # A hanging one still has both sockets open.
         process.on_death(lambda _error: joined.qtest.close())
         self.machine, self.sandbox, self._accel = joined.machine, joined.sandbox, joined.accel
         self._nics = Nics(self.monitor, self.machine, None, process)
@@ -247,12 +247,12 @@ class Machine(Owner):
         self._server = serve(place, self.memory)
 
     def relaunch(self) -> None:
-        """End what is left of a QEMU and start another; the memory and its interrupts stay.
+        """End the remains of a QEMU and start another one; the memory and its interrupts are kept.
 
-        Raises as the constructor; then this can be tried again.
+        Raises as the constructor; it can then be tried again.
         """
         place = self._directory
-        assert isinstance(place, RunDirectory)  # only our own QEMUs are started again
+        assert isinstance(place, RunDirectory)  # only a QEMU started here is restarted
         self.qtest.close()
         self.process.close()
         if self._starting is not None:
@@ -278,28 +278,28 @@ class Machine(Owner):
             qtest.clock_step(1_000_000)
 
     def _explain(self, binary: Binary, process: Process, error: Exception) -> None:
-        """Say why QEMU did not start, in its own words where it left some."""
-        # Its sockets are closed a moment before its end can be seen.
+        """Raise an error for a QEMU that did not start, with its own message if there is one."""
+        # Its sockets are closed slightly before its end is visible.
         status = process.wait(1.0 if isinstance(error, QemuDied) else 0.0)
         if status is None:
             raise error
         binary.check(self.machine)
         words = last_line(process.stderr)
-        if not words or status < 0:  # killed: what it said before is not why
+        if not words or status < 0:  # killed: its output is not the reason
             raise QemuError(f"QEMU did not start: {process.death()}") from None
         advice = ""
         if "sandbox" in words or "seccomp" in words:
             advice = " (this QEMU has no seccomp: pass sandbox=False)"
         elif "invalid accelerator" in words:
-            advice = " (leave accel=auto to take what it has)"
+            advice = " (use accel=auto)"
         elif "KVM" in words or "kvm" in words:
-            advice = " (/dev/kvm has to exist and be writable; accel=auto needs none)"
-        # With an advice it is one that cannot be used so.
+            advice = " (/dev/kvm must exist and be writable; accel=auto does not need it)"
+        # If there is advice, the QEMU is not usable this way.
         raise (QemuNotFound if advice else QemuError)(
             f"QEMU did not start: {words}{advice}"
         ) from None
 
-    # What it consists of.
+    # Its parts.
 
     @property
     def qtest(self) -> _native.QTest:
@@ -312,8 +312,8 @@ class Machine(Owner):
         return present(self._monitor)
 
     @property
-    def process(self) -> Process | Elsewhere:
-        """The process, or what we know of one that somebody else started."""
+    def process(self) -> Process | ExternalProcess:
+        """The process, or a stand-in for one that was started elsewhere."""
         if self._process is None:
             raise QemuError("this QEMU is closed")
         return self._process
@@ -325,7 +325,7 @@ class Machine(Owner):
 
     @property
     def version(self) -> Version:
-        """QEMU's version, as it says itself."""
+        """QEMU's version, as it reports itself."""
         return self.monitor.version
 
     @property
@@ -334,18 +334,18 @@ class Machine(Owner):
         return self._accel
 
     def death(self) -> str:
-        """Say how QEMU ended. Raises QemuError where it was never there."""
+        """Return how QEMU ended. Raises QemuError if it was never started."""
         return self.process.death()
 
     @property
     def directory(self) -> Path | None:
-        """Where the sockets are, when the caller named it."""
+        """The directory of the sockets, if the caller named one."""
         place = self._directory
         return place.path if place is not None and not place.private else None
 
     @property
     def shared(self) -> SharedDirectory | None:
-        """The directory that we share with a QEMU that somebody else started; else None."""
+        """The directory shared with a QEMU that was started elsewhere; else None."""
         return self._directory if isinstance(self._directory, SharedDirectory) else None
 
     @property
@@ -355,7 +355,7 @@ class Machine(Owner):
 
     @property
     def is_over(self) -> bool:
-        """Whether it holds nothing: it was never started, or all was given back."""
+        """Whether it holds nothing: it was never started, or everything was released."""
         return self._is_over
 
     def execute(self, name: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
@@ -363,7 +363,7 @@ class Machine(Owner):
         return self.monitor.execute(name, timeout=timeout, **arguments)
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
-        """Call back once, from the loop's thread, when QEMU ends unasked."""
+        """Call back once, in the loop's thread, when QEMU ends unexpectedly."""
         self._death_callbacks.append(callback)
         self.process.on_death(callback)
 
@@ -376,15 +376,15 @@ class Machine(Owner):
         plugging: Callable[[NicHandle], object] = lambda _handle: None,
         made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
-        """Plug in a virtio-net device on a new netdev. It still has to be probed on the bus.
+        """Plug in a virtio-net device on a new netdev. It must then be found on the bus.
 
         ``properties`` are those of virtio-net-pci (``mac``, ``mq``, ``rx_queue_size``, …).
-        ``plugging`` is told the handle before QEMU is asked: what to remove after an interruption.
-        ``made`` is called when the netdev is there, before the device is, with what QEMU said
-        meanwhile; what it raises undoes that.
+        ``plugging`` gets the handle before QEMU is asked, for removal after an interruption.
+        ``made`` is called after the netdev and before the device is created, with QEMU's output so
+        far; an exception from it undoes the netdev.
 
-        Raises ValueError (syntax, a key or type this QEMU does not know, no free slot),
-        QemuError quoting QEMU, QemuDied, TimeoutError.
+        Raises ValueError (syntax, a key or type unknown to this QEMU, no free slot), QemuError
+        quoting QEMU, QemuDied, TimeoutError.
         """
         spec = netdev if isinstance(netdev, Spec) else parse(netdev)
         if spec.socket is not None and self.shared is not None:
@@ -409,23 +409,25 @@ class Machine(Owner):
     ) -> None:
         """Unplug a device and delete its netdev.
 
-        No guest acknowledges the removal, so ``eject`` does: it writes the slot's eject
-        register (see :attr:`NicHandle.slot`) once QEMU has been asked. With None QEMU is only
-        asked: device, netdev and slot stay taken. Removing one that is gone does nothing.
+        No guest acknowledges the removal, so ``eject`` does: it writes the slot's eject register
+        (see
+        :attr:`NicHandle.slot`) after the request to QEMU. With None, only the request is made:
+        device,
+        netdev and slot remain in use. Removing one that is gone does nothing.
 
         Raises QemuError, QemuDied, TimeoutError.
         """
         self._nics.remove(handle, eject, self.timeout if timeout is None else bounded(timeout))
 
     def plug_memory(self, eject: Callable[[int], object]) -> None:
-        """Plug our memory into a QEMU started elsewhere, in the place of all that was left there.
+        """Plug the memory into a QEMU started elsewhere, replacing everything left there.
 
-        ``eject`` lets go of what is in a slot of the root bus: see :meth:`remove_nic`.
-        Raises QemuError, QemuDied, TimeoutError.
+        ``eject`` releases what is in a slot of the root bus: see :meth:`remove_nic`. Raises
+        QemuError, QemuDied, TimeoutError.
         """
         shared, server = present(self.shared), present(self._server)
         for left in self._nics.all():
-            _log.info("removing %s, which another program left", left.id)
+            _log.info("removing %s, left by another program", left.id)
             self._nics.remove(left, functools.partial(eject, left.slot), self.timeout)
         self.unplug_memory(eject)
         try:
@@ -440,10 +442,10 @@ class Machine(Owner):
         server.stop_listening()
 
     def keep_little(self, *, memory: bool = True) -> None:
-        """Let go of what only more devices would need, and ``memory``'s file where it is ours.
+        """Release what only further devices would need, and ``memory``'s file if it is ours.
 
-        From now on QEMU is told of no more interrupt vectors. What another start takes stays.
-        Nothing of a QEMU that somebody else started, whose end of it we do not see.
+        From now on QEMU is told of no more interrupt vectors. What a restart needs is kept. Does
+        nothing for a QEMU that was started elsewhere, whose end of the connection is not visible.
         """
         if self.shared is not None:
             return
@@ -454,9 +456,9 @@ class Machine(Owner):
             self.memory.forget_file()
 
     def unplug_memory(self, eject: Callable[[int], object]) -> None:
-        """Unplug our memory from a QEMU started elsewhere; fine where there is none."""
+        """Unplug the memory from a QEMU started elsewhere, if it was plugged in."""
         if self._server is None:
-            return  # it did not get as far as that
+            return  # it was not plugged in
         slot = command.SHMEM_SLOT[self.machine]
         self._nics.remove_memory(functools.partial(eject, slot), self.timeout)
 
@@ -468,17 +470,17 @@ class Machine(Owner):
     # The end.
 
     def hang_up(self) -> None:
-        """Close the QTest connection: nothing is asked of the devices any more. Twice is fine."""
+        """Close the QTest connection: no more requests to the devices. Can be repeated."""
         if self._qtest is not None:
             self._qtest.close()
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a forked child's copy: QEMU and all about it are its parent's."""
+        """Whether this is a forked child's copy: QEMU belongs to the parent."""
         return os.getpid() != self._owner
 
     def close(self) -> None:
-        """End QEMU and all that belongs to it. A second call finishes what the first did not."""
+        """End QEMU and everything that belongs to it. A second call finishes an interrupted one."""
         if self.is_forked:
             return
         with self._close_lock:
@@ -487,8 +489,8 @@ class Machine(Owner):
                 return
             started = time.monotonic()
             left = True
-            # The monitor after all that has sockets in a directory that we share with QEMU: once it
-            # is disconnected, the next program may come, whose sockets have the same names.
+            # The monitor after everything that has sockets in a directory shared with QEMU: once it
+            # is disconnected, the next program may connect, whose sockets have the same names.
             parts = (self._qtest, self._process, self._starting, self._server)
             for part in (*parts, self._monitor, self._directory):
                 if part is None:
@@ -504,7 +506,7 @@ class Machine(Owner):
             if self._hold is not None:
                 self._hold.release()
             if left:
-                # Their descriptors go with them, whoever keeps this object.
+                # Close their descriptors now, even if this object is kept.
                 self._qtest = self._server = None
                 self._is_over = True
                 _log.debug("closed in %.0f ms", (time.monotonic() - started) * 1e3)
@@ -522,7 +524,7 @@ class Machine(Owner):
 
     @property
     def state(self) -> str:
-        """Which it is, and where, for people."""
+        """A description of which QEMU it is, and where."""
         process = self._process
         state = "closed" if self._closed else process.where if process else "starting"
         return f"{self.machine} {state}"
@@ -532,7 +534,7 @@ class Machine(Owner):
 
 
 def _path_of(memory: _native.Memory) -> str:
-    """Return where a process that we start can open the memory's file."""
+    """Return a path by which a child process can open the memory's file."""
     return memory.path or f"/proc/{os.getpid()}/fd/{memory.fileno()}"
 
 
@@ -543,14 +545,14 @@ def _one_of(name: str, value: object, literal: Any) -> None:
 
 
 def present(part: T | None) -> T:
-    """Return a part that is there until all is closed. Raises QemuError."""
+    """Return a part that exists until everything is closed. Raises QemuError."""
     if part is None:
         raise QemuError("this QEMU is closed")
     return part
 
 
 def _accelerators(binary: Binary, accel: Accel) -> list[str]:
-    """Return what ``-accel`` takes; nothing where the command chooses for itself."""
+    """Return the values for ``-accel``; nothing if the command names one."""
     names: tuple[Accel, ...] = (accel,)
     if accel == "auto":
         if binary.chooses_accelerator:

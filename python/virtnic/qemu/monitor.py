@@ -1,7 +1,7 @@
-"""QMP, QEMU's control protocol, from ordinary threads.
+"""QMP, QEMU's control protocol, for ordinary threads.
 
-The protocol is spoken by ``qemu.qmp`` in the shared loop thread; :class:`Monitor` is
-the synchronous side of it. See QEMU's documentation, "QEMU Machine Protocol".
+``qemu.qmp`` speaks the protocol in the shared loop thread; :class:`Monitor` is its synchronous
+side. See QEMU's documentation, "QEMU Machine Protocol".
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from virtnic.teardown import Latch, Owner
 
 _log = logging.getLogger(__name__)
 
-#: An event as QMP sends it: ``{"event": name, "data": {…}, "timestamp": {…}}``.
+#: A QMP event: ``{"event": name, "data": {…}, "timestamp": {…}}``.
 Event = Mapping[str, Any]
 EventCallback = Callable[[Event], object]
 
-# What qemu.qmp logs as errors (a peer that hangs up) reaches our callers as exceptions.
+# What qemu.qmp logs as errors (a peer that hangs up) is raised as exceptions.
 logging.getLogger("qemu.qmp.protocol.virtnic").setLevel(logging.CRITICAL)
 
 
-#: A command that takes this many times the timeout, and this many seconds more, is never answered.
-#: A backend that hangs holds QEMU for half the timeout at most.
+#: A command that takes this many times the timeout plus this many seconds is considered hung. A
+#: hanging backend blocks QEMU for at most half the timeout.
 HANG = (2.0, 5.0)
 
 
 class NobodyListens(TimeoutError):
-    """There was no QMP socket to connect to in time."""
+    """No QMP socket to connect to appeared in time."""
 
 
 @contextlib.contextmanager
 def understanding(command: str) -> Iterator[None]:
-    """Raise QemuError where a reply has not the form that QEMU documents for the command."""
+    """Raise QemuError if a reply does not have the documented form."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
-        raise QemuError(f"QEMU's reply to {command} is not of its form: {error!r}") from error
+        raise QemuError(f"QEMU's reply to {command} is malformed: {error!r}") from error
 
 
 class _Direct(EventListener):
-    """Hands events on as they come: they do not queue up, however many there are."""
+    """Passes events on as they come, so that they do not queue up."""
 
     def __init__(self, dispatch: EventCallback) -> None:
         super().__init__()
@@ -65,12 +65,12 @@ class _Direct(EventListener):
     async def put(self, event: MutableMapping[str, Any]) -> None:
         event.setdefault("data", {})
         self._hand_on(event)
-        # The reader goes on as long as there is input: others must have their turn.
+        # The reader continues as long as there is input, so let other tasks run.
         await asyncio.sleep(0)
 
 
 class Monitor(Owner):
-    """A connection to QEMU's QMP socket. Any thread may use it."""
+    """A connection to QEMU's QMP socket, usable from any thread."""
 
     def __init__(
         self,
@@ -82,11 +82,10 @@ class Monitor(Owner):
         on_end: Callable[[], object] = lambda: None,
         on_hang: Callable[[str], object] = lambda _why: None,
     ) -> None:
-        """``gone`` tells whether the process has ended, or does within some seconds; ``why`` how.
+        """``gone`` returns whether the process ends within a number of seconds; ``why``, how.
 
-        ``on_end`` is called in the loop's thread when the connection ends, by whichever side.
-        ``on_hang`` is called there when QEMU does not come back from a command, before the
-        connection is ended for that.
+        ``on_end`` is called in the loop's thread when either side ends the connection. ``on_hang``
+        is called there if QEMU hangs in a command, before the connection is closed for that reason.
         """
         self._path = os.fspath(path)
         self._timeout = timeout
@@ -101,7 +100,7 @@ class Monitor(Owner):
         self._closed = False
         self._ended_event = Latch()
         self._client = QMPClient("virtnic")
-        # The client's own listener would keep every event until somebody takes it: nobody does.
+        # The client's own listener would keep every event, as nobody fetches them.
         self._client.events.event_filter = lambda _event: False
         self._client.register_listener(_Direct(self._dispatch))
         self._closing = asyncio.Event()
@@ -112,9 +111,10 @@ class Monitor(Owner):
         self._version: Version | None = None
 
     def connect(self) -> Self:
-        """Connect, retrying until the socket is there, the timeout is over or QEMU is gone.
+        """Connect, retrying until the socket exists, the timeout expires or QEMU ends.
 
-        Raises QemuDied, TimeoutError, QemuError, OSError. Whoever is interrupted closes it.
+        Raises QemuDied, TimeoutError, QemuError, OSError. After an interruption, call
+        :meth:`close`.
         """
         self._loop = self._hold.take()
         deadline = time.monotonic() + self._timeout
@@ -126,29 +126,29 @@ class Monitor(Owner):
             if isinstance(error, QMPError) and self._gone(1.0):
                 raise QemuDied(f"QEMU did not start: {self._why()}") from None
             if isinstance(error, QMPError):
-                raise QemuError(f"{self._path} does not greet as QEMU does: {error}") from error
+                raise QemuError(f"{self._path} does not greet like QEMU: {error}") from error
             raise
         return self
 
     @property
     def loop(self) -> LoopThread:
-        """The loop that it is spoken in."""
-        assert self._loop is not None  # it was connected
+        """The loop of the connection."""
+        assert self._loop is not None  # connected
         return self._loop
 
     @property
     def version(self) -> Version:
-        """QEMU's version, as it said in its greeting."""
-        assert self._version is not None  # it was connected
+        """QEMU's version, from its greeting."""
+        assert self._version is not None  # connected
         return self._version
 
     def execute(self, command: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Execute a QMP command and return its result.
 
-        Raises ValueError and TypeError for arguments that QMP cannot carry (text that is not
-        UTF-8, for one), QemuError quoting QEMU's own words, QemuDied when QEMU goes meanwhile,
-        TimeoutError when it does not answer in ``timeout`` seconds (default: the monitor's). Then
-        it may still do it. One that it never comes back from is its death: see :data:`HANG`.
+        Raises ValueError and TypeError for arguments that QMP cannot carry (such as text that is
+        not UTF-8), QemuError quoting QEMU, QemuDied if QEMU ends meanwhile, TimeoutError if it does
+        not answer in ``timeout`` seconds (default: the monitor's); it may still execute the
+        command. A QEMU that hangs in a command is ended: see :data:`HANG`.
         """
         limit = self._timeout if timeout is None else bounded(timeout)
         text.check(command, "the command")
@@ -169,7 +169,7 @@ class Monitor(Owner):
             raise QemuError(f"QMP broke down during {command}: {error}") from error
 
     def send_descriptor(self, fd: int, name: str) -> None:
-        """Give QEMU a copy of a descriptor, under a name that netdevs know it by (``getfd``).
+        """Send QEMU a duplicate of a descriptor, with a name that netdevs can refer to (``getfd``).
 
         Raises as :meth:`execute`.
         """
@@ -179,12 +179,12 @@ class Monitor(Owner):
             while True:
                 try:
                     self._client.send_fd_scm(fd)
-                except BlockingIOError:  # QEMU has not read what it was sent before
+                except BlockingIOError:  # QEMU has not read earlier data
                     await asyncio.sleep(0.005)
                 else:
                     return
 
-        # One at a time: QEMU keeps the last descriptor that came until `getfd` takes it.
+        # One at a time: QEMU keeps only the last received descriptor until `getfd` takes it.
         with self._sending:
             try:
                 self.loop.call(send, self._timeout)
@@ -193,9 +193,9 @@ class Monitor(Owner):
             self.execute("getfd", fdname=name)
 
     def post(self, command: str, /, **arguments: Any) -> None:
-        """Execute a command without waiting for it; for callbacks, in the loop's thread.
+        """Send a command without waiting for the reply; for callbacks, in the loop's thread.
 
-        What QEMU says to it is logged when it refuses.
+        A refusal is logged.
         """
 
         async def execute() -> None:
@@ -207,36 +207,35 @@ class Monitor(Owner):
         self.loop.start_call(execute)
 
     def finish(self, command: str, /, **arguments: Any) -> Any:
-        """Execute a command that changes something, and wait until it is known whether it did.
+        """Execute a command that changes something, and wait until its outcome is known.
 
-        That is when QEMU answers, or dies of not answering. Raises as :meth:`execute`, without
+        That is when QEMU answers, or is ended for not answering. Raises as :meth:`execute`, except
         TimeoutError.
         """
         return self.execute(command, timeout=threading.TIMEOUT_MAX, **arguments)
 
     def quit(self) -> None:
-        """Ask QEMU to end; whether it does, its process tells. Never raises."""
+        """Ask QEMU to quit; its process shows whether it does. Never raises."""
         try:
             self.execute("quit", timeout=1.0)
         except Exception as error:
             _log.debug("QEMU was asked to quit: %s", error)
 
     def check(self) -> None:
-        """Raise QemuDied when the connection has ended, or was never made."""
+        """Raise QemuDied if there is no connection."""
         if self._loop is None:
             raise QemuDied("there is no connection to QEMU's QMP socket yet")
         if self._closed or self._ended_event.is_set():
             raise QemuDied(self._ended())
 
     def listen(self, callback: EventCallback, *names: str) -> Callable[[], None]:
-        """Call back for each event of these names (all without names); returns what ends that.
+        """Call back for each event of these names (or for all); return a function that stops it.
 
-        Callbacks run in the loop's thread: they must be quick and must not call
-        :meth:`execute`.
+        Callbacks run in the loop's thread: they must be quick and must not call :meth:`execute`.
         """
         entry = (frozenset(names) if names else None, callback)
-        # Without a lock, of which the loop's thread would wait for the end: a signal handler that
-        # interrupts this may close, and wait for that thread.
+        # No lock, which the loop's thread would wait for: a signal handler interrupting this may
+        # close, and wait for that thread.
         listeners = self._listeners
         listeners.append(entry)
 
@@ -247,15 +246,15 @@ class Monitor(Owner):
         return remove
 
     def hand_over(self, successor: Monitor) -> None:
-        """Let the monitor of the next QEMU call back those who listen to this one."""
+        """Transfer the listeners to the monitor of the next QEMU."""
         successor._listeners, self._listeners = self._listeners, []
 
     def close(self) -> None:
-        """Disconnect. A second call finishes what the first did not."""
+        """Disconnect. A second call finishes an interrupted one."""
         with self._close_lock:
             self._closed = True
             if self._loop is None:
-                pass  # it was never connected
+                pass  # never connected
             elif self._loop.inside:
                 self._loop.start_call(self._disconnect)
             else:
@@ -269,8 +268,8 @@ class Monitor(Owner):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
             try:
-                # At once or not at all: that of asyncio waits until the socket is writable, which
-                # one that nobody took is from the start, and then takes it for connected.
+                # Do not wait: asyncio waits until the socket is writable, which a socket in a full
+                # backlog is from the start, and takes that for connected.
                 sock.connect(self._path)
                 break
             except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
@@ -278,7 +277,7 @@ class Monitor(Owner):
                 if self._gone(0.0):
                     raise QemuDied(f"QEMU did not start: {self._why()}") from None
                 if time.monotonic() > deadline:
-                    if isinstance(error, BlockingIOError):  # as many wait as QEMU lets wait: two
+                    if isinstance(error, BlockingIOError):  # QEMU's backlog of two is full
                         raise TimeoutError(f"{self._silent()}, and others wait for it") from None
                     raise NobodyListens(f"QEMU opened no QMP socket at {self._path}") from None
                 await asyncio.sleep(0.001)
@@ -293,7 +292,7 @@ class Monitor(Owner):
         self._holder = self.loop.begin(self._stay())
 
     async def _stay(self) -> None:
-        """Wait for the end of the connection, by either side, and clear it away."""
+        """Wait until either side ends the connection, and clean up."""
         ended = asyncio.ensure_future(self._client.runstate_changed())
         asked = asyncio.ensure_future(self._closing.wait())
         try:
@@ -308,18 +307,18 @@ class Monitor(Owner):
 
     def _dispatch(self, message: Event) -> None:
         if not isinstance(message["event"], str) or not isinstance(message.get("data"), dict):
-            _log.warning("QEMU sent something that is no event: %.200s", message)
+            _log.warning("QEMU sent a malformed event: %.200s", message)
             return
         for names, callback in self._listeners.copy():
             if names is not None and message["event"] not in names:
                 continue
             try:
                 callback(message)
-            except BaseException:  # such as SystemExit, which would end the thread for all
+            except BaseException:  # even SystemExit must not end the shared thread
                 _log.exception("a callback for the event %s failed", message["event"])
 
     async def _answer(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Send a command and wait for the answer; who asked may have ceased to wait for it."""
+        """Send a command and wait for the answer, even if the caller has stopped waiting."""
         times, more = HANG
         seconds = times * self._timeout + more
         answer = self.loop.begin(self._client.execute(command, arguments or None))
@@ -328,7 +327,7 @@ class Monitor(Owner):
         def answered(done: asyncio.Future[object]) -> None:
             clock.cancel()
             if not done.cancelled():
-                done.exception()  # that nobody asks for it is not worth a word
+                done.exception()  # mark as retrieved
 
         answer.add_done_callback(answered)
         return await asyncio.shield(answer)
@@ -338,7 +337,7 @@ class Monitor(Owner):
         self._closing.set()
 
     async def _disconnect(self) -> None:
-        """Undo what connecting did, as far as that came."""
+        """Undo what connecting has done so far."""
         self._closing.set()
         for task, patience in ((self._connecting, 0.0), (self._holder, 2.0)):
             if task is not None:
@@ -357,7 +356,7 @@ class Monitor(Owner):
 
 
 def _version(client: QMPClient) -> Version:
-    """Return what the greeting says (QEMU documentation, "QMP: Server Greeting")."""
+    """Return the version from the greeting (QEMU documentation, "QMP: Server Greeting")."""
     greeting = client.greeting
     try:
         qemu: Any = greeting.QMP.version["qemu"] if greeting is not None else None
@@ -365,5 +364,5 @@ def _version(client: QMPClient) -> Version:
     except (KeyError, TypeError):
         major = minor = micro = None
     if not all(type(number) is int for number in (major, minor, micro)):
-        raise QemuError("the greeting on the QMP socket tells no version, as QEMU's does")
+        raise QemuError("the greeting on the QMP socket has no version, unlike QEMU's")
     return Version(major, minor, micro)

@@ -1,8 +1,8 @@
-"""Netdevs: from what the user writes to what QMP wants.
+"""Conversion of netdevs from user input to QMP.
 
-Users write a netdev as on QEMU's command line (``tap,ifname=tap0``), as a JSON object,
-or as a dict. QMP wants typed JSON. Which key has which type is asked of QEMU itself
-(:mod:`virtnic.qemu.schema`), so that every netdev it has works and none is listed here.
+A netdev is given as on QEMU's command line (``tap,ifname=tap0``), as a JSON object, or as a dict.
+QMP needs typed JSON; QEMU itself is asked for the types (:mod:`virtnic.qemu.schema`), so all of its
+netdevs work and none is listed here.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from virtnic.qemu import descriptors, netdevs, text
 from virtnic.qemu.netdevs import is_on, wants_vhost
 from virtnic.qemu.spec import Spec, VhostUserSocket
 
-#: What may be given as a netdev.
+#: Accepted forms of a netdev.
 Netdev = str | Mapping[str, Any]
 
-#: Bytes of a network device's name (Linux: IFNAMSIZ, with the zero at the end).
+#: Bytes of a network device's name (Linux: IFNAMSIZ, including the NUL).
 _LONGEST_NAME = 15
 
 
 def parse(netdev: Netdev) -> Spec:
-    """Read a netdev. Raises ValueError (syntax) or TypeError (neither string nor mapping)."""
+    """Parse a netdev. Raises ValueError (syntax) or TypeError (neither string nor mapping)."""
     if isinstance(netdev, str):
         text.check(netdev, "the netdev")
         stripped = netdev.strip()
@@ -35,7 +35,7 @@ def parse(netdev: Netdev) -> Spec:
         text.check(options, "the netdev")
     else:
         raise TypeError(
-            f"a netdev is a string as QEMU's -netdev takes it, or a dict, not {netdev!r}"
+            f"a netdev must be a string as for QEMU's -netdev, or a dict, not {netdev!r}"
         )
     kind = options.pop("type", None)
     if not isinstance(kind, str) or not kind:
@@ -44,12 +44,10 @@ def parse(netdev: Netdev) -> Spec:
         )
     if kind == "nic":
         raise ValueError(
-            "a nic is no netdev: the device is made by virtnic; give what it connects to"
+            "a nic is not a netdev: virtnic creates the device; give what it connects to"
         )
     if "id" in options:
-        raise ValueError(
-            f"the netdev {netdev!r} has an id: leave it out, virtnic names its own netdevs"
-        )
+        raise ValueError(f"the netdev {netdev!r} has an id: omit it, virtnic chooses the ids")
     if kind == "vhost-user" and "chardev" not in options:
         return Spec(kind, options, _vhost_user_socket(netdev, options))
     wait = None
@@ -67,43 +65,43 @@ def parse(netdev: Netdev) -> Spec:
 
 
 def _tap(options: dict[str, Any]) -> None:
-    """Make sure of what QEMU would else guess. Raises ValueError."""
+    """Set what QEMU would guess otherwise. Raises ValueError."""
     if not options.keys() & {"fd", "fds", "helper", "br"}:
-        # QEMU would run /etc/qemu-ifup, which its sandbox denies and hardly anybody has.
+        # QEMU would run /etc/qemu-ifup, which its sandbox denies and which rarely exists.
         options.setdefault("script", "no")
         options.setdefault("downscript", "no")
     name = str(options.get("ifname", ""))
     if len(name.encode(errors="surrogateescape")) > _LONGEST_NAME:
-        # QEMU would cut it off and open, or make, another device.
+        # QEMU would truncate it and open or create another device.
         raise ValueError(
             f"ifname={name!r} is too long: a network device's name has up to {_LONGEST_NAME} bytes"
         )
     if name in (".", "..") or re.search(r"[/:\s]", name):  # Linux: dev_valid_name()
-        raise ValueError(f"ifname={name!r} is no name of a network device")
+        raise ValueError(f"ifname={name!r} is not a valid network device name")
     if wants_vhost(options):
-        # Without it QEMU goes on without vhost, or aborts (7.2), where vhost cannot be had.
+        # Without it, if vhost is not available, QEMU continues without, or aborts (7.2).
         if "vhostforce" in options and not is_on(options["vhostforce"]):
             raise ValueError(
-                "vhostforce=off lets QEMU go on without vhost and say nothing, or abort; leave it "
-                "out, or vhost=on"
+                "vhostforce=off lets QEMU silently continue without vhost, or abort; omit it, or "
+                "vhost=on"
             )
         options["vhostforce"] = "on" if isinstance(options.get("vhost", "on"), str) else True
 
 
 def _user(options: dict[str, Any]) -> None:
-    """Translate what QEMU's command line does (its net/net.c): QMP has no ``ipv6-net``."""
+    """Translate ``ipv6-net`` as QEMU's command line does (net/net.c): QMP does not have it."""
     if "ipv6-net" not in options:
         return
     net = str(options.pop("ipv6-net"))
     prefix, slash, length = net.partition("/")
     if not prefix or (slash and not (length.isascii() and length.isdigit())):
-        raise ValueError(f"ipv6-net={net!r} is no PREFIX/LENGTH, such as fec0::/64")
+        raise ValueError(f"ipv6-net={net!r} is not of the form PREFIX/LENGTH, such as fec0::/64")
     options["ipv6-prefix"] = prefix
     options["ipv6-prefixlen"] = length if slash else "64"
 
 
 def _stream(options: dict[str, Any]) -> str:
-    """Return the type that serves: of the two only ``socket`` takes a descriptor by QMP."""
+    """Return the type to use: of the two only ``socket`` takes a descriptor by QMP."""
     address = options.get("addr")
     if not isinstance(address, Mapping) or address.get("type") != "fd":
         return "stream"
@@ -111,12 +109,12 @@ def _stream(options: dict[str, Any]) -> str:
     more = [key for key in options if key not in ("addr", "server")]
     if server or more:
         raise ValueError(
-            "a stream by descriptor is a socket that is connected already: "
-            f"{'server=on' if server else more[0]} is not for it"
+            "a stream by descriptor is already connected: "
+            f"{'server=on' if server else more[0]} cannot be used with it"
         )
     number = address.get("str")
     if number is None:
-        raise ValueError("addr.type=fd: its number is missing, addr.str=NUMBER")
+        raise ValueError("addr.type=fd needs the descriptor, addr.str=NUMBER")
     descriptors.check(Spec("stream", {"addr": dict(address)}))
     options.clear()
     options["fd"] = number
@@ -124,11 +122,13 @@ def _stream(options: dict[str, Any]) -> str:
 
 
 def with_reconnect(options: Mapping[str, Any], in_seconds: bool) -> dict[str, Any]:
-    """Return a stream's options with ``reconnect`` in the one unit that a QEMU has."""
+    """Return a stream's options with ``reconnect`` in the unit that the QEMU has."""
     options = dict(options)
     seconds, ms = options.pop("reconnect", None), options.pop("reconnect-ms", None)
     if seconds is not None and ms is not None:
-        raise ValueError("reconnect (seconds) and reconnect-ms are one option; give one of them")
+        raise ValueError(
+            "reconnect (seconds) and reconnect-ms are the same option; give one of them"
+        )
     if seconds is None and ms is None:
         return options
     wanted = _seconds("reconnect", seconds) if ms is None else _seconds("reconnect-ms", ms) / 1e3
@@ -140,18 +140,18 @@ def with_reconnect(options: Mapping[str, Any], in_seconds: bool) -> dict[str, An
 
 
 def _seconds(key: str, value: object) -> float:
-    """Read a number of seconds. Raises ValueError."""
+    """Parse a number of seconds. Raises ValueError."""
     try:
         seconds = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         seconds = -1.0
     if isinstance(value, bool) or not 0.0 <= seconds < 1e9:
-        raise ValueError(f"{key}={value!r} is no number of seconds")
+        raise ValueError(f"{key}={value!r} is not a number of seconds")
     return seconds
 
 
 def _vhost_user_socket(netdev: Netdev, options: dict[str, Any]) -> VhostUserSocket:
-    """Take our own keys of ``vhost-user`` out of the options."""
+    """Remove virtnic's own keys of ``vhost-user`` from the options."""
     path = options.pop("path", None)
     if not isinstance(path, str) or not path:
         raise ValueError(
@@ -164,7 +164,7 @@ def _vhost_user_socket(netdev: Netdev, options: dict[str, Any]) -> VhostUserSock
 
 
 def boolean(value: object, key: str) -> bool:
-    """Read on or off, as QEMU spells it. Raises ValueError."""
+    """Parse on or off, as QEMU spells it. Raises ValueError."""
     if isinstance(value, bool):
         return value
     if value in ("on", "yes", "true", "y"):
@@ -178,8 +178,8 @@ def _from_json(netdev: str) -> dict[str, Any]:
     try:
         value = json.loads(netdev)
     except ValueError as error:
-        raise ValueError(f"the netdev {netdev!r} is no valid JSON: {error}") from None
-    text.check(value, "the netdev")  # what was escaped in it
+        raise ValueError(f"the netdev {netdev!r} is not valid JSON: {error}") from None
+    text.check(value, "the netdev")  # escaped characters
     return dict(value)
 
 
@@ -210,7 +210,7 @@ def _put(options: dict[str, Any], key: str, value: str, netdev: str) -> None:
     for parent in parents:
         where = where.setdefault(parent, {})
         if not isinstance(where, dict):
-            raise ValueError(f"in the netdev {netdev!r}, {parent!r} is a value and an object")
+            raise ValueError(f"in the netdev {netdev!r}, {parent!r} is both a value and an object")
     if last not in where:
         where[last] = value
     elif isinstance(where[last], list):
@@ -218,4 +218,4 @@ def _put(options: dict[str, Any], key: str, value: str, netdev: str) -> None:
     elif isinstance(where[last], str):
         where[last] = [where[last], value]
     else:
-        raise ValueError(f"in the netdev {netdev!r}, {last!r} is a value and an object")
+        raise ValueError(f"in the netdev {netdev!r}, {last!r} is both a value and an object")

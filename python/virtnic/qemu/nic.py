@@ -1,7 +1,7 @@
-"""Plugging NICs in and out of a running QEMU: the QMP half of hotplug.
+"""Plug NICs into and out of a running QEMU: the QMP half of hotplug.
 
-The other half, finding the device on the bus and acknowledging its removal in place of a
-guest, is done over QTest by :mod:`virtnic.pci`.
+The other half, finding the device on the bus and acknowledging its removal in place of a guest, is
+done over QTest by :mod:`virtnic.pci`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from virtnic.qemu.command import MachineType
-    from virtnic.qemu.external import Elsewhere
+    from virtnic.qemu.external import ExternalProcess
     from virtnic.qemu.find import Binary
     from virtnic.qemu.monitor import Event, Monitor
     from virtnic.qemu.process import Process
@@ -41,19 +41,19 @@ _log = logging.getLogger(__name__)
 
 DRIVER = "virtio-net-pci"
 
-#: Ours: where a device sits and which backend it has is not for the caller's properties.
+#: Reserved properties: the slot and the backend of a device are not the caller's choice.
 _OURS = frozenset({"id", "driver", "bus", "addr", "netdev", "multifunction"})
 
-#: QEMU's ids: of the shared memory's device and chardev, and of a NIC and what belongs to it.
+#: QEMU's ids: of the shared memory's device and chardev, and of a NIC and its parts.
 SHMEM, SHMEM_CHARDEV = "shmem0", "shmem"
-#: Where QEMU's object tree has the devices that were given an id.
+#: Where devices with an id are in QEMU's object tree.
 _DEVICES = "/machine/peripheral"
 _OUR_ID = re.compile(r"\b(nic|net|char)(\d+)\b")
 
-#: Seconds that a device has which did not go the first time; most go in less than a tenth.
+#: Timeout in seconds for a device whose removal is retried; most take less than 0.1 s.
 _SECOND_TRY = 0.5
 
-# What a binary says about itself never changes: asked once for each that is ours.
+# Properties of a binary never change: asked once for each.
 _schemas: dict[tuple[str, ...], Schema] = {}
 _property_types: dict[tuple[str, ...], dict[str, str]] = {}
 
@@ -62,38 +62,38 @@ _property_types: dict[tuple[str, ...], dict[str, str]] = {}
 class NicHandle:
     """A virtio-net device that is plugged in."""
 
-    #: QEMU's id of the device, in events such as DEVICE_DELETED.
+    #: QEMU's id of the device, as in the event DEVICE_DELETED.
     id: str
-    #: QEMU's id of its netdev, in events such as NETDEV_VHOST_USER_CONNECTED.
+    #: QEMU's id of its netdev, as in the event NETDEV_VHOST_USER_CONNECTED.
     netdev_id: str
     spec: Spec
     #: PCI device number on bus 0: of the NIC itself (pc), or of the root port above it (q35).
     slot: int
-    #: Whether the slot is a root port: then the NIC is device 0 of the bus behind it, and is
-    #: ejected by the port's Slot Control register, not by ACPI.
+    #: Whether the slot is a root port: the NIC is then device 0 of the bus behind it, and ejected
+    #: by the port's Slot Control register instead of ACPI.
     behind_root_port: bool
-    #: False where this QEMU would crash with MSI-X vectors on the queues of this device.
+    #: False if this QEMU would crash with MSI-X vectors on the device's queues.
     queue_vectors: bool
-    #: Where QEMU tells of the peer: whether there is one.
+    #: The peer of a netdev for which QEMU reports it.
     peer: StreamPeer | None = None
 
     @property
     def chardev_id(self) -> str:
-        """QEMU's id of the connection to a vhost-user backend, where it has one."""
+        """QEMU's id of the chardev of a vhost-user backend."""
         return self.netdev_id.replace("net", "char")
 
 
 class Nics:
-    """The NICs of one QEMU and the slots they sit in."""
+    """The NICs of one QEMU and their slots."""
 
     def __init__(
         self,
         monitor: Monitor,
         machine: MachineType,
         binary: Binary | None,
-        process: Process | Elsewhere,
+        process: Process | ExternalProcess,
     ) -> None:
-        """``binary`` is None for a QEMU that somebody else started."""
+        """``binary`` is None for a QEMU started elsewhere."""
         self._monitor = monitor
         self._binary = binary
         self._key = () if binary is None else binary.argv
@@ -109,11 +109,11 @@ class Nics:
             range(first, first + command.ROOT_PORTS) if self._behind_port else command.PC_SLOTS
         )
         self._used: dict[int, NicHandle] = {}
-        #: Those that did not go in time, and what ejects them; tried again when slots run out.
+        #: Devices that were not removed in time, and how to eject them; retried when slots run out.
         self._stuck: list[tuple[NicHandle, Callable[[], object] | None]] = []
 
     def all(self) -> list[NicHandle]:
-        """Return those plugged in, in the order of their slots."""
+        """Return the NICs in the order of their slots."""
         with self._lock:
             return [handle for _slot, handle in sorted(self._used.items())]
 
@@ -124,11 +124,11 @@ class Nics:
         plugging: Callable[[NicHandle], object] = lambda _handle: None,
         made: Callable[[str], object] = lambda _said: None,
     ) -> NicHandle:
-        """Plug one in; leaves nothing behind when QEMU refuses.
+        """Plug one in; leaves nothing behind if QEMU refuses.
 
-        ``plugging`` is told the handle before QEMU is told anything: whoever is interrupted
-        removes that. ``made`` is called when there is a netdev but no device yet, with what QEMU
-        said meanwhile; what it raises is a refusal too.
+        ``plugging`` gets the handle before QEMU is told anything, so that an interrupted caller can
+        remove it. ``made`` is called after the netdev and before the device is created, with QEMU's
+        output so far; an exception from it undoes the netdev.
         """
         typed = self._typed(properties)
         self._make_room()
@@ -165,20 +165,20 @@ class Nics:
                 handle.peer.follow(handle.id)
         except TimeoutError:
             with self._lock:
-                self._stuck.append((handle, None))  # QEMU may yet do what it did not answer
+                self._stuck.append((handle, None))  # QEMU may still execute the unanswered command
             raise
         except QemuDied:
-            self._free(handle)  # with all that was in it
+            self._free(handle)  # with everything in it
             raise
         except (QemuError, ValueError):
-            # What QEMU refused is not there; what came before it is.
+            # What QEMU refused does not exist; what came before does.
             self._clear_away(handle)
             self._free(handle)
             raise
         return handle
 
     def add_memory(self, socket: str) -> None:
-        """Plug the shared memory in, by the ivshmem server at a socket."""
+        """Plug in the shared memory, from the ivshmem server at a socket."""
         address = {"type": "unix", "data": {"path": socket}}
         data = {"addr": address, "server": False}
         backend = {"type": "socket", "data": data}
@@ -197,17 +197,17 @@ class Nics:
             raise
 
     def remove_memory(self, eject: Callable[[], object], timeout: float) -> None:
-        """Unplug the shared memory; fine where there is none."""
+        """Unplug the shared memory, if there is any."""
         deadline = time.monotonic() + timeout
         self._unplug(SHMEM, eject, timeout)
-        # A device that QEMU knows no more may have its chardev for some 50 ms (RCU).
+        # The chardev of a deleted device may remain in use for some 50 ms (RCU).
         while not self._chardev_goes(SHMEM_CHARDEV):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"QEMU did not let go of {SHMEM_CHARDEV} within {timeout:g} s")
             time.sleep(0.01)
 
     def _chardev_goes(self, name: str) -> bool:
-        """Remove a chardev; False while something in QEMU uses it."""
+        """Remove a chardev; False while it is in use."""
         try:
             self._monitor.execute("chardev-remove", id=name)
         except QemuDied:
@@ -217,7 +217,7 @@ class Nics:
         return True
 
     def adopt(self) -> None:
-        """Take over the NICs that a program before us left, to be removed; what they had, goes."""
+        """Take over NICs left by an earlier program, for removal; delete their unused parts."""
         execute = self._monitor.execute
         listed = execute("qom-list", path=_DEVICES)
         with understanding("qom-list"):
@@ -239,17 +239,17 @@ class Nics:
                     name, f"net{number}", spec, slot, self._behind_port, True
                 )
             elif f"nic{number}" not in present:
-                # Of an attempt that did not get as far as a device.
+                # Left by an attempt that did not create a device.
                 self._try("netdev_del" if kind == "net" else "chardev-remove", id=name)
 
     def _at(self, slot: int) -> dict[str, Any]:
-        """Return the properties of a device that is to be in a slot."""
+        """Return the properties that place a device in a slot."""
         if self._behind_port:
             return {"bus": command.root_port(slot), "addr": "0"}
         return {"bus": "pci.0", "addr": f"{slot:x}"}
 
     def _slot_of(self, device: str) -> int:
-        """Return the slot that a NIC is in."""
+        """Return the slot of a NIC."""
         what = "parent_bus" if self._behind_port else "addr"
         found = self._monitor.execute("qom-get", path=f"{_DEVICES}/{device}", property=what)
         with understanding("qom-get"):
@@ -259,9 +259,9 @@ class Nics:
             return int(found >> 3)  # device and function number
 
     def remove(self, handle: NicHandle, eject: Callable[[], object] | None, timeout: float) -> None:
-        """Unplug one; its slot is free afterwards, unless nobody ejects it.
+        """Unplug one; its slot is free afterwards, unless ``eject`` is None.
 
-        One that was plugged in by half, or removed by half, is removed as far as it is there.
+        A partly plugged or partly removed one is removed as far as it exists.
         """
         with self._lock:
             if self._used.get(handle.slot) is not handle:
@@ -276,10 +276,10 @@ class Nics:
             raise
 
     def _clear_away(self, handle: NicHandle) -> None:
-        """Delete what a device that is gone was connected to. Raises QemuDied, TimeoutError."""
+        """Delete the netdev and chardev of a removed device. Raises QemuDied, TimeoutError."""
         if handle.peer is not None:
             handle.peer.close()
-        # Not where QEMU took them, as it does unless it refused the netdev before it looked.
+        # QEMU has taken the descriptors unless it refused the netdev before looking at them.
         for name in names_in_qemu(handle.spec, handle.netdev_id):
             self._try("closefd", fdname=name)
         try:
@@ -290,10 +290,12 @@ class Nics:
             if "not found" not in str(error):
                 raise
         if handle.spec.socket is not None:
-            self._try("chardev-remove", id=handle.chardev_id)  # it may have gone with the netdev
+            self._try(
+                "chardev-remove", id=handle.chardev_id
+            )  # it may have been deleted with the netdev
 
     def _unplug(self, device: str, eject: Callable[[], object] | None, timeout: float) -> bool:
-        """Remove a device; False when nobody ejects it. One that is gone is removed already."""
+        """Remove a device; False if ``eject`` is None. One that is gone counts as removed."""
         deadline = time.monotonic() + timeout
         deleted = Latch()
 
@@ -309,7 +311,7 @@ class Nics:
                 raise
             except QemuError as error:
                 if "not found" in str(error):
-                    deleted.set()  # an earlier try got this far
+                    deleted.set()  # an earlier attempt got this far
                 elif "in the process of unplug" not in str(error):
                     raise
             if not deleted.is_set():
@@ -327,7 +329,7 @@ class Nics:
         return True
 
     def _make_room(self) -> None:
-        """Where all slots are taken, try again to remove what did not go when it was to."""
+        """If all slots are taken, retry the removal of devices that were not removed in time."""
         with self._lock:
             if not self._stuck or not all(slot in self._used for slot in self._slots):
                 return
@@ -354,7 +356,7 @@ class Nics:
                     )
                     self._used[slot] = handle
                     return handle
-        raise ValueError(f"all {len(self._slots)} slots of this machine are taken; detach a port")
+        raise ValueError(f"all {len(self._slots)} slots of this machine are in use; detach a port")
 
     def _free(self, handle: NicHandle) -> None:
         with self._lock:
@@ -367,9 +369,9 @@ class Nics:
             self._monitor.execute(name, **arguments)
 
     def _add_netdev(self, spec: Spec, netdev: str, chardev: str | None) -> None:
-        """Add a netdev, first with its options as strings: those of most are.
+        """Add a netdev, first with its options as strings, which most options are.
 
-        What is none is learnt from QEMU's schema, which takes tens of milliseconds to get.
+        Other types are taken from QEMU's schema, which takes tens of milliseconds to get.
         """
         with handed_over(self._monitor, self._for_this_version(spec), netdev) as named:
             plain = named.arguments(netdev, chardev)
@@ -386,21 +388,21 @@ class Nics:
                 self._monitor.finish("netdev_add", **typed)
 
     def _for_this_version(self, spec: Spec) -> Spec:
-        """Say how often to connect again in the unit that this QEMU has. Raises ValueError."""
+        """Convert the reconnect interval to this QEMU's unit. Raises ValueError."""
         if spec.type != "stream":
             return spec
         if quirks.has(self._monitor.version, "stream-no-reconnect"):
             if spec.options.keys() & {"reconnect", "reconnect-ms"}:
                 raise ValueError(
-                    f"QEMU {self._monitor.version} does not connect a stream again: leave "
-                    "reconnect out (wait=SECONDS waits for the peer at first), or take 8.0 or later"
+                    f"QEMU {self._monitor.version} cannot reconnect a stream: omit reconnect "
+                    "(wait=SECONDS waits for the peer at the start), or use 8.0 or later"
                 )
             return spec
         in_seconds = quirks.has(self._monitor.version, "reconnect-in-seconds")
         return dataclasses.replace(spec, options=with_reconnect(spec.options, in_seconds))
 
     def _await(self, spec: Spec, peer: StreamPeer, netdev: str) -> None:
-        """Wait for the peer of a netdev as long as it says; nobody is a warning where it does not.
+        """Wait for the peer of a netdev as long as it says; without ``wait``, warn of none.
 
         Raises QemuError.
         """
@@ -420,28 +422,28 @@ class Nics:
             then = "QEMU goes on " + ("connecting" if connects else "listening")
         else:
             then = (
-                "it is not tried again: start the peer first, wait for it (wait=SECONDS), or "
-                "have QEMU try (reconnect-ms=, since 8.0)"
+                "it is not retried: start the peer first, wait for it (wait=SECONDS), or make QEMU "
+                "retry (reconnect-ms=, since 8.0)"
             )
         _log.log(
-            logging.WARNING if connects else logging.INFO,  # one that listens is alone at first
-            "the link is down, nobody is at the other end of the stream (%s); %s",
+            logging.WARNING if connects else logging.INFO,  # a listener has no peer at first
+            "the link is down: the stream has no peer (%s); %s",
             why,
             then,
         )
 
     @property
     def _pid(self) -> int | None:
-        with contextlib.suppress(QemuError):  # started by somebody else
+        with contextlib.suppress(QemuError):  # started elsewhere
             return self._process.pid
         return None
 
     @contextlib.contextmanager
     def _quoting(self, spec: Spec) -> Iterator[None]:
-        """Add to QEMU's refusal what it wrote to stderr meanwhile, and what to do about it."""
+        """Add QEMU's stderr output meanwhile, and advice, to its refusal."""
         before = self._process.stderr_position()
         try:
-            with self._process.asked():
+            with self._process.helpers():
                 yield
         except QemuDied:
             raise
@@ -469,7 +471,7 @@ class Nics:
         return self._schemas[self._key]
 
     def _typed(self, properties: Mapping[str, Any]) -> dict[str, Any]:
-        """Give each property the JSON type that this QEMU wants. Raises ValueError."""
+        """Give each property the JSON type that this QEMU requires. Raises ValueError."""
         if not properties:
             return {}
         for name in properties:
@@ -487,7 +489,7 @@ class Nics:
         }
 
     def _add_chardev(self, name: str, backend: VhostUserSocket) -> None:
-        """Make the socket and wait for the backend: netdev_add would block QEMU for it."""
+        """Create the socket and wait for the backend, which would block QEMU in netdev_add."""
         data: dict[str, Any] = {
             "addr": {"type": "unix", "data": {"path": backend.path}},
             "server": backend.server,
@@ -500,7 +502,7 @@ class Nics:
             data["reconnect-ms"] = 100
         before = self._process.stderr_position()
         self._monitor.execute("chardev-add", id=name, backend={"type": "socket", "data": data})
-        # A local connection takes no time, but is made by QEMU's loop, not by the command.
+        # A local connection is immediate, but is made by QEMU's loop, not by the command.
         deadline = time.monotonic() + max(backend.wait, 0.2)
         while not self._connected(name):
             if time.monotonic() > deadline:
@@ -530,7 +532,7 @@ def _no_backend(backend: VhostUserSocket, said: str | None) -> str:
 
 
 def _json_type(property_type: str) -> str:
-    """Map a QOM property type to a JSON one. Unknown properties are left to QEMU's own error."""
+    """Map a QOM property type to a JSON type. QEMU itself reports unknown properties."""
     if property_type == "bool":
         return "boolean"
     if property_type.startswith(("int", "uint", "size")):

@@ -1,8 +1,8 @@
-"""The peer of a ``stream`` netdev: QEMU tells by QMP that it came or went, and nothing else does.
+"""The peer of a ``stream`` netdev, whose presence only QEMU reports, by QMP.
 
-A virtio-net device has its link up whoever is there, and what it sends to nobody vanishes. So the
-link is made to follow the peer (QMP ``set_link``), and with it interrupts, events and callbacks.
-See ``NETDEV_STREAM_CONNECTED`` in QEMU's documentation, "QMP Reference Manual".
+The link of a virtio-net device is up even without a peer, and frames are then lost. So the link is
+made to follow the peer (QMP ``set_link``), and with it interrupts, events and callbacks. See
+``NETDEV_STREAM_CONNECTED`` in QEMU's documentation, "QMP Reference Manual".
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ __all__ = ["StreamPeer", "socket_is_connected"]
 
 _CONNECTED = "NETDEV_STREAM_CONNECTED"
 _DISCONNECTED = "NETDEV_STREAM_DISCONNECTED"
-#: Seconds that a local connection takes at most.
+#: Most seconds that a local connection takes.
 _LOCAL = 0.2
-#: Seconds between two questions to QEMU, and between two looks at what it told.
+#: Seconds between queries to QEMU, and between checks of its events.
 _PAUSE, _MOMENT = 0.02, 0.001
 
 
 def socket_is_connected(monitor: Monitor, netdev_id: str) -> bool:
-    """Ask QEMU whether somebody is at the other end of a ``socket`` netdev: it tells by itself not.
+    """Ask QEMU whether a ``socket`` netdev has a peer, which it does not report by itself.
 
-    A connection that is being made counts.
+    A pending connection counts.
     """
     return re.search(r"type=socket,[ \t]*\S", _described(monitor, netdev_id)) is not None
 
 
 def _described(monitor: Monitor, netdev_id: str) -> str:
-    """Return the line of ``info network`` that is about a netdev."""
+    """Return a netdev's line of ``info network``."""
     words: dict[str, Any] = {"command-line": "info network"}
     said = monitor.execute("human-monitor-command", **words)
     with understanding("human-monitor-command"):
@@ -47,7 +47,7 @@ def _described(monitor: Monitor, netdev_id: str) -> str:
 
 
 class StreamPeer:
-    """Who is at the other end of one netdev. It is to listen from before there is one."""
+    """The peer of one netdev. Create it before the netdev, to get all events."""
 
     def __init__(self, monitor: Monitor, netdev_id: str) -> None:
         self._monitor = monitor
@@ -55,26 +55,26 @@ class StreamPeer:
         self._nic: str | None = None
         self._lock = threading.RLock()
         self._tell: Callable[[bool, str], object] | None = None
-        #: Whether somebody is connected, and who it is or was.
+        #: Whether there is a connection, and the peer's address.
         self.connected = False
         self.address = ""
         self._stop: Callable[[], None] | None = None
 
     def listen(self) -> None:
-        """Listen to what QEMU tells from now on."""
+        """Start listening to QEMU's events."""
         self._stop = self._monitor.listen(self._seen, _CONNECTED, _DISCONNECTED)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until somebody is connected."""
+        """Wait for a connection."""
         deadline = time.monotonic() + seconds
         while not self.connected and time.monotonic() < deadline:
             time.sleep(_MOMENT)
         return self.connected
 
     def settle(self, wait: float | None, again: Callable[[], object] | None) -> str | None:
-        """Wait for the peer; say why there is none, in QEMU's words where it has some.
+        """Wait for the peer; return why there is none, quoting QEMU if possible.
 
-        ``again`` tries a connection that was refused once more; None where QEMU does, or listens.
+        ``again`` retries a refused connection; None if QEMU does so itself, or listens.
         """
         deadline = time.monotonic() + max(_LOCAL, wait or 0.0)
         while not self.wait(_PAUSE):
@@ -87,25 +87,25 @@ class StreamPeer:
         return None
 
     def follow(self, nic: str) -> None:
-        """Have the link of a device follow the peer from now on."""
+        """Make the link of a device follow the peer from now on."""
         self._monitor.loop.call(lambda: self._follow(nic), 10.0)
         if not self.connected:
-            self._monitor.execute("query-status")  # what was posted before it is done
+            self._monitor.execute("query-status")  # earlier posted commands are done
 
     def tell(self, told: Callable[[bool, str], object], known: bool) -> None:
-        """Call back when the peer comes or goes, at once where it did since it was ``known``."""
+        """Call back when the peer connects or leaves, at once if that differs from ``known``."""
         with self._lock:
             self._tell = told
             if self.connected != known:
                 told(self.connected, self.address)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._stop is not None:
             self._stop()
 
     async def _follow(self, nic: str) -> None:
-        # In the loop's thread, as _seen is: what is posted last is what is true.
+        # In the loop's thread, as _seen is, so that the last posted command is correct.
         self._nic = nic
         if not self.connected:
             self._monitor.post("set_link", name=nic, up=False)
@@ -124,15 +124,15 @@ class StreamPeer:
             self._monitor.post("set_link", name=self._nic, up=self.connected)
 
     def _why_not(self) -> str:
-        """Return what QEMU says of the connection: empty while it is being made."""
-        # 7.2 says "connection error" and no more, later ones "error: " and why.
+        """Return QEMU's message about the connection; empty while it is pending."""
+        # 7.2 says only "connection error", later versions "error: " and the reason.
         error = r"type=stream,(?:error: (.*)|(connection error))"
         found = re.search(error, _described(self._monitor, self._id))
         return "" if found is None else (found[1] or found[2]).strip()
 
 
 def _address(data: Mapping[str, Any]) -> str:
-    """Return QAPI's SocketAddress in words."""
+    """Format QAPI's SocketAddress."""
     if not isinstance(data, dict):
         return ""
     if data.get("type") == "inet":

@@ -1,4 +1,4 @@
-"""The QEMU process: started to die with us, its last words kept."""
+"""The QEMU process: it ends with ours, and its last output is kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from virtnic.errors import QemuError, QemuNotFound
 from virtnic.qemu import environment, loop
 from virtnic.qemu.ending import Ending
 from virtnic.qemu.find import INSTALL
-from virtnic.qemu.words import Words
+from virtnic.qemu.stderr import StderrLog
 from virtnic.teardown import Owner, uninterrupted
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Seconds between two looks at a QEMU that has closed its socket, at first and at last.
+#: Seconds between checks of a QEMU that has closed its socket, at first and at last.
 _LOOKS = 0.001, 0.2
 
 
 class Process(Owner):
-    """A QEMU that is started here.
+    """A QEMU started here.
 
-    It dies with us, even when we are killed, or run as another user by then.
+    It ends with this process, even if that is killed or has changed its user.
     """
 
     def __init__(self, argv: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ class Process(Owner):
         self._ending = Ending()
         self._close_lock = threading.RLock()
         self._verdict: str | None = None
-        self._words = Words()
+        self._stderr = StderrLog()
         self._child: _native.Child | None = None
         self._status: int | None = None
         self._ask: weakref.WeakMethod[Callable[[], object]] | None = None
@@ -51,67 +51,69 @@ class Process(Owner):
         self._where: loop.LoopThread | None = None
 
     def start(self) -> None:
-        """Start it. Raises QemuNotFound, OSError. Whoever is interrupted closes it."""
+        """Start it. Raises QemuNotFound, OSError. After an interruption, call :meth:`close`."""
         self._where = where = self._hold.take()
-        stderr = uninterrupted(lambda: self._words.open(where))
+        stderr = uninterrupted(lambda: self._stderr.open(where))
         try:
             self._child = child = _native.spawn(self.argv, environment.for_qemu(), stderr)
         except FileNotFoundError as error:
             raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
         self._pid = child.pid
-        self._words.belong_to(child.pid)
+        self._stderr.set_process(child.pid)
 
     def disconnected(self) -> None:
-        """Tell of its end once it has come: it closed a socket. In the loop's thread."""
+        """Report its end once it has ended, after it closed a socket. In the loop's thread."""
         if self._where is not None:
-            # The task must not keep us alive: an abandoned QEMU has to go with its owner.
+            # The task must not keep this alive: a forgotten QEMU must end with its owner.
             self._where.begin(_watch_end(weakref.ref(self)))
 
     @property
     def pid(self) -> int:
-        """Its number: of QEMU, or of the command that wraps it."""
+        """The process number of QEMU, or of the command that wraps it."""
         if self._pid is None:
-            raise QemuError("this QEMU was not started")  # a signal to 0 would reach ourselves
+            raise QemuError(
+                "this QEMU was not started"
+            )  # a signal to 0 would go to our own process group
         return self._pid
 
     @property
     def where(self) -> str:
-        """Which it is, for people."""
+        """A description of which QEMU it is."""
         return f"pid {self._pid}"
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for its end: exit status, or minus the signal; None after the timeout."""
+        """Wait for its end. Return the exit status, or minus the signal; None after the timeout."""
         child = self._child
         return self._status if child is None else child.wait(timeout)
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether it is still running."""
         return self._child is not None and self.wait(0) is None
 
     @property
     def stderr(self) -> str:
         """The last 16 KiB that QEMU wrote to stderr."""
-        return self._words.text()
+        return self._stderr.text()
 
     def stderr_position(self) -> int:
-        """Return how much it has written to stderr so far: for :meth:`stderr_since`."""
-        return self._words.position()
+        """Return the current position in its stderr, for :meth:`stderr_since`."""
+        return self._stderr.position()
 
     def stderr_since(self, position: int) -> str:
-        """Return what it has written since then, the last 16 KiB of it."""
-        return self._words.since(position)
+        """Return the output since a position, at most the last 16 KiB."""
+        return self._stderr.since(position)
 
-    def asked(self) -> contextlib.AbstractContextManager[None]:
-        """While a command may start a helper of QEMU's, whose words are wanted."""
-        return self._words.asked()
+    def helpers(self) -> contextlib.AbstractContextManager[None]:
+        """Collect the output of helpers that a command may start."""
+        return self._stderr.helpers()
 
     def started(self) -> None:
-        """Take what it said so far for its first words; its last ones are yet to come."""
-        self._words.mark()
+        """Record the stderr position at the end of start-up."""
+        self._stderr.mark()
 
     def death(self, patience: float = 1.0) -> str:
-        """Say how it ended: exit status and last words. Waits up to ``patience`` seconds."""
+        """Describe how it ended: exit status and last output. Waits up to ``patience`` seconds."""
         status = self.wait(patience)
         if self._verdict is not None:
             how = f"QEMU (pid {self.pid}) {self._verdict}, and was killed"
@@ -123,45 +125,45 @@ class Process(Owner):
             how = f"QEMU (pid {self.pid}) ended with exit status {status}"
         if self._where is not None and self._where.is_deaf:
             return f"{how}: {loop.DEAF}"
-        words = [line for line in self._words.since_mark().splitlines() if line.strip()][-4:]
-        if words:
-            return f"{how}; it said: " + " | ".join(words)
-        return f"{how} and said nothing"
+        last = [line for line in self._stderr.since_mark().splitlines() if line.strip()][-4:]
+        if last:
+            return f"{how}; it printed: " + " | ".join(last)
+        return f"{how} and printed nothing"
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
-        """Call back once, in the loop's thread, when it ends unasked (at once if it has)."""
+        """Call back once, in the loop's thread, when it ends unexpectedly (at once if it has)."""
         self._ending.add(callback, self.death)
 
     def condemn(self, why: str) -> None:
-        """End one that hangs: ``why`` goes into what is said of its death."""
+        """Kill a hanging QEMU; ``why`` is added to the description of its end."""
         child = self._child
         if child is not None and self.alive:
             self._verdict = why
             child.kill()
 
     def reap(self, grace: float = 1.0) -> None:
-        """See it end, by SIGKILL after ``grace`` seconds, and tell those who want to know."""
+        """Wait for its end, with SIGKILL after ``grace`` seconds, and report it."""
         if self.wait(grace) is None and self._child is not None:
             self._child.kill()
             self.wait(5.0)
         self.tell_end()
 
-    def asked_by(self, ask: Callable[[], object]) -> None:
-        """Know how to ask it to end, a method of its monitor: for when we may not signal it."""
+    def set_quit(self, ask: Callable[[], object]) -> None:
+        """Set how to ask it to end, by its monitor, for when it must not be signalled."""
         self._ask = weakref.WeakMethod(ask)
 
     def close(self, grace: float = 1.0) -> None:
-        """End it: SIGTERM, after ``grace`` seconds SIGKILL. A second call finishes the first.
+        """End it: SIGTERM, and after ``grace`` seconds SIGKILL. A second call finishes the first.
 
-        One that runs as another user than we do by now is asked instead. Raises QemuError
-        where it does not listen: it stays until our process ends.
+        If it now runs as another user it is asked to quit. Raises QemuError if it does not react:
+        it then stays until our process ends.
         """
         self._ending.forget()
         with self._close_lock:
             child = self._child
             if child is not None:
                 self._end(child, grace)
-            uninterrupted(self._words.close)
+            uninterrupted(self._stderr.close)
             self._child = None
             self._hold.release()
 
@@ -175,12 +177,12 @@ class Process(Owner):
             self._status = child.wait(5.0)
         if self._status is None:
             raise QemuError(
-                f"QEMU (pid {self.pid}) still runs: it does not answer, and user {os.geteuid()}, "
-                "as whom we run by now, may not kill it; it ends with this process"
+                f"QEMU (pid {self.pid}) still runs: it does not answer, and the current user "
+                f"{os.geteuid()} may not kill it; it ends with this process"
             )
 
     def tell_end(self) -> None:
-        """Tell those who want to know that it has ended."""
+        """Report that it has ended."""
         self._ending.tell(self.death)
 
     def __repr__(self) -> str:
@@ -188,7 +190,7 @@ class Process(Owner):
 
 
 async def _watch_end(weak: weakref.ref[Process]) -> None:
-    """Look again and again whether it has ended: no descriptor is kept for that."""
+    """Check repeatedly whether it has ended, without using a descriptor."""
     pause, most = _LOOKS
     while (process := weak()) is not None:
         if not process.alive:

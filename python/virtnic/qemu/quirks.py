@@ -1,7 +1,6 @@
-"""What differs between QEMU versions: one table, and nothing about versions elsewhere.
+"""Differences between QEMU versions: one table, and no version numbers elsewhere.
 
-Each row says in which versions it holds, what is seen there, what virtnic does
-about it, and which test shows it. Code asks with :func:`has`.
+Each row gives the versions, the symptom, what virtnic does, and a test. Code asks with :func:`has`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 
 class Version(NamedTuple):
-    """A QEMU version; compares like the tuple that it is."""
+    """A QEMU version; compares as a tuple."""
 
     major: int
     minor: int
@@ -23,20 +22,20 @@ class Version(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """Read the first ``X.Y[.Z]`` of a text; ValueError when there is none."""
+        """Parse the first ``X.Y[.Z]`` of a text; ValueError if there is none."""
         match = re.search(r"\b(\d+)\.(\d+)(?:\.(\d+))?", text)
         if match is None:
             raise ValueError(f"no version number in {text!r}")
         return cls(int(match[1]), int(match[2]), int(match[3] or 0))
 
 
-#: The oldest QEMU that is tested. An older one is tried with a warning.
+#: The oldest tested QEMU. An older one is used with a warning.
 OLDEST = Version(5, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Quirk:
-    """One row of the table: it holds for ``since <= version < before``."""
+    """One row of the table, valid for ``since <= version < before``."""
 
     name: str
     since: Version | None
@@ -47,7 +46,7 @@ class Quirk:
 
     @property
     def versions(self) -> str:
-        """The versions in words, such as ``before 9.2``."""
+        """The versions as text, such as ``before 9.2``."""
         parts = []
         if self.since is not None:
             parts.append(f"since {self.since.major}.{self.since.minor}")
@@ -56,31 +55,31 @@ class Quirk:
         return ", ".join(parts) or "all"
 
     def holds(self, version: Version) -> bool:
-        """Whether this QEMU has the quirk."""
+        """Whether a QEMU version has the quirk."""
         return (self.since is None or version >= self.since) and (
             self.before is None or version < self.before
         )
 
 
-# Each was seen on those of 5.2, 7.2, 10.0 and 11.1 where it holds. A boundary that lies between
-# them comes from QEMU's release notes or history and was not run.
+# Each was seen on those of 5.2, 7.2, 10.0 and 11.1 that have it. Boundaries between these come from
+# QEMU's release notes or history and were not tested.
 QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         name="no-qtest-accelerator",
         since=None,
         before=None,
-        symptom="some builds (Debian's 7.2 and 10.0) come without the qtest accelerator, and "
-        "`-accel help` does not say so: `invalid accelerator qtest`",
-        action="accel=auto gives QEMU the list qtest, tcg, kvm and reads which ones it could not "
-        "have; without qtest the vCPU is parked by a three-instruction firmware",
+        symptom="some builds (Debian's 7.2 and 10.0) lack the qtest accelerator, which "
+        "`-accel help` does not show: `invalid accelerator qtest`",
+        action="accel=auto gives QEMU the list qtest, tcg, kvm and reads which are missing; "
+        "without qtest the vCPU is parked by a three-instruction firmware",
         test="tests/device/test_qemu_start.py::test_accel_auto_takes_what_there_is",
     ),
     Quirk(
         name="qtest-clock-stands-still",
         since=None,
         before=None,
-        symptom="with accel=qtest the virtual clock stands still, so slirp's timers never fire",
-        action="step the clock in real time as soon as a netdev that needs it is attached",
+        symptom="with accel=qtest the virtual clock does not advance, so slirp's timers never fire",
+        action="step the clock in real time once a netdev that needs it is attached",
         test="tests/device/test_qemu_hotplug.py::test_clock_runs_for_slirp",
     ),
     Quirk(
@@ -89,7 +88,7 @@ QUIRKS: tuple[Quirk, ...] = (
         before=None,
         symptom="q35 hands hotplug behind root ports to ACPI, whose bus numbering depends on "
         "the topology; before 6.1 it is native",
-        action="switch ACPI hotplug off, so that all versions use the native PCI Express slot "
+        action="disable ACPI hotplug, so that all versions use the native PCI Express slot "
         "registers",
         test="tests/device/test_qemu_hotplug.py::test_native_hotplug_on_q35",
     ),
@@ -97,7 +96,7 @@ QUIRKS: tuple[Quirk, ...] = (
         name="q35-slot-power",
         since=Version(6, 2),
         before=None,
-        symptom="a device that is added behind a root port with a power controller answers no "
+        symptom="a device added behind a root port with a power controller does not respond to "
         "configuration access until the slot is powered",
         action="root ports without power controller (power_controller_present=off)",
         test="tests/device/test_qemu_hotplug.py::test_native_hotplug_on_q35",
@@ -115,27 +114,27 @@ QUIRKS: tuple[Quirk, ...] = (
         name="queue-size-ignored",
         since=Version(10, 0),
         before=Version(10, 1),
-        symptom="a receive queue has 1024 entries, whatever `rx_queue_size` says, which is still "
-        "read back as it was set (seen on 10.0.13; not on 5.2, 7.2 and 11.1)",
-        action="the driver makes it 256 where nobody asked for more; by the legacy interface, "
-        "which cannot change it, queue_size= may only be 1024",
+        symptom="a receive queue has 1024 entries whatever `rx_queue_size` is, although that reads "
+        "back as set (seen on 10.0.13; not on 5.2, 7.2 and 11.1)",
+        action="the driver sets 256 unless more was requested; with the legacy interface, which "
+        "cannot change it, queue_size= can only be 1024",
         test="tests/device/test_legacy.py::test_the_queue_size_is_the_devices",
     ),
     Quirk(
         name="no-split-wx",
         since=None,
         before=Version(6, 0),
-        symptom="the accelerator tcg knows no `split-wx`: it does not start where writable memory "
-        "must not be executable (systemd's MemoryDenyWriteExecute), with `mprotect of jit buffer`",
-        action="split-wx=on elsewhere; there the accelerator qtest does, which such QEMUs have",
+        symptom="tcg has no `split-wx`: where writable memory must not be executable "
+        "(systemd's MemoryDenyWriteExecute), it does not start (`mprotect of jit buffer`)",
+        action="split-wx=on elsewhere; there the accelerator qtest works, which such QEMUs have",
         test="tests/device/test_qemu_surroundings.py::test_without_writable_and_executable_memory",
     ),
     Quirk(
         name="reconnect-in-seconds",
         since=None,
         before=Version(9, 2),
-        symptom="a socket chardev knows no `reconnect-ms`, only `reconnect` in whole seconds, "
-        "which newer ones (10.2) no longer know",
+        symptom="a socket chardev has no `reconnect-ms`, only `reconnect` in whole seconds, which "
+        "newer ones (10.2) no longer have",
         action="reconnect=1 there, reconnect-ms=100 elsewhere",
         test="tests/device/test_qemu_vhost_user.py::test_reconnect_by_version",
     ),
@@ -143,8 +142,8 @@ QUIRKS: tuple[Quirk, ...] = (
         name="stream-no-reconnect",
         since=None,
         before=Version(8, 0),
-        symptom="a stream netdev knows neither `reconnect` (8.0 to 10.1) nor `reconnect-ms` (9.2)",
-        action="a ValueError that says so; elsewhere either becomes the one that this QEMU has",
+        symptom="a stream netdev has neither `reconnect` (8.0 to 10.1) nor `reconnect-ms` (9.2)",
+        action="a ValueError; elsewhere either is translated to the one that this QEMU has",
         test="tests/device/test_netdev_stream.py::test_reconnecting_in_this_qemus_unit",
     ),
     Quirk(
@@ -152,7 +151,7 @@ QUIRKS: tuple[Quirk, ...] = (
         since=None,
         before=Version(7, 2),
         symptom="QEMU dies of SIGABRT (`do_address_space_destroy`) when a device with "
-        "`iommu_platform=on` is unplugged (seen on 5.2; 7.2 and later are fine)",
+        "`iommu_platform=on` is unplugged (seen on 5.2; not on 7.2 and later)",
         action="none: close such a QEMU instead of detaching the port",
         test="tests/device/test_features.py::test_unplugging_behind_the_platform",
     ),
@@ -161,7 +160,7 @@ QUIRKS: tuple[Quirk, ...] = (
         since=None,
         before=Version(10, 0),
         symptom="QEMU dies of SIGSEGV when a vhost-user device starts with MSI-X vectors on its "
-        "queues and there is no KVM irqfd (seen on 5.2 and 7.2; 10.0 and 11.1 are fine)",
+        "queues and there is no KVM irqfd (seen on 5.2 and 7.2; not on 10.0 and 11.1)",
         action="the queues get no vector (0xffff) and are polled or signalled by the interposer; "
         "the configuration vector stays",
         test="tests/device/test_qemu_vhost_user.py::test_queue_vectors_are_refused_where_qemu_crashes",
@@ -171,9 +170,9 @@ QUIRKS: tuple[Quirk, ...] = (
         since=None,
         before=Version(7, 2),
         symptom="QEMU may die of SIGSEGV (`Failed to set msg fds`, `ring restore failed`) when a "
-        "vhost-user backend goes in the moment in which its device starts (seen on 5.2, in about "
-        "one of six tries; never half a second later, nor on 7.2, 10.0 and 11.1)",
-        action="none: calls raise QemuDied, and with recover=True another QEMU takes its place",
+        "vhost-user backend ends at the moment its device starts (seen on 5.2, in about "
+        "one of six attempts; never half a second later, nor on 7.2, 10.0 and 11.1)",
+        action="none: calls raise QemuDied, and with recover=True another QEMU is started",
         test="tests/device/test_events.py::test_a_backend_that_goes_at_once",
     ),
 )
@@ -182,10 +181,10 @@ _BY_NAME = {quirk.name: quirk for quirk in QUIRKS}
 
 
 def has(version: Version, name: str) -> bool:
-    """Whether this QEMU has the quirk of that name. KeyError for a name not in the table."""
+    """Whether a QEMU version has a quirk. KeyError for an unknown quirk."""
     return _BY_NAME[name].holds(version)
 
 
 def of(version: Version) -> list[Quirk]:
-    """All quirks of this QEMU."""
+    """All quirks of a QEMU version."""
     return [quirk for quirk in QUIRKS if quirk.holds(version)]

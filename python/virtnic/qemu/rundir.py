@@ -1,4 +1,4 @@
-"""The private directory that holds the sockets of one QEMU."""
+"""The private directory for one QEMU's sockets."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from virtnic.teardown import uninterrupted
 _log = logging.getLogger(__name__)
 
 _PREFIX = "virtnic-"
-#: A file system in memory, which is there and writable even where the root is read-only.
+#: A memory file system that is present and writable even with a read-only root.
 _LAST_RESORT = "/dev/shm"  # noqa: S108 - what is made in it is private
 
 
 class RunDirectory(Sockets):
-    """A directory of mode 0700, removed with all that is in it by :meth:`close`.
+    """A directory of mode 0700, removed with its contents by :meth:`close`.
 
-    Made under ``XDG_RUNTIME_DIR``, else where ``tempfile`` makes its own (``TMPDIR``, ``/tmp``),
-    else, on a root that is read-only, in ``/dev/shm``.
-    It is locked as long as it is in use; what a killed process left there is removed by the
-    next one that makes its own.
-    A directory that the caller names is used, made when it is missing, and only the
-    sockets in it are removed.
+    It is made under ``XDG_RUNTIME_DIR``, else where ``tempfile`` puts its own (``TMPDIR``,
+    ``/tmp``), else, on a read-only root, in ``/dev/shm``. It is locked while in use; one left by a
+    killed process is removed when the next one is made. A directory named by the caller is created
+    if missing, and only the sockets in it are removed.
     """
 
     def __init__(self, given: str | os.PathLike[str] | None = None) -> None:
-        """Choose its name, and make nothing yet. Raises ValueError for one that is too long."""
+        """Choose the path, without creating it. Raises ValueError if it is too long."""
         self.private = given is None
         self._lock: int | None = None
         self._over = False
@@ -41,10 +39,10 @@ class RunDirectory(Sockets):
             super().__init__(Path(_parent()) / (_PREFIX + os.urandom(6).hex()))
         else:
             super().__init__(Path(given).absolute())
-        self.check_length("name a shorter one with directory=, or set XDG_RUNTIME_DIR or TMPDIR")
+        self.check_length("pass a shorter one as directory=, or set XDG_RUNTIME_DIR or TMPDIR")
 
     def make(self) -> None:
-        """Make it. Raises OSError. Whoever is interrupted closes it."""
+        """Create it. Raises OSError. After an interruption, call :meth:`close`."""
         if self.private:
             uninterrupted(self._make)
         else:
@@ -62,22 +60,21 @@ class RunDirectory(Sockets):
         return self.path / "park.bin"
 
     def close(self) -> None:
-        """Remove it. Raises OSError where it cannot be; a second call does nothing.
+        """Remove it. Raises OSError if that fails; a second call does nothing.
 
-        What we have no right to by now, because privileges were dropped, is left to the next one
-        that has it.
+        What cannot be removed because privileges were dropped is left to the next process that can.
         """
         if self._over:
             return
         try:
             uninterrupted(self._remove)
         except PermissionError as error:
-            _log.warning("%s is left: %s", self.path, error.strerror)
+            _log.warning("%s was not removed: %s", self.path, error.strerror)
             uninterrupted(self._unlock)
         self._over = True
 
     def _remove_files(self) -> None:
-        # Each by its name: to look what is there takes a descriptor, and there may be none left.
+        # By name: listing the directory takes a descriptor, and there may be none left.
         for file in (self.qmp, self.qtest, self.shmem, self.firmware):
             file.unlink(missing_ok=True)
 
@@ -93,7 +90,7 @@ class RunDirectory(Sockets):
             except FileNotFoundError:
                 raise
             except OSError:
-                shutil.rmtree(self.path)  # there is more in it
+                shutil.rmtree(self.path)  # it has other contents
         self._unlock()
 
     def _unlock(self) -> None:
@@ -103,7 +100,7 @@ class RunDirectory(Sockets):
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the directories that nobody has locked: their processes were killed."""
+    """Remove unlocked directories: their processes were killed."""
     with contextlib.suppress(OSError):
         for left in parent.glob(_PREFIX + "*"):
             with contextlib.suppress(OSError):
@@ -118,12 +115,12 @@ def _sweep(parent: Path) -> None:
 
 
 def _is_new(directory: Path) -> bool:
-    """Whether it may have been made this moment and not been locked yet."""
+    """Whether it may have been created just now and not locked yet."""
     return time.time() - directory.stat().st_mtime < 10.0
 
 
 def _parent() -> str:
-    """Return the directory in which private ones are made."""
+    """Return the directory for private directories."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK | os.X_OK):
         return runtime
@@ -135,5 +132,5 @@ def _parent() -> str:
         raise FileNotFoundError(
             error.errno,
             f"{error.strerror}, and {_LAST_RESORT} is not writable: no place for QEMU's sockets; "
-            "mount a tmpfs at one of them, or name a directory with directory= or TMPDIR",
+            "mount a tmpfs at one of them, or set a directory with directory= or TMPDIR",
         ) from None

@@ -1,7 +1,7 @@
-"""What QMP commands take, from QEMU's own description of itself.
+"""Argument types of QMP commands, from QEMU's introspection.
 
-``query-qmp-schema`` lists every command and type (QEMU documentation, "QAPI: client
-JSON protocol introspection"). Here strings are turned into the types it asks for.
+``query-qmp-schema`` lists every command and type (QEMU documentation, "QAPI: client JSON protocol
+introspection"). This module converts strings to the required types.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Schema:
         return {n for n, entity in self._by_name.items() if entity["meta-type"] == "command"}
 
     def choices(self, command: str, tag: str = "type") -> list[str]:
-        """Values that the tag of a command's arguments can have, such as netdev types."""
+        """Possible values of the tag of a command's arguments, such as netdev types."""
         arguments = self._by_name[self._by_name[command]["arg-type"]]
         for member in arguments["members"]:
             if member["name"] == tag:
@@ -34,14 +34,14 @@ class Schema:
         return []
 
     def arguments(self, command: str, given: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-        """Turn the strings in ``given`` into the types the command takes.
+        """Convert the strings in ``given`` to the types of the command.
 
-        Raises ValueError naming the key, the value and what is allowed.
+        Raises ValueError with the key, the value and the allowed values.
         """
         return self._object(self._by_name[command]["arg-type"], given, what)
 
     def _members(self, name: str, given: Mapping[str, Any], what: str) -> dict[str, str]:
-        """Return the member types of an object, with those of the variant that the tag chooses."""
+        """Return the member types of an object, including those of the selected variant."""
         entity = self._by_name[name]
         members = {member["name"]: member["type"] for member in entity["members"]}
         tag = entity.get("tag")
@@ -61,7 +61,7 @@ class Schema:
 
     def _object(self, name: str, given: object, what: str) -> dict[str, Any]:
         if not isinstance(given, Mapping):
-            raise ValueError(f"{what}: {given!r} is no object; write {what}.key=value")
+            raise ValueError(f"{what}: {given!r} is not an object; write {what}.key=value")
         members = self._members(name, given, what)
         unknown = [key for key in given if key not in members]
         if unknown:
@@ -102,7 +102,7 @@ class Schema:
 
 
 def _items(value: Any) -> list[Any]:
-    """Return a list from a list, from one value, or from the keys ``0``, ``1``, …."""
+    """Return a list from a list, a single value, or the keys ``0``, ``1``, …."""
     if isinstance(value, (list, tuple)):
         return list(value)
     if isinstance(value, Mapping) and value and all(str(key).isdigit() for key in value):
@@ -126,13 +126,13 @@ def convert(json_type: str, value: Any, what: str) -> Any:
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"{what}={value!r} is no number") from None
+            raise ValueError(f"{what}={value!r} is not a number") from None
     if json_type == "string":
         if isinstance(value, bool):
             return "on" if value else "off"
         if isinstance(value, (str, int)):
             return str(value)
-        raise ValueError(f"{what}={value!r} is no string")
+        raise ValueError(f"{what}={value!r} is not a string")
     return value
 
 
@@ -146,4 +146,4 @@ def _integer(value: Any, what: str) -> int:
             match = re.fullmatch(r"(\d+)([bkmgtpe]?)", value.lower())
             if match is not None:
                 return int(match[1]) << _SUFFIX[match[2]]
-    raise ValueError(f"{what}={value!r} is no integer")
+    raise ValueError(f"{what}={value!r} is not an integer")

@@ -1,4 +1,4 @@
-"""The sockets between us and one QEMU: their names, the same in every directory."""
+"""Names of the sockets between virtnic and one QEMU, the same in every directory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from virtnic.qemu.text import check_word
 
 __all__ = ["Sockets"]
 
-#: Longest path of a UNIX socket: ``sun_path`` is 108 bytes with its NUL (unix(7)).
+#: Longest path of a UNIX socket: ``sun_path`` has 108 bytes including the NUL (unix(7)).
 _LONGEST_PATH = 107
 
 
 class Sockets:
-    """The places of one QEMU's sockets in a directory, as somebody sees it."""
+    """Paths of one QEMU's sockets in a directory, in one side's view."""
 
-    #: Whether the directory was made here, for this QEMU alone.
+    #: Whether the directory was created here for this QEMU only.
     private = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -40,15 +40,15 @@ class Sockets:
 
     @property
     def lock(self) -> Path:
-        """What a QEMU that was started elsewhere keeps locked: its process number."""
+        """The lock file of a QEMU started elsewhere, with its process number."""
         return self.path / "qemu.pid"
 
     def vhost_user(self, number: int | str = 1) -> Path:
-        """Return a vhost-user interposer's socket (we listen), one for each port."""
+        """Return the path of a vhost-user interposer's socket (we listen), one for each port."""
         return self.path / f"vhost-{number}.sock"
 
     def check_length(self, advice: str) -> None:
-        """Raise ValueError, with what to do, when sockets cannot have such long paths."""
+        """Raise ValueError, with advice, if the sockets' paths are too long."""
         longest = self.vhost_user(999_999)
         length = len(os.fsencode(longest))
         if length > _LONGEST_PATH:

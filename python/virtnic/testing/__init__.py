@@ -1,9 +1,9 @@
-"""For tests of programs that use virtnic: bad wires, scripted devices, real sabotage.
+"""For tests of programs that use virtnic: faulty wires, scripted devices, fault injection.
 
-:class:`FaultyPort` wraps a port and loses, doubles, reorders, damages and delays what goes
-through it. :class:`ScriptedPort` is a port without a QEMU, whose device does what a script
-says. :func:`set_link`, :func:`kill_qemu` and :func:`lie` make a real device misbehave. The
-pytest plugin is :mod:`virtnic.testing.plugin`.
+:class:`FaultyPort` wraps a port and drops, duplicates, reorders, corrupts and delays its frames.
+:class:`ScriptedPort` is a port without a QEMU, whose device follows a script. :func:`set_link`,
+:func:`kill_qemu` and :func:`lie` make a real device misbehave. The pytest plugin is
+:mod:`virtnic.testing.plugin`.
 """
 
 from __future__ import annotations

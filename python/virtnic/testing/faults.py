@@ -1,4 +1,4 @@
-"""A port on a bad wire."""
+"""A port on a faulty wire."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FaultyPort"]
 
-#: Frames that may wait in one direction before no more are taken.
+#: Frames that may be queued in one direction before no more are taken.
 _ROOM = 4096
-#: A reordered frame lets up to so many others pass, or waits so long for them, in seconds.
+#: A reordered frame is overtaken by at most this many frames, or for at most this many seconds.
 _OTHERS, _PATIENCE = 8, 0.02
 
 
@@ -65,11 +65,11 @@ class _Wire:
         self._random = random.Random(seed)  # noqa: S311 - it has to be repeatable
         self._faults = faults
         self._order = 0
-        #: Frames that have come out.
+        #: Frames that are out.
         self.ready: collections.deque[bytes] = collections.deque()
-        #: Delayed frames: (when they are due, in which order they came, frame).
+        #: Delayed frames: (due time, order of arrival, frame).
         self._delayed: list[tuple[float, int, bytes]] = []
-        #: Frames that let others pass: (how many frames were seen by then, until when, frame).
+        #: Frames held back to be overtaken: (count of frames seen by then, time limit, frame).
         self._held: list[tuple[int, float, bytes]] = []
 
     @property
@@ -77,7 +77,7 @@ class _Wire:
         return len(self.ready) + len(self._delayed) + len(self._held)
 
     def put(self, frame: bytes, now: float) -> None:
-        """Let a frame in. Its fate depends on the seed and its number alone."""
+        """Take in a frame. Its fate depends only on the seed and its number."""
         draw = self._random.random
         dropped, doubled, late, damaged, jitter, where, others = (draw() for _ in range(7))
         faults, counts = self._faults, self.counts
@@ -102,17 +102,17 @@ class _Wire:
         self._pass_held(now)
 
     def advance(self, now: float) -> None:
-        """Let out what is due."""
+        """Let out the frames that are due."""
         while self._delayed and self._delayed[0][0] <= now:
             self.ready.append(heapq.heappop(self._delayed)[2])
         self._pass_held(now)
 
     def hurry(self) -> None:
-        """Let everything out."""
+        """Let out all frames."""
         self.advance(float("inf"))
 
     def due(self) -> float | None:
-        """When the next frame comes out."""
+        """Return when the next frame is due."""
         times = [self._delayed[0][0]] if self._delayed else []
         return min([*times, *(held[1] for held in self._held)], default=None)
 
@@ -135,12 +135,12 @@ class _Wire:
 
 
 class FaultyPort(Closing):
-    """A port that drops, duplicates, reorders, corrupts and delays, repeatably by seed.
+    """A port that drops, duplicates, reorders, corrupts and delays frames, reproducibly by seed.
 
-    ``send``, ``send_all``, ``recv``, ``fileno``, ``stats``, ``on_link`` and ``close`` are those
-    of a port, also under :class:`virtnic.aio.Port`; everything else is the wrapped port's.
-    Received frames are copies. What would pass the wire by is refused: other queues than the
-    first, frames with offloads, and the loops of the core (:func:`virtnic.forward` and others).
+    ``send``, ``send_all``, ``recv``, ``fileno``, ``stats``, ``on_link`` and ``close`` are those of
+    a port, also under :class:`virtnic.aio.Port`; everything else is the wrapped port's. Received
+    frames are copies. What would bypass the wire is refused: queues other than the first, frames
+    with offloads, and the loops of the core (:func:`virtnic.forward` and others).
 
     >>> port = FaultyPort(virtnic.open("user"), seed=7, drop=0.01, delay=(0.001, 0.020))
 
@@ -160,11 +160,11 @@ class FaultyPort(Closing):
     ) -> None:
         """Wrap a port.
 
-        ``drop``, ``duplicate``, ``reorder`` and ``corrupt`` are probabilities for each frame: to
-        vanish, to come twice, to let one to eight later frames pass (or 20 ms), and to have one
-        bit flipped. ``delay`` is in seconds, fixed or a range to choose from. ``on`` chooses
-        what is received, what is sent, or both. The fate of the n-th frame of a direction
-        depends on the seed and n alone.
+        ``drop``, ``duplicate``, ``reorder`` and ``corrupt`` are probabilities per frame: of being
+        lost, of arriving twice, of being overtaken by one to eight later frames (or for 20 ms), and
+        of having one bit flipped. ``delay`` is in seconds, fixed or a range to choose from. ``on``
+        selects received frames, sent frames, or both. The fate of the n-th frame of a direction
+        depends only on the seed and n.
 
         Raises ValueError.
         """
@@ -175,12 +175,14 @@ class FaultyPort(Closing):
             ("corrupt", corrupt),
         ):
             if not (isinstance(value, (int, float)) and 0.0 <= value <= 1.0):
-                raise ValueError(f"{name} is a probability from 0 to 1, not {value!r}")
+                raise ValueError(f"{name} must be a probability from 0 to 1, not {value!r}")
         low, high = _range(delay)
         if not 0.0 <= low <= high < float("inf"):
-            raise ValueError(f"delay is seconds, or a range (low, high) of them, not {delay!r}")
+            raise ValueError(
+                f"delay must be seconds or a range (low, high) of seconds, not {delay!r}"
+            )
         if on not in ("both", "rx", "tx"):
-            raise ValueError(f"on is 'both', 'rx' or 'tx', not {on!r}")
+            raise ValueError(f"on must be 'both', 'rx' or 'tx', not {on!r}")
         wanted = _Faults(drop, duplicate, reorder, corrupt, (low, high))
         none = dataclasses.replace(wanted, drop=0, duplicate=0, reorder=0, corrupt=0, delay=(0, 0))
         self._port = port
@@ -197,18 +199,18 @@ class FaultyPort(Closing):
 
     @property
     def port(self) -> ClosingPort:
-        """The port that is wrapped."""
+        """The wrapped port."""
         return self._port
 
     def send(self, frames: Iterable[Frame], offload: None = None) -> int:
-        """Send frames as a port does, some of them badly; return how many were taken.
+        """Send frames as a port does, subject to the faults; return how many were taken.
 
-        All are, or none while too many wait. Raises as the wrapped port does, and ValueError
-        for frames with an ``offload``.
+        All are taken, or none while too many are queued. Raises as the wrapped port does, and
+        ValueError for frames with an ``offload``.
         """
         self._check()
         if offload is not None:
-            raise ValueError("this wire takes finished frames only: send them without offload")
+            raise ValueError("a FaultyPort takes finished frames only: send them without offload")
         several = as_frames(frames)
         with self._tx.lock:
             now = time.monotonic()
@@ -226,32 +228,32 @@ class FaultyPort(Closing):
             due = self._tx_due(now)
         release = getattr(frames, "release", None)
         if release is not None:
-            release()  # a burst is moved
+            release()  # a burst is consumed
         self._expect(due)
         return count
 
     def send_all(
         self, frames: Iterable[Frame], timeout: float | None = None, offload: None = None
     ) -> int:
-        """Send all frames, waiting while too many are under way.
+        """Send all frames, waiting while too many are queued.
 
         See :meth:`virtnic.Port.send_all`.
         """
         return send_all(self, frames, timeout, offload)
 
     def queue(self, index: int) -> Any:
-        """Refuse: what went by a queue would pass the wire by."""
+        """Refuse: frames of a queue would bypass the wire."""
         raise ValueError(
-            f"queue({index}) has no bad wire; `.port.queue({index})` is without faults"
+            f"queue({index}) is not supported; `.port.queue({index})` is without faults"
         )
 
     def on_link(self, callback: Callable[[Any], object]) -> None:
-        """Have ``callback(port)`` called, with this port, when the link goes up or down."""
+        """Call ``callback(port)``, with this port, when the link goes up or down."""
         port: Any = self._port
         port.on_link(lambda _port: callback(self))
 
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Frames:
-        """Receive frames as a port does; return up to ``maximum`` of those that have come out.
+        """Receive frames as a port does; return up to ``maximum`` of those that are out.
 
         Raises as the wrapped port does.
         """
@@ -281,7 +283,7 @@ class FaultyPort(Closing):
             patience = max(0.0, min(ends) - now) if ends else None
 
     def flush(self) -> None:
-        """Let out at once what is delayed or held back, in both directions."""
+        """Let out all delayed or held frames now, in both directions."""
         with self._tx.lock:
             self._tx.hurry()
             self._transmit(time.monotonic())
@@ -310,8 +312,8 @@ class FaultyPort(Closing):
         """Return what was done to frames so far, by direction.
 
         ``rx_seen``, ``rx_dropped``, ``rx_duplicated``, ``rx_reordered``, ``rx_corrupted``,
-        ``rx_delayed``, ``rx_passed`` and ``rx_waiting``, and the same for ``tx``: ``seen`` and
-        ``duplicated`` together are ``dropped``, ``passed`` and ``waiting``.
+        ``rx_delayed``, ``rx_passed`` and ``rx_waiting``, and the same for ``tx``: ``seen`` plus
+        ``duplicated`` is ``dropped`` plus ``passed`` plus ``waiting``.
         """
         found: dict[str, int] = {}
         for name, wire in (("rx", self._rx), ("tx", self._tx)):
@@ -321,7 +323,7 @@ class FaultyPort(Closing):
         return found
 
     def close(self) -> None:
-        """Close the wrapped port. What still waits is lost, as :meth:`faults` says."""
+        """Close the wrapped port. Queued frames are lost; :meth:`faults` counts them."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
@@ -330,22 +332,22 @@ class FaultyPort(Closing):
             pump.join()
         self._port.close()
         if self._epoll is None:
-            self._event.close()  # else somebody may wait for it, and learns the end by the port's
+            self._event.close()  # unless lent: a waiter learns of the end from the port's
 
     def _check(self) -> None:
         if self._closed or self._port.closed:
             raise PortClosed("the port is closed")
 
     def _refuse(self, frame: Buffer, before: int) -> None:
-        """Let the wrapped port say what is wrong with a frame."""
+        """Let the wrapped port report what is wrong with a frame."""
         try:
             self._port.send([frame])
         except (ValueError, TypeError) as error:
-            error.add_note(f"{before} frames before it were taken by the wire")
+            error.add_note(f"{before} frames before it were taken")
             raise
 
     def _transmit(self, now: float) -> None:
-        """Hand what has come out to the wrapped port; the caller has the lock."""
+        """Pass frames that are out to the wrapped port; the caller holds the lock."""
         self._tx.advance(now)
         ready = self._tx.ready
         while ready:
@@ -358,10 +360,10 @@ class FaultyPort(Closing):
                 return
 
     def _tx_due(self, now: float) -> float | None:
-        """When there is something to hand to the wrapped port; its ring may have been full."""
+        """Return when to pass frames to the wrapped port next; its ring may have been full."""
         return now + BACKOFF if self._tx.ready else self._tx.due()
 
-    # Frames come out while nobody calls, too: a thread sees to it, while there are any.
+    # Frames also come out between calls, so a thread runs while there are any.
 
     def _expect(self, due: float | None) -> None:
         if due is None:
@@ -373,7 +375,7 @@ class FaultyPort(Closing):
             self._wake.notify_all()
             if self._pump is None:
                 pump = threading.Thread(target=self._run, name="virtnic-faults", daemon=True)
-                pump.start()  # it waits for us, and is none where it cannot be started
+                pump.start()  # it waits for the lock; not recorded if it cannot be started
                 self._pump = pump
 
     def _run(self) -> None:
@@ -383,7 +385,7 @@ class FaultyPort(Closing):
             now = time.monotonic()
             times: list[float | None] = []
             with self._tx.lock, contextlib.suppress(VirtnicError, OSError):
-                self._transmit(now)  # the caller's next call meets the same error
+                self._transmit(now)  # the next call raises the same error
                 times.append(self._tx_due(now))
             with self._rx.lock:
                 self._rx.advance(now)
@@ -399,7 +401,7 @@ class FaultyPort(Closing):
                     self._wake.wait(max(0.0, due - time.monotonic()))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_port":  # not made yet
+        if name == "_port":  # not initialised yet
             raise AttributeError(name)
         return getattr(self._port, name)
 
@@ -408,7 +410,7 @@ class FaultyPort(Closing):
 
 
 def _range(delay: Any) -> tuple[float, float]:
-    """Return the least and the longest delay; NaN where it says neither."""
+    """Return the minimum and maximum delay; NaN for an invalid one."""
     ends = tuple(delay) if isinstance(delay, (tuple, list)) else (delay, delay)
     if len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends):
         return ends
@@ -416,12 +418,12 @@ def _range(delay: Any) -> tuple[float, float]:
 
 
 def _rest(seconds: float | None) -> Frames:
-    """Receive nothing: too much waits already."""
+    """Receive nothing: too much is queued already."""
     time.sleep(_PATIENCE if seconds is None else seconds)
     return Frames()
 
 
 def _flip(frame: bytes, where: float) -> bytes:
-    """Flip one bit, at a place from 0 to 1."""
+    """Flip one bit, at a position from 0 to 1."""
     byte, bit = divmod(int(where * len(frame) * 8), 8)
     return frame[:byte] + bytes([frame[byte] ^ 1 << bit]) + frame[byte + 1 :]

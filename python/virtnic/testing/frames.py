@@ -1,4 +1,4 @@
-"""Received frames that are not in packet memory, and what every port can do."""
+"""Received frames outside packet memory, and what every port can do."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ClosingPort", "Frames", "send_all"]
 
-#: Bytes of a row of :attr:`Frames.data`: those of a packet buffer.
+#: Bytes per row of :attr:`Frames.data`: those of a packet buffer.
 _ROW = 2048
 
 
 class Frames(Sequence[memoryview]):
-    """Frames received together: what a :class:`virtnic.Burst` is, in ordinary memory."""
+    """Frames received together: as a :class:`virtnic.Burst`, but in ordinary memory."""
 
     def __init__(self, frames: Iterable[Frame] = ()) -> None:
         copies = [memoryview(frame).cast("B") for frame in as_frames(frames)]
@@ -30,7 +30,7 @@ class Frames(Sequence[memoryview]):
         self.keep(copies)
 
     def keep(self, frames: Sequence[bytes | memoryview]) -> None:
-        """Hold these frames instead."""
+        """Replace the frames."""
         self._lengths = array.array("I", map(len, frames))
         self._rows = memoryview(bytearray(len(frames) * self._row))
         for index, frame in enumerate(frames):
@@ -52,28 +52,28 @@ class Frames(Sequence[memoryview]):
 
     @property
     def lengths(self) -> memoryview:
-        """The frames' lengths, a read-only view of 32-bit unsigned integers."""
+        """The frames' lengths: a read-only view of 32-bit unsigned integers."""
         return memoryview(self._lengths).toreadonly()
 
     @property
     def ids(self) -> memoryview:
-        """A number for each frame, likewise."""
+        """A number for each frame, in the same form."""
         return memoryview(array.array("I", range(len(self)))).toreadonly()
 
     @property
     def data(self) -> memoryview:
-        """The frames as one two-dimensional view (packet, byte); the lengths say how far each is.
+        """The frames as one two-dimensional view (frame, byte); ``lengths`` gives their lengths.
 
-        Raises BufferError when there are none.
+        Raises BufferError if there are none.
         """
         if not self:
-            raise BufferError("there are no frames to view")
+            raise BufferError("no frames")
         return self._rows.cast("B", (len(self), self._row))
 
     def headers(self, count: int = 64) -> Any:
-        """Copy the first ``count`` bytes of every frame into a NumPy array (packet, byte).
+        """Copy the first ``count`` bytes of every frame into a NumPy array (frame, byte).
 
-        What a shorter frame does not have is zero. Raises ImportError without NumPy.
+        Shorter frames are padded with zeros. Raises ImportError without NumPy.
         """
         import numpy as np
 
@@ -84,28 +84,28 @@ class Frames(Sequence[memoryview]):
         return found
 
     def put_headers(self, headers: Any) -> None:
-        """Copy rows of bytes over the starts of the frames, as far as each frame goes.
+        """Copy one row of bytes over the start of each frame, up to the frame's length.
 
-        Raises ValueError when there is not one row of bytes for each frame.
+        Raises ValueError unless there is one row of bytes per frame.
         """
         rows = memoryview(headers)
         if rows.ndim != 2 or rows.itemsize != 1 or len(headers) != len(self):
-            raise ValueError(f"headers is an array of bytes with {len(self)} rows")
+            raise ValueError(f"headers must be an array of bytes with {len(self)} rows")
         for row, frame in zip(headers, self, strict=True):
             start = bytes(row)[: len(frame)]
             frame[: len(start)] = start
 
     def tobytes(self) -> list[bytes]:
-        """Copy every frame out."""
+        """Return copies of all frames."""
         return [frame.tobytes() for frame in self]
 
     def release(self) -> None:
-        """Forget the frames; views of them stay."""
+        """Drop the frames; views of them remain valid."""
         self.keep(())
 
 
 def send_all(port: Any, frames: Iterable[Frame], timeout: float | None, offload: None) -> int:
-    """Do what :meth:`virtnic.Port.send_all` does, for a port that does not say when it has room."""
+    """Do as :meth:`virtnic.Port.send_all`, for a port that does not signal room."""
     deadline = Deadline(timeout)
     pending = Pending(port, frames, offload)
     while not pending.push():
@@ -116,7 +116,7 @@ def send_all(port: Any, frames: Iterable[Frame], timeout: float | None, offload:
 
 
 class ClosingPort(PacketPort, Protocol):
-    """What can be wrapped: a port, one of its fakes, or what a program has of its own."""
+    """A port that can be wrapped: a real one, a fake, or a program's own."""
 
     @property
     def closed(self) -> bool:

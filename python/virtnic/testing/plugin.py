@@ -1,8 +1,8 @@
 """The pytest plugin: ports and QEMUs as fixtures.
 
-It is there wherever virtnic is installed. ``--virtnic-qemu=COMMAND``, repeatable, runs every
-test that takes one of the fixtures once with each QEMU. Without a QEMU such tests are
-skipped; where ``CI`` is set, they fail.
+It is available wherever virtnic is installed. ``--virtnic-qemu=COMMAND``, repeatable, runs every
+test that uses one of the fixtures once with each QEMU. Without a QEMU such tests are skipped, or
+fail if ``CI`` is set.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from virtnic.qemu.find import find_qemu
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Of these a test gets the QEMU; all others take it from them.
+#: Fixtures parametrised with the QEMU; all others depend on them.
 _FIXTURE = "virtnic_qemu_command"
-#: Seconds that what is behind a port has to be ready.
+#: Seconds for the peer of a port to become ready.
 _READY = 10.0
 
 
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="COMMAND",
-        help="a QEMU for the fixtures of virtnic, a path or a command line; repeatable",
+        help="QEMU for virtnic's fixtures, a path or a command line; repeatable",
     )
 
 
@@ -41,13 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line(
         "markers",
-        "virtnic(netdev='user', memory='32M', qemu={}, ready=10.0, **options): what the fixtures "
-        "virtnic_port, virtnic_memory and virtnic_qemu are made of",
+        "virtnic(netdev='user', memory='32M', qemu={}, ready=10.0, **options): arguments for the "
+        "fixtures virtnic_port, virtnic_memory and virtnic_qemu",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests that take a QEMU with each that was asked for."""
+    """Run tests that use a QEMU once with each given one."""
     commands: list[str] = metafunc.config.getoption("--virtnic-qemu")
     if commands and _FIXTURE in metafunc.fixturenames:
         names = [Path(shlex.split(command)[-1]).name for command in commands]
@@ -59,14 +59,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def virtnic_qemu_command(request: pytest.FixtureRequest) -> str:
     """Give the command line of the QEMU that the other fixtures start.
 
-    One of ``--virtnic-qemu``, else that of ``VIRTNIC_QEMU``, else the one in PATH.
+    One of ``--virtnic-qemu``, else ``VIRTNIC_QEMU``, else the one in PATH.
     """
     given: str | None = getattr(request, "param", None)
     try:
         return shlex.join(find_qemu(given).argv)
     except virtnic.QemuNotFound as error:
         why = str(error)
-    # Outside of the handler: a report shows no exception within another then.
+    # Outside the handler, so that a report shows no nested exception.
     if given is not None:
         pytest.fail(why, pytrace=False)
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
@@ -84,7 +84,7 @@ def virtnic_memory(request: pytest.FixtureRequest) -> virtnic.Memory:
 def virtnic_qemu(
     request: pytest.FixtureRequest, virtnic_qemu_command: str, virtnic_memory: virtnic.Memory
 ) -> Iterator[virtnic.Qemu]:
-    """Start a QEMU without ports; ``@pytest.mark.virtnic(qemu={…})`` has more arguments of it."""
+    """Start a QEMU without ports; ``@pytest.mark.virtnic(qemu={…})`` gives it more arguments."""
     options: dict[str, Any] = _marked(request).get("qemu", {})
     with virtnic.Qemu(virtnic_memory, **{"qemu": virtnic_qemu_command, **options}) as qemu:
         yield qemu
@@ -94,10 +94,10 @@ def virtnic_qemu(
 def virtnic_port(
     request: pytest.FixtureRequest, virtnic_qemu: virtnic.Qemu
 ) -> Iterator[virtnic.Port]:
-    """Open a port on user-mode network, or on that of ``@pytest.mark.virtnic(netdev, …)``.
+    """Open a port on the user-mode network, or as ``@pytest.mark.virtnic(netdev, …)`` says.
 
-    Frames pass it, as far as that can be known: see :meth:`virtnic.Port.wait_ready`. ``ready`` of
-    the marker says how many seconds that may take, 10 without it; None does not wait for it.
+    The fixture waits until frames pass: see :meth:`virtnic.Port.wait_ready`. The marker's ``ready``
+    is the timeout in seconds, by default 10; None does not wait.
     """
     options = _marked(request)
     for name in ("memory", "qemu"):
@@ -110,7 +110,7 @@ def virtnic_port(
 
 
 def _marked(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Return what the test's markers ask for; the nearest wins."""
+    """Return the arguments of the test's markers; the nearest wins."""
     found: dict[str, Any] = {}
     for marker in reversed(list(request.node.iter_markers("virtnic"))):
         found |= marker.kwargs

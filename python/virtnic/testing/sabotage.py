@@ -1,4 +1,4 @@
-"""Making a real device misbehave."""
+"""Fault injection into a real device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["kill_qemu", "lie", "set_link"]
 
 
 def set_link(port: Port, up: bool) -> None:
-    """Pull out the cable of a port, or put it back in (QMP ``set_link``).
+    """Unplug the cable of a port, or plug it in again (QMP ``set_link``).
 
     Raises QemuError, QemuDied.
     """
@@ -24,27 +24,26 @@ def set_link(port: Port, up: bool) -> None:
 
 
 def kill_qemu(qemu: Qemu, timeout: float = 5.0) -> None:
-    """Kill a QEMU as the kernel's out-of-memory killer would (SIGKILL), and wait for its end.
+    """Kill a QEMU with SIGKILL, as the kernel's out-of-memory killer does, and wait for its end.
 
-    Raises TimeoutError; TypeError for a QEMU that somebody else started.
+    Raises TimeoutError; TypeError for a QEMU that was started elsewhere.
     """
     process = host_of(qemu).machine.process
     if not isinstance(process, Process):
-        raise TypeError("only a QEMU that was started here can be killed here")
+        raise TypeError("only a QEMU started by this process can be killed")
     os.kill(process.pid, signal.SIGKILL)
     if process.wait(timeout) is None:
-        raise TimeoutError(f"QEMU (pid {process.pid}) lives {timeout:g} s after SIGKILL")
+        raise TimeoutError(f"QEMU (pid {process.pid}) is still alive {timeout:g} s after SIGKILL")
 
 
 def lie(port: Port, about: Literal["id", "length", "twice"] = "id") -> None:
-    """Write a used descriptor that no device may write into a port's receive ring.
+    """Write an invalid used descriptor into a port's receive ring.
 
     ``"id"``: of a buffer that does not exist; ``"length"``: longer than its buffer; ``"twice"``:
-    one buffer used two times. The next ``recv`` raises DeviceError, and the port is broken.
-    The device itself should be silent meanwhile: no frames, and each received so far in
-    one buffer. See VIRTIO 1.3, sections 2.7.8 and 2.8.13.
-
-    Raises ValueError.
+    one buffer used twice. The next ``recv`` raises DeviceError, and the port is broken. The device
+    itself must be silent meanwhile, and each frame received so far must have fitted one buffer. See
+    VIRTIO
+    1.3, sections 2.7.8 and 2.8.13.
     """
     ring = _ReceiveRing(port)
     match about:
@@ -57,7 +56,7 @@ def lie(port: Port, about: Literal["id", "length", "twice"] = "id") -> None:
             ring.use(identifier, 64)
             ring.use(identifier, 64)
         case _:
-            raise ValueError(f"a device lies about 'id', 'length' or 'twice', not {about!r}")
+            raise ValueError(f"about must be 'id', 'length' or 'twice', not {about!r}")
 
 
 class _ReceiveRing:
@@ -69,7 +68,7 @@ class _ReceiveRing:
         _name, descriptors, _driver, used = port.queue_addresses[0]
         self._packed = port.ring == "packed"
         self._at = self._memory.offset_of(descriptors if self._packed else used)
-        #: Buffers used so far: where the device goes on.
+        #: Buffers used so far: the device's position.
         self._done = port.stats()["rx_packets"]
 
     def in_flight(self) -> int:

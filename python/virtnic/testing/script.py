@@ -1,4 +1,4 @@
-"""A port without a QEMU: its device does what a script says."""
+"""A port without a QEMU, whose device follows a script."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Deliver(Step):
 
 @dataclass(frozen=True)
 class Expect(Step):
-    """Wait until the program has sent so many more frames: the value of a generator's yield.
+    """Wait until the program has sent this many more frames, the value of the generator's yield.
 
-    With ``where``, only frames for which it is true count; the others are passed over.
+    With ``where``, only frames for which it returns true count; others are skipped.
     """
 
     count: int = 1
@@ -74,24 +74,24 @@ class Pause(Step):
 
 @dataclass(frozen=True)
 class Link(Step):
-    """The link goes up or down, and the callbacks of ``on_link`` are called."""
+    """The link goes up or down, and the ``on_link`` callbacks are called."""
 
     up: bool
 
 
 @dataclass(frozen=True)
 class Refuse(Step):
-    """The ring is full: so many calls of ``send`` take nothing."""
+    """The ring is full: this many calls of ``send`` take nothing."""
 
     sends: int = 1
 
 
 @dataclass(frozen=True)
 class Lie(Step):
-    """The device breaks a rule: from now on every call raises DeviceError.
+    """The device violates the specification: from now on every call raises DeviceError.
 
-    This step and the next two come into force when the program has received what was
-    delivered before.
+    This step and the next two take effect once the program has received everything delivered
+    before.
     """
 
     rule: str = "used id 65520 is out of range for a queue of 256"
@@ -101,7 +101,7 @@ class Lie(Step):
 class Die(Step):
     """QEMU is killed: from now on every call raises QemuDied."""
 
-    how: str = "QEMU (pid 1) was killed by SIGKILL and said nothing"
+    how: str = "QEMU (pid 1) was killed by SIGKILL and printed nothing"
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,15 @@ class Unplug(Step):
     """The device is removed: from now on every call raises PortClosed."""
 
 
-#: Steps; a generator gets from each ``yield Expect(…)`` the frames that it waited for.
+#: Steps; a generator gets the awaited frames from each ``yield Expect(…)``.
 Script = Iterable[Step] | Generator[Step, list[bytes], object]
 
 
 class ScriptedPort(Closing):
-    """A port whose device follows a script, step by step, in a thread of its own.
+    """A port whose device follows a script, step by step, in its own thread.
 
     ``send``, ``recv``, ``fileno``, ``stats``, ``link``, ``on_link`` and ``close`` are those of a
-    :class:`virtnic.Port`, and raise what that raises.
+    :class:`virtnic.Port`, and raise the same exceptions.
 
     >>> def script():
     ...     request, = yield Expect(1)
@@ -132,10 +132,10 @@ class ScriptedPort(Closing):
     def __init__(
         self, script: Script, *, mac: str = "52:54:00:00:00:01", mtu: int = 1500, room: int = 256
     ) -> None:
-        """Start the script. ``room`` is how many frames the transmit ring takes.
+        """Start the script. ``room`` is the number of frames that the transmit ring holds.
 
-        Frames that were sent stay in the ring until the script expects them; when it has
-        ended, they vanish on the wire.
+        Sent frames stay in the ring until the script expects them; once it has ended, they are
+        discarded.
         """
         self.mac, self.mtu = mac, mtu
         self._room = room
@@ -163,10 +163,10 @@ class ScriptedPort(Closing):
     def send(self, frames: Iterable[Frame], offload: None = None) -> int:
         """Queue frames and return how many fitted the ring; see :meth:`virtnic.Port.send`.
 
-        This device offloads nothing: an ``offload`` is a ValueError.
+        This device has no offloads: an ``offload`` is a ValueError.
         """
         if offload is not None:
-            raise ValueError("a scripted device offloads nothing: send finished frames")
+            raise ValueError("a scripted device has no offloads: send finished frames")
         copies: list[bytes] = []
         wrong: Exception | None = None
         for number, frame in enumerate(as_frames(frames)):
@@ -196,7 +196,7 @@ class ScriptedPort(Closing):
         if wrong is not None:
             raise wrong
         if isinstance(frames, Frames):
-            frames.keep(copies[len(taken) :])  # what was sent has left it
+            frames.keep(copies[len(taken) :])  # sent frames leave the burst
         return len(taken)
 
     def send_all(
@@ -217,7 +217,7 @@ class ScriptedPort(Closing):
             return len(self._sent) < self._room
 
     def tx_fileno(self) -> int:
-        """Return a descriptor that is always readable: whether there is room, ``send`` tells."""
+        """Return a descriptor that is always readable; only ``send`` shows if there is room."""
         return self._room_event.lend()
 
     def recv(self, maximum: int = 256, timeout: float | None = 0.0) -> Frames:
@@ -241,7 +241,7 @@ class ScriptedPort(Closing):
         return self._event.lend()
 
     def stats(self) -> dict[str, int]:
-        """Return packets, bytes, and frames that did not fit the ring."""
+        """Return the counters of packets, bytes, and frames that did not fit the ring."""
         with self._changed:
             return dict(self._counters)
 
@@ -251,7 +251,7 @@ class ScriptedPort(Closing):
         return self._link
 
     def on_link(self, callback: Callable[[Any], None]) -> None:
-        """Have ``callback(port)`` called when the link goes up or down."""
+        """Call ``callback(port)`` when the link goes up or down."""
         self._callbacks.append(callback)
 
     @property
@@ -260,10 +260,10 @@ class ScriptedPort(Closing):
         return self._closed
 
     def finish(self, timeout: float = 5.0) -> None:
-        """Wait for the script's end; raise what it raised.
+        """Wait for the end of the script; raise what it raised.
 
-        Raises AssertionError when it does not end in so many seconds, with the step at which it
-        waits: the program did not do what the script expects.
+        Raises AssertionError after ``timeout`` seconds, naming the current step: the program did
+        not do what the script expects.
         """
         self._thread.join(seconds(timeout))
         with self._changed:
@@ -276,7 +276,7 @@ class ScriptedPort(Closing):
                 )
 
     def close(self) -> None:
-        """End the script and the port. Closing twice is fine."""
+        """End the script and the port. Closing twice is allowed."""
         with self._changed:
             self._closed = True
             self._arrived.clear()
@@ -288,7 +288,7 @@ class ScriptedPort(Closing):
         self._room_event.close()
 
     def _check(self) -> None:
-        """Raise what ended the port; the caller has the lock."""
+        """Raise what ended the port; the caller holds the lock."""
         if self._closed:
             raise PortClosed("the port is closed")
         if self._failure is not None:
@@ -344,7 +344,7 @@ class ScriptedPort(Closing):
             case Unplug():
                 self._fail(PortClosed("the port is closed"))
             case _:
-                raise TypeError(f"{step!r} is no step of a script")
+                raise TypeError(f"{step!r} is not a step of a script")
         return None
 
     def _expect(self, step: Expect) -> list[bytes]:
@@ -364,7 +364,7 @@ class ScriptedPort(Closing):
             self._event.signal()
 
     def _until(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
-        """Wait for a condition, or so long; the caller has the lock."""
+        """Wait for a condition or a time; the caller holds the lock."""
         self._changed.wait_for(lambda: self._closed or condition(), seconds)
         if self._closed:
             raise _Stopped
@@ -375,4 +375,4 @@ class ScriptedPort(Closing):
 
 
 class _Stopped(Exception):
-    """The port was closed before the script had ended."""
+    """The port was closed before the end of the script."""

@@ -1,34 +1,34 @@
-//! The one error type of the crate. Each message says what was tried, what was
-//! found and, where there is something to do, what to do next.
+//! The error type of the crate. Each message says what was tried, what was found and, if possible,
+//! what to do next.
 
 use std::io;
 
 /// Everything that can go wrong in the driver.
 ///
-/// The variants are the classes that a caller can react to differently; the
-/// Python binding maps each to one exception.
+/// Each variant is a class of errors to which callers can react differently; the Python binding
+/// maps each to one exception.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// An argument is out of its range or inconsistent with another.
+    /// An argument is out of range or inconsistent with another one.
     #[error("{0}")]
     Invalid(String),
-    /// Shared memory of the wanted kind, size or place cannot be had.
+    /// Shared memory of the requested kind, size or address is not available.
     #[error("{0}")]
     MemoryUnavailable(String),
     /// The operation needs a privilege that the process does not have.
     #[error("{0}")]
     Permission(String),
-    /// QEMU refused a command or did not behave as QEMU does.
+    /// QEMU refused a command or behaved unexpectedly.
     #[error("{0}")]
     Qemu(String),
-    /// QEMU is gone: its socket closed or its process ended.
+    /// QEMU is gone: its socket was closed or its process has ended.
     #[error("{0}")]
     QemuDied(String),
-    /// The device broke a rule of the specification; the port is unusable.
+    /// The device violated the specification; the port is unusable.
     #[error("{0}")]
     Device(String),
-    /// The device was asked for something by its control queue and did not do it, or cannot;
-    /// the port goes on.
+    /// The device refused or does not support a command of the control queue; the port remains
+    /// usable.
     #[error("{0}")]
     Refused(String),
     /// The port or the object was closed.
@@ -37,7 +37,7 @@ pub enum Error {
     /// The queue is in use by another caller (a running engine loop).
     #[error("{0}")]
     Busy(String),
-    /// Nothing happened within the time given.
+    /// Nothing happened within the timeout.
     #[error("{0}")]
     Timeout(String),
     /// A system call failed.
@@ -47,13 +47,13 @@ pub enum Error {
         what: String,
         /// The system's message.
         message: String,
-        /// The error number, 0 where there is none.
+        /// The error number; 0 if there is none.
         errno: i32,
     },
 }
 
 impl Error {
-    /// An [`Error::Os`] that says what was being done when `cause` happened.
+    /// An [`Error::Os`] for `cause`, with what was being done.
     pub fn os(what: impl Into<String>, cause: impl Into<io::Error>) -> Self {
         let cause = cause.into();
         Self::Os {
@@ -63,7 +63,7 @@ impl Error {
         }
     }
 
-    /// Whether a wait was ended by a signal, not by what was waited for.
+    /// Whether a wait was ended by a signal.
     #[must_use]
     pub fn is_interruption(&self) -> bool {
         matches!(self, Self::Os { errno, .. } if *errno == rustix::io::Errno::INTR.raw_os_error())

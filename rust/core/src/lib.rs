@@ -1,11 +1,10 @@
 //! A userspace virtio-net driver for the devices of a parked QEMU.
 //!
-//! No virtual machine runs: the process drives the virtio-net device of a QEMU
-//! whose vCPU never executes guest code, over QEMU's QTest socket, and shares
-//! its packet memory with QEMU through an ivshmem device. Section numbers in
-//! the documentation refer to VIRTIO 1.3.
+//! The process drives the virtio-net device of a QEMU whose vCPU never executes guest code, over
+//! QEMU's QTest socket, and shares its packet memory with QEMU through an ivshmem device. Section
+//! numbers refer to VIRTIO 1.3.
 //!
-//! Layers, lowest first; each may use those above it in this list only:
+//! Layers, lowest first; each uses only those above it in this list:
 //!
 //! - [`memory`]: one shared file, its IOVA, the packet pool
 //! - [`notify`]: eventfds, doorbells and interrupts

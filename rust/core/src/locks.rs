@@ -1,8 +1,8 @@
-//! Which locks there are, and the one order in which they are taken.
+//! All locks, and the order in which they are taken.
 //!
-//! There are two worlds. In the first a thread may wait for QEMU, a peer or Python's interpreter, and
-//! keep others waiting for as long; in the second nobody ever waits. A thread takes locks from
-//! the top of this list to its end:
+//! There are two classes. A lock of the first may be held while waiting for QEMU, a peer or
+//! Python's interpreter; one of the second never is. A thread takes locks in the order of this
+//! list:
 //!
 //! | | lock | held while waiting? |
 //! |---|---|---|
@@ -15,30 +15,37 @@
 //! | 7 | a [host's](crate::stack::host) state: frames are taken from the wire and given to it with the state let go of | **never** |
 //! | 8 | all others: the pool's lists, settings, counters, the places in a QTest connection, an eventfd that is exchanged | **never** |
 //!
-//! So who holds the interpreter lock may block on a queue's lock: its holder does a bounded piece
-//! of work in memory and lets go. What makes that true:
+//! So a holder of the interpreter lock may block on a queue's lock, whose holder does a bounded
+//! amount of work in memory. This holds because:
 //!
 //! - A doorbell never waits: a kick that the QTest socket does not take is kept by the connection
-//!   ([`QTest::kick`](crate::qtest::QTest::kick)). It is rung with the queue's lock held, so that no kick
-//!   overtakes another.
-//! - What needs round trips to QEMU (resetting or setting up a queue, a command) marks the pair under its
-//!   locks, lets go, asks QEMU with `changing` alone, and locks again to take buffers back.
-//! - Whoever waits in the first world and may do so in a thread of Python's asks
-//!   [`Patience`](crate::qtest::Patience), which runs signal handlers. One of these may call the very
-//!   object that is being waited with: `changing` and `asking` know their owner and answer
-//!   `Busy`, and a port that is closed so, or by a loop's own progress function, is closed at the
-//!   end of the change or claim that it interrupted.
-//! - Who brings a device back that is away (the loop, a supervisor) never waits for one: a callback of the
-//!   program's that asks the device there gets `Busy` ([`brings_devices_back`]).
-//! - Threads of the core's own (`virtnic-qtest`, `virtnic-intx`, `virtnic-buffers`, …) never want the interpreter.
+//!   ([`QTest::kick`](crate::qtest::QTest::kick)). It is rung with the queue's lock held, so that
+//!   no
+//!   kick overtakes another.
+//! - Round trips to QEMU (resetting or setting up a queue, a command) are made by marking the pair
+//!   under
+//!   its locks, releasing them, asking QEMU with only `changing` held, and locking again to take
+//!   buffers back.
+//! - Waits of the first class that may run in a Python thread call
+//!   [`Patience`](crate::qtest::Patience), which runs signal handlers. A handler may call the
+//!   object
+//!   that is being waited for: `changing` and `asking` know their owner and return `Busy`, and a
+//!   port
+//!   closed in this way, or by a loop's progress function, is closed at the end of the interrupted
+//!   change or claim.
+//! - Threads that restore devices (the loop, a supervisor) never wait for one: a callback of the
+//!   program
+//!   that calls the device there gets `Busy` ([`brings_devices_back`]).
+//! - Threads of the core (`virtnic-qtest`, `virtnic-intx`, `virtnic-buffers`, …) never take the
+//!   interpreter lock.
 //!
-//! Builds with debug assertions check the border between the worlds: [`may_wait`] fails where a queue's
-//! lock is held. All tests of the core run so.
+//! Builds with debug assertions check the boundary: [`may_wait`] fails if a queue's lock is held.
+//! All tests of the core run with them.
 
-/// A lock of the second world is held, as long as this lives. Costs nothing in a release build.
+/// Exists while a lock of the second class is held. Free in a release build.
 #[derive(Debug)]
 pub(crate) struct Held {
-    /// It says something of this thread only.
+    /// Not `Send`: it concerns the current thread.
     _here: std::marker::PhantomData<*const ()>,
 }
 
@@ -63,7 +70,7 @@ impl Drop for Held {
     }
 }
 
-/// To be called before every wait for QEMU, a peer, the interpreter or a lock of the first world.
+/// Call before every wait for QEMU, a peer, the interpreter or a lock of the first class.
 #[inline]
 pub fn may_wait(what: &str) {
     #[cfg(debug_assertions)]
@@ -74,12 +81,12 @@ pub fn may_wait(what: &str) {
 
 thread_local!(static BRINGS_BACK: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
 
-/// Says that this thread may have to bring a device back: it is never kept waiting for one.
+/// Declares that this thread restores devices, so that it never waits for one.
 pub fn brings_devices_back() {
     BRINGS_BACK.set(true);
 }
 
-/// Whether this thread must not wait for a device that is away: it would wait for itself.
+/// Whether this thread must not wait for a device, as it would wait for itself.
 pub(crate) fn must_not_await_devices() -> bool {
     BRINGS_BACK.get()
 }

@@ -1,20 +1,20 @@
-//! What calls answer with: frozen classes with names for everything.
+//! Results of calls: frozen classes with named fields.
 
 use pyo3::prelude::*;
 
-/// What became of a feature bit of the device.
+/// The outcome of negotiating a feature bit.
 #[pyclass(frozen, get_all, eq, hash, module = "virtnic._native")]
 #[derive(PartialEq, Eq, Hash)]
 pub(crate) struct Feature {
-    /// Its name in VIRTIO 1.3, without the prefix: ``MRG_RXBUF``.
+    /// Name in VIRTIO 1.3, without the prefix: ``MRG_RXBUF``.
     name: String,
-    /// Its number.
+    /// Bit number.
     bit: u8,
     /// Whether the device offers it.
     offered: bool,
-    /// Whether it is in force.
+    /// Whether it was negotiated.
     accepted: bool,
-    /// Why it is, or is not.
+    /// The reason.
     why: String,
 }
 
@@ -36,23 +36,23 @@ impl From<virtnic::virtio::features::Outcome> for Feature {
     }
 }
 
-/// A DHCP lease (RFC 2131), which the stack uses from then on.
+/// A DHCP lease (RFC 2131), now used by the stack.
 #[pyclass(frozen, get_all, eq, module = "virtnic._native")]
 #[derive(PartialEq)]
 pub(crate) struct Lease {
-    /// Our address, without its prefix.
+    /// Our address, without prefix length.
     address: String,
-    /// Bits of the network's prefix.
+    /// Prefix length in bits.
     prefix: u8,
-    /// The default gateway; None where the server names none.
+    /// Default gateway; None if the server names none.
     gateway: Option<String>,
-    /// Who gave it.
+    /// The server's address.
     server: String,
-    /// Name servers, the first one first.
+    /// Name servers, in order of preference.
     dns: Vec<String>,
-    /// Seconds for which it holds.
+    /// Lease time in seconds.
     duration: f64,
-    /// Seconds that it took to get it.
+    /// Seconds until the lease was received.
     elapsed: f64,
 }
 
@@ -77,11 +77,11 @@ impl From<virtnic::stack::Lease> for Lease {
     }
 }
 
-/// Who answered an ARP request (RFC 826), and how soon.
+/// The reply to an ARP request (RFC 826).
 #[pyclass(frozen, get_all, eq, module = "virtnic._native")]
 #[derive(PartialEq)]
 pub(crate) struct ArpReply {
-    /// The MAC address that has the IP address.
+    /// MAC address of the IP address.
     pub(crate) mac: String,
     /// Seconds from the request to the reply.
     pub(crate) seconds: f64,
@@ -98,7 +98,7 @@ impl ArpReply {
 #[pyclass(frozen, get_all, eq, module = "virtnic._native")]
 #[derive(PartialEq)]
 pub(crate) struct PingReply {
-    /// The number of the request that it answers.
+    /// Sequence number of the request.
     pub(crate) sequence: u16,
     /// Seconds from the request to the reply.
     pub(crate) seconds: f64,
@@ -111,7 +111,7 @@ impl PingReply {
     }
 }
 
-/// A bool, as Python writes it.
+/// Formats a bool as Python does.
 fn word(known: bool) -> &'static str {
     if known { "True" } else { "False" }
 }

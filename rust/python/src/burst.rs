@@ -10,13 +10,13 @@ use pyo3::types::{PyBytes, PyList, PyMemoryView, PySlice};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// `numpy.asarray`, once it was needed.
+/// `numpy.asarray`, once it has been used.
 static ASARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
-/// Frames received together, or to be sent together; each a writable memoryview.
+/// Frames received or to be sent together; each is a writable memoryview.
 ///
-/// No frame is copied: a view is the packet memory itself. A buffer goes back
-/// to the pool when its burst and every view of it are gone.
+/// No frame is copied: a view is the packet memory itself. A buffer returns to the pool when its
+/// burst and all views of it are gone.
 #[pyclass(frozen, sequence, module = "virtnic._native")]
 pub(crate) struct Burst(Mutex<virtnic::net::Burst>);
 
@@ -24,7 +24,7 @@ impl Burst {
     pub(crate) fn new(burst: virtnic::net::Burst) -> Self {
         Self(Mutex::new(burst))
     }
-    /// Who has to wait for it does so without the interpreter: its holder may want that.
+    /// Waits without the interpreter: the lock's holder may need it.
     pub(crate) fn lock(&self, py: Python<'_>) -> MutexGuard<'_, virtnic::net::Burst> {
         self.0.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)
     }
@@ -34,7 +34,7 @@ impl Burst {
         py: Python<'py>,
         index: usize,
     ) -> Option<PyResult<Bound<'py, PyMemoryView>>> {
-        // Under the lock only the export: making objects can run any finaliser.
+        // Hold the lock only for the export: creating objects can run any finaliser.
         let frame = {
             let burst = self.lock(py);
             Frame::export(burst.pool(), *burst.ids().get(index)?, *burst.lengths().get(index)?)
@@ -66,7 +66,7 @@ impl Burst {
         }
         let Ok(at) = index.extract::<isize>() else {
             return Err(PyTypeError::new_err(format!(
-                "a burst's indices are integers or slices, not {}",
+                "burst indices must be integers or slices, not {}",
                 index.get_type().name()?
             )));
         };
@@ -89,7 +89,7 @@ impl Burst {
         sequence::walk(slf.as_any(), -1)
     }
 
-    /// Return where it is first. Raises ValueError where it is not.
+    /// Return the first index of a value. Raises ValueError if it is not present.
     #[pyo3(signature = (value, start = 0, stop = None))]
     fn index(
         slf: &Bound<'_, Self>,
@@ -100,7 +100,7 @@ impl Burst {
         sequence::index(slf.as_any(), value, start, stop)
     }
 
-    /// Return how often it is there.
+    /// Return the number of occurrences of a value.
     fn count(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<usize> {
         sequence::count(slf.as_any(), value)
     }
@@ -111,28 +111,28 @@ impl Burst {
         format!("<virtnic.Burst: {} frames, {bytes} bytes>", burst.len())
     }
 
-    /// The frames' lengths, a read-only view of 32-bit unsigned integers (a snapshot).
+    /// The frames' lengths: a read-only view of 32-bit unsigned integers (a snapshot).
     #[getter]
     fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
         let numbers = self.lock(py).lengths().into();
         Numbers::view(py, numbers)
     }
 
-    /// The buffers' indices in the pool, likewise.
+    /// The buffers' indices in the pool, in the same form.
     #[getter]
     fn ids<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
         let numbers = self.lock(py).ids().into();
         Numbers::view(py, numbers)
     }
 
-    /// The hash of each frame (unsigned 32 bits), None where the device reports none.
+    /// The hash of each frame (unsigned 32 bits); None if the device reports none.
     #[getter]
     fn hashes<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyMemoryView>>> {
         let hashes = self.lock(py).hashes();
         hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.0).collect())).transpose()
     }
 
-    /// What each hash was calculated over: 0 nothing, 1 IPv4, 2 TCPv4, 3 UDPv4, 4 IPv6 etc.
+    /// What each hash covers: 0 nothing, 1 IPv4, 2 TCPv4, 3 UDPv4, 4 IPv6 etc.
     ///
     /// The values of ``hash_report`` in VIRTIO 1.3, section 5.1.6.4.4.
     #[getter]
@@ -141,49 +141,49 @@ impl Burst {
         hashes.map(|h| Numbers::view(py, h.iter().map(|h| h.1.into()).collect())).transpose()
     }
 
-    /// When the frames were taken from their ring, nanoseconds since 1970 (``time.time_ns()``).
+    /// When the frames were taken from the ring, in nanoseconds since 1970 (``time.time_ns()``).
     ///
-    /// No frame of the burst came later. How much earlier one may have come: what was received by
-    /// polling, the time since the look at the ring before; what a wait found, the time that the
-    /// interrupt takes. None where the port was opened without ``timestamps=True``.
+    /// No frame arrived later. It may have arrived earlier: with polling, by up to the time since
+    /// the previous poll; after a wait, by the latency of the interrupt. None unless the port was
+    /// opened with ``timestamps=True``.
     #[getter]
     fn timestamp(&self, py: Python<'_>) -> Option<u64> {
         self.lock(py).timestamp()
     }
 
-    /// What is left to do to each frame, or what the device has done to it already.
+    /// The offload metadata of each frame: what is left to do, or what the device has verified.
     ///
-    /// None where the port negotiated no offload of received frames.
+    /// None if no offload of received frames was negotiated.
     #[getter]
     fn offload(&self, py: Python<'_>) -> Option<Offloads> {
         self.lock(py).offloads().map(|offloads| Offloads(offloads.into()))
     }
 
-    /// The frames as one two-dimensional view (packet, byte) of their buffers, no copy.
+    /// The frames as one two-dimensional view (frame, byte) of their buffers, without a copy.
     ///
-    /// Row ``i`` is the whole buffer of frame ``i``: its first ``lengths[i]`` bytes are the frame.
-    /// Raises BufferError where the buffers do not lie in a row; ``headers`` works then.
+    /// Row ``i`` is the whole buffer of frame ``i``, whose first ``lengths[i]`` bytes are the
+    /// frame. Raises BufferError if the buffers are not adjacent; use ``headers`` then.
     #[getter]
     fn data<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
         let rows = Rows::of_burst(&self.lock(py));
         let Some(rows) = rows else {
             return Err(PyBufferError::new_err(
-                "the buffers of this burst do not lie in a row; copy with headers() instead",
+                "the buffers of this burst are not adjacent; copy with headers() instead",
             ));
         };
         PyMemoryView::from(Bound::new(py, rows)?.as_any())
     }
 
-    /// Copy the first ``count`` bytes of every frame into a NumPy array (packet, byte).
+    /// Copy the first ``count`` bytes of every frame into a NumPy array (frame, byte).
     ///
-    /// What a shorter frame does not have is zero. Raises ValueError, ImportError without NumPy.
+    /// Shorter frames are padded with zeros. Raises ValueError, ImportError without NumPy.
     #[pyo3(signature = (count = 64))]
     fn headers<'py>(&self, py: Python<'py>, count: i64) -> PyResult<Bound<'py, PyAny>> {
         let columns = match usize::try_from(count) {
             Ok(columns) if (1..=self.lock(py).pool().capacity()).contains(&columns) => columns,
             _ => {
                 return Err(PyValueError::new_err(format!(
-                    "headers are 1 to {} bytes long, not {count}",
+                    "headers: count must be 1 to {}, not {count}",
                     self.lock(py).pool().capacity()
                 )));
             }
@@ -202,10 +202,10 @@ impl Burst {
         asarray.bind(py).call1((Bound::new(py, rows)?,))
     }
 
-    /// Copy rows of bytes over the starts of the frames, as far as each frame goes.
+    /// Copy one row of bytes over the start of each frame, up to the frame's length.
     ///
-    /// ``headers`` is C-contiguous, with one row of unsigned bytes for each frame.
-    /// Raises ValueError when it has another shape.
+    /// ``headers`` is C-contiguous with one row of unsigned bytes per frame. Raises ValueError for
+    /// any other shape.
     fn put_headers(&self, headers: &Bound<'_, PyAny>) -> PyResult<()> {
         let bytes = Bytes::of(headers)?;
         let burst = self.lock(headers.py());
@@ -214,7 +214,7 @@ impl Burst {
         }
         if burst.is_empty() || bytes.len() == 0 || !bytes.len().is_multiple_of(burst.len()) {
             return Err(PyValueError::new_err(format!(
-                "{} bytes are not one row for each of {} frames",
+                "headers must have one row for each frame: {} bytes for {} frames do not",
                 bytes.len(),
                 burst.len()
             )));
@@ -222,8 +222,9 @@ impl Burst {
         let columns = bytes.len() / burst.len();
         for index in 0..burst.len() {
             if let Some((to, length)) = burst.frame(index) {
-                // SAFETY: the row lies in `bytes`, the frame has `length` bytes; `copy` allows
-                // that somebody puts a burst's own rows back.
+                //  SAFETY: the row lies in `bytes`, the frame has `length` bytes; `copy` allows
+                //  overlap, in
+                // case a burst's own rows are put back.
                 unsafe {
                     let from = bytes.as_ptr().add(index * columns);
                     std::ptr::copy(from, to, columns.min(length));
@@ -233,15 +234,16 @@ impl Burst {
         Ok(())
     }
 
-    /// Copy every frame out.
+    /// Return copies of all frames.
     fn tobytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
         let burst = self.lock(py);
         for index in 0..burst.len() {
             if let Some((from, length)) = burst.frame(index) {
                 let bytes = PyBytes::new_with(py, length, |out| {
-                    // SAFETY: the frame's buffer is the burst's, which is locked; `out` has
-                    // room for `length` bytes and does not overlap it.
+                    //  SAFETY: the buffer belongs to the burst, which is locked; `out` has room for
+                    //  `length` bytes
+                    // and does not overlap it.
                     unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), length) };
                     Ok(())
                 })?;
@@ -251,13 +253,13 @@ impl Burst {
         Ok(list)
     }
 
-    /// Give the buffers back now; the burst is empty afterwards.
+    /// Return the buffers to the pool now; the burst is empty afterwards.
     fn release(&self, py: Python<'_>) {
         self.lock(py).clear();
     }
 }
 
-/// Walks a burst; a frame that leaves the burst meanwhile ends the walk.
+/// Iterates over a burst; ends early if frames leave the burst.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct BurstIterator {
     burst: Py<Burst>,

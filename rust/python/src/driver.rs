@@ -1,4 +1,4 @@
-//! `PortDriver`: starts a device, and what those who own it do with it until it is gone.
+//! `PortDriver`: starts a device and controls it until it is gone.
 
 use crate::errors::{QemuDied, to_py};
 use crate::eventfd::{Descriptor, EventFd};
@@ -20,19 +20,18 @@ use virtnic::virtio::transport::Transport;
 use virtnic::virtio::transport::legacy::{LegacyPci, LegacyRegisters};
 use virtnic::virtio::transport::modern::{ModernPci, Registers};
 
-/// What one pair's receive and transmit queue signal.
+/// The eventfds of one pair's receive and transmit queue.
 type EventPair = (Py<EventFd>, Py<EventFd>);
 
-/// How often a device without interrupts is asked how it is, while it gives cause.
+/// How often the state of a device without interrupts is checked, when there is reason to.
 const ASK: Duration = Duration::from_millis(500);
 
-/// A started device: what users hold of it ([`NetPort`](crate::port::NetPort)) and its
-/// [`PortDriver`] have it in common.
+/// A started device, shared by the user's [`NetPort`](crate::port::NetPort) and its [`PortDriver`].
 pub(crate) struct Started {
     port: Arc<virtnic::net::Port>,
-    /// When a device without interrupts was last asked how it is.
+    /// When the state of a device without interrupts was last checked.
     asked: Mutex<Instant>,
-    /// Says how QEMU ended.
+    /// Returns how QEMU ended.
     ended: Py<PyAny>,
 }
 
@@ -50,17 +49,17 @@ impl Drop for Started {
 }
 
 impl Started {
-    /// The port, for a thread of the core's own.
+    /// The port, for a thread of the core.
     pub(crate) fn shared(&self) -> Arc<virtnic::net::Port> {
         self.port.clone()
     }
-    /// Stops what nobody closed: QEMU is waited for without the interpreter.
+    /// Stops an unclosed port, waiting for QEMU without the interpreter.
     pub(crate) fn end(&self) {
-        // None: the interpreter has ended, and nobody else wants it.
+        // None: the interpreter has ended.
         Python::try_attach(|py| py.detach(|| self.port.stop()));
     }
 
-    /// The exception of an error of the core. How QEMU ended is told by who knows the process.
+    /// Converts an error of the core. The owner of the process adds how QEMU ended.
     pub(crate) fn raise(&self, py: Python<'_>, error: virtnic::Error) -> PyErr {
         if let virtnic::Error::QemuDied(_) = error
             && let Ok(words) = self.ended.call0(py).and_then(|words| words.extract::<String>(py))
@@ -70,7 +69,7 @@ impl Started {
         to_py(error)
     }
 
-    /// Has the device do something, without the interpreter.
+    /// Runs a request to the device without the interpreter.
     pub(crate) fn ask<T: Send>(
         &self,
         py: Python<'_>,
@@ -79,8 +78,8 @@ impl Started {
         py.detach(|| what(&self.port)).map_err(|error| self.raise(py, error))
     }
 
-    /// Nothing came, or a queue is full: looks whether the device needs a reset, where no
-    /// interrupt would say so.
+    /// Nothing came, or a queue is full: checks whether the device needs a reset, if no interrupt
+    /// would report it.
     #[cold]
     pub(crate) fn look_after(&self, py: Python<'_>) -> virtnic::Result<()> {
         if self.port.events().is_some() {
@@ -95,14 +94,14 @@ impl Started {
         }
         // A loop that has a queue may need the interpreter before it lends it.
         match py.detach(|| self.port.restart_if_needed()) {
-            // An outage, which is no error.
+            // An outage is not an error.
             Err(virtnic::Error::QemuDied(_)) if self.port.is_away() => Ok(()),
             other => other.map(drop),
         }
     }
 }
 
-/// A dead QEMU wakes whoever waits for its interrupts.
+/// Makes a dead QEMU wake all who wait for its interrupts.
 fn watch(port: &virtnic::net::Port, qtest: &virtnic::qtest::QTest) {
     let Some(events) = port.events() else { return };
     for event in events.pairs.iter().flat_map(|pair| [&pair.rx, &pair.tx]) {
@@ -115,13 +114,13 @@ fn watch(port: &virtnic::net::Port, qtest: &virtnic::qtest::QTest) {
 fn doorbells(kicks: &Py<Interposer>, pairs: u16) -> PyResult<Vec<Doorbell>> {
     let kick = |queue| {
         let kick = kicks.get().core().kick(queue).map_err(to_py)?;
-        // Where its eventfd is not kept, the device's own doorbell leads to it.
+        // If its eventfd is not kept, the device's own doorbell reaches it.
         Ok(Doorbell::Kick(kick, Box::new(Doorbell::Silent)))
     };
     (0..pairs.saturating_mul(2)).map(kick).collect()
 }
 
-/// Feature preferences by name: True insists, False refuses, None prefers.
+/// Feature preferences by name: True requires, False refuses, None prefers.
 fn preferences(features: Option<&Bound<'_, PyDict>>) -> PyResult<Preferences> {
     let mut preferences = Preferences::default();
     for (name, wanted) in features.into_iter().flatten() {
@@ -138,11 +137,11 @@ fn preferences(features: Option<&Bound<'_, PyDict>>) -> PyResult<Preferences> {
     Ok(preferences)
 }
 
-/// Addresses of the common, ISR, device and notify structures; the device structure's length,
+/// Addresses of the common, ISR, device and notify structures; the length of the device structure;
 /// the notify multiplier.
 type ModernRegisters = (u64, u64, u64, u64, u32, u32);
 
-/// Where a device's registers are.
+/// The location of a device's registers.
 struct Place<'a> {
     qtest: Option<virtnic::qtest::QTest>,
     registers: Option<ModernRegisters>,
@@ -151,7 +150,7 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// The way to them, of whichever kind they are.
+    /// Access to them, whatever their kind.
     fn transport(&self) -> PyResult<Arc<dyn Transport>> {
         match (&self.qtest, self.registers, self.legacy_io, self.front_end) {
             (Some(qtest), Some(registers), None, None) => {
@@ -173,9 +172,9 @@ impl Place<'_> {
     }
 }
 
-/// A started virtio-net device, as those have it who plug it in, bring it back and unplug it.
+/// A started virtio-net device, for the code that plugs, restores and unplugs it.
 ///
-/// Users have a :class:`NetPort`, which is made of this.
+/// Users have a :class:`NetPort`, which is made from this.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct PortDriver {
     started: Arc<Started>,
@@ -212,7 +211,7 @@ impl PortDriver {
     ) -> PyResult<Self> {
         let Ok(queue_size) = u16::try_from(queue_size) else {
             return Err(PyValueError::new_err(format!(
-                "a queue size is a power of two up to 32768, or 0 for the device's own, not {queue_size}"
+                "the queue size must be a power of two up to 32768, or 0 for the device's own, not {queue_size}"
             )));
         };
         let core = |event: &Py<EventFd>| event.get().inner().clone();
@@ -237,7 +236,7 @@ impl PortDriver {
         let pool = memory.get().region().pool();
         let port =
             py.detach(|| virtnic::net::Port::start(transport, pool, options)).map_err(to_py)?;
-        // A backend that comes back goes on where the last one ended.
+        // A returning backend continues where the last one ended.
         for (queue, outage) in (0..).zip(port.pairs().iter().flat_map(|pair| pair.outages())) {
             if let Some(kicks) = &kicks {
                 kicks.get().core().follow(queue, Some(Arc::new(Served(outage.clone()))));
@@ -252,21 +251,21 @@ impl PortDriver {
         let started = Started { port: Arc::new(port), asked: Mutex::new(Instant::now()), ended };
         Ok(Self { started: Arc::new(started) })
     }
-    /// Take the end of QEMU for an outage.
+    /// Treat the end of QEMU as an outage.
     fn set_recoverable(&self, patient: bool) {
         self.started.set_recoverable(patient);
     }
-    /// Expect no other device any more.
+    /// Give up waiting for another device.
     fn abandon(&self, py: Python<'_>, why: &str) {
         py.detach(|| self.started.abandon(why));
     }
-    /// Set the queues of a device aside that is gone, or is about to be unplugged.
+    /// Suspend the queues of a device that is gone or about to be unplugged.
     ///
     /// Raises VirtnicError, TimeoutError.
     fn suspend(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.started.suspend()).map_err(to_py)
     }
-    /// Go on with another device like the last one.
+    /// Continue with another device like the last one.
     #[pyo3(signature = (qtest = None, registers = None, legacy_io = None, front_end = None))]
     fn reattach(
         &self,
@@ -286,13 +285,13 @@ impl PortDriver {
         }
         Ok(())
     }
-    /// Reset the device where it says DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); whether it did.
+    /// Reset the device if it set DEVICE_NEEDS_RESET (VIRTIO 1.3, 2.1); return whether it had.
     ///
-    /// As :meth:`NetPort.restart`.
+    /// Raises as :meth:`NetPort.restart`.
     fn restart_if_needed(&self, py: Python<'_>) -> PyResult<bool> {
         self.started.ask(py, virtnic::net::Port::restart_if_needed)
     }
-    /// Whether received frames were dropped, and counted, because no buffer holds them.
+    /// Whether received frames were dropped, and counted, because they fit no buffer.
     #[getter]
     fn drops_long_frames(&self) -> bool {
         self.started.drops_long_frames()
@@ -302,38 +301,38 @@ impl PortDriver {
     fn link(&self) -> bool {
         self.started.link()
     }
-    /// Ask the device, and return whether the link is up.
+    /// Query the device, and return whether the link is up.
     fn refresh_link(&self, py: Python<'_>) -> PyResult<bool> {
         self.started.ask(py, virtnic::net::Port::refresh_link)
     }
-    /// Raise what ended the port, if something did: PortClosed, QemuDied, DeviceError.
+    /// Raise what ended the port, if it has ended: PortClosed, QemuDied, DeviceError.
     fn check(&self, py: Python<'_>) -> PyResult<()> {
         self.started.ask(py, virtnic::net::Port::running)
     }
 
-    /// Return what :meth:`NetPort.fileno` does, for one wait.
+    /// Return the descriptor of :meth:`NetPort.fileno` for a single wait.
     ///
-    /// A closed port gives it back when that is over.
+    /// A port closed meanwhile closes it after the wait.
     fn rx_descriptor(&self) -> PyResult<Descriptor> {
         Descriptor::of(self.started.arm().map_err(to_py)?)
     }
 
-    /// Return what :meth:`NetPort.tx_fileno` does, for one wait.
+    /// Return the descriptor of :meth:`NetPort.tx_fileno` for a single wait.
     fn tx_descriptor(&self) -> PyResult<Descriptor> {
         Descriptor::of(self.started.arm_tx().map_err(to_py)?)
     }
 
-    /// The longest key and table and the hash types that the device can do, or None.
+    /// The device's limits: key length, table length, hash types; None if it does not hash.
     #[getter]
     fn rss_limits(&self) -> Option<(u8, u16, u32)> {
         self.started.rss_limits().map(|limits| (limits.key, limits.table, limits.types.bits()))
     }
-    /// Return key, table, types and the queue of unhashed packets as they were set last.
+    /// Return the current key, table, types and the queue of unhashed packets.
     fn rss_config(&self) -> Option<(Vec<u8>, Vec<u16>, u32, u16)> {
         let rss = self.started.rss()?;
         Some((rss.key, rss.table, rss.types.bits(), rss.unclassified))
     }
-    /// Set how the device steers and hashes; see :meth:`virtnic.Port.set_rss`.
+    /// Set steering and hashing; see :meth:`virtnic.Port.set_rss`.
     #[pyo3(signature = (key, table, types, unclassified = 0))]
     fn set_rss_config(
         &self,
@@ -347,9 +346,9 @@ impl PortDriver {
         self.started.ask(py, |port| port.set_rss(&rss))
     }
 
-    /// Raise PortClosed from now on, also in calls that wait.
+    /// Raise PortClosed from now on, also in waiting calls.
     ///
-    /// QEMU is not asked: ``stop`` does the rest.
+    /// QEMU is not involved: ``stop`` does the rest.
     fn refuse(&self) {
         self.started.refuse();
     }
@@ -360,14 +359,14 @@ impl PortDriver {
         self.started.withholds()
     }
 
-    /// Say that the device is gone that kept buffers.
+    /// Report that a device that kept buffers is gone.
     fn device_gone(&self, py: Python<'_>) {
         py.detach(|| self.started.device_gone());
     }
 
     /// Reset the device and take every buffer back; waiting calls raise PortClosed.
     ///
-    /// Where QEMU does not answer in time the buffers stay with the device until that is gone.
+    /// If QEMU does not answer in time, the buffers stay with the device until that is gone.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.started.try_stop()).map_err(to_py)
     }

@@ -1,4 +1,4 @@
-//! The loops of the core: `forward`, `reflect`, `drop`, `generate`, `exchange`, `run`.
+//! The engine loops: `forward`, `reflect`, `drop`, `generate`, `exchange`, `run`.
 
 use crate::errors::to_py;
 use crate::port::NetPort;
@@ -11,12 +11,12 @@ use virtnic::Error;
 use virtnic::engine::{self, Control, Load, Manner, Mode, PacketFunction, Report};
 use virtnic::net::Port;
 
-/// When a loop ends, and who is told how it goes: seconds, packets, progress function.
+/// When a loop ends, and who is told of progress: seconds, packets, callback.
 #[derive(FromPyObject)]
 pub(crate) struct Until(Option<f64>, Option<u64>, Option<Py<PyAny>>);
 
-/// Runs a loop without the interpreter; looks at signals and tells `progress` 20 times a second.
-/// The port whose QEMU died says how that was.
+/// Runs a loop without the interpreter; checks signals and calls `progress` 20 times a second.
+/// If QEMU died, its port adds how.
 fn run_loop<'py>(
     py: Python<'py>,
     ports: &[&NetPort],
@@ -30,7 +30,7 @@ fn run_loop<'py>(
         let told = Python::try_attach(|py| {
             py.check_signals()?;
             match progress {
-                // Anything but False goes on, so that a plain function needs no return.
+                // Only False ends the loop, so that a function without a return value works.
                 Some(progress) => Ok(!progress
                     .bind(py)
                     .call1((to_dict(py, report)?,))?
@@ -38,7 +38,7 @@ fn run_loop<'py>(
                 None => Ok(true),
             }
         });
-        // The interpreter is ending: so does the loop.
+        // The interpreter is shutting down, so the loop ends too.
         let told = told.unwrap_or(Ok(false));
         Ok(match told {
             Ok(go_on) => go_on,
@@ -86,14 +86,14 @@ fn manner_of(mode: &str, backpressure: bool) -> PyResult<Manner> {
         "macswap" => Mode::MacSwap,
         other => {
             return Err(PyValueError::new_err(format!(
-                "a forwarding mode is 'io', 'mac' or 'macswap', not {other:?}"
+                "the forwarding mode must be 'io', 'mac' or 'macswap', not {other:?}"
             )));
         }
     };
     Ok(if backpressure { Manner::patient(mode) } else { Manner::dropping(mode) })
 }
 
-/// Forward between two ports, in both directions; see virtnic.forward.
+/// Forward between two ports; see virtnic.forward.
 #[pyfunction]
 pub(crate) fn forward<'py>(
     a: &Bound<'py, NetPort>,
@@ -103,7 +103,9 @@ pub(crate) fn forward<'py>(
     until: Until,
 ) -> PyResult<Bound<'py, PyDict>> {
     if a.is(b) {
-        return Err(PyValueError::new_err("forward takes two ports; reflect() sends back by one"));
+        return Err(PyValueError::new_err(
+            "forward needs two different ports; reflect() sends frames back on one",
+        ));
     }
     let manner = manner_of(mode, backpressure)?;
     let (a_port, b_port) = (a.get().core(), b.get().core());
@@ -112,7 +114,7 @@ pub(crate) fn forward<'py>(
     })
 }
 
-/// Send frames back by the port they came from; see virtnic.reflect.
+/// Send frames back on the port they came from; see virtnic.reflect.
 #[pyfunction]
 pub(crate) fn reflect<'py>(
     port: &Bound<'py, NetPort>,
@@ -125,14 +127,14 @@ pub(crate) fn reflect<'py>(
     run_loop(port.py(), &[port.get()], &until, |control| engine::reflect(core, manner, control))
 }
 
-/// Receive and forget; see virtnic.drop.
+/// Receive and discard frames; see virtnic.drop.
 #[pyfunction]
 pub(crate) fn drop<'py>(port: &Bound<'py, NetPort>, until: Until) -> PyResult<Bound<'py, PyDict>> {
     let core = port.get().core();
     run_loop(port.py(), &[port.get()], &until, |control| engine::drop_all(core, control))
 }
 
-/// Send frames in turn, again and again; see virtnic.generate.
+/// Send frames cyclically; see virtnic.generate.
 #[pyfunction]
 pub(crate) fn generate<'py>(
     port: &Bound<'py, NetPort>,
@@ -145,7 +147,7 @@ pub(crate) fn generate<'py>(
     run_loop(port.py(), &[port.get()], &until, |control| engine::generate(core, &load, control))
 }
 
-/// Send frames in turn, and receive and forget; see virtnic.exchange.
+/// Send frames cyclically while receiving and discarding; see virtnic.exchange.
 #[pyfunction]
 pub(crate) fn exchange<'py>(
     port: &Bound<'py, NetPort>,
@@ -166,7 +168,7 @@ fn load_of(frames: &Bound<'_, PyList>, rate: Option<f64>) -> PyResult<Load> {
     Ok(load)
 }
 
-/// Run the compiled function at an address over every burst; see virtnic.run.
+/// Run the compiled function at an address on every burst; see virtnic.run.
 #[pyfunction]
 pub(crate) fn run<'py>(
     py: Python<'py>,
@@ -174,8 +176,8 @@ pub(crate) fn run<'py>(
     address: usize,
     until: Until,
 ) -> PyResult<Bound<'py, PyDict>> {
-    // SAFETY: Python's `packet_function` made sure that it is a function of this type, as
-    // far as that can be known, and keeps it alive during the call.
+    //  SAFETY: Python's `packet_function` checked, as far as possible, that it is a function of
+    // this type, and keeps it alive during the call.
     let function = unsafe { PacketFunction::at(address) }.map_err(to_py)?;
     let ports: Vec<&NetPort> = ports.iter().map(Py::get).collect();
     let cores: Vec<&Port> = ports.iter().map(|port| port.core()).collect();

@@ -12,33 +12,33 @@ create_exception!(
     virtnic._native,
     VirtnicError,
     PyException,
-    "Anything that virtnic raises and Python has no exception of its own for."
+    "Base of the exceptions that are virtnic's own."
 );
 create_exception!(
     virtnic._native,
     MemoryUnavailable,
     VirtnicError,
-    "Shared memory of the wanted kind, size or place cannot be had."
+    "Shared memory of the requested kind, size or address is not available."
 );
 create_exception!(
     virtnic._native,
     QemuError,
     VirtnicError,
-    "QEMU refused something; the message quotes its own words."
+    "QEMU refused something; the message quotes QEMU."
 );
-create_exception!(virtnic._native, QemuNotFound, QemuError, "There is no usable QEMU.");
-create_exception!(virtnic._native, QemuDied, QemuError, "QEMU is gone.");
+create_exception!(virtnic._native, QemuNotFound, QemuError, "No usable QEMU was found.");
+create_exception!(virtnic._native, QemuDied, QemuError, "QEMU has ended.");
 create_exception!(
     virtnic._native,
     DeviceError,
     VirtnicError,
-    "The device broke a rule of the specification; its port is unusable."
+    "The device violated the specification; its port is unusable."
 );
 create_exception!(
     virtnic._native,
     CommandRefused,
     VirtnicError,
-    "The device refused a command, or cannot be asked for it; the port goes on."
+    "The device refused or does not support a command; the port remains usable."
 );
 create_exception!(
     virtnic._native,
@@ -50,14 +50,14 @@ create_exception!(
     virtnic._native,
     PortBusy,
     VirtnicError,
-    "The queue is in use by a running engine loop or another call."
+    "The queue is in use by an engine loop or another call."
 );
 
 const ENOENT: i32 = 2;
 
-/// The exception of an error of the core.
+/// Converts an error of the core.
 pub(crate) fn to_py(error: Error) -> PyErr {
-    // The wait was ended by what a signal handler raised.
+    // A signal handler raised an exception, which ended the wait.
     if error.is_interruption()
         && let Some(raised) = raised()
     {

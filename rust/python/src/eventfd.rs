@@ -1,4 +1,4 @@
-//! `EventFd`, and how every wait of this binding can be interrupted.
+//! `EventFd`, and interruptible waits.
 
 use crate::errors::to_py;
 use crate::time::span;
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtnic::{Error, Result};
 
-/// The longest that Ctrl-C can go unnoticed: the signal may have been delivered to
-/// another thread, in which case no system call of ours is interrupted.
+/// The longest time until Ctrl-C is noticed: the signal may be delivered to another thread, which
+/// interrupts no system call here.
 const SLICE: Duration = Duration::from_millis(100);
 const EINTR: i32 = 4;
 
-/// Waits in slices without the interpreter, and looks for signals between them.
-/// `wait` gets the length of a slice; its `None` means that nothing came yet.
+/// Waits in slices without the interpreter, and checks for signals between them. `wait` gets the
+/// length of a slice and returns `None` if nothing happened.
 pub(crate) fn wait_interruptibly<T: Send>(
     py: Python<'_>,
     timeout: Option<Duration>,
@@ -25,7 +25,7 @@ pub(crate) fn wait_interruptibly<T: Send>(
     wait_in_slices(py, timeout, wait, to_py, || Ok(()))
 }
 
-/// The same, with what an error of the core becomes, and what else is looked at between slices.
+/// The same, with a conversion of the core's errors and a further check between slices.
 pub(crate) fn wait_in_slices<T: Send>(
     py: Python<'_>,
     timeout: Option<Duration>,
@@ -55,13 +55,12 @@ thread_local! {
     static RAISED: RefCell<Option<PyErr>> = const { RefCell::new(None) };
 }
 
-/// The core's waits ask this every 100 ms whether to go on.
+/// The core's waits call this every 100 ms to ask whether to continue.
 ///
-/// A thread of the core's own has no signals to look at, and never wants the interpreter: who has
-/// that may be waiting for the thread's end. Nor is there anything to look at while the
-/// interpreter ends.
+/// The core's own threads handle no signals and must not take the interpreter: its holder may be
+/// waiting for the thread to end. Nor is there anything to check while the interpreter shuts down.
 pub(crate) fn patience() -> Result<()> {
-    // SAFETY: a look at a thread-local variable of Python's, which may be made at any time.
+    //  SAFETY: reads a thread-local variable of Python's, which is always allowed.
     if unsafe { ffi::PyGILState_GetThisThreadState() }.is_null() {
         return Ok(());
     }
@@ -72,17 +71,17 @@ pub(crate) fn patience() -> Result<()> {
     })
 }
 
-/// What a signal handler raised during a wait in this thread, once.
+/// Takes the exception that a signal handler raised during a wait in this thread.
 pub(crate) fn raised() -> Option<PyErr> {
     RAISED.take()
 }
 
-/// The exception of an error that a call with [`patience`] returned.
+/// Converts an error of a call that used [`patience`].
 pub(crate) fn raise(error: Error) -> PyErr {
     to_py(error)
 }
 
-/// A descriptor that is open as long as this object lives: for a wait in an event loop.
+/// A descriptor that stays open as long as this object lives, for a wait in an event loop.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Descriptor(Arc<OwnedFd>);
 
@@ -94,7 +93,7 @@ impl Descriptor {
 
 #[pymethods]
 impl Descriptor {
-    /// Return its number.
+    /// Return the descriptor number.
     fn fileno(&self) -> RawFd {
         self.0.as_raw_fd()
     }
@@ -123,38 +122,38 @@ impl EventFd {
         virtnic::notify::EventFd::new().map(|event| Self(Arc::new(event))).map_err(to_py)
     }
 
-    /// Return the descriptor, which is open until :meth:`close`; -1 after that.
+    /// Return the descriptor, open until :meth:`close`; -1 afterwards.
     ///
     /// ``select``, ``poll`` and asyncio can wait on it.
     fn fileno(&self) -> RawFd {
         self.0.number().unwrap_or(-1)
     }
 
-    /// Return the descriptor, and keep it open for as long as this object lives.
+    /// Return the descriptor and keep it open as long as this object lives.
     ///
-    /// After :meth:`close` it is readable for good. Raises OSError where there are no more.
+    /// After :meth:`close` it stays readable. Raises OSError if no descriptor is left.
     fn lend(&self) -> PyResult<RawFd> {
         self.0.lend().map_err(to_py)
     }
 
-    /// Return what keeps the descriptor open for the time of a wait; else as :meth:`lend`.
+    /// Return an object that keeps the descriptor open during a wait. Raises as :meth:`lend`.
     fn borrow(&self) -> PyResult<Descriptor> {
         Descriptor::of(&self.0)
     }
 
-    /// Signal it for good, and give the descriptor back unless it was lent.
+    /// Signal it permanently, and close the descriptor unless it was lent.
     ///
-    /// That happens when nobody waits in :meth:`wait` or has borrowed it any more. Twice is fine.
+    /// The descriptor is closed once no :meth:`wait` or borrower uses it. Closing twice is allowed.
     fn close(&self) {
         self.0.close();
     }
 
-    /// Add one.
+    /// Add one to the count.
     fn signal(&self) {
         self.0.signal();
     }
 
-    /// Set the count to zero and return what it was.
+    /// Reset the count to zero and return what it was.
     fn drain(&self) -> u64 {
         self.0.drain()
     }

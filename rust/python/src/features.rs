@@ -1,4 +1,4 @@
-//! The table of features, for the page of the documentation that is made of it.
+//! The table of features, from which `docs/features.md` is made.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -6,12 +6,12 @@ use pyo3::types::PyDict;
 use virtnic::virtio::catalogue::entry;
 use virtnic::virtio::features::{Support, TABLE};
 
-/// Return what is known of each virtio-net feature bit, by number.
+/// Return what is known of each virtio-net feature bit, in order of number.
 ///
 /// ``bit``, ``name``, ``section`` of VIRTIO 1.3; ``support`` (required, accepted, on request,
-/// unsupported) and ``why``; ``about`` it in words; ``since``: the oldest QEMU of 5.2, 7.2, 10.0
-/// and 11.1 that offers it, or None, on which ``netdev`` and with which ``properties`` of
-/// ``virtio-net-pci``; ``argument``: what controls it here; ``tests`` that prove it.
+/// unsupported) and ``why``; ``about``: a description; ``since``: the oldest QEMU of 5.2, 7.2, 10.0
+/// and 11.1 that offers it, or None, with which ``netdev`` and ``properties`` of
+/// ``virtio-net-pci``; ``argument``: what controls it in virtnic; ``tests`` that cover it.
 #[pyfunction]
 pub(crate) fn features_table(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
     let row = |feature: &virtnic::virtio::features::Feature| {

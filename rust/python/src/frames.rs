@@ -1,4 +1,4 @@
-//! Python's frames on their way to a queue, and a queue's on their way to Python.
+//! Frames from Python to a queue, and from a queue to Python.
 
 use crate::burst::Burst;
 use crate::eventfd::wait_in_slices;
@@ -13,10 +13,10 @@ use pyo3::types::{PyBytes, PyDict};
 use std::time::Duration;
 use virtnic::net::{FrameBuffer, FrameSource, Offload, PortStats, QueuePair, SendStop, Wake};
 
-/// More frames than this at once are a mistake.
+/// A request for more frames than this is taken for a mistake.
 const MAX_BURST: i64 = 65_536;
 
-/// The exception of an error of a port: see [`Started::raise`](crate::driver::Started::raise).
+/// Converts an error of a port: see [`Started::raise`](crate::driver::Started::raise).
 pub(crate) fn raise(port: &Bound<'_, NetPort>, error: virtnic::Error) -> PyErr {
     port.get().started().raise(port.py(), error)
 }
@@ -29,7 +29,7 @@ pub(crate) fn send(
 ) -> PyResult<usize> {
     if let Ok(burst) = frames.cast::<Burst>() {
         let (py, burst) = (port.py(), burst.get());
-        // Reading it runs Python code, which may use the burst, and so may that of an exception.
+        // Reading the iterable runs Python code, which may use the burst; so may an exception's.
         let says = match offload {
             None => None,
             Some(offload) => Some(Says::of(offload, burst.lock(py).len(), false)?),
@@ -69,7 +69,7 @@ pub(crate) fn send(
     }
 }
 
-/// The error of a frame that cannot be sent.
+/// The error for a frame that cannot be sent.
 fn bad_frame(py: Python<'_>, why: &str, queued: usize) -> PyResult<PyErr> {
     let error = PyValueError::new_err(format!(
         "frame {queued}: {why}; the {queued} frames before it were queued"
@@ -89,7 +89,7 @@ pub(crate) fn recv(
         )));
     }
     let maximum = maximum as usize;
-    // A wrong one is an error whether or not there is something to wait for.
+    // Check the timeout even if there is no need to wait.
     let patience = if timeout == Some(0.0) { Some(Duration::ZERO) } else { span(timeout)? };
     let mut burst = virtnic::net::Burst::new(port.get().core().pool().clone());
     let received = pair.recv(maximum, &mut burst).map_err(|error| raise(port, error))?;
@@ -121,7 +121,7 @@ pub(crate) fn stats(py: Python<'_>, stats: PortStats) -> PyResult<Bound<'_, PyDi
     Ok(dict)
 }
 
-/// Everything that is counted: sums over all pairs, then each queue's own.
+/// All counters: sums over all pairs, then those of each queue.
 pub(crate) fn xstats<'py>(
     py: Python<'py>,
     port: &virtnic::net::Port,
@@ -163,7 +163,7 @@ fn wait(
     wait_in_slices(py, timeout, ready, |error| raise(port, error), look)
 }
 
-/// Tells how far a failed `send` came: the attribute `queued`.
+/// Sets the attribute `queued` of a failed `send`'s exception.
 fn with_progress(py: Python<'_>, error: PyErr, queued: usize) -> PyResult<PyErr> {
     error.value(py).setattr("queued", queued)?;
     Ok(error)
@@ -196,8 +196,8 @@ impl<'py> PythonFrames<'py> {
             error.set_cause(item.py(), Some(cause));
             error
         })?;
-        // SAFETY: `bytes` holds the object's buffer of this length for reading. Others may
-        // write to it meanwhile, as to any buffer; then the frame has a mixture.
+        //  SAFETY: `bytes` holds the object's buffer of this length for reading. Another thread may
+        // write to it meanwhile, as to any buffer; the frame then holds a mixture.
         Ok(unsafe { buffer.fill_raw(bytes.as_ptr(), bytes.len()) })
     }
 }
@@ -212,7 +212,7 @@ impl FrameSource for PythonFrames<'_> {
     }
 
     fn offload(&self) -> Offload {
-        // `next` is one further already.
+        // `next` has already advanced.
         self.says.as_ref().map_or(Offload::NONE, |says| says.at(self.next.wrapping_sub(1)))
     }
 

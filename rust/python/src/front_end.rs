@@ -1,4 +1,4 @@
-//! `FrontEnd`: a device of ours that a vhost-user backend serves.
+//! `FrontEnd`: a device implemented here, served by a vhost-user backend.
 
 use crate::driver::PortDriver;
 use crate::errors::to_py;
@@ -17,14 +17,14 @@ use virtnic::vhost_user::Backend;
 use virtnic::vhost_user::frontend::FrontEndOptions;
 use virtnic::virtio::transport::vhost::VhostOptions;
 
-/// A virtio-net device without QEMU: a vhost-user backend serves its rings.
+/// A virtio-net device without QEMU, whose rings are served by a vhost-user backend.
 ///
 /// A :class:`PortDriver` drives it. Its link is up while there is a backend.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct FrontEnd(Arc<virtnic::vhost_user::frontend::FrontEnd>);
 
 impl FrontEnd {
-    /// The core's.
+    /// The core's object.
     pub(crate) fn core(&self) -> &Arc<virtnic::vhost_user::frontend::FrontEnd> {
         &self.0
     }
@@ -85,33 +85,33 @@ impl FrontEnd {
     fn serving(&self) -> bool {
         self.0.serving()
     }
-    /// Why the last backend that came does not serve; None where it does, or none has come.
+    /// Why the last backend does not serve; None if it does, or none has come.
     #[getter]
     fn refusal(&self) -> Option<String> {
         self.0.refusal()
     }
-    /// Hold a backend that returns without features that the port can do without.
+    /// Hold a backend that comes back without features that the port can do without.
     ///
-    /// Others are refused. It waits until the port has negotiated anew.
+    /// Any other is refused. It waits until the port has renegotiated.
     fn spare(&self, port: &PortDriver) {
         // vhost-user has 64 features.
         self.0.may_lack(port.started().dispensable().0 as u64);
     }
-    /// What a backend that is there lacks, where it waits for that.
+    /// What the held backend lacks; None if none is held.
     #[getter]
     fn held(&self) -> Option<String> {
         self.0.held()
     }
-    /// Return a descriptor of the first backend's socket, the caller's to close; once.
+    /// Return a descriptor of the first backend's socket, once; the caller closes it.
     fn take_first(&self) -> Option<i32> {
         self.0.take_first().map(IntoRawFd::into_raw_fd)
     }
-    /// The feature bits that the backend offered when it came last.
+    /// The feature bits that the backend offered when it last connected.
     #[getter]
     fn features(&self) -> u64 {
         self.0.features()
     }
-    /// Why no backend is looked for any more; None while one is.
+    /// Why it stopped looking for a backend; None while it still does.
     #[getter]
     fn given_up(&self) -> Option<&str> {
         self.0.given_up()
@@ -121,14 +121,14 @@ impl FrontEnd {
     fn changed(&self) -> EventFd {
         Arc::clone(self.0.changed()).into()
     }
-    /// Look after the backend from now on: see when it goes, and look for the next.
+    /// Start watching the backend: notice when it goes, and look for the next.
     ///
-    /// Raises OSError where the thread cannot be started.
+    /// Raises OSError if the thread cannot be started.
     fn watch(&self) -> PyResult<()> {
         self.0.watch().map_err(to_py)
     }
 
-    /// Return what has happened so far.
+    /// Return counters.
     ///
     /// ``messages`` (sent), ``links`` (backends that served), ``refusals`` (backends that came
     /// and did not serve), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
@@ -147,7 +147,7 @@ impl FrontEnd {
         Ok(dict)
     }
 
-    /// Hang up, and remove the socket where there is one; after the port has stopped.
+    /// Close the connection and remove the socket, if any; call after the port has stopped.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());
     }

@@ -1,4 +1,4 @@
-//! What callers give as frames: several of them, never one.
+//! The `frames` argument: an iterable of frames, never a single frame.
 
 use crate::burst::Burst;
 use pyo3::exceptions::PyTypeError;
@@ -6,18 +6,19 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
-/// So many frames are taken from an iterable between two looks at signals.
+/// Frames taken from an iterable between two checks for signals.
 const LOOK: usize = 4096;
 
-/// Frames one by one: bytes-like objects, but for mistakes.
+/// Frames one by one; bytes-like objects, unless the caller made a mistake.
 pub(crate) enum Given<'py> {
     List(Bound<'py, PyList>),
     Tuple(Bound<'py, PyTuple>),
 }
 
 impl<'py> Given<'py> {
-    /// Takes an iterable of frames: a list or tuple as it is, unless something in it has to be
-    /// made bytes of. That can run any Python code, so it is done here and not while sending.
+    /// Takes an iterable of frames. A list or tuple is used as it is unless an item must be
+    /// converted with `bytes()`, which can run any Python code and so is done here, not while
+    /// sending.
     pub(crate) fn of(frames: &Bound<'py, PyAny>) -> PyResult<Self> {
         refuse_lone(frames)?;
         if let Ok(list) = frames.cast::<PyList>() {
@@ -35,21 +36,21 @@ impl<'py> Given<'py> {
             let frame = frame?;
             let plain = is_plain(&frame);
             let frame = if plain { frame } else { bytes_of(frame)? };
-            // Nothing behind it is sent, and there may be no end of that.
+            // Nothing after it is sent, and the iterable may be endless.
             let last = !ends && !plain && !is_plain(&frame);
             list.append(frame)?;
             if last {
                 break;
             }
             if list.len().is_multiple_of(LOOK) {
-                // What makes them need not run any Python code, as `itertools.repeat`.
+                // Producing the frames need not run any Python code: `itertools.repeat`.
                 frames.py().check_signals()?;
             }
         }
         Ok(Self::List(list))
     }
 
-    /// Whether the last is none: further ones may have been given.
+    /// Whether the last item is not a frame; more may have followed.
     pub(crate) fn ends_early(&self) -> PyResult<bool> {
         Ok(self.len() > 0 && !is_plain(&self.item(self.len() - 1)?))
     }
@@ -69,15 +70,15 @@ impl<'py> Given<'py> {
     }
 }
 
-/// Whether an object shows its bytes, as `bytes`, arrays and views do.
+/// Whether an object supports the buffer protocol, as `bytes`, arrays and views do.
 fn shows_bytes(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: the pointer is that of a live object, and we are attached.
     unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) != 0 }
 }
 
-/// Whether an object can make bytes of itself, as packets of scapy and dpkt do.
+/// Whether an object has `__bytes__`, as packets of scapy and dpkt do.
 fn makes_bytes(object: &Bound<'_, PyAny>) -> PyResult<bool> {
-    // Asked of the type, as Python does: an object with `__getattr__` may claim anything.
+    // Look at the type, as Python does: an object with `__getattr__` may claim anything.
     object.get_type().hasattr("__bytes__")
 }
 
@@ -86,7 +87,7 @@ fn is_plain(frame: &Bound<'_, PyAny>) -> bool {
     frame.is_exact_instance_of::<PyBytes>() || shows_bytes(frame)
 }
 
-/// An object's bytes; one that has none stays what it is, and is refused when its turn comes.
+/// An object's bytes; an object without any is kept, and refused when its turn comes.
 fn bytes_of(frame: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
     if !makes_bytes(&frame)? {
         return Ok(frame);
@@ -94,7 +95,7 @@ fn bytes_of(frame: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
     frame.py().get_type::<PyBytes>().call1((frame,))
 }
 
-/// Refuses one frame in the place of several: its bytes would each be taken for a frame.
+/// Refuses a single frame: each of its bytes would be taken for a frame.
 fn refuse_lone(frames: &Bound<'_, PyAny>) -> PyResult<()> {
     if frames.is_instance_of::<PyString>() || shows_bytes(frames) || makes_bytes(frames)? {
         return Err(PyTypeError::new_err(format!(
@@ -105,11 +106,11 @@ fn refuse_lone(frames: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// Make a burst, a list or a tuple of what was given as frames, of which there are several.
+/// Convert a ``frames`` argument into a burst, a list or a tuple of bytes-like objects.
 ///
-/// What shows no bytes but makes some (``__bytes__``) is made bytes of; a list or a tuple in which
-/// there is no such thing is returned as it is. Raises TypeError for one frame in their place
-/// (anything that shows or makes bytes), and what an object's ``__bytes__`` raises.
+/// Items that are not bytes-like but define ``__bytes__`` are converted. A list or tuple without
+/// such items is returned as it is. Raises TypeError for a single frame (anything bytes-like or
+/// with ``__bytes__``), and whatever ``__bytes__`` raises.
 #[pyfunction]
 pub(crate) fn as_frames<'py>(frames: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     if frames.is_instance_of::<Burst>() {

@@ -1,4 +1,4 @@
-//! `IvshmemServer`: gives QEMU the memory and our eventfds.
+//! `IvshmemServer`: hands the memory and the interrupt eventfds to QEMU.
 
 use crate::errors::to_py;
 use crate::eventfd::EventFd;
@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use virtnic::ivshmem::Server;
 
-/// Gives QEMU the memory and our interrupt eventfds over one UNIX socket.
+/// Hands the memory and the interrupt eventfds to QEMU over a UNIX socket.
 ///
-/// Each vector is a peer of its own, so the device's ``vectors=`` is 1. A QEMU hears of those
-/// that come later as long as it is connected.
+/// Each vector is a peer of its own, so the device has ``vectors=1``. A connected QEMU is told of
+/// vectors that are added later.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct IvshmemServer(Server);
 
@@ -22,40 +22,40 @@ impl IvshmemServer {
         Self(Server::new(&path, Arc::clone(memory.get().region())))
     }
 
-    /// How many vectors there are, those given back among them.
+    /// How many vectors exist, including those given back.
     #[getter]
     fn vectors(&self, py: Python<'_>) -> usize {
         py.detach(|| self.0.vectors())
     }
 
-    /// How many vectors can be taken; None: as many as are wanted.
+    /// How many more vectors can be taken; None if unlimited.
     #[getter]
     fn left(&self, py: Python<'_>) -> Option<usize> {
         py.detach(|| self.0.left())
     }
 
-    /// Let QEMUs connect that know of no vector yet; who was connected is gone.
+    /// Accept new QEMUs, which know no vectors yet. Earlier connections must have ended.
     ///
     /// Raises OSError, ValueError (the path, or a memory whose file was closed).
     fn listen(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.0.listen()).map_err(to_py)
     }
 
-    /// Let nobody connect any more; who is connected stays so.
+    /// Accept no more connections; existing ones are kept.
     fn stop_listening(&self, py: Python<'_>) {
         py.detach(|| self.0.stop_listening());
     }
 
     /// Reserve a vector: its number, the doorbell value that fires it, its eventfd.
     ///
-    /// QEMU may not know of it yet: ring until it is heard. Raises OSError without a
-    /// descriptor, ValueError after :meth:`hang_up`.
+    /// QEMU may not know it yet: ring until the eventfd is signalled. Raises OSError if no
+    /// descriptor is left, ValueError after :meth:`hang_up`.
     fn take_vector(&self, py: Python<'_>) -> PyResult<(u16, u32, EventFd)> {
         let (vector, event) = py.detach(|| self.0.take_vector()).map_err(to_py)?;
         Ok((vector, Server::doorbell_value(vector), event.into()))
     }
 
-    /// Tell those who are connected what they have not heard yet, as far as they listen.
+    /// Send connected QEMUs the vectors they have not been told of, without blocking.
     fn tell(&self, py: Python<'_>) {
         py.detach(|| self.0.tell());
     }
@@ -65,17 +65,17 @@ impl IvshmemServer {
         py.detach(|| self.0.give_vector(vector));
     }
 
-    /// Give a vector back that QEMU has not got: nobody takes it before another QEMU comes.
+    /// Give back a vector that QEMU was not told of: it is reused only by the next QEMU.
     fn lose_vector(&self, py: Python<'_>, vector: u16) {
         py.detach(|| self.0.lose_vector(vector));
     }
 
-    /// End the connections; the vectors that there are go on.
+    /// Close the connections; vectors are kept.
     fn hang_up(&self, py: Python<'_>) {
         py.detach(|| self.0.hang_up());
     }
 
-    /// Stop listening and end the connections.
+    /// Stop listening and close the connections.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());
     }

@@ -1,4 +1,4 @@
-//! The module `virtnic._native`: one small file per exposed class, no logic.
+//! The module `virtnic._native`: one small file per class, no logic.
 
 use pyo3::prelude::*;
 

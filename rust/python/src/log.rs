@@ -1,5 +1,5 @@
-//! Where the core's log goes: stderr, from the level that Python sets. Not into
-//! Python's logging, which would have to be called with a queue's lock held.
+//! The core logs to stderr, from the level set by Python. It does not use Python's logging, which
+//! would have to be called with a queue's lock held.
 
 use log::{LevelFilter, Log, Metadata, Record};
 use pyo3::exceptions::PyValueError;
@@ -19,15 +19,15 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Set from which level (off, error, warn, info, debug, trace) the core logs to stderr.
+/// Set the lowest level (off, error, warn, info, debug, trace) that the core logs to stderr.
 #[pyfunction]
 pub(crate) fn set_log_level(level: &str) -> PyResult<()> {
     let Ok(filter) = level.parse::<LevelFilter>() else {
         return Err(PyValueError::new_err(format!(
-            "a log level is off, error, warn, info, debug or trace, not {level:?}"
+            "the log level must be off, error, warn, info, debug or trace, not {level:?}"
         )));
     };
-    // An error means that it is set already.
+    // An error means that it is already set.
     let _ = log::set_logger(&Stderr);
     log::set_max_level(filter);
     Ok(())

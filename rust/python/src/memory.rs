@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use virtnic::memory::{Iova, PageRequest, PageSize, Placement, Pool, Region, RegionOptions};
 
-/// Return what the machine, or one NUMA node, has: (page size, total, free) for each size.
+/// Return (page size, total, free) for each huge page size, of the machine or one NUMA node.
 ///
 /// Raises ValueError when the node does not exist.
 #[pyfunction]
@@ -19,11 +19,11 @@ pub(crate) fn hugepages(node: Option<u32>) -> PyResult<Vec<(usize, usize, usize)
     Ok(counts.iter().map(|count| (count.size.bytes(), count.total, count.free)).collect())
 }
 
-/// One shared file, mapped, prefaulted and sealed, with a packet pool in it.
+/// One shared, mapped, prefaulted and sealed file, with a packet pool in it.
 #[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct Memory {
     region: Arc<Region>,
-    // Held here, so that there is one pool as long as there is the memory.
+    // Held here, so that there is exactly one pool per memory.
     pool: Arc<Pool>,
 }
 
@@ -63,68 +63,68 @@ impl Memory {
             jumbo_buffers,
             jumbo_size,
         };
-        // Prefaulting takes its time.
+        // Prefaulting takes time.
         let region = py.detach(|| Region::new(&options)).map_err(to_py)?;
         let pool = region.pool();
         Ok(Self { region, pool })
     }
 
-    /// Bytes.
+    /// Size in bytes.
     #[getter]
     fn size(&self) -> usize {
         self.region.size()
     }
-    /// Bytes of a page that backs it.
+    /// Size in bytes of the pages behind it.
     #[getter]
     fn page_size(&self) -> usize {
         self.region.page_size().bytes()
     }
-    /// Where the device sees it; QEMU's BAR goes there.
+    /// The address at which devices see it: the address of QEMU's BAR.
     #[getter]
     fn iova(&self) -> u64 {
         self.region.iova().0
     }
-    /// Where this process sees it.
+    /// The address at which this process sees it.
     #[getter]
     fn address(&self) -> usize {
         self.region.address()
     }
-    /// The file's path where it has one.
+    /// The path of the file, if it has one.
     #[getter]
     fn path(&self) -> Option<&str> {
         self.region.path().and_then(|path| path.to_str())
     }
-    /// Why the pages are smaller than the largest size there is.
+    /// Why the pages are smaller than the largest size; None if they are not.
     #[getter]
     fn fallback(&self) -> Option<&str> {
         self.region.fallback()
     }
-    /// Bytes of data a packet buffer holds.
+    /// Data bytes that a packet buffer holds.
     #[getter]
     fn buffer_size(&self) -> usize {
         self.pool.capacity()
     }
-    /// Packet buffers in all.
+    /// Number of packet buffers.
     #[getter]
     fn buffers(&self) -> usize {
         self.pool.count()
     }
-    /// Packet buffers that are with no device and in no burst.
+    /// Packet buffers that are neither with a device nor in a burst.
     #[getter]
     fn buffers_free(&self) -> usize {
         self.pool.free()
     }
-    /// Buffers for frames longer than ``buffer_size``, in all.
+    /// Number of buffers for frames longer than ``buffer_size``.
     #[getter]
     fn jumbo_buffers(&self) -> usize {
         self.pool.jumbo_count()
     }
-    /// Those of them that are with no device and in no burst.
+    /// Jumbo buffers that are neither with a device nor in a burst.
     #[getter]
     fn jumbo_buffers_free(&self) -> usize {
         self.pool.jumbo_free()
     }
-    /// Bytes of the longest frame that fits a buffer.
+    /// Length in bytes of the longest frame that fits a buffer.
     #[getter]
     fn largest_frame(&self) -> usize {
         self.pool.largest_frame()
@@ -132,49 +132,49 @@ impl Memory {
 
     /// Return the file's descriptor.
     ///
-    /// Raises ValueError where it was closed: :func:`virtnic.open` keeps none of a memory that
-    /// it makes.
+    /// Raises ValueError if the file was closed; :func:`virtnic.open` closes that of a memory it
+    /// makes.
     fn fileno(&self) -> PyResult<RawFd> {
         self.region.file().map(|file| file.as_raw_fd()).map_err(to_py)
     }
 
-    /// Close the file, where it has no path; what is mapped stays.
+    /// Close the file unless it has a path; the mapping is kept.
     fn forget_file(&self) {
         self.region.forget_file();
     }
 
-    /// Copy bytes out, for diagnosis. Raises ValueError outside the file.
+    /// Copy bytes out, for diagnosis. Raises ValueError if they are not inside the file.
     fn read<'py>(
         &self,
         py: Python<'py>,
         offset: usize,
         length: usize,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        // Looked at first: an absurd length must not be allocated.
+        // Check first: an absurd length must not be allocated.
         self.region.iova_of(offset, length).ok_or_else(|| self.outside(offset, length))?;
         PyBytes::new_with(py, length, |out| self.region.read(offset, out).map_err(to_py))
     }
 
-    /// Copy bytes in, for diagnosis. Raises ValueError outside the file.
+    /// Copy bytes in, for diagnosis. Raises ValueError if they are not inside the file.
     fn write(&self, offset: usize, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let bytes = PyMemoryView::from(data)?.call_method0("tobytes")?;
         let bytes = bytes.cast::<PyBytes>()?.as_bytes();
         self.region.write(offset, bytes).map_err(to_py)
     }
 
-    /// Return the device's address of an offset. Raises ValueError outside the file.
+    /// Convert an offset to a device address. Raises ValueError if it is outside the file.
     #[pyo3(signature = (offset, length=1))]
     fn iova_of(&self, offset: usize, length: usize) -> PyResult<u64> {
         let found = self.region.iova_of(offset, length);
         found.map(|iova| iova.0).ok_or_else(|| self.outside(offset, length))
     }
 
-    /// Return the offset of a device's address. Raises ValueError outside the file.
+    /// Convert a device address to an offset. Raises ValueError if it is outside the file.
     #[pyo3(signature = (iova, length=1))]
     fn offset_of(&self, iova: u64, length: usize) -> PyResult<usize> {
         self.region.offset_of(Iova(iova), length).ok_or_else(|| {
             PyValueError::new_err(format!(
-                "{length} bytes at iova {iova:#x} do not lie inside the memory ({} bytes from {})",
+                "{length} bytes at iova {iova:#x} are not inside the memory ({} bytes from {})",
                 self.region.size(),
                 self.region.iova(),
             ))
@@ -185,7 +185,7 @@ impl Memory {
 impl Memory {
     fn outside(&self, offset: usize, length: usize) -> PyErr {
         PyValueError::new_err(format!(
-            "{length} bytes at offset {offset} do not lie inside the memory of {} bytes",
+            "{length} bytes at offset {offset} are not inside the memory of {} bytes",
             self.region.size()
         ))
     }

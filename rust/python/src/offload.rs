@@ -1,4 +1,4 @@
-//! `Offload` and `Offloads`: what is left to do to frames.
+//! `Offload` and `Offloads`: offload metadata of frames.
 
 use crate::sequence;
 use crate::views::{Flat, conceal, expose};
@@ -9,18 +9,17 @@ use pyo3::types::{PyList, PySlice};
 use std::ffi::c_int;
 use virtnic::net::{Offload as Header, segmentation_name};
 
-/// What is left to do to one frame: its checksum, its segmentation.
+/// The offload metadata of a frame: its checksum and its segmentation.
 ///
-/// The header in front of each frame, ``virtio_net_hdr`` (VIRTIO 1.3, section 5.1.6), in words.
-/// True where there is something to know or to do.
+/// The fields of ``virtio_net_hdr`` (VIRTIO 1.3, section 5.1.6). True if any of them is set.
 #[pyclass(frozen, eq, hash, from_py_object, module = "virtnic._native")]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Offload(pub(crate) Header);
 
-/// A number of 16 bits.
+/// A 16-bit number.
 fn word(name: &str, value: i64) -> PyResult<u16> {
     u16::try_from(value)
-        .map_err(|_| PyValueError::new_err(format!("{name} is 0 to 65535, not {value}")))
+        .map_err(|_| PyValueError::new_err(format!("{name} must be 0 to 65535, not {value}")))
 }
 
 #[pymethods]
@@ -43,7 +42,7 @@ impl Offload {
             Some("valid") => Header::DATA_VALID,
             Some(other) => {
                 return Err(PyValueError::new_err(format!(
-                    "checksum is None, 'needed' or 'valid', not {other:?}"
+                    "checksum must be None, 'needed' or 'valid', not {other:?}"
                 )));
             }
         };
@@ -54,7 +53,7 @@ impl Offload {
                 let known = types.into_iter().find(|&gso| segmentation_name(gso) == Some(name));
                 known.ok_or_else(|| {
                     PyValueError::new_err(format!(
-                        "segmentation is None, 'tcp4', 'tcp6', 'udp' or 'udp_l4', not {name:?}"
+                        "segmentation must be None, 'tcp4', 'tcp6', 'udp' or 'udp_l4', not {name:?}"
                     ))
                 })?
             }
@@ -69,9 +68,9 @@ impl Offload {
         }))
     }
 
-    /// ``"needed"``: it is not calculated; its field has the sum of the pseudo-header.
+    /// ``"needed"``: not calculated yet; the field holds the sum of the pseudo-header.
     ///
-    /// ``"valid"``: the device has seen that it is right; of no meaning when sent.
+    /// ``"valid"``: verified by the device; ignored on transmission.
     #[getter]
     fn checksum(&self) -> Option<&'static str> {
         if self.0.needs_checksum() {
@@ -82,19 +81,19 @@ impl Offload {
             None
         }
     }
-    /// Where the checksummed bytes start: at the transport header (0 unless needed).
+    /// Where the checksummed bytes start: the transport header (0 unless needed).
     #[getter]
     fn checksum_start(&self) -> u16 {
         if self.0.needs_checksum() { self.0.csum_start } else { 0 }
     }
-    /// Where the checksum goes, from there: 16 for TCP, 6 for UDP (0 unless needed).
+    /// Where the checksum is stored, from there: 16 for TCP, 6 for UDP (0 unless needed).
     #[getter]
     fn checksum_offset(&self) -> u16 {
         if self.0.needs_checksum() { self.0.csum_offset } else { 0 }
     }
-    /// How the frame becomes several: TCP segments, fragments (``udp``) or datagrams.
+    /// How the frame is segmented: TCP segments, IP fragments (``udp``) or UDP datagrams.
     ///
-    /// ``unknown`` is what a device says that VIRTIO 1.3 does not know of.
+    /// ``unknown`` is a value that VIRTIO 1.3 does not define.
     #[getter]
     fn segmentation(&self) -> Option<&'static str> {
         match self.0.gso_type & !Header::ECN {
@@ -102,27 +101,27 @@ impl Offload {
             gso_type => Some(segmentation_name(gso_type).unwrap_or("unknown")),
         }
     }
-    /// Bytes of payload of each segment.
+    /// Payload bytes per segment.
     #[getter]
     fn segment_size(&self) -> u16 {
         self.0.gso_size
     }
-    /// Bytes of all headers; 0: what the frame says. Received, it is a hint.
+    /// Length in bytes of all headers; 0 if not given. Only a hint on reception.
     #[getter]
     fn header_length(&self) -> u16 {
         self.0.hdr_len
     }
-    /// Whether the TCP segment has ECN's CWR set, which only the first segment keeps.
+    /// Whether the TCP segment has CWR set (ECN), which only the first segment keeps.
     #[getter]
     fn ecn(&self) -> bool {
         self.0.gso_type & Header::ECN != 0
     }
-    /// How many segments the device made this frame of (RSC); 0 where it did not.
+    /// How many segments the device coalesced into this frame (RSC); 0 if it did not.
     #[getter]
     fn coalesced_segments(&self) -> u16 {
         if self.coalesced() { self.0.csum_start } else { 0 }
     }
-    /// How many duplicate acknowledgements were among them.
+    /// How many of them were duplicate acknowledgements.
     #[getter]
     fn duplicate_acks(&self) -> u16 {
         if self.coalesced() { self.0.csum_offset } else { 0 }
@@ -166,7 +165,7 @@ impl Offload {
     }
 }
 
-/// What is left to do to each frame of a burst, as it was when it was asked for.
+/// The offload metadata of each frame of a burst: a snapshot.
 ///
 /// ``numpy.asarray(burst.offload)`` is a structured array whose fields are those of
 /// ``virtio_net_hdr``: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
@@ -218,7 +217,7 @@ impl Offloads {
         sequence::walk(slf.as_any(), -1)
     }
 
-    /// Return where it is first. Raises ValueError where it is not.
+    /// Return the first index of a value. Raises ValueError if it is not present.
     #[pyo3(signature = (value, start = 0, stop = None))]
     fn index(
         slf: &Bound<'_, Self>,
@@ -229,14 +228,14 @@ impl Offloads {
         sequence::index(slf.as_any(), value, start, stop)
     }
 
-    /// Return how often it is there.
+    /// Return the number of occurrences of a value.
     fn count(slf: &Bound<'_, Self>, value: &Bound<'_, PyAny>) -> PyResult<usize> {
         sequence::count(slf.as_any(), value)
     }
 
     fn __repr__(&self) -> String {
         let busy = self.0.iter().filter(|&&header| header != Header::NONE).count();
-        format!("<virtnic.Offloads: of {} frames, {busy} with something to do>", self.0.len())
+        format!("<virtnic.Offloads: of {} frames, {busy} with offloads>", self.0.len())
     }
 
     unsafe fn __getbuffer__(
@@ -262,16 +261,16 @@ impl Offloads {
     }
 }
 
-/// What a caller says is left to do to frames.
+/// An `offload=` argument.
 pub(crate) enum Says {
-    /// The same to all.
+    /// The same for all frames.
     All(Header),
-    /// To each of them.
+    /// One for each.
     Each(Box<[Header]>),
 }
 
 impl Says {
-    /// Reads `offload=` of a send of `count` frames, or of `more` whose kind is not known.
+    /// Reads `offload=` for `count` frames; with `more`, others of unknown kind follow.
     pub(crate) fn of(offload: &Bound<'_, PyAny>, count: usize, more: bool) -> PyResult<Self> {
         if let Ok(one) = offload.cast::<Offload>() {
             return Ok(Self::All(one.get().0));
@@ -281,13 +280,13 @@ impl Says {
         } else {
             let wrong = |item: &Bound<'_, PyAny>| {
                 PyTypeError::new_err(format!(
-                    "offload is an Offload, one or None for each frame, or a burst's offload; not {}",
+                    "offload must be an Offload, one or None for each frame, or a burst's offload; not {}",
                     item.get_type().name().map_or_else(|_| "?".to_owned(), |name| name.to_string())
                 ))
             };
             let items = offload.try_iter().map_err(|_| wrong(offload))?;
             items
-                .take(count + 1) // there may be no end of them
+                .take(count + 1) // it may be endless
                 .map(|item| {
                     let item = item?;
                     let one: Option<Offload> = item.extract().map_err(|_| wrong(&item))?;
@@ -304,7 +303,7 @@ impl Says {
         Ok(Self::Each(each))
     }
 
-    /// Of one frame.
+    /// That of one frame.
     pub(crate) fn at(&self, index: usize) -> Header {
         match self {
             Self::All(one) => *one,

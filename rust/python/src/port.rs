@@ -15,15 +15,15 @@ use virtnic::net::{Coalescing, Mac, ReceiveMode, RingFormat};
 use virtnic::virtio::Features;
 use virtnic::virtio::features::by_name;
 
-/// A started virtio-net device, as users have it. Made of its :class:`PortDriver`.
+/// A started virtio-net device for users. Made from its :class:`PortDriver`.
 ///
-/// A subclass adds what is not the device's; all methods may be called from any thread.
+/// A subclass adds what is not part of the device; all methods may be called from any thread.
 #[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetPort {
     port: Arc<Started>,
 }
 
-/// Has the device do something, without the interpreter.
+/// Runs a request to the device without the interpreter.
 pub(crate) fn ask(
     port: &Bound<'_, NetPort>,
     what: impl FnOnce(&virtnic::net::Port) -> virtnic::Result<()> + Send,
@@ -32,13 +32,13 @@ pub(crate) fn ask(
 }
 
 impl Drop for NetPort {
-    /// A port that nobody closed.
+    /// A port that was never closed.
     fn drop(&mut self) {
         self.port.end();
     }
 }
 
-/// A MAC address, as `52:54:00:12:34:56`.
+/// Parses a MAC address, `52:54:00:12:34:56`.
 pub(crate) fn address(text: &str) -> PyResult<Mac> {
     let mut mac = Mac::default();
     let mut parts = text.split(':');
@@ -52,13 +52,13 @@ pub(crate) fn address(text: &str) -> PyResult<Mac> {
         return Ok(mac);
     }
     Err(PyValueError::new_err(format!(
-        "a MAC address is written as 52:54:00:12:34:56, not {text:?}"
+        "a MAC address must have the form 52:54:00:12:34:56, not {text:?}"
     )))
 }
 
 fn vlan_number(vlan: i64) -> virtnic::Result<u16> {
     u16::try_from(vlan)
-        .map_err(|_| virtnic::Error::Invalid(format!("a VLAN is 0 to 4094, not {vlan}")))
+        .map_err(|_| virtnic::Error::Invalid(format!("the VLAN must be 0 to 4094, not {vlan}")))
 }
 
 /// Whether a direction is the receiving one.
@@ -66,7 +66,9 @@ pub(crate) fn receives(direction: &str) -> PyResult<bool> {
     match direction {
         "rx" => Ok(true),
         "tx" => Ok(false),
-        other => Err(PyValueError::new_err(format!("a direction is rx or tx, not {other:?}"))),
+        other => {
+            Err(PyValueError::new_err(format!("the direction must be rx or tx, not {other:?}")))
+        }
     }
 }
 
@@ -100,14 +102,14 @@ impl NetPort {
     fn away(&self) -> bool {
         self.port.is_away()
     }
-    /// How often the device was brought up again.
+    /// How often the device was restarted.
     #[getter]
     fn restarts(&self) -> u64 {
         self.port.restarts()
     }
-    /// Reset the device and bring it up again as it was, with all that it was told.
+    /// Reset the device and restart it with the same settings.
     ///
-    /// Also where the port is broken. Frames that had arrived are still received, those that were
+    /// Also works for a broken port. Frames that had arrived are still received; those that were
     /// with the device are counted as ``tx_lost``. Raises DeviceError, CommandRefused, QemuDied,
     /// PortClosed.
     fn restart(slf: &Bound<'_, Self>) -> PyResult<()> {
@@ -118,7 +120,7 @@ impl NetPort {
     fn mac(&self) -> String {
         self.port.mac().to_string()
     }
-    /// The device's MTU, 1500 where it does not say.
+    /// The device's MTU; 1500 if it does not report one.
     #[getter]
     fn mtu(&self) -> u16 {
         self.port.config().mtu
@@ -131,19 +133,19 @@ impl NetPort {
         }
         Ok(self.port.link())
     }
-    /// The line's speed in Mbit/s as last reported, None where the device does not know.
+    /// The line speed in Mbit/s as last reported; None if unknown.
     ///
     /// Feature SPEED_DUPLEX; QEMU's property ``speed``.
     #[getter]
     fn speed(&self) -> Option<u32> {
         self.port.line().speed
     }
-    /// The line's duplex mode as last reported, None where the device does not know.
+    /// The duplex mode as last reported; None if unknown.
     #[getter]
     fn duplex(&self) -> Option<&'static str> {
         self.port.line().full_duplex.map(|full| if full { "full" } else { "half" })
     }
-    /// Whether the device is offered as standby for another with the same MAC address.
+    /// Whether the device is a standby for another one with the same MAC address.
     ///
     /// Feature STANDBY; QEMU's property ``failover``.
     #[getter]
@@ -151,12 +153,12 @@ impl NetPort {
         let mut outcomes = self.port.outcomes().into_iter();
         outcomes.any(|outcome| outcome.offered && Features::bit(outcome.bit) == Features::STANDBY)
     }
-    /// Each feature that is offered or known, by its number.
+    /// All offered or known features, in order of number.
     #[getter]
     fn features(&self) -> Vec<Feature> {
         self.port.outcomes().into_iter().map(Feature::from).collect()
     }
-    /// Entries of each queue.
+    /// Number of entries of each queue.
     #[getter]
     fn queue_size(&self) -> u16 {
         self.port.queues()[0].size
@@ -167,7 +169,7 @@ impl NetPort {
         let [rx, tx] = self.port.queues();
         [("rx", rx), ("tx", tx)].map(|(n, q)| (n, q.descriptors.0, q.driver.0, q.device.0))
     }
-    /// The ring format: ``split`` or ``packed``.
+    /// Ring format: ``split`` or ``packed``.
     #[getter]
     fn ring(&self) -> &'static str {
         match self.port.ring_format() {
@@ -176,7 +178,7 @@ impl NetPort {
         }
     }
 
-    /// Whether the device is driven by its legacy interface, that of virtio 0.9.5.
+    /// Whether the device is driven through its legacy interface (virtio 0.9.5).
     #[getter]
     fn legacy(&self) -> bool {
         self.port.is_legacy()
@@ -184,21 +186,21 @@ impl NetPort {
 
     /// Queue frames for transmission and return how many fitted the ring.
     ///
-    /// ``offload``: what is left to do to them (an :class:`Offload` for all, one or None for each).
-    /// It must fit the frame, and its feature must be in force: else ValueError, and ``queued``
-    /// of the error says how many frames before it were queued. Without it, frames of a burst
-    /// are sent with what was left to do to them when they were received: a checksum that
-    /// this device cannot do is calculated, a frame that it cannot segment is dropped and counted
-    /// (``tx_no_offload``), as is one that does not fit its metadata (``tx_bad_offload``).
+    /// ``frames`` is a burst or an iterable of bytes-like objects or objects accepted by
+    /// ``bytes()``, such as scapy packets; a single frame is a TypeError. A burst is moved: queued
+    /// frames leave it, and no byte is copied, except for frames with live views or in another
+    /// memory, which are counted as copied. Other frames are copied once. Frames that did not fit
+    /// are not an error: they are counted and can be sent again.
     ///
-    /// A burst is moved: what fitted leaves it, no byte is copied (except for frames
-    /// of which a view is alive, or that live in another memory: these are copied
-    /// and counted). Other frames are copied once: bytes-like objects, and what ``bytes()`` takes,
-    /// such as packets of scapy. One frame in the place of several is a TypeError. Frames
-    /// that did not fit are not an error: they are counted and can be sent again.
+    /// ``offload``: their offload metadata (an :class:`Offload` for all, or one or None for each).
+    /// It must match the frame, and its feature must have been negotiated; otherwise ValueError.
+    /// Without it, frames of a burst keep the metadata with which they were received: a checksum
+    /// that this device does not support is calculated, and a frame that it cannot segment
+    /// (``tx_no_offload``), or that does not match its metadata (``tx_bad_offload``), is dropped
+    /// and counted.
     ///
-    /// Raises ValueError (an empty frame, one longer than a buffer) and TypeError (not
-    /// bytes-like) with a note of how many were queued before it;
+    /// Raises ValueError (an empty frame, or one longer than a buffer) and TypeError (not
+    /// bytes-like); the attribute ``queued`` is the number of frames queued before it. Raises
     /// PortClosed, QemuDied, DeviceError, PortBusy.
     #[pyo3(signature = (frames, offload = None))]
     fn send(
@@ -209,9 +211,10 @@ impl NetPort {
         frames::send(slf, slf.get().first(), frames, offload)
     }
 
-    /// Return up to ``maximum`` frames; an empty burst when none came in time.
+    /// Return up to ``maximum`` frames; an empty burst if none came in time.
     ///
-    /// ``timeout`` 0 looks once, None waits for ever. Waits for the first frame only.
+    /// ``timeout`` in seconds: 0 does not wait, None waits for ever. Waits only for the first
+    /// frame.
     ///
     /// Raises PortClosed, QemuDied, DeviceError, PortBusy, ValueError.
     #[pyo3(signature = (maximum = 256, timeout = Some(0.0)),
@@ -222,47 +225,46 @@ impl NetPort {
 
     /// Return an eventfd that is readable when ``recv`` would find frames or an error.
     ///
-    /// From the first call on, interrupts stay enabled between calls of ``recv``. It stays open,
-    /// and readable, for as long as this object lives, also when the port is closed.
-    /// Raises ValueError when the port has no interrupts.
+    /// From the first call on, interrupts stay enabled between calls of ``recv``. The eventfd stays
+    /// open, and readable once the port is closed, as long as this object lives. Raises ValueError
+    /// if the port has no interrupts.
     fn fileno(&self) -> PyResult<i32> {
         self.port.arm().and_then(|event| event.lend()).map_err(to_py)
     }
 
-    /// Return an eventfd that is readable until ``send`` does not take all.
+    /// Return an eventfd that is readable until ``send`` does not take all frames.
     ///
-    /// After that it is readable again once half of the queue is free and, where there was none,
-    /// the memory has a buffer again, or when there is an error. It stays open as that of
-    /// :meth:`fileno`. Raises ValueError when the port has no interrupts.
+    /// It is readable again once half of the queue is free and the memory has a free buffer, or on
+    /// an error. It stays open as that of :meth:`fileno`. Raises ValueError if the port has no
+    /// interrupts.
     fn tx_fileno(&self) -> PyResult<i32> {
         self.port.arm_tx().and_then(|event| event.lend()).map_err(to_py)
     }
 
     /// Wait until half of the transmit queue is free; False after the timeout.
     ///
-    /// By the transmit interrupt, where the port has interrupts. After a ``send`` that found no
-    /// free buffer in the memory, also until there is one, whoever gives it back. Raises as
-    /// ``recv``.
+    /// Uses the transmit interrupt if the port has interrupts. After a ``send`` that found no free
+    /// buffer, also waits for one. Raises as ``recv``.
     #[pyo3(signature = (timeout = None))]
     fn wait_writable(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<bool> {
         frames::wait_writable(slf, slf.get().first(), timeout)
     }
 
-    /// Microseconds that a wait in ``recv`` polls before it sleeps; see ``set_polling``.
+    /// Microseconds for which a waiting ``recv`` polls before it sleeps; see ``set_polling``.
     #[getter]
     fn polling(&self) -> f64 {
         self.port.spin().as_secs_f64() * 1e6
     }
 
-    /// Have waits in ``recv`` poll the ring for a while before they sleep; 0 for never.
+    /// Make a waiting ``recv`` poll the ring before it sleeps; 0 disables polling.
     ///
-    /// They do only where recent waits were shorter than that: a busy port needs no
-    /// interrupts then, an idle one no processor. ``stats`` counts ``rx_polls``, waits that
-    /// polling ended, and ``rx_sleeps``. Raises ValueError (negative, more than 100,000).
+    /// It polls only while recent waits were shorter than that, so a busy port needs no interrupts
+    /// and an idle one no processor. ``stats`` counts waits ended by polling (``rx_polls``) and
+    /// sleeps (``rx_sleeps``). Raises ValueError (negative, more than 100,000).
     fn set_polling(&self, microseconds: f64) -> PyResult<()> {
         let Ok(limit) = Duration::try_from_secs_f64(microseconds / 1e6) else {
             return Err(PyValueError::new_err(format!(
-                "a wait polls for a number of microseconds, 0 or more, not {microseconds}"
+                "the polling time must be a number of microseconds, 0 or more, not {microseconds}"
             )));
         };
         self.port.set_spin(limit).map_err(to_py)
@@ -270,34 +272,33 @@ impl NetPort {
 
     /// Return packets, bytes, drops by reason, kicks and interrupts since the start.
     ///
-    /// Sums over all queues; :meth:`NetQueue.stats` has those of one.
+    /// These are sums over all queues; :meth:`NetQueue.stats` has those of one.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         frames::stats(py, self.port.stats())
     }
 
-    /// Return everything that is counted: what ``stats`` has, and each queue's own numbers.
+    /// Return all counters: those of ``stats``, and those of each queue.
     ///
-    /// ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
+    /// Named ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
     /// :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
-    /// ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
-    /// frames. With ``set_statistics("extended")`` also ``undersize_packets`` (below 64
-    /// bytes on the wire, so with the four of the checksum that nobody sees),
-    /// ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
-    /// ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
-    /// ``size_1519_max_packets`` (lengths are without frame check sequence),
+    /// ``ring_used`` and ``ring_free``, descriptors after the last call that moved frames. With
+    /// ``set_statistics("extended")`` also frames by length on the wire (including the 4-byte
+    /// checksum): ``undersize_packets`` (below 64), ``size_64_packets``, ``size_65_127_packets``,
+    /// ``size_128_255_packets``, ``size_256_511_packets``, ``size_512_1023_packets``,
+    /// ``size_1024_1518_packets``, ``size_1519_max_packets``; and by destination:
     /// ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
     ///
-    /// Takes no lock: nobody who moves frames is kept waiting.
+    /// Takes no lock: the data path is not delayed.
     fn xstats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         frames::xstats(py, &self.port)
     }
-    /// What was set by ``set_statistics``.
+    /// The setting of ``set_statistics``.
     #[getter]
     fn statistics(&self) -> &'static str {
         let extended = self.first().extended_stats()[0].classes.is_some();
         if extended { "extended" } else { "basic" }
     }
-    /// Say whether the kinds of frames are counted, from now on and in running loops too.
+    /// Choose ``basic`` or ``extended`` statistics, also for running loops.
     ///
     /// ``extended`` reads the first bytes of every frame. Raises ValueError.
     fn set_statistics(&self, which: &str) -> PyResult<()> {
@@ -306,42 +307,42 @@ impl NetPort {
             "extended" => self.port.count_classes(true),
             other => {
                 return Err(PyValueError::new_err(format!(
-                    "statistics are basic or extended, not {other:?}"
+                    "statistics must be basic or extended, not {other:?}"
                 )));
             }
         }
         Ok(())
     }
 
-    /// Whether received bursts say when they were taken from their ring.
+    /// Whether received bursts have a timestamp.
     #[getter]
     fn timestamps(&self) -> bool {
         self.port.timestamps()
     }
-    /// Have received bursts say when they were taken from their ring (:attr:`Burst.timestamp`).
+    /// Record when received bursts were taken from the ring (:attr:`Burst.timestamp`).
     ///
-    /// From the next burst on. Costs one reading of the clock for each burst, and nothing when off.
+    /// From the next burst on. Costs one reading of the clock per burst, and nothing if disabled.
     #[pyo3(signature = (on = true), text_signature = "($self, on=True)")]
     fn set_timestamps(&self, on: bool) {
         self.port.set_timestamps(on);
     }
 
-    /// The queue pairs that the device uses.
+    /// Number of queue pairs in use.
     #[getter]
     fn queues(&self) -> u16 {
         self.port.active_pairs()
     }
-    /// The queue pairs that the port was opened with.
+    /// Number of queue pairs that the port was opened with.
     #[getter]
     fn max_queues(&self) -> usize {
         self.port.pairs().len()
     }
-    /// Have the device use the first ``count`` queue pairs, while the port runs.
+    /// Use the first ``count`` queue pairs, while the port runs.
     ///
-    /// What the others received stays readable. Ends steering by RSS.
-    /// Raises ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, as ``recv``.
+    /// Frames already received by the others remain readable. Ends steering by RSS. Raises
+    /// ValueError (none, more than ``max_queues``), CommandRefused, PortBusy, and as ``recv``.
     fn set_queues(slf: &Bound<'_, Self>, count: i64) -> PyResult<()> {
-        // What is no u16 is too many or too few as well.
+        // Numbers outside u16 are out of range as well.
         let wanted = u16::try_from(count).unwrap_or(if count < 0 { 0 } else { u16::MAX });
         ask(slf, |port| port.set_queues(wanted))
     }
@@ -349,7 +350,7 @@ impl NetPort {
     /// Turn a receive mode on or off (VIRTIO 1.3, section 5.1.6.5.1).
     ///
     /// ``promiscuous``, ``all-multicast``, ``all-unicast``, ``no-multicast``, ``no-unicast``,
-    /// ``no-broadcast``. Raises ValueError, CommandRefused and as ``recv``.
+    /// ``no-broadcast``. Raises ValueError, CommandRefused, and as ``recv``.
     #[pyo3(signature = (mode, on = true))]
     fn set_receive_mode(slf: &Bound<'_, Self>, mode: &str, on: bool) -> PyResult<()> {
         let mode = match mode {
@@ -361,22 +362,22 @@ impl NetPort {
             "no-broadcast" => ReceiveMode::NoBroadcast,
             other => {
                 return Err(PyValueError::new_err(format!(
-                    "a receive mode is promiscuous, all-multicast, all-unicast, no-multicast, \
+                    "the receive mode must be promiscuous, all-multicast, all-unicast, no-multicast, \
                      no-unicast or no-broadcast, not {other:?}"
                 )));
             }
         };
         ask(slf, |port| port.set_receive_mode(mode, on))
     }
-    /// Change the device's MAC address. Raises ValueError, CommandRefused and as ``recv``.
+    /// Change the device's MAC address. Raises ValueError, CommandRefused, and as ``recv``.
     fn set_mac(slf: &Bound<'_, Self>, mac: &str) -> PyResult<()> {
         let mac = address(mac)?;
         ask(slf, |port| port.set_mac(mac))
     }
-    /// Set the addresses that are received beside the device's own and broadcast.
+    /// Set the addresses to receive besides the device's own and broadcast.
     ///
-    /// They replace those before; at most 64 together. Of no effect while the device is
-    /// promiscuous. Raises ValueError, CommandRefused and as ``recv``.
+    /// They replace earlier ones; at most 64 in total. No effect while the device is promiscuous.
+    /// Raises ValueError, CommandRefused, and as ``recv``.
     #[pyo3(signature = (unicast = Vec::new(), multicast = Vec::new()),
            text_signature = "($self, unicast=(), multicast=())")]
     fn set_mac_filter(
@@ -389,20 +390,20 @@ impl NetPort {
         let (unicast, multicast) = (addresses(unicast)?, addresses(multicast)?);
         ask(slf, |port| port.set_mac_filter(&unicast, &multicast))
     }
-    /// Receive a VLAN's frames (0 to 4094) when the device is not promiscuous.
+    /// Receive a VLAN's frames (0 to 4094) while the device is not promiscuous.
     ///
-    /// Raises ValueError, CommandRefused and as ``recv``.
+    /// Raises ValueError, CommandRefused, and as ``recv``.
     fn add_vlan(slf: &Bound<'_, Self>, vlan: i64) -> PyResult<()> {
         ask(slf, |port| port.add_vlan(vlan_number(vlan)?))
     }
-    /// No longer receive a VLAN's frames. Raises as ``add_vlan``.
+    /// Stop receiving a VLAN's frames. Raises as ``add_vlan``.
     fn remove_vlan(slf: &Bound<'_, Self>, vlan: i64) -> PyResult<()> {
         ask(slf, |port| port.remove_vlan(vlan_number(vlan)?))
     }
-    /// Say which of the negotiated offloads of received packets are in force.
+    /// Choose which of the negotiated offloads of received packets are active.
     ///
-    /// By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not
-    /// negotiated, CommandRefused and as ``recv``.
+    /// By feature name, such as ``GUEST_CSUM``. Raises ValueError for one that was not negotiated,
+    /// CommandRefused, and as ``recv``.
     fn set_guest_offloads(slf: &Bound<'_, Self>, offloads: Vec<String>) -> PyResult<()> {
         let mut set = Features::NONE;
         for name in offloads {
@@ -410,9 +411,9 @@ impl NetPort {
         }
         ask(slf, |port| port.set_guest_offloads(set))
     }
-    /// Let interrupts of all ``rx`` or ``tx`` queues wait for so many packets or so long.
+    /// Delay interrupts of all ``rx`` or ``tx`` queues by a number of packets or a time.
     ///
-    /// Raises CommandRefused where the device does not offer NOTF_COAL, ValueError, as ``recv``.
+    /// Raises CommandRefused if the device does not offer NOTF_COAL, ValueError, and as ``recv``.
     fn set_coalescing(
         slf: &Bound<'_, Self>,
         direction: &str,
@@ -430,7 +431,7 @@ impl NetPort {
         slf.get().port.reclaim().map_err(|error| raise(slf, error))
     }
 
-    /// Whether the port was stopped.
+    /// Whether the port was closed.
     #[getter]
     fn closed(&self) -> bool {
         self.port.is_closed()

@@ -1,4 +1,4 @@
-//! `Child` and `spawn`: child processes that die with us.
+//! `Child` and `spawn`: child processes that end with this one.
 
 use crate::errors::to_py;
 use crate::eventfd::wait_interruptibly;
@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, RawFd};
 use virtnic::Error;
 
-/// A child process that dies with this one, even on SIGKILL.
+/// A child process that is killed when this process ends, even by SIGKILL.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Child(virtnic::process::Child);
 
@@ -22,18 +22,18 @@ impl Child {
         self.0.pid()
     }
 
-    /// Wait for its end: exit code, or minus the signal; None after the timeout.
+    /// Wait for its end. Return the exit code, or minus the signal; None after the timeout.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<i32>> {
         wait_interruptibly(py, span(timeout)?, |slice| self.0.wait(Some(slice)))
     }
 
-    /// Send SIGTERM; False when it runs as another user than we do by now, so we may not.
+    /// Send SIGTERM. False if that is not permitted, because it now runs as another user.
     fn terminate(&self) -> bool {
         self.0.terminate()
     }
 
-    /// Send SIGKILL, to its process group too; False as :meth:`terminate` says.
+    /// Send SIGKILL, to its process group too. False as for :meth:`terminate`.
     fn kill(&self) -> bool {
         self.0.kill()
     }
@@ -41,26 +41,23 @@ impl Child {
 
 /// Tell the core that this is a forked child.
 ///
-/// Objects made before the fork belong to the parent: their calls raise PortClosed from
-/// now on, and their end does nothing outside this process.
+/// Objects made before the fork belong to the parent: their methods raise PortClosed from now on,
+/// and dropping them has no effect outside this process.
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     virtnic::process::after_fork_in_child();
 }
 
-/// Say that this thread may have to bring a device back: calls in it wait for none that is away.
-///
-/// They raise PortBusy then.
+/// Declare that this thread restores devices: its calls raise PortBusy instead of waiting.
 #[pyfunction]
 pub(crate) fn brings_devices_back() {
     virtnic::locks::brings_devices_back();
 }
 
-/// Start a program whose stderr goes to a duplicate of the descriptor given.
+/// Start a program whose stderr is a duplicate of the given descriptor.
 ///
-/// It blocks and ignores no signal, and is killed when this process ends, whoever both run as then.
-///
-/// Raises FileNotFoundError, OSError.
+/// No signal is blocked or ignored in it. It is killed when this process ends, even if one of them
+/// has changed its user by then. Raises FileNotFoundError, OSError.
 #[pyfunction]
 pub(crate) fn spawn(
     py: Python<'_>,
@@ -69,10 +66,10 @@ pub(crate) fn spawn(
     stderr: RawFd,
 ) -> PyResult<Child> {
     if stderr < 0 {
-        return Err(PyValueError::new_err(format!("{stderr} is no file descriptor")));
+        return Err(PyValueError::new_err(format!("{stderr} is not a file descriptor")));
     }
-    // SAFETY: not negative; it is used for one system call only, which says so if nothing
-    // is open there.
+    //  SAFETY: not negative; it is used for one system call only, which fails if the descriptor is
+    // not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(stderr) };
     let stderr = rustix::io::fcntl_dupfd_cloexec(borrowed, 3)
         .map_err(|e| to_py(Error::os(format!("duplicating descriptor {stderr}"), e)))?;

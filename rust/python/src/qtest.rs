@@ -9,11 +9,11 @@ use pyo3::types::PyBytes;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A connection to QEMU's QTest socket. Any thread may use it.
+/// A connection to QEMU's QTest socket, usable from any thread.
 ///
-/// Every method raises QemuDied when QEMU is gone, TimeoutError when no reply
-/// comes, ValueError for what QEMU would abort on, QemuError for a refusal. It is connected
-/// to a QEMU that is known to listen.
+/// Every method raises QemuDied if QEMU is gone, TimeoutError if no reply comes, ValueError for an
+/// argument on which QEMU would abort, QemuError if QEMU refuses. Connect only to a QEMU that is
+/// listening.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct QTest(virtnic::qtest::QTest);
 
@@ -45,7 +45,7 @@ impl QTest {
     }
 }
 
-/// An unsigned number of so many bits; ValueError for one that is too large or negative.
+/// An unsigned number of `BITS` bits; ValueError if it is too large or negative.
 struct Int<const BITS: u32>(u64);
 
 impl<'py, const BITS: u32> FromPyObject<'_, 'py> for Int<BITS> {
@@ -164,12 +164,12 @@ impl QTest {
         py.detach(|| self.0.write_bytes(address.0, &data)).map_err(raise)
     }
 
-    /// Wait until everything written before is done.
+    /// Wait until all earlier writes are done.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.0.flush()).map_err(raise)
     }
 
-    /// Ask for the interrupts that reach one device (on a PC: ``ioapic``).
+    /// Intercept the interrupts that reach one device (on a PC: ``ioapic``).
     fn intercept(&self, py: Python<'_>, path: &str) -> PyResult<()> {
         py.detach(|| self.0.intercept(path)).map_err(raise)
     }
@@ -196,13 +196,13 @@ impl QTest {
         py.detach(|| self.0.run_clock(period)).map_err(raise)
     }
 
-    /// Why the connection ended, where it has.
+    /// Why the connection ended; None while it is up.
     #[getter]
     fn death(&self) -> Option<String> {
         self.0.death()
     }
 
-    /// End the connection and its threads.
+    /// Close the connection and end its threads.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());
     }

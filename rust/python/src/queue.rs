@@ -26,7 +26,7 @@ impl NetQueue {
         self.index
     }
     fn pair(&self) -> &QueuePair {
-        // Checked when it was made; a port never loses pairs.
+        // Checked on creation; a port never loses pairs.
         &self.port.get().core().pairs()[self.index]
     }
 }
@@ -35,7 +35,7 @@ impl NetQueue {
 impl NetQueue {
     #[new]
     fn new(port: &Bound<'_, NetPort>, index: i64) -> PyResult<Self> {
-        // A negative number is no queue either.
+        // A negative number is not a queue either.
         let wanted = usize::try_from(index).map_err(|_| {
             to_py(virtnic::Error::Invalid(format!(
                 "there is no queue {index}: they are numbered from 0"
@@ -45,7 +45,7 @@ impl NetQueue {
         Ok(Self { port: port.clone().unbind(), index: wanted })
     }
 
-    /// The port that it is a part of.
+    /// The port it belongs to.
     #[getter]
     fn port(&self, py: Python<'_>) -> Py<NetPort> {
         self.port.clone_ref(py)
@@ -55,13 +55,13 @@ impl NetQueue {
     fn index(&self) -> usize {
         self.index
     }
-    /// Whether it moves frames: neither stopped nor one more than the device uses.
+    /// Whether it carries frames: it is neither stopped nor beyond the pairs in use.
     #[getter]
     fn active(&self) -> bool {
         self.pair().is_active()
     }
 
-    /// Queue frames; as :meth:`NetPort.send`. Raises PortClosed where it is not active.
+    /// Queue frames, as :meth:`NetPort.send`. Raises PortClosed if the pair is not active.
     #[pyo3(signature = (frames, offload = None))]
     fn send(
         &self,
@@ -71,54 +71,54 @@ impl NetQueue {
         frames::send(self.port.bind(frames.py()), self.pair(), frames, offload)
     }
 
-    /// Return received frames; as :meth:`NetPort.recv`.
+    /// Return received frames, as :meth:`NetPort.recv`.
     ///
-    /// Raises PortClosed where it is stopped, or not in use and empty.
+    /// Raises PortClosed if the pair is stopped, or not in use and empty.
     #[pyo3(signature = (maximum = 256, timeout = Some(0.0)),
            text_signature = "($self, maximum=256, timeout=0.0)")]
     fn recv(&self, py: Python<'_>, maximum: i64, timeout: Option<f64>) -> PyResult<Burst> {
         frames::recv(self.port.bind(py), self.pair(), maximum, timeout)
     }
 
-    /// Return its eventfd; as :meth:`NetPort.fileno`.
+    /// Return its receive eventfd, as :meth:`NetPort.fileno`.
     fn fileno(&self) -> PyResult<i32> {
         self.pair().arm().and_then(|event| event.lend()).map_err(to_py)
     }
 
-    /// Return its transmit eventfd; as :meth:`NetPort.tx_fileno`.
+    /// Return its transmit eventfd, as :meth:`NetPort.tx_fileno`.
     fn tx_fileno(&self) -> PyResult<i32> {
         self.pair().arm_tx().and_then(|event| event.lend()).map_err(to_py)
     }
 
-    /// Wait until half of its transmit queue is free; as :meth:`NetPort.wait_writable`.
+    /// Wait until half of its transmit queue is free, as :meth:`NetPort.wait_writable`.
     #[pyo3(signature = (timeout = None))]
     fn wait_writable(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         frames::wait_writable(self.port.bind(py), self.pair(), timeout)
     }
 
-    /// Return its own counters; as :meth:`NetPort.stats`.
+    /// Return its counters, as :meth:`NetPort.stats`.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         frames::stats(py, self.pair().stats())
     }
 
-    /// Take back the buffers of finished frames; as :meth:`NetPort.reclaim`.
+    /// Take back the buffers of transmitted frames, as :meth:`NetPort.reclaim`.
     fn reclaim(&self, py: Python<'_>) -> PyResult<()> {
         self.pair().reclaim().map_err(|error| raise(self.port.bind(py), error))
     }
 
-    /// Reset its two queues and take their buffers back; the others go on.
+    /// Reset both queues of the pair and take their buffers back; other pairs are not affected.
     ///
-    /// Raises CommandRefused where the device does not offer RING_RESET, PortBusy, as ``recv``.
+    /// Raises CommandRefused if the device does not offer RING_RESET, PortBusy, and as ``recv``.
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
         ask(self.port.bind(py), |port| port.stop_pair(self.index))
     }
 
-    /// Set it up again after ``stop``. Raises as ``stop``.
+    /// Set the pair up again after ``stop``. Raises as ``stop``.
     fn start(&self, py: Python<'_>) -> PyResult<()> {
         ask(self.port.bind(py), |port| port.start_pair(self.index))
     }
 
-    /// Let its ``rx`` or ``tx`` interrupts wait; as :meth:`NetPort.set_coalescing`.
+    /// Delay ``rx`` or ``tx`` interrupts, as :meth:`NetPort.set_coalescing`.
     fn set_coalescing(
         &self,
         py: Python<'_>,
@@ -131,7 +131,7 @@ impl NetQueue {
         ask(self.port.bind(py), |port| port.set_queue_coalescing(self.index, receive, coalescing))
     }
 
-    // A port that keeps its queues is garbage with them, when nobody else has it.
+    // A port that holds its own queues forms a cycle with them.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.port)
     }

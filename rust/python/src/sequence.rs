@@ -1,18 +1,18 @@
-//! What Python expects of a sequence beside its length and its items: `collections.abc.Sequence`.
+//! The sequence protocol beside length and items: `collections.abc.Sequence`.
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PySlice;
 
-/// Makes Python know these classes as sequences: to `isinstance`, and to patterns of `match`.
+/// Registers classes as sequences, for `isinstance` and `match` patterns.
 pub(crate) fn register(py: Python<'_>, classes: &[Bound<'_, PyAny>]) -> PyResult<()> {
     let sequence = py.import("collections.abc")?.getattr("Sequence")?;
     classes.iter().try_for_each(|class| sequence.call_method1("register", (class,)).map(drop))
 }
 
-/// The next item at or after a place, and where it is, that is or equals the value.
+/// The first item from a place on that is or equals the value, and its index.
 ///
-/// Others may take items out of a burst meanwhile: what is gone is passed over.
+/// Another thread may remove items from a burst meanwhile: missing ones are skipped.
 fn find(
     items: &Bound<'_, PyAny>,
     value: &Bound<'_, PyAny>,
@@ -44,7 +44,7 @@ pub(crate) fn index(
         Err(_) => length.saturating_sub(at.unsigned_abs()),
     };
     let found = find(items, value, place(start), stop.map_or(length, place))?;
-    found.ok_or_else(|| PyValueError::new_err("there is no such item in it"))
+    found.ok_or_else(|| PyValueError::new_err("the value is not present"))
 }
 
 /// `items.count(value)`.
@@ -63,7 +63,7 @@ pub(crate) fn contains(items: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> Py
     Ok(find(items, value, 0, items.len()?)?.is_some())
 }
 
-/// `iter(items)` with a step of 1, `reversed(items)` with -1: over the items as they are now.
+/// `iter(items)` with a step of 1, `reversed(items)` with -1, over the current items.
 pub(crate) fn walk<'py>(items: &Bound<'py, PyAny>, step: isize) -> PyResult<Bound<'py, PyAny>> {
     let none = items.py().None();
     let all = items.py().get_type::<PySlice>().call1((&none, &none, step))?;

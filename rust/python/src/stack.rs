@@ -11,7 +11,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, TryLockError};
 use virtnic::stack::{Cidr, Settings, parse_ipv4};
 
-/// The port that the stack keeps alive.
+/// The port, kept alive by the stack.
 struct Held(Py<NetPort>);
 
 impl Deref for Held {
@@ -29,7 +29,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Runs a call of the stack without the interpreter; now and then looks at Python's signals.
+    /// Runs a call of the stack without the interpreter; checks for signals regularly.
     fn call<T: Send>(
         &self,
         py: Python<'_>,
@@ -46,7 +46,7 @@ impl Stack {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {
                     return Err(virtnic::Error::Busy(
-                        "another call of this stack is running; a stack does one thing at a time"
+                        "another call of this stack is running, and a stack runs one at a time"
                             .to_owned(),
                     ));
                 }
@@ -67,10 +67,10 @@ impl Stack {
     }
 }
 
-/// A number of 16 bits.
+/// A 16-bit number.
 fn number(what: &str, value: i64) -> PyResult<u16> {
     u16::try_from(value)
-        .map_err(|_| PyValueError::new_err(format!("{what} is 0 to 65535, not {value}")))
+        .map_err(|_| PyValueError::new_err(format!("{what} must be 0 to 65535, not {value}")))
 }
 
 #[pymethods]
@@ -82,7 +82,7 @@ impl Stack {
         Ok(Self { stack: Mutex::new(stack), settings })
     }
 
-    /// The address with its prefix, ``10.0.2.15/24``.
+    /// The address with prefix length, ``10.0.2.15/24``.
     #[getter]
     fn address(&self) -> Option<String> {
         self.settings.address().map(|address| address.to_string())
@@ -93,7 +93,7 @@ impl Stack {
         self.settings.gateway().map(|gateway| gateway.to_string())
     }
 
-    /// Set the address (with prefix) and the gateway. Raises ValueError.
+    /// Set the address (with prefix length) and the gateway. Raises ValueError.
     #[pyo3(signature = (address, gateway = None))]
     fn configure(&self, py: Python<'_>, address: &str, gateway: Option<&str>) -> PyResult<()> {
         let address: Cidr = address.parse().map_err(to_py)?;
@@ -101,9 +101,9 @@ impl Stack {
         self.call(py, |stack, _| stack.configure(address, gateway))
     }
 
-    /// Take a lease by DHCP and use it.
+    /// Obtain a lease by DHCP and use it.
     ///
-    /// Raises TimeoutError when no server answers within ``timeout`` seconds.
+    /// Raises TimeoutError if no server answers within ``timeout`` seconds.
     #[pyo3(signature = (timeout = Some(10.0)), text_signature = "($self, timeout=10.0)")]
     fn dhcp(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Lease> {
         let timeout = span(timeout)?;
@@ -112,7 +112,7 @@ impl Stack {
 
     /// Resolve an IPv4 address.
     ///
-    /// Raises TimeoutError when nobody answers within ``timeout`` seconds.
+    /// Raises TimeoutError if there is no answer within ``timeout`` seconds.
     #[pyo3(signature = (address, timeout = Some(1.0)), text_signature = "($self, address, timeout=1.0)")]
     fn arp(&self, py: Python<'_>, address: &str, timeout: Option<f64>) -> PyResult<ArpReply> {
         let (address, timeout) = (parse_ipv4(address).map_err(to_py)?, span(timeout)?);
@@ -120,9 +120,9 @@ impl Stack {
         Ok(ArpReply { mac: mac.to_string(), seconds: took.as_secs_f64() })
     }
 
-    /// Send one ICMP echo request with ``payload`` bytes, and wait for its reply.
+    /// Send one ICMP echo request with ``payload`` bytes and wait for the reply.
     ///
-    /// Raises TimeoutError when none comes within ``timeout`` seconds.
+    /// Raises TimeoutError if none comes within ``timeout`` seconds.
     #[pyo3(signature = (address, sequence = 0, payload = 56, timeout = Some(1.0)),
            text_signature = "($self, address, sequence=0, payload=56, timeout=1.0)")]
     fn ping(
@@ -148,7 +148,7 @@ impl Stack {
         }
     }
 
-    /// Serve the network (ARP, echo requests) until the timeout; return frames handled.
+    /// Answer ARP and echo requests until the timeout; return the number of frames handled.
     #[pyo3(signature = (timeout = Some(0.0)), text_signature = "($self, timeout=0.0)")]
     fn poll(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<u64> {
         let timeout = span(timeout)?;
@@ -156,7 +156,7 @@ impl Stack {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // While a call runs, the stack is in use and so is no garbage.
+        // While a call runs, the stack is in use and so not garbage.
         match self.stack.try_lock() {
             Ok(stack) => visit.call(&stack.link().0),
             Err(_) => Ok(()),

@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use virtnic::vhost_user::{Backend, Retry, Terms};
 
-/// Stands between a QEMU and a vhost-user backend.
+/// Relays between a QEMU and a vhost-user backend.
 ///
-/// QEMU's chardev connects to ``listen`` and must be one that connects again: the socket
-/// is there only while there is a backend that answers and no QEMU is served.
+/// QEMU's chardev connects to ``listen`` and must be set to reconnect: the socket exists only while
+/// a backend answers and no QEMU is connected.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Interposer(Arc<virtnic::vhost_user::Interposer>);
 
 impl Interposer {
-    /// The core's.
+    /// The core's object.
     pub(crate) fn core(&self) -> &Arc<virtnic::vhost_user::Interposer> {
         &self.0
     }
@@ -78,66 +78,66 @@ impl Interposer {
         .map_err(raise)
     }
 
-    /// Whether a QEMU and a backend are joined.
+    /// Whether a QEMU and a backend are connected through it.
     #[getter]
     fn connected(&self) -> bool {
         self.0.connected()
     }
 
-    /// Whether the backend serves: its rings are started, and it has said something since.
+    /// Whether the backend serves: its rings are started, and it has sent something since.
     #[getter]
     fn serving(&self) -> bool {
         self.0.serving()
     }
 
-    /// Why the last backend that came does not serve; None where it does, or none has come.
+    /// Why the last backend does not serve; None if it does, or none has come.
     #[getter]
     fn refusal(&self) -> Option<String> {
         self.0.refusal()
     }
 
-    /// Have QEMU, which is about to make its netdev, let out of that should the backend fail.
+    /// Begin a trial before QEMU creates its netdev, so that a failing backend ends it.
     fn begin_trial(&self) {
         self.0.begin_trial();
     }
 
-    /// Say why no backend is behind the netdev that QEMU has made, where that is so.
+    /// Return why no backend is behind the netdev that QEMU has created; None if one is.
     fn end_trial(&self) -> Option<String> {
         self.0.end_trial()
     }
 
-    /// Hold a backend that returns without features that the port can do without.
+    /// Hold a backend that comes back without features that the port can do without.
     ///
-    /// Others are refused. QEMU chooses a device's features when it is plugged in: what has the
-    /// device plugged in anew calls :meth:`accept_held` when the old one is gone.
+    /// Any other is refused. QEMU negotiates a device's features when it is plugged in, so the
+    /// device is replugged; :meth:`accept_held` is called once the old one is gone.
     fn spare(&self, port: &PortDriver) {
         // vhost-user has 64 features.
         self.0.may_lack(port.started().dispensable().0 as u64);
     }
 
-    /// What a backend that is there lacks, where it waits until it is accepted.
+    /// What the held backend lacks; None if none is held.
     #[getter]
     fn held(&self) -> Option<String> {
         self.0.held()
     }
 
-    /// Let QEMU meet the backend that waits; from now on no more is demanded of one.
+    /// Let QEMU connect to the held backend, whose features are the new minimum.
     fn accept_held(&self) {
         self.0.accept_held();
     }
 
-    /// Return a descriptor of the first backend's socket, the caller's to close; once.
+    /// Return a descriptor of the first backend's socket, once; the caller closes it.
     fn take_first(&self) -> Option<i32> {
         self.0.take_first().map(IntoRawFd::into_raw_fd)
     }
 
-    /// The feature bits that the backend offered when it came last.
+    /// The feature bits that the backend offered when it last connected.
     #[getter]
     fn features(&self) -> u64 {
         self.0.features()
     }
 
-    /// Why no backend is looked for any more; None while one is.
+    /// Why it stopped looking for a backend; None while it still does.
     #[getter]
     fn given_up(&self) -> Option<&str> {
         self.0.given_up()
@@ -149,18 +149,18 @@ impl Interposer {
         Arc::clone(self.0.changed()).into()
     }
 
-    /// Kick the backend that serves a queue at the moment, as a port does.
+    /// Kick the backend that currently serves a queue, as a port does.
     fn kick(&self, queue: u16) -> PyResult<()> {
         self.0.kick(queue).map(|kick| kick.ring()).map_err(to_py)
     }
 
-    /// Return what has happened so far.
+    /// Return counters.
     ///
-    /// ``messages_to_backend``, ``messages_to_qemu``, ``links`` (times that the two were
-    /// joined), ``refusals`` (backends that came and did not serve), ``backend_losses``,
-    /// ``qemu_losses``, ``kicks_learnt``, ``kicks_not_kept`` (eventfds let go because
-    /// descriptors are scarce: the backend is kicked through QEMU), ``calls_replaced``,
-    /// ``kicks_lost`` (kicks without a backend).
+    /// ``messages_to_backend``, ``messages_to_qemu``, ``links`` (how often the two were connected),
+    /// ``refusals`` (backends that came and did not serve), ``backend_losses``, ``qemu_losses``,
+    /// ``kicks_learnt``, ``kicks_not_kept`` (eventfds closed because descriptors are scarce: the
+    /// backend is kicked through QEMU), ``calls_replaced``, ``kicks_lost`` (kicks without a
+    /// backend).
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.stats();
         let dict = PyDict::new(py);
@@ -181,7 +181,7 @@ impl Interposer {
         Ok(dict)
     }
 
-    /// End the connections and remove the sockets.
+    /// Close the connections and remove the sockets.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());
     }

@@ -1,4 +1,4 @@
-//! What Python sees of memory: views by the buffer protocol, no copy.
+//! Views of the memory for Python, through the buffer protocol, without copies.
 
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
@@ -8,7 +8,7 @@ use std::ffi::{CStr, c_int, c_void};
 use std::sync::Arc;
 use virtnic::memory::{BufferId, Pool};
 
-/// A one-dimensional buffer to describe to Python.
+/// A one-dimensional buffer to be exported to Python.
 pub(crate) struct Flat {
     pub(crate) start: *mut c_void,
     pub(crate) items: usize,
@@ -17,7 +17,7 @@ pub(crate) struct Flat {
     pub(crate) read_only: bool,
 }
 
-/// Fills `view` as PEP 3118 wants it.
+/// Fills `view` as PEP 3118 requires.
 ///
 /// # Safety
 /// `view` is as `__getbuffer__` received it; `flat.start` stays valid as long as `owner` lives.
@@ -30,12 +30,12 @@ pub(crate) unsafe fn expose(
     flat: &Flat,
 ) -> PyResult<()> {
     if view.is_null() {
-        return Err(PyBufferError::new_err("no view to fill"));
+        return Err(PyBufferError::new_err("view is NULL"));
     }
     if flat.read_only && flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
         return Err(PyBufferError::new_err("this view is read-only"));
     }
-    // SAFETY: the caller says that `view` is valid for writes.
+    //  SAFETY: the caller guarantees that `view` is valid for writes.
     unsafe {
         (*view).buf = flat.start;
         (*view).len = (flat.items * flat.item_size) as ffi::Py_ssize_t;
@@ -47,7 +47,7 @@ pub(crate) unsafe fn expose(
         } else {
             std::ptr::null_mut()
         };
-        // The one extent in items: only bytes can borrow `len` for it.
+        // The extent in items: only for bytes can it point at `len`.
         (*view).internal = std::ptr::null_mut();
         (*view).shape = std::ptr::null_mut();
         (*view).strides = std::ptr::null_mut();
@@ -81,7 +81,7 @@ pub(crate) unsafe fn conceal(view: *mut ffi::Py_buffer) {
     }
 }
 
-/// One frame of a burst. As long as it lives, its buffer goes to no device.
+/// One frame of a burst. Its buffer goes to no device as long as this lives.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Frame {
     pool: Arc<Pool>,
@@ -95,7 +95,7 @@ impl Frame {
         pool.export(id);
         Self { pool: pool.clone(), id, length }
     }
-    /// What Python gets of it.
+    /// Makes the memoryview that Python gets.
     pub(crate) fn into_view(self, py: Python<'_>) -> PyResult<Bound<'_, PyMemoryView>> {
         PyMemoryView::from(Bound::new(py, self)?.as_any())
     }
@@ -132,7 +132,7 @@ impl Frame {
     }
 }
 
-/// A snapshot of numbers, read-only.
+/// A read-only snapshot of numbers.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Numbers(Box<[u32]>);
 
@@ -167,14 +167,14 @@ impl Numbers {
     }
 }
 
-/// Rows of bytes: the buffers of a burst that lie in a row, or a private copy.
+/// Rows of bytes: adjacent buffers of a burst, or a private copy.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Rows {
     start: *mut u8,
     rows: usize,
     columns: usize,
     stride: usize,
-    /// What keeps the bytes: exported buffers, or memory of our own.
+    /// Owner of the bytes: exported buffers, or private memory.
     _keep: Keep,
 }
 
@@ -183,14 +183,14 @@ enum Keep {
     Own { _bytes: Vec<u8> },
 }
 
-// SAFETY: `start` leads to bytes that `_keep` owns, of whatever thread; Python code that
-// reads and writes them through a view synchronises itself, as with any buffer.
+//  SAFETY: `start` points to bytes that `_keep` owns, in any thread; Python code that accesses
+// them through a view synchronises itself, as with any buffer.
 unsafe impl Send for Rows {}
 // SAFETY: as above; nothing here changes after construction.
 unsafe impl Sync for Rows {}
 
 impl Rows {
-    /// The buffers of `ids`, which must follow one another; `None` where they do not.
+    /// The buffers of `ids`, which must be adjacent; `None` if they are not.
     pub(crate) fn of_burst(burst: &virtnic::net::Burst) -> Option<Self> {
         let (pool, ids) = (burst.pool(), burst.ids());
         if ids.windows(2).any(|pair| pair[0].checked_add(1) != Some(pair[1])) {
@@ -205,14 +205,14 @@ impl Rows {
         Some(Self {
             start,
             rows: ids.len(),
-            // Ids in a row are of one kind.
+            // Adjacent ids are of one kind.
             columns: ids.first().map_or(pool.capacity(), |&id| pool.capacity_of(id)),
             stride: ids.first().map_or(pool.stride(), |&id| pool.stride_of(id)),
             _keep: Keep::Exported { _frames: frames },
         })
     }
 
-    /// The first `columns` bytes of each frame, copied; zeros behind a shorter frame.
+    /// Copies the first `columns` bytes of each frame; zeros follow a shorter frame.
     pub(crate) fn of_headers(burst: &virtnic::net::Burst, columns: usize) -> Self {
         let mut bytes = vec![0u8; burst.len() * columns];
         for (index, row) in bytes.chunks_exact_mut(columns).enumerate() {
@@ -241,20 +241,19 @@ impl Rows {
         flags: c_int,
     ) -> PyResult<()> {
         if view.is_null() {
-            return Err(PyBufferError::new_err("no view to fill"));
+            return Err(PyBufferError::new_err("view is NULL"));
         }
         let this = slf.get();
         let contiguous = this.stride == this.columns || this.rows < 2;
         if flags & ffi::PyBUF_STRIDES != ffi::PyBUF_STRIDES && !contiguous {
-            return Err(PyBufferError::new_err(
-                "the rows are further apart than they are long: ask for strides",
-            ));
+            return Err(PyBufferError::new_err("the rows are not contiguous: request strides"));
         }
         let (rows, columns) = (this.rows as ffi::Py_ssize_t, this.columns as ffi::Py_ssize_t);
         let extents = Box::into_raw(Box::new([rows, columns, this.stride as ffi::Py_ssize_t, 1]));
         let with = |wanted: c_int| flags & wanted == wanted;
-        // SAFETY: `view` is valid for writes (checked and promised by the protocol); `extents`
-        // is freed in `__releasebuffer__`, after which nobody looks at the view.
+        //  SAFETY: `view` is valid for writes (checked, and guaranteed by the protocol); `extents`
+        //  is
+        // freed in `__releasebuffer__`, after which the view is not used.
         unsafe {
             (*view).buf = this.start.cast();
             (*view).len = rows * columns;
@@ -285,11 +284,11 @@ impl Rows {
     }
 }
 
-/// Somebody else's bytes, held for reading.
+/// Another object's bytes, held for reading.
 pub(crate) struct Bytes(Box<ffi::Py_buffer>);
 
 impl Bytes {
-    /// Asks an object for its contiguous bytes; TypeError or BufferError from it.
+    /// Requests an object's contiguous bytes; its TypeError or BufferError is passed on.
     pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let mut view = Box::new(ffi::Py_buffer::new());
         let into = &raw mut *view;
@@ -305,8 +304,8 @@ impl Bytes {
     }
     pub(crate) fn to_vec(&self) -> Vec<u8> {
         let mut copy = Vec::with_capacity(self.len());
-        // SAFETY: the buffer has `len` readable bytes and `copy` room for them. Copied by
-        // pointer, because others may write to a Python buffer meanwhile.
+        //  SAFETY: the buffer has `len` readable bytes and `copy` room for them. Copied by pointer,
+        // because other threads may write to a Python buffer meanwhile.
         unsafe {
             std::ptr::copy_nonoverlapping(self.as_ptr(), copy.as_mut_ptr(), self.len());
             copy.set_len(self.len());
@@ -317,8 +316,8 @@ impl Bytes {
 
 impl Drop for Bytes {
     fn drop(&mut self) {
-        // SAFETY: filled by PyObject_GetBuffer and released once. A `Bytes` never leaves the
-        // call that made it, which is attached throughout.
+        //  SAFETY: filled by PyObject_GetBuffer and released once. A `Bytes` never leaves the call
+        // that made it, which is attached throughout.
         unsafe { ffi::PyBuffer_Release(&raw mut *self.0) };
     }
 }

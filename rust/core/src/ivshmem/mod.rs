@@ -1,8 +1,8 @@
-//! The ivshmem server: hands QEMU the memory and our interrupt eventfds
+//! The ivshmem server: hands the memory and the interrupt eventfds to QEMU
 //! (QEMU: `docs/specs/ivshmem-spec.rst`, protocol version 0).
 //!
-//! Who may connect is decided by the directory the socket lies in, not by credentials: a
-//! QEMU in a container of its own has another user id.
+//! Access is controlled by the directory of the socket, not by credentials: a QEMU in another
+//! container has another user id.
 
 mod protocol;
 mod server;

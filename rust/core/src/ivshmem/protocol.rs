@@ -1,23 +1,21 @@
 //! Little-endian 64-bit messages, each with at most one descriptor.
 //!
-//! The server only speaks, a client never does. A new client is told, in this order:
+//! Only the server sends. A new client gets, in this order:
 //!
 //! | message | descriptor | meaning |
 //! |---|---|---|
 //! | 0 | | the protocol's version |
 //! | its peer number | | |
-//! | a peer number of ours, for each vector that there is | eventfd | how to interrupt us |
+//!  | a peer number of ours, for each existing vector | eventfd | how to interrupt us |
 //! | -1 | the memory | |
-//! | a peer number of ours, for each vector that comes later | eventfd | |
+//!  | a peer number of ours, for each later vector | eventfd | |
 //!
-//! The specification puts the memory before the peers. QEMU handles whatever comes up
-//! to the memory while it realizes the device, and the rest later in its main loop; with
-//! the memory after them, the doorbells that there are work from QEMU's first moment on.
-//! Peers may come at any time. That one has gone is never said: QEMU frees what it has of
-//! such a peer and goes on to use it when the number is given out again
-//! (`close_peer_eventfds` in `hw/misc/ivshmem.c`).
-//! The clients are not introduced to each other, and get no eventfds of their own:
-//! nobody interrupts a QEMU whose vCPU never runs.
+//! The specification puts the memory before the peers. QEMU handles everything up to the memory
+//! while it realizes the device, and the rest later in its main loop; with the memory last, the
+//! existing doorbells work from the start. Peers may be added at any time. Their removal is never
+//! announced: QEMU frees the data of a removed peer, but still uses it when the number is reused
+//! (`close_peer_eventfds` in `hw/misc/ivshmem.c`). Clients are not introduced to each other, and
+//! get no eventfds: nobody interrupts a QEMU whose vCPU never runs.
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -27,10 +25,10 @@ use std::os::fd::BorrowedFd;
 
 /// The protocol's version.
 const VERSION: i64 = 0;
-/// The message that the memory comes with.
+/// The message with the memory.
 const MEMORY: i64 = -1;
-/// The number of every client. It is nobody's who can be interrupted, so that a stray write of
-/// zero to a doorbell is no interrupt.
+/// The number of every client. It belongs to nobody who can be interrupted, so that a stray write
+/// of zero to a doorbell has no effect.
 const CLIENT: i64 = 0;
 
 /// One message.
@@ -40,7 +38,7 @@ pub(super) struct Message<'a> {
     fd: Option<BorrowedFd<'a>>,
 }
 
-/// What the `index`th message is about.
+/// The subject of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum About {
     Version,
@@ -50,11 +48,10 @@ pub(super) enum About {
     Vector(u16),
 }
 
-/// What the `index`th message to a client is about for whom there were `first` vectors at the
-/// beginning.
+/// The subject of the `index`th message to a client for which there were `first` vectors initially.
 pub(super) fn about(index: usize, first: u16) -> About {
     let first = usize::from(first);
-    // There are not as many vectors as messages have numbers.
+    // Message numbers never exceed the number of vectors.
     let vector = |number: usize| About::Vector(u16::try_from(number).unwrap_or(u16::MAX));
     match index {
         0 => About::Version,
@@ -65,7 +62,7 @@ pub(super) fn about(index: usize, first: u16) -> About {
     }
 }
 
-/// Our peer number for a vector: each is a peer of its own, with one vector.
+/// Our peer number for a vector: each is a peer with one vector.
 pub(super) fn peer(vector: u16) -> u16 {
     vector.saturating_add(1)
 }
@@ -87,8 +84,8 @@ impl<'a> Message<'a> {
     /// Sends it without blocking.
     ///
     /// # Errors
-    /// [`Errno::AGAIN`] when the client has not read enough; [`Errno::MSGSIZE`] when only
-    /// a part went, after which the client cannot be talked to any more.
+    /// [`Errno::AGAIN`] if the client has not read enough; [`Errno::MSGSIZE`] if only a part was
+    /// sent, after which the connection is unusable.
     pub(super) fn send(&self, to: BorrowedFd<'_>) -> Result<(), Errno> {
         let bytes = self.value.to_le_bytes();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -1,5 +1,5 @@
-//! Accepts QEMUs and introduces ourselves: a peer for each interrupt vector that there is, and
-//! one more whenever one more is needed.
+//! Accepts QEMUs and announces a peer for each interrupt vector, at the start and whenever one is
+//! added.
 
 use super::protocol::{About, Message, about, peer};
 use crate::memory::Region;
@@ -18,21 +18,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The most vectors: each is a peer, whose number has 16 bits, and one number is the client's.
+/// Most vectors: each is a peer with a 16-bit number, and one number is the client's.
 const MAX_VECTORS: u16 = u16::MAX;
-/// Clients at a time; each costs a descriptor and some socket buffer.
+/// Simultaneous clients; each costs a descriptor and some socket buffer.
 const MAX_CLIENTS: usize = 256;
-/// How long no client is accepted after the process ran out of descriptors.
+/// How long no client is accepted after descriptors ran out.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// An ivshmem server. Any number of QEMUs may connect while it listens; those that have, hear
-/// of every vector that is made later.
+/// An ivshmem server. Any number of QEMUs may connect while it listens; connected ones are told of
+/// later vectors.
 ///
-/// Each vector is a peer of ours with one eventfd, so a device's property `vectors` is 1: a
-/// QEMU's doorbell write of [`Server::doorbell_value`]`(v)` to BAR0 + 12 signals
-/// [`Server::vector`]`(v)`.
-/// The socket file is made with mode 0600, in a directory that others may write to with
-/// 0660 or 0666; put it where only those may enter who may have the memory. Closed on drop.
+/// Each vector is a peer of ours with one eventfd, so a device's property `vectors` is 1: a QEMU's
+/// doorbell write of [`Server::doorbell_value`]`(v)` to BAR0 + 12 signals [`Server::vector`]`(v)`.
+/// The socket file gets mode 0600, in a directory writable by others 0660 or 0666; put it where
+/// only those can enter who may have the memory. Closed on drop.
 #[derive(Debug)]
 pub struct Server {
     home: Home,
@@ -42,18 +41,18 @@ pub struct Server {
     listening: Mutex<Option<Listening>>,
 }
 
-/// The vectors, and who is told of them.
+/// The vectors and the clients that are told of them.
 #[derive(Debug, Default)]
 struct Talk {
     vectors: Vec<Vector>,
     clients: Vec<Client>,
-    /// What a client has to be given, while clients are expected.
+    /// What a client gets, while clients are expected.
     memory: Option<Arc<OwnedFd>>,
-    /// The server was closed: a vector that is not in use is closed, too.
+    /// The server was closed, so unused vectors are closed too.
     ended: bool,
 }
 
-/// An interrupt vector. It stays: see the protocol.
+/// An interrupt vector. It is never removed: see the protocol.
 #[derive(Debug)]
 struct Vector {
     event: Arc<EventFd>,
@@ -70,11 +69,11 @@ impl Vector {
 enum Use {
     Free,
     Taken,
-    /// The QEMU of now has not got its eventfd.
+    /// The current QEMU does not have its eventfd.
     Lost,
 }
 
-/// The socket at which clients are expected, and the thread that waits for them.
+/// The socket for clients, and the thread that serves it.
 #[derive(Debug)]
 struct Listening {
     file: FileId,
@@ -82,7 +81,7 @@ struct Listening {
     thread: JoinHandle<()>,
 }
 
-/// What ends the thread's wait.
+/// How to end the thread's wait.
 #[derive(Debug)]
 struct Wait {
     wake: EventFd,
@@ -90,7 +89,7 @@ struct Wait {
 }
 
 impl Server {
-    /// One that does not listen yet.
+    /// Creates a server that does not listen yet.
     #[must_use]
     pub fn new(path: &Path, memory: Arc<Region>) -> Self {
         Self {
@@ -102,8 +101,8 @@ impl Server {
         }
     }
 
-    /// Listens at its path, in a thread, for QEMUs that have not heard of any vector: those who
-    /// were connected before are gone.
+    /// Listens at its path, in a thread, for QEMUs that know no vector yet; earlier connections
+    /// must have ended.
     ///
     /// # Errors
     /// [`Error::Os`], [`Error::Invalid`] (the path, or a memory whose file was closed),
@@ -114,8 +113,8 @@ impl Server {
         let mut listening = lock(&self.listening);
         let memory = self.memory.share()?;
         let wait = Arc::new(Wait { wake: EventFd::new()?, over: AtomicBool::new(false) });
-        // A QEMU that is not let in waits, for nothing that anybody would tell: what the first one
-        // takes is set aside here, where its lack is an error.
+        // Reserve what the first client needs now, where its lack is an error: later, a refused
+        // QEMU would wait without any report.
         let mut spare = Some(EventFd::new()?);
         let owner = Mode::RUSR | Mode::WUSR;
         let (listener, file) = listen_at(&self.path, "ivshmem", Some(owner))?;
@@ -136,44 +135,44 @@ impl Server {
         }
     }
 
-    /// Lets nobody in any more; the thread, the socket and its file are gone then. Those who were
-    /// let in still hear of every vector.
+    /// Stops accepting connections; the thread, the socket and its file are then gone. Connected
+    /// clients are still told of every vector.
     pub fn stop_listening(&self) {
         if !self.home.is_here() {
             return;
         }
         let mut listening = lock(&self.listening);
         let Some(Listening { file, wait, thread }) = listening.take() else { return };
-        // While there is the socket, no other file has its inode's number.
+        // While the socket exists, no other file has its inode number.
         remove(&self.path, file);
         wait.over.store(true, Ordering::Release);
         wait.wake.signal();
-        // A thread that panicked has printed why.
+        // A panic of the thread has already been reported.
         let _ = thread.join();
         lock(&self.talk).memory = None;
     }
 
-    /// Ends the connections: those who have the memory keep it, and the vectors that there are
-    /// go on, but there will be no more of them.
+    /// Closes the connections: clients keep the memory, and existing vectors keep working, but no
+    /// more can be added.
     pub fn hang_up(&self) {
         if self.home.is_here() {
             lock(&self.talk).clients.clear();
         }
     }
 
-    /// How many vectors there are, those in use and those given back.
+    /// Number of vectors, including those given back.
     pub fn vectors(&self) -> usize {
         lock(&self.talk).vectors.len()
     }
 
-    /// How many vectors can be taken; `None`: as many as are wanted.
+    /// How many more vectors can be taken; `None` if unlimited.
     pub fn left(&self) -> Option<usize> {
         let talk = lock(&self.talk);
         let free = || talk.vectors.iter().filter(|v| v.is_free()).count();
         (!talk.open()).then(free)
     }
 
-    /// What QEMU writes to the doorbell register for this vector.
+    /// The value that QEMU writes to the doorbell register for this vector.
     #[must_use]
     pub fn doorbell_value(vector: u16) -> u32 {
         u32::from(peer(vector)) << 16
@@ -184,11 +183,11 @@ impl Server {
         lock(&self.talk).vectors.get(usize::from(vector)).map(|v| Arc::clone(&v.event))
     }
 
-    /// Reserves a vector: one that was given back, or a new one, of which QEMU is told. It may not
-    /// know yet when this returns: ring it until it is heard.
+    /// Reserves a vector: one that was given back, or a new one that QEMU is told of. QEMU may not
+    /// know it yet when this returns: ring until the eventfd is signalled.
     ///
     /// # Errors
-    /// [`Error::Os`] without a descriptor for its eventfd, [`Error::Invalid`] after
+    /// [`Error::Os`] if no descriptor is left for its eventfd, [`Error::Invalid`] after
     /// [`Self::hang_up`], [`Error::Closed`] in a forked child.
     pub fn take_vector(&self) -> Result<(u16, Arc<EventFd>)> {
         self.home.check("the ivshmem server")?;
@@ -197,14 +196,14 @@ impl Server {
         Ok(taken)
     }
 
-    /// Tells those who are connected what they have not heard yet, as far as they listen.
+    /// Sends connected clients the vectors they have not been told of, without blocking.
     pub fn tell(&self) {
         if !self.home.is_here() {
             return;
         }
         let all = lock(&self.talk).tell();
         if !all && let Some(Listening { wait, .. }) = &*lock(&self.listening) {
-            // The thread goes on when there is room.
+            // The thread continues when there is room.
             wait.wake.signal();
         }
     }
@@ -214,7 +213,7 @@ impl Server {
         self.put_down(vector, Use::Free);
     }
 
-    /// Gives a vector back that QEMU has not got: nobody takes it until there is another QEMU.
+    /// Gives back a vector that QEMU was not told of: it is reused only by the next QEMU.
     pub fn lose_vector(&self, vector: u16) {
         self.put_down(vector, Use::Lost);
     }
@@ -232,8 +231,8 @@ impl Server {
         lock(&self.talk).close_unused();
     }
 
-    /// Stops listening, ends the connections, and closes the vectors: those in use when they are
-    /// given back. Nothing in a forked child.
+    /// Stops listening, closes the connections and the vectors: those in use when they are given
+    /// back. Does nothing in a forked child.
     pub fn close(&self) {
         self.stop_listening();
         self.hang_up();
@@ -250,7 +249,7 @@ impl Drop for Server {
         if self.home.is_here() {
             self.close();
         } else {
-            // There is no such thread here: the handle's end would detach somebody else's.
+            // A forked child has no such thread: joining would detach another one.
             std::mem::forget(lock(&self.listening).take());
         }
     }
@@ -260,9 +259,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Everything here is done with the lock held, and nothing waits.
+/// All methods are called with the lock held, and none waits.
 impl Talk {
-    /// From now on clients are expected. They are told of the vectors that are in use.
+    /// Starts expecting clients, which are told of the vectors in use.
     fn begin(&mut self, memory: Arc<OwnedFd>) {
         self.clients.clear();
         self.memory = Some(memory);
@@ -273,7 +272,7 @@ impl Talk {
         }
     }
 
-    /// Closes the vectors of a closed server that nobody uses.
+    /// Closes the unused vectors of a closed server.
     fn close_unused(&mut self) {
         if self.ended {
             let unused = self.vectors.iter().filter(|vector| vector.used != Use::Taken);
@@ -281,7 +280,7 @@ impl Talk {
         }
     }
 
-    /// Whether somebody can be told of one more vector, now or when he comes.
+    /// Whether clients, connected or expected, can be told of one more vector.
     fn open(&self) -> bool {
         self.memory.is_some() || !self.clients.is_empty()
     }
@@ -312,14 +311,14 @@ impl Talk {
         Ok((number, event))
     }
 
-    /// Tells all clients what they have not heard yet; false when one has not read enough.
+    /// Tells all clients what they have not been told yet; false if one has not read enough.
     fn tell(&mut self) -> bool {
         let mut clients = std::mem::take(&mut self.clients);
         clients.retain_mut(|client| {
             let told = client.tell(self);
             client.behind = told.is_err();
             match told {
-                // Too many descriptors of ours are on their way, unread.
+                // Too many of our descriptors are in flight, unread.
                 Ok(()) | Err(Errno::AGAIN | Errno::TOOMANYREFS) => true,
                 Err(why) => {
                     client.farewell(&why.to_string());
@@ -331,7 +330,7 @@ impl Talk {
         self.clients.iter().all(|client| !client.behind)
     }
 
-    /// Lets a client in, unless there are too many.
+    /// Accepts a client, unless there are too many.
     fn admit(&mut self, socket: OwnedFd) {
         if self.clients.len() >= MAX_CLIENTS {
             log::warn!("an ivshmem client was refused: there are {MAX_CLIENTS} already");
@@ -342,7 +341,7 @@ impl Talk {
         self.clients.push(Client { socket: Arc::new(socket), first, next: 0, behind: true });
     }
 
-    /// How many vectors there are: at most [`MAX_VECTORS`].
+    /// Number of vectors: at most [`MAX_VECTORS`].
     fn count(&self) -> u16 {
         u16::try_from(self.vectors.len()).unwrap_or(MAX_VECTORS)
     }
@@ -352,21 +351,21 @@ impl Talk {
 #[derive(Debug)]
 struct Client {
     socket: Arc<OwnedFd>,
-    /// The vectors that there were when it came.
+    /// The number of vectors when it connected.
     first: u16,
-    /// The next message to it.
+    /// Number of the next message to it.
     next: usize,
-    /// Whether it has to read before it can be told more.
+    /// Whether it must read before it can be told more.
     behind: bool,
 }
 
 impl Client {
-    /// What to wait for. POLLHUP comes unasked.
+    /// What to poll for. POLLHUP is implied.
     fn interest(&self) -> PollFlags {
         if self.behind { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
     }
 
-    /// Tells it what it has not heard yet. [`Errno::AGAIN`]: it has not read enough; another
+    /// Tells it what it has not been told yet. [`Errno::AGAIN`]: it has not read enough; any other
     /// error ends the connection.
     fn tell(&mut self, talk: &Talk) -> Result<(), Errno> {
         loop {
@@ -374,7 +373,7 @@ impl Client {
             let message = match about(self.next, self.first) {
                 About::Version => Message::version(),
                 About::Client => Message::client(),
-                // Only who was let in too late to be served asks for it later.
+                // Only a client accepted too late to be served asks for this.
                 About::Memory => match &talk.memory {
                     Some(memory) => Message::memory(memory.as_fd()),
                     None => return Err(Errno::CONNABORTED),
@@ -395,11 +394,11 @@ impl Client {
         }
     }
 
-    /// Looks whether it is there, and silent as all of them are.
+    /// Checks that it is connected and, as every client must, sends nothing.
     fn look(&self) -> Result<(), String> {
         match recv(&self.socket, &mut [0; 8][..], RecvFlags::DONTWAIT) {
             Ok((_, 0)) => Err("it disconnected".into()),
-            Ok(_) => Err("it sent data, which no ivshmem client does".into()),
+            Ok(_) => Err("it sent data, which an ivshmem client never does".into()),
             Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(e) => Err(e.to_string()),
         }
@@ -411,7 +410,7 @@ impl Client {
     }
 }
 
-/// The thread: nothing in it blocks but the one poll.
+/// The thread, which blocks only in poll.
 fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait, spare: &mut Option<EventFd>) {
     let mut accepting = true;
     loop {
@@ -423,8 +422,8 @@ fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait, spare: &mut Option<E
         let events = {
             let Some(wake) = wait.wake.hold() else { return };
             let mut fds = vec![PollFd::new(&wake, PollFlags::IN)];
-            // A descriptor that is not asked for anything still reports errors,
-            // which a listening socket does not have.
+            // A descriptor polled for nothing still reports errors, which a listening socket does
+            // not have.
             let asked = if accepting { PollFlags::IN } else { PollFlags::empty() };
             fds.push(PollFd::new(listener, asked));
             fds.extend(sockets.iter().map(|(socket, interest)| PollFd::new(socket, *interest)));
@@ -441,7 +440,7 @@ fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait, spare: &mut Option<E
         };
         let closed = events.first().is_some_and(|wake| wake.contains(PollFlags::NVAL));
         if wait.over.load(Ordering::Acquire) || closed {
-            return; // where somebody else has closed our descriptors, nobody comes any more
+            return; // our descriptors were closed from outside
         }
         wait.wake.drain();
         let knocked = events.get(1).is_some_and(|e| !e.is_empty());
@@ -460,7 +459,7 @@ fn run(talk: &Mutex<Talk>, listener: &OwnedFd, wait: &Wait, spare: &mut Option<E
     }
 }
 
-/// Accepts one client; `false` when there are no descriptors left.
+/// Accepts one client; `false` if no descriptors are left.
 fn accept(talk: &mut Talk, listener: &OwnedFd) -> bool {
     match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
         Ok(socket) => talk.admit(socket),
@@ -468,7 +467,7 @@ fn accept(talk: &mut Talk, listener: &OwnedFd) -> bool {
             log::warn!("an ivshmem client must wait: {e}");
             return false;
         }
-        // It was gone again before we looked.
+        // It disconnected before it was accepted.
         Err(_) => {}
     }
     true

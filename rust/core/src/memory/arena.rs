@@ -1,12 +1,12 @@
 //! First-fit allocation of offsets.
 //!
-//! Rings are few, long-lived and allocated when a port starts, so the simplest
-//! allocator that loses nothing is enough: free ranges by offset, first fit,
-//! neighbours joined when one is given back. All of it lives in private memory.
+//! Rings are few, long-lived and allocated when a port starts, so the simplest allocator is enough:
+//! free ranges by offset, first fit, joined with their neighbours on release. Its state is in
+//! private memory.
 
 use std::collections::BTreeMap;
 
-/// Parts never share a cache line with each other.
+/// Parts never share a cache line.
 const LINE: usize = 64;
 
 /// Free ranges of `0..len`: offset to length. No two touch.
@@ -20,12 +20,12 @@ impl Arena {
         Self { free: BTreeMap::from([(0, len)]) }
     }
 
-    /// Bytes that a part of `len` takes.
+    /// Bytes taken by a part of `len` bytes.
     fn footprint(len: usize) -> Option<usize> {
         len.checked_next_multiple_of(LINE)
     }
 
-    /// The offset of an exclusive part; `align` is a power of two.
+    /// Returns the offset of an exclusive part; `align` is a power of two.
     pub(super) fn allocate(&mut self, len: usize, align: usize) -> Option<usize> {
         let len = Self::footprint(len)?;
         let align = align.max(LINE);
@@ -43,7 +43,7 @@ impl Arena {
         Some(at)
     }
 
-    /// Gives a part back: what `allocate` returned for the same `len`.
+    /// Releases a part that `allocate` returned for the same `len`.
     pub(super) fn release(&mut self, offset: usize, len: usize) {
         let Some(len) = Self::footprint(len) else { return };
         let (mut start, mut end) = (offset, offset + len);
@@ -59,7 +59,7 @@ impl Arena {
         self.free.insert(start, end - start);
     }
 
-    /// Bytes free, and the longest part that could be had.
+    /// Returns the free bytes, and the longest possible part.
     pub(super) fn room(&self) -> (usize, usize) {
         (self.free.values().sum(), self.free.values().copied().max().unwrap_or(0))
     }

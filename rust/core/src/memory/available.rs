@@ -1,13 +1,13 @@
-//! How much ordinary memory can be had without the out-of-memory killer.
+//! How much ordinary memory is available before the out-of-memory killer acts.
 //!
-//! Prefaulting ordinary pages past what there is does not fail: the kernel kills
-//! a process instead. So the question is asked first: of the machine (or node),
-//! and of every memory cgroup that we are in.
+//! Prefaulting more ordinary pages than available does not fail: the kernel kills a process
+//! instead. So this is checked first, for the machine (or node) and for every memory cgroup of the
+//! process.
 
 use super::cgroup;
 use std::fs;
 
-/// Bytes that can be had now, where the kernel says.
+/// Bytes available now, if the kernel says.
 pub(super) fn available(node: Option<u32>) -> Option<u64> {
     let machine = match node {
         None => {

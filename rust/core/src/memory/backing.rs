@@ -1,14 +1,13 @@
 //! The file: a memfd, or one with a name in a directory.
 //!
-//! A memfd is the default: it has no name, goes with its last user, and can be
-//! sealed. A file in a hugetlbfs (or tmpfs) mount is for `ivshmem-plain`, whose
-//! QEMU opens it by path; hugetlbfs has no `O_TMPFILE`, and a file without a
-//! name could not be opened by path anyway. Such a file cannot be sealed either:
-//! its mode (0600) is what keeps others from truncating it.
+//! A memfd is the default: it has no name, is freed by its last user, and can be sealed. A file in
+//! a hugetlbfs (or tmpfs) mount is for `ivshmem-plain`, where QEMU opens it by path; hugetlbfs has
+//! no `O_TMPFILE`, and an unnamed file could not be opened by path anyway. Such a file cannot be
+//! sealed; its mode (0600) keeps others from truncating it.
 //!
-//! A named file would outlive a process that is killed, and hold its hugepages.
-//! So each is locked (`flock(2)`) while its process lives, and whoever makes the
-//! next one in the directory removes those of the same user that nobody locks.
+//! A named file would survive a killed process and hold its hugepages. So each is locked
+//! (`flock(2)`) while its process runs, and creating another one in the directory removes the
+//! unlocked ones of the same user.
 
 use super::PageSize;
 use super::pages::human;
@@ -20,17 +19,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// `f_type` of the file systems that a region's file may be in (statfs(2)).
+/// `f_type` of the allowed file systems (statfs(2)).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// How the names of our files start.
+/// Prefix of our file names.
 const PREFIX: &str = "virtnic-";
 
-/// The file; its name, if it has one, is removed when this is dropped.
+/// The file; its name, if any, is removed on drop.
 #[derive(Debug)]
 pub(super) struct Backing {
-    /// Shared with whoever gives it to a QEMU; none after [`Backing::forget`].
+    /// Shared with code that passes it to a QEMU; none after [`Backing::forget`].
     file: Mutex<Option<Arc<OwnedFd>>>,
     named: Option<Named>,
 }
@@ -38,7 +37,7 @@ pub(super) struct Backing {
 #[derive(Debug)]
 struct Named {
     path: PathBuf,
-    /// Who made it: a fork's copy of this must not remove it.
+    /// The creator: a forked copy must not remove the file.
     pid: u32,
 }
 
@@ -52,7 +51,7 @@ impl Backing {
         };
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | kind;
         let fd = fs::memfd_create(c"virtnic", flags).map_err(|cause| match cause {
-            // Not for want of pages: others would not do either.
+            // Not for lack of pages: other sizes would fail too.
             Errno::MFILE | Errno::NFILE => Error::os("making the shared memory's file", cause),
             _ => Error::MemoryUnavailable(format!(
                 "this kernel does not make a memfd of {} ({cause})",
@@ -63,7 +62,7 @@ impl Backing {
         Ok(Self { file: Mutex::new(Some(Arc::new(fd))), named: None })
     }
 
-    /// A file of `size` bytes, mode 0600, with a name of its own in `directory`.
+    /// A file of `size` bytes, mode 0600, with a unique name in `directory`.
     pub(super) fn in_directory(size: usize, directory: &Path) -> Result<Self> {
         sweep(directory);
         let (fd, path) = create(directory)?;
@@ -87,8 +86,8 @@ impl Backing {
         })
     }
 
-    /// Closes the file, whose pages stay as long as somebody has them mapped. One with a name
-    /// stays open: its lock says that it is in use.
+    /// Closes the file, whose pages exist as long as they are mapped. A named one stays open: its
+    /// lock marks it as used.
     pub(super) fn forget(&self) {
         if self.named.is_none() {
             self.lock().take();
@@ -96,7 +95,7 @@ impl Backing {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
-        // Each change under the lock is one assignment: a panic leaves nothing half done.
+        // Each change under the lock is one assignment, so a panic leaves no partial state.
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -104,7 +103,7 @@ impl Backing {
         self.named.as_ref().map(|named| named.path.as_path())
     }
 
-    /// Fixes the size for good, against every holder of the file, us included.
+    /// Fixes the size permanently, for every holder of the file.
     pub(super) fn seal(&self) -> Result<()> {
         if self.named.is_some() {
             return Ok(());
@@ -114,7 +113,7 @@ impl Backing {
             .map_err(|cause| Error::os("cannot seal the shared memory", cause))
     }
 
-    /// Gives the pages of the file back, and keeps its size.
+    /// Frees the pages of the file and keeps its size.
     pub(super) fn discard(&self, size: usize) -> Result<()> {
         let flags = fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::KEEP_SIZE;
         fs::fallocate(self.file()?, flags, 0, size as u64)
@@ -180,7 +179,7 @@ pub(super) fn directory_pages(directory: &Path) -> Result<PageSize> {
 fn create(directory: &Path) -> Result<(OwnedFd, PathBuf)> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    // Another PID namespace may have our number in the same directory.
+    // Another PID namespace may use the same number in this directory.
     for _ in 0..1000 {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("{PREFIX}{}-{number}", std::process::id()));
@@ -196,7 +195,7 @@ fn create(directory: &Path) -> Result<(OwnedFd, PathBuf)> {
             }
             Err(cause) => return Err(Error::os(format!("create {}", path.display()), cause)),
         };
-        // A sweep may have come between: then it has the lock, or the name is gone.
+        // A sweep may have intervened: it holds the lock, or has removed the name.
         if lock(&fd) && links(&fd) > 0 {
             return Ok((fd, path));
         }
@@ -207,7 +206,7 @@ fn create(directory: &Path) -> Result<(OwnedFd, PathBuf)> {
     )))
 }
 
-/// Removes the files that a killed process of the same user left.
+/// Removes files left by killed processes of the same user.
 fn sweep(directory: &Path) {
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     let ours = rustix::process::geteuid().as_raw();

@@ -1,21 +1,21 @@
-//! What the memory cgroups that we are in have left, of either version.
+//! Memory left in the cgroups of the process, version 1 or 2.
 //!
-//! A cgroup is found by two files: `/proc/self/cgroup` has its path in the hierarchy, and
-//! `/proc/self/mountinfo` where the hierarchy is mounted, and which part of it (cgroups(7)). In a
-//! container that part is often our own cgroup alone, and the path begins with what is not seen.
+//! A cgroup is located by two files: `/proc/self/cgroup` has its path in the hierarchy, and
+//! `/proc/self/mountinfo` where the hierarchy is mounted, and which part (cgroups(7)). In a
+//! container that part is often only our own cgroup, and the path begins outside it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The names that a version has for what it counts. A limit that is none is a word, or a number
-/// that no machine has; a group without a file has no such limit.
+/// File names of a version. "No limit" is a word or an impossibly large number; a group without a
+/// file has no such limit.
 struct Version {
-    /// How `/proc/self/cgroup` calls its hierarchy among the controllers.
+    /// The name of the hierarchy among the controllers of `/proc/self/cgroup`.
     controller: &'static str,
-    /// Past the last of them the kernel kills, past the others it slows to a crawl.
+    /// Beyond the last one the kernel kills, beyond the others it throttles.
     limits: &'static [&'static str],
     used: &'static str,
-    /// Of `memory.stat`: file cache that is dropped before anything else.
+    /// From `memory.stat`: file cache, which is dropped first.
     cache: &'static str,
 }
 
@@ -32,7 +32,7 @@ const V2: Version = Version {
     cache: "inactive_file ",
 };
 
-/// The least that is left in our memory cgroups and those above them.
+/// The least memory left in our cgroups and their ancestors.
 pub(super) fn available() -> Option<u64> {
     let membership = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -53,7 +53,7 @@ fn least(membership: &str, mounts: &str) -> Option<u64> {
 /// A mounted hierarchy that may limit memory.
 struct Mount {
     version: &'static Version,
-    /// What of the hierarchy is mounted, and where.
+    /// Which part of the hierarchy is mounted, and where.
     root: PathBuf,
     point: PathBuf,
 }
@@ -73,8 +73,8 @@ impl Mount {
         Some(Self { version, root, point })
     }
 
-    /// The path in a line of `/proc/self/cgroup`, `4:cpu,memory:/a/b` or `0::/a/b`, if it is of
-    /// this hierarchy.
+    /// The path in a line of `/proc/self/cgroup`, `4:cpu,memory:/a/b` or `0::/a/b`, if it belongs
+    /// to this hierarchy.
     fn membership<'a>(&self, line: &'a str) -> Option<&'a str> {
         let (_number, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
@@ -82,7 +82,7 @@ impl Mount {
     }
 
     fn least(&self, path: &str) -> Option<u64> {
-        // A path outside of what is mounted: then that is as near as we see.
+        // A path outside the mounted part: use the nearest visible cgroup.
         let below = Path::new(path).strip_prefix(&self.root).unwrap_or(Path::new(""));
         let mut folder = self.point.join(below);
         let mut least = None;
@@ -97,8 +97,8 @@ impl Mount {
 }
 
 impl Version {
-    /// What one cgroup has left: its limit less its use, the file cache that it can drop not
-    /// counted as use.
+    /// Memory left in one cgroup: its limit minus its use, not counting file cache that can be
+    /// dropped.
     fn left(&self, folder: &Path) -> Option<u64> {
         let number =
             |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();

@@ -1,13 +1,13 @@
-//! Who wants buffers that were not there, and who may have some that nobody uses any more.
+//! Queues that lack buffers, and queues that may hold finished ones.
 //!
-//! A buffer that is given back is of use to a queue that starves only if that queue is told: nothing
-//! else makes it look again. So a [`Demand`] is marked in the same critical section of the free list
-//! in which its buffers were missing ([`Threshold`]), and whoever gives buffers back sees there, at
-//! the cost of one comparison, that somebody is to be told. Where nobody starves, that is all.
+//! A freed buffer helps a starved queue only if that queue is told: nothing else makes it check
+//! again. So a [`Demand`] is marked in the same critical section of the free list in which buffers
+//! were missing ([`Threshold`]), and whoever frees buffers sees there, at the cost of one
+//! comparison, that a queue must be told. Without starvation there is no other cost.
 //!
-//! Buffers of transmitted frames come back when their queue is used the next time, and a silent one
-//! may never be. So an empty pool asks all its [`Holder`]s. What a device has not finished then is
-//! waited for by one thread, which lives for as long as somebody starves.
+//! Buffers of transmitted frames are freed when their queue is next used, which for a silent one
+//! may be never. So an empty pool asks all its [`Holder`]s. For buffers that the device has not
+//! finished, one thread waits while there is starvation.
 
 use crate::process::background;
 #[cfg(loom)]
@@ -18,25 +18,25 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-/// The first pauses between two questions to the holders; each is twice as long as that before.
+/// Initial pauses between two rounds of asking the holders; each is twice the previous one.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Somebody who has buffers that a device may have finished with: a transmit queue.
+/// A holder of buffers that a device may have finished: a transmit queue.
 pub(crate) trait Holder: fmt::Debug + Send + Sync {
-    /// Gives such buffers back to the pool, if that is possible now; must not wait. Whether there
-    /// may be more later.
+    /// Returns such buffers to the pool, if possible now, without waiting. Whether there may be
+    /// more later.
     fn release(&self) -> bool;
 }
 
 type Bell = Box<dyn Fn() + Send + Sync>;
 
-/// One queue's preference for buffers.
+/// A queue's demand for buffers.
 pub(crate) struct Demand {
     unmet: AtomicBool,
-    /// How many demands of the pool are unmet.
+    /// Number of unmet demands of the pool.
     all: Arc<AtomicUsize>,
-    /// Buffers that transmitting leaves in the pool for it.
+    /// Buffers that transmission leaves in the pool for it.
     kept: usize,
     bell: OnceLock<Bell>,
 }
@@ -46,20 +46,20 @@ impl Demand {
         Self { unmet: AtomicBool::new(false), all: Arc::clone(all), kept, bell: OnceLock::new() }
     }
 
-    /// What is called, by whoever gives buffers back, when it is worth looking again: must not
-    /// wait. Without it, whoever waits has to look at [`Self::is_unmet`].
+    /// Sets the function to call when buffers were freed; it must not wait. Without one, poll
+    /// [`Self::is_unmet`].
     pub(crate) fn ring(&self, bell: impl Fn() + Send + Sync + 'static) {
-        // The first stays: there is one for each queue.
+        // The first one stays: there is one per queue.
         let _ = self.bell.set(Box::new(bell));
     }
 
-    /// Whether buffers were missing, and none came back since.
+    /// Whether buffers were missing and none has been freed since.
     #[inline]
     pub(crate) fn is_unmet(&self) -> bool {
         self.unmet.load(Ordering::Acquire)
     }
 
-    /// Nobody waits for it any more.
+    /// Cancels the demand.
     #[inline]
     pub(crate) fn withdraw(&self) {
         if self.is_unmet() {
@@ -73,7 +73,7 @@ impl Demand {
         }
     }
 
-    /// Whether it was unmet.
+    /// Returns whether it was unmet.
     #[cold]
     fn meet(&self) -> bool {
         let was = self.unmet.swap(false, Ordering::AcqRel);
@@ -96,7 +96,7 @@ impl fmt::Debug for Demand {
     }
 }
 
-/// With how many free buffers somebody is to be told. Part of a free list, under its lock.
+/// The number of free buffers at which to tell a queue. Part of a free list, under its lock.
 #[derive(Debug)]
 pub(super) struct Threshold(usize);
 
@@ -105,13 +105,13 @@ impl Threshold {
         Self(usize::MAX)
     }
 
-    /// A demand could not be met; it can be with so many free buffers.
+    /// Records an unmet demand that needs this many free buffers.
     pub(super) fn want(&mut self, demand: &Demand, free: usize) {
         demand.mark();
         self.0 = self.0.min(free);
     }
 
-    /// After buffers were added: whether [`Registry::tell`] has to follow, without the lock.
+    /// After buffers were added: whether [`Registry::tell`] must be called, without the lock.
     #[inline]
     pub(super) fn reached(&mut self, free: usize) -> bool {
         let reached = free >= self.0;
@@ -128,7 +128,7 @@ pub(super) struct Registry {
     holders: Mutex<Vec<Weak<dyn Holder>>>,
     demands: Mutex<Vec<Weak<Demand>>>,
     unmet: Arc<AtomicUsize>,
-    /// There is a thread that asks the holders.
+    /// Whether a thread is asking the holders.
     watched: AtomicBool,
 }
 
@@ -147,25 +147,25 @@ impl Registry {
         demand
     }
 
-    /// Buffers that are kept for those who receive.
+    /// Buffers reserved for receiving.
     pub(super) fn kept(&self) -> usize {
         lock(&self.demands).iter().filter_map(Weak::upgrade).map(|demand| demand.kept).sum()
     }
 
-    /// Whether somebody starves.
+    /// Whether any queue is starved.
     #[inline]
     pub(super) fn starved(&self) -> bool {
         self.unmet.load(Ordering::Relaxed) != 0
     }
 
-    /// There are buffers again: tells everybody who starved. Those for whom they were too few
+    /// Tells all starved queues that buffers are available. Those for which they do not suffice
     /// come again.
     #[cold]
     pub(super) fn tell(&self) {
-        // A bell of the last reference to a queue's demand must not end under the lock.
+        // Dropping the last reference to a queue's bell must happen outside the lock.
         let demands: Vec<_> = lock(&self.demands).iter().filter_map(Weak::upgrade).collect();
         for demand in demands {
-            // First the mark, then the bell: who forgets the bell and looks then sees it.
+            // Mark first, then ring: a queue that misses the bell and then checks sees the mark.
             if demand.meet()
                 && let Some(bell) = demand.bell.get()
             {
@@ -174,16 +174,15 @@ impl Registry {
         }
     }
 
-    /// Has the holders give back what they can; whether they may have more later.
+    /// Asks the holders to free what they can; whether they may have more later.
     #[cold]
     pub(super) fn ask_holders(&self) -> bool {
-        // A holder may be the last to go, and its end needs no lock of ours.
+        // A holder may be dropped here, which needs none of our locks.
         let holders: Vec<_> = lock(&self.holders).iter().filter_map(Weak::upgrade).collect();
         holders.iter().fold(false, |more, holder| holder.release() | more)
     }
 
-    /// Asks the holders again and again, in a thread, as long as somebody starves and they have
-    /// something.
+    /// Keeps asking the holders, in a thread, while there is starvation and they hold something.
     #[cold]
     pub(super) fn watch(self: &Arc<Self>) {
         if self.watched.swap(true, Ordering::SeqCst) {
@@ -210,7 +209,7 @@ fn keep_asking(registry: &Weak<Registry>) {
             continue;
         }
         registry.watched.store(false, Ordering::SeqCst);
-        // One that starves since then found this thread still there.
+        // A queue starved meanwhile has found this thread running.
         if !registry.starved() || registry.watched.swap(true, Ordering::SeqCst) {
             return;
         }

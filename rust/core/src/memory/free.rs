@@ -3,16 +3,16 @@
 use super::BufferId;
 use super::demand::Threshold;
 
-/// A stack, the end of it most recently used.
+/// A stack, most recently used last.
 #[derive(Debug)]
 pub(super) struct Free {
     pub(super) ids: Vec<BufferId>,
-    /// When somebody who starved has to be told.
+    /// When to tell a starved queue.
     pub(super) threshold: Threshold,
     /// The lowest id.
     #[cfg(debug_assertions)]
     pub(super) first: BufferId,
-    /// Which ids are in it, to catch a buffer given twice.
+    /// The ids in it, to detect double frees.
     #[cfg(debug_assertions)]
     pub(super) present: Vec<bool>,
 }
@@ -29,7 +29,7 @@ impl Free {
         }
     }
 
-    /// The same, but leaves so many.
+    /// The same, but leaves some buffers.
     #[inline]
     pub(super) fn take_above(
         &mut self,
@@ -54,8 +54,8 @@ impl Free {
         count
     }
 
-    /// `ids` are in range. The capacity is that of all buffers: no allocation. Whether somebody
-    /// has to be told of them, without the lock.
+    /// `ids` must be in range. The capacity is that of all buffers, so nothing is allocated.
+    /// Returns whether a starved queue must be told, outside the lock.
     #[inline]
     #[must_use]
     pub(super) fn give(&mut self, ids: &[BufferId]) -> bool {
@@ -64,7 +64,7 @@ impl Free {
             let twice = std::mem::replace(&mut self.present[(id - self.first) as usize], true);
             assert!(!twice, "buffer {id} was given back twice");
         }
-        // In a release build a surplus is the one sign of an id given twice.
+        // In a release build, a surplus is the only sign of a double free.
         let room = self.ids.capacity() - self.ids.len();
         if ids.len() > room {
             log::error!("{} buffers too many were given back: dropped", ids.len() - room);

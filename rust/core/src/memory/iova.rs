@@ -7,14 +7,14 @@ use std::ops::Range;
 
 /// An address in the device's address space (what VIRTIO calls a physical address).
 ///
-/// It is a value, never a cast pointer: a [`super::Region`] translates between
-/// offsets in the file and `Iova`, in both directions.
+/// A value, never a cast pointer: a [`super::Region`] converts between offsets in the file and
+/// `Iova`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct Iova(pub u64);
 
 impl Iova {
-    /// The address `bytes` further on; wraps like the device's adder would.
+    /// The address `bytes` further on; wraps.
     #[must_use]
     pub const fn plus(self, bytes: u64) -> Self {
         Self(self.0.wrapping_add(bytes))
@@ -40,30 +40,29 @@ pub enum Placement {
     Virtual,
     /// At the host-physical address (`iova="pa"`): contiguous and aligned to its size.
     ///
-    /// The kernel may still migrate a hugepage later (memory hot-unplug, compaction
-    /// for gigantic pages). The device does not notice: QEMU reaches the memory
-    /// through the file, the address is only the name it has on the device's side.
+    /// The kernel may still migrate a hugepage later (memory hot-unplug, compaction for gigantic
+    /// pages). The device is not affected: QEMU accesses the memory through the file, and the
+    /// address is only its name on the device's side.
     Physical,
     /// At this address.
     At(Iova),
 }
 
-/// An address given by the caller ends at or below this: 2^40, the guest-physical
-/// addresses of QEMU's default CPU models.
+/// An explicit address must end at or below this: 2^40, the guest-physical address space of QEMU's
+/// default CPU models.
 ///
-/// With TCG a BAR answers anywhere (tried up to 2^63 on QEMU 5.2, 7.2, 10.0 and
-/// 11.1), but under KVM the memory becomes a memslot, which lies within what the
-/// host's processor can address. Below 2^40 works everywhere, and `Virtual` stays
-/// below it too.
+/// With TCG a BAR works anywhere (tested up to 2^63 on QEMU 5.2, 7.2, 10.0 and 11.1), but under KVM
+/// the memory becomes a memslot, which must be within the host processor's address space. Below
+/// 2^40 works everywhere, and `Virtual` stays below it too.
 pub const IOVA_LIMIT: u64 = 1 << 40;
 
-/// What a PC has at fixed addresses: a BAR there would hide it or be hidden by it.
+/// Fixed addresses of a PC: a BAR there would hide something or be hidden.
 const OCCUPIED: [(Range<u64>, &str); 2] = [
     (0..16 << 20, "the machine's RAM, VGA window and BIOS shadow"),
     (0xc000_0000..1 << 32, "the PC's 32-bit PCI window, IO-APIC, local APIC and BIOS"),
 ];
 
-/// What of the PC the `len` bytes at `start` would overlap.
+/// What in the PC the `len` bytes at `start` would overlap.
 pub(super) fn overlapped(start: u64, len: u64) -> Option<(Range<u64>, &'static str)> {
     let end = start.saturating_add(len);
     OCCUPIED.iter().find(|(range, _)| start < range.end && range.start < end).cloned()

@@ -1,9 +1,8 @@
-//! A range of our address space, aligned to its size, and the file mapped there.
+//! A range of our address space, aligned to its size, with the file mapped there.
 //!
-//! The range is reserved first (inaccessible, `MAP_FIXED_NOREPLACE`: it never
-//! takes the place of another mapping) and the file is mapped over it afterwards.
-//! So "no room at this address" and "no hugepage" are told apart, which `mmap`
-//! alone reports with the same error.
+//! The range is first reserved (inaccessible, `MAP_FIXED_NOREPLACE`: it never replaces another
+//! mapping) and then the file is mapped over it. This distinguishes "no room at this address" from
+//! "no hugepage", for which `mmap` alone reports the same error.
 
 use super::IOVA_LIMIT;
 use super::pages::human;
@@ -15,20 +14,20 @@ use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 
-/// Where the search starts: above what any PC that QEMU makes for us has in the
-/// device's address space, since `va` places the BAR at the same address.
+/// Where the search starts: above everything that a PC made by QEMU has in the device's address
+/// space, since `va` places the BAR at the same address.
 const LOWEST: usize = 64 << 30;
 
-/// An aligned range of our address space; unmapped when dropped.
+/// An aligned range of our address space, unmapped on drop.
 #[derive(Debug)]
 pub(super) struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the mapping is owned by this value alone and not tied to a thread. The
-// memory behind it is only reached through raw pointers, whose users answer for
-// their own synchronisation.
+//  SAFETY: the mapping is owned by this value alone and not tied to a thread. The memory behind it
+//  is
+// only accessed through raw pointers, whose users are responsible for synchronisation.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; no method changes the value through a shared reference.
 unsafe impl Sync for Mapping {}
@@ -51,7 +50,7 @@ impl Mapping {
                     if mapping.address() == address {
                         return Ok(mapping);
                     }
-                    // A kernel before 4.17 takes the address for a hint: dropped again.
+                    // A kernel before 4.17 treats the address as a hint: dropped again.
                 }
                 Err(Errno::EXIST) => {}
                 Err(cause) => {
@@ -71,13 +70,14 @@ impl Mapping {
         )))
     }
 
-    /// Maps the file over the whole range. With `promise`, the kernel promises now
-    /// that there are enough hugepages.
+    /// Maps the file over the whole range. With `promise`, the kernel reserves enough hugepages
+    /// now.
     pub(super) fn attach(&self, file: BorrowedFd<'_>, promise: bool) -> Result<(), Errno> {
         let mut flags = MapFlags::SHARED | MapFlags::FIXED;
         flags.set(MapFlags::NORESERVE, !promise);
-        // SAFETY: the range is ours alone (`reserve`), and nothing has been handed
-        // out from it that a new mapping could pull away: it was inaccessible.
+        //  SAFETY: the range is ours (`reserve`), and no pointer into it has been handed out that a
+        //  new mapping
+        // could invalidate: it was inaccessible.
         let found = unsafe {
             mm::mmap(
                 self.base.as_ptr().cast(),
@@ -92,8 +92,8 @@ impl Mapping {
         Ok(())
     }
 
-    /// Faults `len` bytes at `offset` in, for writing. Running out is an error here,
-    /// where touching the memory would be a SIGBUS.
+    /// Faults in `len` bytes at `offset`, for writing. A lack of pages is an error here, instead of
+    /// a SIGBUS on access.
     pub(super) fn populate(&self, offset: usize, len: usize) -> Result<(), Errno> {
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(Errno::INVAL);
@@ -104,8 +104,8 @@ impl Mapping {
         unsafe { populate(start, len) }
     }
 
-    /// The same for the whole file on kernels before 5.14, which cannot populate:
-    /// its pages are allocated through the file; they are mapped when first touched.
+    /// The same for the whole file on kernels before 5.14, which cannot populate: pages are
+    /// allocated through the file, and mapped on first access.
     pub(super) fn populate_by_file(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
         retry(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, self.len as u64))
     }
@@ -125,7 +125,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: our own range; whoever got a pointer into it keeps this alive.
+        //  SAFETY: our own range; holders of pointers into it keep this alive.
         if let Err(cause) = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) } {
             log::warn!("cannot unmap {:#x}: {cause}", self.address());
         }

@@ -1,18 +1,16 @@
-//! One shared file: everything that a device may touch lies in it.
+//! The shared file: the only memory that a device can access.
 //!
-//! A [`Region`] is the file, mapped, prefaulted and sealed, with its place in
-//! the device's address space ([`Iova`]). A [`Chunk`] is an exclusive part of
-//! it (a ring). The [`Pool`] is its largest part, cut into packet buffers; all
-//! ports of one region share it, which is what makes forwarding between them
-//! free of copies.
+//! A [`Region`] is the mapped, prefaulted and sealed file with its place in the device's address
+//! space ([`Iova`]). A [`Chunk`] is an exclusive part of it (a ring). The [`Pool`] is its largest
+//! part, divided into packet buffers and shared by all ports of the region, so that forwarding
+//! between them needs no copies.
 //!
-//! Shared memory is hostile: whoever holds the file can change any byte at any
-//! time. Nothing here hands out `&T` or `&mut T` to it.
+//! Shared memory is hostile: any holder of the file can change any byte at any time. Nothing here
+//! hands out `&T` or `&mut T` to it.
 //!
-//! From the bottom: `pages` (sizes and counts), `available` (how much ordinary
-//! memory there is), `numa`, `backing` (the file), `mapping` (its address),
-//! `physical` (contiguity), `region` (all of it together), and on top of the
-//! region `arena` with `chunk`, and `pool`.
+//! Bottom up: `pages` (sizes and counts), `available` (ordinary memory), `numa`, `backing` (the
+//! file), `mapping` (its address), `physical` (contiguity), `region` (all of it combined), and on
+//! top of the region `arena` with `chunk`, and `pool`.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("virtnic places its memory above 4 GiB: it needs a 64-bit target");

@@ -1,10 +1,9 @@
-//! NUMA nodes: which there are, and binding memory to one (`mbind(2)`).
+//! NUMA nodes: enumeration, and binding memory to one (`mbind(2)`).
 //!
-//! The binding is strict (`MPOL_BIND`): a node that has too little is an error
-//! when the memory is prefaulted, not a silent walk to a remote node. For
-//! hugepages the policy belongs to our mapping, and since every page is
-//! prefaulted through it, to the pages that there are. For ordinary pages the
-//! kernel keeps it with the file.
+//! The binding is strict (`MPOL_BIND`): if a node has too little memory, prefaulting fails instead
+//! of silently using another node. For hugepages the policy belongs to our mapping, and so, as
+//! every page is prefaulted through it, to the existing pages. For ordinary pages the kernel keeps
+//! it with the file.
 
 use crate::{Error, Result};
 use std::ffi::{c_long, c_void};
@@ -12,7 +11,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// The number of `mbind` where it is known.
+/// The system call number of `mbind`, if known.
 const SYS_MBIND: Option<c_long> = if cfg!(target_arch = "x86_64") {
     Some(237)
 } else if cfg!(any(target_arch = "aarch64", target_arch = "riscv64")) {
@@ -21,18 +20,18 @@ const SYS_MBIND: Option<c_long> = if cfg!(target_arch = "x86_64") {
     None
 };
 
-/// Strictly on the nodes given (`linux/mempolicy.h`).
+/// Strict binding to the given nodes (`linux/mempolicy.h`).
 const MPOL_BIND: c_long = 2;
 
-/// Nodes that a mask can name; the kernel's own limit is 1,024.
+/// Number of nodes in a mask; the kernel's own limit is 1,024.
 const MAX_NODES: usize = 1024;
 
 unsafe extern "C" {
-    // libc's wrapper: rustix has no `mbind`, and one call is no reason for a crate.
+    // libc's wrapper: rustix has no `mbind`, and a single call does not justify a crate.
     fn syscall(number: c_long, ...) -> c_long;
 }
 
-/// The nodes that are online; empty where the kernel knows no NUMA.
+/// The nodes that are online; empty if the kernel has no NUMA support.
 pub(super) fn online() -> Vec<u32> {
     online_in(Path::new("/sys"))
 }
@@ -83,11 +82,12 @@ pub(super) unsafe fn bind(address: *mut c_void, len: usize, node: u32) -> Result
     };
     let mut mask: [c_long; MAX_NODES / BITS] = [0; MAX_NODES / BITS];
     mask[index / BITS] = 1 << (index % BITS);
-    // The kernel reads one bit less than `maxnode` says (set_mempolicy(2), BUGS).
+    // The kernel reads one bit less than `maxnode` (set_mempolicy(2), BUGS).
     let maxnode = MAX_NODES as c_long + 1;
     let mask = mask.as_ptr();
-    // SAFETY: `mbind` reads the mask, which outlives the call, and changes only
-    // where future pages of the range come from; the range is the caller's mapping.
+    //  SAFETY: `mbind` reads the mask, which outlives the call, and changes only the placement of
+    //  future
+    // pages of the range, which is the caller's mapping.
     let result = unsafe { syscall(number, address, len, MPOL_BIND, mask, maxnode, 0 as c_long) };
     if result == 0 {
         return Ok(());

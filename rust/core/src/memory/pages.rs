@@ -1,11 +1,11 @@
-//! Page sizes and how many hugepages the machine has.
+//! Page sizes, and how many hugepages the machine has.
 
 use super::Placement;
 use crate::Result;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A size of page that can back a region.
+/// A page size that can back a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PageSize {
     /// The ordinary page.
@@ -29,12 +29,12 @@ impl PageSize {
         }
     }
 
-    /// The page size of `bytes`, where it is one of these.
+    /// The page size of `bytes` bytes, if it is one of these.
     pub fn from_bytes(bytes: usize) -> Option<Self> {
         [Self::Base, Self::Huge2M, Self::Huge1G].into_iter().find(|page| page.bytes() == bytes)
     }
 
-    /// What the pages are called in messages.
+    /// Name of the pages in messages.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Base => "ordinary pages",
@@ -49,12 +49,12 @@ impl PageSize {
     }
 }
 
-/// Which pages the caller wants.
+/// The requested pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageRequest {
-    /// The largest that is free and divides the size; falls back with a warning.
+    /// The largest size with free pages that divides the size; a fallback is a warning.
     Auto,
-    /// These or an error.
+    /// This size, or an error.
     Exactly(PageSize),
 }
 
@@ -63,16 +63,15 @@ pub enum PageRequest {
 pub struct HugepageCount {
     /// The page size.
     pub size: PageSize,
-    /// Reserved for hugetlb in all (`nr_hugepages`).
+    /// Total reserved for hugetlb (`nr_hugepages`).
     pub total: usize,
-    /// Of these, not in use (`free_hugepages`) and not promised (`resv_hugepages`).
-    /// The kernel counts promises for the machine only, so a node never shows more
-    /// than the machine has to give.
+    /// Of these, not in use (`free_hugepages`) and not promised (`resv_hugepages`). The kernel
+    /// counts promises only for the machine, so a node never shows more than the machine has left.
     pub free: usize,
 }
 
-/// What `/sys` says of hugepages, of the machine or of one NUMA node; the largest
-/// size first. A size that the kernel does not have is missing.
+/// The hugepages of the machine or of one NUMA node according to `/sys`; largest size first. Sizes
+/// that the kernel does not support are missing.
 ///
 /// # Errors
 /// [`crate::Error::Invalid`] when the node does not exist.
@@ -106,20 +105,20 @@ fn number(path: &PathBuf) -> Option<usize> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Whether the kernel may make hugepages of this size when they are asked for
-/// (`nr_overcommit_hugepages`), so that a count of free ones does not say all.
+/// Whether the kernel may create hugepages of this size on demand (`nr_overcommit_hugepages`), so
+/// that the count of free ones is not conclusive.
 pub(super) fn overcommits(size: PageSize) -> bool {
     let folder = Path::new("/sys/kernel/mm/hugepages").join(size.folder());
     number(&folder.join("nr_overcommit_hugepages")).is_some_and(|count| count > 0)
 }
 
-/// What the machine or a node has of one size; zero of zero where the kernel has none.
+/// The count of one size for the machine or a node; zero of zero if the kernel has none.
 pub(super) fn count(size: PageSize, node: Option<u32>) -> Result<HugepageCount> {
     let found = hugepages(node)?.into_iter().find(|count| count.size == size);
     Ok(found.unwrap_or(HugepageCount { size, total: 0, free: 0 }))
 }
 
-/// What is missing for `bytes` of hugepages, and how to get it.
+/// The error for a lack of hugepages for `bytes`, with a remedy.
 pub(super) fn shortage(
     have: HugepageCount,
     bytes: usize,
@@ -151,7 +150,7 @@ pub(super) fn shortage(
     format!("{found}; reserve some with `{reserve}`, or {instead}")
 }
 
-/// A size as people write it: `64 MiB`.
+/// Formats a size: `64 MiB`.
 pub(super) fn human(bytes: u64) -> String {
     const UNITS: [(u32, &str); 4] = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     UNITS.into_iter().find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift)).map_or_else(

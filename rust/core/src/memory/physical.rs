@@ -1,19 +1,17 @@
 //! Physically contiguous memory: hold, find, release.
 //!
-//! The kernel has no call for "these hugepages, in this order". But its list of
-//! free hugepages is a stack: a page that is given back is the next to be handed
-//! out. So:
+//! The kernel cannot be asked for particular hugepages, but its list of free hugepages is a stack:
+//! a released page is the next to be allocated. So:
 //!
 //! 1. *Hold* free hugepages, batch by batch, and read their frame numbers from
 //!    `/proc/self/pagemap` (which shows them to CAP_SYS_ADMIN only).
 //! 2. *Find* a run of frames as long as the region and aligned to its size.
-//! 3. *Release* the holder of each frame in turn and touch the page of the region
-//!    that shall have it.
+//! 3. *Release* the holder of each frame in turn and touch the page of the region that should get
+//!    it.
 //!
-//! Every frame is verified afterwards. Another process may take a page in between:
-//! then all is given back and tried again, with every free page held until the end.
-//! Processes that use this module take turns (a lock on sysfs's folder), as far as
-//! they see the same sysfs.
+//! Every frame is verified afterwards. If another process takes a page in between, everything is
+//! released and tried again, with every free page held until the end. Processes that use this
+//! module take turns (by a lock on sysfs's folder), if they see the same sysfs.
 
 use super::backing::Backing;
 use super::mapping::{self, Mapping};
@@ -29,13 +27,13 @@ use std::os::fd::OwnedFd;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-/// How often another process may come between.
+/// How many times another process may interfere.
 const ATTEMPTS: usize = 8;
 
-/// How long to wait for another process that is at the same work.
+/// How long to wait for another process doing the same.
 const TURN: Duration = Duration::from_secs(2);
 
-/// `/proc/self/pagemap`: one 64-bit word for each ordinary page
+/// `/proc/self/pagemap`: one 64-bit word per ordinary page
 /// (Documentation/admin-guide/mm/pagemap.rst).
 struct Pagemap {
     file: OwnedFd,
@@ -54,7 +52,7 @@ impl Pagemap {
         Ok(Self { file, page: PageSize::Base.bytes() as u64 })
     }
 
-    /// The physical address of the page at `address`; `None` where there is no page.
+    /// The physical address of the page at `address`; `None` if there is no page.
     fn physical(&self, address: usize) -> Result<Option<u64>> {
         let mut word = [0; 8];
         let offset = address as u64 / self.page * 8;
@@ -70,7 +68,7 @@ impl Pagemap {
         let (present, frame) = (word >> 63 == 1, word & ((1 << 55) - 1));
         match (present, frame) {
             (false, _) => Ok(None),
-            // Frame 0 is never given to a process: the kernel hides the number.
+            // Frame 0 is never given to a process, so the kernel is hiding the number.
             (true, 0) => Err(denied("frame numbers read as zero")),
             (true, frame) => Ok(Some(frame * self.page)),
         }
@@ -85,15 +83,15 @@ fn denied(found: &str) -> Error {
     ))
 }
 
-/// Whether the kernel shows us physical addresses.
+/// Whether the kernel shows physical addresses.
 pub(super) fn check_privilege() -> Result<()> {
     let local = 1u8;
-    // A page that is there without doubt: that of a variable on the stack.
+    // Use a page that certainly exists: that of a variable on the stack.
     Pagemap::open()?.physical(ptr::from_ref(&local).addr()).map(|_| ())
 }
 
-/// Free hugepages that we have faulted in to learn their frames and to keep others
-/// from them. Each goes back when released, all when dropped.
+/// Free hugepages that were faulted in to learn their frames and to keep others from taking them.
+/// Each is freed when released, all on drop.
 struct Holders {
     base: *mut c_void,
     page: usize,
@@ -101,7 +99,7 @@ struct Holders {
 }
 
 impl Holders {
-    /// Up to `count` pages.
+    /// Takes up to `count` pages.
     fn take(count: usize, page: PageSize, node: Option<u32>) -> Result<Self> {
         let huge = match page {
             PageSize::Huge1G => MapFlags::HUGE_1GB,
@@ -130,7 +128,7 @@ impl Holders {
                             .to_owned(),
                     ));
                 }
-                // Out of free pages.
+                // No free pages are left.
                 Err(_) => {
                     for rest in index..count {
                         holders.release(rest);
@@ -147,7 +145,7 @@ impl Holders {
         unsafe { self.base.byte_add(index * self.page) }
     }
 
-    /// Gives one page back.
+    /// Releases one page.
     fn release(&mut self, index: usize) {
         if let Some(held) = self.held.get_mut(index)
             && std::mem::take(held)
@@ -168,16 +166,16 @@ impl Drop for Holders {
     }
 }
 
-/// Frames that are held: physical address to holder and page of it.
+/// Held frames: physical address to holder and its page.
 type Frames = BTreeMap<u64, (usize, usize)>;
 
-/// Why an attempt did not end well.
+/// Why an attempt failed.
 enum Setback {
-    /// No run among this many pages.
+    /// No contiguous run among this many pages.
     NoRun(usize),
-    /// A page went to another process.
+    /// Another process took a page.
     Raced,
-    /// Nothing that another attempt could change.
+    /// A permanent error.
     Fatal(Error),
 }
 
@@ -187,7 +185,7 @@ impl From<Error> for Setback {
     }
 }
 
-/// Fills the mapping of `backing` with contiguous hugepages; says where they are.
+/// Fills the mapping of `backing` with contiguous hugepages and returns their address.
 pub(super) fn fill(
     target: &Mapping,
     backing: &Backing,
@@ -195,8 +193,8 @@ pub(super) fn fill(
     node: Option<u32>,
 ) -> Result<Iova> {
     let pagemap = Pagemap::open()?;
-    // A run lies on one node, and the kernel serves ours first: on a machine with
-    // several, the page just released is the next only when that node is asked for.
+    // A run is on one node, and the kernel serves ours first: on a machine with several, the
+    // released page is the next one only if that node is requested.
     let nodes = match (node, numa::online()) {
         (Some(node), _) => vec![Some(node)],
         (None, online) if online.len() > 1 => online.into_iter().map(Some).collect(),
@@ -219,7 +217,7 @@ pub(super) fn fill(
                     return Ok(Iova(base));
                 }
                 Err(setback) => {
-                    // What was filled by then goes back to everybody.
+                    // What was filled so far is released.
                     backing.discard(target.len())?;
                     match setback {
                         Setback::Fatal(error) => return Err(error),
@@ -229,7 +227,7 @@ pub(super) fn fill(
                 }
             }
         }
-        // Pages that others hold may be back soon: they may be holding to find, too.
+        // Pages held by others may be released soon: they may be searching, too.
         let total = pages::count(page, node)?.total;
         if !raced && (held >= total || races >= ATTEMPTS / 2) || races >= ATTEMPTS {
             let needed = target.len() / page.bytes();
@@ -248,8 +246,8 @@ pub(super) fn fill(
     }
 }
 
-/// Waits for the other users of this module; goes on without them after [`TURN`]. The
-/// lock ends with the descriptor.
+/// Waits for other users of this module; continues without them after [`TURN`]. The lock ends with
+/// the descriptor.
 fn turn() -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
     let folder = fs::openat(CWD, "/sys/kernel/mm/hugepages", flags, Mode::empty()).ok()?;
@@ -263,8 +261,8 @@ fn turn() -> Option<OwnedFd> {
     Some(folder)
 }
 
-/// Once through: hold, find, release. `patient` keeps every free page held until the
-/// region is filled; else only as many are held as it takes to find a run.
+/// One pass: hold, find, release. With `patient`, every free page is held until the region is
+/// filled; otherwise only as many as needed to find a run.
 fn attempt(
     target: &Mapping,
     pagemap: &Pagemap,
@@ -279,8 +277,7 @@ fn attempt(
     let mut holders: Vec<Holders> = Vec::new();
     let mut frames = Frames::new();
     let start = loop {
-        // Not more than are free: what the kernel makes beyond (overcommit) does not
-        // come back to the list.
+        // Not more than are free: pages created beyond that (overcommit) do not return to the list.
         let count = batch.min(free);
         if count == 0 {
             return Err(Setback::NoRun(frames.len()));
@@ -303,8 +300,8 @@ fn attempt(
         batch *= 2;
     };
     if !patient {
-        // Everybody else's at once; those of the run are released last, and so are
-        // the next to be handed out, even with others free.
+        // All others at once; those of the run are released last, and so are allocated next, even
+        // if others are free.
         let run = start..start + size as u64;
         for (_, &(holder, index)) in frames.iter().filter(|(frame, _)| !run.contains(frame)) {
             holders[holder].release(index);
@@ -328,7 +325,7 @@ fn attempt(
     Ok(start)
 }
 
-/// Looks at every ordinary page of the mapping once more.
+/// Checks every ordinary page of the mapping once more.
 fn verify(target: &Mapping, pagemap: &Pagemap, start: u64) -> Result<(), Setback> {
     for offset in (0..target.len()).step_by(PageSize::Base.bytes()) {
         if pagemap.physical(target.address() + offset)? != Some(start + offset as u64) {
@@ -338,8 +335,8 @@ fn verify(target: &Mapping, pagemap: &Pagemap, start: u64) -> Result<(), Setback
     Ok(())
 }
 
-/// The lowest run of frames, one `step` apart, that is `size` long and aligned to
-/// it, outside of what a PC has at fixed addresses.
+/// The lowest run of frames, `step` apart, of length `size` and aligned to it, outside the fixed
+/// addresses of a PC.
 fn find_run(frames: &Frames, size: u64, step: u64) -> Option<u64> {
     frames.keys().copied().find(|&start| {
         start.is_multiple_of(size)

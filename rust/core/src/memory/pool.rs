@@ -1,22 +1,22 @@
-//! The packet pool: buffers of one stride, a few large ones, and who owns each.
+//! The packet pool: buffers of equal stride, some jumbo buffers, and their ownership.
 //!
-//! A buffer is with a device, in a burst, or free. The free lists live in
-//! private memory. The stride is an odd number of cache lines, so that the
-//! first lines of many packets do not compete for the same cache sets.
+//! A buffer is with a device, in a burst, or free. The free lists are in private memory. The stride
+//! is an odd number of cache lines, so that the first lines of many packets do not compete for the
+//! same cache sets.
 //!
 //! ```text
 //!  | ...padding | virtio_net_hdr | data ................ |
 //!  0            52               64 = DATA_OFFSET        stride
 //! ```
 //!
-//! A frame always lies in one buffer. The few *jumbo* buffers, at the end of the pool, are for
-//! frames longer than a common buffer: what devices spread over several receive buffers is put
-//! together there. Their ids have [`JUMBO`] set; all else is the same.
+//! A frame always occupies one buffer. The few *jumbo* buffers, at the end of the pool, hold frames
+//! longer than a common buffer: frames that devices spread over several receive buffers are
+//! assembled there. Their ids have [`JUMBO`] set; otherwise they are the same.
 //!
-//! A buffer that is given back while views of it are alive is a *zombie*: nobody's,
-//! and not free. One atomic word per buffer holds the count of its views and the
-//! zombie bit, so that of "given back" and "last view ended", in whatever order
-//! two threads do them, exactly one sees that both have happened and frees it.
+//! A buffer that is given back while it has live views is a *zombie*: owned by nobody, and not
+//! free. One atomic word per buffer holds the number of views and the zombie bit, so that of "given
+//! back" and "last view ended", in whatever order two threads do them, exactly one sees both and
+//! frees it.
 
 use super::demand::Registry;
 use super::free::Free;
@@ -28,18 +28,18 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A buffer of the region's pool, by its index.
+/// A buffer of the region's pool, by index.
 pub type BufferId = u32;
 
-/// Bytes in front of a buffer's data. The virtio header (10, 12 or 20 bytes) ends
-/// where the data starts, so that data is aligned to 64 bytes.
+/// Bytes in front of a buffer's data. The virtio header (10, 12 or 20 bytes) ends where the data
+/// starts, so that data is aligned to 64 bytes.
 pub const DATA_OFFSET: usize = 64;
 
-/// Bytes of data that a jumbo buffer holds unless somebody says less: the longest frame of a virtio-net device
-/// (section 5.1.6.3.1: 65,562 bytes with its header of 12).
+/// Default data bytes of a jumbo buffer: the longest frame of a virtio-net device (section
+/// 5.1.6.3.1: 65,562 bytes including the header of 12).
 pub const JUMBO_SIZE: usize = 65_550;
 
-/// Marks the id of a jumbo buffer. Bit 31 is left to the queues, for tokens of their own.
+/// Marks the id of a jumbo buffer. Bit 31 is reserved for tokens of the queues.
 const JUMBO: BufferId = 1 << 30;
 
 /// A cache line.
@@ -48,7 +48,7 @@ const LINE: usize = 64;
 /// In an export word: the buffer was given back. The other bits count views.
 const ZOMBIE: u32 = 1 << 31;
 
-/// How a part of the region is cut into buffers.
+/// How a part of the region is divided into buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) capacity: usize,
@@ -60,11 +60,11 @@ impl Layout {
     /// No buffers.
     const NONE: Self = Self { capacity: 0, stride: 0, count: 0 };
 
-    /// Smaller regions have no jumbo buffers unless they are asked for.
+    /// Smaller regions have no jumbo buffers unless requested.
     const SMALLEST_WITH_JUMBOS: usize = 4 << 20;
 
-    /// Jumbo buffers of a region: as many as are wanted, else a sixteenth of the region's size,
-    /// and none where every buffer is that large.
+    /// Jumbo buffers of a region: the requested number, or a sixteenth of the region's size, and
+    /// none if every buffer is that large.
     pub(super) fn jumbo(options: &RegionOptions, room: usize) -> Result<Self> {
         let &RegionOptions { size, buffer_size, jumbo_buffers, jumbo_size, .. } = options;
         if let Some(jumbo_size) = jumbo_size
@@ -123,36 +123,36 @@ impl Layout {
     }
 }
 
-/// Fixed-stride packet buffers of a region, shared by all its ports.
+/// Packet buffers of a fixed stride in a region, shared by all its ports.
 #[derive(Debug)]
 pub struct Pool {
     home: Home,
     region: Arc<Region>,
-    /// Offset in the region of the first buffer's data, and its address for the device.
+    /// Offset in the region of the first buffer's data, and its device address.
     first: usize,
     first_iova: Iova,
     layout: Layout,
-    /// The jumbo buffers, and bytes from the first buffer to the first of them.
+    /// The jumbo buffers, and the distance in bytes from the first buffer to the first of them.
     pub(super) jumbo: Layout,
     jumbo_distance: usize,
-    // One lock for each list; where both are taken, in this order.
+    // One lock per list; if both are taken, in this order.
     pub(super) free: Mutex<Free>,
     pub(super) free_jumbos: Mutex<Free>,
-    /// Jumbo buffers that are not free. Zero spares a look at ids.
+    /// Jumbo buffers that are not free. If zero, ids need not be checked.
     pub(super) jumbos_taken: AtomicUsize,
-    /// Who is asked for finished buffers when there are too few, and who is told when there are more.
+    /// Holders to ask for finished buffers, and queues to tell when buffers are freed.
     pub(super) registry: Arc<Registry>,
-    /// Common and jumbo buffers that are for receiving only.
+    /// Common and jumbo buffers reserved for receiving.
     pub(super) kept: AtomicUsize,
     pub(super) kept_jumbos: AtomicUsize,
-    /// Buffers with a live view, views counted. Zero lets `give` skip `exports`.
+    /// Buffers with a live view, by number of views. If zero, `give` skips `exports`.
     exported: AtomicUsize,
     /// The export words: of the common buffers, then of the jumbo ones.
     exports: Box<[AtomicU32]>,
 }
 
 impl Pool {
-    /// A pool over `part` of the region; the caller hands each part out once.
+    /// A pool over `part` of the region; the caller uses each part once.
     pub(super) fn new(
         region: &Arc<Region>,
         part: Range<usize>,
@@ -181,44 +181,44 @@ impl Pool {
         }
     }
 
-    /// How many common buffers there are; the jumbo ones are counted apart.
+    /// Number of common buffers; jumbo buffers are counted separately.
     #[inline]
     pub fn count(&self) -> usize {
         self.layout.count as usize
     }
-    /// How many of them are free now.
+    /// How many of them are free.
     pub fn free(&self) -> usize {
         self.lock().ids.len()
     }
-    /// Bytes of data a common buffer holds.
+    /// Data bytes of a common buffer.
     #[inline]
     pub fn capacity(&self) -> usize {
         self.layout.capacity
     }
-    /// Bytes of data this buffer holds.
+    /// Data bytes of this buffer.
     #[inline]
     pub fn capacity_of(&self, id: BufferId) -> usize {
         if self.is_jumbo(id) { self.jumbo.capacity } else { self.layout.capacity }
     }
-    /// Bytes from a common buffer to the next.
+    /// Distance in bytes between common buffers.
     #[inline]
     pub fn stride(&self) -> usize {
         self.layout.stride
     }
-    /// Bytes from this buffer to the next of its kind.
+    /// Distance in bytes from this buffer to the next of its kind.
     #[inline]
     pub fn stride_of(&self, id: BufferId) -> usize {
         if self.is_jumbo(id) { self.jumbo.stride } else { self.layout.stride }
     }
-    /// How many jumbo buffers there are.
+    /// Number of jumbo buffers.
     pub fn jumbo_count(&self) -> usize {
         self.jumbo.count as usize
     }
-    /// How many of them are free now.
+    /// How many of them are free.
     pub fn jumbo_free(&self) -> usize {
         lock(&self.free_jumbos).ids.len()
     }
-    /// Bytes of data a jumbo buffer holds; 0 where there is none.
+    /// Data bytes of a jumbo buffer; 0 if there is none.
     pub fn jumbo_capacity(&self) -> usize {
         self.jumbo.capacity
     }
@@ -226,42 +226,42 @@ impl Pool {
     pub fn largest_frame(&self) -> usize {
         self.layout.capacity.max(self.jumbo.capacity)
     }
-    /// Whether it is the id of a jumbo buffer.
+    /// Whether an id is that of a jumbo buffer.
     #[inline]
     pub fn is_jumbo(&self, id: BufferId) -> bool {
-        // Without the mark it is no less than any count.
+        // Without the mark it is at least any count.
         id ^ JUMBO < self.jumbo.count
     }
-    /// Whether one of these, which the caller owns, is a jumbo buffer. Costs nothing where
-    /// nobody has any.
+    /// Whether one of these buffers, which the caller owns, is a jumbo buffer. Free if no jumbo
+    /// buffer is in use.
     #[inline]
     pub(crate) fn any_jumbo(&self, ids: &[BufferId]) -> bool {
-        // Whoever owns a jumbo buffer sees that it was counted.
+        // The owner of a jumbo buffer sees it counted.
         self.jumbos_taken.load(Ordering::Relaxed) != 0 && highest(ids) >= self.layout.count
     }
 
-    /// Moves up to `wanted` free buffers to the end of `out`; says how many.
-    /// Those most recently freed, while they are in cache, and in the order in which
-    /// they were given, so that buffers in a row stay in a row. One short lock.
+    /// Moves up to `wanted` free buffers to the end of `out` and returns their number. These are
+    /// the most recently freed ones, still in cache, in the order in which they were given back, so
+    /// that adjacent buffers stay adjacent. One short lock.
     #[inline]
     pub fn take(&self, out: &mut Vec<BufferId>, wanted: usize) -> usize {
         self.lock().take(out, wanted)
     }
 
-    /// Gives buffers back. Those with live exports (see [`Self::export`]) become
-    /// free when the last export ends. One short lock; where no buffer of the pool
-    /// is exported (one atomic counter says so) no look at each buffer's exports.
+    /// Gives buffers back. Those with live exports (see [`Self::export`]) become free when the last
+    /// export ends. One short lock; if no buffer of the pool is exported (according to one atomic
+    /// counter), the exports of single buffers are not checked.
     ///
-    /// The caller owns the ids: each came from `take` and is given back once.
-    /// An id out of range is ignored and logged. In a forked child all are: nothing is taken
-    /// there, and a lock may be held by a thread that is not.
+    /// The caller owns the ids: each came from `take` and is given back once. An id out of range is
+    /// ignored and logged. In a forked child all are ignored: nothing is taken there, and a lock
+    /// may be held by a thread that does not exist.
     #[inline]
     pub fn give(&self, ids: &[BufferId]) {
         if !self.home.is_here() {
             return;
         }
-        // An export of one of these ids happened before its owner gives it here, so
-        // it is counted unless it has ended; then Acquire sees all that its view did.
+        // An export of one of these ids happened before its owner gives it back here, so it is
+        // counted unless it has ended; Acquire then orders everything its view did before.
         let quiet = self.exported.load(Ordering::Acquire) == 0;
         let tell = if quiet && highest(ids) < self.layout.count {
             self.lock().give(ids)
@@ -273,7 +273,7 @@ impl Pool {
         }
     }
 
-    /// The slow way: buffer by buffer.
+    /// The slow path: one buffer at a time.
     #[cold]
     fn give_checked(&self, ids: &[BufferId]) -> bool {
         let mut tell = false;
@@ -284,8 +284,8 @@ impl Pool {
                 log::error!("buffer {id} does not exist (of {}): not given back", self.count());
                 continue;
             };
-            // Acquire: what a view's holder did comes before the buffer's next owner.
-            // Without a view nobody else looks at the word: it needs no exchange.
+            // Acquire: the view's accesses happen before the buffer's next use. Without a view
+            // nobody else uses the word, so no exchange is needed.
             let before = match word.load(Ordering::Acquire) {
                 0 => 0,
                 _ => word.fetch_or(ZOMBIE, Ordering::AcqRel),
@@ -303,7 +303,7 @@ impl Pool {
                     tell |= free.give(&[id]);
                 }
             }
-            // Else the last view frees it.
+            // Otherwise the last view frees it.
         }
         tell
     }
@@ -327,7 +327,7 @@ impl Pool {
             log::error!("buffer {id} does not exist (of {}): not exported", self.count());
             return;
         };
-        // The last view of a zombie clears the word; nobody else looks at it then.
+        // The last view of a zombie clears the word, which nobody else uses then.
         let end = |word: u32| match word {
             0 | ZOMBIE => None,
             _ if word == ZOMBIE | 1 => Some(0),
@@ -344,7 +344,7 @@ impl Pool {
                         self.lock().give(&[id])
                     };
                 }
-                // After the word: `give` may see a count too high, never one too low.
+                // After the word: `give` may see a count too high, never too low.
                 self.exported.fetch_sub(1, Ordering::Release);
                 if tell {
                     self.registry.tell();
@@ -367,29 +367,29 @@ impl Pool {
         self.word(id).is_some_and(|word| word.load(Ordering::Acquire) & !ZOMBIE != 0)
     }
 
-    /// The data of a buffer as the device addresses it; that of buffer 0 for an id that does
-    /// not exist.
+    /// The device address of a buffer's data; that of buffer 0 for a nonexistent id.
     #[inline]
     pub fn data_iova(&self, id: BufferId) -> Iova {
         self.first_iova.plus(self.distance(id) as u64)
     }
-    /// The data of a buffer as we address it; `capacity_of(id)` bytes from there, and
-    /// `DATA_OFFSET` bytes before, belong to the buffer. An id that does not exist yields
-    /// buffer 0, never an address outside the pool.
+    /// Our address of a buffer's data; the `capacity_of(id)` bytes from there, and `DATA_OFFSET`
+    /// bytes before, belong to the buffer. A nonexistent id yields buffer 0, never an address
+    /// outside the pool.
     #[inline]
     pub fn data_ptr(&self, id: BufferId) -> *mut u8 {
-        // SAFETY: `distance` is that of a buffer inside the pool's part of the
-        // region, which the mapping that `region` keeps alive covers.
+        //  SAFETY: `distance` is that of a buffer inside the pool's part of the region, which is
+        //  covered by
+        // the mapping that `region` keeps alive.
         unsafe { self.region.base().add(self.first + self.distance(id)) }
     }
-    /// The data of a common buffer as the device addresses it; that of buffer 0 for any other.
+    /// The device address of a common buffer's data; that of buffer 0 for any other.
     #[inline]
     pub(crate) fn common_iova(&self, id: BufferId) -> Iova {
         // A conditional move, not a branch.
         let id = if id < self.layout.count { id } else { 0 };
         self.first_iova.plus((id as usize * self.layout.stride) as u64)
     }
-    /// The data of a buffer as we address it and as the device does, at the cost of one.
+    /// Both addresses of a buffer's data, at the cost of one.
     #[inline]
     pub(crate) fn data(&self, id: BufferId) -> (*mut u8, Iova) {
         let distance = self.distance(id);
@@ -397,13 +397,13 @@ impl Pool {
         let at = unsafe { self.region.base().add(self.first + distance) };
         (at, self.first_iova.plus(distance as u64))
     }
-    /// The region it is part of.
+    /// The region that it is part of.
     pub fn region(&self) -> &Arc<Region> {
         &self.region
     }
 
-    /// Bytes from the first buffer to this; 0 for one that does not exist. For a common
-    /// buffer one comparison and one multiplication.
+    /// Distance in bytes from the first buffer; 0 for a nonexistent one. For a common buffer one
+    /// comparison and one multiplication.
     #[inline]
     fn distance(&self, id: BufferId) -> usize {
         if id < self.layout.count {
@@ -413,7 +413,7 @@ impl Pool {
         }
     }
 
-    /// Apart, so that the common way stays a branch that is always predicted.
+    /// Separate, so that the common case remains an always predicted branch.
     #[cold]
     #[inline(never)]
     fn distance_of_jumbo(&self, id: BufferId) -> usize {
@@ -423,7 +423,7 @@ impl Pool {
         self.jumbo_distance + (id ^ JUMBO) as usize * self.jumbo.stride
     }
 
-    /// The export word of a buffer that exists.
+    /// The export word of an existing buffer.
     #[inline]
     fn word(&self, id: BufferId) -> Option<&AtomicU32> {
         let index = if id < self.layout.count {
@@ -444,12 +444,11 @@ impl Pool {
 
 #[inline]
 pub(super) fn lock(list: &Mutex<Free>) -> MutexGuard<'_, Free> {
-    // Poisoned means that the assertion about a buffer given twice failed: the
-    // list itself is whole.
+    // Poisoned means that the assertion about a double free failed: the list itself is intact.
     list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The highest id: the maximum and not `any`, which stops early and so is not vectorised.
+/// The highest id: `max` instead of `any`, which stops early and so is not vectorised.
 #[inline]
 fn highest(ids: &[BufferId]) -> BufferId {
     ids.iter().fold(0, |highest, &id| id.max(highest))

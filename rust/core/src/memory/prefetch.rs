@@ -1,6 +1,6 @@
-//! A hint to the cache.
+//! A cache prefetch hint.
 
-/// Asks the cache for the line at an address.
+/// Prefetches the cache line at an address.
 #[inline]
 pub(crate) fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]

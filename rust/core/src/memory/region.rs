@@ -1,4 +1,4 @@
-//! The shared file, mapped.
+//! The mapped shared file.
 
 use super::arena::Arena;
 use super::backing::{self, Backing};
@@ -14,58 +14,57 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// What a region shall be.
+/// Parameters of a region.
 #[derive(Clone, Debug)]
 pub struct RegionOptions {
-    /// Bytes; a power of two (QEMU makes it a PCI BAR) of at least 1 MiB, a multiple
-    /// of the page size.
+    /// Size in bytes: a power of two (QEMU maps it as a PCI BAR) of at least 1 MiB, a multiple of
+    /// the page size.
     pub size: usize,
-    /// Which pages.
+    /// The pages to use.
     pub pages: PageRequest,
-    /// Where it lies in the device's address space.
+    /// Its place in the device's address space.
     pub placement: Placement,
-    /// Bind the memory to this NUMA node, strictly: too little there is an error.
+    /// NUMA node to bind the memory to, strictly: too little memory there is an error.
     pub node: Option<u32>,
-    /// Make the file in this directory (a hugetlbfs mount) instead of a memfd,
-    /// so that another process can open it by path (`ivshmem-plain`). Its pages are
-    /// those of the mount; it cannot be sealed, and is removed when dropped.
+    /// Directory for the file (a hugetlbfs mount) instead of a memfd, so that another process can
+    /// open it by path (`ivshmem-plain`). Its pages are those of the mount; it cannot be sealed,
+    /// and is removed on drop.
     pub directory: Option<PathBuf>,
-    /// Bytes of data a packet buffer holds; rounded up to whole cache lines.
+    /// Data bytes of a packet buffer; rounded up to whole cache lines.
     pub buffer_size: usize,
-    /// Buffers for longer frames. `None`: a sixteenth of the memory, none below 4 MiB.
+    /// Number of buffers for longer frames. `None`: a sixteenth of the memory, none below 4 MiB.
     pub jumbo_buffers: Option<usize>,
-    /// Bytes of data that such a buffer holds. `None`: the longest frame there is, 64 KiB.
+    /// Data bytes of such a buffer. `None`: the longest possible frame, 64 KiB.
     pub jumbo_size: Option<usize>,
 }
 
 /// The smallest region.
 const SMALLEST: usize = 1 << 20;
 
-/// The part kept for rings: a sixteenth, between these.
+/// The part reserved for rings: a sixteenth, within these limits.
 const RINGS: (usize, usize) = (256 << 10, 64 << 20);
 
 /// One shared file: mapped at an address aligned to its size, prefaulted, sealed.
 ///
-/// The seals fix the file's size. What they cannot stop is a peer that punches a
-/// hole into it (`fallocate(2)`): of ordinary pages we would read zeros; of
-/// hugepages as well, unless another process takes the freed page first, which ends
-/// in a SIGBUS. The file is therefore for peers that may crash and lie, not for
-/// ones that have the descriptor and aim at our life.
+/// The seals fix the file's size. They do not prevent a peer from punching a hole into it
+/// (`fallocate(2)`): holes read as zeros, but with hugepages, if another process takes the freed
+/// page first, an access ends in a SIGBUS. So the file is safe with peers that crash or lie, but
+/// not with ones that have the descriptor and deliberately attack.
 #[derive(Debug)]
 pub struct Region {
     home: Home,
-    // The order matters: unmapped first, then closed and its name removed.
+    // In this order: unmapped first, then closed and its name removed.
     mapping: Mapping,
     backing: Backing,
     page: PageSize,
     iova: Iova,
     fallback: Option<String>,
-    /// The part for rings is `0..rings`, the rest the pool's.
+    /// `0..rings` is for rings, the rest is the pool.
     rings: usize,
     arena: Mutex<Arena>,
     layout: Layout,
     jumbo: Layout,
-    /// The one pool, as long as somebody has it.
+    /// The single pool, while it is in use.
     pool: Mutex<Weak<Pool>>,
 }
 
@@ -78,7 +77,7 @@ impl Region {
         let &RegionOptions { size, placement, node, buffer_size, .. } = options;
         if size < SMALLEST || !size.is_power_of_two() {
             return Err(Error::Invalid(format!(
-                "a size of {size} bytes will not do: QEMU makes the memory a PCI BAR, a power of \
+                "the size cannot be {size} bytes: QEMU maps the memory as a PCI BAR, a power of \
                  two of at least 1 MiB; the next is {}",
                 size.max(SMALLEST)
                     .checked_next_power_of_two()
@@ -123,7 +122,7 @@ impl Region {
                 }
                 Err(Error::MemoryUnavailable(why)) => {
                     log::debug!("no region of {}: {why}", page.name());
-                    // Who never reserved 1 GiB pages does not miss them.
+                    // If 1 GiB pages were never reserved, they are not missed.
                     if page != PageSize::Huge1G || pages::count(page, node)?.total > 0 {
                         fallback = Some(why.clone());
                     }
@@ -135,28 +134,27 @@ impl Region {
         Err(refusal.unwrap_or_else(|| Error::MemoryUnavailable("no pages to try".to_owned())))
     }
 
-    /// Bytes.
+    /// Size in bytes.
     pub fn size(&self) -> usize {
         self.mapping.len()
     }
-    /// What backs it.
+    /// The size of its pages.
     pub fn page_size(&self) -> PageSize {
         self.page
     }
-    /// Where it lies in the device's address space.
+    /// Its place in the device's address space.
     #[inline]
     pub fn iova(&self) -> Iova {
         self.iova
     }
-    /// Where it lies in ours.
+    /// Its place in our address space.
     pub fn address(&self) -> usize {
         self.mapping.address()
     }
     /// The file, for a peer of this process.
     ///
-    /// # Errors
-    /// [`crate::Error::Closed`] in a forked child, whose memory it is not,
-    /// [`crate::Error::Invalid`] after [`Self::forget_file`].
+    /// [`crate::Error::Closed`] in a forked child, which does not own it, [`crate::Error::Invalid`]
+    /// after [`Self::forget_file`].
     pub fn share(&self) -> Result<Arc<OwnedFd>> {
         self.home.check("the memory")?;
         self.file()
@@ -168,24 +166,23 @@ impl Region {
     pub fn file(&self) -> Result<Arc<OwnedFd>> {
         self.backing.file()
     }
-    /// Closes the file, where it has no path: who has mapped it keeps it, nobody else can get it.
+    /// Closes the file unless it has a path: existing mappings stay, but nobody else can get it.
     pub fn forget_file(&self) {
         self.backing.forget();
     }
-    /// The file's path where it has one.
+    /// The file's path, if it has one.
     pub fn path(&self) -> Option<&Path> {
         self.backing.path()
     }
-    /// Why the pages are smaller than the largest size there is, where `Auto` fell back.
+    /// Why the pages are smaller than the largest size, if `Auto` fell back.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }
 
-    /// The packet pool: everything but the part kept for rings.
+    /// The packet pool: everything except the part reserved for rings.
     ///
-    /// There is one at a time: as long as somebody holds it, every call returns the
-    /// same. Who holds a buffer's id holds the pool too, so a new one starts with
-    /// all buffers free.
+    /// There is one at a time: while it is in use, every call returns the same one. Holders of
+    /// buffer ids hold the pool too, so a new one starts with all buffers free.
     pub fn pool(self: &Arc<Self>) -> Arc<Pool> {
         let mut known = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         known.upgrade().unwrap_or_else(|| {
@@ -195,22 +192,22 @@ impl Region {
         })
     }
 
-    /// The device's address of `len` bytes at `offset`; `None` when they do not lie inside.
+    /// The device address of `len` bytes at `offset`; `None` if they are not inside.
     pub fn iova_of(&self, offset: usize, len: usize) -> Option<Iova> {
         self.contains(offset, len).then(|| self.iova.plus(offset as u64))
     }
-    /// The offset of `len` bytes at the device's address; `None` when they do not lie inside.
+    /// The offset of `len` bytes at a device address; `None` if they are not inside.
     pub fn offset_of(&self, iova: Iova, len: usize) -> Option<usize> {
         let offset = usize::try_from(iova.0.checked_sub(self.iova.0)?).ok()?;
         self.contains(offset, len).then_some(offset)
     }
 
-    /// An exclusive part for a ring, zeroed. `align` is a power of two.
+    /// Allocates an exclusive, zeroed part for a ring. `align` is a power of two.
     ///
     /// # Errors
-    /// [`crate::Error::MemoryUnavailable`] when the part kept for rings is full,
-    /// [`crate::Error::Invalid`] for a length of zero or an alignment that is no power of two,
-    /// [`crate::Error::Closed`] in a forked child.
+    /// [`crate::Error::MemoryUnavailable`] if the part for rings is full, [`crate::Error::Invalid`]
+    /// for a length of zero or an alignment that is not a power of two, [`crate::Error::Closed`] in
+    /// a forked child.
     pub fn allocate(self: &Arc<Self>, len: usize, align: usize) -> Result<Chunk> {
         self.home.check("the memory")?;
         if len == 0 || !align.is_power_of_two() {
@@ -237,22 +234,23 @@ impl Region {
 
     /// Copies bytes out, for diagnosis and tests.
     ///
-    /// # Errors
+    /// [`crate::Error::Invalid`] if they are not inside.
     /// [`crate::Error::Invalid`] when they do not lie inside.
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
-        // SAFETY: both ranges are valid for the length, and private memory does not
-        // overlap the mapping; a byte copy, as the rules of shared memory allow.
+        //  SAFETY: both ranges are valid for the length, and private memory does not overlap the
+        //  mapping; a
+        // byte copy, as allowed for shared memory.
         unsafe { out.as_mut_ptr().copy_from_nonoverlapping(self.base().add(offset), out.len()) };
         Ok(())
     }
     /// Copies bytes in, for diagnosis and tests.
     ///
-    /// # Errors
+    /// [`crate::Error::Invalid`] if they are not inside.
     /// [`crate::Error::Invalid`] when they do not lie inside.
     pub fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
         self.check(offset, data.len())?;
-        // SAFETY: as in `read`, the other way round.
+        //  SAFETY: as in `read`, in the other direction.
         unsafe { self.base().add(offset).copy_from_nonoverlapping(data.as_ptr(), data.len()) };
         Ok(())
     }
@@ -263,8 +261,8 @@ impl Region {
         self.mapping.as_ptr()
     }
 
-    /// Takes back what `allocate` gave. Not in a forked child, which never gives it again:
-    /// the lock may be held there by a thread that is not.
+    /// Releases what `allocate` returned. Not in a forked child, which never allocates again: the
+    /// lock may be held by a thread that does not exist there.
     pub(super) fn release(&self, offset: usize, len: usize) {
         if self.home.is_here() {
             self.arena().release(offset, len);
@@ -284,7 +282,7 @@ impl Region {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "{len} bytes at offset {offset} do not lie inside the memory of {} bytes",
+            "{len} bytes at offset {offset} are not inside the memory of {} bytes",
             self.size()
         )))
     }
@@ -339,7 +337,7 @@ fn candidates(options: &RegionOptions) -> Result<Vec<PageSize>> {
     Ok(found)
 }
 
-/// The file, mapped, bound, filled and sealed, and where the device sees it.
+/// The mapped, bound, filled and sealed file, and its device address.
 fn build(options: &RegionOptions, page: PageSize) -> Result<(Mapping, Backing, Iova)> {
     let &RegionOptions { size, placement, node, .. } = options;
     check_free(options, page)?;
@@ -348,8 +346,8 @@ fn build(options: &RegionOptions, page: PageSize) -> Result<(Mapping, Backing, I
         Some(directory) => Backing::in_directory(size, directory)?,
     };
     let mapping = Mapping::reserve(size)?;
-    // Physical memory is taken frame by frame, with every free hugepage held: a
-    // promise for the whole could not be kept meanwhile.
+    // Physical memory is taken frame by frame with every free hugepage held, so a reservation of
+    // the whole could not be satisfied meanwhile.
     let promise = placement != Placement::Physical;
     mapping
         .attach(backing.file()?.as_fd(), promise)
@@ -372,7 +370,7 @@ fn build(options: &RegionOptions, page: PageSize) -> Result<(Mapping, Backing, I
     Ok((mapping, backing, iova))
 }
 
-/// Whether there is enough, as far as it can be known before trying.
+/// Checks whether there is enough, as far as can be known before trying.
 fn check_free(options: &RegionOptions, page: PageSize) -> Result<()> {
     let &RegionOptions { size, node, placement, .. } = options;
     if page == PageSize::Base {
@@ -392,7 +390,7 @@ fn check_free(options: &RegionOptions, page: PageSize) -> Result<()> {
     Ok(())
 }
 
-/// Faults every page in.
+/// Faults in every page.
 fn prefault(
     mapping: &Mapping,
     backing: &Backing,
@@ -415,7 +413,7 @@ fn prefault(
     done.map_err(|cause| exhausted(options, page, cause))
 }
 
-/// The error for pages that ran out although they were counted before.
+/// The error if pages ran out although they were counted before.
 fn exhausted(options: &RegionOptions, page: PageSize, cause: Errno) -> Error {
     let &RegionOptions { size, node, placement, .. } = options;
     let hint = if page == PageSize::Base {

@@ -1,4 +1,4 @@
-//! For tests: hugepages reserved for as long as a value lives.
+//! For tests: hugepages reserved while a value exists.
 
 use super::PageSize;
 use super::pages;
@@ -28,9 +28,8 @@ fn free(size: PageSize) -> usize {
 }
 
 impl Reserved {
-    /// Reserves until `count` pages of 2 MiB are free. `None` where the machine does
-    /// not let us, which is said aloud, and is a failure where it has to work (root
-    /// in CI).
+    /// Reserves until `count` pages of 2 MiB are free. `None` if the machine does not allow it,
+    /// which is reported, and is a failure where it must work (root in CI).
     pub(super) fn pages(count: usize) -> Option<Self> {
         let found = Self::of(PageSize::Huge2M, count);
         let must = std::env::var("CI").is_ok_and(|value| value == "true")
@@ -39,12 +38,12 @@ impl Reserved {
         found
     }
 
-    /// Of any size, where not being able to is no failure.
+    /// Of any size, where a failure is accepted.
     pub(super) fn of(size: PageSize, count: usize) -> Option<Self> {
         if let Some(guard) = Self::reserve(size, count) {
             return Some(guard);
         }
-        // Not `eprintln!`: the test harness would keep it to itself.
+        // Not `eprintln!`: the test harness would capture it.
         let thread = std::thread::current();
         let test = thread.name().unwrap_or("a test");
         let size = size.name();
@@ -54,7 +53,7 @@ impl Reserved {
 
     fn reserve(size: PageSize, count: usize) -> Option<Self> {
         let path = std::env::temp_dir().join("virtnic-test-hugepages.lock");
-        // Reading is enough to lock, and all that another user's file allows.
+        // Read access is enough to lock, and all that another user's file allows.
         let turn = File::open(&path).or_else(|_| File::create_new(&path));
         let turn = turn.or_else(|_| File::open(&path)).ok()?;
         rustix::fs::flock(&turn, FlockOperation::LockExclusive).ok()?;

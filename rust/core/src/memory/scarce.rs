@@ -1,4 +1,4 @@
-//! What a pool does when it has too few buffers: who is asked, who goes before whom, who is told.
+//! What a pool does when it lacks buffers: whom it asks, who has priority, who is told.
 
 use super::demand::{Demand, Holder};
 use super::free::Free;
@@ -6,14 +6,13 @@ use super::pool::{BufferId, Pool, lock};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-/// Of the common buffers, and of the jumbo buffers, transmitting may be denied one in so many: these
-/// are kept for receiving.
+/// The fraction of common buffers, and of jumbo buffers, reserved for receiving: one in this many.
 const KEPT: usize = 4;
 
 impl Pool {
-    /// [`Self::take`] for a device to write to, of which `least` at least are needed. Where there are too
-    /// few, those who may hold finished ones are asked for them; where that does not help, the
-    /// demand is unmet until there is one.
+    /// [`Self::take`] for receiving; at least `least` are needed. If there are too few, holders of
+    /// finished ones are asked for them; if that does not help, the demand is unmet until there is
+    /// one.
     #[inline]
     pub(crate) fn take_to_receive(
         &self,
@@ -30,7 +29,7 @@ impl Pool {
         got
     }
 
-    /// [`Self::take`] for frames to be sent: some buffers stay for receiving.
+    /// [`Self::take`] for frames to be sent: some buffers are left for receiving.
     #[inline]
     pub(crate) fn take_to_send(
         &self,
@@ -72,8 +71,8 @@ impl Pool {
         got
     }
 
-    /// Takes a jumbo buffer to receive into. Where there is none, those who may hold finished ones
-    /// are asked for them first.
+    /// Takes a jumbo buffer to receive into. If none is free, holders of finished ones are asked
+    /// first.
     pub fn take_jumbo(&self) -> Option<BufferId> {
         self.take_free_jumbo(0).or_else(|| {
             if self.jumbo.count == 0 {
@@ -84,8 +83,8 @@ impl Pool {
         })
     }
 
-    /// The same for a frame to be sent: some stay for receiving. Where there is none, the demand is
-    /// unmet until there is.
+    /// The same for a frame to be sent: some are left for receiving. If none is free, the demand is
+    /// unmet until one is.
     pub(crate) fn take_jumbo_to_send(&self, demand: &Demand) -> Option<BufferId> {
         if self.jumbo.count == 0 {
             return None;
@@ -108,8 +107,8 @@ impl Pool {
         None
     }
 
-    /// How many common and jumbo buffers are free beside those that are kept for receiving, for
-    /// frames that stay in their buffers and are sent again and again.
+    /// Number of free common and jumbo buffers beyond those reserved for receiving, for frames that
+    /// stay in their buffers and are sent repeatedly.
     pub(crate) fn spare(&self) -> (usize, usize) {
         self.registry.ask_holders();
         let (common, jumbos) = self.settle_kept();
@@ -122,7 +121,7 @@ impl Pool {
         self.lock().take_above(kept, out, wanted)
     }
 
-    /// Takes a jumbo buffer of them.
+    /// Takes such a jumbo buffer.
     pub(crate) fn take_spare_jumbo(&self) -> Option<BufferId> {
         self.take_free_jumbo(self.kept_jumbos.load(Ordering::Relaxed))
     }
@@ -145,7 +144,7 @@ impl Pool {
         Some(id)
     }
 
-    /// From now on it is asked for buffers, as long as it lives.
+    /// Registers a holder to be asked for buffers, as long as it exists.
     pub(crate) fn add_holder(&self, holder: Weak<dyn Holder>) {
         self.registry.add_holder(holder);
     }
@@ -155,7 +154,7 @@ impl Pool {
         self.registry.add_demand(0)
     }
 
-    /// A receive queue's demand. As long as it lives, transmitting leaves up to `kept` buffers for
+    /// A receive queue's demand. As long as it exists, transmission leaves up to `kept` buffers for
     /// it.
     pub(crate) fn demand_to_receive(&self, kept: usize) -> Arc<Demand> {
         let demand = self.registry.add_demand(kept);
@@ -163,19 +162,19 @@ impl Pool {
         demand
     }
 
-    /// Finds out how many common and jumbo buffers are kept for the receive queues that there are.
+    /// Recalculates how many common and jumbo buffers are reserved for the existing receive queues.
     fn settle_kept(&self) -> (usize, usize) {
         let kept = self.registry.kept();
         let common = kept.min(self.count() / KEPT);
         let jumbos = if kept > 0 { self.jumbo_count().div_ceil(KEPT) } else { 0 };
-        // One of one must do for both.
+        // A single buffer must serve both.
         let jumbos = jumbos.min(self.jumbo_count().saturating_sub(1));
         self.kept.store(common, Ordering::Relaxed);
         self.kept_jumbos.store(jumbos, Ordering::Relaxed);
         (common, jumbos)
     }
 
-    /// Whether somebody waits for buffers.
+    /// Whether any queue is waiting for buffers.
     #[inline]
     pub(crate) fn starved(&self) -> bool {
         self.registry.starved()

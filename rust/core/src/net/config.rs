@@ -17,7 +17,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The MTU of a device that does not say (Ethernet's).
+/// The default MTU (Ethernet's).
 pub const DEFAULT_MTU: u16 = 1500;
 const LINK_UP: u16 = 1;
 const ANNOUNCE: u16 = 2;
@@ -34,14 +34,14 @@ mod offset {
 /// The line that a device is connected to (section 5.1.4, feature SPEED_DUPLEX).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Line {
-    /// Mbit/s, where the device knows.
+    /// Mbit/s, if known.
     pub speed: Option<u32>,
-    /// Whether both sides can send at once, where the device knows.
+    /// Whether it is full duplex, if known.
     pub full_duplex: Option<bool>,
 }
 
 impl Line {
-    /// Reads it; unknown in a device without the feature.
+    /// Reads it; unknown for a device without the feature.
     pub(in crate::net) fn read(transport: &dyn Transport, accepted: Features) -> Result<Self> {
         if !accepted.contains(Features::SPEED_DUPLEX) {
             return Ok(Self::default());
@@ -51,7 +51,7 @@ impl Line {
         let [a, b, c, d, duplex] = bytes;
         let speed = u32::from_le_bytes([a, b, c, d]);
         Ok(Self {
-            // Anything above stands for unknown.
+            // Anything above means unknown.
             speed: (speed <= 0x7fff_ffff).then_some(speed),
             full_duplex: match duplex {
                 0 => Some(false),
@@ -62,7 +62,7 @@ impl Line {
     }
 }
 
-/// What the device says of itself.
+/// The device's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// Its MAC address.
@@ -71,28 +71,29 @@ pub struct NetConfig {
     pub mtu: u16,
     /// Whether the link is up.
     pub link: bool,
-    /// How fast that is.
+    /// Speed and duplex.
     pub line: Line,
-    /// How many queue pairs it has.
+    /// Number of queue pairs.
     pub max_pairs: u16,
-    /// What it can hash, where it steers by hash or reports hashes.
+    /// Its hash capabilities, if it steers by hash or reports hashes.
     pub rss: Option<RssLimits>,
 }
 
-/// What a device can do with hashes.
+/// A device's hash capabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RssLimits {
     /// Bytes of the longest key.
     pub key: u8,
     /// Entries of the longest indirection table.
     pub table: u16,
-    /// What it can calculate a hash over.
+    /// What it can calculate a hash of.
     pub types: HashTypes,
 }
 
 impl NetConfig {
-    /// Reads what the accepted features say is there. A device without a MAC address
-    /// of its own gets `fallback` (section 5.1.5: the driver chooses one).
+    /// Reads the fields of the accepted features. A device without a MAC address gets `fallback`
+    /// (section
+    /// 5.1.5: the driver chooses one).
     pub(in crate::net) fn read(
         transport: &dyn Transport,
         accepted: Features,
@@ -108,7 +109,7 @@ impl NetConfig {
             // Section 5.1.4.1: not less than IPv4's 68.
             if mtu < 68 {
                 return Err(Error::Device(format!(
-                    "the device offers an MTU of {mtu}; the least is 68"
+                    "the device offers an MTU of {mtu}; the minimum is 68"
                 )));
             }
         }
@@ -135,14 +136,14 @@ impl NetConfig {
         })
     }
 
-    /// The index of the control queue, behind those of all pairs (section 5.1.2).
+    /// The index of the control queue, after those of all pairs (section 5.1.2).
     pub(in crate::net) fn control_queue(&self) -> u16 {
         self.max_pairs.saturating_mul(2)
     }
 }
 
-/// Whether the link is up (always, for a device without the STATUS feature, section 5.1.4.2),
-/// and whether the device wants the driver to announce itself.
+/// Whether the link is up (always, for a device without STATUS, section 5.1.4.2), and whether the
+/// device asks the driver to announce itself.
 pub(in crate::net) fn read_status(
     transport: &dyn Transport,
     accepted: Features,

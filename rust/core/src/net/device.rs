@@ -1,4 +1,4 @@
-//! What the queues of a port have in common: the device behind them, and its state.
+//! The device behind the queues of a port, and its state.
 
 use crate::locks;
 use crate::memory::Pool;
@@ -19,28 +19,28 @@ const BROKEN: u8 = 2;
 
 /// How long a command waits for a device that is away.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it looks whether the device is back.
+/// How often it checks.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A device that was brought up.
+/// A started device.
 pub(in crate::net) struct Device {
     home: Home,
-    /// Another one when its QEMU was started again.
+    /// Replaced when its QEMU is restarted.
     transport: RwLock<Arc<dyn Transport>>,
     pub(in crate::net) pool: Arc<Pool>,
-    /// What was negotiated, in halves: never more than at first. Changed only while the queues are set
-    /// aside.
+    /// The negotiated features, in halves: never more than at first. Changed only while the queues
+    /// are suspended.
     accepted: [AtomicU64; 2],
     pub(in crate::net) events: Option<Events>,
     state: AtomicU8,
     broken: Mutex<Option<String>>,
-    /// Whether the end of QEMU is an outage: somebody will start it again.
+    /// Whether the end of QEMU is an outage, after which it is restarted.
     patient: AtomicBool,
-    /// Whether the device was lost, or is being reset, and its queues are set aside.
+    /// Whether the device was lost or is being reset, with its queues suspended.
     away: AtomicBool,
     /// Received frames that fit no buffer.
     pub(in crate::net) too_long: Arc<TooLong>,
-    /// Whether its QEMU goes on without it.
+    /// Whether its QEMU continues without it.
     unplugged: AtomicBool,
 }
 
@@ -67,26 +67,26 @@ impl Device {
         }
     }
 
-    /// What was negotiated.
+    /// The negotiated features.
     #[inline]
     pub(in crate::net) fn accepted(&self) -> Features {
         let [low, high] = &self.accepted;
         let half = |half: &AtomicU64| u128::from(half.load(Ordering::Relaxed));
         Features(half(low) | half(high) << 64)
     }
-    /// Less is in force from now on: the queues are set aside, and no frame is with the device.
+    /// Reduces the features: the queues are suspended, and no frame is with the device.
     pub(in crate::net) fn set_accepted(&self, accepted: Features) {
         for (half, bits) in self.accepted.iter().zip(halves(accepted)) {
             half.store(bits, Ordering::Relaxed);
         }
     }
 
-    /// An error in a process other than the one that opened the port.
+    /// An error in any process other than the one that opened the port.
     pub(in crate::net) fn at_home(&self) -> Result<()> {
         self.home.check("the port")
     }
 
-    /// An error unless the port runs, and in the process that opened it.
+    /// An error unless the port is running, in the process that opened it.
     #[inline]
     pub(in crate::net) fn check(&self) -> Result<()> {
         self.at_home()?;
@@ -96,14 +96,14 @@ impl Device {
         }
     }
 
-    /// The same, and an error where QEMU is gone for good.
+    /// The same, and an error if QEMU is gone for good.
     #[inline]
     pub(in crate::net) fn alive(&self) -> Result<()> {
         self.check()?;
         self.connected()
     }
 
-    /// An error where QEMU is gone for good.
+    /// An error if QEMU is gone for good.
     #[inline]
     pub(in crate::net) fn connected(&self) -> Result<()> {
         let transport = self.transport.read().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +113,7 @@ impl Device {
         }
     }
 
-    /// The way to the registers of the device as it is now.
+    /// Access to the registers of the current device.
     pub(in crate::net) fn transport(&self) -> Arc<dyn Transport> {
         self.transport.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -122,7 +122,7 @@ impl Device {
         *self.transport.write().unwrap_or_else(PoisonError::into_inner) = transport;
     }
 
-    /// Its registers are out of reach: it is about to be unplugged.
+    /// Marks its registers as inaccessible: it is about to be unplugged.
     pub(in crate::net) fn unplug(&self) {
         self.set_transport(Arc::new(Unplugged::new(self.transport())));
         self.unplugged.store(true, Ordering::Release);
@@ -131,8 +131,8 @@ impl Device {
         self.unplugged.load(Ordering::Acquire)
     }
 
-    /// Whether the end of QEMU is an outage, from now on. Where it no longer is, wakes everybody,
-    /// to look again.
+    /// Sets whether the end of QEMU is an outage. If it no longer is, wakes all waiters to check
+    /// again.
     pub(in crate::net) fn set_recoverable(&self, patient: bool) {
         if self.patient.swap(patient, Ordering::AcqRel) && !patient {
             self.signal_all();
@@ -147,7 +147,7 @@ impl Device {
             || (self.patient.load(Ordering::Acquire) && self.transport().alive().is_err())
     }
 
-    /// Waits as long as the device is away, so that it can be asked for something.
+    /// Waits while the device is away.
     pub(in crate::net) fn await_back(&self) -> Result<()> {
         let since = Instant::now();
         let transport = self.transport();
@@ -160,7 +160,7 @@ impl Device {
             }
             if locks::must_not_await_devices() {
                 return Err(Error::Busy(
-                    "the device is away, and this thread brings it back: ask it in another, as the \
+                    "the device is away, and this thread restores it: call it in another, as the \
                      callbacks of Qemu.watch do"
                         .to_owned(),
                 ));
@@ -174,7 +174,7 @@ impl Device {
         }
     }
 
-    /// An error where it was closed; a device that broke a rule can be reset.
+    /// An error if it was closed; after a violation the device can be reset.
     pub(in crate::net) fn check_resettable(&self) -> Result<()> {
         self.at_home()?;
         match self.state.load(Ordering::Acquire) {
@@ -183,7 +183,7 @@ impl Device {
         }
     }
 
-    /// It was reset, and is as good as new.
+    /// Records that it was reset and works again.
     pub(in crate::net) fn mended(&self) {
         *self.rule() = None;
         let _ = self.state.compare_exchange(BROKEN, RUNNING, Ordering::AcqRel, Ordering::Acquire);
@@ -203,11 +203,11 @@ impl Device {
         }
     }
 
-    /// Marks the port broken where the device broke a rule; passes the error on.
+    /// Marks the port broken if the device violated the specification; passes on the error.
     #[cold]
     pub(in crate::net) fn note(&self, error: Error) -> Error {
         if let Error::Device(rule) = &error {
-            log::error!("the device broke a rule: {rule}");
+            log::error!("the device violated the specification: {rule}");
             self.fail(rule.clone());
         }
         error
@@ -221,7 +221,7 @@ impl Device {
         self.signal_all();
     }
 
-    /// Wakes everybody who waits.
+    /// Wakes all waiters.
     pub(in crate::net) fn signal_all(&self) {
         if let Some(events) = &self.events {
             events.signal_all();
@@ -233,7 +233,7 @@ impl Device {
         !self.home.is_here() || self.state.load(Ordering::Acquire) == CLOSED
     }
 
-    /// From now on every call says that the port is closed. Nothing in a forked child.
+    /// Makes every call return that the port is closed. Does nothing in a forked child.
     pub(in crate::net) fn close(&self) {
         if self.home.is_here() && self.state.swap(CLOSED, Ordering::AcqRel) != CLOSED {
             self.signal_all();

@@ -1,4 +1,4 @@
-//! Waits that look now and then whether to go on.
+//! Waits that regularly check whether to continue.
 
 use crate::Result;
 use crate::locks::may_wait;
@@ -6,10 +6,10 @@ use crate::virtio::transport::Transport;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Between two looks.
+/// Time between two checks.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// A wait of many short ones, which asks the caller's patience every 100 ms.
+/// A wait consisting of many short ones, which calls the caller's patience every 100 ms.
 pub(in crate::net) struct Interruptible<'a> {
     transport: &'a dyn Transport,
     asked: Cell<Instant>,
@@ -21,7 +21,7 @@ impl<'a> Interruptible<'a> {
         Self { transport, asked: Cell::new(Instant::now()) }
     }
 
-    /// An error where the caller is to wait no longer.
+    /// An error if the caller should stop waiting.
     pub(in crate::net) fn ask(&self) -> Result<()> {
         if self.asked.get().elapsed() < SLICE {
             return Ok(());

@@ -1,10 +1,9 @@
-//! The virtio-net device (VIRTIO 1.3, section 5.1): a [`Port`] and its queues of
-//! packets, carried in [`Burst`]s.
+//! The virtio-net device (VIRTIO 1.3, section 5.1): a [`Port`] and its packet queues; frames are
+//! carried in [`Burst`]s.
 //!
-//! From the bottom: `stats` counts, `packet` has frames and what is left to do to them, `interrupts`
-//! says when a queue shall interrupt; `device` is what the queues of a port share, and `queue` moves
-//! frames; `control` asks the device; `port` is the whole of it, and `lifecycle` brings it up, resets
-//! it, and brings it up again after it was lost with its QEMU.
+//! Bottom up: `stats` counts, `packet` holds frames and their offloads, `interrupts` decides when a
+//! queue interrupts; `device` is shared by the queues of a port, `queue` moves frames, `control`
+//! sends commands; `port` combines them, and `lifecycle` starts, resets and restarts the device.
 
 mod config;
 mod control;

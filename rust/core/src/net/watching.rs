@@ -32,9 +32,9 @@ impl Drop for QueueTap {
 }
 
 impl Port {
-    /// Has each received burst say when it was taken from its ring ([`Burst::timestamp`]
-    /// (crate::net::Burst::timestamp)), from now on, or no longer. One reading of the clock for each
-    /// burst; none, and no other work, where it is off.
+    /// Has each received burst say when it was taken from its ring
+    /// ([`Burst::timestamp`](crate::net::Burst::timestamp)), from now on, or no longer. One reading of
+    /// the clock for each burst; none, and no other work, where it is off.
     pub fn set_timestamps(&self, on: bool) {
         for pair in self.pairs() {
             pair.stats.rx.watch.set_stamps(on);

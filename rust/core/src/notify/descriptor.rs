@@ -1,19 +1,19 @@
-//! A descriptor that is given back while others still refer to it.
+//! A descriptor that can be closed while others still refer to it.
 
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock, TryLockError};
 use std::time::Duration;
 
-/// So often, and with such pauses, [`Descriptor::take`] waits for those who are using it.
+/// How often, and with which pauses, [`Descriptor::take`] waits for users.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// An open descriptor, or none any more.
 ///
-/// An object that has ended may be kept for long: by a variable, an exception, a reference cycle. What
-/// it has of the kernel goes when it ends, not when it is forgotten. A use costs an uncontended
-/// lock, which nobody waits for: users share it, and [`Self::take`] comes once.
+/// A closed object may be referenced for long: by a variable, an exception, a reference cycle. Its
+/// kernel resources are freed when it is closed, not when it is dropped. A use costs an uncontended
+/// lock: users share it, and [`Self::take`] is called once.
 #[derive(Debug)]
 pub(crate) struct Descriptor(RwLock<Option<Arc<OwnedFd>>>);
 
@@ -22,7 +22,7 @@ impl Descriptor {
         Self(RwLock::new(Some(Arc::new(fd))))
     }
 
-    /// Uses it for a moment: for a call that does not wait. [`Errno::BADF`] where it is gone.
+    /// Uses it for a call that does not wait. [`Errno::BADF`] if it is closed.
     #[inline]
     pub(crate) fn with<T>(
         &self,
@@ -34,19 +34,20 @@ impl Descriptor {
         }
     }
 
-    /// Keeps it open as long as the answer lives: for a wait. `None` where it is gone.
+    /// Keeps it open as long as the result exists: for a wait. `None` if it is closed.
     pub(crate) fn share(&self) -> Option<Arc<OwnedFd>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// It is gone: closed now, or when the last who [shares](Self::share) it lets go.
+    /// Closes it now, or when the last [share](Self::share) is dropped.
     ///
-    /// Where a peer holds somebody in a call that should not wait, it stays: see [`EventFd`](super::EventFd).
+    /// If a peer blocks a user in a call that should not wait, it stays open: see
+    /// [`EventFd`](super::EventFd).
     pub(crate) fn take(&self, when: impl FnOnce() -> bool) {
         self.change(|fd| if when() { fd.take() } else { None });
     }
 
-    /// There is one again, if there was none.
+    /// Sets one again, if there was none.
     pub(crate) fn fill(&self, fd: OwnedFd) {
         self.change(|old| match old {
             Some(_) => Some(Arc::new(fd)),

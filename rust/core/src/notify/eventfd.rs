@@ -178,10 +178,10 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Re
     }
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     match poll(&mut fds, timespec(timeout).as_ref()) {
-        // It is ours to close, and is not closed while it is waited for.
+        // virtnic does not close it during a wait, so it was closed from outside.
         Ok(_) if fds[0].revents().contains(PollFlags::NVAL) => Err(Error::os(
-            "waiting for a descriptor of virtnic that somebody else has closed (os.closerange, a \
-             library that turns the program into a daemon)",
+            "waiting for a descriptor of virtnic that was closed from outside (os.closerange, or a \
+             library that daemonises the program)",
             Errno::BADF,
         )),
         Ok(ready) => Ok(ready > 0),

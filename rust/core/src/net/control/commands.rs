@@ -1,4 +1,4 @@
-//! What the control queue can be asked for: receive modes, filters, queues, offloads, coalescing.
+//! Commands of the control queue: receive modes, filters, queues, offloads, coalescing.
 
 use crate::net::config::Mac;
 use crate::net::control::class;
@@ -25,27 +25,27 @@ const COAL_RX_SET: Command =
 const COAL_VQ_SET: Command =
     Command { class: class::NOTF_COAL, number: 2, name: "NOTF_COAL_VQ_SET" };
 
-/// Addresses of a filter table, both lists together. The device does not say its limit; QEMU's is
-/// this, beyond which it silently takes everything.
+/// Most addresses of a filter table, both lists together. The device does not report its limit;
+/// this is QEMU's, beyond which it silently accepts everything.
 const MAC_TABLE: usize = 64;
-/// VLANs are 0 to this one; 4095 is reserved (IEEE 802.1Q).
+/// The highest VLAN; 4095 is reserved (IEEE 802.1Q).
 const LAST_VLAN: u16 = 4094;
 
-/// A receive mode that is on or off (section 5.1.6.5.1).
+/// A receive mode (section 5.1.6.5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ReceiveMode {
-    /// Everything is received. This is how QEMU's devices start.
+    /// Receive everything. QEMU's devices start with this.
     Promiscuous = 0,
-    /// All multicast frames are.
+    /// Receive all multicast frames.
     AllMulticast = 1,
-    /// All unicast frames are.
+    /// Receive all unicast frames.
     AllUnicast = 2,
-    /// No multicast frame is.
+    /// Receive no multicast frames.
     NoMulticast = 3,
-    /// No unicast frame is.
+    /// Receive no unicast frames.
     NoUnicast = 4,
-    /// No broadcast frame is.
+    /// Receive no broadcast frames.
     NoBroadcast = 5,
 }
 
@@ -68,12 +68,12 @@ impl ReceiveMode {
     }
 }
 
-/// When the device may hold an interrupt back (section 5.1.6.5.9).
+/// How long the device may delay an interrupt (section 5.1.6.5.9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coalescing {
-    /// For no more than so many packets.
+    /// For at most this many packets.
     pub packets: u32,
-    /// For no longer than so many microseconds.
+    /// For at most this many microseconds.
     pub microseconds: u32,
 }
 
@@ -87,7 +87,7 @@ impl Coalescing {
 }
 
 impl Port {
-    /// An error unless a command's feature is in force.
+    /// An error unless a command's feature was negotiated.
     pub(in crate::net) fn offered(
         &self,
         feature: Features,
@@ -100,12 +100,12 @@ impl Port {
         }
         let name = command.name;
         Err(Error::Refused(format!(
-            "{name}({arguments}) needs the feature {feature}, which is not in force; `features` \
+            "{name}({arguments}) needs the feature {feature}, which was not negotiated; `features` \
              says why"
         )))
     }
 
-    /// Asks the device; its feature was checked.
+    /// Sends the command; its feature was checked.
     pub(in crate::net) fn run(
         &self,
         command: Command,
@@ -133,15 +133,15 @@ impl Port {
             self.journal().steering_unknown = false;
         } else if let Err(error) = self.steer_as_known(control, alive) {
             // The next command tries again.
-            log::warn!("the device may use other queues than it was told to: {error}");
+            log::warn!("the device may use different queues than configured: {error}");
         }
         Ok(())
     }
 
-    /// Looks whether the device has carried a command out whose time was over. Does not wait.
+    /// Checks whether the device has executed a timed-out command. Does not wait.
     pub(in crate::net) fn settle(&self) {
         let Some(control) = &self.control else { return };
-        // Whoever has the journal gives a command, and finds it.
+        // The holder of the journal is sending a command, and will find it.
         if let Ok(mut journal) = self.journal.try_lock()
             && let Some(late) = control.late()
         {
@@ -149,9 +149,8 @@ impl Port {
         }
     }
 
-    /// What the device was told and did late is so from now on, as if it had been in time. But for
-    /// the number of pairs and steering: these are set again as they are known, with the next
-    /// command, for the queues go by them.
+    /// A late change takes effect as if it had been in time, except for the number of pairs and
+    /// steering: these are set back with the next command, because the queues depend on them.
     fn adopt(&self, journal: &mut Journal, late: Late) {
         let Late { command, payload, arguments } = late;
         if command.class == class::MQ {
@@ -166,7 +165,7 @@ impl Port {
         journal.note(command, &payload, &arguments);
     }
 
-    /// Undoes a change of the queues that was carried out when it had been given up.
+    /// Undoes a change of the queues that was executed after it had timed out.
     fn steer_as_known(&self, control: &ControlQueue, alive: impl Fn() -> Result<()>) -> Result<()> {
         let steering: Vec<Entry> = {
             let journal = self.journal();
@@ -189,7 +188,7 @@ impl Port {
         Ok(())
     }
 
-    /// Asks the device; while it is away, waits until it is back.
+    /// Sends a command; waits for the device if it is away.
     fn ask(
         &self,
         feature: Features,
@@ -214,8 +213,8 @@ impl Port {
     /// Turns a receive mode on or off.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the device refuses, or does not have the feature (CTRL_RX,
-    /// CTRL_RX_EXTRA); [`Error::Timeout`]; and as for [`Port::recv`].
+    /// [`Error::Refused`] if the device refuses or lacks the feature (CTRL_RX, CTRL_RX_EXTRA);
+    /// [`Error::Timeout`]; and as for [`Port::recv`].
     pub fn set_receive_mode(&self, mode: ReceiveMode, on: bool) -> Result<()> {
         let command = Command { class: class::RX, number: mode as u8, name: mode.name() };
         self.ask(mode.feature(), command, &[u8::from(on)], if on { "on" } else { "off" })
@@ -240,12 +239,12 @@ impl Port {
         })
     }
 
-    /// Sets the addresses that are received beside the device's own and broadcast; these replace
-    /// those before (feature CTRL_RX).
+    /// Sets the addresses to receive besides the device's own and broadcast, replacing earlier ones
+    /// (feature CTRL_RX).
     ///
     /// # Errors
-    /// As for [`Self::set_receive_mode`]; [`Error::Invalid`] for too many addresses and for one in
-    /// the wrong list.
+    /// As for [`Self::set_receive_mode`]; [`Error::Invalid`] for too many addresses or one in the
+    /// wrong list.
     pub fn set_mac_filter(&self, unicast: &[Mac], multicast: &[Mac]) -> Result<()> {
         for (list, name, group) in [(unicast, "unicast", 0), (multicast, "multicast", 1)] {
             if let Some(wrong) = list.iter().find(|mac| mac.0[0] & 1 != group) {
@@ -270,14 +269,14 @@ impl Port {
         self.ask(Features::CTRL_RX, MAC_TABLE_SET, &payload, &arguments)
     }
 
-    /// Receives frames of a VLAN, where the device filters them (feature CTRL_VLAN).
+    /// Receives frames of a VLAN, if the device filters them (feature CTRL_VLAN).
     ///
     /// # Errors
-    /// As for [`Self::set_receive_mode`]; [`Error::Invalid`] for no VLAN.
+    /// As for [`Self::set_receive_mode`]; [`Error::Invalid`] for an invalid VLAN.
     pub fn add_vlan(&self, vlan: u16) -> Result<()> {
         self.vlan(VLAN_ADD, vlan)
     }
-    /// No longer receives frames of a VLAN.
+    /// Stops receiving frames of a VLAN.
     ///
     /// # Errors
     /// As for [`Self::add_vlan`].
@@ -286,12 +285,12 @@ impl Port {
     }
     fn vlan(&self, command: Command, vlan: u16) -> Result<()> {
         if vlan > LAST_VLAN {
-            return Err(Error::Invalid(format!("a VLAN is 0 to {LAST_VLAN}, not {vlan}")));
+            return Err(Error::Invalid(format!("the VLAN must be 0 to {LAST_VLAN}, not {vlan}")));
         }
         self.ask(Features::CTRL_VLAN, command, &vlan.to_le_bytes(), &vlan.to_string())
     }
 
-    /// Has the device use so many queue pairs, in the way that it has for it.
+    /// Sets the number of queue pairs, by the command that the device supports.
     pub(in crate::net) fn command_queues(&self, count: u16) -> Result<()> {
         let transport = self.device.transport();
         if transport.pairs().is_some() {
@@ -300,8 +299,8 @@ impl Port {
         self.ask_once(Features::MQ, VQ_PAIRS_SET, &count.to_le_bytes(), &count.to_string())
     }
 
-    /// Says which of the guest offloads that were negotiated are in force now (section
-    /// 5.1.6.5.8, feature CTRL_GUEST_OFFLOADS).
+    /// Sets which of the negotiated guest offloads are active (section 5.1.6.5.8, feature
+    /// CTRL_GUEST_OFFLOADS).
     ///
     /// # Errors
     /// As for [`Self::set_receive_mode`]; [`Error::Invalid`] for one that was not negotiated.
@@ -309,7 +308,7 @@ impl Port {
         let known = Features::RECEIVE_OFFLOADS;
         let wrong = offloads - known;
         if wrong != Features::NONE {
-            return Err(Error::Invalid(format!("{wrong} is no offload of received packets")));
+            return Err(Error::Invalid(format!("{wrong} is not an offload of received packets")));
         }
         let missing = offloads - self.device.accepted();
         if missing != Features::NONE {
@@ -318,14 +317,14 @@ impl Port {
                 self.device.accepted() & known
             )));
         }
-        // The bits of the command are those of the features; all are below 64.
+        // The bits of the command are those of the features, all below 64.
         let payload = (offloads.0 as u64).to_le_bytes();
         let arguments = offloads.to_string();
         self.ask(Features::CTRL_GUEST_OFFLOADS, OFFLOADS_SET, &payload, &arguments)
     }
 
-    /// Says how interrupts of all receive queues, or of all transmit queues, are held back
-    /// (feature NOTF_COAL).
+    /// Sets the delay of interrupts of all receive queues, or of all transmit queues (feature
+    /// NOTF_COAL).
     ///
     /// # Errors
     /// As for [`Self::set_receive_mode`].
@@ -338,7 +337,7 @@ impl Port {
     /// The same for the receive or the transmit queue of one pair (feature VQ_NOTF_COAL).
     ///
     /// # Errors
-    /// As for [`Self::set_receive_mode`]; [`Error::Invalid`] where there is no such pair.
+    /// As for [`Self::set_receive_mode`]; [`Error::Invalid`] if there is no such pair.
     pub fn set_queue_coalescing(
         &self,
         pair: usize,
@@ -353,11 +352,11 @@ impl Port {
         self.ask(Features::VQ_NOTF_COAL, COAL_VQ_SET, &payload, &arguments)
     }
 
-    /// Tells the network where the port is, as the device asked to (section 5.1.6.5.4), and
-    /// acknowledges that.
+    /// Announces the port to the network, as the device requested (section 5.1.6.5.4), and
+    /// acknowledges the request.
     ///
-    /// The port has no IP address that it could tell of, so it sends what QEMU itself sends for
-    /// devices that cannot: a reverse ARP request, by which switches learn the MAC address.
+    /// The port has no IP address to announce, so it sends what QEMU sends for devices that cannot
+    /// do it themselves: a reverse ARP request, from which switches learn the MAC address.
     pub(in crate::net) fn announce(&self) -> Result<()> {
         let frame = reverse_arp(self.mac());
         match self.send(&mut [frame].as_slice()) {
@@ -369,7 +368,7 @@ impl Port {
     }
 }
 
-/// Who am I (RFC 903)?
+/// Builds a reverse ARP request (RFC 903).
 fn reverse_arp(mac: Mac) -> [u8; 60] {
     let mut frame = [0; 60];
     frame[..6].fill(0xff);
@@ -382,12 +381,12 @@ fn reverse_arp(mac: Mac) -> [u8; 60] {
 }
 
 impl Port {
-    /// Has the device steer received packets by a hash, or with an empty table only report
-    /// hashes. [`Port::set_queues`] ends it.
+    /// Steers received packets by a hash, or with an empty table only reports hashes.
+    /// [`Port::set_queues`] ends it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what the device cannot do; [`Error::Refused`] without the feature
-    /// RSS (or HASH_REPORT, where the table is empty), and where the device refuses; and as for
+    /// [`Error::Invalid`] for something the device cannot do; [`Error::Refused`] without the
+    /// feature RSS (or HASH_REPORT, with an empty table), and if the device refuses; and as for
     /// [`Port::recv`].
     pub fn set_rss(&self, rss: &Rss) -> Result<()> {
         let (feature, command) = if rss.table.is_empty() {

@@ -1,16 +1,16 @@
-//! What the device was told, so that the next one can be told the same.
+//! The device's settings, to be restored on the next device.
 
 use crate::net::control::class;
 use crate::net::control::queue::Command;
 use crate::virtio::Features;
 use std::collections::BTreeMap;
 
-/// What the device was told by the control queue, for the next one: the last command of each
-/// kind, in the order of classes and numbers.
+/// Executed commands of the control queue: the last one of each kind, in the order of classes and
+/// numbers.
 #[derive(Debug, Default)]
 pub(in crate::net) struct Journal {
     told: BTreeMap<(u8, u8, u16), Entry>,
-    /// Whether the device may use other pairs, or steer otherwise, than it was told last.
+    /// Whether the device may use different pairs or steering than configured last.
     pub(in crate::net) steering_unknown: bool,
 }
 
@@ -27,10 +27,10 @@ impl Journal {
         self.told.values().cloned().collect()
     }
 
-    /// The device has done this.
+    /// Records an executed command.
     pub(in crate::net) fn note(&mut self, command: Command, payload: &[u8], arguments: &str) {
         let Command { class, number, .. } = command;
-        // What a command is about, where there can be several: a VLAN, a queue.
+        // The command's subject, if there can be several: a VLAN, a queue.
         let about = match payload {
             [low, high, ..] => u16::from_le_bytes([*low, *high]),
             _ => 0,
@@ -49,7 +49,7 @@ impl Journal {
                 self.told.insert((class, 2, about), entry());
             }
             (class::NOTF_COAL, _) => {
-                // It is for all queues of a direction: those set before are as the others now.
+                // It applies to all queues of a direction, including those set before.
                 let odd = number == 0;
                 self.told
                     .retain(|&(c, n, queue), _| (c, n) != (class, 2) || (queue % 2 == 1) != odd);
@@ -61,24 +61,24 @@ impl Journal {
         }
     }
 
-    /// How the device was told to steer, beside the number of pairs.
+    /// The configured steering, apart from the number of pairs.
     pub(in crate::net) fn steering(&self) -> impl Iterator<Item = &Entry> {
         let entries = self.told.iter();
         entries.filter(|((c, number, _), _)| *c == class::MQ && *number > 0).map(|(_, entry)| entry)
     }
 
-    /// Fewer features are in force: the next device is told of no other offloads.
+    /// Fewer features were negotiated: drop other offloads for the next device.
     pub(in crate::net) fn renegotiate(&mut self, accepted: Features) {
         let offloads = (accepted & Features::RECEIVE_OFFLOADS).0 as u64;
         for (_, entry) in self.told.iter_mut().filter(|((c, ..), _)| *c == class::GUEST_OFFLOADS) {
-            // They are below 64: see `Port::set_guest_offloads`.
+            // All are below 64: see `Port::set_guest_offloads`.
             for (byte, kept) in entry.payload.iter_mut().zip(offloads.to_le_bytes()) {
                 *byte &= kept;
             }
         }
     }
 
-    /// The number of pairs ends steering.
+    /// Setting the number of pairs ends steering.
     pub(in crate::net) fn forget_steering(&mut self) {
         self.told.retain(|&(c, number, _), _| c != class::MQ || number == 0);
     }

@@ -1,4 +1,4 @@
-//! The control queue (section 5.1.6.5): what the device can be asked for, and what it was told.
+//! The control queue (section 5.1.6.5): its commands, and the executed ones.
 
 pub(in crate::net) mod class;
 pub(in crate::net) mod commands;

@@ -1,8 +1,8 @@
 //! The control queue (section 5.1.6.5): one command at a time, and its acknowledgement.
 //!
-//! A device that did not answer in time may carry the command out all the same, later. What became
-//! of it is unknown until it comes back, and no other command can be given before; then whoever
-//! asks next is told of a command that was carried out late ([`Late`]).
+//! A device that did not answer in time may still execute the command later. The outcome is unknown
+//! until the command comes back, and no other command can be given before; the next caller is then
+//! told of a late execution ([`Late`]).
 
 use crate::memory::{Chunk, Iova, Pool};
 use crate::net::queue::AnyRing;
@@ -15,19 +15,19 @@ use std::time::{Duration, Instant};
 
 /// Bytes of the longest command.
 const ROOM: usize = 8192;
-/// Where the acknowledgement and the command lie in the chunk: on lines of their own.
+/// Where the acknowledgement and the command are in the chunk: on separate cache lines.
 const ACK_AT: usize = 64;
 const DATA_AT: usize = 128;
 /// Bytes of `class` and `command`.
 const HEADER: usize = 2;
 
 const OK: u8 = 0;
-/// Not an acknowledgement: the device has to overwrite it.
+/// Not a valid acknowledgement: the device must overwrite it.
 const NOTHING: u8 = 0xff;
 
-/// QEMU answers in tens of microseconds; one that does not answer for so long is stuck.
+/// QEMU answers in tens of microseconds; one that takes this long is stuck.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the ring is looked at.
+/// How often the ring is checked.
 const INTERVAL: Duration = Duration::from_micros(20);
 
 /// The class and number of a command, and its name in the specification.
@@ -38,7 +38,7 @@ pub(in crate::net) struct Command {
     pub(in crate::net) name: &'static str,
 }
 
-/// A command that was carried out after its time, when whoever gave it had gone on.
+/// A command that was executed after its timeout, when its caller had gone.
 #[derive(Debug)]
 pub(in crate::net) struct Late {
     pub(in crate::net) command: Command,
@@ -51,7 +51,7 @@ pub(in crate::net) struct Late {
 pub(in crate::net) struct ControlQueue {
     index: u16,
     timeout: Duration,
-    /// Whether there is a command whose time is over.
+    /// Whether a timed-out command is outstanding.
     overdue: AtomicBool,
     inner: Mutex<Inner>,
 }
@@ -60,11 +60,11 @@ pub(in crate::net) struct ControlQueue {
 struct Inner {
     ring: AnyRing,
     doorbell: Doorbell,
-    /// Whether the device still has a command that it did not answer in time.
+    /// Whether the device still has a timed-out command.
     unanswered: bool,
-    /// That command, once its time is over.
+    /// That command.
     overdue: Option<Late>,
-    /// After the ring: it must outlive what the device may still look at. None once the port was
+    /// After the ring: it must outlive anything the device may still access. None once the port was
     /// closed.
     chunk: Option<Chunk>,
 }
@@ -89,7 +89,7 @@ impl ControlQueue {
         QueueAddresses { size: inner.ring.size(), descriptors, driver, device, vector: NO_VECTOR }
     }
 
-    /// Starts over with an empty ring, after the device was reset.
+    /// Restarts with an empty ring, after the device was reset.
     pub(in crate::net) fn restart(&self, doorbell: Doorbell) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.ring.reset(|_| {});
@@ -98,39 +98,39 @@ impl ControlQueue {
         self.overdue.store(false, Ordering::Relaxed);
     }
 
-    /// Has another ring, an empty one; for a device that is gone, or was reset.
+    /// Uses another, empty ring; for a device that is gone or was reset.
     pub(in crate::net) fn replace_ring(&self, ring: AnyRing) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.ring = ring;
         inner.ring.disable_interrupts();
     }
 
-    /// Gives its memory back: the port was closed, and its device reset.
+    /// Frees its memory: the port was closed and its device reset.
     pub(in crate::net) fn end(&self) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.ring.end();
         inner.chunk = None;
     }
 
-    /// The command whose time was over, if it has been carried out since. Does not wait.
+    /// The timed-out command, if it has been executed since. Does not wait.
     pub(in crate::net) fn late(&self) -> Option<Late> {
         if !self.overdue.load(Ordering::Relaxed) {
             return None;
         }
         let mut inner = self.inner.try_lock().ok()?;
-        // An error is for the next command to find.
+        // The next command reports the error.
         let back = inner.collect().unwrap_or(false);
         back.then(|| self.take_overdue(&mut inner)).flatten()
     }
 
-    /// After the command came back.
+    /// After the command has come back.
     fn take_overdue(&self, inner: &mut Inner) -> Option<Late> {
         self.overdue.store(false, Ordering::Relaxed);
         let late = inner.overdue.take()?;
         let done = inner.acknowledgement() == OK;
         let name = late.command.name;
         log::warn!(
-            "the device has answered {name}({}) after its time: it {}",
+            "the device has answered {name}({}) after its timeout: it {}",
             late.arguments,
             if done { "was carried out" } else { "was refused" }
         );
@@ -146,14 +146,14 @@ impl ControlQueue {
         self.index
     }
 
-    /// Has the device carry a command out, and waits for its answer.
+    /// Sends a command to the device and waits for the acknowledgement.
     ///
-    /// `arguments` are for the error only; an error of `alive` ends the wait. `late` becomes the
-    /// command before, where that was carried out after its time.
+    /// `arguments` is for the error only; an error of `alive` ends the wait. `late` is set to the
+    /// previous command if that was executed after its timeout.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the device refuses, [`Error::Invalid`] for a command that is too
-    /// long, [`Error::Timeout`], [`Error::QemuDied`], [`Error::Device`].
+    /// [`Error::Refused`] if the device refuses, [`Error::Invalid`] for a command that is too long,
+    /// [`Error::Timeout`], [`Error::QemuDied`], [`Error::Device`].
     pub(in crate::net) fn run(
         &self,
         alive: impl Fn() -> Result<()>,
@@ -219,8 +219,9 @@ impl Inner {
             return Err(Error::Closed("the port is closed".to_owned()));
         };
         let base = chunk.as_ptr();
-        // SAFETY: the chunk is ours and no command is with the device; it has DATA_AT + ROOM
-        // bytes, and the payload at most ROOM.
+        //  SAFETY: the chunk is ours and no command is with the device; it has DATA_AT + ROOM
+        //  bytes, and the
+        // payload at most ROOM.
         unsafe {
             base.copy_from_nonoverlapping(header.as_ptr(), HEADER);
             base.add(ACK_AT).write_volatile(NOTHING);

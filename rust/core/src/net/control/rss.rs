@@ -1,4 +1,4 @@
-//! Receive-side scaling (sections 5.1.6.5.6 and 5.1.6.5.7): what is hashed, and where a hash leads.
+//! Receive-side scaling (sections 5.1.6.5.6 and 5.1.6.5.7): hash types and the indirection table.
 
 use crate::net::config::RssLimits;
 use crate::net::control::class;
@@ -6,16 +6,16 @@ use crate::net::control::queue::Command;
 use crate::net::packet::HashTypes;
 use crate::{Error, Result};
 
-/// How a device steers, or only hashes.
+/// How a device steers or hashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rss {
     /// The Toeplitz key.
     pub key: Vec<u8>,
-    /// What is hashed. A packet of no such type goes to `unclassified`.
+    /// The hash types. A packet of no such type goes to `unclassified`.
     pub types: HashTypes,
-    /// A packet goes to the pair `table[hash % table.len()]`. Empty: hashes are reported only.
+    /// A packet goes to the pair `table[hash % table.len()]`. Empty: hashes are only reported.
     pub table: Vec<u16>,
-    /// The pair of packets that have no hash.
+    /// The pair of packets without a hash.
     pub unclassified: u16,
 }
 
@@ -28,7 +28,7 @@ impl Rss {
     pub(in crate::net) fn check(&self, limits: &RssLimits, active: u16) -> Result<()> {
         if self.key.is_empty() || self.key.len() > limits.key.into() {
             return Err(Error::Invalid(format!(
-                "the key of this device has 1 to {} bytes, not {}",
+                "the key for this device must have 1 to {} bytes, not {}",
                 limits.key,
                 self.key.len()
             )));
@@ -45,7 +45,7 @@ impl Rss {
         }
         if !self.table.len().is_power_of_two() || self.table.len() > limits.table.into() {
             return Err(Error::Invalid(format!(
-                "the indirection table of this device has a power of two of entries up to {}, not {}",
+                "the indirection table for this device must have a power of two of entries up to {}, not {}",
                 limits.table,
                 self.table.len()
             )));
@@ -58,8 +58,8 @@ impl Rss {
         }
     }
 
-    /// `struct virtio_net_rss_config`. A receive queue is named by bits 1 to 16 of its index,
-    /// which is the number of its pair.
+    /// `struct virtio_net_rss_config`. A receive queue is named by bits 1 to 16 of its index: the
+    /// number of its pair.
     pub(in crate::net) fn rss_config(&self, active: u16) -> Vec<u8> {
         let mut out = self.types.bits().to_le_bytes().to_vec();
         out.extend((self.table.len() as u16).wrapping_sub(1).to_le_bytes());

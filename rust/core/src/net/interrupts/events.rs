@@ -1,9 +1,9 @@
-//! What interrupts signal, and the MSI-X vectors by which they come.
+//! The eventfds that interrupts signal, and their MSI-X vectors.
 
 use crate::notify::EventFd;
 use std::sync::Arc;
 
-/// The eventfds that interrupts of one queue pair signal.
+/// The eventfds of the interrupts of one queue pair.
 #[derive(Clone, Debug)]
 pub struct PairEvents {
     /// Frames were received.
@@ -12,7 +12,7 @@ pub struct PairEvents {
     pub tx: Arc<EventFd>,
 }
 
-/// The eventfds that interrupts signal.
+/// The eventfds of the interrupts.
 #[derive(Clone, Debug)]
 pub struct Events {
     /// Those of each queue pair.
@@ -37,7 +37,8 @@ impl Events {
 /// MSI-X table entries.
 #[derive(Clone, Debug, Default)]
 pub struct Vectors {
-    /// Of each pair's receive and transmit queue; [`NO_VECTOR`](crate::virtio::transport::NO_VECTOR) where there is none.
+    /// Of each pair's receive and transmit queue;
+    /// [`NO_VECTOR`](crate::virtio::transport::NO_VECTOR) for none.
     pub pairs: Vec<(u16, u16)>,
     /// Of configuration changes.
     pub config: u16,

@@ -1,6 +1,5 @@
-//! INTx: one level-triggered line for everything. A thread reads the ISR status
-//! (section 4.1.4.5), which lowers the line, and passes the news on to the same
-//! eventfds that MSI-X would signal.
+//! INTx: one level-triggered line for everything. A thread reads the ISR status (section 4.1.4.5),
+//! which lowers the line, and signals the eventfds that MSI-X would signal.
 
 use crate::net::interrupts::Events;
 use crate::notify::EventFd;
@@ -14,7 +13,7 @@ use std::thread::JoinHandle;
 const QUEUE_INTERRUPT: u8 = 1;
 const CONFIG_INTERRUPT: u8 = 2;
 
-/// The thread; ends when dropped.
+/// The thread; ended on drop.
 #[derive(Debug)]
 pub(crate) struct IntxDispatcher {
     home: Home,
@@ -49,7 +48,7 @@ impl IntxDispatcher {
 
 fn dispatch(line: &EventFd, stop: &AtomicBool, transport: &dyn Transport, events: &Events) {
     loop {
-        // An error here is a signal that interrupted the wait: look again.
+        // An error here means that a signal interrupted the wait: check again.
         let _ = line.wait(None);
         if stop.load(Ordering::Acquire) {
             return;
@@ -76,7 +75,7 @@ fn dispatch(line: &EventFd, stop: &AtomicBool, transport: &dyn Transport, events
 impl Drop for IntxDispatcher {
     fn drop(&mut self) {
         if !self.home.is_here() {
-            // There is no such thread here: the handle's end would detach somebody else's.
+            // A forked child has no such thread: joining would detach another one.
             std::mem::forget(self.thread.take());
             return;
         }

@@ -1,5 +1,5 @@
-//! Interrupts: what they signal, when a queue shall raise one, the level-triggered line, and whether
-//! polling before a sleep pays.
+//! Interrupts: eventfds, suppression, the level-triggered line, and whether to poll before
+//! sleeping.
 
 pub(in crate::net) mod events;
 pub(in crate::net) mod intx;

@@ -1,17 +1,17 @@
-//! Whether polling before a sleep pays.
+//! Whether polling before a sleep is worthwhile.
 
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// How long anybody may poll before sleeping; longer is a mistake in the unit.
+/// Most polling time before a sleep; more is a mistake in the unit.
 const LONGEST: Duration = Duration::from_millis(100);
 
-/// Whether polling before a sleep pays: it does where waits are shorter than the limit.
+/// Whether polling before a sleep is worthwhile: if waits are shorter than the limit.
 ///
-/// The length of the next wait is guessed as a moving average of the last ones, each
-/// counted as four times the limit at most, so that two long waits end the polling and
-/// five short ones resume it.
+/// The length of the next wait is predicted as a moving average of the previous ones, each counted
+/// as at most four times the limit, so that two long waits end polling and five short ones resume
+/// it.
 #[derive(Debug, Default)]
 pub(in crate::net) struct Spin {
     limit_ns: AtomicU64,
@@ -41,11 +41,11 @@ impl Spin {
         Duration::from_nanos(if pays { limit } else { 0 })
     }
 
-    /// A wait took this long.
+    /// Records the duration of a wait.
     pub(in crate::net) fn record(&self, took: Duration) {
         let limit = self.limit_ns.load(Relaxed);
         let took = (took.as_nanos() as u64).min(4 * limit);
-        // Another thread's update may be lost: it is a guess either way.
+        // Another thread's update may be lost: it is an estimate anyway.
         let before = self.expected_ns.load(Relaxed);
         self.expected_ns.store(before - before / 4 + took / 4, Relaxed);
     }

@@ -1,11 +1,11 @@
-//! Received frames that fit no buffer: who wants to know is told once.
+//! Received frames that fit no buffer, reported once.
 
 use crate::net::stats::LiveQueueStats;
 use crate::notify::EventFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether frames were dropped that fit no buffer; somebody is told of the first of them.
+/// Whether such frames were dropped; the first one is reported.
 #[derive(Debug, Default)]
 pub(in crate::net) struct TooLong {
     seen: AtomicBool,

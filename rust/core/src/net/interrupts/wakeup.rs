@@ -1,31 +1,30 @@
-//! When a queue shall interrupt: arm, drain, enable, check.
+//! When a queue interrupts: arm, drain, enable, check.
 //!
-//! A queue's eventfd has readers of two kinds: those that are [`Wakeup::arm`]ed hold its
-//! descriptor and wait by means of their own; sleepers wait in a call of ours. All of them
-//! read the same eventfd, so whoever drains it may take what another waits for. The rule
-//! that keeps a wake-up from being lost: after every drain, in the same critical section,
-//! the queue is asked for its next interrupt and looked at again, as long as anybody else is
-//! interested; what is there already is signalled by hand (sections 2.7.7 and 2.7.10). The
-//! loom models below run this very code.
+//! A queue's eventfd has two kinds of readers: holders of its descriptor ([`Wakeup::arm`]), which
+//! wait by their own means, and sleepers in our calls. All read the same eventfd, so draining it
+//! may consume another reader's signal. The rule against lost wake-ups: after every drain, in the
+//! same critical section, the next interrupt is enabled and the queue checked again, as long as
+//! there are other readers; if it is ready, the eventfd is signalled by hand (sections 2.7.7 and
+//! 2.7.10). The loom models below run this code.
 
 use crate::notify::EventFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-/// What of a queue decides whether somebody who waits for it goes on.
+/// What determines whether the waiters of a queue continue.
 pub(crate) trait Interrupts {
-    /// Whether there is something to wait for no longer.
+    /// Whether there is no reason to wait any more.
     fn ready(&mut self) -> bool;
-    /// Asks for an interrupt; true when the queue is ready as it is.
+    /// Enables the interrupt; true if the queue is ready already.
     fn enable(&mut self) -> bool;
-    /// Asks for none.
+    /// Disables the interrupt.
     fn disable(&mut self);
 }
 
 /// What interrupts signal.
 pub(crate) trait Bell {
-    /// Forgets the signals so far; whether there were any.
+    /// Clears earlier signals; whether there were any.
     fn quiet(&self) -> bool;
-    /// Wakes all who wait, until [`Bell::quiet`].
+    /// Wakes all waiters, until [`Bell::quiet`].
     fn ring(&self);
 }
 
@@ -38,18 +37,18 @@ impl Bell for EventFd {
     }
 }
 
-/// Who waits for one queue. Every method is called with that queue locked, except
-/// [`Wakeup::leave`]. `over` says whether there is nothing to wait for any more: the port
-/// is stopped, broken, or its QEMU dead; it becomes true before the bell is struck for it.
+/// The waiters of one queue. Every method except [`Wakeup::leave`] is called with that queue
+/// locked. `over` returns whether waiting is over: the port is stopped, broken, or its QEMU dead;
+/// it becomes true before the bell is rung for it.
 #[derive(Debug, Default)]
 pub(crate) struct Wakeup {
-    /// Somebody holds the descriptor: interrupts stay enabled between calls.
+    /// The descriptor has been handed out: interrupts stay enabled between calls.
     armed: AtomicBool,
     sleepers: AtomicUsize,
 }
 
 impl Wakeup {
-    /// Whether anybody waits, or may.
+    /// Whether there are, or may be, waiters.
     #[inline]
     pub(crate) fn wanted(&self) -> bool {
         self.armed.load(Relaxed) || self.sleepers.load(Relaxed) > 0
@@ -67,7 +66,8 @@ impl Wakeup {
         }
     }
 
-    /// Before a sleep. True: there is no reason to sleep. Else [`Wakeup::leave`] must follow.
+    /// Before a sleep. True: there is no reason to sleep. Otherwise call [`Wakeup::leave`]
+    /// afterwards.
     pub(crate) fn enter(&self, queue: &mut impl Interrupts, over: bool) -> bool {
         if over {
             return true;
@@ -82,7 +82,7 @@ impl Wakeup {
         false
     }
 
-    /// After a sleep, however it ended; [`Wakeup::awake`] follows unless the queue is another's.
+    /// After a sleep, however it ended; followed by [`Wakeup::awake`] unless the queue is claimed.
     pub(crate) fn leave(&self) {
         self.sleepers.fetch_sub(1, Relaxed);
     }
@@ -98,7 +98,7 @@ impl Wakeup {
         self.settle(queue, bell, over);
     }
 
-    /// After a call that found the queue not, or no longer, ready. Whether there had been a
+    /// After a call that found the queue not, or no longer, ready. Returns whether there had been a
     /// signal.
     #[inline]
     pub(crate) fn exhausted(

@@ -1,4 +1,4 @@
-//! Bringing a device up (section 3.1.1): features, queues, interrupts.
+//! Starting a device (section 3.1.1): features, queues, interrupts.
 
 use crate::memory::Pool;
 use crate::net::config::{Mac, NetConfig};
@@ -21,29 +21,29 @@ use crate::virtio::{Features, Status};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Queues are no larger than this unless asked for.
+/// Largest default queue size.
 const DEFAULT_QUEUE_SIZE: u16 = 1024;
 /// One command at a time takes three descriptors.
 const CONTROL_QUEUE_SIZE: u16 = 16;
 
-/// How a port shall be set up.
+/// Options of a port.
 #[derive(Clone, Debug, Default)]
 pub struct PortOptions {
-    /// Queue pairs; 0 is taken as 1.
+    /// Number of queue pairs; 0 means 1.
     pub pairs: u16,
     /// Entries of each queue; 0: the device's own size, at most 1,024.
     pub queue_size: u16,
-    /// Features to insist on, prefer and refuse.
+    /// Features to require, prefer and refuse.
     pub preferences: Preferences,
-    /// What interrupts signal; none: polling.
+    /// The eventfds that interrupts signal; none: polling.
     pub events: Option<Events>,
     /// MSI-X table entries.
     pub vectors: Option<Vectors>,
-    /// The eventfd of the INTx line, where that is used instead of MSI-X.
+    /// The eventfd of the INTx line, if used instead of MSI-X.
     pub intx: Option<Arc<EventFd>>,
-    /// How to kick each receive and transmit queue, by index, instead of through the transport.
+    /// How to kick each receive and transmit queue, by index, if not through the transport.
     pub doorbells: Option<Vec<Doorbell>>,
-    /// The MAC address of a device that has none of its own.
+    /// The MAC address for a device without one.
     pub mac: Mac,
 }
 
@@ -69,12 +69,12 @@ impl PortOptions {
 }
 
 impl Port {
-    /// Brings the device up and posts receive buffers.
+    /// Starts the device and posts receive buffers.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for options that do not fit the device, [`Error::Device`] when the
-    /// device refuses or misbehaves, [`Error::MemoryUnavailable`], [`Error::QemuDied`],
-    /// [`Error::Refused`] when the device does not turn its queue pairs on.
+    /// [`Error::Invalid`] for options that do not fit the device, [`Error::Device`] if the device
+    /// refuses or misbehaves, [`Error::MemoryUnavailable`], [`Error::QemuDied`], [`Error::Refused`]
+    /// if the device does not enable its queue pairs.
     pub fn start(
         transport: Arc<dyn Transport>,
         pool: Arc<Pool>,
@@ -157,7 +157,7 @@ fn bring_up(transport: Arc<dyn Transport>, pool: Arc<Pool>, options: PortOptions
     Ok(port)
 }
 
-/// An eventfd says that there is something, not where.
+/// An eventfd carries no data.
 fn refuse_data(preferences: &mut Preferences) -> Result<()> {
     let told = Features::NOTIFICATION_DATA | Features::NOTIF_CONFIG_DATA;
     let insisted = preferences.insist & told;
@@ -212,7 +212,7 @@ fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<
     Ok(QueuePair::new(device.clone(), index, rx, tx, addresses, hashes))
 }
 
-/// The control queue: it has no interrupt, for whoever asks waits for the answer.
+/// The control queue has no interrupt, because its callers wait for the reply.
 fn make_control(device: &Device, index: u16) -> Result<ControlQueue> {
     let transport = device.transport();
     let most = transport.queue_max_size(index)?;
@@ -227,7 +227,7 @@ fn make_control(device: &Device, index: u16) -> Result<ControlQueue> {
     Ok(control)
 }
 
-/// A frame is one descriptor, so tables would only take memory.
+/// A frame is one descriptor, so indirect tables would only take memory.
 pub(in crate::net) fn frame_ring(accepted: Features) -> Features {
     accepted - Features::INDIRECT_DESC
 }
@@ -268,20 +268,20 @@ fn check_pairs(wanted: u16, config: &NetConfig, accepted: Features, direct: bool
     Ok(())
 }
 
-/// The longest frame of an MTU: with an Ethernet header and a VLAN tag.
+/// The longest frame for an MTU: with an Ethernet header and a VLAN tag.
 fn longest_frame(mtu: u16) -> usize {
     usize::from(mtu) + 18
 }
 
-/// Whether the MTU that is offered makes frames that fit no common buffer but a jumbo one.
+/// Whether the offered MTU allows frames that fit only a jumbo buffer.
 fn needs_merging(transport: &dyn Transport, offered: Features, pool: &Pool) -> Result<bool> {
-    // Looking before the features are agreed on is allowed (section 3.1.1, step 4).
+    // Reading before feature negotiation is allowed (section 3.1.1, step 4).
     let config = NetConfig::read(transport, offered & Features::MTU, Mac::default())?;
     let frame = longest_frame(config.mtu);
     Ok(frame > pool.capacity() && frame <= pool.jumbo_capacity())
 }
 
-/// Frames of the MTU must fit: a buffer, or where they are merged a jumbo buffer.
+/// Checks that frames of the MTU fit a buffer, or if they are merged a jumbo buffer.
 pub(in crate::net) fn check_mtu(mtu: u16, merge: bool, pool: &Pool) -> Result<()> {
     let frame = longest_frame(mtu);
     let room = if merge { pool.largest_frame() } else { pool.capacity() };
@@ -299,7 +299,7 @@ pub(in crate::net) fn check_mtu(mtu: u16, merge: bool, pool: &Pool) -> Result<()
     )))
 }
 
-/// How many entries a queue shall have: what is wanted, or what the device has.
+/// The size of a queue: the requested one, or the device's.
 fn queue_size(index: u16, wanted: u16, most: u16) -> Result<u16> {
     if most == 0 {
         return Err(Error::Device(format!("the device has no queue {index}")));
@@ -307,11 +307,11 @@ fn queue_size(index: u16, wanted: u16, most: u16) -> Result<u16> {
     let size = if wanted == 0 { most.min(DEFAULT_QUEUE_SIZE) } else { wanted };
     if size > most {
         return Err(Error::Invalid(format!(
-            "queue {index} can have at most {most} entries, {size} were asked for"
+            "queue {index} can have at most {most} entries, not {size}"
         )));
     }
     if !size.is_power_of_two() {
-        return Err(Error::Invalid(format!("a queue size is a power of two, not {size}")));
+        return Err(Error::Invalid(format!("the queue size must be a power of two, not {size}")));
     }
     Ok(size)
 }

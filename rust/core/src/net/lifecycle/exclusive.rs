@@ -1,29 +1,29 @@
-//! One at a time, for what takes as long as QEMU does.
+//! A lock for operations that wait for QEMU.
 
 use crate::locks::{may_wait, this_thread};
 use crate::{Error, Result};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How often a thread that waits asks whether to go on.
+/// How often a waiting thread checks whether to continue.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// A lock that is held while QEMU is waited for.
+/// A lock that may be held while waiting for QEMU.
 ///
-/// Such a wait runs Python's signal handlers in the waiting thread, and one of them may call what
-/// takes the same lock: it gets [`Error::Busy`] instead of waiting for itself.
+/// Such a wait runs Python's signal handlers in the waiting thread. If one of them takes the same
+/// lock, it gets [`Error::Busy`] instead of a deadlock.
 #[derive(Debug, Default)]
 pub(in crate::net) struct Exclusive {
-    /// The thread that has it; 0 where nobody has.
+    /// The thread that holds it; 0 for none.
     owner: Mutex<usize>,
     free: Condvar,
 }
 
 impl Exclusive {
-    /// Waits until nobody has it; `patience` is asked meanwhile.
+    /// Waits for the lock; `patience` is called meanwhile.
     ///
     /// # Errors
-    /// [`Error::Busy`] where this thread has it; what `patience` returns.
+    /// [`Error::Busy`] if this thread holds it; what `patience` returns.
     pub(in crate::net) fn enter(&self, patience: impl Fn() -> Result<()>) -> Result<Turn<'_>> {
         may_wait("another change of the port");
         let mut owner = self.owner();
@@ -53,7 +53,7 @@ impl Exclusive {
     }
 }
 
-/// It is this thread's, until dropped.
+/// Held by this thread, until dropped.
 #[derive(Debug)]
 pub(in crate::net) struct Turn<'a> {
     of: &'a Exclusive,

@@ -1,12 +1,11 @@
-//! Whether frames as long as receive offloads make them can be received.
+//! Whether frames as long as receive offloads produce can be received.
 
 use crate::memory::{JUMBO_SIZE, Pool};
 use crate::virtio::Features;
 use crate::virtio::features::{Preferences, prerequisites};
 use crate::{Error, Result};
 
-/// An error where a frame as long as receive offloads make them fits no buffer; else sees to it
-/// that such frames are merged where they must be.
+/// An error if such a frame fits no buffer; otherwise makes sure that they are merged if necessary.
 ///
 /// # Errors
 /// [`Error::Invalid`].

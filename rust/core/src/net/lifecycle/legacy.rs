@@ -1,5 +1,5 @@
-//! What is different for a device by its legacy interface (the "Legacy Interface" notes of
-//! VIRTIO 1.3: sections 2.2.3, 3.1.2 and 5.1.6.1).
+//! Differences of the legacy interface (the "Legacy Interface" notes of VIRTIO 1.3: sections 2.2.3,
+//! 3.1.2 and 5.1.6.1).
 
 use crate::net::packet::header::HEADER_LEN;
 use crate::virtio::Features;
@@ -7,14 +7,14 @@ use crate::virtio::features::{Outcome, Preferences, negotiate};
 use crate::virtio::transport::Transport;
 use crate::{Error, Result};
 
-/// Without VERSION_1 the header has `num_buffers` only where MRG_RXBUF was negotiated.
+/// Without VERSION_1 the header has `num_buffers` only if MRG_RXBUF was negotiated.
 const SHORT_HEADER_LEN: usize = HEADER_LEN - 2;
 
-/// Negotiates as a modern or a legacy device wants it.
+/// Negotiates with a modern or a legacy device.
 ///
 /// # Errors
-/// As for [`negotiate`]; [`Error::Device`] when a legacy device wants the header in a
-/// descriptor of its own, as those without ANY_LAYOUT do (section 5.1.6.6).
+/// As for [`negotiate`]; [`Error::Device`] if a legacy device needs the header in a descriptor of
+/// its own, as without ANY_LAYOUT (section 5.1.6.6).
 pub(in crate::net) fn agree(
     transport: &dyn Transport,
     offered: Features,
@@ -28,7 +28,7 @@ pub(in crate::net) fn agree(
             "VERSION_1 is insisted on, but the device is driven by its legacy interface".to_owned(),
         ));
     }
-    // What makes a device modern is no choice here.
+    // These features make a device modern, and are no choice here.
     let mut preferences = *preferences;
     preferences.refuse = preferences.refuse - Features::VERSION_1;
     let (accepted, mut outcomes) = negotiate(offered | Features::VERSION_1, &preferences)?;
@@ -54,14 +54,14 @@ pub(in crate::net) fn header_len(legacy: bool, accepted: Features) -> usize {
     if legacy && !accepted.contains(Features::MRG_RXBUF) { SHORT_HEADER_LEN } else { HEADER_LEN }
 }
 
-/// How many entries a queue has, whatever is wanted.
+/// The size of a queue, whatever was requested.
 pub(in crate::net) fn queue_size(index: u16, wanted: u16, has: u16) -> Result<u16> {
     if has == 0 {
         return Err(Error::Device(format!("the device has no queue {index}")));
     }
     if wanted != 0 && wanted != has {
         return Err(Error::Invalid(format!(
-            "queue {index} has {has} entries, {wanted} were asked for: by the legacy interface \
+            "queue {index} has {has} entries, not {wanted}: with the legacy interface \
              the size is the device's; ask for none, or set its rx_queue_size and tx_queue_size"
         )));
     }

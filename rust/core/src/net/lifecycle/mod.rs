@@ -1,4 +1,4 @@
-//! A device is brought up, reset, and brought up again, with fewer features where it has them.
+//! Starting, resetting and restarting a device, possibly with fewer features.
 
 mod bring_up;
 mod closing;

@@ -1,8 +1,8 @@
-//! A device that comes back with fewer features: what a port can do without.
+//! A device that comes back with fewer features.
 //!
-//! Most features say what may be asked of the device, and are simply asked of it no more. Some say
-//! how the queues lie in memory: these are set aside and empty by then, and are made anew. What
-//! remains is what the driver is built on.
+//! Most features allow requests to the device, which are then no longer made. Some determine the
+//! layout of the queues: these are suspended and empty at that time, and are created again. The
+//! driver depends on the remaining ones.
 
 use crate::memory::JUMBO_SIZE;
 use crate::net::lifecycle::bring_up::{check_mtu, frame_ring, make_ring};
@@ -12,7 +12,7 @@ use crate::virtio::Features;
 use crate::virtio::features::{consistent, prerequisites};
 use crate::{Error, Result};
 
-/// How a ring lies in memory, and how both sides move in it.
+/// Layout and operation of a ring.
 const RINGS: Features = Features(
     Features::RING_PACKED.0
         | Features::EVENT_IDX.0
@@ -20,9 +20,9 @@ const RINGS: Features = Features(
         | Features::IN_ORDER.0,
 );
 
-/// What a port may be able to do without. Not what says how the device is driven (VERSION_1,
-/// CTRL_*, MQ, RING_RESET), what it was told by (RSS, HASH_REPORT, NOTF_COAL), or what others rely
-/// on (STATUS, MTU).
+/// Features that a port may be able to do without: not those that determine how the device is
+/// driven (VERSION_1, CTRL_*, MQ, RING_RESET), its settings (RSS, HASH_REPORT, NOTF_COAL), or what
+/// others rely on (STATUS, MTU).
 const DISPENSABLE: Features = Features(
     RINGS.0
         | Features::SEND_OFFLOADS.0
@@ -34,9 +34,9 @@ const DISPENSABLE: Features = Features(
 );
 
 impl Port {
-    /// The features in force that the next device may lack: the port goes on without them.
+    /// The negotiated features that the next device may lack.
     ///
-    /// None that was insisted on, or that such a one needs. None by the legacy interface, where
+    /// Not those that were required, or that these depend on. None with the legacy interface, where
     /// the length of the header depends on them.
     pub fn dispensable(&self) -> Features {
         if self.is_legacy() {
@@ -52,22 +52,22 @@ impl Port {
         spare
     }
 
-    /// Whether a buffer holds the longest frame there is.
+    /// Whether a buffer holds the longest possible frame.
     fn holds_large(&self) -> bool {
         self.pool().capacity() >= JUMBO_SIZE
     }
 
-    /// Goes on with what the device offers, if that is enough; says what is in force then. In a
-    /// [`Self::change`], with the queues set aside.
+    /// Continues with what the device offers, if that is enough; returns the negotiated features.
+    /// In a [`Self::change`], with the queues suspended.
     ///
     /// # Errors
-    /// [`Error::Device`] where something is missing that cannot be done without,
-    /// [`Error::MemoryUnavailable`] for other rings. Nothing has changed then.
+    /// [`Error::Device`] if an indispensable feature is missing, [`Error::MemoryUnavailable`] for
+    /// other rings. Nothing has changed in that case.
     pub(in crate::net) fn renegotiate(&self, offered: Features) -> Result<Features> {
         let before = self.device.accepted();
         let mut kept = consistent(before & offered);
         if !kept.contains(Features::MRG_RXBUF) && before.contains(Features::MRG_RXBUF) {
-            // What is left of the large frames' features needs buffers that hold one.
+            // The remaining features for large frames need buffers that hold one.
             kept = if self.holds_large() { kept } else { kept - Features::LARGE_RECEIVE };
             kept = consistent(kept);
         }
@@ -86,8 +86,7 @@ impl Port {
             if lost.contains(Features::MRG_RXBUF) {
                 pair.rx.borrow().stop_merging();
             }
-            // What says how received frames' headers are read stays: a header that says nothing
-            // is read as one.
+            // How headers of received frames are read is kept: an empty header reads as no offload.
             pair.tx.borrow().can = kept;
         }
         self.journal().renegotiate(kept);
@@ -104,7 +103,7 @@ impl Port {
         Ok(kept)
     }
 
-    /// Makes the rings anew; none where there is no memory for all.
+    /// Creates the rings again; none if there is not enough memory for all.
     fn replace_rings(&self, accepted: Features) -> Result<()> {
         let pool = self.pool();
         let rings = self.pairs.iter().map(|pair| {

@@ -1,10 +1,9 @@
-//! A device that has to be reset, or was lost with its QEMU, and is brought up again (sections
-//! 2.1.1 and 2.1.2).
+//! Restarting a device that needs a reset, or was lost with its QEMU (sections 2.1.1 and 2.1.2).
 //!
-//! The port stays what it is: its queues keep their memory, locks, eventfds and counters. They
-//! are set aside ([`Port::suspend`]: what had arrived is kept, buffers go back to the pool, what
-//! was to be sent is counted as lost), and go on when there is a device again that has been
-//! told all that the last one was told ([`Port::reattach`]).
+//! The port's queues keep their memory, locks, eventfds and counters. They are suspended
+//! ([`Port::suspend`]: received frames are kept, buffers return to the pool, frames to be sent are
+//! counted as lost), and continue when there is a device with the settings of the last one
+//! ([`Port::reattach`]).
 
 use crate::net::config::NetConfig;
 use crate::net::control::journal::{Entry, Journal};
@@ -24,7 +23,7 @@ impl Port {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An error where no answer of the device is to be waited for.
+    /// An error if no reply of the device should be waited for.
     pub(in crate::net) fn answering(&self) -> Result<()> {
         self.device.check()?;
         if self.device.is_away() {
@@ -33,7 +32,7 @@ impl Port {
         self.device.transport().alive()
     }
 
-    /// Tries until it is not the device's absence that makes it fail.
+    /// Retries while the attempt fails because the device is away.
     pub(in crate::net) fn persist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
         loop {
             self.device.await_back()?;
@@ -44,18 +43,18 @@ impl Port {
         }
     }
 
-    /// Whether the end of QEMU is an outage from now on, and not an error: [`Self::reattach`]
-    /// will follow. Receiving finds nothing meanwhile, sending is as with a full ring, waiting
-    /// goes on, commands wait for the device (up to 30 s).
+    /// Sets whether the end of QEMU is an outage instead of an error: [`Self::reattach`] will
+    /// follow. Meanwhile receiving finds nothing, sending behaves as with a full ring, waits
+    /// continue, and commands wait for the device (up to 30 s).
     pub fn set_recoverable(&self, patient: bool) {
         self.device.set_recoverable(patient);
     }
-    /// There will be no other device: from now on every call says why.
+    /// Gives up: from now on every call returns this error.
     pub fn abandon(&self, why: &str) {
         if self.device.check_resettable().is_err() {
             return;
         }
-        // Before anybody gets the error: who looks at the link then sees that it is down.
+        // Before any caller gets the error, so that the link is seen as down then.
         self.link.store(false, Ordering::Relaxed);
         if self.device.transport().alive().is_ok() {
             self.device.fail(why.to_owned());
@@ -66,18 +65,18 @@ impl Port {
     pub fn is_away(&self) -> bool {
         self.device.is_away()
     }
-    /// How often the device was brought up again.
+    /// How often the device was restarted.
     pub fn restarts(&self) -> u64 {
         self.restarts.load(Ordering::Relaxed)
     }
 
-    /// Sets the queues aside: for a device that is gone, and writes to memory no more, or is about
-    /// to be unplugged: that is reset first, and not touched again. Frames that had arrived are
-    /// still received; those that were with the device are counted as
+    /// Suspends the queues, for a device that is gone and no longer writes to memory, or that is
+    /// about to be unplugged: that one is first reset, and then not accessed again. Frames that had
+    /// arrived are still received; those with the device are counted as
     /// [`lost`](crate::net::QueueStats::lost).
     ///
     /// # Errors
-    /// Of a device that is there and cannot be reset: its queues are not set aside.
+    /// Those of a device that cannot be reset: its queues are not suspended.
     pub fn suspend(&self) -> Result<()> {
         if self.device.check_resettable().is_err() {
             return Ok(());
@@ -105,7 +104,7 @@ impl Port {
         Ok(())
     }
 
-    /// An error where a loop of this thread has one of the queues.
+    /// An error if a loop of this thread has one of the queues.
     fn not_ours(&self) -> Result<()> {
         self.pairs.iter().try_for_each(crate::net::QueuePair::not_ours)
     }
@@ -119,13 +118,12 @@ impl Port {
         self.link.store(false, Ordering::Relaxed);
     }
 
-    /// Goes on with another device that is like the last one, after [`Self::suspend`]; or has less,
-    /// where the port can do without that ([`Self::dispensable`]).
+    /// Continues with another device like the last one, after [`Self::suspend`]; it may lack
+    /// features that the port can do without ([`Self::dispensable`]).
     ///
     /// # Errors
-    /// [`Error::Device`] where it is not like that, [`Error::Refused`] where it refuses what the
-    /// last one was told, [`Error::QemuDied`]: the port is still away, and this can be tried
-    /// again. [`Error::Closed`].
+    /// [`Error::Device`] if it differs, [`Error::Refused`] if it refuses settings of the last one,
+    /// [`Error::QemuDied`]: the port is still away, and this can be retried. [`Error::Closed`].
     pub fn reattach(&self, transport: Arc<dyn Transport>) -> Result<()> {
         self.device.check_resettable()?;
         self.not_ours()?;
@@ -134,13 +132,12 @@ impl Port {
         self.device.set_away(true);
         transport.set_status(Status::empty())?;
         self.device.set_transport(transport.clone());
-        // Nothing, but after another attempt.
+        // Does nothing unless there was an earlier attempt.
         self.set_aside();
         self.start_again(transport.as_ref())
     }
 
-    /// Resets the device and brings it up again as it was: its queues, and all that it was told.
-    /// Also for a port that is broken.
+    /// Resets the device and restarts it with the same queues and settings. Also for a broken port.
     ///
     /// # Errors
     /// [`Error::Device`], [`Error::Refused`]: the port is broken then. [`Error::QemuDied`],
@@ -168,8 +165,7 @@ impl Port {
         result
     }
 
-    /// [`Self::restart`] where the device says that it needs that (DEVICE_NEEDS_RESET, section
-    /// 2.1); whether it did.
+    /// [`Self::restart`] if the device needs it (DEVICE_NEEDS_RESET, section 2.1); whether it did.
     ///
     /// # Errors
     /// As for [`Self::restart`].
@@ -187,7 +183,7 @@ impl Port {
         Ok(true)
     }
 
-    /// Brings a device up that was reset. In a [`Self::change`].
+    /// Starts a device that was reset. In a [`Self::change`].
     fn start_again(&self, transport: &dyn Transport) -> Result<()> {
         let mut status = Status::ACKNOWLEDGE | Status::DRIVER;
         transport.set_status(status)?;
@@ -228,7 +224,7 @@ impl Port {
             transport.reset_queue(2 * pair.index + 1)?;
             pair.set_mode(Mode::Stopped);
         }
-        // Before there is a buffer to receive into: the first frame finds all filters in place.
+        // Before there are receive buffers, so that filters apply from the first frame on.
         self.tell_again(transport)?;
         self.device.mended();
         for pair in &self.pairs {
@@ -248,7 +244,7 @@ impl Port {
             }
             transport.doorbell(queue)
         };
-        // One lock after the other: each may be waited for.
+        // One lock after the other, as each may have to be waited for.
         let rx = pair.rx.borrow().doorbell();
         let tx = pair.tx.borrow().doorbell();
         let (rx_doorbell, tx_doorbell) =
@@ -266,7 +262,7 @@ impl Port {
         Ok(())
     }
 
-    /// An error where the device is not like the one that the port was made for.
+    /// An error if the device differs from the one that the port was made for.
     fn same(&self, config: NetConfig) -> Result<NetConfig> {
         let before = &self.setup.config;
         if config.max_pairs == before.max_pairs && config.mtu <= before.mtu {

@@ -1,4 +1,4 @@
-//! Frames that travel together.
+//! Frames that are handled together.
 
 use crate::memory::{BufferId, Pool};
 use crate::net::packet::header;
@@ -6,9 +6,9 @@ use crate::net::packet::offload::Offload;
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// Storage for so many bursts is kept by each thread, so that a loop over bursts allocates nothing.
+/// Each thread keeps storage for this many bursts, so that a loop over bursts does not allocate.
 const SPARE: usize = 16;
-/// The frames a fresh burst has room for without growing.
+/// Initial capacity of a burst in frames.
 const ROOM: usize = 256;
 
 #[derive(Debug, Default)]
@@ -21,25 +21,24 @@ thread_local! {
     static STORAGE: RefCell<Vec<Storage>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An owner of packet buffers, each with a frame in it.
+/// An owner of packet buffers with frames.
 ///
-/// Each buffer is exclusively the burst's until it is moved out or the burst is
-/// dropped, which gives the buffers back to the pool.
+/// Each buffer is exclusively the burst's until it is moved out or the burst is dropped, which
+/// returns the buffers to the pool.
 #[derive(Debug)]
 pub struct Burst {
     pool: Arc<Pool>,
     storage: Storage,
-    /// Whether all frames have a hash in the header in front of them.
+    /// Whether all frames have a hash in their header.
     hashed: bool,
-    /// Bytes of the header in front of each frame that says what is left to do to it; 0 where
-    /// there is nothing to know.
+    /// Bytes of the header with offload metadata in front of each frame; 0 if there is none.
     pub(in crate::net) headers: u8,
     /// When its first frames were taken from the ring; 0 where nobody looked at the clock.
     taken: u64,
 }
 
 impl Burst {
-    /// An empty burst of this pool.
+    /// Creates an empty burst of a pool.
     #[must_use]
     pub fn new(pool: Arc<Pool>) -> Self {
         let storage = STORAGE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Storage {
@@ -48,12 +47,12 @@ impl Burst {
         });
         Self { pool, storage, hashed: false, headers: 0, taken: 0 }
     }
-    /// How many frames.
+    /// Number of frames.
     #[must_use]
     pub fn len(&self) -> usize {
         self.storage.ids.len()
     }
-    /// Whether there is none.
+    /// Whether there are no frames.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.storage.ids.is_empty()
@@ -68,13 +67,13 @@ impl Burst {
     pub fn ids(&self) -> &[BufferId] {
         &self.storage.ids
     }
-    /// The frames' lengths, bytes.
+    /// The frames' lengths in bytes.
     #[must_use]
     pub fn lengths(&self) -> &[u32] {
         &self.storage.lengths
     }
-    /// The bytes of a frame: where they start and how many. Only for byte access;
-    /// valid as long as the buffer is the burst's.
+    /// The address and length of a frame. Only for byte access; valid as long as the buffer is the
+    /// burst's.
     #[must_use]
     pub fn frame(&self, index: usize) -> Option<(*mut u8, usize)> {
         let id = *self.storage.ids.get(index)?;
@@ -93,8 +92,8 @@ impl Burst {
         }
         Some(out)
     }
-    /// The hash of each frame and what it was calculated over (`hash_value` and `hash_report`,
-    /// section 5.1.6.4.4), in the order of the frames; `None` where the device reports none.
+    /// The hash of each frame and what it covers (`hash_value` and `hash_report`, section
+    /// 5.1.6.4.4), in the order of the frames; `None` if the device reports none.
     #[must_use]
     pub fn hashes(&self) -> Option<Vec<(u32, u16)>> {
         if !self.hashed {
@@ -107,8 +106,8 @@ impl Burst {
         };
         Some(self.storage.ids.iter().map(hash).collect())
     }
-    /// What is left to do to each frame, as the device said when it received them (section
-    /// 5.1.6.4); `None` where no offload of received frames was negotiated.
+    /// The offload metadata of each frame, as written by the device (section 5.1.6.4); `None` if no
+    /// offload of received frames was negotiated.
     #[must_use]
     pub fn offloads(&self) -> Option<Vec<Offload>> {
         (0..self.len())
@@ -116,7 +115,7 @@ impl Burst {
             .collect::<Option<_>>()
             .filter(|_| self.headers > 0)
     }
-    /// What is left to do to one frame; `None` where there is nothing to know.
+    /// The offload metadata of one frame; `None` if there is none.
     #[must_use]
     pub fn offload(&self, index: usize) -> Option<Offload> {
         let id = *self.storage.ids.get(index).filter(|_| self.headers > 0)?;
@@ -124,36 +123,36 @@ impl Burst {
         // in front, more than any header.
         Some(unsafe { header::read(self.pool.data_ptr(id), self.headers.into()) })
     }
-    /// When its frames were taken from the ring, nanoseconds since 1970; `None` where that was not
-    /// asked for. Of several calls that added frames, the first counts.
+    /// When its frames were taken from the ring, in nanoseconds since 1970; `None` unless requested.
+    /// If several calls added frames, the time of the first.
     #[must_use]
     pub fn timestamp(&self) -> Option<u64> {
         (self.taken > 0 && !self.is_empty()).then_some(self.taken)
     }
-    /// Says when frames that were just added were taken from the ring.
+    /// Sets when the frames just added were taken from the ring.
     #[inline]
     pub(in crate::net) fn stamp(&mut self, now: u64) {
         if self.taken == 0 {
             self.taken = now;
         }
     }
-    /// Bytes of the header in front of each frame; 0 where they say nothing.
+    /// Bytes of the header in front of each frame; 0 if it is not used.
     #[inline]
     pub(in crate::net) fn headers(&self) -> usize {
         self.headers.into()
     }
-    /// Says, while the burst is empty, that frames with a header of so many bytes come.
+    /// Sets the header length of the frames to come, while the burst is empty.
     #[inline]
     pub(in crate::net) fn expect_headers(&mut self, headers: u8) {
         debug_assert!(self.is_empty(), "frames of two kinds in one burst");
         self.headers = headers;
     }
-    /// Says, while the burst is empty, that frames of another burst come.
+    /// Prepares for frames of another burst, while this one is empty.
     #[inline]
     pub(crate) fn expect_those_of(&mut self, other: &Self) {
         self.expect_headers(other.headers);
     }
-    /// Moves all frames of another burst of this pool to the end, with what is left to do to them.
+    /// Moves all frames of another burst of this pool to the end, with their offload metadata.
     #[cold]
     pub(in crate::net) fn append(&mut self, other: &mut Self) {
         let headers = self.headers.max(other.headers);
@@ -173,20 +172,20 @@ impl Burst {
         self.stamp(other.taken);
         other.moved(usize::MAX);
     }
-    /// Says, before frames are added, whether they have hashes.
+    /// Sets whether frames to be added have hashes.
     #[inline]
     pub(in crate::net) fn expect_hashes(&mut self, hashes: bool) {
         if self.hashed != hashes {
             self.hashed = hashes && self.is_empty();
         }
     }
-    /// Adds a buffer that the caller owns. `length` is at most what it holds.
+    /// Adds a buffer that the caller owns. `length` is at most its size.
     #[inline]
     pub(crate) fn push(&mut self, id: BufferId, length: u32) {
         self.storage.ids.push(id);
         self.storage.lengths.push(length);
     }
-    /// Forgets the first `count` frames, whose buffers have a new owner.
+    /// Drops the first `count` frames, whose buffers have a new owner.
     pub(crate) fn moved(&mut self, count: usize) {
         if count >= self.len() {
             self.taken = 0;
@@ -197,7 +196,8 @@ impl Burst {
             self.storage.lengths.drain(..count);
         }
     }
-    /// Moves up to `count` frames to the end of another burst of the same pool; says how many.
+    /// Moves up to `count` frames to the end of another burst of the same pool; returns their
+    /// number.
     pub(in crate::net) fn hand_over(&mut self, count: usize, to: &mut Self) -> usize {
         let count = count.min(self.len());
         to.storage.ids.extend_from_slice(&self.storage.ids[..count]);
@@ -206,17 +206,17 @@ impl Burst {
         self.moved(count);
         count
     }
-    /// Gives the first `count` frames' buffers back to the pool.
+    /// Returns the buffers of the first `count` frames to the pool.
     pub(crate) fn clear_front(&mut self, count: usize) {
         let count = count.min(self.len());
         self.pool.give(&self.storage.ids[..count]);
         self.moved(count);
     }
-    /// The buffers, with access to the ids so that some can be exchanged for copies.
+    /// The buffers' ids, to replace some with copies.
     pub(crate) fn ids_mut(&mut self) -> &mut [BufferId] {
         &mut self.storage.ids
     }
-    /// Gives all buffers back to the pool.
+    /// Returns all buffers to the pool.
     pub fn clear(&mut self) {
         if !self.is_empty() {
             self.pool.give(&self.storage.ids);
@@ -229,7 +229,7 @@ impl Drop for Burst {
     fn drop(&mut self) {
         self.clear();
         let storage = std::mem::take(&mut self.storage);
-        // The thread may be ending: then the storage just goes.
+        // If the thread is ending, the storage is just freed.
         let _ = STORAGE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
             if spare.len() < SPARE {

@@ -1,4 +1,4 @@
-//! Frames on their way from the caller into buffers.
+//! Frames being copied from the caller into buffers.
 
 use crate::memory::{BufferId, Demand, Pool};
 use crate::net::packet::offload::Offload;
@@ -7,22 +7,22 @@ use crate::net::packet::offload::Offload;
 pub trait FrameSource {
     /// Whether there is another frame.
     fn more(&mut self) -> bool;
-    /// Writes the next frame into the buffer and says its length, or why it cannot be sent.
+    /// Writes the next frame into the buffer and returns its length, or why it cannot be sent.
     ///
     /// # Errors
-    /// In words.
+    /// A description.
     fn next(&mut self, buffer: &mut FrameBuffer<'_>) -> Result<usize, String>;
-    /// Whether it says what is left to do to its frames.
+    /// Whether it has offload metadata for its frames.
     fn describes(&self) -> bool {
         false
     }
-    /// What is left to do to the frame that [`Self::next`] gave last.
+    /// The offload metadata of the last frame from [`Self::next`].
     fn offload(&self) -> Offload {
         Offload::NONE
     }
 }
 
-/// Frames, each with what is left to do to it.
+/// Frames with their offload metadata.
 #[derive(Debug)]
 pub(in crate::net) struct Described<'a> {
     frames: &'a [(Vec<u8>, Offload)],
@@ -68,7 +68,7 @@ impl<T: AsRef<[u8]>> FrameSource for &[T] {
     }
 }
 
-/// A buffer to write one frame into: a common one, or a jumbo buffer where the frame needs it.
+/// A buffer to write one frame into: a common one, or a jumbo buffer if the frame needs it.
 #[derive(Debug)]
 pub struct FrameBuffer<'a> {
     pool: &'a Pool,
@@ -79,37 +79,37 @@ pub struct FrameBuffer<'a> {
 }
 
 impl<'a> FrameBuffer<'a> {
-    /// `common` stays the caller's, who lends it.
+    /// `common` is lent by the caller.
     pub(in crate::net) fn new(pool: &'a Pool, demand: &'a Demand, common: BufferId) -> Self {
         Self { pool, demand, common, jumbo: None, starved: false }
     }
-    /// The buffer that has the frame; the caller's if it is a jumbo buffer.
+    /// The buffer with the frame; it belongs to the caller if it is a jumbo buffer.
     pub(in crate::net) fn finish(mut self) -> BufferId {
         self.jumbo.take().unwrap_or(self.common)
     }
-    /// Where the frame is.
+    /// The address of the frame.
     pub(in crate::net) fn data(&self) -> *mut u8 {
         self.pool.data_ptr(self.jumbo.unwrap_or(self.common))
     }
-    /// Whether the frame was refused for want of a jumbo buffer.
+    /// Whether the frame was refused for lack of a jumbo buffer.
     pub(in crate::net) fn starved(&self) -> bool {
         self.starved
     }
 
-    /// Bytes of the longest frame it takes.
+    /// Length in bytes of the longest possible frame.
     #[must_use]
     pub fn room(&self) -> usize {
         self.pool.largest_frame()
     }
-    /// Copies the frame in; says its length, or why it cannot be sent.
+    /// Copies the frame; returns its length, or why it cannot be sent.
     ///
     /// # Errors
-    /// In words, for an empty frame and for one longer than any buffer.
+    /// A description, for an empty frame or one longer than any buffer.
     pub fn fill(&mut self, frame: &[u8]) -> Result<usize, String> {
         // SAFETY: `frame` is readable for its length.
         unsafe { self.fill_raw(frame.as_ptr(), frame.len()) }
     }
-    /// The same from a raw pointer, for bytes that others may be writing to.
+    /// The same from a raw pointer, for bytes that may be written to concurrently.
     ///
     /// # Errors
     /// As for [`Self::fill`].
@@ -134,7 +134,7 @@ impl<'a> FrameBuffer<'a> {
         Ok(length)
     }
 
-    /// A jumbo buffer for a frame of this length.
+    /// Takes a jumbo buffer for a frame of this length.
     #[cold]
     fn exchange(&mut self, length: usize) -> Result<BufferId, String> {
         let room = self.room();

@@ -1,7 +1,7 @@
-//! What a hash is calculated over (section 5.1.6.4.3).
+//! Hash types (section 5.1.6.4.3).
 
 bitflags::bitflags! {
-    /// What a hash may be calculated over (section 5.1.6.4.3).
+    /// What a hash may cover (section 5.1.6.4.3).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct HashTypes: u32 {
         /// IPv4 addresses.
@@ -16,7 +16,7 @@ bitflags::bitflags! {
         const TCPV6 = 1 << 4;
         /// IPv6 addresses and UDP ports.
         const UDPV6 = 1 << 5;
-        /// IPv6 addresses, those of extension headers where there are.
+        /// IPv6 addresses, those of extension headers if present.
         const IP_EX = 1 << 6;
         /// The same and TCP ports.
         const TCP_EX = 1 << 7;

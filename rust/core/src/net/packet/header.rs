@@ -4,7 +4,7 @@
 //!  0 flags  1 gso_type  2 hdr_len  4 gso_size  6 csum_start  8 csum_offset  10 num_buffers
 //!  and with HASH_REPORT negotiated: 12 hash_value  16 hash_report  18 padding
 //! ```
-//! The device writes it right in front of the packet, so where it starts depends on its length.
+//! The device writes it directly in front of the packet, so its start depends on its length.
 
 use crate::net::packet::offload::Offload;
 use crate::virtio::Features;
@@ -14,8 +14,8 @@ pub const HEADER_LEN: usize = 12;
 /// Bytes of the header with HASH_REPORT as well.
 pub const HASH_HEADER_LEN: usize = 20;
 
-/// Clears the header in front of `data`: no offload, and `num_buffers` 0 as
-/// section 5.1.6.2 demands of transmitted packets.
+/// Clears the header in front of `data`: no offload, and `num_buffers` 0 as section 5.1.6.2
+/// requires for transmitted packets.
 ///
 /// # Safety
 /// The `length` (12 or 20) bytes before `data` must be valid for writes, and `data` aligned to 8
@@ -26,7 +26,7 @@ pub(crate) unsafe fn clear(data: *mut u8, length: usize) {
     // the others to 4.
     unsafe {
         let (tail, head) = (data.sub(8).cast::<u64>(), data.sub(12).cast::<u32>());
-        // Mostly it is zero already, and a line that nobody writes stays in both caches.
+        // It is usually zero already, and an unwritten cache line stays in both caches.
         if tail.read_volatile() != 0 {
             tail.write_volatile(0);
         }
@@ -40,7 +40,7 @@ pub(crate) unsafe fn clear(data: *mut u8, length: usize) {
     }
 }
 
-/// Reads the front of the header: what is left to do to the frame.
+/// Reads the front of the header: the offload metadata.
 ///
 /// # Safety
 /// The `length` (10, 12 or 20) bytes before `data` must be valid for reads, and `data` aligned to
@@ -76,7 +76,7 @@ pub(in crate::net) unsafe fn write(data: *mut u8, length: usize, offload: Offloa
     }
 }
 
-/// `num_buffers`: over how many buffers a received packet is spread (section 5.1.6.4).
+/// `num_buffers`: the number of buffers of a received packet (section 5.1.6.4).
 ///
 /// # Safety
 /// The `length` (12 or 20) bytes before `data` must be valid for reads, and `data` aligned to 2
@@ -87,8 +87,8 @@ pub(crate) unsafe fn num_buffers(data: *const u8, length: usize) -> u16 {
     u16::from_le(unsafe { data.sub(length - 10).cast::<u16>().read_volatile() })
 }
 
-/// `hash_value` and `hash_report`: what the device calculated over a received packet, and over
-/// which of its fields (section 5.1.6.4.4).
+/// `hash_value` and `hash_report`: the hash of a received packet, and what it covers (section
+/// 5.1.6.4.4).
 ///
 /// # Safety
 /// The [`HASH_HEADER_LEN`] bytes before `data` must be valid for reads, and `data` aligned to 4
@@ -102,7 +102,7 @@ pub(crate) unsafe fn hash(data: *const u8) -> (u32, u16) {
     }
 }
 
-/// Copies what is left to do to a frame from one of its buffers to another.
+/// Copies the offload metadata from one of a frame's buffers to another.
 ///
 /// # Safety
 /// Both must be the caller's buffers.
@@ -113,7 +113,7 @@ pub(in crate::net) unsafe fn copy_header(from: *const u8, to: *mut u8, headers: 
     }
 }
 
-/// The header length that bursts of a queue know of: 0 where no offload was negotiated.
+/// The header length for bursts of a queue: 0 if no offload was negotiated.
 pub(in crate::net) fn headers_of(accepted: Features, header_len: usize) -> u8 {
     let any = accepted & Features::RECEIVE_OFFLOADS != Features::NONE;
     // 10, 12 or 20.

@@ -1,4 +1,4 @@
-//! Frames: a burst of them, the header in front of each, and what is left to do to one.
+//! Frames: bursts, the header in front of each frame, and offloads.
 
 pub(in crate::net) mod burst;
 pub(in crate::net) mod frame;

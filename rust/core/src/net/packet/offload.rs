@@ -1,13 +1,12 @@
-//! What is left to do to a frame: its checksum, its segmentation (sections 5.1.6.2 and 5.1.6.4).
+//! Offload metadata of a frame: checksum and segmentation (sections 5.1.6.2 and 5.1.6.4).
 //!
-//! This is the front of the header that lies before each packet. What a device says in it is
-//! a claim: nothing here trusts a field, and [`Offload::adapted`] and [`Offload::checked`] stand
-//! between any of them and the next device.
+//! This is the front of the header before each packet. What a device writes there is not trusted:
+//! [`Offload::adapted`] and [`Offload::checked`] check it before it reaches another device.
 
 use crate::virtio::Features;
 use std::fmt;
 
-/// Bytes of frames are summed through a private buffer of this size; even.
+/// Frames are summed through a private buffer of this size, which is even.
 const CHUNK: usize = 2048;
 const ETHERNET: usize = 14;
 const IPV4: u16 = 0x0800;
@@ -21,46 +20,47 @@ pub struct Offload {
     pub flags: u8,
     /// How it is segmented: [`Self::TCPV4`] and so on, with [`Self::ECN`].
     pub gso_type: u8,
-    /// Bytes of all headers; 0 where nobody said.
+    /// Bytes of all headers; 0 if unknown.
     pub hdr_len: u16,
-    /// Bytes of payload of each segment.
+    /// Payload bytes per segment.
     pub gso_size: u16,
-    /// Where the bytes start that the checksum is over. With RSC_INFO: the coalesced segments.
+    /// Where the checksummed bytes start. With RSC_INFO: the number of coalesced segments.
     pub csum_start: u16,
-    /// Where the checksum goes, from there. With RSC_INFO: the duplicate acknowledgements.
+    /// Where the checksum is stored, from there. With RSC_INFO: the number of duplicate
+    /// acknowledgements.
     pub csum_offset: u16,
 }
 
 /// Why a frame cannot be sent with its metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The device cannot do it: these features are not in force.
+    /// The device does not support it: these features were not negotiated.
     NotNegotiated(Features),
-    /// It was coalesced by the device that received it.
+    /// It was coalesced by the receiving device.
     Coalesced,
-    /// A type of segmentation that there is not, or not with ECN.
+    /// An unknown type of segmentation, or one that does not allow ECN.
     Type(u8),
-    /// The checksum field is not in the frame.
+    /// The checksum field is not inside the frame.
     Checksum {
         /// Where the checksummed bytes start.
         start: u16,
         /// Where the field is, from there.
         offset: u16,
-        /// Bytes of the frame.
+        /// Length of the frame.
         length: usize,
     },
-    /// Segmentation without a checksum that is needed.
+    /// Segmentation without a checksum request.
     NoChecksum,
     /// Segments without payload.
     NoSize,
     /// The checksum of this protocol is at another offset.
     Field {
-        /// As the metadata says.
+        /// According to the metadata.
         offset: u16,
-        /// As it must be.
+        /// The correct one.
         right: u16,
     },
-    /// The frame is of another protocol than its type of segmentation.
+    /// The frame's protocol does not match its type of segmentation.
     Protocol {
         /// The type.
         gso_type: u8,
@@ -69,18 +69,18 @@ pub enum Refusal {
     },
     /// The headers do not fit the frame.
     Headers {
-        /// Bytes that they take, as far as can be seen.
+        /// Bytes that they take, as far as visible.
         need: usize,
-        /// Bytes of the frame.
+        /// Length of the frame.
         length: usize,
     },
     /// The header length is less than the headers, or more than the frame.
     HeaderLength {
-        /// As the metadata says.
+        /// According to the metadata.
         says: u16,
-        /// As the headers say.
+        /// According to the headers.
         is: usize,
-        /// Bytes of the frame.
+        /// Length of the frame.
         length: usize,
     },
 }
@@ -98,18 +98,18 @@ impl fmt::Display for Refusal {
         match *self {
             Self::NotNegotiated(features) => write!(
                 f,
-                "its offload needs {features}, which is not in force; `features` says why"
+                "its offload needs {features}, which was not negotiated; `features` says why"
             ),
-            Self::Coalesced => f.write_str("it was coalesced on its way in: that cannot be undone"),
+            Self::Coalesced => f.write_str("it was coalesced on reception, which cannot be undone"),
             Self::Type(gso_type) => {
-                write!(f, "there is no segmentation of type {gso_type:#04x}")
+                write!(f, "unknown type of segmentation {gso_type:#04x}")
             }
             Self::Checksum { start, offset, length } => write!(
                 f,
                 "its checksum, 2 bytes at {start} + {offset}, is outside the frame of {length} bytes"
             ),
             Self::NoChecksum => {
-                f.write_str("segmentation makes new checksums: say that one is needed, and where")
+                f.write_str("segmentation needs checksum=\"needed\" and its position")
             }
             Self::NoSize => f.write_str("the segment size is 0"),
             Self::Field { offset, right } => write!(
@@ -132,7 +132,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The name of a type of segmentation, without ECN; `None` where there is none of that number.
+/// The name of a type of segmentation, without ECN; `None` if unknown.
 #[must_use]
 pub fn name(gso_type: u8) -> Option<&'static str> {
     Some(match gso_type & !Offload::ECN {
@@ -145,13 +145,13 @@ pub fn name(gso_type: u8) -> Option<&'static str> {
 }
 
 impl Offload {
-    /// Nothing is left to do.
+    /// No offload.
     pub const NONE: Self =
         Self { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
 
-    /// Flag: the checksum is still to be calculated; its field has the pseudo-header's.
+    /// Flag: the checksum is not calculated yet; its field holds that of the pseudo-header.
     pub const NEEDS_CSUM: u8 = 1;
-    /// Flag: the device has seen that the checksum is right.
+    /// Flag: the device has verified the checksum.
     pub const DATA_VALID: u8 = 2;
     /// Flag: the device coalesced several segments into this one.
     pub const RSC_INFO: u8 = 4;
@@ -184,14 +184,14 @@ impl Offload {
         checksum | segmentation | ecn
     }
 
-    /// Whether the checksum is still to be calculated.
+    /// Whether the checksum must still be calculated.
     #[must_use]
     pub fn needs_checksum(self) -> bool {
-        // Section 5.1.6.4.1: with RSC_INFO the checksum's fields mean something else.
+        // Section 5.1.6.4.1: with RSC_INFO the checksum's fields have another meaning.
         self.flags & (Self::NEEDS_CSUM | Self::RSC_INFO) == Self::NEEDS_CSUM
     }
 
-    /// As a device that has these features can be told, if the frame is as the metadata says.
+    /// The metadata for a device with these features, if the frame matches it.
     ///
     /// # Safety
     /// `length` bytes at `data` must be readable.
@@ -201,14 +201,14 @@ impl Offload {
         length: usize,
         can: Features,
     ) -> Result<Self, Refusal> {
-        // SAFETY: the caller's promise.
+        //  SAFETY: guaranteed by the caller.
         let exact = unsafe { self.exact(data, length) }?;
         let missing = exact.needs() - can;
         if missing == Features::NONE { Ok(exact) } else { Err(Refusal::NotNegotiated(missing)) }
     }
 
-    /// The same for a received frame that is sent on: a checksum that the device cannot do is
-    /// calculated here.
+    /// The same for a received frame that is forwarded: a checksum that the device does not support
+    /// is calculated here.
     ///
     /// # Safety
     /// `length` bytes at `data` must be readable and writable.
@@ -218,7 +218,7 @@ impl Offload {
         length: usize,
         can: Features,
     ) -> Result<Self, Refusal> {
-        // Received, it is a hint (section 5.1.6.4.2): it is found anew.
+        // On reception it is a hint (section 5.1.6.4.2), so it is determined again.
         let offload = Self { hdr_len: 0, ..self };
         // SAFETY: the caller's promise.
         match unsafe { offload.checked(data, length, can) } {
@@ -231,8 +231,7 @@ impl Offload {
         }
     }
 
-    /// Calculates the checksum that is needed, if one is (section 5.1.6.4.1); does not look at
-    /// segmentation.
+    /// Calculates the checksum if needed (section 5.1.6.4.1), ignoring segmentation.
     ///
     /// # Errors
     /// [`Refusal::Checksum`].
@@ -246,7 +245,7 @@ impl Offload {
         let (start, field) = self.checksum(length)?;
         // SAFETY: `start` is below `length`, which the caller vouches for.
         let sum = unsafe { sum(data.add(start), length - start) };
-        // Zero means "none" to UDP, and is the same number (RFC 768).
+        // Zero means "none" in UDP; its complement is equivalent (RFC 768).
         let checksum = match !sum {
             0 => 0xffff,
             checksum => checksum,
@@ -270,7 +269,7 @@ impl Offload {
         Ok((start.into(), field))
     }
 
-    /// The metadata with the exact header length and nothing that no device is told.
+    /// The metadata with the exact header length, and without fields that no device should get.
     ///
     /// # Safety
     /// As for [`Self::checked`].
@@ -331,7 +330,7 @@ impl Offload {
     }
 }
 
-/// The EtherType behind the VLAN tags, as far as these lie before `end`, which is at least 14.
+/// The EtherType after the VLAN tags, if these end before `end`, which is at least 14.
 fn ethertype(end: usize, byte: impl Fn(usize) -> u8) -> u16 {
     let mut at = ETHERNET - 2;
     loop {
@@ -343,8 +342,8 @@ fn ethertype(end: usize, byte: impl Fn(usize) -> u8) -> u16 {
     }
 }
 
-/// The ones' complement sum of the bytes, as 16-bit numbers in this machine's order, which
-/// does not matter to it (RFC 1071).
+/// The ones' complement sum of the bytes, as 16-bit numbers in native order, which does not matter
+/// to it (RFC 1071).
 ///
 /// # Safety
 /// `length` bytes at `from` must be readable.
@@ -356,7 +355,7 @@ unsafe fn sum(from: *const u8, length: usize) -> u16 {
         let count = CHUNK.min(length - at);
         // SAFETY: these bytes are below `length`; copied, because others may write to them.
         unsafe { std::ptr::copy_nonoverlapping(from.add(at), chunk.as_mut_ptr(), count) };
-        // Behind the last byte are zeros up to a whole number.
+        // The last number is padded with zeros.
         let whole = count.next_multiple_of(4).min(CHUNK);
         chunk[count..whole].fill(0);
         for word in chunk[..whole].chunks_exact(4) {

@@ -1,4 +1,4 @@
-//! A queue behind a lock, which a loop can claim for itself.
+//! A queue behind a lock, which a loop can claim.
 
 use crate::locks::{self, may_wait, this_thread};
 use crate::{Error, Result};
@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-/// So often a queue that another thread has is tried again without a pause.
+/// How often a contended queue is tried again without a pause.
 const TRIES: usize = 200;
-/// Then that thread does not run: it gets the processor for a moment, whatever our priority.
+/// After that the other thread is probably not running: yield the processor, whatever our priority.
 const PAUSE: Duration = Duration::from_micros(20);
 
 /// The pause between two attempts to borrow a queue.
 const BORROW: Duration = Duration::from_micros(50);
 
-/// What becomes of a queue whose port was closed while a loop had it.
+/// The fate of a queue whose port was closed while a loop had it.
 pub(crate) trait Reclaim {
     /// Takes every buffer back, after the device was reset.
     fn reclaim_all(&mut self);
-    /// The same for a port that was closed: nothing moves any more, whoever comes late. Gives the
-    /// ring's memory back where the device is known to look at it no more.
+    /// The same for a closed port: nothing moves any more. Frees the ring's memory if the device is
+    /// known not to access it any more.
     fn end(&mut self, reset: bool);
 }
 
@@ -30,18 +30,18 @@ const GOES_ON: u8 = 0;
 const ENDS: u8 = 1;
 const ENDS_RESET: u8 = 2;
 
-/// A queue: locked for the short time of a burst, or claimed for long.
+/// A queue: locked for the duration of a burst, or claimed by a loop.
 ///
-/// Nobody waits for QEMU, a peer or the interpreter with the lock held: see [`crate::locks`]. A claim is
-/// something else: its owner may wait, and nobody waits for it with the interpreter.
+/// Nobody waits for QEMU, a peer or the interpreter with the lock held: see [`crate::locks`]. The
+/// owner of a claim may wait, and nobody who holds the interpreter waits for a claim.
 #[derive(Debug)]
 pub(crate) struct Slot<Q: Reclaim> {
     queue: Mutex<Q>,
-    /// The thread that has claimed it; 0 where none has.
+    /// The thread that has claimed it; 0 for none.
     claimed: AtomicUsize,
-    /// Somebody waits for a queue that may be claimed.
+    /// Whether a thread waits for the claimed queue.
     wanted: AtomicBool,
-    /// The port was closed by the very thread that has claimed the queue.
+    /// Whether the port was closed by the thread that has claimed the queue.
     over: AtomicU8,
     name: &'static str,
 }
@@ -81,9 +81,9 @@ impl<Q: Reclaim> Slot<Q> {
         Self { queue: Mutex::new(queue), claimed, wanted, over, name }
     }
 
-    /// For one burst. [`Error::Busy`] while it is claimed, instead of a long wait: the caller
-    /// may hold the interpreter. Everybody else has the queue for microseconds only, and waits for
-    /// nothing meanwhile.
+    /// Locks it for one burst. [`Error::Busy`] while it is claimed, as the caller may hold the
+    /// interpreter and must not wait long. Other holders have it only for microseconds, without
+    /// waiting.
     #[inline]
     pub(crate) fn lock(&self) -> Result<Locked<'_, Q>> {
         match self.try_lock() {
@@ -92,7 +92,7 @@ impl<Q: Reclaim> Slot<Q> {
         }
     }
 
-    /// Not by blocking: it may be claimed at any moment, and then only this sees it.
+    /// Without blocking: it may be claimed at any moment, which only this notices.
     #[cold]
     fn lock_soon(&self) -> Result<Locked<'_, Q>> {
         for tried in 0.. {
@@ -111,7 +111,7 @@ impl<Q: Reclaim> Slot<Q> {
         Err(self.busy())
     }
 
-    /// The queue, unless somebody has it.
+    /// Locks the queue unless it is in use.
     #[inline]
     pub(crate) fn try_lock(&self) -> Option<Locked<'_, Q>> {
         match self.queue.try_lock() {
@@ -121,7 +121,7 @@ impl<Q: Reclaim> Slot<Q> {
         }
     }
 
-    /// The queue, however long somebody else has it.
+    /// Locks the queue, however long that takes.
     pub(crate) fn wait_for_it(&self) -> Locked<'_, Q> {
         may_wait("a queue that may be claimed");
         Locked::new(self.wait())
@@ -131,8 +131,8 @@ impl<Q: Reclaim> Slot<Q> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The queue, for a moment: a loop that has claimed it [lends](Claim::lend) it. For one
-    /// caller at a time, who may have no other queue meanwhile.
+    /// Locks the queue for a moment: a loop that has claimed it [lends](Claim::lend) it. For one
+    /// caller at a time, who must not hold another queue.
     pub(crate) fn borrow(&self) -> Locked<'_, Q> {
         self.wanted.store(true, Ordering::Release);
         let queue = self.wait_for_it();
@@ -140,13 +140,12 @@ impl<Q: Reclaim> Slot<Q> {
         queue
     }
 
-    /// The queue, as [`Self::borrow`] gets it, unless that takes longer than this: for whoever must
-    /// not wait for long.
+    /// As [`Self::borrow`], with a time limit.
     pub(crate) fn borrow_within(&self, limit: Duration) -> Option<Locked<'_, Q>> {
         may_wait("a queue that may be claimed");
         let start = Instant::now();
         loop {
-            // Again each time: another who borrows takes it back.
+            // Set it again each time, because another borrower clears it.
             self.wanted.store(true, Ordering::Release);
             let queue = self.try_lock();
             if queue.is_some() || start.elapsed() > limit {
@@ -157,7 +156,7 @@ impl<Q: Reclaim> Slot<Q> {
         }
     }
 
-    /// For as long as the claim lives.
+    /// Claims the queue as long as the claim exists.
     pub(crate) fn claim(&self) -> Result<Claim<'_, Q>> {
         may_wait("a queue");
         let (none, this) = (0, this_thread());
@@ -168,7 +167,7 @@ impl<Q: Reclaim> Slot<Q> {
         Ok(Claim { guard: ManuallyDrop::new(self.wait()), slot: self })
     }
 
-    /// An error where a loop of this very thread has it, which is what called us.
+    /// An error if a loop of this thread has it, which called us.
     pub(crate) fn not_ours(&self) -> Result<()> {
         if self.claimed.load(Ordering::Relaxed) == this_thread() {
             Err(self.busy())
@@ -177,15 +176,15 @@ impl<Q: Reclaim> Slot<Q> {
         }
     }
 
-    /// Takes every buffer back, after the queue was reset: waits for whoever has it.
+    /// Takes every buffer back, after the queue was reset; waits for its holder.
     pub(crate) fn take_back(&self, before: impl FnOnce(&mut Q)) {
         let mut queue = self.wait_for_it();
         before(&mut queue);
         queue.reclaim_all();
     }
 
-    /// [`Reclaim::end`] of a queue whose port was closed: waits for whoever has it. Where that is a
-    /// loop of this thread, which called us, at the end of its claim.
+    /// [`Reclaim::end`] for a queue whose port was closed; waits for its holder. If that is a loop
+    /// of this thread, which called us, it is done at the end of its claim.
     pub(crate) fn end(&self, reset: bool, before: impl FnOnce(&mut Q)) {
         if self.not_ours().is_err() {
             self.over.store(if reset { ENDS_RESET } else { ENDS }, Ordering::Relaxed);
@@ -205,16 +204,16 @@ impl<Q: Reclaim> Slot<Q> {
     }
 }
 
-/// A queue that is somebody's alone.
+/// A claimed queue.
 #[derive(Debug)]
 pub(crate) struct Claim<'a, Q: Reclaim> {
-    /// Always there, but inside of [`Self::give_way`].
+    /// Always present except inside [`Self::give_way`].
     guard: ManuallyDrop<MutexGuard<'a, Q>>,
     slot: &'a Slot<Q>,
 }
 
 impl<Q: Reclaim> Claim<'_, Q> {
-    /// Lends the queue to whoever waits for it; a loop does so in every turn.
+    /// Lends the queue to a waiting thread; a loop does so in every iteration.
     #[inline]
     pub(crate) fn lend(&mut self) {
         if self.slot.wanted.load(Ordering::Relaxed) {

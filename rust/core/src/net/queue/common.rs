@@ -1,4 +1,4 @@
-//! What both directions have.
+//! Shared by both directions.
 
 use super::AnyRing;
 use crate::memory::{BufferId, Pool};
@@ -9,7 +9,7 @@ use crate::virtio::ring::Follower;
 use crate::virtio::transport::QueueAddresses;
 use std::sync::Arc;
 
-/// What both directions have.
+/// Shared by both directions.
 #[derive(Debug)]
 pub(in crate::net) struct Common {
     pub(in crate::net) index: u16,
@@ -19,9 +19,9 @@ pub(in crate::net) struct Common {
     pub(in crate::net) stats: Arc<LiveQueueStats>,
     /// Bytes of the header in front of each packet (section 5.1.6.1).
     pub(in crate::net) header_len: usize,
-    /// Buffers on their way between the pool and the ring.
+    /// Buffers between the pool and the ring.
     pub(in crate::net) stash: Vec<BufferId>,
-    /// The device is away: nothing goes to it.
+    /// The device is away: nothing is passed to it.
     pub(super) suspended: bool,
 }
 
@@ -39,23 +39,23 @@ impl Common {
         Self { index, ring, pool, doorbell, stats, header_len, stash, suspended: false }
     }
 
-    /// With a header of this length.
+    /// Sets the header length.
     pub(in crate::net) fn with_header(self, header_len: usize) -> Self {
         Self { header_len, ..self }
     }
 
-    /// What tells others how far the device has come.
+    /// The position of the device, for other threads.
     pub(super) fn follower(&self) -> Follower {
         self.ring.follower()
     }
 
-    /// What the device is told of the queue.
+    /// The parameters of the queue for the device.
     pub(in crate::net) fn addresses(&self, vector: u16) -> QueueAddresses {
         let (descriptors, driver, device) = self.ring.addresses();
         QueueAddresses { size: self.ring.size(), descriptors, driver, device, vector }
     }
 
-    /// Makes what was added visible, and rings if the device wants to be told.
+    /// Publishes what was added, and rings the doorbell if the device wants it.
     pub(super) fn publish(&mut self) {
         if self.ring.publish() {
             self.doorbell.ring(self.index, self.ring.next_available());
@@ -65,7 +65,7 @@ impl Common {
         }
     }
 
-    /// Shows how full the ring is to whoever asks for statistics.
+    /// Updates the ring's fill level for statistics.
     #[inline]
     pub(super) fn show_use(&self) {
         let size = usize::from(self.ring.size());
@@ -76,7 +76,7 @@ impl Common {
         self.ring.disable_interrupts();
     }
 
-    /// Has another ring, an empty one, in the place of one that is empty.
+    /// Replaces an empty ring with another one.
     pub(super) fn replace_ring(&mut self, ring: AnyRing) {
         self.ring = ring;
         self.disable_interrupts();

@@ -1,7 +1,7 @@
-//! Frames that are sent with what is left to do to them.
+//! Frames sent with offload metadata.
 //!
-//! A frame that was received with such metadata is sent on with it, and one of the caller's is
-//! sent with what the caller says. Each is checked before the device sees it.
+//! A received frame is forwarded with its metadata; others are sent with the caller's. All are
+//! checked before the device sees them.
 
 use crate::net::packet::burst::Burst;
 use crate::net::packet::frame::Described;
@@ -13,12 +13,12 @@ use crate::virtio::Features;
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// What a caller says is left to do to a frame, by its index.
+/// The caller's metadata for a frame, by index.
 pub type Says<'a> = &'a dyn Fn(usize) -> Offload;
 
 impl TxQueue {
-    /// Sends a burst's received frames on, as many as fit. A frame that cannot be sent so is
-    /// dropped and counted. All these leave the burst; says how many were queued.
+    /// Forwards a burst's received frames, as many as fit. A frame that cannot be sent is dropped
+    /// and counted. All these leave the burst; returns how many were queued.
     #[cold]
     #[inline(never)]
     pub(in crate::net) fn send_on(&mut self, burst: &mut Burst) -> Result<usize> {
@@ -28,8 +28,8 @@ impl TxQueue {
     }
 
     /// Sends frames whose headers were written without the lock, for a device with these features;
-    /// says how many are done with. Where it came back with fewer since, they are looked at again:
-    /// no header says what was not agreed.
+    /// returns how many are done. If it came back with fewer features since, they are checked
+    /// again, so that no header uses a feature that was not negotiated.
     pub(in crate::net) fn send_described(
         &mut self,
         burst: &mut Burst,
@@ -82,8 +82,8 @@ impl TxQueue {
         Ok(sent)
     }
 
-    /// Sends a burst's frames with what the caller says of them, as many as fit; these leave the
-    /// burst. Stops at the first that cannot be sent so.
+    /// Sends a burst's frames with the caller's metadata, as many as fit; these leave the burst.
+    /// Stops at the first that cannot be sent.
     fn send_as(&mut self, burst: &mut Burst, says: Says<'_>) -> Result<(usize, Option<Refusal>)> {
         self.release()?;
         let room = self.room()?.min(burst.len());
@@ -113,12 +113,12 @@ impl TxQueue {
     }
 
     fn count_refused(&self, missing: usize, wrong: usize) {
-        // Shared: a send that copies counts without the queue's lock.
+        // Shared: a copying send counts without the queue's lock.
         self.common.stats.no_offload.add_shared(missing as u64);
         self.common.stats.bad_offload.add_shared(wrong as u64);
     }
 
-    /// Frames dropped so far for what was left to do to them.
+    /// Frames dropped so far for their offload metadata.
     #[inline]
     pub(crate) fn refused(&self) -> u64 {
         self.common.stats.no_offload.get() + self.common.stats.bad_offload.get()
@@ -126,9 +126,8 @@ impl TxQueue {
 }
 
 impl QueuePair {
-    /// Queues a burst's frames with what the caller says is left to do to each, in order, until
-    /// one does not fit or cannot be sent so; those that were queued leave the burst. What the
-    /// burst itself knows of its frames does not count.
+    /// Queues a burst's frames with the caller's metadata, in order, until one does not fit or
+    /// cannot be sent; queued ones leave the burst. The burst's own metadata is ignored.
     ///
     /// # Errors
     /// As for [`Self::recv`].
@@ -168,8 +167,7 @@ impl QueuePair {
         Ok((sent, stop.map(|why| SendStop::BadFrame(why.to_string()))))
     }
 
-    /// Sends copies of received frames, which lie in another memory, on with what is left to do
-    /// to them.
+    /// Forwards copies of received frames of another memory, with their metadata.
     #[cold]
     pub(in crate::net) fn send_foreign_on(&self, burst: &mut Burst) -> Result<usize> {
         let mut frames = Vec::with_capacity(burst.len());
@@ -189,7 +187,7 @@ impl QueuePair {
             }
         }
         let (sent, stop) = self.send(&mut Described::new(&frames))?;
-        // Those behind the last one that was queued are looked at again next time.
+        // Those after the last queued one are checked again next time.
         let gone = places.get(sent).copied().unwrap_or(burst.len());
         for (_, why) in refused.iter().filter(|(index, _)| *index < gone) {
             let stats = &self.stats.tx;

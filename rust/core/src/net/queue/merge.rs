@@ -1,13 +1,12 @@
 //! Received frames that are spread over several buffers (`VIRTIO_NET_F_MRG_RXBUF`,
 //! sections 5.1.6.3 and 5.1.6.4).
 //!
-//! The first buffer of a frame has the header, whose `num_buffers` says how many there are; the
-//! others have nothing but data. The pieces of such a frame are copied into one jumbo buffer,
-//! each as it comes, so that a frame whose other pieces are still to come keeps no common
-//! buffer from the device.
+//! The first buffer of a frame has the header, with the number of buffers in `num_buffers`; the
+//! others contain only data. The pieces of such a frame are copied into one jumbo buffer as they
+//! arrive, so that an incomplete frame does not keep common buffers from the device.
 //!
-//! A frame that fits no buffer is dropped here, counted, and told of once. Without the feature the
-//! device would drop it, and tell nobody.
+//! A frame that fits no buffer is dropped here, counted, and reported once. Without the feature the
+//! device would silently drop it.
 
 use crate::memory::{BufferId, Pool, prefetch};
 use crate::net::interrupts::too_long::TooLong;
@@ -17,29 +16,29 @@ use crate::net::queue::Common;
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// The headers of so many buffers are on their way into the cache before they are read.
+/// The number of headers prefetched before they are read.
 const AHEAD: usize = 8;
 
-/// Makes frames of received buffers.
+/// Assembles frames from received buffers.
 #[derive(Debug)]
 pub(in crate::net) struct Merger {
-    /// What the ring gave last; never grows beyond it.
+    /// What the ring returned last; never grows beyond it.
     popped: Vec<(BufferId, u32)>,
-    /// How many of them have been looked at. The others had to wait for jumbo buffers.
+    /// How many of them have been handled. The others wait for jumbo buffers.
     sorted: usize,
-    /// The frame of which buffers are missing.
+    /// The incomplete frame.
     partial: Option<Partial>,
     too_long: Arc<TooLong>,
 }
 
-/// A frame that is not complete.
+/// An incomplete frame.
 #[derive(Debug)]
 struct Partial {
-    /// Where its pieces go; nowhere when it is dropped, which has been counted.
+    /// The destination of its pieces; none if it is dropped, which has been counted.
     into: Option<BufferId>,
-    /// Bytes there so far, the header among them.
+    /// Bytes so far, including the header.
     filled: usize,
-    /// Buffers still to come.
+    /// Missing buffers.
     missing: u16,
 }
 
@@ -49,12 +48,12 @@ impl Merger {
         Self { popped, sorted: 0, partial: None, too_long: Arc::default() }
     }
 
-    /// Who is told of frames that fit no buffer.
+    /// Sets who is told of frames that fit no buffer.
     pub(in crate::net) fn tell(&mut self, too_long: Arc<TooLong>) {
         self.too_long = too_long;
     }
 
-    /// Whether there are buffers that came from the ring but are not in a frame yet.
+    /// Whether there are buffers from the ring that are not in a frame yet.
     #[inline]
     pub(in crate::net) fn has_more(&self) -> bool {
         self.sorted < self.popped.len()
@@ -62,9 +61,9 @@ impl Merger {
 
     /// Appends up to `max` frames to the burst; the buffers of merged ones go to the stash.
     ///
-    /// One call takes at most half of the jumbo buffers, for the caller may still have those of
-    /// the call before; the frames beyond that wait. A frame is dropped only where a call finds
-    /// none free from the start: else whoever keeps them all would stop everything.
+    /// One call takes at most half of the jumbo buffers, because the caller may still hold those of
+    /// the previous call; further frames wait. A frame is dropped only if a call finds none free at
+    /// the start: otherwise holding all of them would stop everything.
     #[inline(never)]
     pub(in crate::net) fn recv(
         &mut self,
@@ -75,7 +74,7 @@ impl Merger {
         let mut jumbos = (common.pool.jumbo_count() / 2).max(1);
         let mut taken = self.sort(common, max, &mut jumbos, burst)?;
         while taken < max && !self.has_more() {
-            // No more than can be frames that are wanted: the rest stays in the ring.
+            // No more than the requested frames need: the rest stays in the ring.
             let first = self.partial.as_ref().map_or(1, |partial| usize::from(partial.missing));
             let wanted = first + (max - taken - 1);
             self.popped.clear();
@@ -83,7 +82,7 @@ impl Merger {
             let popped = &mut self.popped;
             let result = common.ring.pop(wanted, |id, written| popped.push((id, written)));
             let sorted = self.sort(common, max - taken, &mut jumbos, burst);
-            // First what is wrong with the ring: it explains what else is.
+            // Errors of the ring first, as they explain others.
             let popped = result?;
             taken += sorted?;
             if popped < wanted {
@@ -93,8 +92,8 @@ impl Merger {
         Ok(taken)
     }
 
-    /// Makes up to `max` frames, and up to `jumbos` merged ones, of what was popped; says how
-    /// many.
+    /// Assembles up to `max` frames, up to `jumbos` of them merged, from what was popped; returns
+    /// their number.
     fn sort(
         &mut self,
         common: &mut Common,
@@ -114,7 +113,7 @@ impl Merger {
                 prefetch(pool.data_ptr(later).wrapping_sub(header_len));
             }
             let partial = match &mut self.partial {
-                // Where the next frame starts is not known any more.
+                // The start of the next frame is unknown now.
                 _ if fault.is_some() => {
                     stash.push(id);
                     continue;
@@ -192,8 +191,7 @@ impl Merger {
         fault.map_or(Ok(packets), Err)
     }
 
-    /// Forgets what is in no frame, and the frame that is not complete: their buffers go to the
-    /// stash.
+    /// Drops buffers that are in no frame, and the incomplete frame: their buffers go to the stash.
     pub(in crate::net) fn reset(&mut self, stash: &mut Vec<BufferId>) {
         stash.extend(self.popped.drain(..).skip(self.sorted).map(|(id, _)| id));
         self.sorted = 0;
@@ -202,8 +200,7 @@ impl Merger {
 }
 
 impl Partial {
-    /// Adds what the device wrote into its next buffer; false where the frame is dropped now, for
-    /// that does not fit.
+    /// Adds the device's next buffer; false if the frame no longer fits and is dropped.
     fn append(&mut self, pool: &Pool, id: BufferId, written: usize, header_len: usize) -> bool {
         self.missing -= 1;
         let Some(into) = self.into else { return true };
@@ -225,7 +222,7 @@ impl Partial {
     }
 }
 
-/// A device that wrote less than a header.
+/// The error for a device that wrote less than a header.
 #[cold]
 pub(in crate::net) fn short(written: u32, header_len: usize) -> Error {
     Error::Device(format!(

@@ -1,11 +1,11 @@
-//! A receive and a transmit queue: a ring, and the packet buffers that pass through it.
+//! A receive and a transmit queue: a ring and the packet buffers that pass through it.
 //!
-//! `common` is what both have, `ring` the ring of either format; `receive` posts buffers and takes
-//! them with frames in them, `merge` those that are spread over several; `transmit` sends frames and
-//! takes their buffers back, `described` those that something is left to do to, and `replay` those
-//! that are sent again and again. `claim` is the lock of a queue, which a loop can have for itself, in
-//! the order of [`crate::locks`]; `outage` is a ring whose backend is gone. `pair` has one queue of
-//! each direction, `waiting` and `waits` are how it is waited for.
+//! `common` is shared, `ring` is the ring of either format; `receive` posts buffers and takes
+//! filled ones, `merge` assembles frames of several buffers; `transmit` sends frames and takes
+//! their buffers back, `described` sends frames with offloads, and `replay` sends frames
+//! repeatedly. `claim` is the lock of a queue, which a loop can claim, in the order of
+//! [`crate::locks`]; `outage` is a ring whose backend is gone. `pair` has one queue of each
+//! direction, `waiting` and `waits` wait for it.
 
 pub(in crate::net) mod claim;
 mod common;

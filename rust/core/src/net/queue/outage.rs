@@ -1,4 +1,4 @@
-//! A ring that nobody serves: its vhost-user backend stopped, or died, and the next has not come.
+//! A ring without a backend: its vhost-user backend stopped or died, and the next has not come.
 
 use crate::net::stats::LiveQueueStats;
 use crate::virtio::ring::Follower;
@@ -6,29 +6,29 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// There is none.
+/// No outage.
 const NONE: u32 = u32::MAX;
 
 /// The time in which a ring has no backend.
 ///
-/// What moves then is not the work of a backend. QEMU, which takes the rings over, empties a
-/// transmit ring when it is kicked while the link is down: nobody gets these frames
+/// What moves during that time was not processed by a backend. QEMU, which takes over the rings,
+/// empties a transmit ring when it is kicked while the link is down: nobody receives these frames
 /// (`virtio_net_drop_tx_queue_data` in QEMU's `hw/net/virtio-net.c`).
 ///
-/// Told by those who stand between QEMU and the backend, in their thread: when the backend has
-/// gone but QEMU does not know yet, and when another is about to come.
+/// The interposer's thread reports the start, when the backend is gone but QEMU does not know yet,
+/// and the end, when another one is about to come.
 #[derive(Debug)]
 pub struct Outage {
     /// Locked for a moment only, and no other lock is taken meanwhile.
     follower: Mutex<Follower>,
-    /// Where the ring was when it began.
+    /// The position of the ring at its start.
     began: AtomicU32,
-    /// Where it is counted; nowhere for a receive queue.
+    /// Where frames are counted; none for a receive queue.
     stats: Option<Arc<LiveQueueStats>>,
     reoffer: OnceLock<Reoffer>,
 }
 
-/// Has the driver put what the last backend left where the next finds it.
+/// Makes the driver move what the last backend left to where the next one finds it.
 struct Reoffer(Box<dyn Fn() + Send + Sync>);
 
 impl std::fmt::Debug for Reoffer {
@@ -47,19 +47,20 @@ impl Outage {
         }
     }
 
-    /// What is done as soon as the backend writes to the ring no more.
+    /// Sets what is done as soon as the backend no longer writes to the ring.
     pub(in crate::net) fn first(&self, reoffer: impl Fn() + Send + Sync + 'static) {
-        // The first stays: there is one for each queue.
+        // The first one stays: there is one per queue.
         let _ = self.reoffer.set(Reoffer(Box::new(reoffer)));
     }
 
-    /// The backend writes to the ring no more, and QEMU does not yet. Whether it is a packed ring.
+    /// The backend no longer writes to the ring, and QEMU does not yet. Whether it is a packed
+    /// ring.
     pub fn begin(&self) -> bool {
         let (place, packed) = {
             let follower = self.follower();
             (u32::from(follower.place()), follower.is_packed())
         };
-        // One that has begun goes on.
+        // A current outage continues.
         let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
         if let Some(Reoffer(reoffer)) = self.reoffer.get() {
             reoffer();
@@ -67,7 +68,7 @@ impl Outage {
         packed
     }
 
-    /// Another backend is about to start; where it goes on in a packed ring.
+    /// Another backend is about to start; returns its position in a packed ring.
     pub fn end(&self) -> Option<u16> {
         let position = {
             let follower = self.follower();
@@ -79,14 +80,14 @@ impl Outage {
         position
     }
 
-    /// The device is gone for good, with what it had in the ring. It is over if it had begun.
+    /// The device is gone for good, with what it had in the ring. Ends a current outage.
     pub(in crate::net) fn close(&self) {
         if self.began.load(Acquire) != NONE {
             self.end();
         }
     }
 
-    /// There is another ring, and nobody serves it yet.
+    /// There is another ring, with no backend yet.
     pub(in crate::net) fn follow(&self, follower: Follower) {
         self.close();
         *self.follower() = follower;
@@ -102,7 +103,7 @@ impl Outage {
         self.follower.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts what has moved since it began.
+    /// Counts what has moved since its start.
     fn settle(&self) {
         let Ok(began) = u16::try_from(self.began.swap(NONE, AcqRel)) else { return };
         if let Some(stats) = &self.stats {

@@ -1,4 +1,4 @@
-//! A receive and a transmit queue, and how frames get in and out.
+//! A receive and a transmit queue, and the data path through them.
 
 use crate::memory::{Demand, Holder};
 use crate::net::device::Device;
@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Frames of a `send` are copied in groups of this many between two doorbells.
+/// `send` copies this many frames between two doorbells.
 const STAGE: usize = 256;
 
-/// How long a queue may be in use while its backend is lost. QEMU is not told before that.
+/// How long a queue may stay in use while its backend is lost, before QEMU is told.
 const LOSS: Duration = Duration::from_millis(500);
 
 /// Whether a pair moves frames.
@@ -31,17 +31,17 @@ const LOSS: Duration = Duration::from_millis(500);
 pub(in crate::net) enum Mode {
     /// It does.
     Active = 0,
-    /// The device was told to use fewer pairs than there are. What it received stays readable.
+    /// The device uses fewer pairs than there are. Frames already received remain readable.
     Unused = 1,
     /// Its queues were reset.
     Stopped = 2,
-    /// They are being reset, or that was begun and failed: nothing moves, and buffers may be with the
+    /// They are being reset, or that failed midway: nothing moves, and buffers may be with the
     /// device.
     Stopping = 3,
 }
 
 impl Mode {
-    /// Whether its queues are with no device, or will not be.
+    /// Whether its queues are, or will be, without a device.
     pub(in crate::net) fn is_off(self) -> bool {
         matches!(self, Self::Stopped | Self::Stopping)
     }
@@ -58,7 +58,7 @@ pub struct QueuePair {
     pub(in crate::net) tx: Arc<Slot<TxQueue>>,
     pub(in crate::net) stats: LivePairStats,
     pub(in crate::net) events: Option<PairEvents>,
-    /// Others where the rings were made anew.
+    /// Replaced when the rings are created again.
     addresses: Mutex<[QueueAddresses; 2]>,
     outages: [Arc<Outage>; 2],
     /// Whether the device writes hashes in front of received frames.
@@ -126,10 +126,10 @@ impl QueuePair {
     pub fn addresses(&self) -> [QueueAddresses; 2] {
         *self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// Has other rings in the place of those of queues that are set aside.
+    /// Replaces the rings of suspended queues.
     pub(in crate::net) fn replace_rings(&self, [receive, transmit]: [AnyRing; 2]) {
         let [before_rx, before_tx] = self.addresses();
-        // One lock after the other: others may wait for a queue.
+        // One lock after the other, as each may have to be waited for.
         let receive = {
             let mut rx = self.rx.borrow();
             rx.replace_ring(receive, &self.outages[0]);
@@ -143,8 +143,8 @@ impl QueuePair {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         *addresses = [receive, transmit];
     }
-    /// What has to be told when the receive or the transmit queue has no vhost-user backend any
-    /// more, and when it gets one again.
+    /// To be told when the receive or the transmit queue loses its vhost-user backend, and when it
+    /// gets one again.
     pub fn outages(&self) -> &[Arc<Outage>; 2] {
         &self.outages
     }
@@ -152,12 +152,12 @@ impl QueuePair {
     pub fn stats(&self) -> PortStats {
         self.stats.snapshot()
     }
-    /// Everything that is counted of the receive and of the transmit queue. Reads atomics only:
-    /// nobody who moves frames is kept waiting.
+    /// All counters of the receive and of the transmit queue. Only reads atomics, so the data path
+    /// is not delayed.
     pub fn extended_stats(&self) -> [ExtendedStats; 2] {
         self.stats.extended()
     }
-    /// Whether frames can be sent: it is neither stopped nor one too many.
+    /// Whether frames can be sent: it is neither stopped nor beyond the pairs in use.
     pub fn is_active(&self) -> bool {
         self.mode() == Mode::Active
     }
@@ -172,7 +172,7 @@ impl QueuePair {
         }
     }
 
-    /// Only in a change of the port; with both queues locked where frames move before or after.
+    /// Only in a change of the port; with both queues locked if frames move before or after.
     pub(in crate::net) fn set_mode(&self, mode: Mode) {
         self.mode.store(mode as u8, Ordering::Relaxed);
         if mode != Mode::Active {
@@ -198,7 +198,7 @@ impl QueuePair {
         })
     }
 
-    /// The transmit queue, for frames.
+    /// Locks the transmit queue for frames.
     #[inline]
     pub(in crate::net) fn transmit(&self) -> Result<Locked<'_, TxQueue>> {
         let tx = self.tx.lock()?;
@@ -236,12 +236,12 @@ impl QueuePair {
         Ok(received)
     }
 
-    /// Queues a burst's frames in order, as many as fit; these leave the burst. Nothing is
-    /// copied but frames of which a view is alive, or whose memory is not this port's.
+    /// Queues a burst's frames in order, as many as fit; these leave the burst. Only frames with
+    /// live views or in another memory are copied.
     ///
-    /// Frames that were received with something left to do to them are sent so. A checksum that
-    /// this device cannot calculate is calculated here; a frame that it cannot segment is dropped
-    /// and counted (`no_offload`), and so is one whose metadata does not fit it (`bad_offload`).
+    /// Received frames are sent with their offload metadata. A checksum that this device does not
+    /// support is calculated here; a frame that it cannot segment is dropped and counted
+    /// (`no_offload`), and so is one that does not match its metadata (`bad_offload`).
     ///
     /// # Errors
     /// As for [`Self::recv`].
@@ -268,7 +268,7 @@ impl QueuePair {
         sent.map_err(|error| self.device.note(error))
     }
 
-    /// Exchanges frames of which a view is alive for copies; false when there is no buffer for one.
+    /// Replaces frames with live views by copies; false if there is no buffer for one.
     #[cold]
     pub(in crate::net) fn replace_exported(&self, burst: &mut Burst) -> bool {
         let mut fresh = Vec::new();
@@ -301,7 +301,7 @@ impl QueuePair {
         true
     }
 
-    /// Sends copies of frames that lie in another memory.
+    /// Sends copies of frames in another memory.
     #[cold]
     fn send_foreign(&self, burst: &mut Burst) -> Result<usize> {
         let mut frames = Vec::with_capacity(burst.len());
@@ -317,9 +317,9 @@ impl QueuePair {
         }
     }
 
-    /// Copies frames into buffers and queues them, in order, until there are no more or one
-    /// cannot be taken. Returns how many were queued, and why it stopped early. No lock is held
-    /// while `frames` is asked.
+    /// Copies frames into buffers and queues them, in order, until there are no more or one cannot
+    /// be taken. Returns how many were queued, and why it stopped early. No lock is held while
+    /// calling `frames`.
     ///
     /// # Errors
     /// As for [`Self::recv`].
@@ -343,8 +343,8 @@ impl QueuePair {
             let got = self.device.pool.take_to_send(&mut buffers, room, &self.demand);
             let mut staged = Burst::new(self.device.pool.clone());
             let mut stop = None;
-            // Buffers are used from the front; whatever is left, such as for long frames, which
-            // took jumbo buffers, goes back to the pool.
+            // Buffers are used from the front; unused ones (long frames took jumbo buffers) return
+            // to the pool.
             let mut used = 0;
             while staged.len() < got && frames.more() {
                 let mut buffer = FrameBuffer::new(&self.device.pool, &self.demand, buffers[used]);
@@ -377,7 +377,7 @@ impl QueuePair {
             if !staged.is_empty() {
                 let mut tx = self.transmit()?;
                 let sent = if describes {
-                    // Meanwhile the device may have gone and come back with fewer.
+                    // Meanwhile the device may have come back with fewer features.
                     tx.send_described(&mut staged, features)
                 } else {
                     let sent = tx.send(staged.ids(), staged.lengths());
@@ -405,7 +405,7 @@ impl QueuePair {
         Ok((queued, None))
     }
 
-    /// Writes the header of a frame that is in its buffer; or says why it cannot be sent so.
+    /// Writes the header of a frame that is in its buffer; or returns why it cannot be sent.
     fn describe(
         &self,
         buffer: &FrameBuffer<'_>,
@@ -446,7 +446,7 @@ impl QueuePair {
         self.device.check()?;
         let rx = self.claimed(self.rx.claim()?)?;
         if let Some(events) = self.events.as_ref().filter(|_| self.rx_waiting.wakeup.wanted()) {
-            // Who waits for this queue learns that it is another's.
+            // Waiters for this queue learn that it is claimed.
             events.rx.signal();
         }
         Ok(rx)
@@ -467,10 +467,10 @@ impl QueuePair {
         }
     }
 
-    /// Takes every buffer back, after the device was reset; waits for whoever has the queues.
+    /// Takes every buffer back, after the device was reset; waits for the holders of the queues.
     ///
     /// # Errors
-    /// [`Error::Device`] where the device broke a rule before; all buffers are taken back.
+    /// [`Error::Device`] if there was a violation before; all buffers are taken back.
     pub(in crate::net) fn take_back(&self) -> Result<()> {
         self.rx.take_back(|_| {});
         let mut finished = Ok(());
@@ -478,8 +478,8 @@ impl QueuePair {
         self.tx.take_back(|tx| finished = tx.reclaim());
         finished
     }
-    /// Takes every buffer back for good, where the port was closed; and the rings' memory, where
-    /// the device was reset.
+    /// Takes every buffer back for good, for a closed port; and the rings' memory, if the device
+    /// was reset.
     ///
     /// # Errors
     /// As for [`Self::take_back`].
@@ -492,13 +492,13 @@ impl QueuePair {
         }
         finished
     }
-    /// An error where a loop of this thread has one of its queues.
+    /// An error if a loop of this thread has one of its queues.
     pub(in crate::net) fn not_ours(&self) -> Result<()> {
         self.rx.not_ours().and_then(|()| self.tx.not_ours())
     }
 }
 
-/// Has a queue be put in order when its backend is gone.
+/// Puts a queue in order when its backend is gone.
 fn on_loss<Q: Reclaim + Send + 'static>(outage: &Outage, slot: &Arc<Slot<Q>>, reoffer: fn(&mut Q)) {
     let slot = Arc::downgrade(slot);
     outage.first(move || {

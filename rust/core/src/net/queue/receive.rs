@@ -13,29 +13,29 @@ use crate::notify::{Doorbell, EventFd};
 use crate::virtio::ring::Follower;
 use std::sync::Arc;
 
-/// Buffers are posted to the device in groups of at least so many, where the ring is large enough.
+/// Minimum number of buffers posted at a time, if the ring is large enough.
 const REFILL: usize = 32;
-/// Buffers that transmitting leaves in the pool for each receive queue, at most.
+/// Most buffers that transmission leaves in the pool for each receive queue.
 const KEPT: usize = 64;
 
-/// Receives: the device writes into buffers that were posted before.
+/// Receives: the device writes into buffers that were posted earlier.
 #[derive(Debug)]
 pub(crate) struct RxQueue {
     pub(in crate::net) common: Common,
     refill_at: usize,
-    /// With fewer buffers in the ring, the pool has to say when there are more: the device may have
-    /// a use for none of these few, and so never interrupts.
+    /// With fewer buffers in the ring, the pool must report when there are more: the device may be
+    /// unable to use these few, and so never interrupt.
     low: usize,
     demand: Arc<Demand>,
     /// Whether the last refill left the demand unmet.
     starved: bool,
-    /// Buffers that the ring misses and that are counted.
+    /// Missing buffers that have been counted.
     missing: usize,
     /// Where `VIRTIO_NET_F_MRG_RXBUF` was negotiated.
     merger: Option<Box<Merger>>,
     /// Frames that were taken from the ring before it was emptied; the next to be received.
     held: Option<Box<Burst>>,
-    /// What bursts are told of the frames' headers: their length, 0 where they say nothing.
+    /// The header length for bursts; 0 if headers are not used.
     headers: u8,
 }
 
@@ -60,7 +60,7 @@ impl RxQueue {
         }
     }
 
-    /// A buffer in a gap is one with a header and nothing behind it.
+    /// A buffer in a gap has a header and nothing else.
     pub(in crate::net) fn outage(&self) -> Arc<Outage> {
         Arc::new(Outage::new(self.follower(), None))
     }
@@ -69,13 +69,13 @@ impl RxQueue {
         self.common.follower().closing_with(self.gap())
     }
 
-    /// Has another ring while it is set aside.
+    /// Replaces the ring while suspended.
     pub(in crate::net) fn replace_ring(&mut self, ring: AnyRing, outage: &Outage) {
         self.common.replace_ring(ring);
         outage.follow(self.follower());
     }
 
-    /// The next device writes each frame into one buffer. While it is set aside.
+    /// The next device writes each frame into one buffer. While suspended.
     pub(in crate::net) fn stop_merging(&mut self) {
         self.merger = None;
         self.low = lowest(&self.common, false);
@@ -90,7 +90,7 @@ impl RxQueue {
         self.common.header_len as u32
     }
 
-    /// What is signalled when there are buffers again for a queue that had too few.
+    /// Sets what is signalled when there are buffers again for a starved queue.
     pub(in crate::net) fn told_by(self, bell: Option<Arc<EventFd>>) -> Self {
         if let Some(bell) = bell {
             self.demand.ring(move || bell.signal());
@@ -98,7 +98,7 @@ impl RxQueue {
         self
     }
 
-    /// Who is told of frames that fit no buffer.
+    /// Sets who is told of frames that fit no buffer.
     pub(in crate::net) fn telling(mut self, too_long: Arc<TooLong>) -> Self {
         if let Some(merger) = &mut self.merger {
             merger.tell(too_long);
@@ -106,7 +106,7 @@ impl RxQueue {
         self
     }
 
-    /// The device says in a header of so many bytes what is left to do to a frame.
+    /// The device writes offload metadata in a header of this length.
     pub(in crate::net) fn with_offloads(self, headers: u8) -> Self {
         Self { headers, ..self }
     }
@@ -133,7 +133,7 @@ impl RxQueue {
         Ok(taken)
     }
 
-    /// The same where the burst has frames of a queue with other headers.
+    /// The same for a burst with frames of a queue with other headers.
     #[cold]
     fn recv_beside(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
         let mut fresh = Burst::new(self.common.pool.clone());
@@ -171,7 +171,7 @@ impl RxQueue {
     }
 
     /// The device was reset, or is gone: keeps what had arrived, and takes all buffers back.
-    /// Nothing goes to the device before [`Self::resume`].
+    /// Nothing is passed to the device before [`Self::resume`].
     pub(in crate::net) fn suspend(&mut self) {
         let fresh = || {
             let mut burst = Box::new(Burst::new(self.common.pool.clone()));
@@ -179,24 +179,24 @@ impl RxQueue {
             burst
         };
         let mut held = self.held.take().unwrap_or_else(fresh);
-        // An error is one of the device that is gone; what it said before was right.
+        // An error is due to the lost device; what it reported before was valid.
         while matches!(self.take(usize::from(u16::MAX), &mut held), Ok(1..)) {}
         self.empty();
         self.held = (!held.is_empty()).then_some(held);
         self.common.suspended = true;
     }
 
-    /// How the device is told.
+    /// How the device is notified.
     pub(in crate::net) fn doorbell(&self) -> Doorbell {
         self.common.doorbell.clone()
     }
 
-    /// The device is back, and is told by this.
+    /// The device is back, and is notified by this doorbell.
     pub(in crate::net) fn resume(&mut self, doorbell: Doorbell) {
         self.common.resume(doorbell);
     }
 
-    /// Posts a buffer for every free descriptor, as far as the pool has them.
+    /// Posts a buffer for every free descriptor, as far as available.
     pub(in crate::net) fn refill(&mut self) {
         let common = &mut self.common;
         if common.suspended {
@@ -213,7 +213,7 @@ impl RxQueue {
             self.starved = got < least;
             missing = wanted - got;
         }
-        // Each is counted once, however often it is looked for.
+        // Each is counted once, however often it is missing.
         if missing != self.missing {
             common.stats.no_buffer.add(missing.saturating_sub(self.missing) as u64);
             self.missing = missing;
@@ -248,7 +248,7 @@ impl RxQueue {
         stash.clear();
         self.common.show_use();
     }
-    /// Takes a burst's buffers back to post them again.
+    /// Posts a burst's buffers again.
     #[inline]
     pub(crate) fn recycle(&mut self, burst: &mut Burst) {
         let pool = &self.common.pool;
@@ -263,15 +263,15 @@ impl RxQueue {
     pub(in crate::net) fn has_used(&self) -> bool {
         self.common.ring.has_used() || self.has_kept()
     }
-    /// Whether the pool has buffers again for a ring that has too few: [`Self::recv`] posts them.
+    /// Whether the pool has buffers again for a ring that lacks some: [`Self::recv`] posts them.
     fn is_fed(&self) -> bool {
         self.starved && !self.demand.is_unmet()
     }
-    /// Asks for an interrupt; true when there may be something already.
+    /// Enables the interrupt; true if there may be something already.
     pub(in crate::net) fn enable_interrupts(&mut self) -> bool {
         self.common.ring.enable_interrupts() || self.has_kept()
     }
-    /// Whether there are frames that left the ring before.
+    /// Whether there are frames that were taken from the ring earlier.
     fn has_kept(&self) -> bool {
         self.held.is_some() || self.merger.as_ref().is_some_and(|merger| merger.has_more())
     }
@@ -307,7 +307,7 @@ impl Interrupts for RxQueue {
 
 /// Received frames, each in one buffer.
 #[inline]
-/// With fewer buffers than this in the ring there may be no room for the longest frame.
+/// With fewer buffers in the ring there may be no room for the longest frame.
 fn lowest(common: &Common, merge: bool) -> usize {
     let size = usize::from(common.ring.size());
     let frame = if merge { JUMBO_SIZE.div_ceil(common.pool.capacity()) + 1 } else { 1 };

@@ -1,4 +1,4 @@
-//! Frames that are sent again and again.
+//! Frames that are sent repeatedly.
 
 use super::Common;
 use crate::memory::{BufferId, Iova, Pool};
@@ -8,28 +8,28 @@ use std::collections::VecDeque;
 /// Marks a ring's token as an index into the replay.
 const FROM_MAGAZINE: u32 = 1 << 31;
 
-/// Buffers with frames in them that are sent again and again.
+/// Buffers with frames that are sent repeatedly.
 #[derive(Debug)]
 pub(crate) struct Replay {
     ids: Vec<BufferId>,
     lengths: Vec<u32>,
-    /// Indices of those that are not with the device, longest first.
+    /// Indices of those not with the device, longest first.
     ready: VecDeque<u32>,
-    /// Set once no more shall be sent: what comes back goes to the pool.
+    /// Set when no more are to be sent: returned buffers go to the pool.
     ended: bool,
-    /// How many of its buffers have not gone to the pool.
+    /// Number of its buffers that have not gone to the pool.
     kept: usize,
 }
 
 impl Replay {
-    /// Buffers that the caller owned, and the lengths of the frames in them.
+    /// Takes over buffers of the caller, and the lengths of their frames.
     pub(crate) fn new(ids: Vec<BufferId>, lengths: Vec<u32>) -> Self {
         let ready = (0..ids.len() as u32).collect();
         let kept = ids.len();
         Self { ids, lengths, ready, ended: false, kept }
     }
 
-    /// Nothing is left to do to any of its frames.
+    /// Clears the offload metadata of all frames.
     pub(super) fn clear_headers(&self, common: &Common) {
         for &id in &self.ids {
             // SAFETY: the replay owns its buffers; their data is 64-byte aligned and has
@@ -38,7 +38,7 @@ impl Replay {
         }
     }
 
-    /// Sends up to `most` frames; says how many, and their bytes.
+    /// Sends up to `most` frames; returns their number and bytes.
     #[inline]
     pub(super) fn send(&mut self, common: &mut Common, most: usize) -> (usize, u64) {
         let Self { ids, lengths, ready, .. } = self;
@@ -81,18 +81,18 @@ impl Replay {
         token & FROM_MAGAZINE != 0
     }
 
-    /// A buffer is back from the device.
+    /// Takes a buffer back from the device.
     #[inline]
     pub(super) fn take_back(&mut self, token: u32) {
         self.ready.push_back(token & !FROM_MAGAZINE);
     }
 
-    /// No more is sent from it.
+    /// Ends sending.
     pub(super) fn end(&mut self) {
         self.ended = true;
     }
 
-    /// Once it has ended, gives the buffers that are back to the pool; whether it has none left.
+    /// Once ended, returns buffers to the pool; whether none are left.
     pub(super) fn retire(&mut self, pool: &Pool) -> bool {
         if !self.ended {
             return false;

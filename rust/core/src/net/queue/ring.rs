@@ -1,11 +1,11 @@
-//! A ring of either format, or none any more.
+//! A ring of either format, or none.
 
 use crate::Result;
 use crate::memory::{Iova, Region};
 use crate::virtio::ring::{Follower, PackedRing, Ring, RingOptions, SplitRing, Violation};
 use std::sync::Arc;
 
-/// Either ring. One branch for each burst picks the code that was compiled for it.
+/// Either ring. One branch per burst selects the code compiled for it.
 /// The layout of the queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingFormat {
@@ -19,11 +19,11 @@ pub enum RingFormat {
 pub(in crate::net) enum AnyRing {
     Split(SplitRing),
     Packed(PackedRing),
-    /// Its port was closed, and its memory given back.
+    /// Its port was closed, and its memory freed.
     Ended(NoRing),
 }
 
-/// What is left of a ring without memory: nothing goes in, and nothing comes out.
+/// A ring without memory: nothing goes in, and nothing comes out.
 #[derive(Debug)]
 pub(in crate::net) struct NoRing {
     size: u16,
@@ -51,7 +51,7 @@ impl AnyRing {
             Self::Split(SplitRing::new(region, options)?)
         })
     }
-    /// Gives its memory back, which no device looks at any more. It must be empty.
+    /// Frees its memory, which no device accesses any more. It must be empty.
     pub(in crate::net) fn end(&mut self) {
         *self = Self::Ended(NoRing { size: self.size() });
     }

@@ -13,30 +13,30 @@ use crate::notify::{Doorbell, EventFd};
 use crate::virtio::Features;
 use std::sync::Arc;
 
-/// Where a [`crate::net::Port::send`] of frames stopped, where it did not take all.
+/// Why [`crate::net::Port::send`] stopped before the last frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SendStop {
     /// The ring is full.
     RingFull,
     /// The pool has no free buffer.
     NoBuffer,
-    /// This frame cannot be sent; the text says why.
+    /// This frame cannot be sent; with the reason.
     BadFrame(String),
 }
 
-/// Transmits: the device reads from buffers and gives them back.
+/// Transmits: the device reads from buffers and returns them.
 #[derive(Debug)]
 pub(crate) struct TxQueue {
     pub(in crate::net) common: Common,
     /// With fewer free descriptors than this, finished buffers are taken back.
     reclaim_at: usize,
-    /// Jumbo buffers that are with the device. They are few, so they are taken back early.
+    /// Jumbo buffers with the device. They are few, so they are taken back early.
     jumbos: usize,
     replay: Option<Replay>,
     /// Unmet while frames wait for buffers.
     demand: Arc<Demand>,
     outage: Arc<Outage>,
-    /// What the device can be told to do to frames: the features in force.
+    /// The negotiated features, which determine the possible offloads.
     pub(in crate::net) can: Features,
 }
 
@@ -49,7 +49,7 @@ impl TxQueue {
         Self { common, reclaim_at, jumbos: 0, replay: None, demand, outage, can }
     }
 
-    /// Has another ring while it is set aside.
+    /// Replaces the ring while suspended.
     pub(in crate::net) fn replace_ring(&mut self, ring: AnyRing) {
         self.common.replace_ring(ring);
         self.outage.follow(self.common.follower());
@@ -60,7 +60,7 @@ impl TxQueue {
         self.common.ring.reoffer(0);
     }
 
-    /// What is signalled when there are buffers again for frames that had none.
+    /// Sets what is signalled when there are buffers again for frames that had none.
     pub(in crate::net) fn told_by(self, bell: Option<Arc<EventFd>>) -> Self {
         if let Some(bell) = bell {
             self.demand.ring(move || bell.signal());
@@ -68,12 +68,12 @@ impl TxQueue {
         self
     }
 
-    /// Who sends takes buffers with it.
+    /// Senders take buffers with it.
     pub(in crate::net) fn demand(&self) -> &Arc<Demand> {
         &self.demand
     }
 
-    /// With these features in force.
+    /// Sets the negotiated features.
     pub(in crate::net) fn with_features(self, can: Features) -> Self {
         Self { can, ..self }
     }
@@ -95,12 +95,12 @@ impl TxQueue {
     pub(crate) fn has_replay(&self) -> bool {
         self.replay.is_some()
     }
-    /// Makes frames ready to be sent repeatedly.
+    /// Loads frames to be sent repeatedly.
     pub(crate) fn load(&mut self, replay: Replay) {
         replay.clear_headers(&self.common);
         self.replay = Some(replay);
     }
-    /// No more from the replay: its buffers go to the pool, those with the device later.
+    /// Ends the replay: its buffers go to the pool, those with the device later.
     pub(crate) fn unload(&mut self) {
         if let Some(replay) = &mut self.replay {
             replay.end();
@@ -114,10 +114,10 @@ impl TxQueue {
         }
     }
 
-    /// Sends up to `most` frames of the replay; says how many, and their bytes.
+    /// Sends up to `most` frames of the replay; returns their number and bytes.
     #[inline]
     pub(crate) fn send_replay(&mut self, most: usize) -> Result<(usize, u64)> {
-        // A replay of jumbo buffers may be far smaller than the ring.
+        // A replay of jumbo buffers may be much smaller than the ring.
         let few = self.replay.as_ref().is_some_and(|replay| replay.ready() < most);
         if few || self.common.ring.free() < self.reclaim_at.max(most) {
             self.reclaim()?;
@@ -178,8 +178,8 @@ impl TxQueue {
         Ok(sent)
     }
 
-    /// Queues a burst's frames, in order, as many as fit, with what is left to do to them; these
-    /// leave the burst. Says how many.
+    /// Queues a burst's frames with their offload metadata, in order, as many as fit; these leave
+    /// the burst. Returns their number.
     #[inline]
     pub(crate) fn send_burst(&mut self, burst: &mut Burst) -> Result<usize> {
         if burst.headers() > 0 {
@@ -190,14 +190,14 @@ impl TxQueue {
         Ok(sent)
     }
 
-    /// Queues frames that lie in buffers of the pool, in order, as many as fit; says how many.
-    /// These buffers are the device's from here on.
+    /// Queues frames in buffers of the pool, in order, as many as fit; returns their number. These
+    /// buffers then belong to the device.
     #[inline]
     pub(in crate::net) fn send(&mut self, ids: &[BufferId], lengths: &[u32]) -> Result<usize> {
         self.queue::<true>(ids, lengths)
     }
 
-    /// The same for frames whose headers are written.
+    /// The same for frames with prepared headers.
     pub(in crate::net) fn send_ready(
         &mut self,
         ids: &[BufferId],
@@ -249,7 +249,7 @@ impl TxQueue {
         Ok(added)
     }
 
-    /// Gives the buffers of finished frames back to the pool.
+    /// Returns the buffers of finished frames to the pool.
     pub(crate) fn reclaim(&mut self) -> Result<()> {
         let common = &mut self.common;
         let stash = &mut common.stash;
@@ -270,8 +270,8 @@ impl TxQueue {
         Ok(())
     }
 
-    /// Takes finished buffers back early, where somebody may miss them: jumbo buffers, for they are
-    /// few (a replay may have any), and all while somebody starves.
+    /// Takes finished buffers back early if they may be needed: jumbo buffers, because they are few
+    /// (a replay may have any), and all while a queue is starved.
     #[inline]
     pub(crate) fn release(&mut self) -> Result<()> {
         if self.jumbos > 0 || self.replay.is_some() || self.common.pool.starved() {
@@ -281,7 +281,7 @@ impl TxQueue {
         }
     }
 
-    /// Empties the ring; says how many frames were still with the device.
+    /// Empties the ring; returns how many frames were still with the device.
     fn empty(&mut self) -> u64 {
         self.demand.withdraw();
         let stash = &mut self.common.stash;
@@ -298,11 +298,11 @@ impl TxQueue {
         left
     }
 
-    /// The device was reset, or is gone: counts what it had finished, and the rest as lost.
-    /// The queue is as a full one before [`Self::resume`].
+    /// The device was reset, or is gone: counts what it had finished, and the rest as lost. The
+    /// queue behaves as a full one before [`Self::resume`].
     pub(in crate::net) fn suspend(&mut self) {
         self.outage.close();
-        // An error is one of the device that is gone; what it said before was right.
+        // An error is due to the lost device; what it reported before was valid.
         let _ = self.reclaim();
         let lost = self.empty();
         self.common.stats.lost.add(lost);
@@ -310,12 +310,12 @@ impl TxQueue {
         self.common.suspended = true;
     }
 
-    /// How the device is told.
+    /// How the device is notified.
     pub(in crate::net) fn doorbell(&self) -> Doorbell {
         self.common.doorbell.clone()
     }
 
-    /// The device is back, and is told by this.
+    /// The device is back, and is notified by this doorbell.
     pub(in crate::net) fn resume(&mut self, doorbell: Doorbell) {
         self.common.resume(doorbell);
     }
@@ -341,11 +341,11 @@ impl Reclaim for TxQueue {
     }
 }
 
-/// A transmit queue is ready when half of it is free: one interrupt for many frames. One whose
-/// frames had no buffers is ready when there are some, whoever gives them back.
+/// A transmit queue is ready when half of it is free: one interrupt for many frames. One that
+/// lacked buffers is ready when there are some, whoever frees them.
 impl Interrupts for TxQueue {
     fn ready(&mut self) -> bool {
-        // An error is for the next call to find: the ring stays poisoned.
+        // The next call finds the error: the ring stays poisoned.
         self.reclaim().is_err()
             || (!self.common.suspended
                 && !self.demand.is_unmet()
@@ -376,10 +376,10 @@ impl Interrupts for TxQueue {
 
 impl Holder for Slot<TxQueue> {
     fn release(&self) -> bool {
-        // Somebody uses it, and may be about to send.
+        // It is in use, and may be about to send.
         let Some(mut queue) = self.try_lock() else { return true };
         if let Err(error) = queue.reclaim() {
-            // The ring is poisoned: whoever uses it next gets the error.
+            // The ring is poisoned: its next user gets the error.
             log::debug!("no buffers from a transmit queue: {error}");
             return false;
         }
@@ -392,7 +392,7 @@ fn jumbos_among(ids: &[BufferId], pool: &Pool) -> usize {
     ids.iter().filter(|&&id| pool.is_jumbo(id)).count()
 }
 
-/// A finished buffer goes back to where it came from.
+/// Returns a finished buffer to its origin.
 #[inline]
 fn sort(token: u32, stash: &mut Vec<BufferId>, replay: &mut Option<Replay>) {
     match replay {

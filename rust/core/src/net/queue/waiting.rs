@@ -1,4 +1,4 @@
-//! Waiting for a queue: polling for a while where that is likely to pay, then asleep.
+//! Waiting for a queue: polling if that is likely to succeed, then sleeping.
 
 use crate::net::interrupts::spin::Spin;
 use crate::net::interrupts::wakeup::{Interrupts, Wakeup};
@@ -8,11 +8,11 @@ use crate::notify::EventFd;
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
 
-/// Without interrupts a wait looks at the ring this often.
+/// Polling interval of a wait without interrupts.
 const POLL_INTERVAL: Duration = Duration::from_micros(50);
-/// A wait without interrupts returns this often, so that the caller can look at its signals.
+/// A wait without interrupts returns this often, so that the caller can check for signals.
 const POLL_SLICE: Duration = Duration::from_millis(50);
-/// Looks at the ring between two looks at the clock.
+/// Polls of the ring between two readings of the clock.
 const LOOKS: usize = 16;
 
 /// Why a wait ended.
@@ -20,9 +20,9 @@ const LOOKS: usize = 16;
 pub enum Wake {
     /// There may be frames.
     Ready,
-    /// The time is over.
+    /// The timeout expired.
     Timeout,
-    /// A signal came, or it is time to look for one; wait again.
+    /// A signal arrived, or may have; wait again.
     Signal,
 }
 
@@ -83,7 +83,7 @@ impl Waiting {
         self.wakeup.leave();
         {
             let mut queue = slot.lock()?;
-            // The order matters: what ends the port strikes the bell after it is over.
+            // The order matters: whatever ends the port rings the bell after setting its state.
             self.wakeup.awake(&mut *queue, event, || running().is_err());
         }
         running()?;
@@ -101,7 +101,7 @@ impl Waiting {
     }
 }
 
-/// Looks at the queue again and again; whether it became ready.
+/// Polls the queue; whether it became ready.
 fn poll<Q: Interrupts + Reclaim>(
     slot: &Slot<Q>,
     start: Instant,

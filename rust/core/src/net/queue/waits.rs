@@ -1,4 +1,4 @@
-//! How a pair is waited for, and how those who wait are woken.
+//! Waiting for a pair, and waking the waiters.
 
 use crate::net::interrupts::PairEvents;
 use crate::net::interrupts::wakeup::Interrupts;
@@ -35,8 +35,8 @@ impl QueuePair {
         Ok(if ready { wake } else { Wake::Signal })
     }
 
-    /// For how long [`Self::wait`] polls the ring before it sleeps, where recent waits were
-    /// no longer than that; zero: it never polls.
+    /// Sets how long [`Self::wait`] polls the ring before it sleeps, if recent waits were no longer
+    /// than that; zero: never.
     ///
     /// # Errors
     /// [`Error::Invalid`] for more than a tenth of a second.
@@ -49,8 +49,8 @@ impl QueuePair {
         self.rx_waiting.spin.limit()
     }
 
-    /// Keeps interrupts enabled from now on, so that the receive eventfd is readable
-    /// whenever [`Self::recv`] would find frames, or an error.
+    /// Keeps interrupts enabled from now on, so that the receive eventfd is readable whenever
+    /// [`Self::recv`] would find frames or an error.
     ///
     /// # Errors
     /// [`Error::Invalid`] when the port has no interrupts, [`Error::Closed`] in a forked child.
@@ -61,8 +61,8 @@ impl QueuePair {
         Ok(event)
     }
 
-    /// The same for the transmit eventfd: readable when half of the queue is free, or since
-    /// it last was until a send does not take all.
+    /// The same for the transmit eventfd: readable once half of the queue is free, until a send
+    /// does not take all.
     ///
     /// # Errors
     /// As for [`Self::arm`].
@@ -83,7 +83,7 @@ impl QueuePair {
         })
     }
 
-    /// An error where there is nothing to wait for, because the queues move nothing.
+    /// An error if there is nothing to wait for, because the queues are not active.
     fn moving(&self) -> Result<()> {
         self.device.alive()?;
         match self.mode() {
@@ -92,7 +92,7 @@ impl QueuePair {
         }
     }
 
-    /// A call found the receive queue empty: from now on the eventfd says when it no longer is.
+    /// A call found the receive queue empty: from now on the eventfd reports when it no longer is.
     #[inline]
     pub(in crate::net) fn received_all(&self, rx: &mut RxQueue) {
         if let Some(events) = &self.events {
@@ -103,7 +103,7 @@ impl QueuePair {
         }
     }
 
-    /// A send did not take all: from now on the transmit eventfd says when there is room.
+    /// A send did not take all: from now on the transmit eventfd reports when there is room.
     pub(in crate::net) fn sent_in_part(&self, tx: &mut TxQueue) {
         if let Some(events) = &self.events {
             let over = || self.moving().is_err();

@@ -1,36 +1,35 @@
-//! What kinds of frames a queue moved: their lengths, and whom they were for.
+//! Frames by length and destination.
 //!
-//! Off unless asked for ([`Watch`](super::watch::Watch)). On, a frame costs the first line of its
-//! bytes, which a loop that only passes frames on does not touch otherwise.
+//! Disabled by default ([`Watch`](super::watch::Watch)). Enabled, a frame costs an access to the
+//! first line of its data, which a forwarding loop does not touch otherwise.
 
 use crate::memory::{BufferId, Pool, prefetch};
 use crate::net::stats::Counter;
 
-/// The first bytes of so many frames are on their way into the cache before they are read.
+/// The number of frames prefetched before they are read.
 const AHEAD: usize = 8;
 /// Bytes of an Ethernet address.
 const ADDRESS: u32 = 6;
 
-/// Bytes of the frame check sequence, which neither side of a virtqueue ever sees.
+/// Bytes of the frame check sequence, which neither side of a virtqueue sees.
 const FCS: u32 = 4;
 
-/// How many lengths and destinations are told apart.
+/// Number of length and destination classes.
 const SIZES: usize = 8;
 const CASTS: usize = 3;
 
-/// How many frames of each kind: `_packets` follows in the names of counters, as in those of
-/// DPDK's virtio PMD.
+/// Frames of each class: counter names end in `_packets`, as in DPDK's virtio PMD.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameClasses {
-    /// By length on the wire, so with the frame check sequence, as RMON counts (RFC 2819) and people
-    /// speak of frames: the shortest is of 64 bytes. [`Self::SIZE_NAMES`] says which is which.
+    /// By length on the wire, including the frame check sequence, as in RMON (RFC 2819): the
+    /// shortest frame has 64 bytes. See [`Self::SIZE_NAMES`].
     pub sizes: [u64; SIZES],
-    /// By destination, as [`Self::CAST_NAMES`] says.
+    /// By destination: see [`Self::CAST_NAMES`].
     pub casts: [u64; CASTS],
 }
 
 impl FrameClasses {
-    /// The names of the lengths. `undersize` is below 64.
+    /// Names of the length classes. `undersize` is below 64.
     pub const SIZE_NAMES: [&str; SIZES] = [
         "undersize",
         "size_64",
@@ -41,7 +40,7 @@ impl FrameClasses {
         "size_1024_1518",
         "size_1519_max",
     ];
-    /// The names of the destinations. Broadcast frames are not counted as multicast.
+    /// Names of the destination classes. Broadcast frames are not counted as multicast.
     pub const CAST_NAMES: [&str; CASTS] = ["unicast", "multicast", "broadcast"];
 
     /// Each count with its name.
@@ -67,8 +66,8 @@ impl LiveClasses {
         }
     }
 
-    /// Counts frames that lie in buffers of the pool: `frame(i)` is the `i`th and its length.
-    /// The buffers are the caller's, or with a device that only reads them.
+    /// Counts frames in buffers of the pool: `frame(i)` is the `i`th and its length. The buffers
+    /// are the caller's, or with a device that only reads them.
     #[inline(never)]
     pub(crate) fn count(
         &self,
@@ -93,7 +92,7 @@ impl LiveClasses {
     }
 }
 
-/// Which of [`FrameClasses::SIZE_NAMES`] a length on the wire is, without a branch.
+/// The index in [`FrameClasses::SIZE_NAMES`] of a length on the wire, without a branch.
 #[inline]
 fn size_of_frame(length: u32) -> usize {
     // 6 for all below 64, 7 for 64 to 127, and so on; 11 for all from 1024.
@@ -101,7 +100,7 @@ fn size_of_frame(length: u32) -> usize {
     (bits - 6 + u32::from(length > 64) + u32::from(length > 1518)) as usize
 }
 
-/// Which of [`FrameClasses::CAST_NAMES`] a frame is, whose first eight bytes these are.
+/// The index in [`FrameClasses::CAST_NAMES`] of a frame with these first eight bytes.
 #[inline]
 fn cast(first: u64, length: u32) -> usize {
     let all = u64::MAX >> 16;
@@ -135,7 +134,7 @@ mod tests {
         let read = |bytes: [u8; 8]| u64::from_le_bytes(bytes);
         assert_eq!(cast(read([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]), 60), 2);
         assert_eq!(cast(read([0xff; 8]), 60), 2);
-        // What is behind a short frame is not its own.
+        // Bytes after a short frame are not its own.
         assert_eq!(cast(read([0xff; 8]), 5), 1);
         assert_eq!(cast(read([0x01, 0, 0x5e, 0, 0, 1, 0xff, 0xff]), 60), 1);
         assert_eq!(cast(read([0xff, 0xff, 0xff, 0xff, 0xff, 0xfe, 0xff, 0xff]), 60), 1);

@@ -1,5 +1,5 @@
-//! Counters. Each has one writer, the holder of its queue's lock, so counting is
-//! a load and a store; reading takes no lock and never stops traffic.
+//! Counters. Each has one writer, the holder of its queue's lock, so counting is a load and a
+//! store; reading takes no lock and never delays traffic.
 
 use super::counter::Counter;
 use crate::net::stats::classes::FrameClasses;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 macro_rules! counters {
     ($(#[$doc:meta])* $live:ident, $snapshot:ident: $($(#[$field_doc:meta])* $field:ident,)*) => {
         #[derive(Debug, Default)]
-        // On lines of its own: queues are counted by different threads.
+        // On separate cache lines: queues are counted by different threads.
         #[repr(align(64))]
         pub(crate) struct $live {
             $(pub(crate) $field: Counter,)*
@@ -52,43 +52,42 @@ counters! {
     packets,
     /// Their bytes, without the virtio header.
     bytes,
-    /// Frames that the device has taken and given back (transmit only).
+    /// Frames that the device has taken and returned (transmit only).
     completed,
-    /// Frames that were with the device when it was reset or died (transmit only): it may have
-    /// sent them or not. None is sent again.
+    /// Frames with the device when it was reset or died (transmit only): it may or may not have
+    /// sent them. None is sent again.
     lost,
-    /// Of the completed frames, those that QEMU dropped while there was no vhost-user backend to take
-    /// them (transmit only).
+    /// Completed frames that QEMU dropped while there was no vhost-user backend (transmit only).
     no_backend,
     /// Frames offered to `send` that did not fit the ring.
     ring_full,
-    /// Frames that could not be sent, or buffers that could not be posted, for want of a free buffer.
+    /// Frames that could not be sent, or buffers that could not be posted, for lack of a free
+    /// buffer.
     no_buffer,
     /// Frames refused for their length (empty, or longer than a buffer).
     bad_length,
-    /// Received frames dropped because a buffer of their chain was missing or too many.
+    /// Received frames dropped because their chain had too few or too many buffers.
     bad_chain,
-    /// Received frames that were sent on, but dropped because the device cannot do what is left to
-    /// do to them (transmit only).
+    /// Forwarded frames dropped because the device does not support their offloads (transmit only).
     no_offload,
-    /// Frames refused because what is left to do to them does not fit them (transmit only).
+    /// Frames refused because they do not match their offload metadata (transmit only).
     bad_offload,
-    /// Frames of a burst that had to be copied: a view was alive, or the memory another.
+    /// Frames of a burst that had to be copied: live views, or another memory.
     copied,
     /// Doorbells rung.
     kicks,
-    /// Doorbells that the device did not want.
+    /// Doorbells suppressed by the device.
     kicks_suppressed,
     /// Interrupts that ended a wait.
     interrupts,
-    /// Waits that ended while they polled, before they would have slept.
+    /// Waits that ended while polling, before they would have slept.
     polls,
     /// Waits that slept.
     sleeps,
 }
 
 impl QueueStats {
-    /// Frames that were lost because something was wrong with them.
+    /// Frames lost because of errors.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.bad_length.wrapping_add(self.bad_chain)
@@ -106,17 +105,17 @@ impl LiveQueueStats {
     }
 }
 
-/// Everything that is counted of one queue, and how full its ring is.
+/// All counters of one queue, and how full its ring is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExtendedStats {
-    /// The counters that are always there.
+    /// The basic counters.
     pub counters: QueueStats,
-    /// The kinds of frames, where they are counted.
+    /// Frame classes, if counted.
     pub classes: Option<FrameClasses>,
     /// Descriptors of the ring.
     pub ring_size: u64,
     /// How many of them held a buffer after the last call that moved frames: one that the device
-    /// has, or one that it has finished and that was not taken back yet.
+    /// has, or a finished one that was not taken back yet.
     pub ring_used: u64,
 }
 

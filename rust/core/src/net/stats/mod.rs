@@ -1,5 +1,4 @@
-//! Counters of queues, what kinds of frames they moved, and what else looks at these: time stamps
-//! and taps.
+//! Counters of queues, frame classes, time stamps and taps.
 
 pub(in crate::net) mod classes;
 mod counter;

@@ -1,4 +1,4 @@
-"""Whose words those on QEMU's stderr are."""
+"""The stderr output of several QEMUs is kept apart."""
 
 import subprocess
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from virtnic.qemu import loop
-from virtnic.qemu.words import Words
+from virtnic.qemu.stderr import StderrLog
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def where() -> Iterator[loop.LoopThread]:
         hold.release()
 
 
-def test_a_helper_that_ends_before_it_is_heard(where: loop.LoopThread) -> None:
-    """Nothing but the command under way says whose it was: the parent cannot be asked for."""
-    asked, other = Words(), Words()
+def test_a_helper_that_ends_before_it_is_read(where: loop.LoopThread) -> None:
+    """Only the command in progress identifies its QEMU: its parent cannot be looked up."""
+    first, other = StderrLog(), StderrLog()
     held, ended = threading.Event(), threading.Event()
 
     def hold_up() -> None:
@@ -29,18 +29,18 @@ def test_a_helper_that_ends_before_it_is_heard(where: loop.LoopThread) -> None:
         ended.wait(30.0)
 
     try:
-        stderr = asked.open(where)
+        stderr = first.open(where)
         other.open(where)
-        asked.mark()
+        first.mark()
         other.mark()
-        with asked.asked():
+        with first.helpers():
             where.later(0.0, hold_up)  # it is not read meanwhile
             assert held.wait(30.0)
             subprocess.run(["sh", "-c", "echo denied >&2"], stderr=stderr, check=True)
             ended.set()
-        assert asked.since_mark() == "denied\n"
+        assert first.since_mark() == "denied\n"
         assert other.since_mark() == ""
     finally:
         ended.set()
-        asked.close()
+        first.close()
         other.close()

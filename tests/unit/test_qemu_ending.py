@@ -1,0 +1,42 @@
+"""How the end of a QEMU is told: once, to everybody, or to nobody."""
+
+import pytest
+
+from virtnic.qemu.ending import Ending
+
+
+def death() -> str:
+    """Say how it ended."""
+    return "it was killed"
+
+
+def test_everybody_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    ending, told = Ending(), list[str]()
+    ending.add(lambda _: 1 // 0, death)
+    ending.add(lambda error: told.append(str(error)), death)
+    ending.tell(death)
+    ending.tell(death)
+    assert told == ["it was killed"]
+    assert caplog.text.count("it was killed") == 1
+    assert "ZeroDivisionError" in caplog.text
+    caplog.clear()
+    # Who comes late hears of it at once.
+    ending.add(lambda error: told.append(str(error)), death)
+    assert len(told) == 2
+
+
+def test_one_that_is_closed_did_not_die() -> None:
+    ending, told = Ending(), list[Exception]()
+    ending.add(told.append, death)
+    ending.forget()
+    ending.tell(death)
+    assert told == []
+
+
+def test_who_replaces_it_keeps_it_from_nobody() -> None:
+    """It closes what is left of the one that died, perhaps before all were told."""
+    ending, told = Ending(), list[str]()
+    ending.add(lambda _: ending.forget(), death)
+    ending.add(lambda error: told.append(str(error)), death)
+    ending.tell(death)
+    assert told == ["it was killed"]
