@@ -1000,22 +1000,24 @@ class NetPort:
 
         Named ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
         :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
-        ``ring_used`` and ``ring_free``, descriptors after the last call that moved frames. With
-        ``set_statistics("extended")`` also frames by length on the wire (including the 4-byte
-        checksum): ``undersize_packets`` (below 64), ``size_64_packets``, ``size_65_127_packets``,
-        ``size_128_255_packets``, ``size_256_511_packets``, ``size_512_1023_packets``,
-        ``size_1024_1518_packets``, ``size_1519_max_packets``; and by destination:
-        ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
+        ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
+        frames. With ``set_statistics("sizes")`` also ``undersize_packets`` (below 64
+        bytes on the wire, so with the four of the checksum that nobody sees),
+        ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
+        ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
+        ``size_1519_max_packets``; with ``"extended"`` these, ``unicast_packets``,
+        ``multicast_packets`` and ``broadcast_packets``.
 
         Takes no lock: the data path is not delayed.
         """
     @property
-    def statistics(self) -> Literal["basic", "extended"]:
+    def statistics(self) -> Literal["basic", "sizes", "extended"]:
         """The setting of ``set_statistics``."""
-    def set_statistics(self, which: Literal["basic", "extended"]) -> None:
+    def set_statistics(self, which: Literal["basic", "sizes", "extended"]) -> None:
         """Choose ``basic`` or ``extended`` statistics, also for running loops.
 
-        ``extended`` reads the first bytes of every frame. Raises ValueError.
+        ``sizes`` counts lengths, which costs next to nothing. ``extended`` counts destinations too,
+        so that the first bytes of every received frame are read. Raises ValueError.
         """
     @property
     def timestamps(self) -> bool:
@@ -1312,8 +1314,11 @@ class NetSocket:
     def stats(self) -> dict[str, Any]:
         """Return what was counted of it, by name."""
 
-#: Seconds, packets, and a function that gets the counters 20 times a second; False from it stops.
-_Until: TypeAlias = tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]
+#: Seconds, packets, a function that gets the counters 20 times a second (False from it stops), and
+#: the processors of the threads.
+_Until: TypeAlias = tuple[
+    float | None, int | None, Callable[[dict[str, Any]], object] | None, Sequence[int]
+]
 
 def as_frames(frames: Burst | Iterable[_Frame]) -> Burst | list[Buffer] | tuple[Buffer, ...]:
     """Convert a ``frames`` argument into a burst, a list or a tuple of bytes-like objects.

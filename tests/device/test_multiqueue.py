@@ -1,5 +1,7 @@
 """Several queue pairs, against a kernel TAP and DPDK's testpmd."""
 
+import ctypes
+import os
 import select
 import threading
 import time
@@ -16,6 +18,7 @@ from support.waiting import pause
 from virtnic.nic.options import Interrupts
 
 SENDERS = 64
+PROCESSORS = sorted(os.sched_getaffinity(0))
 
 
 @pytest.fixture
@@ -251,3 +254,109 @@ def test_testpmd_echoes_on_each_queue(
         counted = [port.queue(index).stats() for index in range(queues)]
         assert [(c["rx_packets"], c["tx_packets"]) for c in counted] == [(500, 500)] * queues
         assert port.stats()["rx_packets"] == 500 * queues
+
+
+# --- Loops: a thread for each pair, one report ---
+
+
+def per_queue(port: virtnic.Port, name: str) -> list[int]:
+    """Return a counter of each queue."""
+    return [port.queue(index).stats()[name] for index in range(port.max_queues)]
+
+
+@pytest.mark.needs("qemu", "netns")
+def test_frames_of_all_queues_are_received(netns4: Netns) -> None:
+    with virtnic.open(netns4.netdev, queues=4) as port:
+        total = kernel_sends(netns4, port, each=3)
+        result = virtnic.drop(port, packets=total)
+        assert result.received == result.packets == total
+        counted = per_queue(port, "rx_packets")
+        assert sum(counted) == total
+        assert sum(map(bool, counted)) > 1
+
+
+@pytest.mark.needs("qemu", "netns")
+def test_a_function_is_called_for_each_queue(netns4: Netns) -> None:
+    seen: list[int] = []
+
+    def drop(_packets: Any, lengths: Any, count: int) -> None:
+        seen.append(count)
+        for index in range(count):
+            lengths[index] = 0
+
+    signature = ctypes.CFUNCTYPE(
+        None, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_uint32), ctypes.c_uint32
+    )
+
+    with virtnic.open(netns4.netdev, queues=2) as port:
+        total = kernel_sends(netns4, port)
+        result = virtnic.run(port, signature(drop), packets=total)
+        assert result.dropped == result.received == sum(seen) == total
+        assert all(per_queue(port, "rx_packets"))
+
+
+@pytest.mark.needs("testpmd")
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_frames_circulate_by_both_queues(
+    qemu: virtnic.Qemu, testpmd: Callable[..., Any], ring: Any
+) -> None:
+    """What a queue sends comes back by it, is sent again, and none is lost."""
+    path = testpmd(queues=2, mode="io").sockets[0]
+    with qemu.attach(f"vhost-user,path={path}", queues=2, ring=ring) as port:
+        sent = virtnic.generate(port, frames=[numbered(port.mac, 1)], packets=64)
+        assert sent.sent == 64
+        assert sum(per_queue(port, "tx_packets")) == 64
+        for index in range(2):
+            # So that each has some, however the others were shared out.
+            assert port.queue(index).send([numbered(port.mac, index)] * 8) == 8
+        pinned: list[set[int]] = []
+
+        def progress(_result: virtnic.Result) -> bool:
+            pinned.append(os.sched_getaffinity(0))
+            return min(per_queue(port, "tx_packets")) < 2000
+
+        result = virtnic.reflect(port, mode="io", progress=progress, cpus=PROCESSORS[-1:])
+        assert result.sent == result.received == result.packets
+        assert result.ring_full == 0
+        assert result.bytes == 60 * result.packets
+        assert sum(per_queue(port, "tx_packets")) == 64 + 16 + result.sent
+        assert min(per_queue(port, "tx_packets")) >= 2000
+        # All of that was counted on one processor, and the thread was given back to the others.
+        assert set(map(tuple, pinned)) == {(PROCESSORS[-1],)}
+        assert sorted(os.sched_getaffinity(0)) == PROCESSORS
+
+        # So many and no more, whichever queue has them.
+        again = virtnic.reflect(port, mode="io", packets=5000)
+        assert again.packets == 5000
+        # One pair fewer: one thread, which has those of the other no more.
+        port.set_queues(1)
+        before = per_queue(port, "tx_packets")
+        virtnic.generate(port, frames=[numbered(port.mac, 1)], packets=100)
+        assert Counter(per_queue(port, "tx_packets")) == Counter([before[0] + 100, before[1]])
+
+
+@pytest.mark.needs("testpmd")
+def test_a_loop_ends_with_the_first_error(qemu: virtnic.Qemu, testpmd: Callable[..., Any]) -> None:
+    path = testpmd(queues=2, mode="io").sockets[0]
+    with qemu.attach(f"vhost-user,path={path}", queues=2) as port:
+        others = port.queue(1)
+
+        def progress(_result: virtnic.Result) -> bool:
+            # Only the loop's own threads have them.
+            with pytest.raises(virtnic.PortBusy):
+                others.recv()
+            return False
+
+        virtnic.drop(port, progress=progress)
+        with pytest.raises(KeyError):
+            virtnic.drop(port, progress=lambda _: {**os.environ}["nothing"])
+        for cpu in (1023, 100_000):
+            with pytest.raises((OSError, ValueError), match=f"processor {cpu}"):
+                virtnic.drop(port, cpus=[PROCESSORS[0], cpu], seconds=30.0)
+        with pytest.raises(ValueError, match="numbers of processors"):
+            virtnic.drop(port, cpus=[-1])
+        with qemu.attach("user") as single:
+            with pytest.raises(ValueError, match=r"which use 2 and 1: set_queues\(1\)"):
+                virtnic.forward(port, single, seconds=1.0)
+            port.set_queues(1)
+            virtnic.forward(port, single, seconds=0.1)

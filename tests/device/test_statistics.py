@@ -216,10 +216,25 @@ def test_classes_are_there_when_asked_for(qemu_command: str, wire: Wire) -> None
         send_gently(port, wire, [frame])
         port.set_statistics("extended")
         assert port.xstats()["tx_q0_size_64_packets"] == 7
-        with pytest.raises(ValueError, match='basic or extended, not "all"'):
+        with pytest.raises(ValueError, match='must be basic, sizes or extended, not "all"'):
             port.set_statistics("all")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="statistics is one of"):
+    with pytest.raises(ValueError, match="statistics must be one of"):
         virtnic.open(wire.netdev, statistics="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.needs("qemu")
+def test_lengths_without_destinations(qemu_command: str, wire: Wire) -> None:
+    with virtnic.open(wire.netdev, statistics="sizes") as port:
+        assert port.statistics == "sizes"
+        frames = [numbered(port.mac, 1), b"\xff" * 1000]
+        send_gently(port, wire, frames)
+        virtnic.generate(port, frames=frames, packets=6)
+        sizes = port.xstats()
+        assert sizes["tx_q0_size_64_packets"] == sizes["tx_q0_size_512_1023_packets"] == 4
+        assert not any("cast" in name for name in sizes)
+        port.set_statistics("extended")
+        # Destinations were not looked at meanwhile.
+        assert port.xstats()["tx_q0_broadcast_packets"] == 0
 
 
 @pytest.mark.needs("qemu")

@@ -63,6 +63,10 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "bash": (_program("bash"), "apt-get install bash"),
     "zsh": (_program("zsh"), "apt-get install zsh"),
     "fish": (_program("fish"), "apt-get install fish"),
+    "valgrind": (
+        Path("/usr/include/valgrind/callgrind.h").exists,
+        "apt-get install valgrind, with its headers",
+    ),
     "root": (_root, "run as root"),
     "netns": (_netns, "run as root with iproute2 installed and /dev/net/tun present"),
     "gevent": (lambda: find_spec("gevent") is not None, "pip install gevent"),

@@ -10,7 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from . import changes, costs, counters, linerate, machine, ring, session, tap
+from . import (
+    changes,
+    costs,
+    counters,
+    growth,
+    instructions,
+    linerate,
+    machine,
+    ring,
+    session,
+    sockets,
+    tap,
+)
 from .bench import Bench
 from .report import Report
 
@@ -20,10 +32,13 @@ TOP = Path(__file__).resolve().parents[2]
 SECTIONS: dict[str, tuple[str, str, Callable[[Bench], None]]] = {
     "session": ("open to first reply, ARP round trip, bring-up, QEMU at rest", "", session.run),
     "ring": ("what the ring code alone costs per packet", "cargo", ring.run),
+    "instructions": ("instructions a frame, beside those of before", "valgrind", instructions.run),
     "tap": ("TAP from Python: virtnic beside os.read and os.write", "ip", tap.run),
+    "sockets": ("TCP of virtnic.net beside two kernels", "ip", sockets.run),
     "costs": ("kicks and interrupts beside bare eventfds", "dpdk-testpmd", costs.run),
-    "counters": ("what extended statistics cost an echo", "dpdk-testpmd", counters.run),
+    "counters": ("what statistics of frames cost an echo", "dpdk-testpmd", counters.run),
     "changes": ("attach, detach, and those who come back", "dpdk-testpmd", changes.run),
+    "growth": ("what many ports and many QEMUs need", "", growth.run),
     "linerate": ("beside DPDK's virtio-user", "dpdk-testpmd", linerate.run),
     "forward": ("two ports, beside DPDK's virtio-user", "dpdk-testpmd", linerate.run_forward),
 }
@@ -31,7 +46,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Bench], None]]] = {
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    sections = "\n".join(f"  {name:10} {words}" for name, (words, *_) in SECTIONS.items())
+    sections = "\n".join(f"  {name:12} {words}" for name, (words, *_) in SECTIONS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure what virtnic costs, beside what one would use instead.",
@@ -44,6 +59,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--case", action="append", default=[], help="of linerate: only this case")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of each measurement")
     parser.add_argument("--pairs", type=int, default=5, help="how often the two sides alternate")
+    parser.add_argument(
+        "--update", action="store_true", help="of instructions: write instructions.json anew"
+    )
     parser.add_argument("--quick", action="store_true", help="to see that it works: one short pair")
     parser.add_argument(
         "--priority", action="store_true", help="go before all else on the machine (root)"
@@ -81,6 +99,7 @@ def main() -> int:
             pairs=options.pairs,
             quick=options.quick,
             cases=tuple(options.case),
+            update=options.update,
         )
         for name, (words, program, run) in SECTIONS.items():
             if options.only and name not in options.only:

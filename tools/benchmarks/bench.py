@@ -21,6 +21,8 @@ class Bench:
     quick: bool
     #: Of the cases beside DPDK, which; all when empty.
     cases: tuple[str, ...] = ()
+    #: Whether instructions.json is written anew.
+    update: bool = False
 
     def count(self, ordinary: int, quick: int) -> int:
         """How often to do something."""

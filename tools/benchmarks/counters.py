@@ -1,4 +1,4 @@
-"""Cost of extended statistics: echo with and without them, and a snapshot."""
+"""What statistics of frames cost: an echo with and without them, and a snapshot."""
 
 import os
 import statistics
@@ -15,9 +15,8 @@ from .report import show
 #: Lengths of frames, with the checksum: all in one class, and in several.
 LENGTHS = {"64 bytes": [64], "mixed": [64, 64, 64, 594, 594, 1518]}
 
-Kind = Literal["basic", "extended"]
-#: Neither is always the first.
-ORDERS: tuple[tuple[Kind, Kind], ...] = (("basic", "extended"), ("extended", "basic"))
+Kind = Literal["basic", "sizes", "extended"]
+KINDS: tuple[Kind, ...] = ("basic", "sizes", "extended")
 
 
 def run(bench: Bench) -> None:
@@ -35,10 +34,10 @@ def run(bench: Bench) -> None:
         try:
             for name, lengths in LENGTHS.items():
                 frames = [make_frame(length) for length in lengths]
-                rates[name] = {"basic": [], "extended": []}
+                rates[name] = {which: [] for which in KINDS}
                 for turn in range(2 * bench.pairs):
-                    order = ORDERS[turn % 2]
-                    for which in order:
+                    # None is always the first.
+                    for which in KINDS[:: 1 if turn % 2 else -1]:
                         port.set_statistics(which)
                         result = virtnic.exchange(port, frames=frames, seconds=bench.seconds)
                         rates[name][which].append(result.received / result.seconds)
@@ -47,13 +46,15 @@ def run(bench: Bench) -> None:
             os.sched_setaffinity(0, before)
     rows = []
     for name, by in rates.items():
-        ratio = statistics.median(b / a for a, b in zip(by["basic"], by["extended"], strict=True))
-        basic, extended = (statistics.median(by[which]) / 1e6 for which in ("basic", "extended"))
-        each = 1e3 / extended - 1e3 / basic
-        rows.append((name, basic, extended, show(ratio), each))
+        rates_of = {which: statistics.median(by[which]) / 1e6 for which in KINDS}
+        ratios = [
+            statistics.median(b / a for a, b in zip(by["basic"], by[which], strict=True))
+            for which in KINDS[1:]
+        ]
+        rows.append((name, *rates_of.values(), *map(show, ratios)))
     bench.report.table(
         f"Echo by exchange(), Mpps; a snapshot takes {snapshot * 1e6:.1f} µs",
-        ("frames", "basic", "extended", "ratio", "ns a frame"),
+        ("frames", *KINDS, "sizes / basic", "extended / basic"),
         rows,
     )
     bench.report.section("counters", {"echo_pps": rates, "snapshot_s": snapshot})

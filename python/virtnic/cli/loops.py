@@ -90,7 +90,7 @@ class Loop:
     _stop: Stop = field(default_factory=Stop)
 
     def run(self, title: str, body: Callable[..., Result]) -> Outcome:
-        """Print the title and run the loop: ``body`` takes ``seconds``, ``packets``, ``progress``.
+        """Print the title and run ``body``: it takes the keyword arguments of all loops.
 
         Once the title is printed, a signal ends the loop with a summary. An exception that ended a
         port is raised after the figures up to then are printed.
@@ -118,6 +118,7 @@ class Loop:
                     seconds=self.arguments.seconds,
                     packets=self.arguments.packets,
                     progress=progress,
+                    cpus=self.arguments.cpus,
                 )
         except Exception:
             if latest is not None:

@@ -202,6 +202,12 @@ def add_device(group: argparse._ArgumentGroup) -> None:
         help="entries of each ring, a power of two (default: the device's own)",
     )
     group.add_argument(
+        "--queues",
+        type=positive,
+        metavar="N",
+        help="pairs of queues, where the netdev has several (default: 1)",
+    )
+    group.add_argument(
         "--ring",
         choices=_RINGS,
         help="ring format (default: packed if a vhost-user backend offers it, else split)",
@@ -242,6 +248,13 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
         help="number of frames: 1000, 10k, 1.5M (default: until Ctrl-C)",
     )
     group.add_argument(
+        "--cpus",
+        type=_cpus,
+        default=(),
+        metavar="N,N",
+        help="the processors to run on: of the thread of each queue pair, in turn (default: any)",
+    )
+    group.add_argument(
         "--interval",
         type=seconds,
         metavar="TIME",
@@ -278,6 +291,11 @@ def positive(text: str) -> int:
     if number == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not greater than 0")
     return number
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    """Read numbers of processors, for argparse."""
+    return tuple(whole(word) for word in text.split(","))
 
 
 def seconds(text: str) -> float:
@@ -408,4 +426,5 @@ _PORT_OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "queue-size": _number,
     "ring": _one_of(*_RINGS),
     "notify": _one_of(*_NOTIFIES),
+    "queues": _number,
 }

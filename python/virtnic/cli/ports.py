@@ -23,10 +23,11 @@ class PortArguments:
     queue_size: int | None = None
     ring: str | None = None
     notify: str | None = None
+    queues: int | None = None
 
     def otherwise(self, arguments: argparse.Namespace) -> PortArguments:
-        """Fill in the options for every port, of :func:`virtnic.cli.options.add_device`."""
-        names = ("interrupts", "queue_size", "ring", "notify")
+        """Fill in what the options of :func:`virtnic.cli.options.add_device` say for every port."""
+        names = ("interrupts", "queue_size", "ring", "notify", "queues")
         missing = {name: getattr(arguments, name) for name in names if getattr(self, name) is None}
         return replace(self, **missing)
 
@@ -38,5 +39,6 @@ class PortArguments:
             "queue_size": self.queue_size or 0,
             "ring": self.ring,
             "notify": self.notify,
+            "queues": self.queues,
         }
         return qemu.attach(self.netdev, **options)

@@ -1,8 +1,13 @@
 """Loops that run in the Rust core, without the interpreter.
 
-Each claims the queues it uses (other calls get PortBusy meanwhile) and polls them. It ends after
-``seconds`` or ``packets``, with KeyboardInterrupt on Ctrl-C, when ``progress`` returns False, or
-with the exception that ended a port.
+Each claims the queues it uses (others get PortBusy meanwhile), polls them, and ends after
+``seconds`` or ``packets``, with KeyboardInterrupt on Ctrl-C, when ``progress`` returns False,
+or with the exception that ended a port.
+
+They take all queue pairs that the port uses (its ``queues=``, :meth:`Port.set_queues`), and have a
+thread for each; what they return is the sum. ``cpus`` are the processors of these threads, in
+turn, while the loop runs: the first is the caller's own. Of ``packets`` and of a rate each takes
+its part. Ports of one loop use the same number of pairs, else it is a ValueError.
 """
 
 from __future__ import annotations
@@ -63,8 +68,11 @@ class Result:
 
 
 def _until(
-    seconds: float | None, packets: int | None, progress: Callable[[Result], object] | None
-) -> tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None]:
+    seconds: float | None,
+    packets: int | None,
+    progress: Callable[[Result], object] | None,
+    cpus: Iterable[int],
+) -> tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None, list[int]]:
     if packets is not None and not 0 <= packets < 1 << 64:
         raise ValueError(f"packets must be 0 or more and below 2**64, not {packets}")
     if seconds is not None and not seconds >= 0:
@@ -72,7 +80,10 @@ def _until(
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be a function that takes a Result, not {progress!r}")
     tell = None if progress is None else lambda counters: progress(Result(**counters))
-    return seconds, packets, tell
+    chosen = [*cpus]
+    if any(cpu < 0 for cpu in chosen):
+        raise ValueError(f"cpus are numbers of processors, not {chosen}")
+    return seconds, packets, tell, chosen
 
 
 def forward(
@@ -84,6 +95,7 @@ def forward(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Forward between two ports in both directions.
 
@@ -93,7 +105,7 @@ def forward(
     receive ring, so that the sender slows down; after 0.1 s without room they are dropped until
     there is some. With False, frames that do not fit are dropped at once (``ring_full``).
     """
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.forward(a, b, mode, backpressure, until))
 
 
@@ -105,12 +117,13 @@ def reflect(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Send every frame back on the port it came from.
 
     ``mode`` and ``backpressure`` as for :func:`forward`.
     """
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.reflect(port, mode, backpressure, until))
 
 
@@ -120,9 +133,10 @@ def drop(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
-    """Receive and discard frames."""
-    return Result(**_native.drop(port, _until(seconds, packets, progress)))
+    """Receive frames and forget them."""
+    return Result(**_native.drop(port, _until(seconds, packets, progress, cpus)))
 
 
 def generate(
@@ -134,6 +148,7 @@ def generate(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Send frames cyclically.
 
@@ -144,7 +159,7 @@ def generate(
     possible.
     """
     load, per_second = _load(port, frames, size, rate)
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.generate(port, load, per_second, until))
 
 
@@ -157,13 +172,14 @@ def exchange(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Send frames as :func:`generate` does, while receiving and discarding frames.
 
     With a peer that echoes, this measures both directions. ``packets`` counts sent frames.
     """
     load, per_second = _load(port, frames, size, rate)
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.exchange(port, load, per_second, until))
 
 
@@ -309,13 +325,15 @@ def run(
     seconds: float | None = None,
     packets: int | None = None,
     progress: Callable[[Result], object] | None = None,
+    cpus: Iterable[int] = (),
 ) -> Result:
     """Receive from the first port and let a compiled function decide on each burst.
 
-    ``function``: anything :func:`packet_function` takes. Frames are sent back on the port they came
-    from unless the function chooses another of ``ports``.
+    ``function``: what :func:`packet_function` takes; where the ports have several queue pairs, as
+    many threads call it. Frames go back by the port they came from
+    unless the function names another of ``ports``.
     """
     compiled = packet_function(function)
     chosen = [ports] if isinstance(ports, Port) else list(ports)
-    until = _until(seconds, packets, progress)
+    until = _until(seconds, packets, progress, cpus)
     return Result(**_native.run(chosen, compiled.address, until))

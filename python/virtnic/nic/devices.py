@@ -164,13 +164,13 @@ class Devices:
         """Remove the device. Raises as :meth:`virtnic.qemu.Machine.remove_nic`."""
         self.machine.remove_nic(attachment.handle, functools.partial(self._eject, attachment))
 
-    def _eject(self, attachment: Attachment) -> None:
-        """Release a device, even one that was not found on the bus yet."""
+    def _eject(self, attachment: Attachment) -> bool:
+        """Let go of a device, of one too that was not found on the bus yet; whether it is gone."""
         if attachment.function is not None:
-            self.bus.eject(attachment.function)
-        else:
-            self.bus.rescan()
-            self.eject_slot(attachment.handle.slot)
+            return self.bus.eject(attachment.function)
+        self.bus.rescan()
+        self.eject_slot(attachment.handle.slot)
+        return False
 
     def eject_slot(self, slot: int) -> None:
         """Release whatever is in a slot of the root bus, or behind the root port there."""

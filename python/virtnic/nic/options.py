@@ -86,7 +86,7 @@ class PortRequest:
     properties: Mapping[str, Any] | None = None
     on_link: Callable[[Any], None] | None = None
     legacy: bool = False
-    statistics: Literal["basic", "extended"] = "basic"
+    statistics: Literal["basic", "sizes", "extended"] = "basic"
     timestamps: bool = False
     offload: bool | None = None
     recover: bool | Recovery | None = None
@@ -94,7 +94,7 @@ class PortRequest:
     def __post_init__(self) -> None:
         one_of("notify", self.notify, ("eventfd", "qtest", None))
         one_of("ring", self.ring, ("split", "packed", None))
-        one_of("statistics", self.statistics, ("basic", "extended"))
+        one_of("statistics", self.statistics, ("basic", "sizes", "extended"))
         size = self.queue_size
         if size and (size not in range(1, 32769) or size & (size - 1)):
             raise ValueError(f"queue_size must be a power of two up to 32768, not {size}")

@@ -58,7 +58,7 @@ class PortOptions(TypedDict, total=False):
     properties: Mapping[str, Any] | None
     on_link: LinkCallback | None
     legacy: bool
-    statistics: Literal["basic", "extended"]
+    statistics: Literal["basic", "sizes", "extended"]
     timestamps: bool
     offload: bool | None
     recover: bool | Recovery | None
@@ -436,7 +436,7 @@ class Qemu(Closing):
         properties: Mapping[str, Any] | None = None,
         on_link: LinkCallback | None = None,
         legacy: bool = False,
-        statistics: Literal["basic", "extended"] = "basic",
+        statistics: Literal["basic", "sizes", "extended"] = "basic",
         timestamps: bool = False,
         offload: bool | None = None,
         recover: bool | Recovery | None = None,
@@ -483,7 +483,8 @@ class Qemu(Closing):
             is
             then QEMU's choice.
         statistics
-            ``"extended"`` also counts frames by length and destination; see :meth:`Port.xstats`.
+            ``"sizes"`` counts frames by length, ``"extended"`` by length and destination; see
+            :meth:`Port.xstats`.
         timestamps
             Record when received bursts were taken from the ring: :attr:`Burst.timestamp`.
         offload

@@ -35,6 +35,8 @@ __all__ = ["PciBus"]
 _log = logging.getLogger(__name__)
 
 _COMMAND = 0x04
+#: What is read where no function answers.
+_NOTHING = 0xFFFFFFFF
 
 
 class PciBus:
@@ -210,10 +212,11 @@ class PciBus:
             self._switch_off(function)
             return self._forget_addresses(function)
 
-    def eject(self, function: Function) -> None:
-        """Complete the removal of a function that QMP's ``device_del`` requested, and forget it.
+    def eject(self, function: Function) -> bool:
+        """Let a function go that QMP's ``device_del`` asked for, and forget it; whether it is gone.
 
-        QEMU sends the event DEVICE_DELETED at once.
+        What answers no more at its place is unrealized: nobody uses our memory for it any more. The
+        event DEVICE_DELETED comes up to 60 ms later, from QEMU's thread that frees memory (RCU).
 
         Raises QemuError if QEMU has not requested it; the function is then disabled but still
         known.
@@ -232,6 +235,7 @@ class PciBus:
                     "plug devices into a pcie-root-port"
                 )
             self.remove(function)
+            return self.config.read32(function.bdf, 0) == _NOTHING
 
     def remove(self, function: Function) -> None:
         """Forget a function that is gone and free its addresses. Repeated calls are allowed."""

@@ -261,7 +261,8 @@ class Nics:
     def remove(self, handle: NicHandle, eject: Callable[[], object] | None, timeout: float) -> None:
         """Unplug one; its slot is free afterwards, unless ``eject`` is None.
 
-        A partly plugged or partly removed one is removed as far as it exists.
+        Where ``eject`` returns True the slot is known to be empty: QEMU's event is not waited for.
+        One that was plugged in by half, or removed by half, is removed as far as it is there.
         """
         with self._lock:
             if self._used.get(handle.slot) is not handle:
@@ -317,7 +318,8 @@ class Nics:
             if not deleted.is_set():
                 if eject is None:
                     return False
-                eject()
+                if eject() is True:
+                    return True
             while not deleted.wait(0.05):
                 self._monitor.check()
                 if time.monotonic() > deadline:

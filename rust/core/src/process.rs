@@ -32,7 +32,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use lifeline::Lifeline;
@@ -93,6 +93,16 @@ pub(crate) fn background<T: Send + 'static>(
 ) -> std::io::Result<JoinHandle<T>> {
     let _inherited = signals::Blocked::all();
     std::thread::Builder::new().name(name.into()).spawn(work)
+}
+
+/// The same for a thread that ends before its starter goes on.
+pub(crate) fn background_scoped<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: String,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> std::io::Result<ScopedJoinHandle<'scope, T>> {
+    let _inherited = signals::Blocked::all();
+    std::thread::Builder::new().name(name).spawn_scoped(scope, work)
 }
 
 #[cold]

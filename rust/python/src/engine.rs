@@ -11,9 +11,10 @@ use virtnic::Error;
 use virtnic::engine::{self, Control, Load, Manner, Mode, PacketFunction, Report};
 use virtnic::net::Port;
 
-/// When a loop ends, and who is told of progress: seconds, packets, callback.
+/// When a loop ends, who is told how it goes, and where it runs: seconds, packets, progress function,
+/// processors.
 #[derive(FromPyObject)]
-pub(crate) struct Until(Option<f64>, Option<u64>, Option<Py<PyAny>>);
+pub(crate) struct Until(Option<f64>, Option<u64>, Option<Py<PyAny>>, Vec<usize>);
 
 /// Runs a loop without the interpreter; checks signals and calls `progress` 20 times a second.
 /// If QEMU died, its port adds how.
@@ -23,7 +24,7 @@ fn run_loop<'py>(
     until: &Until,
     body: impl FnOnce(Control<'_>) -> virtnic::Result<Report> + Send,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let Until(seconds, packets, progress) = until;
+    let Until(seconds, packets, progress, cpus) = until;
     let duration = span(*seconds)?;
     let mut failure = None;
     let mut tick = |report: &Report| {
@@ -48,7 +49,7 @@ fn run_loop<'py>(
             }
         })
     };
-    let result = py.detach(|| body(Control::new(duration, *packets, &mut tick)));
+    let result = py.detach(|| body(Control::new(duration, *packets, &mut tick).on(cpus)));
     if let Some(error) = failure {
         return Err(error);
     }

@@ -207,6 +207,10 @@ impl FrameSource for PythonFrames<'_> {
         self.next < self.frames.len()
     }
 
+    fn left(&self) -> usize {
+        self.frames.len().saturating_sub(self.next)
+    }
+
     fn describes(&self) -> bool {
         self.says.is_some()
     }

@@ -97,6 +97,10 @@ fn bytes_of(frame: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
 
 /// Refuses a single frame: each of its bytes would be taken for a frame.
 fn refuse_lone(frames: &Bound<'_, PyAny>) -> PyResult<()> {
+    // What is usual has neither bytes nor `__bytes__`; to ask costs an exception.
+    if frames.is_exact_instance_of::<PyList>() || frames.is_exact_instance_of::<PyTuple>() {
+        return Ok(());
+    }
     if frames.is_instance_of::<PyString>() || shows_bytes(frames) || makes_bytes(frames)? {
         return Err(PyTypeError::new_err(format!(
             "frames are a burst or an iterable of frames, not {}; for one frame write [frame]",

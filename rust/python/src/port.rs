@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::sync::Arc;
 use std::time::Duration;
-use virtnic::net::{Coalescing, Mac, ReceiveMode, RingFormat};
+use virtnic::net::{Coalescing, Counting, Mac, ReceiveMode, RingFormat};
 use virtnic::virtio::Features;
 use virtnic::virtio::features::by_name;
 
@@ -281,12 +281,13 @@ impl NetPort {
     ///
     /// Named ``rx_q0_packets`` and so on, as in DPDK's extended statistics: the counters of
     /// :meth:`stats`; ``errors``, the sum of ``bad_length`` and ``bad_chain``; ``ring_size``,
-    /// ``ring_used`` and ``ring_free``, descriptors after the last call that moved frames. With
-    /// ``set_statistics("extended")`` also frames by length on the wire (including the 4-byte
-    /// checksum): ``undersize_packets`` (below 64), ``size_64_packets``, ``size_65_127_packets``,
-    /// ``size_128_255_packets``, ``size_256_511_packets``, ``size_512_1023_packets``,
-    /// ``size_1024_1518_packets``, ``size_1519_max_packets``; and by destination:
-    /// ``unicast_packets``, ``multicast_packets`` and ``broadcast_packets``.
+    /// ``ring_used`` and ``ring_free``, descriptors as they were after the last call that moved
+    /// frames. With ``set_statistics("sizes")`` also ``undersize_packets`` (below 64
+    /// bytes on the wire, so with the four of the checksum that nobody sees),
+    /// ``size_64_packets``, ``size_65_127_packets``, ``size_128_255_packets``,
+    /// ``size_256_511_packets``, ``size_512_1023_packets``, ``size_1024_1518_packets``,
+    /// ``size_1519_max_packets``; with ``"extended"`` these, ``unicast_packets``,
+    /// ``multicast_packets`` and ``broadcast_packets``.
     ///
     /// Takes no lock: the data path is not delayed.
     fn xstats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -295,19 +296,24 @@ impl NetPort {
     /// The setting of ``set_statistics``.
     #[getter]
     fn statistics(&self) -> &'static str {
-        let extended = self.first().extended_stats()[0].classes.is_some();
-        if extended { "extended" } else { "basic" }
+        match self.port.counting() {
+            Counting::Basic => "basic",
+            Counting::Sizes => "sizes",
+            Counting::Extended => "extended",
+        }
     }
     /// Choose ``basic`` or ``extended`` statistics, also for running loops.
     ///
-    /// ``extended`` reads the first bytes of every frame. Raises ValueError.
+    /// ``sizes`` counts lengths, which costs next to nothing. ``extended`` counts destinations too,
+    /// so that the first bytes of every received frame are read. Raises ValueError.
     fn set_statistics(&self, which: &str) -> PyResult<()> {
         match which {
-            "basic" => self.port.count_classes(false),
-            "extended" => self.port.count_classes(true),
+            "basic" => self.port.count_classes(Counting::Basic),
+            "sizes" => self.port.count_classes(Counting::Sizes),
+            "extended" => self.port.count_classes(Counting::Extended),
             other => {
                 return Err(PyValueError::new_err(format!(
-                    "statistics must be basic or extended, not {other:?}"
+                    "statistics must be basic, sizes or extended, not {other:?}"
                 )));
             }
         }

@@ -1,6 +1,9 @@
 //! When a loop ends, and what it reports.
 
+use super::budget::Share;
 use crate::Result;
+use std::iter::Sum;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// A loop looks at the clock every so many bursts.
@@ -50,15 +53,40 @@ impl Report {
     }
 }
 
+impl<'a> Sum<&'a Self> for Report {
+    /// Of loops that ran at the same time.
+    fn sum<I: Iterator<Item = &'a Self>>(reports: I) -> Self {
+        reports.fold(Self::default(), |sum, report| Self {
+            received: sum.received + report.received,
+            sent: sum.sent + report.sent,
+            bytes: sum.bytes + report.bytes,
+            bursts: sum.bursts + report.bursts,
+            idle: sum.idle + report.idle,
+            held: sum.held + report.held,
+            ring_full: sum.ring_full + report.ring_full,
+            dropped: sum.dropped + report.dropped,
+            bad_verdict: sum.bad_verdict + report.bad_verdict,
+            no_offload: sum.no_offload + report.no_offload,
+            elapsed: sum.elapsed.max(report.elapsed),
+        })
+    }
+}
+
 /// Called now and then from a loop, with what it did so far; an error ends the loop, `false` too.
 pub type Tick<'a> = &'a mut dyn FnMut(&Report) -> Result<bool>;
 
 /// When a loop ends.
 pub struct Control<'a> {
-    tick: Tick<'a>,
+    pub(super) tick: Tick<'a>,
     start: Instant,
-    deadline: Option<Instant>,
-    packets: Option<u64>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) packets: Option<u64>,
+    /// The processors of the loop's threads, in turn.
+    pub(super) cpus: &'a [usize],
+    /// Where several threads have a number of frames in common.
+    share: Option<Share<'a>>,
+    /// Set by another thread of the loop.
+    stop: Option<&'a AtomicBool>,
     next_tick: Instant,
     turns: u32,
     /// How many more rests an empty ring gets.
@@ -76,7 +104,26 @@ impl<'a> Control<'a> {
     pub fn new(duration: Option<Duration>, packets: Option<u64>, tick: Tick<'a>) -> Self {
         let start = Instant::now();
         let deadline = duration.and_then(|duration| start.checked_add(duration));
-        Self { tick, start, deadline, packets, next_tick: start + TICK, turns: 0, rests: 0 }
+        let next_tick = start + TICK;
+        let (cpus, share, stop) = (&[] as &[usize], None, None);
+        Self { tick, start, deadline, packets, cpus, share, stop, next_tick, turns: 0, rests: 0 }
+    }
+
+    /// The thread of the first queue pair runs on the first of these processors, and so on, while
+    /// the loop runs; from the front again where there are fewer.
+    #[must_use]
+    pub fn on(self, cpus: &'a [usize]) -> Self {
+        Self { cpus, ..self }
+    }
+
+    /// Of one of several threads.
+    pub(super) fn part(
+        tick: Tick<'a>,
+        deadline: Option<Instant>,
+        share: Option<Share<'a>>,
+        stop: &'a AtomicBool,
+    ) -> Self {
+        Self { deadline, share, stop: Some(stop), ..Self::new(None, None, tick) }
     }
 
     /// Since the loop started.
@@ -99,12 +146,24 @@ impl<'a> Control<'a> {
         }
     }
 
-    /// Frames that may still be moved.
+    /// Frames that may be moved now, of which `done` were.
     #[inline]
-    pub(super) fn left(&self, done: u64) -> usize {
-        match self.packets {
-            Some(packets) => usize::try_from(packets.saturating_sub(done)).unwrap_or(usize::MAX),
-            None => usize::MAX,
+    pub(super) fn left(&mut self, done: u64) -> usize {
+        let left = match (self.packets, &mut self.share) {
+            (None, None) => return usize::MAX,
+            (Some(packets), _) => packets.saturating_sub(done),
+            (None, Some(share)) => share.left(done),
+        };
+        usize::try_from(left).unwrap_or(usize::MAX)
+    }
+
+    /// Whether all were moved that were to be.
+    #[inline]
+    pub(super) fn is_over(&mut self, done: u64) -> bool {
+        match (self.packets, &mut self.share) {
+            (None, None) => false,
+            (Some(packets), _) => done >= packets,
+            (None, Some(share)) => share.is_spent(done),
         }
     }
 
@@ -124,6 +183,9 @@ impl<'a> Control<'a> {
 
     #[cold]
     fn look(&mut self, report: &mut Report, alive: impl FnOnce() -> Result<()>) -> Result<bool> {
+        if self.stop.is_some_and(|stop| stop.load(Relaxed)) {
+            return Ok(false);
+        }
         let now = Instant::now();
         report.elapsed = now - self.start;
         if self.deadline.is_some_and(|deadline| now >= deadline) {

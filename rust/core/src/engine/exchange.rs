@@ -3,6 +3,7 @@
 use super::BURST;
 use super::control::{Control, Report};
 use super::generate::{Load, Source};
+use super::lanes::{lanes, pairs_of};
 use crate::Result;
 use crate::net::{Burst, Port};
 
@@ -11,9 +12,20 @@ use crate::net::{Burst, Port};
 ///
 /// # Errors
 /// As for these two.
-pub fn exchange(port: &Port, load: &Load, mut control: Control<'_>) -> Result<Report> {
-    let mut rx = port.claim_rx()?;
-    let mut source = Source::new(port, load)?;
+pub fn exchange(port: &Port, load: &Load, control: Control<'_>) -> Result<Report> {
+    let pairs = pairs_of(&[port])?;
+    let load = load.shared_by(pairs);
+    lanes(pairs, control, |lane, control| exchange_by_pair(port, lane, &load, control))
+}
+
+fn exchange_by_pair(
+    port: &Port,
+    lane: usize,
+    load: &Load,
+    mut control: Control<'_>,
+) -> Result<Report> {
+    let mut rx = port.pair(lane)?.claim_rx()?;
+    let mut source = Source::new(port, lane, load)?;
     let mut burst = Burst::new(port.pool().clone());
     let mut report = Report::default();
     loop {
@@ -27,7 +39,7 @@ pub fn exchange(port: &Port, load: &Load, mut control: Control<'_>) -> Result<Re
         let busy = source.turn(control.left(report.sent), &mut report)? || received > 0;
         report.bursts += u64::from(busy);
         report.idle += u64::from(!busy);
-        if control.left(report.sent) == 0 || !control.go_on(&mut report, || port.running())? {
+        if control.is_over(report.sent) || !control.go_on(&mut report, || port.running())? {
             break;
         }
     }

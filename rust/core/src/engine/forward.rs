@@ -1,6 +1,7 @@
 //! Frames from one port to another, or back to where they came from.
 
 use super::control::{Control, Report};
+use super::lanes::{lanes, pairs_of};
 use super::{BURST, blame, running, swap};
 use crate::Result;
 use crate::net::{Burst, Port, RxQueue, TxQueue};
@@ -144,10 +145,22 @@ pub(super) fn pass_on(
 /// byte is copied.
 ///
 /// # Errors
-/// What ended a port, and [`crate::Error::Busy`] when one is in use by another loop.
-pub fn forward(a: &Port, b: &Port, manner: Manner, mut control: Control<'_>) -> Result<Report> {
-    let (mut rx_a, mut tx_a) = (a.claim_rx()?, a.claim_tx()?);
-    let (mut rx_b, mut tx_b) = (b.claim_rx()?, b.claim_tx()?);
+/// What ended a port, [`crate::Error::Busy`] when one is in use by another loop, and
+/// [`crate::Error::Invalid`] where one uses more queue pairs than the other.
+pub fn forward(a: &Port, b: &Port, manner: Manner, control: Control<'_>) -> Result<Report> {
+    lanes(pairs_of(&[a, b])?, control, |lane, control| forward_pair(a, b, lane, manner, control))
+}
+
+fn forward_pair(
+    a: &Port,
+    b: &Port,
+    lane: usize,
+    manner: Manner,
+    mut control: Control<'_>,
+) -> Result<Report> {
+    let [on_a, on_b] = [a.pair(lane)?, b.pair(lane)?];
+    let (mut rx_a, mut tx_a) = (on_a.claim_rx()?, on_a.claim_tx()?);
+    let (mut rx_b, mut tx_b) = (on_b.claim_rx()?, on_b.claim_tx()?);
     let mut bursts = (Burst::new(a.pool().clone()), Burst::new(b.pool().clone()));
     let (mut there, mut back) = (Path::new(a, b, manner), Path::new(b, a, manner));
     let mut report = Report::default();
@@ -164,7 +177,7 @@ pub fn forward(a: &Port, b: &Port, manner: Manner, mut control: Control<'_>) -> 
         let second = back.turn(&mut rx_b, &mut tx_a, &mut bursts.1, most, &mut report)?;
         report.idle += u64::from(first + second == 0);
         let alive = || running(a).and_then(|()| running(b));
-        if control.left(report.sent) == 0 || !control.go_on(&mut report, alive)? {
+        if control.is_over(report.sent) || !control.go_on(&mut report, alive)? {
             break;
         }
         control.rest(first + second);
@@ -177,8 +190,18 @@ pub fn forward(a: &Port, b: &Port, manner: Manner, mut control: Control<'_>) -> 
 ///
 /// # Errors
 /// As for [`forward`].
-pub fn reflect(port: &Port, manner: Manner, mut control: Control<'_>) -> Result<Report> {
-    let (mut rx, mut tx) = (port.claim_rx()?, port.claim_tx()?);
+pub fn reflect(port: &Port, manner: Manner, control: Control<'_>) -> Result<Report> {
+    lanes(pairs_of(&[port])?, control, |lane, control| reflect_pair(port, lane, manner, control))
+}
+
+fn reflect_pair(
+    port: &Port,
+    lane: usize,
+    manner: Manner,
+    mut control: Control<'_>,
+) -> Result<Report> {
+    let pair = port.pair(lane)?;
+    let (mut rx, mut tx) = (pair.claim_rx()?, pair.claim_tx()?);
     let mut burst = Burst::new(port.pool().clone());
     let mut path = Path::new(port, port, manner);
     let mut report = Report::default();
@@ -188,7 +211,7 @@ pub fn reflect(port: &Port, manner: Manner, mut control: Control<'_>) -> Result<
         let most = BURST.min(control.left(report.sent));
         let moved = path.turn(&mut rx, &mut tx, &mut burst, most, &mut report)?;
         report.idle += u64::from(moved == 0);
-        if control.left(report.sent) == 0 || !control.go_on(&mut report, || port.running())? {
+        if control.is_over(report.sent) || !control.go_on(&mut report, || port.running())? {
             break;
         }
         control.rest(moved);

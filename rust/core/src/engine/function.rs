@@ -2,6 +2,7 @@
 
 use super::control::{Control, Report};
 use super::forward::pass_on;
+use super::lanes::{lanes, pairs_of};
 use super::{BURST, blame, running, swap};
 use crate::net::{Burst, Port};
 use crate::{Error, Result};
@@ -45,12 +46,13 @@ impl PacketFunction {
 }
 
 /// Receives from the first port, has the function look at each burst, and sends what it leaves
-/// by the ports it says. Ports of other memories get copies.
+/// by the ports it says. Ports of other memories get copies. Ports with several queue pairs have the
+/// function called from as many threads.
 ///
 /// # Errors
 /// What ended a port, [`Error::Busy`] when one is in use or given twice, [`Error::Invalid`]
 /// without a port.
-pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) -> Result<Report> {
+pub fn run(ports: &[&Port], function: PacketFunction, control: Control<'_>) -> Result<Report> {
     let Some(&first) = ports.first() else {
         return Err(Error::Invalid("a packet function needs a port".to_owned()));
     };
@@ -60,8 +62,23 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
             ports.len()
         )));
     }
-    let mut rx = first.claim_rx()?;
-    let mut txs = ports.iter().map(|port| port.claim_tx()).collect::<Result<Vec<_>>>()?;
+    lanes(pairs_of(ports)?, control, |lane, control| {
+        run_on_pair(ports, first, lane, function, control)
+    })
+}
+
+fn run_on_pair(
+    ports: &[&Port],
+    first: &Port,
+    lane: usize,
+    function: PacketFunction,
+    mut control: Control<'_>,
+) -> Result<Report> {
+    let mut rx = first.pair(lane)?.claim_rx()?;
+    let mut txs = Vec::with_capacity(ports.len());
+    for port in ports {
+        txs.push(port.pair(lane)?.claim_tx()?);
+    }
     let pool = first.pool();
     let mut burst = Burst::new(pool.clone());
     let mut outs: Vec<Burst> = ports.iter().map(|_| Burst::new(pool.clone())).collect();
@@ -123,7 +140,7 @@ pub fn run(ports: &[&Port], function: PacketFunction, mut control: Control<'_>) 
         }
         let alive = || ports.iter().try_for_each(|port| running(port));
         control.rest(received);
-        if control.left(report.received) == 0 || !control.go_on(&mut report, alive)? {
+        if control.is_over(report.received) || !control.go_on(&mut report, alive)? {
             break;
         }
     }

@@ -5,6 +5,7 @@
 
 use super::BURST;
 use super::control::{Control, Report};
+use super::lanes::{lanes, pairs_of};
 use crate::memory::Pool;
 use crate::net::{Claim, Port, Replay, TxQueue};
 use crate::{Error, Result};
@@ -24,19 +25,38 @@ pub struct Load {
     pub rate: Option<f64>,
 }
 
+impl Load {
+    /// What each of so many queues sends: the same frames, and its part of the rate.
+    pub(super) fn shared_by(&self, queues: usize) -> Self {
+        let rate = self.rate.map(|rate| rate / queues.max(1) as f64);
+        Self { frames: self.frames.clone(), rate }
+    }
+}
+
 /// Sends a load until the control ends it.
 ///
 /// # Errors
 /// [`Error::Invalid`] for a load with no frame or one that does not fit a buffer;
 /// [`Error::MemoryUnavailable`] without buffers; what ended the port; [`Error::Busy`].
-pub fn generate(port: &Port, load: &Load, mut control: Control<'_>) -> Result<Report> {
-    let mut source = Source::new(port, load)?;
+pub fn generate(port: &Port, load: &Load, control: Control<'_>) -> Result<Report> {
+    let pairs = pairs_of(&[port])?;
+    let load = load.shared_by(pairs);
+    lanes(pairs, control, |lane, control| generate_by_pair(port, lane, &load, control))
+}
+
+fn generate_by_pair(
+    port: &Port,
+    lane: usize,
+    load: &Load,
+    mut control: Control<'_>,
+) -> Result<Report> {
+    let mut source = Source::new(port, lane, load)?;
     let mut report = Report::default();
     loop {
         let busy = source.turn(control.left(report.sent), &mut report)?;
         report.bursts += u64::from(busy);
         report.idle += u64::from(!busy);
-        if control.left(report.sent) == 0 || !control.go_on(&mut report, || port.running())? {
+        if control.is_over(report.sent) || !control.go_on(&mut report, || port.running())? {
             break;
         }
         if !busy && source.is_slow() {
@@ -58,9 +78,9 @@ pub(super) struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// Claims the queue and fills buffers with the load's frames.
-    pub(super) fn new(port: &'a Port, load: &Load) -> Result<Self> {
+    pub(super) fn new(port: &'a Port, lane: usize, load: &Load) -> Result<Self> {
         check(load, port.pool())?;
-        let mut tx = port.claim_tx()?;
+        let mut tx = port.pair(lane)?.claim_tx()?;
         let give_up = Instant::now() + LEFTOVERS;
         while tx.has_replay() {
             tx.reclaim().map_err(|error| port.fault(error))?;
@@ -185,7 +205,7 @@ fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Replay> {
         ids.push(id);
     }
     let lengths = load.frames.iter().cycle().take(wanted).map(|frame| frame.len() as u32);
-    Ok(Replay::new(ids, lengths.collect()))
+    Ok(Replay::new(pool, ids, lengths.collect()))
 }
 
 #[cfg(test)]

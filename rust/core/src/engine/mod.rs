@@ -2,13 +2,16 @@
 //! a user's own compiled function over every burst.
 //!
 //! A loop claims the queues it uses, polls them, and stops when its time is
-//! over, when its [`Control`] says so, or with the error that ended a port.
+//! over, when its [`Control`] says so, or with the error that ended a port. It takes all pairs that
+//! its ports use, and has a thread for each (`lanes`).
 
+mod budget;
 mod control;
 mod exchange;
 mod forward;
 mod function;
 mod generate;
+mod lanes;
 mod sink;
 mod swap;
 

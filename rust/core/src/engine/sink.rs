@@ -2,6 +2,7 @@
 
 use super::BURST;
 use super::control::{Control, Report};
+use super::lanes::{lanes, pairs_of};
 use crate::Result;
 use crate::net::{Burst, Port};
 
@@ -9,8 +10,12 @@ use crate::net::{Burst, Port};
 ///
 /// # Errors
 /// What ended the port, and [`crate::Error::Busy`] when it is in use by another loop.
-pub fn drop_all(port: &Port, mut control: Control<'_>) -> Result<Report> {
-    let mut rx = port.claim_rx()?;
+pub fn drop_all(port: &Port, control: Control<'_>) -> Result<Report> {
+    lanes(pairs_of(&[port])?, control, |lane, control| drop_of_pair(port, lane, control))
+}
+
+fn drop_of_pair(port: &Port, lane: usize, mut control: Control<'_>) -> Result<Report> {
+    let mut rx = port.pair(lane)?.claim_rx()?;
     let mut burst = Burst::new(port.pool().clone());
     let mut report = Report::default();
     loop {
@@ -27,7 +32,7 @@ pub fn drop_all(port: &Port, mut control: Control<'_>) -> Result<Report> {
         } else {
             report.idle += 1;
         }
-        if control.left(report.received) == 0 || !control.go_on(&mut report, || port.running())? {
+        if control.is_over(report.received) || !control.go_on(&mut report, || port.running())? {
             break;
         }
     }

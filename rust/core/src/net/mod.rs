@@ -29,6 +29,6 @@ pub use port::Port;
 pub(crate) use queue::{Claim, Replay, RxQueue, TxQueue};
 pub use queue::{Outage, QueuePair, RingFormat, SendStop, Wake};
 pub use stats::{
-    ExtendedStats, FrameClasses, PortStats, QueueStats, TapCounts, TapReader, TapRecord,
+    Counting, ExtendedStats, FrameClasses, PortStats, QueueStats, TapCounts, TapReader, TapRecord,
 };
 pub use watching::QueueTap;

@@ -12,11 +12,10 @@ use crate::net::lifecycle::exclusive::{Exclusive, Turn};
 use crate::net::packet::burst::Burst;
 use crate::net::packet::frame::FrameSource;
 use crate::net::queue::RingFormat;
-use crate::net::queue::claim::Claim;
+use crate::net::queue::SendStop;
 use crate::net::queue::pair::QueuePair;
 use crate::net::queue::waiting::Wake;
-use crate::net::queue::{RxQueue, SendStop, TxQueue};
-use crate::net::stats::PortStats;
+use crate::net::stats::{Counting, PortStats};
 use crate::notify::EventFd;
 use crate::virtio::Features;
 use crate::virtio::features::Outcome;
@@ -257,10 +256,14 @@ impl Port {
 
     /// Counts from now on, or no longer, what kinds of frames all queues move
     /// ([`FrameClasses`](crate::net::FrameClasses)), also those of running loops.
-    pub fn count_classes(&self, on: bool) {
+    pub fn count_classes(&self, counting: Counting) {
         for pair in &self.pairs {
-            pair.stats.count_classes(on);
+            pair.stats.count_classes(counting);
         }
+    }
+    /// What was set by [`Self::count_classes`].
+    pub fn counting(&self) -> Counting {
+        self.first().stats.rx.watch.counting()
     }
 
     /// [`QueuePair::recv`] of the first pair.
@@ -335,14 +338,6 @@ impl Port {
         self.pairs.iter().try_for_each(QueuePair::reclaim)
     }
 
-    /// [`QueuePair::claim_rx`] of the first pair.
-    pub(crate) fn claim_rx(&self) -> Result<Claim<'_, RxQueue>> {
-        self.first().claim_rx()
-    }
-    /// [`QueuePair::claim_tx`] of the first pair.
-    pub(crate) fn claim_tx(&self) -> Result<Claim<'_, TxQueue>> {
-        self.first().claim_tx()
-    }
     /// An error unless the port runs, which a loop over bursts looks at now and then.
     ///
     /// # Errors

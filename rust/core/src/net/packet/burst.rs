@@ -4,6 +4,7 @@ use crate::memory::{BufferId, Pool};
 use crate::net::packet::header;
 use crate::net::packet::offload::Offload;
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 /// Each thread keeps storage for this many bursts, so that a loop over bursts does not allocate.
@@ -185,7 +186,27 @@ impl Burst {
         self.storage.ids.push(id);
         self.storage.lengths.push(length);
     }
-    /// Drops the first `count` frames, whose buffers have a new owner.
+    /// Adds up to `most` buffers that the caller owns, by what `add` puts; says what that returns.
+    #[inline]
+    pub(crate) fn fill<T>(&mut self, most: usize, add: impl FnOnce(&mut Filling<'_>) -> T) -> T {
+        let Storage { ids, lengths } = &mut self.storage;
+        ids.reserve(most);
+        lengths.reserve(most);
+        let mut filling = Filling {
+            ids: ids.spare_capacity_mut(),
+            lengths: lengths.spare_capacity_mut(),
+            filled: 0,
+        };
+        let result = add(&mut filling);
+        let filled = filling.filled;
+        // SAFETY: so many of the spare places, in a row from the first, were written in both.
+        unsafe {
+            ids.set_len(ids.len() + filled);
+            lengths.set_len(lengths.len() + filled);
+        }
+        result
+    }
+    /// Forgets the first `count` frames, whose buffers have a new owner.
     pub(crate) fn moved(&mut self, count: usize) {
         if count >= self.len() {
             self.taken = 0;
@@ -222,6 +243,35 @@ impl Burst {
             self.pool.give(&self.storage.ids);
             self.moved(usize::MAX);
         }
+    }
+}
+
+/// Places at the end of a burst: see [`Burst::fill`].
+#[derive(Debug)]
+pub(crate) struct Filling<'a> {
+    ids: &'a mut [MaybeUninit<BufferId>],
+    lengths: &'a mut [MaybeUninit<u32>],
+    filled: usize,
+}
+
+impl Filling<'_> {
+    /// Adds a buffer; false where there is no place left. `length` is at most what it holds.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, id: BufferId, length: u32) -> bool {
+        let (Some(ids), Some(lengths)) =
+            (self.ids.get_mut(self.filled), self.lengths.get_mut(self.filled))
+        else {
+            return false;
+        };
+        ids.write(id);
+        lengths.write(length);
+        self.filled += 1;
+        true
+    }
+    /// How many were added.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.filled
     }
 }
 

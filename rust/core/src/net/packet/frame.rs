@@ -7,7 +7,11 @@ use crate::net::packet::offload::Offload;
 pub trait FrameSource {
     /// Whether there is another frame.
     fn more(&mut self) -> bool;
-    /// Writes the next frame into the buffer and returns its length, or why it cannot be sent.
+    /// How many there are, where that is known: so many buffers are got ready at once.
+    fn left(&self) -> usize {
+        usize::MAX
+    }
+    /// Writes the next frame into the buffer and says its length, or why it cannot be sent.
     ///
     /// # Errors
     /// A description.
@@ -39,6 +43,9 @@ impl FrameSource for Described<'_> {
     fn more(&mut self) -> bool {
         !self.frames.is_empty()
     }
+    fn left(&self) -> usize {
+        self.frames.len()
+    }
     fn next(&mut self, buffer: &mut FrameBuffer<'_>) -> Result<usize, String> {
         let Some(((frame, offload), rest)) = self.frames.split_first() else {
             return Err("no frame is left".to_owned());
@@ -58,6 +65,9 @@ impl FrameSource for Described<'_> {
 impl<T: AsRef<[u8]>> FrameSource for &[T] {
     fn more(&mut self) -> bool {
         !self.is_empty()
+    }
+    fn left(&self) -> usize {
+        self.len()
     }
     fn next(&mut self, buffer: &mut FrameBuffer<'_>) -> Result<usize, String> {
         let Some((first, rest)) = self.split_first() else {

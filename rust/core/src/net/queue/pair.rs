@@ -336,11 +336,13 @@ impl QueuePair {
         let describes = frames.describes();
         let features = self.device.accepted();
         let mut queued = 0;
-        let mut buffers = Vec::with_capacity(STAGE);
+        let mut buffers = Vec::with_capacity(STAGE.min(frames.left()));
         while frames.more() {
             let room = self.transmit()?.room();
             let room = room.map_err(|error| self.device.note(error))?.min(STAGE);
-            let got = self.device.pool.take_to_send(&mut buffers, room, &self.demand);
+            // None where nothing fits; else as many as there are frames.
+            let wanted = room.min(frames.left().max(1));
+            let got = self.device.pool.take_to_send(&mut buffers, wanted, &self.demand);
             let mut staged = Burst::new(self.device.pool.clone());
             let mut stop = None;
             // Buffers are used from the front; unused ones (long frames took jumbo buffers) return

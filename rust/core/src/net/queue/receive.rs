@@ -2,7 +2,7 @@
 
 use super::{AnyRing, Common};
 use crate::Result;
-use crate::memory::{Demand, Iova, JUMBO_SIZE};
+use crate::memory::{BufferId, Demand, Iova, JUMBO_SIZE};
 use crate::net::interrupts::too_long::TooLong;
 use crate::net::interrupts::wakeup::Interrupts;
 use crate::net::packet::burst::Burst;
@@ -158,7 +158,7 @@ impl RxQueue {
         let Common { stats, pool, .. } = &self.common;
         if stats.watch.on() {
             let (ids, lengths) = (&burst.ids()[before..], &burst.lengths()[before..]);
-            if let Some(now) = stats.watch.see(pool, ids.len(), |i| (ids[i], lengths[i])) {
+            if let Some(now) = stats.watch.see(pool, ids.len(), |i| (ids[i], lengths[i]), None) {
                 burst.stamp(now);
             }
         }
@@ -310,34 +310,47 @@ impl Interrupts for RxQueue {
     }
 }
 
-/// Received frames, each in one buffer.
-#[inline]
-/// With fewer buffers in the ring there may be no room for the longest frame.
+/// With fewer buffers than this in the ring there may be no room for the longest frame.
 fn lowest(common: &Common, merge: bool) -> usize {
     let size = usize::from(common.ring.size());
     let frame = if merge { JUMBO_SIZE.div_ceil(common.pool.capacity()) + 1 } else { 1 };
     frame.max(size / 4).min(size)
 }
 
+/// A buffer that came back with no frame in it.
+#[cold]
+#[inline(never)]
+fn without_frame(
+    id: BufferId,
+    written: u32,
+    header_len: usize,
+    stash: &mut Vec<BufferId>,
+    short: &mut Option<u32>,
+) {
+    if (written as usize) < header_len {
+        *short = Some(written);
+    }
+    stash.push(id);
+}
+
+/// Received frames, each in one buffer.
+#[inline]
 fn recv_whole(common: &mut Common, max: usize, burst: &mut Burst) -> Result<usize> {
     let Common { ring, stats, stash, header_len, .. } = common;
     let header_len = *header_len;
-    let mut bytes = 0u64;
-    let (mut short, mut taken) = (None, 0usize);
-    let popped = ring.pop(max, |id, written| {
-        match (written as usize).checked_sub(header_len) {
+    let max = max.min(ring.in_flight());
+    let (mut bytes, mut short) = (0u64, None);
+    let (popped, taken) = burst.fill(max, |burst| {
+        let popped = ring.pop(max, |id, written| {
             // At least one byte of a frame behind the header.
-            Some(length) if length > 0 => {
+            let length = (written as usize).wrapping_sub(header_len);
+            if (written as usize) > header_len && burst.push(id, length as u32) {
                 bytes += length as u64;
-                taken += 1;
-                burst.push(id, length as u32);
+            } else {
+                without_frame(id, written, header_len, stash, &mut short);
             }
-            Some(_) => stash.push(id),
-            None => {
-                short = Some(written);
-                stash.push(id);
-            }
-        }
+        });
+        (popped, burst.len())
     });
     if taken > 0 {
         stats.packets.add(taken as u64);

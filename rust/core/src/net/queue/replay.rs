@@ -3,6 +3,7 @@
 use super::Common;
 use crate::memory::{BufferId, Iova, Pool};
 use crate::net::packet::header;
+use crate::net::stats::classes::Class;
 use std::collections::VecDeque;
 
 /// Marks a ring's token as an index into the replay.
@@ -13,7 +14,9 @@ const FROM_MAGAZINE: u32 = 1 << 31;
 pub(crate) struct Replay {
     ids: Vec<BufferId>,
     lengths: Vec<u32>,
-    /// Indices of those not with the device, longest first.
+    /// The device only reads them, so that their classes stay.
+    classes: Vec<Class>,
+    /// Indices of those that are not with the device, longest first.
     ready: VecDeque<u32>,
     /// Set when no more are to be sent: returned buffers go to the pool.
     ended: bool,
@@ -22,11 +25,13 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// Takes over buffers of the caller, and the lengths of their frames.
-    pub(crate) fn new(ids: Vec<BufferId>, lengths: Vec<u32>) -> Self {
+    /// Buffers of the pool that the caller owned, and the lengths of the frames in them.
+    pub(crate) fn new(pool: &Pool, ids: Vec<BufferId>, lengths: Vec<u32>) -> Self {
+        let each = ids.iter().zip(&lengths);
+        let classes = each.map(|(&id, &length)| Class::of(pool, id, length)).collect();
         let ready = (0..ids.len() as u32).collect();
         let kept = ids.len();
-        Self { ids, lengths, ready, ended: false, kept }
+        Self { ids, lengths, classes, ready, ended: false, kept }
     }
 
     /// Clears the offload metadata of all frames.
@@ -41,7 +46,7 @@ impl Replay {
     /// Sends up to `most` frames; returns their number and bytes.
     #[inline]
     pub(super) fn send(&mut self, common: &mut Common, most: usize) -> (usize, u64) {
-        let Self { ids, lengths, ready, .. } = self;
+        let Self { ids, lengths, classes, ready, .. } = self;
         let pool = &common.pool;
         let header_len = common.header_len;
         let most = most.min(ready.len());
@@ -56,10 +61,12 @@ impl Replay {
         if added > 0 {
             common.publish();
             if common.stats.watch.on() {
-                common.stats.watch.see(&common.pool, added, |i| {
+                let frame = |i: usize| {
                     let index = ready[i] as usize;
                     (ids[index], lengths[index])
-                });
+                };
+                let class = |i: usize| classes[ready[i] as usize];
+                common.stats.watch.see(&common.pool, added, frame, Some(&class));
             }
             ready.drain(..added);
             common.stats.packets.add(added as u64);

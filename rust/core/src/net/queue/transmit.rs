@@ -244,7 +244,8 @@ impl TxQueue {
             common.stats.bytes.add(bytes);
             common.publish();
             if common.stats.watch.on() {
-                common.stats.watch.see(&common.pool, added, |i| (ids[i], lengths[i]));
+                let frame = |i: usize| (ids[i], lengths[i]);
+                common.stats.watch.see(&common.pool, added, frame, None);
             }
             common.show_use();
         }

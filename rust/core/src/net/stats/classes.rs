@@ -1,7 +1,8 @@
 //! Frames by length and destination.
 //!
-//! Disabled by default ([`Watch`](super::watch::Watch)). Enabled, a frame costs an access to the
-//! first line of its data, which a forwarding loop does not touch otherwise.
+//! Off unless asked for ([`Watch`](super::watch::Watch)). Lengths cost next to nothing: they are known.
+//! Destinations cost the first line of a received frame's bytes, which a loop that only passes frames
+//! on does not touch otherwise, and which the other side then has to get back from our cache.
 
 use crate::memory::{BufferId, Pool, prefetch};
 use crate::net::stats::Counter;
@@ -24,8 +25,20 @@ pub struct FrameClasses {
     /// By length on the wire, including the frame check sequence, as in RMON (RFC 2819): the
     /// shortest frame has 64 bytes. See [`Self::SIZE_NAMES`].
     pub sizes: [u64; SIZES],
-    /// By destination: see [`Self::CAST_NAMES`].
-    pub casts: [u64; CASTS],
+    /// By destination, as [`Self::CAST_NAMES`] says, where these are counted.
+    pub casts: Option<[u64; CASTS]>,
+}
+
+/// What is counted of frames besides their number and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counting {
+    /// Nothing.
+    #[default]
+    Basic,
+    /// How long they are.
+    Sizes,
+    /// And whom they are for.
+    Extended,
 }
 
 impl FrameClasses {
@@ -47,7 +60,8 @@ impl FrameClasses {
     #[must_use]
     pub fn fields(&self) -> Vec<(&'static str, u64)> {
         let sizes = Self::SIZE_NAMES.into_iter().zip(self.sizes);
-        sizes.chain(Self::CAST_NAMES.into_iter().zip(self.casts)).collect()
+        let casts = self.casts.map(|casts| Self::CAST_NAMES.into_iter().zip(casts));
+        sizes.chain(casts.into_iter().flatten()).collect()
     }
 }
 
@@ -59,10 +73,11 @@ pub(crate) struct LiveClasses {
 }
 
 impl LiveClasses {
-    pub(crate) fn snapshot(&self) -> FrameClasses {
+    /// `destinations`: of frames to whom they are, too.
+    pub(crate) fn snapshot(&self, destinations: bool) -> FrameClasses {
         FrameClasses {
             sizes: self.sizes.each_ref().map(Counter::get),
-            casts: self.casts.each_ref().map(Counter::get),
+            casts: destinations.then(|| self.casts.each_ref().map(Counter::get)),
         }
     }
 
@@ -78,21 +93,90 @@ impl LiveClasses {
         for i in 0..frames.min(AHEAD) {
             prefetch(pool.data_ptr(frame(i).0));
         }
-        for i in 0..frames {
+        self.add_up(frames, |i| {
             if i + AHEAD < frames {
                 prefetch(pool.data_ptr(frame(i + AHEAD).0));
             }
             let (id, length) = frame(i);
-            self.sizes[size_of_frame(length.saturating_add(FCS))].add(1);
-            // SAFETY: data is 64-byte aligned and a buffer has room for that much at least; one
-            // volatile read, whatever the device does meanwhile.
-            let first = unsafe { pool.data_ptr(id).cast::<u64>().read_volatile() };
-            self.casts[cast(u64::from_le(first), length)].add(1);
+            Class::of(pool, id, length)
+        });
+    }
+
+    /// Counts frames by their lengths: none is looked at.
+    #[inline(never)]
+    pub(crate) fn count_sizes(&self, frames: usize, frame: impl Fn(usize) -> (BufferId, u32)) {
+        self.add_up(frames, |i| Class { size: size(frame(i).1), cast: NOBODY });
+    }
+
+    /// Counts frames of classes that are known.
+    #[inline]
+    pub(crate) fn add_up(&self, frames: usize, class: impl Fn(usize) -> Class) {
+        let mut next = 0;
+        while next < frames {
+            let end = frames.min(next + Tally::MOST);
+            let mut tally = Tally::default();
+            for i in next..end {
+                tally.add(class(i));
+            }
+            next = end;
+            // One store for each counter, however many frames there were.
+            for (counter, n) in self.sizes.iter().zip(tally.sizes.to_le_bytes()) {
+                counter.add(n.into());
+            }
+            for (counter, n) in self.casts.iter().zip(tally.casts.to_le_bytes()) {
+                counter.add(n.into());
+            }
         }
     }
 }
 
-/// The index in [`FrameClasses::SIZE_NAMES`] of a length on the wire, without a branch.
+/// A destination that is not counted.
+const NOBODY: u8 = CASTS as u8;
+
+/// What kind of frame one is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Class {
+    size: u8,
+    cast: u8,
+}
+
+impl Class {
+    /// The class of a frame that lies in a buffer of the pool, which is the caller's, or with a
+    /// device that only reads it.
+    #[inline]
+    pub(crate) fn of(pool: &Pool, id: BufferId, length: u32) -> Self {
+        // SAFETY: data is 64-byte aligned and a buffer has room for that much at least; one
+        // volatile read, whatever the device does meanwhile.
+        let first = unsafe { pool.data_ptr(id).cast::<u64>().read_volatile() };
+        Self { size: size(length), cast: cast(u64::from_le(first), length) as u8 }
+    }
+}
+
+/// How many frames of each class, a byte for each: a frame costs two additions to registers.
+#[derive(Debug, Default)]
+struct Tally {
+    sizes: u64,
+    casts: u64,
+}
+
+impl Tally {
+    /// More frames may not fit a byte.
+    const MOST: usize = 255;
+
+    #[inline]
+    fn add(&mut self, class: Class) {
+        self.sizes += 1 << (8 * u32::from(class.size));
+        self.casts += 1 << (8 * u32::from(class.cast));
+    }
+}
+
+/// Which of [`FrameClasses::SIZE_NAMES`] a frame of this length is.
+#[inline]
+fn size(length: u32) -> u8 {
+    size_of_frame(length.saturating_add(FCS)) as u8
+}
+
+/// Which of [`FrameClasses::SIZE_NAMES`] a length on the wire is, without a branch.
 #[inline]
 fn size_of_frame(length: u32) -> usize {
     // 6 for all below 64, 7 for 64 to 127, and so on; 11 for all from 1024.

@@ -2,7 +2,7 @@
 //! store; reading takes no lock and never delays traffic.
 
 use super::counter::Counter;
-use crate::net::stats::classes::FrameClasses;
+use crate::net::stats::classes::{Counting, FrameClasses};
 use crate::net::stats::watch::Watch;
 use std::iter::Sum;
 use std::sync::Arc;
@@ -150,9 +150,9 @@ impl LivePairStats {
     pub(in crate::net) fn extended(&self) -> [ExtendedStats; 2] {
         [self.rx.extended(), self.tx.extended()]
     }
-    pub(in crate::net) fn count_classes(&self, on: bool) {
-        self.rx.watch.count_classes(on);
-        self.tx.watch.count_classes(on);
+    pub(in crate::net) fn count_classes(&self, counting: Counting) {
+        self.rx.watch.count_classes(counting);
+        self.tx.watch.count_classes(counting);
     }
 }
 

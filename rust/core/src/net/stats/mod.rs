@@ -6,7 +6,7 @@ mod counters;
 pub(in crate::net) mod tap;
 pub(in crate::net) mod watch;
 
-pub use classes::FrameClasses;
+pub use classes::{Counting, FrameClasses};
 pub(crate) use counter::Counter;
 pub use counters::{ExtendedStats, PortStats, QueueStats};
 pub(in crate::net) use counters::{LivePairStats, LiveQueueStats};

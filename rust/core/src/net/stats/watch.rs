@@ -2,15 +2,16 @@
 //!
 //! Nothing does unless asked for: then a burst costs one branch, whatever there is that could look.
 
-use super::classes::{FrameClasses, LiveClasses};
+use super::classes::{Class, Counting, FrameClasses, LiveClasses};
 use super::tap::Tap;
 use crate::memory::{BufferId, Pool};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Kinds of frames are counted.
-const CLASSES: u8 = 1;
+/// Frames are counted by length, and by destination.
+const SIZES: u8 = 1;
+const DESTINATIONS: u8 = 1 << 3;
 /// Received bursts get the time.
 const STAMPS: u8 = 1 << 1;
 /// Frames are copied for somebody.
@@ -34,10 +35,20 @@ impl Watch {
 
     /// The kinds of frames, where they are counted.
     pub(crate) fn classes(&self) -> Option<FrameClasses> {
-        self.is(CLASSES).then(|| self.classes.snapshot())
+        self.is(SIZES).then(|| self.classes.snapshot(self.is(DESTINATIONS)))
     }
-    pub(crate) fn count_classes(&self, on: bool) {
-        self.turn(CLASSES, on);
+    pub(crate) fn counting(&self) -> Counting {
+        if self.is(DESTINATIONS) {
+            Counting::Extended
+        } else if self.is(SIZES) {
+            Counting::Sizes
+        } else {
+            Counting::Basic
+        }
+    }
+    pub(crate) fn count_classes(&self, counting: Counting) {
+        self.turn(SIZES, counting != Counting::Basic);
+        self.turn(DESTINATIONS, counting == Counting::Extended);
     }
 
     /// Whether received bursts get the time.
@@ -64,21 +75,25 @@ impl Watch {
 
     /// Looks at frames that lie in buffers of the pool: `frame(i)` is the `i`th and its length.
     /// The buffers are the caller's, or with a device that only reads them. Says when that was, where
-    /// received bursts get the time and there is a frame.
+    /// received bursts get the time and there is a frame. `class`: the `i`th one's, where that is known.
     #[inline(never)]
     pub(crate) fn see(
         &self,
         pool: &Pool,
         frames: usize,
         frame: impl Fn(usize) -> (BufferId, u32),
+        class: Option<&dyn Fn(usize) -> Class>,
     ) -> Option<u64> {
         let what = self.what.load(Relaxed);
         if frames == 0 {
             return None;
         }
         let now = if what & (STAMPS | TAPS) != 0 { now() } else { 0 };
-        if what & CLASSES != 0 {
-            self.classes.count(pool, frames, &frame);
+        match (what & SIZES != 0, what & DESTINATIONS != 0, class) {
+            (false, ..) => {}
+            (_, true, Some(class)) => self.classes.add_up(frames, class),
+            (_, true, None) => self.classes.count(pool, frames, &frame),
+            (_, false, _) => self.classes.count_sizes(frames, &frame),
         }
         if what & TAPS != 0 {
             for tap in self.taps().iter_mut() {

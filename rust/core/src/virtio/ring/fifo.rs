@@ -95,6 +95,13 @@ impl Fifo {
         self.tail = tail;
     }
 
+    /// For a loop that puts in order: how far behind the position for the next the identifier is
+    /// that was taken longest ago.
+    #[inline(always)]
+    pub(super) fn span(&self) -> u32 {
+        self.size
+    }
+
     /// The identifier that was taken longest ago, if all are put back in order.
     #[inline(always)]
     pub(super) fn oldest(&self) -> u16 {

@@ -153,16 +153,71 @@ impl PackedRing {
     }
 
     /// One used descriptor stands for all buffers up to the one it names (section 2.8.9).
+    #[inline(always)]
     fn pop_in_order(
         &mut self,
         max: usize,
         used: &mut impl FnMut(u32, u32),
     ) -> Result<usize, Violation> {
-        for done in 0..max {
+        let mut done = 0;
+        while done < max {
+            done += match self.batch {
+                None => self.pop_plain::<true>(max - done, used),
+                Some((last, _)) => self.pop_batch(last, max - done, used),
+            };
+            if done == max {
+                break;
+            }
+            // None left, the begin or end of a batch, or something out of the ordinary.
+            match self.step_in_order(used)? {
+                0 => break,
+                stepped => done += stepped,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Takes single buffers of a batch up to its last, or the first that is anything else: the
+    /// device said nothing of them.
+    #[inline(always)]
+    fn pop_batch(&mut self, last: u16, max: usize, used: &mut impl FnMut(u32, u32)) -> usize {
+        let span = self.free.span();
+        let (mut ids, mut put) = self.free.putting();
+        let mut slots = self.slots.view();
+        let mut done = 0;
+        while done < max {
+            let id = *ids.get(put.wrapping_sub(span) as usize);
+            if id == last {
+                break;
+            }
+            let slot = slots.get(id.into());
+            let Some((token, written)) = slot.take_plain(slot.capacity) else { break };
+            *ids.get(put as usize) = id;
+            put = put.wrapping_add(1);
+            done += 1;
+            used(token, written);
+        }
+        self.free.set_put(put);
+        self.free_descriptors += done;
+        self.in_flight -= done;
+        let next = usize::from(self.next_used) + done;
+        let size = usize::from(self.size);
+        // There are no more in flight than the ring has descriptors.
+        self.next_used = if next >= size { next - size } else { next } as u16;
+        if next >= size {
+            self.used_flags ^= AVAIL | USED;
+        }
+        done
+    }
+
+    /// Takes one buffer or chain, whatever it is; 0 where there is none.
+    #[cold]
+    fn step_in_order(&mut self, used: &mut dyn FnMut(u32, u32)) -> Result<usize, Violation> {
+        {
             let (last, len) = match self.batch {
                 Some(batch) => batch,
                 None => {
-                    let Some(word) = self.peek() else { return Ok(done) };
+                    let Some(word) = self.peek() else { return Ok(0) };
                     let (id, len) = (word >> 32 & 0xffff, word as u32);
                     self.slots.used(id as u32, len)?;
                     (id as u16, len)
@@ -180,7 +235,7 @@ impl PackedRing {
             };
             used(token, written);
         }
-        Ok(max)
+        Ok(1)
     }
 
     #[inline(always)]
@@ -191,23 +246,37 @@ impl PackedRing {
     ) -> Result<usize, Violation> {
         let mut done = 0;
         while done < max {
-            done += self.pop_plain(max - done, used);
+            done += self.pop_plain::<false>(max - done, used);
             if done == max {
                 break;
             }
             // None left, or something out of the ordinary.
-            let Some(word) = self.peek() else { break };
-            let (token, written) = self.complete((word >> 32) as u32 & 0xffff, word as u32)?;
-            used(token, written);
-            done += 1;
+            match self.step(used)? {
+                0 => break,
+                stepped => done += stepped,
+            }
         }
         Ok(done)
     }
 
+    /// Takes one buffer or chain, whatever it is; 0 where there is none.
+    #[cold]
+    fn step(&mut self, used: &mut dyn FnMut(u32, u32)) -> Result<usize, Violation> {
+        let Some(word) = self.peek() else { return Ok(0) };
+        let (token, written) = self.complete((word >> 32) as u32 & 0xffff, word as u32)?;
+        used(token, written);
+        Ok(1)
+    }
+
     /// Takes single buffers up to the first that is anything else, or the end of
-    /// the lap.
+    /// the lap; `IN_ORDER`: up to the first that is not the oldest.
     #[inline(always)]
-    fn pop_plain(&mut self, max: usize, used: &mut impl FnMut(u32, u32)) -> usize {
+    fn pop_plain<const IN_ORDER: bool>(
+        &mut self,
+        max: usize,
+        used: &mut impl FnMut(u32, u32),
+    ) -> usize {
+        let span = self.free.span();
         let (descriptors, flags) = (self.descriptors, self.used_flags);
         let start = usize::from(self.next_used);
         let end = usize::from(self.size).min(start + max);
@@ -220,6 +289,9 @@ impl PackedRing {
                 break;
             }
             let id = (word >> 32) as u16;
+            if IN_ORDER && id != *ids.get(put.wrapping_sub(span) as usize) {
+                break;
+            }
             let Some(slot) = slots.checked(id.into()) else { break };
             let Some((token, written)) = slot.take_plain(word as u32) else { break };
             *ids.get(put as usize) = id;

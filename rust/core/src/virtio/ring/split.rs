@@ -156,13 +156,65 @@ impl SplitRing {
     }
 
     /// One entry stands for all buffers up to the one it names (section 2.7.9).
+    #[inline(always)]
     fn pop_in_order(
         &mut self,
         ready: u16,
         count: u16,
         used: &mut impl FnMut(u32, u32),
     ) -> Result<(), Violation> {
-        for done in 0..count {
+        let all = self.popped.wrapping_add(ready);
+        let end = self.popped.wrapping_add(count);
+        while self.popped != end {
+            match self.batch {
+                None => self.pop_plain::<true>(end, used),
+                // The last one of all is left: it is looked at whether it ends the batch.
+                Some((last, _)) if end == all => self.pop_batch(last, end.wrapping_sub(1), used),
+                Some((last, _)) => self.pop_batch(last, end, used),
+            }
+            if self.popped == end {
+                break;
+            }
+            // The begin or end of a batch, or something out of the ordinary.
+            self.step_in_order((all, ready), used)?;
+        }
+        Ok(())
+    }
+
+    /// Takes single buffers of a batch up to its last, or the first that is anything else: the
+    /// device said nothing of them.
+    #[inline(always)]
+    fn pop_batch(&mut self, last: u16, end: u16, used: &mut impl FnMut(u32, u32)) {
+        let span = self.free.span();
+        let (mut ids, mut put) = self.free.putting();
+        let mut slots = self.slots.view();
+        let mut popped = self.popped;
+        while popped != end {
+            let id = *ids.get(put.wrapping_sub(span) as usize);
+            if id == last {
+                break;
+            }
+            let slot = slots.get(id.into());
+            let Some((token, written)) = slot.take_plain(slot.capacity) else { break };
+            *ids.get(put as usize) = id;
+            put = put.wrapping_add(1);
+            popped = popped.wrapping_add(1);
+            used(token, written);
+        }
+        self.free.set_put(put);
+        self.popped = popped;
+    }
+
+    /// Takes one buffer or chain, whatever it is, of those that the device has used: where these
+    /// end, and how many there were.
+    #[cold]
+    fn step_in_order(
+        &mut self,
+        (all, ready): (u16, u16),
+        used: &mut dyn FnMut(u32, u32),
+    ) -> Result<(), Violation> {
+        {
+            let left = all.wrapping_sub(self.popped);
             let (last, len) = match self.batch {
                 Some(batch) => batch,
                 None => {
@@ -175,7 +227,7 @@ impl SplitRing {
             let (token, written) = if oldest == last {
                 self.batch = None;
                 self.complete(oldest.into(), len)?
-            } else if done + 1 == ready {
+            } else if left == 1 {
                 return Err(Violation::OutOfOrder { id: last.into(), count: ready });
             } else {
                 self.batch = Some((last, len));
@@ -196,22 +248,31 @@ impl SplitRing {
     ) -> Result<(), Violation> {
         let end = self.popped.wrapping_add(count);
         while self.popped != end {
-            self.pop_plain(end, used);
+            self.pop_plain::<false>(end, used);
             if self.popped == end {
                 break;
             }
             // Something out of the ordinary.
-            let (id, len) = self.used_entry(self.popped);
-            let (token, written) = self.complete(id, len)?;
-            self.popped = self.popped.wrapping_add(1);
-            used(token, written);
+            self.step(used)?;
         }
         Ok(())
     }
 
-    /// Takes single buffers up to the first that is anything else.
+    /// Takes one buffer or chain, whatever it is.
+    #[cold]
+    fn step(&mut self, used: &mut dyn FnMut(u32, u32)) -> Result<(), Violation> {
+        let (id, len) = self.used_entry(self.popped);
+        let (token, written) = self.complete(id, len)?;
+        self.popped = self.popped.wrapping_add(1);
+        used(token, written);
+        Ok(())
+    }
+
+    /// Takes single buffers up to the first that is anything else; `IN_ORDER`: up to the first that
+    /// is not the oldest.
     #[inline(always)]
-    fn pop_plain(&mut self, end: u16, used: &mut impl FnMut(u32, u32)) {
+    fn pop_plain<const IN_ORDER: bool>(&mut self, end: u16, used: &mut impl FnMut(u32, u32)) {
+        let span = self.free.span();
         let used_ring = self.areas.used_ring;
         let (mut ids, mut put) = self.free.putting();
         let mut slots = self.slots.view();
@@ -219,6 +280,9 @@ impl SplitRing {
         while popped != end {
             let at = usize::from(popped) * 2;
             let (id, len) = (used_ring.load(at, Relaxed), used_ring.load(at + 1, Relaxed));
+            if IN_ORDER && id != u32::from(*ids.get(put.wrapping_sub(span) as usize)) {
+                break;
+            }
             let Some(slot) = slots.checked(id as usize) else { break };
             let Some((token, written)) = slot.take_plain(len) else { break };
             *ids.get(put as usize) = id as u16;
