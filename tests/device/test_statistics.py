@@ -216,9 +216,9 @@ def test_classes_are_there_when_asked_for(qemu_command: str, wire: Wire) -> None
         send_gently(port, wire, [frame])
         port.set_statistics("extended")
         assert port.xstats()["tx_q0_size_64_packets"] == 7
-        with pytest.raises(ValueError, match='basic, sizes or extended, not "all"'):
+        with pytest.raises(ValueError, match='must be basic, sizes or extended, not "all"'):
             port.set_statistics("all")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="statistics is one of"):
+    with pytest.raises(ValueError, match="statistics must be one of"):
         virtnic.open(wire.netdev, statistics="all")  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import select
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -345,6 +346,29 @@ def test_a_bad_wire_loses_nothing(dual: Netns, background: Callable[..., Any]) -
                 assert counted["retransmits"] > 0
                 assert counted["duplicates"] > 0
                 assert stack.stats()["rx_bad_checksum"] > 0
+
+
+def test_waits_can_be_interrupted(slirp: net.Stack) -> None:
+    """By what a signal handler raises, as Ctrl-C does."""
+
+    class Interrupted(Exception):
+        pass
+
+    def raise_it(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, raise_it)
+    datagrams = slirp.socket(socket.AF_INET, DATAGRAM)
+    datagrams.bind(("", 0))
+    try:
+        with slirp.create_server(("", 0)) as server, datagrams:
+            for wait in (server.accept, lambda: datagrams.recv(1)):
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                with pytest.raises(Interrupted):
+                    wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_what_ends_the_port_ends_the_sockets(port: virtnic.Port) -> None:

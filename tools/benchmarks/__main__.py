@@ -10,7 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from . import changes, costs, counters, growth, instructions, linerate, machine, ring, session, tap
+from . import (
+    changes,
+    costs,
+    counters,
+    growth,
+    instructions,
+    linerate,
+    machine,
+    ring,
+    session,
+    sockets,
+    tap,
+)
 from .bench import Bench
 from .report import Report
 
@@ -22,6 +34,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Bench], None]]] = {
     "ring": ("what the ring code alone costs per packet", "cargo", ring.run),
     "instructions": ("instructions a frame, beside those of before", "valgrind", instructions.run),
     "tap": ("TAP from Python: virtnic beside os.read and os.write", "ip", tap.run),
+    "sockets": ("TCP of virtnic.net beside two kernels", "ip", sockets.run),
     "costs": ("kicks and interrupts beside bare eventfds", "dpdk-testpmd", costs.run),
     "counters": ("what statistics of frames cost an echo", "dpdk-testpmd", counters.run),
     "changes": ("attach, detach, and those who come back", "dpdk-testpmd", changes.run),

@@ -24,6 +24,7 @@ pub mod locks;
 pub mod memory;
 pub mod net;
 pub mod notify;
+mod owned;
 pub mod process;
 pub mod qtest;
 #[cfg(feature = "stack")]
@@ -33,3 +34,4 @@ pub mod vhost_user;
 pub mod virtio;
 
 pub use error::{Error, Result};
+pub use owned::Owned;

@@ -12,7 +12,8 @@
 //! | 4 | a `Burst`'s (Python: waited for without the interpreter only) | for the interpreter |
 //! | 5 | **the interpreter lock** | by Python, as it likes |
 //! | 6 | **a queue's**: of one pair the receive queue's first, then the transmit queue's | **never** |
-//! | 7 | all others: the pool's lists, settings, counters, the places in a QTest connection, an eventfd that is exchanged | **never** |
+//! | 7 | a [host's](crate::stack::host) state: frames are taken from the wire and given to it with the state let go of | **never** |
+//! | 8 | all others: the pool's lists, settings, counters, the places in a QTest connection, an eventfd that is exchanged | **never** |
 //!
 //! So a holder of the interpreter lock may block on a queue's lock, whose holder does a bounded
 //! amount of work in memory. This holds because:

@@ -25,6 +25,10 @@ mod probe;
 mod ready;
 mod sockets;
 mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 mod turn;
 mod wire;
 

@@ -1,0 +1,110 @@
+//! A host without a thread or a wire, for tests and fuzz targets: frames are given to it one by one.
+
+use super::addresses::Network;
+use super::entry::{Entry, Kind, Listener, Options};
+use super::packets::Packet;
+use super::state::{HostOptions, State};
+use super::turn::Cause;
+use super::wire::Abilities;
+use crate::net::{Mac, Offload};
+use crate::{Error, Result};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// The host's address on the wire.
+pub const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
+
+/// See the module.
+pub struct Bare(State);
+
+impl Bare {
+    /// A host with these addresses (`10.0.0.1/24`, `fd00::1/64`).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn new(addresses: &[&str]) -> Result<Self> {
+        let options = HostOptions { ipv6: true, mtu: None };
+        let mut state = State::new(MAC, 1500, Abilities::default(), options)?;
+        for address in addresses {
+            let network: Network = address.parse()?;
+            state.add_address(network)?;
+        }
+        Ok(Self(state))
+    }
+    /// A socket that listens.
+    ///
+    /// # Errors
+    /// As for `bind`.
+    pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<()> {
+        let id = self.0.add(Entry::stream(address.is_ipv6(), Options::default()));
+        self.0.bind(id, address)?;
+        self.0.entry(id)?.kind = Kind::Listener(Listener { backlog, ..Listener::default() });
+        Ok(())
+    }
+    /// A UDP socket.
+    ///
+    /// # Errors
+    /// As for `bind`.
+    pub fn datagrams(&mut self, address: SocketAddr) -> Result<()> {
+        let id = self.0.add(Entry::datagram(address.is_ipv6(), Options::default()));
+        self.0.bind(id, address)
+    }
+    /// Gives it a received frame; `verified`: the device says that its checksum is right.
+    pub fn receive(&mut self, frame: &[u8], verified: bool) {
+        let flags = if verified { Offload::DATA_VALID } else { 0 };
+        let offload = Offload { flags, ..Offload::NONE };
+        self.0.ingest(Packet { bytes: frame.to_vec(), offload }, Instant::now());
+    }
+    /// Does what is due; returns what it sends.
+    pub fn turn(&mut self) -> Vec<Vec<u8>> {
+        self.0.run_timers();
+        self.0.pump();
+        let mut sent = Vec::new();
+        while let Some(packet) = self.0.device.outbox.pop() {
+            sent.push(packet.bytes);
+        }
+        sent
+    }
+    /// Accepts all connections, reads all there is, answers it, and closes every second one.
+    pub fn serve(&mut self) {
+        let ids: Vec<_> = self.0.sockets.keys().copied().collect();
+        for id in ids {
+            let Some(entry) = self.0.sockets.get_mut(&id) else { continue };
+            if let Kind::Listener(listener) = &mut entry.kind {
+                for child in std::mem::take(&mut listener.ready) {
+                    if let Some(child) = self.0.sockets.get_mut(&child) {
+                        child.owned = true;
+                    }
+                }
+                continue;
+            }
+            if let Some(tcp) = entry.tcp_mut() {
+                let mut bytes = [0; 4096];
+                let count = tcp.recv_slice(&mut bytes).unwrap_or(0);
+                let _ = tcp.send_slice(&bytes[..count]);
+                self.0.egress(id, Cause::Called);
+                if id.is_multiple_of(2) {
+                    self.0.close(id);
+                }
+            } else if let Some(udp) = entry.udp_mut() {
+                while udp.recv().is_ok() {}
+            }
+        }
+    }
+    /// How many sockets there are.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.0.sockets.len()
+    }
+    /// What ended it.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Error> {
+        self.0.failure.as_ref()
+    }
+}
+
+impl std::fmt::Debug for Bare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bare").finish_non_exhaustive()
+    }
+}
