@@ -13,6 +13,7 @@ mod input;
 pub mod ivshmem;
 pub mod qtest;
 pub mod ring;
+pub mod stack;
 pub mod vhost_user;
 
 pub use input::Input;
@@ -21,11 +22,12 @@ pub use input::Input;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its program and of its corpus.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("ring_split", ring::split),
     ("ring_packed", ring::packed),
     ("qtest", qtest::target),
     ("ivshmem", ivshmem::target),
+    ("stack", stack::target),
     ("vhost_user", vhost_user::target),
 ];
 
