@@ -93,6 +93,9 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
         return function()
     claim, done = _thread.allocate_lock(), _thread.allocate_lock()
     done.acquire()
+    # Taken out where it is called: a thread that has told of the end may be there for a while
+    # yet, and holds nothing of ours then.
+    called = [function]
     results: list[T] = []
     errors: list[BaseException] = []
     over = False
@@ -101,7 +104,7 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
         nonlocal over
         if claim.acquire(blocking=False):
             try:
-                results.append(function())
+                results.append(called.pop()())
             except BaseException as error:
                 errors.append(error)
             finally:
@@ -136,7 +139,7 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
             errors.clear()
     if not results:
         raise MemoryError("out of memory, even for the error message")
-    return results[0]
+    return results.pop()
 
 
 class Latch:

@@ -58,19 +58,80 @@ else:
 print("ended")
 """
 
+USED_AGAIN = """
+import gc, os, virtnic
+
+kept = [virtnic.open("user", size="4M"), virtnic.Qemu(virtnic.Memory("16M", hugepages=None))]
+kept += [kept[1].attach("user") for _ in range(2)]
+os.closerange(3, 1000)
+mine = [os.memfd_create(f"mine-{number}") for number in range(200)]
+files = {fd: os.fstat(fd).st_ino for fd in mine}
+del mine
+
+def untouched(when):
+    for fd, inode in files.items():
+        assert os.fstat(fd).st_ino == inode, f"{when}: descriptor {fd} is another file's"
+
+for owner in kept:
+    owner.close()
+untouched("closed")
+del owner, kept
+gc.collect()
+untouched("collected")
+with virtnic.open("user", size="4M") as port:
+    port.qemu.execute("query-status")
+untouched("opened again")
+print("ended")
+"""
+
+OURS_AGAIN = """
+import gc, os, virtnic
+
+with virtnic.Qemu(virtnic.Memory("16M", hugepages=None)) as old:
+    old.attach("user")
+    os.closerange(3, 1000)
+    # What these open has the numbers that the others had.
+    news = [virtnic.Qemu(virtnic.Memory("16M", hugepages=None)) for _ in range(2)]
+    ports = [new.attach("user") for new in news]
+del old
+gc.collect()
+for new, port in zip(news, ports):
+    new.execute("query-status")
+    port.set_mac("52:54:00:00:00:01")
+    more = new.attach("user")
+    assert [mac for mac in (port.mac,)] == ["52:54:00:00:00:01"]
+    more.close()
+    new.close()
+print("ended")
+"""
+
+
+def run(program: str, qemu_command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "VIRTNIC_QEMU": qemu_command},
+    )
+
+
+@pytest.mark.parametrize("program", [USED_AGAIN, OURS_AGAIN], ids=["by others", "by us"])
+def test_numbers_that_are_used_again(qemu_command: str, program: str) -> None:
+    """What is closed late is closed only where it is still what it was."""
+    done = run(program, qemu_command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "ended\n"
+    assert "Traceback" not in done.stderr
+
+
 CALLS = ["recv", "wait", "events", "set_mac", "execute", "attach", "wait_ready", "nothing"]
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 @pytest.mark.parametrize("call", CALLS)
 def test_descriptors_that_somebody_else_closes(qemu_command: str, call: str, when: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), call, when],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "VIRTNIC_QEMU": qemu_command},
-    )
+    done = run(PROGRAM, qemu_command, call, when)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ended" in done.stdout
     assert "QEMU is left" not in done.stdout

@@ -1,13 +1,19 @@
 """Objects that are not closed: closed when collected, with a ResourceWarning."""
 
+import _thread
 import copy
 import dataclasses
+import functools
 import gc
 import os
 import pickle
 import subprocess
 import sys
+import threading
+import types
 import warnings
+import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -15,9 +21,9 @@ import virtnic
 import virtnic.aio
 from support.inside import machine_of
 from support.waiting import eventually
-from virtnic import testing
+from virtnic import teardown, testing
 from virtnic.nic.events import Feed
-from virtnic.teardown import Owner
+from virtnic.teardown import Owner, uninterrupted
 
 needs_qemu = pytest.mark.needs("qemu")
 
@@ -55,6 +61,30 @@ def forgetting(body: str) -> list[str]:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "\n", "they still run"
     return done.stderr.splitlines()
+
+
+def test_a_thread_that_has_done_its_work_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was given goes with its caller: it may not be gone itself by then."""
+    over = threading.Event()
+
+    def start(run: Callable[..., object], arguments: tuple[()]) -> int:
+        def slowly() -> None:
+            run(*arguments)
+            over.wait(60)
+
+        return _thread.start_new_thread(slowly, ())
+
+    threads = types.SimpleNamespace(start_new_thread=start, allocate_lock=_thread.allocate_lock)
+    monkeypatch.setattr(teardown, "_thread", threads)
+    try:
+        held = threading.Event()
+        gone = weakref.ref(held)
+        assert not uninterrupted(held.is_set)
+        assert uninterrupted(functools.partial(copy.copy, [held])) == [held]
+        del held
+        assert gone() is None
+    finally:
+        over.set()
 
 
 @needs_qemu

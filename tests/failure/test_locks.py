@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -298,4 +299,31 @@ def test_a_fork_beside_waiting_threads() -> None:
         "done.set()\n"
         "for thread in threads: thread.join()\n"
         "port.close()\n"
+    )
+
+
+def test_a_signal_handler_closes_while_qemus_output_is_read() -> None:
+    """What the main thread holds then is wanted by those who do what may not be interrupted."""
+    program(
+        textwrap.dedent("""
+        from virtnic.qemu import stderr
+
+        port = virtnic.open("user", size="4M")
+        signal.signal(signal.SIGUSR1, lambda *_: port.close())
+        sockets = stderr._shared._sockets
+        real = sockets.ours
+
+        class Socket:
+            def recvmsg(self, *arguments):
+                if not port.closed:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                    [None for _ in range(1000)]  # whoever runs a handler has done so by now
+                return real.recvmsg(*arguments)
+
+        sockets.ours = Socket()
+        host_of(port.qemu).machine.process._stderr.position()
+        while not port.closed:
+            pass
+        print("ended")
+        """)
     )

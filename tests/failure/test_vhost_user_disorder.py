@@ -124,6 +124,59 @@ def test_buffers_of_a_backend_that_died_in_disorder(
         assert [number_of(frame) for frame in burst] == [number]
 
 
+@pytest.mark.parametrize("ring", ["packed"])
+@pytest.mark.parametrize("others", [False, True], ids=["all", "the first"])
+def test_buffers_of_a_backend_that_died_while_it_finished_them(
+    port: virtnic.Port, backend: RingBackend, others: bool
+) -> None:
+    """It had written ids and lengths, but not all flags: DPDK writes those of a burst last.
+
+    What is left of such a descriptor says that the buffer is as long as the frame that it got.
+    """
+    buffers = [backend.take(0) for _ in range(4)]
+    for index, buffer in enumerate(buffers):
+        assert buffer is not None
+        if index > 0 and others:
+            backend.write(0, buffer, numbered(SOURCE, index))
+        else:
+            backend.begin_to_finish(0, buffer, 72)
+    backend.die()
+    backend.wait_up(2)
+    length = port.memory.buffer_size - 200
+    got: list[int | None] = []
+    for number in range(10_000, 10_000 + 2 * SIZE):
+        assert backend.deliver(numbered(SOURCE, number).ljust(length, b"-"))
+        while not got or got[-1] != number:
+            burst = port.recv(timeout=PATIENCE)
+            assert burst, port.stats()
+            got += numbers(burst.tobytes())
+    assert got[: -2 * SIZE] == ([1, 2, 3] if others else [])
+    assert port.stats()["rx_bad_length"] == (1 if others else 4)
+
+
+@pytest.mark.parametrize("ring", ["packed"])
+def test_frames_to_a_backend_that_died_while_it_finished_them(
+    port: virtnic.Port, backend: RingBackend
+) -> None:
+    """The next backend gets no frame of no bytes; those that were begun are finished."""
+    frames = [numbered(SOURCE, number) for number in range(8)]
+    assert port.send(frames) == len(frames)
+    for buffer in list(backend.available())[:4]:
+        backend.begin_to_finish(1, buffer)
+    backend.die()
+    backend.wait_up(2)
+    for number in range(8, 2 * SIZE):
+        assert port.send([numbered(SOURCE, number)]) == 1
+        frames = backend.transmitted()
+        assert frames, port.stats()
+        # What QEMU, which had the ring in between, has left of the others comes first.
+        assert all(frames)
+        assert numbers(frames)[-1] == number
+    port.reclaim()
+    stats = port.stats()
+    assert stats["tx_completed"] == stats["tx_packets"] == 2 * SIZE
+
+
 @RINGS
 @pytest.mark.parametrize("how", ["loss", "link"])
 def test_a_backend_that_is_driven_by_kicks_is_kicked_again(

@@ -276,6 +276,15 @@ class RingBackend(ScriptedBackend):
                 struct.pack_into("<II", memory, entry, buffer.ident, length)
                 self._store(memory, at + 2, index + 1 & 0xFFFF)
 
+    def begin_to_finish(self, number: int, buffer: Buffer, length: int = 0) -> None:
+        """Give a buffer of a packed ring back, but for the flags that say so."""
+        with self._changed:
+            ring = self.rings[number]
+            memory, at = self._area(ring, 0)
+            index, wrap = ring.used
+            struct.pack_into("<IH", memory, at + 16 * index + 8, length, buffer.ident)
+            ring.used = self._next(ring, index, wrap)
+
     def signal(self, number: int) -> None:
         """Interrupt."""
         with self._changed:

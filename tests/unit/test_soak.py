@@ -2,12 +2,14 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from soak import rings
 from soak.ledger import Ledger, Unbalanced, balance_sheet
 from soak.samples import bound, growth
 
@@ -45,6 +47,33 @@ def test_it_notices_a_frame_that_vanishes(qemu_command: str) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED:" in done.stdout
     assert "SECONDS=5 SEED=1" in done.stdout
+
+
+class FrozenPort:
+    """A port of which nothing is there but one ring."""
+
+    ring, queue_size = "packed", 4
+    memory = property(lambda self: self)
+
+    def __init__(self, *descriptors: tuple[int, int]) -> None:
+        table = b"".join(struct.pack("<QIHH", 0, *d[:1], 0, *d[1:]) for d in descriptors)
+        self.bytes = table + struct.pack("<HHHH", 0x8003, 2, 0, 1)
+        self.queue_addresses = [("rx", 0, 64, 68)]
+
+    def offset_of(self, address: int, _length: int) -> int:
+        return address
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.bytes[offset : offset + length]
+
+
+def test_it_says_where_frames_are_that_do_not_come() -> None:
+    port = FrozenPort((72, 0x8082), (72, 0x82), (2060, 0x82), (2060, 0x82))
+    (line,) = rings.describe(port)
+    assert line == (
+        "rx: interrupts at 3 (lap 1), kicks disabled; 0 used in lap 1, 1 available in lap 1 (72 "
+        "bytes), 2-3 available in lap 1 (2060 bytes)"
+    )
 
 
 def ledger(frames: int) -> Ledger:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import virtnic
-from peers.testpmd import Testpmd
+from peers.testpmd import Testpmd, TestpmdError
 from virtnic.nic.port import attachment_of, host_of
 
+from . import rings
 from .flow import Flow
 from .ledger import Unbalanced
 from .wire import Echo, Ping
@@ -184,6 +185,12 @@ class Stage:
         found = [f"backend's thread {wait}" for wait in sorted(waits)]
         self.backend.drain()
         found += [f"backend: {line}" for line in self.backend.output.splitlines()[-60:]]
+        for command in ("show port stats all", "show fwd stats all"):
+            try:
+                said = self.backend.command(command)
+            except TestpmdError as error:
+                said = f"{command}: {error}"
+            found += [f"backend: {line}" for line in said.splitlines() if line.strip()]
         for machine in self.machines:
             for seat in machine.seats:
                 port = seat.flow.port
@@ -191,9 +198,16 @@ class Stage:
                     found.append(f"{seat.name}: no port")
                     continue
                 backend = attachment_of(port).backend
-                more = f", {backend.interposer.stats()}" if backend is not None else ""
                 link = "up" if port.link else "down"
-                found.append(f"{seat.name}: link {link}{more}, {port.stats()}")
+                found.append(f"{seat.name}: link {link}, {port.stats()}")
+                if backend is not None:
+                    interposer = backend.interposer
+                    found.append(
+                        f"{seat.name}: connected {interposer.connected}, serving "
+                        f"{interposer.serving}, refused {interposer.refusal}, "
+                        f"{interposer.stats()}"
+                    )
+                found += [f"{seat.name}: {line}" for line in rings.describe(port)]
         return found
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from virtnic import background
 from virtnic.errors import PortClosed
 from virtnic.qemu import patched
+from virtnic.qemu.identity import Identity
 from virtnic.streams import keep_standard_streams
 
 if TYPE_CHECKING:
@@ -46,15 +47,6 @@ DEAF = (
 _INSIDE = "a callback of virtnic must not wait for QEMU; do that in another thread"
 
 
-def _is_still(known: tuple[int, int]) -> bool:
-    """Whether a descriptor still refers to the same file."""
-    fd, inode = known
-    try:
-        return os.fstat(fd).st_ino == inode
-    except OSError:
-        return False
-
-
 class _Call(Generic[T]):
     """A call from another thread into the loop's.
 
@@ -63,7 +55,8 @@ class _Call(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._make = make
+        # Taken out where it is called: who has its result need not wait until the loop lets go.
+        self._make = [make]
         self._done = _thread.allocate_lock()
         self._done.acquire()
         self._task: asyncio.Task[None] | None = None
@@ -79,7 +72,7 @@ class _Call(Generic[T]):
 
     async def _run(self) -> None:
         try:
-            self._results.append(await self._make())
+            self._results.append(await self._make.pop()())
         except BaseException as error:
             self._errors.append(error)
         finally:
@@ -233,7 +226,7 @@ class LoopThread:
         self._forked = False
         self._ident = 0
         #: The descriptors that the thread depends on, and the files they refer to.
-        self._vital: list[tuple[int, int]] = []
+        self._vital: list[Identity] = []
         self._deaf = False
         self._selector: selectors.EpollSelector | None = None
         self._loop: asyncio.SelectorEventLoop | None = None
@@ -286,7 +279,7 @@ class LoopThread:
             self._loop = asyncio.SelectorEventLoop(self._selector)
             # So far it has one descriptor, by which other threads wake it.
             vital = [self._selector.fileno(), *(k.fd for k in self._selector.get_map().values())]
-            self._vital = [(fd, os.fstat(fd).st_ino) for fd in vital]
+            self._vital = [Identity.of(fd) for fd in vital]
         except BaseException as error:
             self._failure = error.with_traceback(None)
             if self._selector is not None:
@@ -381,10 +374,11 @@ class LoopThread:
         done = _thread.allocate_lock()
         done.acquire()
         errors: list[BaseException] = []
+        called = [function]  # as in `_Call`
 
         def run() -> None:
             try:
-                function()
+                called.pop()()
             except BaseException as error:
                 errors.append(error)
             finally:
@@ -432,7 +426,8 @@ class LoopThread:
 
         It then sleeps for ever without using the processor; another one takes its place.
         """
-        if not self._deaf and not self._loop_is_over and not all(map(_is_still, self._vital)):
+        heard = self._loop_is_over or all(known.is_still for known in self._vital)
+        if not self._deaf and not heard:
             self._deaf = self.ending = True
             _log.error("%s", DEAF)
         return self._deaf

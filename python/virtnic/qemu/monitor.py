@@ -23,6 +23,7 @@ from qemu.qmp.qmp_client import ExecuteError
 from virtnic.deadline import bounded
 from virtnic.errors import QemuDied, QemuError
 from virtnic.qemu import text
+from virtnic.qemu.identity import Identity
 from virtnic.qemu.loop import Hold, LoopThread
 from virtnic.qemu.quirks import Version
 from virtnic.teardown import Latch, Owner
@@ -104,6 +105,7 @@ class Monitor(Owner):
         self._client.events.event_filter = lambda _event: False
         self._client.register_listener(_Direct(self._dispatch))
         self._closing = asyncio.Event()
+        self._socket: tuple[socket.socket, Identity] | None = None
         self._connecting: asyncio.Task[Any] | None = None
         self._holder: asyncio.Task[None] | None = None
         self._hold = Hold()
@@ -284,6 +286,7 @@ class Monitor(Owner):
             except BaseException:
                 sock.close()
                 raise
+        self._socket = sock, Identity.of(sock.fileno())
         greeted = asyncio.ensure_future(self._client.connect(sock))
         try:
             await asyncio.wait_for(greeted, max(0.1, deadline - time.monotonic()))
@@ -302,6 +305,8 @@ class Monitor(Owner):
             self._on_end()
             ended.cancel()
             asked.cancel()
+            if self._socket is not None and not self._socket[1].is_still:
+                self._socket[0].detach()  # its number is another's by now
             with contextlib.suppress(EOFError, OSError, QMPError):
                 await self._client.disconnect()
 

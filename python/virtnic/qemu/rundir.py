@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from virtnic.qemu.identity import Identity
 from virtnic.qemu.sockets import Sockets
 from virtnic.teardown import uninterrupted
 
@@ -33,7 +34,7 @@ class RunDirectory(Sockets):
     def __init__(self, given: str | os.PathLike[str] | None = None) -> None:
         """Choose the path, without creating it. Raises ValueError if it is too long."""
         self.private = given is None
-        self._lock: int | None = None
+        self._lock: Identity | None = None
         self._over = False
         if given is None:
             super().__init__(Path(_parent()) / (_PREFIX + os.urandom(6).hex()))
@@ -51,8 +52,8 @@ class RunDirectory(Sockets):
     def _make(self) -> None:
         _sweep(self.path.parent)
         self.path.mkdir(mode=0o700)
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = Identity.of(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
+        fcntl.flock(self._lock.fd, fcntl.LOCK_EX)
 
     @property
     def firmware(self) -> Path:
@@ -94,9 +95,9 @@ class RunDirectory(Sockets):
         self._unlock()
 
     def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None and lock.is_still:
+            os.close(lock.fd)
 
 
 def _sweep(parent: Path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtnic.qemu import loop
+from virtnic.qemu.identity import Identity, close_own
+from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,21 +158,32 @@ class _Sockets:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.ours.setblocking(False)
+        self._known = [(end, Identity.of(end.fileno())) for end in (self.ours, self.theirs)]
         self.watch = loop.Watch(where, self.ours.fileno(), _shared.drain)
 
     def close(self) -> None:
         self.watch.close()
-        for end in (self.ours, self.theirs):
-            with contextlib.suppress(OSError):  # closed from outside
-                end.close()
+        self.close_ends()
+
+    def close_ends(self) -> None:
+        for end, known in self._known:
+            close_own(end, known)
+
+    @property
+    def are_open(self) -> bool:
+        """Whether nobody else has closed them."""
+        return all(known.is_still for _, known in self._known)
 
 
 class _Shared:
-    """All logs. The loop's thread drains, so nobody waits for it with the lock held."""
+    """All logs. The loop's thread drains, so nobody waits for it with the lock held.
+
+    No signal handler runs in a thread that holds the lock. One that closes waits for the loop's
+    thread, and for another thread that must not be interrupted, and both take the lock.
+    """
 
     def __init__(self) -> None:
-        # Reentrant: a signal handler may take it during a call of the same thread.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._sockets: _Sockets | None = None
         self._logs: set[StderrLog] = set()
         #: Logs by process: that of QEMU or its wrapper, and those found later.
@@ -180,13 +193,21 @@ class _Shared:
     def join(self, log: StderrLog, where: LoopThread) -> int:
         with self._lock:
             sockets = self._sockets
+            stale: _Sockets | None = None
+            if sockets is not None and not sockets.are_open:
+                sockets, stale = None, sockets
             if sockets is None:
                 sockets = self._sockets = _Sockets(where)
             self._logs.add(log)
+        if stale is not None:
+            stale.close()
         sockets.watch.begin()  # no effect for all but the first
         return sockets.theirs.fileno()
 
     def set_owner(self, log: StderrLog, pid: int) -> None:
+        uninterrupted(lambda: self._set_owner(log, pid))
+
+    def _set_owner(self, log: StderrLog, pid: int) -> None:
         with self._lock:
             self._owners[pid] = log
             for unknown in list(self._unknown):
@@ -207,6 +228,10 @@ class _Shared:
 
     def drain(self) -> None:
         """Distribute pending output, then log it."""
+        for log in uninterrupted(self._read):
+            log.log()
+
+    def _read(self) -> list[StderrLog]:
         with self._lock:
             for _ in range(_READS):  # bounded, in case a process writes continuously
                 if self._sockets is None:
@@ -218,9 +243,7 @@ class _Shared:
                 except OSError:  # nothing left, or closed from outside
                     break
                 self._distribute(output, _sender(notes))
-            listeners = list(self._logs)
-        for log in listeners:
-            log.log()
+            return list(self._logs)
 
     def _distribute(self, output: bytes, pid: int) -> None:
         owner = self._owner(pid)
@@ -255,8 +278,7 @@ class _Shared:
     def leave_to_parent(self) -> None:
         """Close a forked child's copies; the loop that watches them is the parent's."""
         if self._sockets is not None:
-            self._sockets.ours.close()
-            self._sockets.theirs.close()
+            self._sockets.close_ends()
 
 
 def _sender(notes: list[tuple[int, int, bytes]]) -> int:

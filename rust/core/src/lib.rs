@@ -22,6 +22,7 @@ pub mod locks;
 pub mod memory;
 pub mod net;
 pub mod notify;
+mod owned;
 pub mod process;
 pub mod qtest;
 #[cfg(feature = "stack")]
@@ -31,3 +32,4 @@ pub mod vhost_user;
 pub mod virtio;
 
 pub use error::{Error, Result};
+pub use owned::Owned;

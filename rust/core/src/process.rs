@@ -164,7 +164,7 @@ fn spawner() -> Result<mpsc::Sender<Job>> {
     let (sender, jobs) = mpsc::channel::<Job>();
     // Runs as long as the process: the sender lives in a static.
     background("virtnic-spawner", move || {
-        let lifeline = Lifeline::new();
+        let mut lifeline = Lifeline::new();
         for job in jobs {
             // If nobody waits for it any more, the child is dropped, which ends it.
             let child = start(&job.argv, job.environment, job.stderr, us, lifeline.name());

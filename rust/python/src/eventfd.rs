@@ -5,7 +5,7 @@ use crate::time::span;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::cell::RefCell;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtnic::{Error, Result};
@@ -83,7 +83,7 @@ pub(crate) fn raise(error: Error) -> PyErr {
 
 /// A descriptor that stays open as long as this object lives, for a wait in an event loop.
 #[pyclass(frozen, module = "virtnic._native")]
-pub(crate) struct Descriptor(Arc<OwnedFd>);
+pub(crate) struct Descriptor(Arc<virtnic::Owned>);
 
 impl Descriptor {
     pub(crate) fn of(event: &virtnic::notify::EventFd) -> PyResult<Self> {

@@ -6,7 +6,7 @@ use crate::time::span;
 use pyo3::exceptions::{PyConnectionError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,14 +43,14 @@ fn time(seconds: f64) -> PyResult<Duration> {
 }
 
 /// Copies of descriptors, which are the sender's again once the message has gone.
-fn copies(fds: &[RawFd]) -> PyResult<Vec<Arc<OwnedFd>>> {
+fn copies(fds: &[RawFd]) -> PyResult<Vec<Arc<virtnic::Owned>>> {
     let copy = |&fd: &RawFd| {
         if fd < 0 {
             return Err(PyOSError::new_err(format!("{fd} is no descriptor")));
         }
         // SAFETY: borrowed for the time of this call; one that is not open is an error of dup.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        let copied = borrowed.try_clone_to_owned().map(Arc::new);
+        let copied = borrowed.try_clone_to_owned().map(|fd| Arc::new(virtnic::Owned::new(fd)));
         copied.map_err(|e| to_py(Error::os(format!("sending descriptor {fd}"), e)))
     };
     fds.iter().map(copy).collect()

@@ -6,7 +6,7 @@ use crate::memory::Region;
 use crate::notify::{EventFd, timespec};
 use crate::process::{Home, background};
 use crate::unix::{FileId, listen_at, remove};
-use crate::{Error, Result};
+use crate::{Error, Owned, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -47,7 +47,7 @@ struct Talk {
     vectors: Vec<Vector>,
     clients: Vec<Client>,
     /// What a client gets, while clients are expected.
-    memory: Option<Arc<OwnedFd>>,
+    memory: Option<Arc<Owned>>,
     /// The server was closed, so unused vectors are closed too.
     ended: bool,
 }
@@ -118,6 +118,7 @@ impl Server {
         let mut spare = Some(EventFd::new()?);
         let owner = Mode::RUSR | Mode::WUSR;
         let (listener, file) = listen_at(&self.path, "ivshmem", Some(owner))?;
+        let listener = Owned::new(listener);
         lock(&self.talk).begin(memory);
         let thread = background("virtnic-ivshmem", {
             let (talk, wait) = (Arc::clone(&self.talk), Arc::clone(&wait));
@@ -262,7 +263,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// All methods are called with the lock held, and none waits.
 impl Talk {
     /// Starts expecting clients, which are told of the vectors in use.
-    fn begin(&mut self, memory: Arc<OwnedFd>) {
+    fn begin(&mut self, memory: Arc<Owned>) {
         self.clients.clear();
         self.memory = Some(memory);
         self.ended = false;
@@ -338,7 +339,7 @@ impl Talk {
         }
         log::debug!("an ivshmem client connected");
         let first = self.count();
-        self.clients.push(Client { socket: Arc::new(socket), first, next: 0, behind: true });
+        self.clients.push(Client { socket: Arc::new(socket.into()), first, next: 0, behind: true });
     }
 
     /// Number of vectors: at most [`MAX_VECTORS`].
@@ -350,7 +351,7 @@ impl Talk {
 /// A connected QEMU.
 #[derive(Debug)]
 struct Client {
-    socket: Arc<OwnedFd>,
+    socket: Arc<Owned>,
     /// The number of vectors when it connected.
     first: u16,
     /// Number of the next message to it.

@@ -11,7 +11,7 @@
 
 use super::PageSize;
 use super::pages::human;
-use crate::{Error, Result};
+use crate::{Error, Owned, Result};
 use rustix::fs::{self, AtFlags, CWD, FlockOperation, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -30,7 +30,7 @@ const PREFIX: &str = "virtnic-";
 #[derive(Debug)]
 pub(super) struct Backing {
     /// Shared with code that passes it to a QEMU; none after [`Backing::forget`].
-    file: Mutex<Option<Arc<OwnedFd>>>,
+    file: Mutex<Option<Arc<Owned>>>,
     named: Option<Named>,
 }
 
@@ -59,7 +59,7 @@ impl Backing {
             )),
         })?;
         grow(&fd, size)?;
-        Ok(Self { file: Mutex::new(Some(Arc::new(fd))), named: None })
+        Ok(Self { file: Mutex::new(Some(Arc::new(fd.into()))), named: None })
     }
 
     /// A file of `size` bytes, mode 0600, with a unique name in `directory`.
@@ -68,14 +68,14 @@ impl Backing {
         let (fd, path) = create(directory)?;
         // From here on a failure removes the name again.
         let named = Some(Named { path, pid: std::process::id() });
-        let fd = Arc::new(fd);
+        let fd = Arc::new(Owned::new(fd));
         let backing = Self { file: Mutex::new(Some(Arc::clone(&fd))), named };
         grow(&fd, size)?;
         Ok(backing)
     }
 
     /// The file.
-    pub(super) fn file(&self) -> Result<Arc<OwnedFd>> {
+    pub(super) fn file(&self) -> Result<Arc<Owned>> {
         self.lock().clone().ok_or_else(|| {
             Error::Invalid(
                 "the descriptor of this memory was closed when its QEMU had the memory: \
@@ -94,7 +94,7 @@ impl Backing {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Owned>>> {
         // Each change under the lock is one assignment, so a panic leaves no partial state.
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,9 +8,9 @@ use super::pool::Layout;
 use super::{Chunk, Iova, PageRequest, PageSize, Placement, Pool};
 use super::{available, iova, numa, physical};
 use crate::process::Home;
-use crate::{Error, Result};
+use crate::{Error, Owned, Result};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -155,7 +155,7 @@ impl Region {
     ///
     /// [`crate::Error::Closed`] in a forked child, which does not own it, [`crate::Error::Invalid`]
     /// after [`Self::forget_file`].
-    pub fn share(&self) -> Result<Arc<OwnedFd>> {
+    pub fn share(&self) -> Result<Arc<Owned>> {
         self.home.check("the memory")?;
         self.file()
     }
@@ -163,7 +163,7 @@ impl Region {
     ///
     /// # Errors
     /// [`crate::Error::Invalid`] after [`Self::forget_file`].
-    pub fn file(&self) -> Result<Arc<OwnedFd>> {
+    pub fn file(&self) -> Result<Arc<Owned>> {
         self.backing.file()
     }
     /// Closes the file unless it has a path: existing mappings stay, but nobody else can get it.

@@ -224,8 +224,9 @@ fn auto_takes_hugepages_while_there_are_some_and_says_when_not() {
     assert_eq!((region.page_size(), region.fallback()), (PageSize::Huge2M, None));
     let small = Region::new(&auto(MIB)).unwrap();
     assert_eq!((small.page_size(), small.fallback()), (PageSize::Base, None), "none divides it");
-    let more = hugepages(None).unwrap().iter().map(|has| has.free).max().unwrap() * 4 * MIB;
-    let second = Region::new(&auto(more.next_power_of_two().max(8 * MIB))).unwrap();
+    // More than all together have, and no more than that: the machine has to have it.
+    let all: usize = hugepages(None).unwrap().iter().map(|has| has.total * has.size.bytes()).sum();
+    let second = Region::new(&auto((all + 1).next_power_of_two().max(8 * MIB))).unwrap();
     assert_eq!(second.page_size(), PageSize::Base);
     assert!(second.fallback().unwrap().contains("2 MiB hugepages"), "{:?}", second.fallback());
 }

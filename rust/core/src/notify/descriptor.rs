@@ -1,5 +1,6 @@
 //! A descriptor that can be closed while others still refer to it.
 
+use crate::Owned;
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock, TryLockError};
@@ -15,11 +16,11 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// kernel resources are freed when it is closed, not when it is dropped. A use costs an uncontended
 /// lock: users share it, and [`Self::take`] is called once.
 #[derive(Debug)]
-pub(crate) struct Descriptor(RwLock<Option<Arc<OwnedFd>>>);
+pub(crate) struct Descriptor(RwLock<Option<Arc<Owned>>>);
 
 impl Descriptor {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self(RwLock::new(Some(Arc::new(fd))))
+        Self(RwLock::new(Some(Arc::new(fd.into()))))
     }
 
     /// Uses it for a call that does not wait. [`Errno::BADF`] if it is closed.
@@ -35,7 +36,7 @@ impl Descriptor {
     }
 
     /// Keeps it open as long as the result exists: for a wait. `None` if it is closed.
-    pub(crate) fn share(&self) -> Option<Arc<OwnedFd>> {
+    pub(crate) fn share(&self) -> Option<Arc<Owned>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -50,16 +51,16 @@ impl Descriptor {
     /// Sets one again, if there was none.
     pub(crate) fn fill(&self, fd: OwnedFd) {
         self.change(|old| match old {
-            Some(_) => Some(Arc::new(fd)),
+            Some(_) => Some(Arc::new(fd.into())),
             None => {
-                *old = Some(Arc::new(fd));
+                *old = Some(Arc::new(fd.into()));
                 None
             }
         });
     }
 
     /// What `change` returns is closed without the lock.
-    fn change(&self, change: impl FnOnce(&mut Option<Arc<OwnedFd>>) -> Option<Arc<OwnedFd>>) {
+    fn change(&self, change: impl FnOnce(&mut Option<Arc<Owned>>) -> Option<Arc<Owned>>) {
         for _ in 0..TRIES {
             let mut fd = match self.0.try_write() {
                 Ok(fd) => fd,

@@ -10,7 +10,7 @@
 //! handed out: see [`EventFd::close`].
 
 use super::descriptor::Descriptor;
-use crate::{Error, Result};
+use crate::{Error, Owned, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{Errno, FdFlags, ReadWriteFlags, fcntl_setfd, preadv2, read, write};
@@ -125,12 +125,12 @@ impl EventFd {
     ///
     /// # Errors
     /// [`crate::Error::Os`] when the process has no descriptors left.
-    pub fn borrow(&self) -> Result<Arc<OwnedFd>> {
-        self.fd.share().map_or_else(|| signalled().map(Arc::new), Ok)
+    pub fn borrow(&self) -> Result<Arc<Owned>> {
+        self.fd.share().map_or_else(|| signalled().map(|fd| Arc::new(fd.into())), Ok)
     }
 
     /// The descriptor, open as long as the answer lives. `None` once it is closed.
-    pub fn hold(&self) -> Option<Arc<OwnedFd>> {
+    pub fn hold(&self) -> Option<Arc<Owned>> {
         self.fd.share()
     }
 

@@ -7,11 +7,11 @@
 //! of a pipe open that signals its process group when the last writing end is closed, which is
 //! ours: one descriptor, however many children there are.
 
-use rustix::fs::{Mode, fchmod};
+use rustix::fs::{Mode, fchmod, fstat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 /// Until then the end of one reader signalled all the others (Linux 0ddad21d3e99).
 const KERNEL: (u32, u32) = (5, 6);
@@ -19,6 +19,8 @@ const NONE: RawFd = -1;
 
 /// The writing end, for a forked child to close its copy.
 static WRITER: AtomicI32 = AtomicI32::new(NONE);
+/// Which pipe it is: somebody else may close it, and have another file of that number.
+static PIPE: AtomicU64 = AtomicU64::new(0);
 
 /// The writing end, which lives as long as the process, by the name that a child opens it by.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ impl Lifeline {
         match made {
             Some(Ok(writer)) => {
                 let writer: OwnedFd = writer;
+                PIPE.store(fstat(&writer).map_or(0, |pipe| pipe.st_ino), Ordering::Relaxed);
                 let name = CString::new(format!("/proc/self/fd/{}", writer.as_raw_fd())).ok();
                 WRITER.store(writer.into_raw_fd(), Ordering::Relaxed);
                 Self(name)
@@ -49,7 +52,11 @@ impl Lifeline {
         }
     }
 
-    pub(super) fn name(&self) -> Option<CString> {
+    /// Made anew where somebody else has closed it.
+    pub(super) fn name(&mut self) -> Option<CString> {
+        if self.0.is_some() && !is_still(WRITER.load(Ordering::Relaxed)) {
+            *self = Self::new();
+        }
         self.0.clone()
     }
 }
@@ -75,10 +82,20 @@ const F_SETSIG: libc::c_int = 10;
 /// Closes a forked child's copy of the writing end: its parent's end counts, not its own.
 pub(super) fn let_go() {
     let writer = WRITER.swap(NONE, Ordering::Relaxed);
-    if writer != NONE {
+    if is_still(writer) {
         // SAFETY: it came from an OwnedFd that was given up for this, and is taken once.
         drop(unsafe { OwnedFd::from_raw_fd(writer) });
     }
+}
+
+/// Whether this is the pipe.
+fn is_still(writer: RawFd) -> bool {
+    if writer < 0 {
+        return false;
+    }
+    // SAFETY: it is not -1, and a number that is closed, or another's by now, is only looked at.
+    let writer = unsafe { BorrowedFd::borrow_raw(writer) };
+    fstat(writer).is_ok_and(|found| found.st_ino == PIPE.load(Ordering::Relaxed))
 }
 
 /// The kernel's version: its first two numbers.

@@ -168,7 +168,7 @@ impl Interposer {
         let attempts = Attempts::new(terms.retry);
         let (listen, patience) = (listen.to_owned(), terms.patience);
         let relay = Relay::new(Arc::clone(&shared), source, listen, attempts, patience, demands);
-        let ready = State::Ready { backend: socket, gate, deaf: None };
+        let ready = State::Ready { backend: socket.into(), gate, deaf: None };
         let attended = Mutex::new(Some(Arc::new(attend(relay, ready)?)));
         Ok(Self { home: Home::here(), shared, attended, first: Mutex::new(first) })
     }

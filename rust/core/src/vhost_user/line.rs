@@ -1,5 +1,6 @@
 //! A connection.
 
+use crate::Owned;
 use rustix::net::{Shutdown, shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -8,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Closing would not do where a forked child of this process has copies of the descriptor: the
 /// other side would see no end.
 #[derive(Debug)]
-pub(super) struct Line(OwnedFd);
+pub(super) struct Line(Owned);
 
 impl Drop for Line {
     fn drop(&mut self) {
@@ -22,8 +23,14 @@ impl AsFd for Line {
     }
 }
 
+impl From<Owned> for Line {
+    fn from(socket: Owned) -> Self {
+        Self(socket)
+    }
+}
+
 impl From<OwnedFd> for Line {
     fn from(socket: OwnedFd) -> Self {
-        Self(socket)
+        Self(socket.into())
     }
 }

@@ -94,10 +94,15 @@ enum Service {
 impl Link {
     /// Joins two non-blocking sockets.
     pub(super) fn new(qemu: OwnedFd, backend: OwnedFd) -> Self {
+        Self::of(qemu.into(), backend.into())
+    }
+
+    /// Joins two connections that do not block.
+    pub(super) fn of(qemu: Line, backend: Line) -> Self {
         let (down, up) = (Lane::new(Reader::new()), Lane::new(Reader::new()));
         Self {
-            qemu: qemu.into(),
-            backend: backend.into(),
+            qemu,
+            backend,
             down,
             up,
             owed: None,

@@ -1,5 +1,6 @@
 //! What a vhost-user message is (QEMU: `docs/interop/vhost-user.rst`, "Message specification").
 
+use crate::Owned;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -83,7 +84,7 @@ pub(super) mod request {
 #[derive(Debug)]
 pub(super) enum Fd {
     Passing(OwnedFd),
-    Ours(Arc<OwnedFd>),
+    Ours(Arc<Owned>),
 }
 
 impl AsFd for Fd {

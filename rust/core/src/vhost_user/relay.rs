@@ -9,6 +9,7 @@ use super::shared::Shared;
 use super::socket::{GREETING, Greeting, Listener, Source};
 use super::stand_in::StandIn;
 use super::stopping::Stopping;
+use crate::Owned;
 use rustix::event::PollFlags;
 use rustix::fs::Mode;
 use std::collections::BTreeSet;
@@ -52,9 +53,9 @@ pub(super) enum State {
     /// There is one; it has not answered yet.
     Greeting(Greeting),
     /// There is one that lacks something: it waits until QEMU is prepared for what is left to demand.
-    Held { backend: OwnedFd, demands: Demands },
+    Held { backend: Owned, demands: Demands },
     /// There is one, and QEMU may come; not before `deaf`, for want of descriptors.
-    Ready { backend: OwnedFd, gate: Listener, deaf: Option<Instant> },
+    Ready { backend: Owned, gate: Listener, deaf: Option<Instant> },
     /// They talk.
     Linked(Box<Link>),
     /// QEMU is gone, for that reason: the backend is told to stop its rings.
@@ -167,7 +168,7 @@ impl Relay {
             State::Over => State::Over,
             State::Greeting(mut greeting) => match greeting.proceed() {
                 Ok(None) => State::Greeting(greeting),
-                Ok(Some(offer)) => self.met(greeting.into_socket(), &offer),
+                Ok(Some(offer)) => self.met(greeting.into_socket().into(), &offer),
                 // One that dies has a socket for a moment more.
                 Err(End::Gone) => self.failed("it was there, but it disconnected".into()),
                 Err(end) => self.refused(format!("it was there, but {end}")),
@@ -245,7 +246,7 @@ impl Relay {
     }
 
     /// A backend has said what it offers.
-    fn met(&mut self, backend: OwnedFd, offer: &Offer) -> State {
+    fn met(&mut self, backend: Owned, offer: &Offer) -> State {
         self.shared.features.store(offer.features, Ordering::Relaxed);
         let Some(lacking) = self.demands.lacking(offer) else {
             return self.open_gate(backend);
@@ -260,7 +261,7 @@ impl Relay {
     }
 
     /// Whether a backend that lacks something waits any longer.
-    fn held(&mut self, backend: OwnedFd, demands: Demands) -> State {
+    fn held(&mut self, backend: Owned, demands: Demands) -> State {
         let accepted = self.shared.is_accepted();
         if !accepted && self.shared.spared() != 0 {
             return State::Held { backend, demands };
@@ -285,7 +286,7 @@ impl Relay {
     }
 
     /// Lets QEMU in.
-    fn open_gate(&mut self, backend: OwnedFd) -> State {
+    fn open_gate(&mut self, backend: Owned) -> State {
         match Listener::open(&self.listen, Some(Mode::RUSR | Mode::WUSR)) {
             Ok(gate) => {
                 self.last_failure.clear();
@@ -342,13 +343,13 @@ impl Relay {
         State::Over
     }
 
-    fn joined(&mut self, qemu: OwnedFd, backend: OwnedFd) -> State {
+    fn joined(&mut self, qemu: OwnedFd, backend: Owned) -> State {
         log::debug!("QEMU is joined with its backend {}", self.source.path().display());
         self.shared.links.fetch_add(1, Ordering::Relaxed);
         self.joined = Instant::now();
         self.shared.connected.store(true, Ordering::Release);
         self.shared.changed.signal();
-        let link = Link::new(qemu, backend).expecting(
+        let link = Link::of(qemu.into(), backend.into()).expecting(
             self.demands.pairs,
             self.rings.clone(),
             self.patience,

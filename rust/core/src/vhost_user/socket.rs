@@ -3,9 +3,9 @@
 use super::channel::{End, Reader, Writer};
 use super::demands::{F_ACCESS_PLATFORM, Offer, PROTOCOL_F_MQ};
 use super::message::{F_PROTOCOL_FEATURES, Message, request};
-use crate::Result;
 use crate::process::Home;
 use crate::unix::{FileId, address, listen_at, remove, unconnected};
+use crate::{Owned, Result};
 use rustix::event::PollFlags;
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -23,7 +23,7 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 #[derive(Debug)]
 pub(super) struct Listener {
     home: Home,
-    socket: OwnedFd,
+    socket: Owned,
     path: PathBuf,
     file: FileId,
 }
@@ -32,7 +32,7 @@ impl Listener {
     /// Listens at `path`; with a mode for the file, else as the umask has it.
     pub(super) fn open(path: &Path, mode: Option<Mode>) -> Result<Self> {
         let (socket, file) = listen_at(path, "vhost-user", mode)?;
-        Ok(Self { home: Home::here(), socket, path: path.to_owned(), file })
+        Ok(Self { home: Home::here(), socket: socket.into(), path: path.to_owned(), file })
     }
 
     /// Takes the next connection; `None` when there is none.

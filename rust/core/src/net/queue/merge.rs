@@ -28,6 +28,8 @@ pub(in crate::net) struct Merger {
     sorted: usize,
     /// The incomplete frame.
     partial: Option<Partial>,
+    /// After how many more buffers the device ended of which they are: no frame goes on behind.
+    end: Option<usize>,
     too_long: Arc<TooLong>,
 }
 
@@ -45,7 +47,13 @@ struct Partial {
 impl Merger {
     pub(in crate::net) fn new(ring_size: u16) -> Self {
         let popped = Vec::with_capacity(ring_size.into());
-        Self { popped, sorted: 0, partial: None, too_long: Arc::default() }
+        Self { popped, sorted: 0, partial: None, end: None, too_long: Arc::default() }
+    }
+
+    /// The device is gone, and left so many buffers in the ring; the next knows nothing of a frame
+    /// that it had begun.
+    pub(in crate::net) fn end_behind(&mut self, buffers: usize) {
+        self.end = Some(buffers);
     }
 
     /// Sets who is told of frames that fit no buffer.
@@ -74,13 +82,17 @@ impl Merger {
         let mut jumbos = (common.pool.jumbo_count() / 2).max(1);
         let mut taken = self.sort(common, max, &mut jumbos, burst)?;
         while taken < max && !self.has_more() {
+            if self.end == Some(0) {
+                self.cut_off(common);
+            }
             // No more than the requested frames need: the rest stays in the ring.
             let first = self.partial.as_ref().map_or(1, |partial| usize::from(partial.missing));
-            let wanted = first + (max - taken - 1);
+            let wanted = (first + (max - taken - 1)).min(self.end.unwrap_or(usize::MAX));
             self.popped.clear();
             self.sorted = 0;
             let popped = &mut self.popped;
             let result = common.ring.pop(wanted, |id, written| popped.push((id, written)));
+            self.end = self.end.map(|end| end.saturating_sub(popped.len()));
             let sorted = self.sort(common, max - taken, &mut jumbos, burst);
             // Errors of the ring first, as they explain others.
             let popped = result?;
@@ -144,6 +156,11 @@ impl Merger {
                             fault = Some(impossible(count, ring.size()));
                             continue;
                         }
+                        // A device that died may leave out the first buffer.
+                        count if length == 0 => {
+                            empty += 1;
+                            self.partial.insert(Partial { into: None, filled: 0, missing: count })
+                        }
                         count => {
                             let into = if *jumbos > 0 { pool.take_jumbo() } else { None };
                             match into {
@@ -191,10 +208,20 @@ impl Merger {
         fault.map_or(Ok(packets), Err)
     }
 
+    /// Gives up a frame that its device has not finished, and never will.
+    #[cold]
+    fn cut_off(&mut self, common: &Common) {
+        self.end = None;
+        if let Some(into) = self.partial.take().and_then(|partial| partial.into) {
+            common.pool.give(&[into]);
+            common.stats.bad_chain.add(1);
+        }
+    }
+
     /// Drops buffers that are in no frame, and the incomplete frame: their buffers go to the stash.
     pub(in crate::net) fn reset(&mut self, stash: &mut Vec<BufferId>) {
         stash.extend(self.popped.drain(..).skip(self.sorted).map(|(id, _)| id));
-        self.sorted = 0;
+        (self.sorted, self.end) = (0, None);
         stash.extend(self.partial.take().and_then(|partial| partial.into));
     }
 }

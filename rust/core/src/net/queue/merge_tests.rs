@@ -280,6 +280,42 @@ on_both_rings! {
         rig.finish();
     }
 
+    a_frame_that_its_device_did_not_finish_is_not_gone_on_with(rig, 4) {
+        let mut rig = rig;
+        let good = frame(1, 3000);
+        for seen in [true, false] {
+            rig.write(&frame(0, 3000), Some(3));
+            rig.device.flush();
+            if seen {
+                assert_eq!(rig.recv(256).unwrap(), 0);
+            }
+            rig.rx.reoffer();
+            rig.write(&good, None);
+            rig.device.flush();
+            assert_eq!(rig.recv(256).unwrap(), 1);
+            assert!(rig.frames() == [good.clone()]);
+        }
+        assert_eq!((rig.stats().bad_chain, rig.stats().bad_length), (2, 0));
+        rig.finish();
+    }
+
+    what_follows_a_first_buffer_that_was_left_out_is_dropped(rig, 1) {
+        let mut rig = rig;
+        let good = frame(1, 3000);
+        rig.write(&[], Some(3));
+        for _ in 0..2 {
+            let chain = rig.take();
+            rig.device.view().write(chain.parts[0].iova, &[1; POSTED]);
+            rig.device.put(&chain, POSTED as u32);
+        }
+        rig.write(&good, None);
+        rig.device.flush();
+        assert_eq!(rig.recv(256).unwrap(), 1);
+        assert!(rig.frames() == [good]);
+        assert_eq!((rig.stats().bad_chain, rig.stats().bad_length), (0, 1));
+        rig.finish();
+    }
+
     a_frame_that_never_ends_is_given_back_at_the_end(rig, 1) {
         let mut rig = rig;
         rig.write(&frame(0, 2000), Some(3));

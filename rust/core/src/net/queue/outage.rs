@@ -2,8 +2,8 @@
 
 use crate::net::stats::LiveQueueStats;
 use crate::virtio::ring::Follower;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// No outage.
@@ -26,10 +26,12 @@ pub struct Outage {
     /// Where frames are counted; none for a receive queue.
     stats: Option<Arc<LiveQueueStats>>,
     reoffer: OnceLock<Reoffer>,
+    /// That was not done: the queue was in use.
+    owed: AtomicBool,
 }
 
-/// Makes the driver move what the last backend left to where the next one finds it.
-struct Reoffer(Box<dyn Fn() + Send + Sync>);
+/// Has the driver put what the last backend left where the next finds it; whether it did.
+struct Reoffer(Box<dyn Fn() -> bool + Send + Sync>);
 
 impl std::fmt::Debug for Reoffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -44,12 +46,14 @@ impl Outage {
             began: AtomicU32::new(NONE),
             stats,
             reoffer: OnceLock::new(),
+            owed: AtomicBool::new(false),
         }
     }
 
-    /// Sets what is done as soon as the backend no longer writes to the ring.
-    pub(in crate::net) fn first(&self, reoffer: impl Fn() + Send + Sync + 'static) {
-        // The first one stays: there is one per queue.
+    /// What is done as soon as the backend writes to the ring no more; once more before the next
+    /// comes, where it says that it could not.
+    pub(in crate::net) fn first(&self, reoffer: impl Fn() -> bool + Send + Sync + 'static) {
+        // The first stays: there is one for each queue.
         let _ = self.reoffer.set(Reoffer(Box::new(reoffer)));
     }
 
@@ -63,13 +67,23 @@ impl Outage {
         // A current outage continues.
         let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
         if let Some(Reoffer(reoffer)) = self.reoffer.get() {
-            reoffer();
+            self.owed.store(!reoffer(), Release);
         }
         packed
     }
 
     /// Another backend is about to start; returns its position in a packed ring.
     pub fn end(&self) -> Option<u16> {
+        if self.owed.swap(false, AcqRel)
+            && let Some(Reoffer(reoffer)) = self.reoffer.get()
+            && !reoffer()
+        {
+            log::warn!(
+                "a queue whose vhost-user backend went was in use until the next came: where the last \
+                 did not keep the order, or ended within a write, the next may be given frames \
+                 twice, or not at all"
+            );
+        }
         let position = {
             let follower = self.follower();
             let position = follower.position();
@@ -82,6 +96,8 @@ impl Outage {
 
     /// The device is gone for good, with what it had in the ring. Ends a current outage.
     pub(in crate::net) fn close(&self) {
+        // Nobody comes to this ring; and the caller has the queue.
+        self.owed.store(false, Release);
         if self.began.load(Acquire) != NONE {
             self.end();
         }

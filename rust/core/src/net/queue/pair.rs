@@ -504,14 +504,9 @@ impl QueuePair {
 fn on_loss<Q: Reclaim + Send + 'static>(outage: &Outage, slot: &Arc<Slot<Q>>, reoffer: fn(&mut Q)) {
     let slot = Arc::downgrade(slot);
     outage.first(move || {
-        let Some(slot) = slot.upgrade() else { return };
-        match slot.borrow_within(LOSS) {
-            Some(mut queue) => reoffer(&mut queue),
-            None => log::warn!(
-                "a queue whose vhost-user backend is gone was in use for {LOSS:?}: where the \
-                 backend did not keep the order, the next may be given frames twice, or not at all"
-            ),
-        }
+        let Some(slot) = slot.upgrade() else { return true };
+        let queue = slot.borrow_within(LOSS);
+        queue.map(|mut queue| reoffer(&mut queue)).is_some()
     });
 }
 

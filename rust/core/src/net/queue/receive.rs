@@ -83,7 +83,12 @@ impl RxQueue {
 
     /// The backend is gone: see [`crate::virtio::ring::Ring::reoffer`].
     pub(in crate::net) fn reoffer(&mut self) {
-        self.common.ring.reoffer(self.gap());
+        let gap = self.gap();
+        let Common { ring, pool, header_len, .. } = &mut self.common;
+        ring.reoffer(gap, |id| Some(Iova(pool.common_iova(id).0.wrapping_sub(*header_len as u64))));
+        if let Some(merger) = &mut self.merger {
+            merger.end_behind(ring.used());
+        }
     }
 
     fn gap(&self) -> u32 {

@@ -73,6 +73,10 @@ impl AnyRing {
     pub(super) fn in_flight(&self) -> usize {
         each!(self, ring => ring.in_flight())
     }
+    /// See [`Ring::used`].
+    pub(super) fn used(&self) -> usize {
+        each!(self, ring => ring.used())
+    }
     pub(super) fn enable_interrupts(&mut self) -> bool {
         each!(self, ring => ring.enable_interrupts())
     }
@@ -115,8 +119,9 @@ impl AnyRing {
     pub(in crate::net) fn publish(&mut self) -> bool {
         each!(self, ring => ring.publish())
     }
-    pub(super) fn reoffer(&mut self, length: u32) {
-        each!(self, ring => ring.reoffer(length));
+    /// See [`Ring::reoffer`].
+    pub(super) fn reoffer(&mut self, length: u32, posted: impl Fn(u32) -> Option<Iova>) {
+        each!(self, ring => ring.reoffer(length, posted));
     }
     pub(in crate::net) fn reset(&mut self, returned: impl FnMut(u32)) {
         each!(self, ring => ring.reset(returned));
@@ -142,6 +147,9 @@ impl NoRing {
     fn in_flight(&self) -> usize {
         0
     }
+    fn used(&self) -> usize {
+        0
+    }
     fn enable_interrupts(&self) -> bool {
         false
     }
@@ -164,6 +172,6 @@ impl NoRing {
     fn publish(&self) -> bool {
         false
     }
-    fn reoffer(&self, _: u32) {}
+    fn reoffer(&self, _: u32, _: impl Fn(u32) -> Option<Iova>) {}
     fn reset(&self, _: impl FnMut(u32)) {}
 }

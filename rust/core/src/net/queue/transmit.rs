@@ -57,7 +57,12 @@ impl TxQueue {
 
     /// The backend is gone: see [`crate::virtio::ring::Ring::reoffer`].
     pub(in crate::net) fn reoffer(&mut self) {
-        self.common.ring.reoffer(0);
+        let Common { ring, pool, header_len, .. } = &mut self.common;
+        ring.reoffer(0, |token| {
+            // Where a replay's lie only the replay knows.
+            let header = *header_len as u64;
+            (!Replay::issued(token)).then(|| Iova(pool.data_iova(token).0.wrapping_sub(header)))
+        });
     }
 
     /// Sets what is signalled when there are buffers again for frames that had none.

@@ -11,7 +11,7 @@ use crate::notify::EventFd;
 use crate::qtest::Patience;
 use crate::virtio::Status;
 use crate::virtio::transport::vhost::{Vhost, Vring};
-use crate::{Error, Result};
+use crate::{Error, Owned, Result};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -188,7 +188,7 @@ impl Session {
         }
     }
 
-    fn with_fd(&mut self, request: u32, number: u64, fd: Option<&Arc<OwnedFd>>) -> Result<()> {
+    fn with_fd(&mut self, request: u32, number: u64, fd: Option<&Arc<Owned>>) -> Result<()> {
         let number = if fd.is_some() { number } else { number | NO_FD };
         let mut message = Message::saying(request, number);
         message.fds.extend(fd.cloned().map(Fd::Ours));

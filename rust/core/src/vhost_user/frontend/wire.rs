@@ -5,7 +5,7 @@ use super::super::message::{Fd, MAX_FDS, MAX_PAYLOAD, Message};
 use crate::notify::{EventFd, timespec};
 use crate::qtest::Patience;
 use crate::unix::{address, unconnected};
-use crate::{Error, Result};
+use crate::{Error, Owned, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, connect, shutdown};
@@ -58,13 +58,13 @@ pub struct Said {
 /// A connection to a backend, over which whole messages go and come.
 #[derive(Debug)]
 pub struct Wire {
-    socket: OwnedFd,
+    socket: Owned,
     reader: Reader,
 }
 
 impl Wire {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, reader: Reader::new() }
+        Self { socket: socket.into(), reader: Reader::new() }
     }
 
     /// Connects to a backend that listens there.
@@ -90,7 +90,7 @@ impl Wire {
         &mut self,
         (request, flags): (u32, u32),
         payload: Vec<u8>,
-        fds: Vec<Arc<OwnedFd>>,
+        fds: Vec<Arc<Owned>>,
         time: Duration,
         patience: Option<Patience>,
     ) -> Result<()> {

@@ -154,6 +154,10 @@ pub trait Ring: Sized {
     /// Whether [`Ring::pop`] would find something now; a cheap look.
     fn has_used(&self) -> bool;
 
+    /// How many buffers of one descriptor each the device has used that were not popped; those that
+    /// it left out before others count as well. Not with `VIRTIO_F_IN_ORDER` in a packed ring.
+    fn used(&self) -> usize;
+
     /// Asks for an interrupt on the next used buffer. True when there may be one
     /// already: pop again before waiting, or its interrupt never comes.
     fn enable_interrupts(&mut self) -> bool;
@@ -177,11 +181,13 @@ pub trait Ring: Sized {
     /// A device need not use buffers in order, without `VIRTIO_F_IN_ORDER`. Then the next, which
     /// counts on order, would get again what was used, and miss the rest. The descriptors of a
     /// packed ring are overwritten by used ones, so that some of the rest may be known by their ids
-    /// only: these come back as used, with this length.
+    /// only: these come back as used, with this length. So do those of which the device had
+    /// written the id and the length, but not yet the flags: what is available there is too short, or
+    /// nothing. `posted` says where the buffer of a token lies, as far as that is known.
     ///
     /// For rings whose buffers are of one descriptor each. Changes nothing where the device broke a
     /// rule, for [`Ring::pop`] to find.
-    fn reoffer(&mut self, length: u32);
+    fn reoffer(&mut self, length: u32, posted: impl Fn(u32) -> Option<Iova>);
 
     /// The violation that poisoned the ring.
     fn poisoned(&self) -> Option<Violation>;

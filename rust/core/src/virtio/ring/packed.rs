@@ -324,6 +324,8 @@ impl PackedRing {
     fn show_position(&self) {
         let wrap = if self.used_flags & AVAIL != 0 { EVENT_WRAP } else { 0 };
         self.popped.store(self.next_used | wrap, Release);
+        // Who finds a descriptor that is written after this must find this, too.
+        fence(Release);
     }
 
     fn start(&mut self) {
@@ -569,6 +571,22 @@ impl Ring for PackedRing {
         self.in_flight > 0 && (self.batch.is_some() || self.peek().is_some())
     }
 
+    #[cold]
+    fn used(&self) -> usize {
+        let (mut at, mut flags, mut used) = (self.next_used, self.used_flags, 0);
+        for looked_at in 1..=self.in_flight {
+            let word = self.descriptors.load(usize::from(at) * 2 + 1, Acquire);
+            if word & (AVAIL | USED) == flags {
+                used = looked_at;
+            }
+            at += 1;
+            if at == self.size {
+                (at, flags) = (0, flags ^ (AVAIL | USED));
+            }
+        }
+        used
+    }
+
     fn enable_interrupts(&mut self) -> bool {
         self.enable_interrupts_after(1)
     }
@@ -607,9 +625,9 @@ impl Ring for PackedRing {
         self.start();
     }
 
-    fn reoffer(&mut self, length: u32) {
+    fn reoffer(&mut self, length: u32, posted: impl Fn(u32) -> Option<Iova>) {
         if self.broken.is_none() && !self.in_order {
-            self.reoffer_overwritten(length);
+            self.reoffer_overwritten(length, posted);
         }
     }
 

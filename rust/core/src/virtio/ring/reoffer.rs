@@ -7,6 +7,7 @@
 use super::flags::{AVAIL, USED, WRITE};
 use super::packed::PackedRing;
 use super::split::SplitRing;
+use crate::memory::Iova;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::fence;
 
@@ -79,7 +80,11 @@ impl PackedRing {
     /// Of the descriptors that are not used, the first come back as used under the identifiers whose own
     /// were overwritten; the others, which are whole, follow.
     #[cold]
-    pub(super) fn reoffer_overwritten(&mut self, length: u32) {
+    pub(super) fn reoffer_overwritten(
+        &mut self,
+        length: u32,
+        posted: impl Fn(u32) -> Option<Iova>,
+    ) {
         let Some(in_flight) = self.slots.all_plain() else { return };
         let mut left = Ids::of(self.size, in_flight);
         for at in 0..self.free.taken().wrapping_sub(self.taken_published) {
@@ -110,7 +115,7 @@ impl PackedRing {
         for &(at, _) in &places {
             let iova = self.descriptors.load(usize::from(at) * 2, Relaxed);
             let rest = self.descriptors.load(usize::from(at) * 2 + 1, Relaxed);
-            if left.remove((rest >> 32) as u16) {
+            if self.is_whole(iova, rest, &posted) && left.remove((rest >> 32) as u16) {
                 whole.push((iova, rest));
             }
         }
@@ -130,5 +135,15 @@ impl PackedRing {
             self.descriptors.store(usize::from(at) * 2, iova, Relaxed);
             self.descriptors.store(usize::from(at) * 2 + 1, rest & KEPT | available, Release);
         }
+    }
+
+    /// Whether a descriptor is as it was when it was made available. A device writes the id and
+    /// the length of a used one before its flags, and may end in between.
+    fn is_whole(&self, iova: u64, rest: u64, posted: impl Fn(u32) -> Option<Iova>) -> bool {
+        let (id, length) = ((rest >> 32) as u16, rest as u32);
+        let Some(slot) = self.slots.plain(id) else { return false };
+        // How long a readable buffer was is not known any more; none was empty.
+        let as_it_was = if slot.capacity == 0 { length != 0 } else { length == slot.capacity };
+        as_it_was && posted(slot.token).is_none_or(|there| there.0 == iova)
     }
 }

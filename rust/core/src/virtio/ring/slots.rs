@@ -127,7 +127,13 @@ impl Slots {
 
     /// Whether a single buffer is in flight under this identifier.
     pub(super) fn is_plain(&self, id: u16) -> bool {
-        id < self.size && self.slots.get(id.into()).shape == PLAIN
+        self.plain(id).is_some()
+    }
+
+    /// The single buffer that is in flight under this identifier.
+    pub(super) fn plain(&self, id: u16) -> Option<&Slot> {
+        let slot = self.slots.get(id.into());
+        (id < self.size && slot.shape == PLAIN).then_some(slot)
     }
 
     /// The identifiers under which single buffers are in flight; `None` where there are chains.

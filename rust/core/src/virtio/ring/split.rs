@@ -540,6 +540,10 @@ impl Ring for SplitRing {
         self.areas.used_idx.load(0, Acquire) != self.popped
     }
 
+    fn used(&self) -> usize {
+        usize::from(self.areas.used_idx.load(0, Acquire).wrapping_sub(self.popped))
+    }
+
     fn enable_interrupts(&mut self) -> bool {
         self.enable_interrupts_after(1)
     }
@@ -579,7 +583,7 @@ impl Ring for SplitRing {
         self.start();
     }
 
-    fn reoffer(&mut self, _: u32) {
+    fn reoffer(&mut self, _: u32, _: impl Fn(u32) -> Option<Iova>) {
         if self.broken.is_none() && !self.in_order {
             self.reoffer_overwritten();
         }

@@ -14,10 +14,9 @@ pub use device::{VhostDevice, VhostOptions};
 pub use driver::Driver;
 
 use super::QueueAddresses;
-use crate::Result;
 use crate::memory::Region;
 use crate::virtio::Status;
-use std::os::fd::OwnedFd;
+use crate::{Owned, Result};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,9 +33,9 @@ pub struct Vring {
     /// descriptor with its lap's wrap counter, and in the upper half the next used one.
     pub base: u32,
     /// What we signal when there is something in it.
-    pub kick: Arc<OwnedFd>,
+    pub kick: Arc<Owned>,
     /// What is signalled to us; none where we look ourselves.
-    pub call: Option<Arc<OwnedFd>>,
+    pub call: Option<Arc<Owned>>,
 }
 
 /// Somebody who serves rings, as vhost speaks to him. Each call waits until it is known to have been
