@@ -14,6 +14,7 @@ mod input;
 pub mod ivshmem;
 pub mod qtest;
 pub mod ring;
+pub mod stack;
 pub mod vhost_user;
 
 pub use input::Input;
@@ -27,6 +28,7 @@ pub const TARGETS: [(&str, Target); 6] = [
     ("ring_packed", ring::packed),
     ("qtest", qtest::target),
     ("ivshmem", ivshmem::target),
+    ("stack", stack::target),
     ("vhost_user", vhost_user::target),
     ("capture", capture::target),
 ];

@@ -48,4 +48,4 @@ macro_rules! replays {
     ($($name:ident)*) => { $(#[test] fn $name() { replay(stringify!($name)); })* };
 }
 
-replays! { ring_split ring_packed qtest ivshmem vhost_user }
+replays! { ring_split ring_packed qtest ivshmem stack vhost_user }
