@@ -23,7 +23,7 @@ pub use input::Input;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its program and of its corpus.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("ring_split", ring::split),
     ("ring_packed", ring::packed),
     ("qtest", qtest::target),
