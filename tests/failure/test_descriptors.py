@@ -244,6 +244,7 @@ def backends(scratch: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two hundred QEMUs, on a machine that may be busy
 @pytest.mark.parametrize(
     ("kind", "most"),
     [

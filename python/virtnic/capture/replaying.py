@@ -77,11 +77,10 @@ def replay(
     """Send the frames of a capture, with the gaps that they had.
 
     ``speed``: how many times as fast as they were captured; ``"max"`` for as fast as they are
-    taken, ``"10kpps"`` and the like for an even rate. Below 100,000 frames a second each is sent
-    within 10 µs of when it is due, unless the machine has something else to do: ``late`` and
-    ``latest`` of the result say. ``loop``: how often the file is sent, None for ever.
-    ``truncated``: also send what the file has of frames that it has in part. The file is read
-    ahead in a thread, a few MiB at most. ``cpus``: as for the loops.
+    taken, ``"10kpps"`` and the like for an even rate. ``late`` and ``latest`` of the result say
+    how many frames were sent more than 10 µs after they were due, and how late. ``loop``: how often
+    the file is sent, None for ever. ``truncated``: also send what the file has of frames that it
+    has in part. The file is read ahead in a thread, a few MiB at most. ``cpus``: as for the loops.
 
     The loop holds no queue: others may send meanwhile. It ends as those of :mod:`virtnic.loops` do.
 

@@ -10,7 +10,7 @@ use super::stand_in::StandIn;
 use super::stopping::Stopping;
 use rustix::event::PollFlags;
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -92,13 +92,8 @@ enum Service {
 }
 
 impl Link {
-    /// Joins two non-blocking sockets.
-    pub(super) fn new(qemu: OwnedFd, backend: OwnedFd) -> Self {
-        Self::of(qemu.into(), backend.into())
-    }
-
     /// Joins two connections that do not block.
-    pub(super) fn of(qemu: Line, backend: Line) -> Self {
+    pub(super) fn new(qemu: Line, backend: Line) -> Self {
         let (down, up) = (Lane::new(Reader::new()), Lane::new(Reader::new()));
         Self {
             qemu,
@@ -406,6 +401,7 @@ mod tests {
     use super::super::message::{NEED_REPLY, REPLY};
     use super::*;
     use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     const ALL: PollFlags = PollFlags::IN.union(PollFlags::OUT);
@@ -417,7 +413,7 @@ mod tests {
     fn link() -> (UnixStream, Link, UnixStream) {
         let (qemu, ours) = UnixStream::pair().unwrap();
         let (backend, theirs) = UnixStream::pair().unwrap();
-        (qemu, Link::new(ours.into(), theirs.into()), backend)
+        (qemu, Link::new(OwnedFd::from(ours).into(), OwnedFd::from(theirs).into()), backend)
     }
 
     fn bytes(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {

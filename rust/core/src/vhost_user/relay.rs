@@ -349,7 +349,7 @@ impl Relay {
         self.joined = Instant::now();
         self.shared.connected.store(true, Ordering::Release);
         self.shared.changed.signal();
-        let link = Link::of(qemu.into(), backend.into()).expecting(
+        let link = Link::new(qemu.into(), backend.into()).expecting(
             self.demands.pairs,
             self.rings.clone(),
             self.patience,

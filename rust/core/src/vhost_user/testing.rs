@@ -5,6 +5,7 @@ use super::rewrite::Vrings;
 use crate::Result;
 use crate::notify::EventFd;
 use rustix::event::PollFlags;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ impl Joint {
     pub fn new(qemu: UnixStream, backend: UnixStream, calls: usize) -> Result<Self> {
         let calls: Result<Vec<_>> =
             (0..calls).map(|_| Ok(Some(Arc::new(EventFd::new()?)))).collect();
-        let link = Some(Link::new(qemu.into(), backend.into()));
+        let link = Some(Link::new(OwnedFd::from(qemu).into(), OwnedFd::from(backend).into()));
         Ok(Self { vrings: Vrings::new(calls?), link, started: Instant::now() })
     }
 

@@ -7,7 +7,6 @@ use crate::locks::may_wait;
 use crate::process::{Home, background};
 use crate::stack::Check;
 use crate::{Error, Result};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,7 +26,6 @@ pub(super) struct Shared {
     pub(super) wire: Box<dyn Wire>,
     state: Mutex<State>,
     home: Home,
-    spin_ns: AtomicU64,
 }
 
 /// A host on the network of a wire: addresses, sockets, and a thread that serves them.
@@ -224,17 +222,15 @@ impl Shared {
             if pause == Some(Duration::ZERO) {
                 continue;
             }
-            if let Err(error) = self.rest(pause, &mut inbox) {
+            if let Err(error) = self.rest(pause) {
                 break error;
             }
         };
         self.state().fail(ended);
     }
 
-    /// Looks at the wire for a while where frames come often, then sleeps.
-    fn rest(&self, pause: Option<Duration>, inbox: &mut Packets) -> Result<()> {
-        let spin = Duration::from_nanos(self.spin_ns.load(Relaxed));
-        let _ = (spin, inbox);
+    /// Sleeps until a frame comes, a socket wants something, or the time is over.
+    fn rest(&self, pause: Option<Duration>) -> Result<()> {
         match self.wire.wait(pause) {
             Ok(_) => Ok(()),
             Err(error) if error.is_interruption() => Ok(()),
@@ -251,12 +247,7 @@ impl Host {
     /// no thread can be started.
     pub fn new(wire: Box<dyn Wire>, options: HostOptions) -> Result<Self> {
         let state = State::new(wire.mac(), wire.mtu(), wire.abilities(), options)?;
-        let shared = Arc::new(Shared {
-            wire,
-            state: Mutex::new(state),
-            home: Home::here(),
-            spin_ns: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared { wire, state: Mutex::new(state), home: Home::here() });
         let serving = shared.clone();
         let thread = background("virtnic-stack", move || serving.serve())
             .map_err(|cause| Error::os("starting the stack's thread", cause))?;
