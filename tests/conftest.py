@@ -70,6 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     # Machines without hugepages are tested too: there `auto` warns, which is no error here.
     config.addinivalue_line("filterwarnings", "ignore:.*pass hugepages=None:RuntimeWarning")
+    # A shell that runs us in the background ignores these, and so would all that we start.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
     if config.getoption("numprocesses", None):
         # This process runs no test: those of pytest-xdist do, and take turns.
         config.stash[MEETING_PLACE] = tempfile.TemporaryDirectory(prefix="vt-")
@@ -78,11 +83,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[TURNS] = Turns(Path(worker["turns"]))
     config.stash[SESSION] = leaks.Session()
     config.pluginmanager.register(limits.Limits())
-    # A shell that runs us in the background ignores these, and so would all that we start.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            signal.signal(number, usual)
 
 
 @pytest.hookimpl(optionalhook=True)
