@@ -210,7 +210,7 @@ def test_a_full_queue_wakes_a_sender_by_interrupt(
             os.kill(pid, signal.SIGSTOP)
             try:
                 frames = [arp_request(port.mac)] * 200
-                task = asyncio.create_task(port.send(frames))
+                task = asyncio.create_task(port.send_all(frames))
                 async with asyncio.timeout(20):
                     while not port.stats()["tx_packets"]:
                         await asyncio.sleep(0.01)
