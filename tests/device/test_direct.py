@@ -208,8 +208,8 @@ def test_what_it_does_not_have(scratch: Path) -> None:
         ("user", {}, "frontend='direct' is for vhost-user,path=SOCKET"),
         (f"vhost-user,path={path}", {"accel": "tcg"}, "has no QEMU: leave out accel"),
         (f"vhost-user,path={path}", {"legacy": True}, "no legacy interface"),
-        (f"vhost-user,path={path}", {"interrupts": "msix"}, "interrupts is one of 'eventfd'"),
-        (f"vhost-user,path={path}", {"notify": "qtest"}, "notify is one of 'eventfd'"),
+        (f"vhost-user,path={path}", {"interrupts": "msix"}, "interrupts must be one of 'eventfd'"),
+        (f"vhost-user,path={path}", {"notify": "qtest"}, "notify must be one of 'eventfd'"),
         (f"vhost-user,path={path}", {"properties": {"rss": True}}, "host_mtu is the only one"),
         (f"vhost-user,path={path}", {"properties": {"host_mtu": 67}}, "host_mtu is 68 to 65535"),
         (f"vhost-user,path={path}", {"mac": "01:00:00:00:00:01"}, "group address"),
@@ -220,7 +220,7 @@ def test_what_it_does_not_have(scratch: Path) -> None:
     ):
         with pytest.raises((ValueError, TypeError), match=re.escape(words)):
             virtnic.open(netdev, frontend="direct", **options)
-    with pytest.raises(ValueError, match="frontend is one of 'qemu', 'direct'"):
+    with pytest.raises(ValueError, match="frontend must be one of 'qemu', 'direct'"):
         virtnic.open("user", frontend="kernel")  # type: ignore[arg-type]
     with pytest.raises(virtnic.NetdevUnavailable, match=r"start it first.*wait="):
         direct(path)
