@@ -140,7 +140,7 @@ def test_the_device_coalesces_segments(netns: Netns) -> None:
                     assert len(packet.payload) == 1000 * offload.coalesced_segments
                     assert (offload.segmentation, offload.duplicate_acks) == ("tcp4", 0)
                     assert (offload.checksum, offload.checksum_start) == (None, 0)
-                    with pytest.raises(ValueError, match="coalesced on its way in"):
+                    with pytest.raises(ValueError, match="coalesced on reception"):
                         port.send([frame], offload=offload)
         assert b"".join(got[at] for at in sorted(got)) == payload
         assert max(offload.coalesced_segments for offload in coalesced) > 1

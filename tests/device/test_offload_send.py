@@ -262,10 +262,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"segmentation": "tcp4", "segment_size": 1000, "header_length": 53},
         "header length is 53, but its headers take 54",
     ),
-    "ECN without segments": ({"ecn": True}, "no segmentation of type 0x80"),
+    "ECN without segments": ({"ecn": True}, "unknown type of segmentation 0x80"),
     "ECN with datagrams": (
         {"segmentation": "udp_l4", "segment_size": 1000, "ecn": True},
-        "no segmentation of type 0x85",
+        "unknown type of segmentation 0x85",
     ),
 }
 
@@ -311,7 +311,7 @@ def test_an_offload_that_was_not_negotiated(netns: Netns) -> None:
     with virtnic.open(netns.netdev, offload=False) as port:
         frame = udp((port.mac, netns.mac), (US, KERNEL), (1, 2), b"x")
         offload = Offload(checksum="needed", checksum_start=34, checksum_offset=6)
-        with pytest.raises(ValueError, match=r"frame 1: its offload needs CSUM, .* not in force"):
+        with pytest.raises(ValueError, match=r"frame 1: its offload needs CSUM, .* not negotiated"):
             port.send([frame, frame], offload=[None, offload])
         with pytest.raises(ValueError, match="frame 0: its offload needs CSUM"):
             port.send_all([frame], offload=offload)
