@@ -95,6 +95,7 @@ CALLS: dict[str, Callable[[World, float], object]] = {
     "Port.wait_writable": lambda w, t: w.port.wait_writable(t),
     "Port.send_all": lambda w, t: w.port.send_all([FRAME], t),
     "Port.wait_ready": lambda w, t: w.port.wait_ready(t),
+    "NetQueue.send_all": lambda w, t: w.port.queue(0).send_all([FRAME], t),
     "NetQueue.recv": lambda w, t: w.receive(t, w.port.queue(0)),
     "NetQueue.wait_writable": lambda w, t: w.port.queue(0).wait_writable(t),
     "Qemu.execute": lambda w, t: w.qemu.execute("query-status", timeout=t),

@@ -27,7 +27,8 @@ OPENING = {
     "drop": (["drop", "--seconds", "0"], "--netdev"),
     "watch": (["watch", "--seconds", "0"], "--port"),
 }
-OTHERS = {"qemu-args", "completions", "help"}
+#: `check`, `capture` and `replay` have their own tests of what goes wrong, in `tests/jobs`.
+OTHERS = {"qemu-args", "completions", "help", "check", "capture", "replay"}
 NOT_CONNECTING = ("demo", "doctor")
 
 every_command = pytest.mark.parametrize("name", OPENING)
@@ -79,7 +80,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("bridge,br=br0", [], 2, "give --sandbox spawn"),
         ("user", ["--memory", "3M"], 2, "power of two"),
         ("user", ["--memory", "9e99"], 2, "'9e99'"),
-        ("user", ["--queue-size", "100"], 2, "--queue-size is a power of two"),
+        ("user", ["--queue-size", "100"], 2, "--queue-size must be a power of two"),
         ("user", ["--iova", "0x123"], 2, "iova"),
         ("user", ["--nonsense"], 2, "unknown option --nonsense"),
         ("user", ["--accel", "warp"], 2, "warp"),

@@ -84,6 +84,7 @@ WAITS: dict[str, Callable[[Scene], object]] = {
     "Port.wait_writable": lambda scene: scene.port.wait_writable(LONG),
     "Port.send_all": lambda scene: scene.port.send_all([numbered(scene.port.mac, 0)], LONG),
     "Port.wait_ready": lambda scene: scene.port.wait_ready(LONG),
+    "NetQueue.send_all": lambda scene: scene.queue.send_all([numbered(scene.port.mac, 0)], LONG),
     "NetQueue.recv": lambda scene: scene.queue.recv(timeout=LONG),
     "NetQueue.wait_writable": lambda scene: scene.queue.wait_writable(LONG),
     "Stack.poll": lambda scene: scene.stack().poll(LONG),

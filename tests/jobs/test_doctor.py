@@ -74,7 +74,7 @@ def test_no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_program_that_is_no_qemu() -> None:
     found = by_name(doctor.checks("/bin/true"))
     assert found["QEMU"].status == "missing"
-    assert "does not answer like QEMU does" in found["QEMU"].found
+    assert "does not answer like QEMU but with" in found["QEMU"].found
     assert "accelerator" not in found
 
 

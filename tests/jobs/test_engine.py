@@ -315,7 +315,7 @@ def test_bad_arguments(port: virtnic.Port) -> None:
         virtnic.forward(port, port)
     with pytest.raises(ValueError, match="mode"):
         virtnic.reflect(port, mode="nonsense")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no frame"):
+    with pytest.raises(ValueError, match="frames must not be empty"):
         virtnic.generate(port, frames=[], seconds=1)
     with pytest.raises(ValueError, match="frame 1"):
         virtnic.generate(port, frames=[b"x" * 60, b""], seconds=1)

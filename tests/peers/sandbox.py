@@ -197,7 +197,11 @@ class Program(Sandboxed):
         """Start it."""
         super().__init__(container, shared, [PYTHON, "-c", _INTERPRETER])
         try:
-            self.run("import os, time, virtnic\nfrom support.traffic import echo")
+            self.run(
+                "import os, time, virtnic\n"
+                "from support.inside import machine_of\n"
+                "from support.traffic import echo"
+            )
         except BaseException:
             self.kill()
             raise

@@ -29,8 +29,8 @@ LATER = {
     "virtnic.cli.output",
     "virtnic.loops.engine",
     "virtnic.memory",
+    "virtnic.nic.host",
     "virtnic.nic.port",
-    "virtnic.nic.qemu",
     "virtnic.pci",
     "virtnic.qemu",
 }
