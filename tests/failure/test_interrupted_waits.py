@@ -21,7 +21,7 @@ import pytest
 import virtnic
 from peers.ring_backend import RingBackend
 from support.frames import numbered
-from virtnic import _native
+from virtnic import _native, net, vhost_user
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -47,21 +47,49 @@ class Scene:
         stack.configure("10.0.0.1/24")
         return stack
 
-    def qtest(self) -> object:
-        """Connect to a QEMU that accepts, and say something that it never answers."""
+    def host(self, wait: Callable[[net.Stack], object]) -> object:
+        """Wait in a stack of sockets that nobody answers."""
+        with net.Stack(self.port, address="10.0.0.1/24") as stack:
+            return wait(stack)
+
+    def accept(self, stack: net.Stack) -> object:
+        with stack.create_server(("", 80)) as server:
+            server.settimeout(LONG)
+            return server.accept()
+
+    def datagram(self, stack: net.Stack) -> object:
+        with stack.socket(type=socket.SOCK_DGRAM) as udp:
+            udp.bind(("", 7))
+            udp.settimeout(LONG)
+            return udp.recv(1)
+
+    @contextlib.contextmanager
+    def mute(self) -> Iterator[str]:
+        """Listen at a socket, and never answer."""
         path = self.directory / "mute"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen()
             try:
-                with contextlib.closing(_native.QTest(str(path), timeout=LONG)) as qtest:
-                    return qtest.readl(0)
+                yield str(path)
             finally:
                 path.unlink()
+
+    def qtest(self) -> object:
+        with self.mute() as path, contextlib.closing(_native.QTest(path, timeout=LONG)) as qtest:
+            return qtest.readl(0)
+
+    def vhost_user(self) -> object:
+        with self.mute() as path, vhost_user.Frontend(path) as frontend:
+            return frontend.receive(LONG)
 
     def interposer(self) -> object:
         listen, backend = (str(self.directory / name) for name in ("front", "nobody"))
         return _native.Interposer(listen, backend, wait=LONG)
+
+    def front_end(self) -> object:
+        nobody = f"vhost-user,path={self.directory / 'nobody'},wait={LONG}"
+        return virtnic.open(nobody, frontend="direct", memory=self.port.memory)
 
     def child(self) -> object:
         child = _native.spawn(["sleep", str(LONG)], dict(os.environ), sys.stderr.fileno())
@@ -97,16 +125,32 @@ WAITS: dict[str, Callable[[Scene], object]] = {
     "reflect": lambda scene: virtnic.reflect(scene.port, seconds=LONG),
     "generate": lambda scene: virtnic.generate(scene.port, seconds=LONG),
     "exchange": lambda scene: virtnic.exchange(scene.port, seconds=LONG),
+    "NetStack.arp": lambda scene: scene.host(lambda stack: stack.arp("10.0.0.2", LONG)),
+    "NetStack.ping": lambda scene: scene.host(lambda stack: stack.ping("10.0.0.2", timeout=LONG)),
+    "NetStack.dhcp": lambda scene: scene.host(lambda stack: stack.dhcp(LONG)),
+    "NetStack.wait_ipv6": lambda scene: scene.host(lambda stack: stack.wait_ipv6(LONG)),
+    "NetSocket.accept": lambda scene: scene.host(scene.accept),
+    "NetSocket.recv": lambda scene: scene.host(scene.datagram),
+    "NetSocket.connect": lambda scene: scene.host(
+        lambda stack: stack.create_connection(("10.0.0.2", 80), timeout=LONG)
+    ),
+    "FrontEnd": Scene.front_end,
+    "VhostWire.receive": Scene.vhost_user,
     "QTest": Scene.qtest,
     "Interposer": Scene.interposer,
     "Child.wait": Scene.child,
 }
 #: The same loop, wait or base class as one above.
-ALIKE = {"forward", "run", "NetPort.recv", "NetPort.wait_writable"}
+ALIKE = {
+    *("forward", "run", "play", "NetPort.recv", "NetPort.wait_writable", "VhostWire.send"),
+    *("NetSocket.recv_into", "NetSocket.recv_from", "NetSocket.recv_from_into"),
+    *("NetSocket.send", "NetSocket.send_all", "NetSocket.send_to"),
+}
 #: Those of QMP wait in its event loop's thread, as Python's own futures do.
-ELSEWHERE = {"Qemu.connect", "Qemu.execute", "Qemu.remove_nic"}
+#: A stack's frames for a wire of Python's are taken in a thread of its own.
+ELSEWHERE = {"Qemu.connect", "Qemu.execute", "StackWire.take"}
 #: What says what others do.
-PROTOCOLS = {"PacketPort.recv"}
+PROTOCOLS = {"PacketPort.recv", "PacketPort.send_all"}
 
 
 def waits() -> Iterator[str]:

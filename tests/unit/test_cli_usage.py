@@ -52,7 +52,8 @@ def test_help_of_a_command_has_examples_that_parse(
         assert parse(shlex.split(example)).command == example.split()[0]
     if name in ("check", "completions"):  # they start no QEMU
         return
-    wanted = ["--qemu", "--accel", "--sandbox", "--netdev", "--json"]
+    wanted = ["--qemu", "--accel", "--sandbox", "--json"]
+    wanted.append("--port" if name in ("capture", "replay") else "--netdev")
     if name != "qemu-args":  # it has neither a memory nor a choice of machine
         wanted += ["--machine", "--hugepages", "--iova"]
     for option in wanted:

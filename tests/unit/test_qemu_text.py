@@ -99,5 +99,5 @@ def test_a_directory_may_have_any_name(qemu_command: str, scratch: Path) -> None
         place.rmdir()
     for wrong in ("a\0b", "\ud800"):
         for start in (lambda path: virtnic.Qemu(directory=path), virtnic.Qemu.connect):
-            with pytest.raises(ValueError, match=r"the directory: .* no path"):
+            with pytest.raises(ValueError, match=r"the directory: .* cannot be a path"):
                 start(os.fspath(scratch / wrong))
