@@ -155,10 +155,13 @@ def main() -> None:
     while fault == "stderr for ever":
         sys.stderr.write("warning: " + "w" * 10_000 + "\n")
     if fault != "no sockets":
-        # A real one connects here and waits for the memory; this one wants none.
-        threading.Thread(target=qmp, args=(fault, listen("qmp"))).start()
+        # A real one connects here and waits for the memory; this one wants none. Like a real one it
+        # listens at both sockets before it answers at either.
+        served = [(qmp, listen("qmp"))]
         if fault != "no qtest":
-            threading.Thread(target=qtest, args=(fault, listen("qtest"))).start()
+            served.append((qtest, listen("qtest")))
+        for serve, listener in served:
+            threading.Thread(target=serve, args=(fault, listener)).start()
     time.sleep(1000)
 
 
