@@ -79,6 +79,7 @@ def starving(limit: str, steps: int, *, user: int = os.geteuid()) -> None:
 
 MEMORY = """
 import gc, os, resource, virtnic
+from virtnic.nic.port import host_of
 
 gc.disable()
 SMALL = {"hugepages": None, "jumbo_buffers": 0}
@@ -120,7 +121,7 @@ for name, call in {
         if name != "Memory" and made is not None:
             made.close()
         made = None
-        assert machine_of(qemu).nics == [], (name, more)
+        assert host_of(qemu).machine.nics == [], (name, more)
         with qemu.attach("user") as port:
             assert port.link
         assert held()[0] == before[0] and held()[1] <= before[1], (name, more, held(), before)
