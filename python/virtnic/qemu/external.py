@@ -144,7 +144,7 @@ class ExternalProcess(Owner):
         """Whether it is still running, as far as known."""
         return not self._ended.is_set()
 
-    def death(self, patience: float = 1.0) -> str:
+    def death(self, patience: float = 5.0) -> str:
         """Describe how it ended. Waits up to ``patience`` seconds."""
         if self._verdict is not None:
             return f"the QEMU {self.where} {self._verdict}: it must be ended where it was started"
@@ -153,7 +153,7 @@ class ExternalProcess(Owner):
                 f"the QEMU {self.where} closed its sockets: it ended, crashed or was killed; "
                 "see its output where it was started"
             )
-        return f"the QEMU {self.where} closed a socket but still runs"
+        return f"the QEMU {self.where} closed a socket; whether it still runs is not known here"
 
     def on_death(self, callback: Callable[[QemuDied], object]) -> None:
         """Call back once, in the loop's thread, when it ends unexpectedly (at once if it has)."""
