@@ -228,6 +228,8 @@ class LoopThread:
         #: The descriptors that the thread depends on, and the files they refer to.
         self._vital: list[Identity] = []
         self._deaf = False
+        #: Set before the thread closes those descriptors itself.
+        self._closes = False
         self._selector: selectors.EpollSelector | None = None
         self._loop: asyncio.SelectorEventLoop | None = None
         self._failure: BaseException | None = None
@@ -303,6 +305,7 @@ class LoopThread:
                 self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         finally:
             asyncio.set_event_loop(None)
+            self._closes = True
             self._loop.close()
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -426,15 +429,13 @@ class LoopThread:
 
         It then sleeps for ever without using the processor; another one takes its place.
         """
-        heard = self._loop_is_over or all(known.is_still for known in self._vital)
-        if not self._deaf and not heard:
+        if not self._deaf and not all(known.is_still for known in self._vital):
+            # Only now: a thread that ends says so first, and closes them then.
+            if self._closes:
+                return False
             self._deaf = self.ending = True
             _log.error("%s", DEAF)
         return self._deaf
-
-    @property
-    def _loop_is_over(self) -> bool:
-        return self._loop is None or self._loop.is_closed()
 
     def end(self) -> None:
         """End the thread; for :class:`Hold` only. Repeated calls are allowed."""
