@@ -1,4 +1,4 @@
-"""`virtnic check`: each clause is kept by a backend that is right, and catches one that is not."""
+"""`virtnic check`: a correct backend passes each clause, and a backend that breaks it fails."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -30,7 +30,7 @@ def test_a_backend_that_is_right(scratch: Path) -> None:
 
 @ALL
 def test_a_backend_that_breaks_it(scratch: Path, clause: Clause) -> None:
-    """The clause finds it, and says what it saw."""
+    """The clause fails, and says what it saw."""
     with CheckedBackend(path_of(scratch), clause.id) as backend:
         (result,) = run(backend.path, [clause], timeout=1.0)
     assert result.verdict == "wrong", result
@@ -46,7 +46,7 @@ def test_ids_stay_and_are_complete() -> None:
 
 
 def test_a_backend_that_goes(scratch: Path) -> None:
-    """What is left is not tried, and says since when."""
+    """The remaining clauses are not tried, and name the clause after which it stopped."""
     with CheckedBackend(path_of(scratch), "MSG-06") as backend:
         results = list(run(backend.path, timeout=1.0))
     verdicts = {result.clause.id: result.verdict for result in results}
@@ -58,7 +58,7 @@ def test_a_backend_that_goes(scratch: Path) -> None:
 
 @pytest.mark.needs("testpmd")
 def test_testpmd(testpmd: Callable[..., Testpmd]) -> None:
-    """Known of it: without ``tso=1`` it offers HOST_ECN alone (FEAT-03)."""
+    """FEAT-03 is a known fault: without ``tso=1`` it offers HOST_ECN alone."""
     results = list(run(testpmd().sockets[0]))
     wrong = {result.clause.id: result.seen for result in results if result.verdict != "ok"}
     assert wrong.keys() <= {"FEAT-03"}, wrong
@@ -81,7 +81,7 @@ def test_the_command(scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     suite = ET.fromstring(report.read_text())
     assert (suite.get("tests"), suite.get("failures")) == ("6", "1")
     assert main(["check", "--explain", "RING-02"]) == 0
-    assert "what is right" in capsys.readouterr().out
+    assert "expects" in capsys.readouterr().out
     assert main(["check", "--explain", "RING-99"]) == 2
     assert main(["check"]) == 2
     assert main(["check", netdev, "--only", "nonsense"]) == 2

@@ -1,12 +1,12 @@
-"""Does a vhost-user backend keep the rules? One clause after another, by a front-end of our own.
+"""Checks whether a vhost-user backend follows the vhost-user protocol and VIRTIO 1.3.
 
 >>> from virtnic.check import run
 >>> for result in run("/run/vhu0"):
 ...     print(result.clause.id, result.verdict, result.seen)
 
-A clause is data: an id that stays, where it is written, what is done, what is right, and a
-function that does it. Needs neither QEMU nor root. The frames go nowhere and come from nowhere:
-give it a socket on which nobody else is served.
+Each rule is a :class:`Clause`: a permanent id, its source in the specification, what the test
+does, what it expects, and the function that runs it. Neither QEMU nor root is needed. Use a
+backend that serves nobody else: the clauses connect, disconnect and send test frames.
 """
 
 from virtnic.check.clause import Bench, Clause, NotOffered, Wrong

@@ -1,4 +1,4 @@
-"""What a clause is, and what it is tried with."""
+"""`Clause`: one rule to check. `Bench`: the backend that it is checked on."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ __all__ = [
     "bits",
 ]
 
-#: What a row is about.
+#: What a clause is about.
 Group = Literal["features", "messages", "rings"]
 
-#: Feature bits: VERSION_1, and that there are protocol features.
+#: Feature bits 32 (VERSION_1) and 30 (the backend has protocol features).
 VERSION_1, PROTOCOL_FEATURES = 1 << 32, 1 << 30
-#: Protocol features that are turned on where they are offered.
+#: Protocol features that :meth:`Bench.meet` enables if the backend offers them.
 USED = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
 
 
 class Wrong(Exception):
-    """The backend does not keep the clause; the message says what was seen."""
+    """The backend breaks the rule; the message says what was seen."""
 
 
 class NotOffered(Exception):
-    """The backend does not offer what the clause is about; the message says what."""
+    """The backend lacks the feature that the clause needs; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One row."""
+    """One rule, and the function that checks it."""
 
-    #: Stays for ever.
+    #: Permanent: a clause whose demand changes gets a new id.
     id: str
     group: Group
     title: str
     #: The section of VIRTIO 1.3, or the message of QEMU's "Vhost-user Protocol".
     source: str
-    #: What is done, and what is right, in one sentence each.
+    #: What the check does, and what it expects: one sentence each.
     does: str
     right: str
     #: Returns what was seen; raises :class:`Wrong` or :class:`NotOffered`.
@@ -61,23 +61,26 @@ class Clause:
 
 
 def bits(features: int) -> str:
-    """Return feature bits as numbers."""
+    """Return the numbers of the bits that are set, for messages."""
     return ", ".join(str(bit) for bit in range(64) if features >> bit & 1) or "none"
 
 
 class Bench:
-    """A backend, and what a clause tries it with. What was opened is closed at the end."""
+    """The backend under test. Closes every connection and eventfd that it made."""
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 3.0) -> None:
         self.path, self.timeout = path, timeout
         self._stack = ExitStack()
 
     def connect(self) -> Frontend:
-        """Return a connection on which nothing was said."""
+        """Return a new connection; no message has been sent on it."""
         return self._stack.enter_context(Frontend(self.path, timeout=self.timeout))
 
     def meet(self) -> tuple[Frontend, int, ProtocolFeature]:
-        """Return a connection whose features are known, with them; those of USED are on."""
+        """Connect, and enable the protocol features in USED that are offered.
+
+        Returns the connection, the feature bits and the protocol features that were offered.
+        """
         frontend = self.connect()
         features = frontend.get_features()
         protocol = ProtocolFeature(0)
@@ -88,18 +91,21 @@ class Bench:
         return frontend, features, protocol
 
     def acknowledged(self) -> tuple[Frontend, int]:
-        """Return a connection on which requests are acknowledged, and its features."""
+        """Connect with REPLY_ACK; return the connection and the feature bits.
+
+        Raises NotOffered where the backend has no REPLY_ACK.
+        """
         frontend, features, _ = self.meet()
         if not frontend.acknowledged:
-            raise NotOffered("REPLY_ACK is not offered: nothing tells what was refused")
+            raise NotOffered("REPLY_ACK is not offered, so a refusal cannot be seen")
         return frontend, features
 
     def memory(self) -> virtnic.Memory:
-        """Return memory to be shared."""
+        """Return new memory to share with the backend."""
         return virtnic.Memory("4M", hugepages=None)
 
     def event(self) -> virtnic.EventFd:
-        """Return an eventfd."""
+        """Return a new eventfd."""
         event = virtnic.EventFd()
         self._stack.callback(event.close)
         return event

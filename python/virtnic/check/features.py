@@ -1,4 +1,4 @@
-"""Clauses about what a backend offers and accepts."""
+"""Clauses FEAT-…: the feature bits that a backend offers and accepts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from virtnic.vhost_user import Refused
 
 __all__ = ["CLAUSES"]
 
-#: Offloads, and what each needs one of (VIRTIO 1.3, 5.1.3.1).
+#: Features that depend on others: each needs one of the bits listed (VIRTIO 1.3, 5.1.3.1).
 _NEEDS = {
     7: (1,),
     8: (1,),
@@ -35,17 +35,17 @@ _NEEDS = {
 def _stays(bench: Bench) -> str:
     frontend, features, _ = bench.meet()
     again = frontend.get_features()
-    frontend.close()  # some serve one front-end at a time
+    frontend.close()  # some backends serve one front-end at a time
     other = bench.connect().get_features()
     if not features == again == other:
-        raise Wrong(f"{features:#x}, then {again:#x}, to another front-end {other:#x}")
+        raise Wrong(f"{features:#x}, then {again:#x}, and {other:#x} on a second connection")
     return f"bits {bits(features)}"
 
 
 def _version_1(bench: Bench) -> str:
     features = bench.connect().get_features()
     if not features & VERSION_1:
-        raise Wrong(f"bits {bits(features)}")
+        raise Wrong(f"bit 32 is not offered; offered are bits {bits(features)}")
     return "bit 32 is offered"
 
 
@@ -55,7 +55,7 @@ def _needs(bench: Bench) -> str:
         if features >> bit & 1 and not any(features >> need & 1 for need in needs):
             wanted = " or ".join(map(str, needs))
             raise Wrong(f"bit {bit} is offered without bit {wanted}")
-    return "each that is offered has what it needs"
+    return "every dependency is offered"
 
 
 def _protocol(bench: Bench) -> str:
@@ -84,7 +84,7 @@ def _each_alone(bench: Bench) -> str:
         except DeviceError as error:
             raise Wrong(f"bit {bit}: {error}") from None
         tried += 1
-    return f"{tried} bits were accepted"
+    return f"{tried} bits accepted"
 
 
 def _all(bench: Bench) -> str:
@@ -93,32 +93,32 @@ def _all(bench: Bench) -> str:
         frontend.set_features(features)
     except DeviceError as error:
         raise Wrong(str(error)) from None
-    return f"{features:#x} was accepted"
+    return f"{features:#x} accepted"
 
 
 def _not_offered(bench: Bench) -> str:
     frontend, features = bench.acknowledged()
-    # Bits that no device has a meaning for: 42 to 49 are reserved (VIRTIO 1.3, 2.2).
+    # Bits 42 to 49 are reserved: no device type uses them (VIRTIO 1.3, 2.2).
     absent = next((bit for bit in range(42, 50) if not features >> bit & 1), None)
     if absent is None:
         raise NotOffered("every reserved bit is offered")
     try:
         frontend.set_features(features & (VERSION_1 | PROTOCOL_FEATURES) | 1 << absent)
     except Refused as refused:
-        return f"bit {absent} was refused with {refused.code}"
+        return f"bit {absent} was refused with code {refused.code}"
     except ConnectionError:
-        return f"bit {absent} was refused: it hung up"
-    raise Wrong(f"bit {absent}, which it does not offer, was acknowledged with 0")
+        return f"bit {absent} was refused: the backend closed the connection"
+    raise Wrong(f"bit {absent} is not offered, and was acknowledged with 0")
 
 
 CLAUSES = (
     Clause(
         "FEAT-01",
         "features",
-        "what is offered stays the same",
+        "the offered features do not change",
         "Vhost-user Protocol, VHOST_USER_GET_FEATURES",
-        "Asks twice on one connection and once on another.",
-        "Three equal answers of 64 bits.",
+        "Sends GET_FEATURES twice on one connection and once on another.",
+        "All three replies carry the same 64 bits.",
         _stays,
     ),
     Clause(
@@ -126,53 +126,53 @@ CLAUSES = (
         "features",
         "VERSION_1 is offered",
         "VIRTIO 1.3, 6.2",
-        "Looks at bit 32.",
-        "A device offers it.",
+        "Reads bit 32 of the offered features.",
+        "The bit is set.",
         _version_1,
     ),
     Clause(
         "FEAT-03",
         "features",
-        "an offload comes with what it needs",
+        "each offered feature comes with those that it requires",
         "VIRTIO 1.3, 2.2.1 and 5.1.3.1",
         "Looks for offloads without CSUM or GUEST_CSUM, and ECN without TSO.",
-        "None is offered without one that it requires.",
+        "No feature is offered without the features that it requires.",
         _needs,
     ),
     Clause(
         "FEAT-04",
         "features",
-        "protocol features are told",
+        "the protocol features do not change",
         "Vhost-user Protocol, VHOST_USER_GET_PROTOCOL_FEATURES",
-        "Asks twice for them, where bit 30 is offered.",
-        "Two equal answers of 64 bits.",
+        "If bit 30 is offered, sends GET_PROTOCOL_FEATURES twice.",
+        "Both replies carry the same 64 bits.",
         _protocol,
     ),
     Clause(
         "FEAT-05",
         "features",
-        "each that is offered is accepted alone",
+        "each offered feature is accepted alone",
         "VIRTIO 1.3, 2.2.2; VHOST_USER_SET_FEATURES",
-        "Sets each bit with VERSION_1 and what it needs, one after another.",
-        "Each is acknowledged with 0.",
+        "Sends SET_FEATURES once for each offered bit, with VERSION_1 and the bits it requires.",
+        "Each request is acknowledged with 0.",
         _each_alone,
     ),
     Clause(
         "FEAT-06",
         "features",
-        "all that is offered is accepted at once",
+        "all offered features are accepted together",
         "VIRTIO 1.3, 2.2.2; VHOST_USER_SET_FEATURES",
-        "Sets all that was offered.",
-        "It is acknowledged with 0.",
+        "Sends SET_FEATURES with all offered bits.",
+        "The request is acknowledged with 0.",
         _all,
     ),
     Clause(
         "FEAT-07",
         "features",
-        "what is not offered is refused",
+        "a feature that is not offered is refused",
         "VIRTIO 1.3, 2.2.2; VHOST_USER_SET_FEATURES",
-        "Sets a reserved bit that was not offered.",
-        "The acknowledgement is not 0, or it hangs up.",
+        "Sends SET_FEATURES with a reserved bit that is not offered.",
+        "The acknowledgement is not 0, or the backend closes the connection.",
         _not_offered,
     ),
 )

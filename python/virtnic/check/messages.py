@@ -1,4 +1,4 @@
-"""Clauses about single messages."""
+"""Clauses MSG-…: requests, replies and connections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _acknowledged(bench: Bench) -> str:
             frontend.set_vring_enable(0, False)
     except (DeviceError, TimeoutError) as error:
         raise Wrong(str(error)) from None
-    return "each was acknowledged with 0"
+    return "every request was acknowledged with 0"
 
 
 def _unasked(bench: Bench) -> str:
@@ -33,9 +33,10 @@ def _unasked(bench: Bench) -> str:
     frontend.send(Request.GET_FEATURES)
     answer = frontend.receive()
     if answer is None or answer.request != Request.GET_FEATURES:
-        what = "nothing" if answer is None else f"an answer to message {answer.request}"
-        raise Wrong(f"{what} came first")
-    return "only the question was answered"
+        if answer is None:
+            raise Wrong("GET_FEATURES was not answered")
+        raise Wrong(f"the first reply was to message {answer.request}")
+    return "only GET_FEATURES was answered"
 
 
 def _queues(bench: Bench) -> str:
@@ -55,7 +56,7 @@ def _base(bench: Bench) -> str:
     frontend.set_mem_table([Region.of(memory)])
     for ring, base in ((0, 0), (1, 77)):
         at = 0x4000 * ring
-        # Nothing is available: the index is where the ring goes on.
+        # The ring is idle: the available and the used index are both at its base.
         memory.write(at + 0x1002, base.to_bytes(2, "little"))
         memory.write(at + 0x2002, base.to_bytes(2, "little"))
         address = memory.address + at
@@ -69,8 +70,8 @@ def _base(bench: Bench) -> str:
         except DeviceError as error:
             raise Wrong(str(error)) from None
         if found != base:
-            raise Wrong(f"ring {ring}, set to {base} and idle, was at {found}")
-    return "0 and 77 came back"
+            raise Wrong(f"ring {ring} was idle at {base}; the reply says {found}")
+    return "the replies were 0 and 77"
 
 
 def _regions(bench: Bench) -> str:
@@ -82,7 +83,7 @@ def _regions(bench: Bench) -> str:
             frontend.set_mem_table([Region.of(memory) for memory in memories[:count]])
         except DeviceError as error:
             raise Wrong(f"{count} regions: {error}") from None
-    return "1, 2, 4 and again 1 region were taken"
+    return "tables of 1, 2, 4 and 1 regions accepted"
 
 
 def _short(bench: Bench) -> str:
@@ -90,19 +91,19 @@ def _short(bench: Bench) -> str:
     try:
         frontend.tell(Request.SET_FEATURES, bytes(4))
     except Refused as refused:
-        seen = f"refused with {refused.code}"
+        seen = f"it was refused with code {refused.code}"
     except (ConnectionError, DeviceError):
-        seen = "hung up on"
+        seen = "the backend closed the connection"
     except TimeoutError:
-        seen = "not answered"
+        seen = "it was not answered"
     else:
-        seen = "taken"
+        seen = "it was accepted"
     frontend.close()
     try:
         bench.connect().get_features()
     except (OSError, DeviceError) as error:
-        raise Wrong(f"it was {seen}; the next front-end: {error}") from None
-    return f"it was {seen}, and the next front-end was answered"
+        raise Wrong(f"{seen}; the next connection failed: {error}") from None
+    return f"{seen}; the next connection was served"
 
 
 def _gone(bench: Bench) -> str:
@@ -117,9 +118,9 @@ def _gone(bench: Bench) -> str:
     half.close()
     again, now, _ = bench.meet()
     if now != features:
-        raise Wrong(f"it offered {features:#x}, and {now:#x} afterwards")
+        raise Wrong(f"it offered {features:#x} before, and {now:#x} after")
     again.set_features(now & (VERSION_1 | PROTOCOL_FEATURES))
-    return "the next front-end was served"
+    return "the next connection was served"
 
 
 CLAUSES = (
@@ -128,62 +129,62 @@ CLAUSES = (
         "messages",
         "requests are acknowledged",
         "Vhost-user Protocol, VHOST_USER_PROTOCOL_F_REPLY_ACK",
-        "Sets one ring up, each request with the flag that asks for a reply.",
-        "Each is answered with 0, by its own number.",
+        "Sets up a ring; every request has the need_reply flag.",
+        "Every request gets one reply with its own request number and the value 0.",
         _acknowledged,
     ),
     Clause(
         "MSG-02",
         "messages",
-        "who was not asked does not answer",
+        "a request without need_reply gets no reply",
         "Vhost-user Protocol, Communication",
-        "Sends SET_OWNER without the flag that asks for a reply, then a question.",
-        "The first answer is that to the question.",
+        "Sends SET_OWNER without the need_reply flag, then GET_FEATURES.",
+        "The first reply is the one to GET_FEATURES.",
         _unasked,
     ),
     Clause(
         "MSG-03",
         "messages",
-        "there is a queue pair",
+        "the number of queue pairs is valid",
         "Vhost-user Protocol, VHOST_USER_GET_QUEUE_NUM; VIRTIO 1.3, 5.1.4.1",
-        "Asks for the number, where MQ is offered.",
-        "1 to 32,768.",
+        "If MQ is offered, sends GET_QUEUE_NUM.",
+        "The reply is between 1 and 32,768.",
         _queues,
     ),
     Clause(
         "MSG-04",
         "messages",
-        "a ring that is stopped says where it is",
+        "GET_VRING_BASE returns the base of an idle ring",
         "Vhost-user Protocol, VHOST_USER_GET_VRING_BASE",
         "Starts two idle split rings at 0 and 77, and stops them.",
-        "The answers name the ring, and say 0 and 77.",
+        "Each reply names its ring, and the bases are 0 and 77.",
         _base,
     ),
     Clause(
         "MSG-05",
         "messages",
-        "memory comes in several regions, and is replaced",
+        "memory tables of several regions are accepted",
         "Vhost-user Protocol, VHOST_USER_SET_MEM_TABLE",
-        "Shares 1, 2, 4 and again 1 region.",
+        "Sends SET_MEM_TABLE with 1, 2, 4 and then 1 region.",
         "Each table is acknowledged with 0.",
         _regions,
     ),
     Clause(
         "MSG-06",
         "messages",
-        "a message that is too short does no harm",
+        "a truncated request does no harm",
         "Vhost-user Protocol, Message Specification",
-        "Sends SET_FEATURES with 4 bytes, then connects anew.",
-        "Whatever becomes of it, the next front-end is answered.",
+        "Sends SET_FEATURES with a payload of 4 bytes, then connects again.",
+        "The new connection is served, whatever happened to the first.",
         _short,
     ),
     Clause(
         "MSG-07",
         "messages",
-        "a front-end that goes leaves room for the next",
+        "a front-end that disconnects leaves room for the next",
         "Vhost-user Protocol, Communication",
-        "Hangs up in the middle of setting a ring up, and in the middle of a greeting.",
-        "The next is served, and offered the same.",
+        "Disconnects while setting up a ring, and after the first request of a connection.",
+        "The next connection is served and offered the same features.",
         _gone,
     ),
 )

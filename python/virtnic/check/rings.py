@@ -1,4 +1,4 @@
-"""Clauses about the transmit ring: split, and of one descriptor or two for each frame."""
+"""Clauses RING-…: a split transmit ring, with one or two descriptors a frame."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["CLAUSES"]
 _SIZE = 16
 _DESCRIPTOR = struct.Struct("<QIHH")
 _NEXT = 1
-#: Where the rings lie, and how far their areas are apart.
+#: The distance between two rings in memory, and of the available and used areas from their table.
 _RINGS, _AVAILABLE, _USED = 0x10000, 0x1000, 0x2000
-#: Frames, each with its header, and what surrounds them and the rings.
+#: Where the frames are, the bytes of each with its header, and the fill byte of unused memory.
 _FRAMES, _FRAME, _GUARD = 0x40000, 12 + 64, 0xA5
 _ETHERNET = b"\xff" * 6 + b"\x52\x54\x00\x00\x00\x01" + b"\x88\xb5" + bytes(50)
 
@@ -64,7 +64,7 @@ class _Ring:
         return self._word(_USED + 2)
 
     def send(self, heads: list[int], *, apart: bool = False) -> None:
-        """Make frames available, each by the descriptor of its number; the header apart in two."""
+        """Make one frame available at each head; ``apart``: the header has its own descriptor."""
         for head in heads:
             offset = _FRAMES + 0x200 * head
             self.memory.write(offset, bytes(12) + _ETHERNET)
@@ -82,17 +82,17 @@ class _Ring:
         self.kick.signal()
 
     def finished(self, count: int) -> list[tuple[int, int]]:
-        """Wait for so many used entries, and return them: id and length. Raises Wrong."""
+        """Wait for ``count`` used entries; return the id and length of each. Raises Wrong."""
         deadline = time.monotonic() + self._timeout
         wanted = (self._popped + count) & 0xFFFF
         while (self.used - self._popped) & 0xFFFF < count:
             if time.monotonic() > deadline:
                 found = (self.used - self._popped) & 0xFFFF
-                raise Wrong(f"{found} of {count} frames were taken in {self._timeout:g} s")
+                raise Wrong(f"{found} of {count} frames were used within {self._timeout:g} s")
             time.sleep(0.0005)
-        time.sleep(0.002)  # for one who goes too far
+        time.sleep(0.002)  # time for a backend to return too many
         if self.used != wanted:
-            raise Wrong(f"the used index is {self.used} where {wanted} frames were made available")
+            raise Wrong(f"the used index is {self.used}, the available index {wanted}")
         entries = []
         for _ in range(count):
             at = self._at + _USED + 4 + 8 * (self._popped % _SIZE)
@@ -101,7 +101,7 @@ class _Ring:
         return entries
 
     def stop(self) -> int:
-        """Stop both rings; return where the transmit ring was."""
+        """Stop both rings; return the base of the transmit ring."""
         self.frontend.get_vring_base(0)
         return self.frontend.get_vring_base(1)
 
@@ -113,8 +113,8 @@ def _ids(bench: Bench) -> str:
     ids = [ident for ident, _ in ring.finished(len(heads))]
     ring.stop()
     if sorted(ids) != sorted(heads):
-        raise Wrong(f"{heads} were made available, {ids} came back")
-    return f"{len(ids)} came back, each once"
+        raise Wrong(f"heads {heads} were made available, {ids} were used")
+    return f"{len(ids)} heads were used once each"
 
 
 def _lengths(bench: Bench) -> str:
@@ -123,8 +123,8 @@ def _lengths(bench: Bench) -> str:
     lengths = [length for _, length in ring.finished(3)]
     ring.stop()
     if any(lengths):
-        raise Wrong(f"lengths {lengths} of buffers that are only read")
-    return "0 bytes were written"
+        raise Wrong(f"the lengths of read-only buffers are {lengths}")
+    return "every length is 0"
 
 
 def _laps(bench: Bench) -> str:
@@ -134,9 +134,9 @@ def _laps(bench: Bench) -> str:
         ring.send(heads)
         ids = sorted(ident for ident, _ in ring.finished(5))
         if ids != sorted(heads):
-            raise Wrong(f"after {start} frames {heads} were made available, {ids} came back")
+            raise Wrong(f"after {start} frames heads {heads} were made available, {ids} were used")
     ring.stop()
-    return "5 laps"
+    return "80 frames were used"
 
 
 def _apart(bench: Bench) -> str:
@@ -146,8 +146,8 @@ def _apart(bench: Bench) -> str:
     ids = sorted(ident for ident, _ in ring.finished(4))
     ring.stop()
     if ids != heads:
-        raise Wrong(f"chains {heads} were made available, {ids} came back")
-    return "4 chains came back by their heads"
+        raise Wrong(f"chains {heads} were made available, {ids} were used")
+    return "4 chains were used by their heads"
 
 
 def _outside(bench: Bench) -> str:
@@ -164,8 +164,11 @@ def _outside(bench: Bench) -> str:
         if before[at] != after[at] and not any(at in area for area in used)
     ]
     if changed:
-        raise Wrong(f"{len(changed)} bytes were written, the first at offset {changed[0]:#x}")
-    return "nothing but the used rings was written"
+        raise Wrong(
+            f"{len(changed)} bytes outside the used rings were written, the first at offset "
+            f"{changed[0]:#x}"
+        )
+    return "only the used rings were written"
 
 
 def _resumes(bench: Bench) -> str:
@@ -174,36 +177,36 @@ def _resumes(bench: Bench) -> str:
     ring.finished(5)
     base = ring.stop()
     if base != 5:
-        raise Wrong(f"5 frames were taken, and the ring was at {base}")
-    return "it was at 5"
+        raise Wrong(f"5 frames were used; the reply says {base}")
+    return "the reply was 5"
 
 
 CLAUSES = (
     Clause(
         "RING-01",
         "rings",
-        "buffers come back by their ids",
+        "each buffer is used once, under its id",
         "VIRTIO 1.3, 2.7.8",
-        "Makes six frames available, by descriptors out of order.",
-        "Each head is used once, and no other.",
+        "Makes six frames available; the heads are not in order.",
+        "The used entries name each head once and no other.",
         _ids,
     ),
     Clause(
         "RING-02",
         "rings",
-        "what is only read has a used length of 0",
+        "the used length of a transmitted frame is 0",
         "VIRTIO 1.3, 2.7.8",
         "Sends three frames.",
-        "The length is that of what was written: 0.",
+        "The length counts bytes that the device wrote, so it is 0.",
         _lengths,
     ),
     Clause(
         "RING-03",
         "rings",
-        "a ring goes round",
+        "the ring wraps around",
         "VIRTIO 1.3, 2.7.6 and 2.7.8",
         "Sends 80 frames through a ring of 16 entries, five at a time.",
-        "The used index counts them, and each comes back before it is used again.",
+        "The used index counts all of them, and each group of five is used completely.",
         _laps,
     ),
     Clause(
@@ -212,25 +215,25 @@ CLAUSES = (
         "the header may have a descriptor of its own",
         "VIRTIO 1.3, 2.7.4.1 and 5.1.6.2",
         "Sends four frames of two descriptors each.",
-        "Each chain is used once, by its head.",
+        "The used entries name the head of each chain once.",
         _apart,
     ),
     Clause(
         "RING-05",
         "rings",
-        "nothing else is written",
+        "only the used rings are written",
         "VIRTIO 1.3, 2.7.5.1 and 2.7.6.1",
-        "Surrounds rings and buffers with a pattern, and sends twelve frames.",
-        "Only the used rings have changed.",
+        "Fills the memory around rings and frames with a pattern, then sends twelve frames.",
+        "Nothing outside the used rings has changed.",
         _outside,
     ),
     Clause(
         "RING-06",
         "rings",
-        "a ring that has moved says how far",
+        "GET_VRING_BASE counts the frames that were used",
         "Vhost-user Protocol, VHOST_USER_GET_VRING_BASE",
         "Sends five frames, and stops the ring.",
-        "It is at 5.",
+        "The base is 5.",
         _resumes,
     ),
 )

@@ -1,4 +1,4 @@
-"""Trying clauses, one after another, each anew."""
+"""`run`: checks clauses one after another, each on new connections."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 __all__ = ["CLAUSES", "Result", "Verdict", "run"]
 
-#: What becomes of a clause.
+#: The outcome of a clause.
 Verdict = Literal["ok", "wrong", "not offered", "not tried"]
 
-#: All of them, in the order in which they are tried.
+#: All clauses, in the order in which they run.
 CLAUSES: tuple[Clause, ...] = (*features.CLAUSES, *messages.CLAUSES, *rings.CLAUSES)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one clause."""
+    """The outcome of one clause."""
 
     clause: Clause
     verdict: Verdict
-    #: What was seen, in words.
+    #: What the backend did, or what was missing, as a sentence.
     seen: str
-    #: How long it took.
+    #: How long the check took.
     seconds: float
 
 
@@ -41,11 +41,13 @@ def run(
     *,
     timeout: float = 3.0,
 ) -> Iterator[Result]:
-    """Try clauses with the backend that listens at ``path``; yield each result when it is there.
+    """Check clauses on the backend that listens at ``path``; yield each result as it is known.
 
-    A backend that hangs up or does not answer within ``timeout`` seconds is wrong, unless the
-    clause says otherwise, and the next clause begins anew. Once nobody listens any more the
-    others are "not tried". Raises NetdevUnavailable where nobody listens at the beginning.
+    A clause is "wrong" if the backend closes the connection or does not answer within ``timeout``
+    seconds, unless the clause allows it. Each clause uses new connections. Once the backend no
+    longer answers, the remaining clauses are "not tried".
+
+    Raises NetdevUnavailable if no backend answers at the beginning.
     """
     _reach(path, timeout)
     gone = ""
@@ -59,7 +61,7 @@ def run(
         try:
             _reach(path, timeout)
         except NetdevUnavailable as error:
-            gone = f"the backend is gone since {clause.id}: {error}"
+            gone = f"the backend has not answered since {clause.id}: {error}"
 
 
 def _try(clause: Clause, path: str | os.PathLike[str], timeout: float) -> tuple[Verdict, str]:
@@ -71,13 +73,13 @@ def _try(clause: Clause, path: str | os.PathLike[str], timeout: float) -> tuple[
     except NotOffered as missing:
         return "not offered", str(missing)
     except ConnectionError as error:
-        return "wrong", f"it hung up: {error}"
+        return "wrong", f"the backend closed the connection: {error}"
     except (OSError, DeviceError) as error:  # TimeoutError is an OSError
         return "wrong", str(error)
 
 
 def _reach(path: str | os.PathLike[str], timeout: float) -> None:
-    """Raise NetdevUnavailable unless somebody listens there who answers."""
+    """Raise NetdevUnavailable unless a backend answers at the path."""
     try:
         with Bench(path, timeout=max(timeout, 5.0)) as bench:
             bench.connect().get_features()

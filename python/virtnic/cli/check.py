@@ -1,4 +1,4 @@
-"""``virtnic check``: whether a vhost-user backend keeps the rules."""
+"""``virtnic check``: checks whether a vhost-user backend follows the specifications."""
 
 from __future__ import annotations
 
@@ -24,44 +24,45 @@ examples:
   virtnic check --explain RING-03
 
 exit status:
-  0    every clause that was tried is kept
-  1    one is not
+  0    no clause failed
+  1    a clause failed, or could not be tried because the backend stopped answering
   2    the command line is wrong
-  3    no backend answers
+  3    no backend answers at the beginning
 """
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Try the rules of vhost-user and VIRTIO with a backend, one after another, by a front-end\n"
-        "of our own: neither QEMU nor root. It must serve nobody else, and take what it is sent."
+        "Check whether a vhost-user backend follows the vhost-user protocol and VIRTIO, clause by\n"
+        "clause. Needs neither QEMU nor root. The backend must not serve another front-end, and\n"
+        "must accept the test frames."
     )
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, check=_wrong, imports=("virtnic.check", "virtnic.cli.checked"))
-    group = parser.add_argument_group("what is tried")
+    group = parser.add_argument_group("what is checked")
     group.add_argument(
         "netdev", nargs="?", metavar="NETDEV", help="the backend: vhost-user,path=SOCKET"
     )
     group.add_argument(
         "--only",
         metavar="WHAT",
-        help="groups (features, messages, rings) and ids, with commas between them",
+        help="groups (features, messages, rings) and ids, separated by commas",
     )
     group.add_argument(
         "--timeout",
         type=options.seconds,
         default=3.0,
         metavar="SECONDS",
-        help="how long an answer may take (default: 3)",
+        help="how long the backend may take for an answer (default: 3)",
     )
-    group.add_argument("--junit", metavar="FILE", help="write a report as JUnit's XML, too")
-    group.add_argument("--explain", metavar="ID", help="say what a clause is, and try nothing")
+    group.add_argument("--junit", metavar="FILE", help="also write a JUnit XML report")
+    group.add_argument("--explain", metavar="ID", help="print what a clause checks, and exit")
     options.add_common(parser)
 
 
 def _clauses(only: str | None) -> Sequence[Clause] | str:
-    """Return the clauses that are meant, or what is wrong with that."""
+    """Return the clauses that ``only`` names, or an error message."""
     from virtnic.check import CLAUSES
 
     if only is None:
@@ -69,12 +70,13 @@ def _clauses(only: str | None) -> Sequence[Clause] | str:
     names = [name.strip() for name in only.split(",")]
     known = {clause.id for clause in CLAUSES} | {clause.group for clause in CLAUSES}
     if unknown := [name for name in names if name not in known]:
-        return f"there is no clause or group {unknown[0]!r}; --explain ID says what one is"
+        groups = ", ".join(dict.fromkeys(clause.group for clause in CLAUSES))
+        return f"there is no clause or group {unknown[0]!r}; the groups are {groups}"
     return [clause for clause in CLAUSES if clause.id in names or clause.group in names]
 
 
 def _path(netdev: str) -> str | None:
-    """Return the backend's socket; None where it is no vhost-user netdev that listens."""
+    """Return the backend's socket; None unless the netdev is a vhost-user client."""
     from virtnic.qemu import parse
 
     try:
@@ -85,18 +87,18 @@ def _path(netdev: str) -> str | None:
 
 
 def _wrong(arguments: argparse.Namespace) -> str | None:
-    """Say what is wrong with the options; None where nothing is."""
+    """Return what is wrong with the options; None if nothing is."""
     if isinstance(found := _clauses(arguments.explain or arguments.only), str):
         return found
     if arguments.explain is not None:
         return None
     if arguments.netdev is None or _path(arguments.netdev) is None:
-        return "the backend is given as vhost-user,path=SOCKET, at which it listens"
+        return "name the backend's socket: vhost-user,path=SOCKET"
     return None
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Try the clauses, and print what became of each."""
+    """Check the clauses, and print the outcome of each."""
     from virtnic.check import run as try_all
     from virtnic.cli.checked import as_json, explain, junit, line
 

@@ -1,4 +1,4 @@
-"""What ``virtnic check`` prints and writes: a line a clause, what one is, a report for CI."""
+"""The output of ``virtnic check``: lines, JSON rows, and a JUnit XML report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["as_json", "explain", "junit", "line"]
 
 
 def as_json(clause: Clause) -> dict[str, str]:
-    """Return what a clause is, for scripts."""
+    """Return a clause as a row for ``--json``."""
     return {
         "id": clause.id,
         "group": clause.group,
@@ -27,7 +27,7 @@ def as_json(clause: Clause) -> dict[str, str]:
 
 
 def line(result: Result) -> Iterator[str]:
-    """Yield what became of a clause; of one that is not kept also where it is written."""
+    """Yield the outcome of a clause; for a wrong one also its source and what was expected."""
     clause = result.clause
     yield f"{clause.id:<8} {result.verdict:<12} {clause.title}: {result.seen}"
     if result.verdict == "wrong":
@@ -35,16 +35,16 @@ def line(result: Result) -> Iterator[str]:
 
 
 def explain(clauses: Sequence[Clause]) -> Iterator[str]:
-    """Yield all that is known of clauses."""
+    """Yield the text of ``--explain``."""
     for clause in clauses:
         yield f"{clause.id}: {clause.title}"
-        yield f"  source         {clause.source}"
-        yield f"  what is done   {clause.does}"
-        yield f"  what is right  {clause.right}"
+        yield f"  source    {clause.source}"
+        yield f"  does      {clause.does}"
+        yield f"  expects   {clause.right}"
 
 
 def junit(file: str, name: str, results: Sequence[Result]) -> None:
-    """Write a report as JUnit's XML. Raises OSError."""
+    """Write a JUnit XML report. Raises OSError."""
     suite = ET.Element("testsuite", name=f"virtnic check {name}", tests=str(len(results)))
     suite.set("failures", str(sum(result.verdict == "wrong" for result in results)))
     skipped = ("not offered", "not tried")
