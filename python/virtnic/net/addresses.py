@@ -1,4 +1,4 @@
-"""Addresses as Python's ``socket`` writes them."""
+"""Socket addresses in the form of Python's ``socket`` module."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Address = tuple[Any, ...]
 
 
 def show(family: int, address: tuple[str, int] | None) -> Address:
-    """Return an address as a socket of this family shows it."""
+    """Return the address tuple of a family; None is the unspecified address."""
     host, port = address or ("::" if family == socket.AF_INET6 else "0.0.0.0", 0)  # noqa: S104
     return (host, port, 0, 0) if family == socket.AF_INET6 else (host, port)
 
 
 def is_numeric(host: str) -> bool:
-    """Whether it is an address and no name."""
+    """Return whether a host is a numeric address, not a name."""
     try:
         ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Frames between a stack and any object that sends and receives them."""
+"""Carries frames between a stack and a port that is not virtnic's own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["carry"]
 
-#: How long a thread waits before it looks whether the stack is still there.
+#: Seconds of one wait for frames; after each the thread checks whether the stack has ended.
 _LOOK = 0.2
-#: A port that takes no frame is asked again so much later.
+#: Seconds until frames are sent again that a full port did not take.
 _RETRY = 0.001
 
 
 def carry(port: PacketPort) -> StackWire:
-    """Return a wire whose frames two threads carry from and to a port, until its stack ends."""
+    """Return a wire to give to a stack. Two threads carry its frames until the stack ends."""
     wire = StackWire(_mac(port), _mtu(port))
     for work in (_receive, _send):
         name = f"virtnic-stack{work.__name__}"

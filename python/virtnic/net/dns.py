@@ -1,4 +1,4 @@
-"""Questions to name servers, and their answers (RFC 1035)."""
+"""DNS messages: encodes queries and decodes responses (RFC 1035)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _IN = 1
 _HEADER = struct.Struct(">HHHHHH")
 _RECORD = struct.Struct(">HHIH")
 _RESPONSE, _TRUNCATED, _RECURSION = 0x8000, 0x0200, 0x0100
-#: A name has at most 255 bytes, each label at most 63 (section 2.3.4).
+#: The most bytes of a name, and of a label (section 2.3.4).
 _NAME, _LABEL = 255, 63
-#: More pointers than this lead in a circle: each label takes two bytes at least.
+#: A label takes at least two bytes of a name, so a name with more pointers than this is a loop.
 _JUMPS = 127
 
 
 class Malformed(ValueError):
-    """What came is no answer to the question."""
+    """The message is not a valid response to the query."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered to one question."""
+    """A server's response to one query."""
 
-    #: 0 for success, 3 for a name that there is not.
+    #: The response code: 0 for success, 3 (NXDOMAIN) if the name does not exist.
     code: int
-    #: The answer is longer than a datagram: ask again by TCP.
+    #: The response did not fit in a datagram; the query is to be repeated over TCP.
     truncated: bool
-    #: The addresses of the name, and of what it is another name for.
+    #: The addresses of the name, after CNAME records have been followed.
     addresses: tuple[str, ...]
-    #: Another name whose addresses the answer does not have.
+    #: The target of a CNAME record whose addresses are not in the response.
     alias: str | None
 
 
@@ -44,18 +44,18 @@ def _labels(name: str) -> bytes:
         text = name.rstrip(".").encode("idna")
     labels = text.split(b".")
     if any(not 1 <= len(label) <= _LABEL for label in labels) or len(text) + 2 > _NAME:
-        raise Malformed(f"{name!r} is no name: labels have 1 to 63 bytes, a name up to 253")
+        raise Malformed(f"{name!r} is not a name: a label has 1 to 63 bytes, a name up to 253")
     return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
 
 
 def encode(name: str, kind: int, ident: int) -> bytes:
-    """Return a question for the records of one kind."""
+    """Return a query for the records of one type."""
     head = _HEADER.pack(ident, _RECURSION, 1, 0, 0, 0)
     return head + _labels(name) + struct.pack(">HH", kind, _IN)
 
 
 def _name(message: bytes, at: int) -> tuple[str, int]:
-    """Return the name at a place, in small letters, and the place behind it."""
+    """Return the name at an offset, in lower case, and the offset of what follows it."""
     labels: list[bytes] = []
     behind = None
     jumps = length = 0
@@ -72,7 +72,7 @@ def _name(message: bytes, at: int) -> tuple[str, int]:
             if jumps > _JUMPS:
                 raise Malformed("a name refers to itself")
         elif size > _LABEL:
-            raise Malformed(f"a label of type {size >> 6}")
+            raise Malformed(f"a label has the unknown type {size >> 6}")
         elif size == 0:
             text = b".".join(labels).decode("ascii", "backslashreplace").lower()
             return text, at + 1 if behind is None else behind
@@ -85,16 +85,16 @@ def _name(message: bytes, at: int) -> tuple[str, int]:
 
 
 def decode(message: bytes, name: str, kind: int, ident: int) -> Answer:
-    """Return what a message answers to a question; Malformed where it is not its answer."""
+    """Return the response to the query; raises Malformed if the message is not one."""
     if len(message) < _HEADER.size:
-        raise Malformed("it is too short")
+        raise Malformed("the message is too short")
     number, flags, questions, answers, _, _ = _HEADER.unpack_from(message)
     if number != ident or not flags & _RESPONSE or questions != 1:
-        raise Malformed("it is no answer to the question")
+        raise Malformed("the message is not a response to the query")
     wanted = _name(_labels(name), 0)[0]
     asked, at = _name(message, _HEADER.size)
     if asked != wanted or message[at : at + 4] != struct.pack(">HH", kind, _IN):
-        raise Malformed("it answers another question")
+        raise Malformed("the response is to another query")
     at += 4
     aliases: dict[str, str] = {}
     found: dict[str, list[str]] = {}
@@ -110,12 +110,12 @@ def decode(message: bytes, name: str, kind: int, ident: int) -> Answer:
             raise Malformed("a record goes beyond the end")
         if class_ == _IN and type_ == kind:
             if length != (4 if kind == A else 16):
-                raise Malformed("an address has a wrong length")
+                raise Malformed(f"an address has {length} bytes")
             found.setdefault(owner, []).append(str(ipaddress.ip_address(data)))
         elif class_ == _IN and type_ == CNAME:
             aliases[owner] = _name(message, at)[0]
         at += length
-    # Each name is left once: a circle ends.
+    # Each alias is followed once, so a loop of aliases ends.
     name = wanted
     while name not in found and name in aliases:
         name = aliases.pop(name)

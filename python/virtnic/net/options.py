@@ -1,4 +1,4 @@
-"""Which socket options there are, and what the stack calls them."""
+"""Socket options: what ``setsockopt`` and ``getsockopt`` accept, and the stack's names for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SOCKET, _TCP, _IP, _IPV6 = (
     socket.IPPROTO_IP,
     socket.IPPROTO_IPV6,
 )
-#: (level, option): (its name, how many of its units are one of the stack's).
+#: (level, option): (the stack's name, how many units of the option are one unit of the stack).
 _NUMBERS: dict[tuple[int, int], tuple[str, float]] = {
     (_SOCKET, socket.SO_KEEPALIVE): ("keep_alive", 1),
     (_SOCKET, socket.SO_BROADCAST): ("broadcast", 1),
@@ -37,9 +37,9 @@ _NUMBERS: dict[tuple[int, int], tuple[str, float]] = {
     (_IPV6, socket.IPV6_UNICAST_HOPS): ("hops", 1),
     (_IPV6, socket.IPV6_MULTICAST_HOPS): ("multicast_hops", 1),
 }
-#: Options whose value cannot be another: (level, option): value.
+#: Options with only one possible value: (level, option): value.
 _FIXED = {
-    # A group's datagrams do not come back to who sent them, and IPv6 sockets have no IPv4.
+    # A multicast datagram is not looped back to its sender, and an IPv6 socket never does IPv4.
     (_IP, socket.IP_MULTICAST_LOOP): 0,
     (_IPV6, socket.IPV6_MULTICAST_LOOP): 0,
     (_IPV6, socket.IPV6_V6ONLY): 1,
@@ -56,7 +56,7 @@ _GROUPS = {
 def _unknown(level: int, option: int) -> OSError:
     return OSError(
         errno.ENOPROTOOPT,
-        f"{os.strerror(errno.ENOPROTOOPT)}: the stack has no option {option} of level {level}",
+        f"{os.strerror(errno.ENOPROTOOPT)}: the stack has no option {option} at level {level}",
     )
 
 
@@ -71,17 +71,21 @@ def set_option(native: NetSocket, level: int, option: int, value: int | bytes) -
     key = (level, option)
     if key in _GROUPS:
         if isinstance(value, int):
-            raise TypeError("a group is given as bytes: its address, and the interface's")
+            raise TypeError(
+                f"the value must be bytes: the group's address and the interface, not {value!r}"
+            )
         family, length = (socket.AF_INET, 4) if level == _IP else (socket.AF_INET6, 16)
         native.membership(socket.inet_ntop(family, value[:length]), _GROUPS[key])
     elif key == (_TCP, socket.TCP_CONGESTION):
         name = bytes(value) if not isinstance(value, int) else b""
         if name.rstrip(b"\0") not in _CONGESTION:
-            raise OSError(errno.ENOENT, f"congestion control is cubic, reno or none, not {name!r}")
+            raise OSError(
+                errno.ENOENT, f"congestion control must be cubic, reno or none, not {name!r}"
+            )
         native.set_option("congestion", _CONGESTION.index(name.rstrip(b"\0")))
     elif key == (_SOCKET, socket.SO_LINGER):
         on, seconds = struct.unpack("ii", bytes(value)) if not isinstance(value, int) else (0, 0)
-        # To wait while closing is not offered: what was sent goes out anyway.
+        # A lingering close is not offered, nor needed: the stack sends pending data after close.
         native.set_option("reset_on_close", float(bool(on) and seconds == 0))
     elif key in _FIXED:
         if _number(value) != _FIXED[key]:
@@ -96,7 +100,7 @@ def set_option(native: NetSocket, level: int, option: int, value: int | bytes) -
 
 
 def get_option(native: NetSocket, level: int, option: int, length: int) -> int | bytes:
-    """Return an option: a number, or bytes where a length is given."""
+    """Return an option: a number, or bytes if a length is given."""
     key = (level, option)
     if key == (_SOCKET, socket.SO_ERROR):
         value = native.take_error()

@@ -1,4 +1,4 @@
-"""The first of several connections that succeeds (RFC 8305, "Happy Eyeballs")."""
+"""Connects to the first of several addresses that answers (RFC 8305, "Happy Eyeballs")."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["interleave", "race"]
 
-#: So long one attempt has for itself (section 5).
+#: Seconds until the next attempt starts beside those that are running (section 5).
 _DELAY = 0.25
 
 
 def interleave(addresses: Iterable[Address]) -> list[Address]:
-    """Return addresses of both families in turn, beginning with the first one's."""
+    """Return the addresses with the families alternating, that of the first address first."""
     addresses = list(addresses)
     six = bool(addresses) and ":" in addresses[0][0]
     first = [address for address in addresses if (":" in address[0]) == six]
@@ -36,9 +36,9 @@ def interleave(addresses: Iterable[Address]) -> list[Address]:
 def race(
     addresses: list[Address], make: Callable[[Address], Socket], timeout: float | None
 ) -> Socket:
-    """Return the first socket that connects; ``make`` makes one for an address.
+    """Return the first socket that connects; ``make`` creates one for an address.
 
-    Raises the last error where all fail, TimeoutError.
+    Raises TimeoutError, or the last error if every attempt fails.
     """
     runners = _Runners(make)
     try:
@@ -51,7 +51,7 @@ def race(
 
 
 class _Runners:
-    """Attempts to connect, each begun a while after the one before."""
+    """Running attempts to connect; each starts a while after the one before."""
 
     def __init__(self, make: Callable[[Address], Socket]) -> None:
         self._make = make
@@ -75,7 +75,7 @@ class _Runners:
             while self._running:
                 now = time.monotonic()
                 if now >= over:
-                    raise TimeoutError(f"no connection to {addresses[0][0]} within {timeout} s")
+                    raise TimeoutError(f"no connection to {addresses[0][0]} within {timeout:g} s")
                 if now >= next_at:
                     break
                 until = min(next_at, over, now + 60)

@@ -1,4 +1,4 @@
-"""Names to addresses: name servers asked through the stack, and a file of hosts."""
+"""`Resolver`: resolves names through name servers on the stack and a hosts file."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["Resolver"]
 
 _PORT = 53
-#: A server is asked so often, and may take so long each time.
-_ROUNDS, _PATIENCE = 2, 2.0
-#: So many names may lead to one another.
+#: How often each server is asked, and how many seconds it may take each time.
+_ROUNDS, _WAIT = 2, 2.0
+#: The longest chain of aliases (CNAME records) that is followed.
 _ALIASES = 8
 _NXDOMAIN = 3
 _KINDS: dict[int, int] = {socket.AF_INET: A, socket.AF_INET6: AAAA}
 
 
 class _NoSuchName(Exception):
-    """A server says that there is no such name."""
+    """A server answered that the name does not exist."""
 
 
 class Resolver:
-    """Finds the addresses of names."""
+    """Resolves names to addresses."""
 
     def __init__(
         self,
@@ -42,7 +42,11 @@ class Resolver:
         search: Iterable[str] = (),
         hosts: str | Path | None = None,
     ) -> None:
-        """Ask the servers through sockets that ``open_socket`` makes of a family and a type."""
+        """Take the name servers and how to reach them.
+
+        ``open_socket`` creates a socket of a family and a type, ``servers`` returns the name
+        servers, ``search`` are domains for names without a dot, ``hosts`` is a hosts file.
+        """
         self._open = open_socket
         self._servers = servers
         self._search = [domain.strip(".") for domain in search]
@@ -54,8 +58,9 @@ class Resolver:
     ) -> list[str]:
         """Return the addresses of a name, those of the first family first.
 
-        Raises socket.gaierror: ``EAI_NONAME`` where there is no such name, ``EAI_AGAIN`` where no
-        server answers, ``EAI_NODATA`` where it has no address of these families.
+        Raises socket.gaierror: ``EAI_NONAME`` if the name does not exist, ``EAI_AGAIN`` if no
+        server answers, ``EAI_NODATA`` if the name has no address of these families. Raises
+        TimeoutError after ``timeout`` seconds.
         """
         families = list(families)
         found = self._in_hosts(name, families)
@@ -66,7 +71,8 @@ class Resolver:
         if not servers:
             raise socket.gaierror(
                 socket.EAI_AGAIN,
-                f"{name!r} cannot be resolved: the stack knows no name server (dhcp=True, or dns=)",
+                f"{name!r} cannot be resolved: the stack has no name server; pass dns=[ADDRESS], "
+                "or dhcp=True where the network offers one",
             )
         exists = False
         for candidate in self._candidates(name):
@@ -83,15 +89,15 @@ class Resolver:
                 return found
         if exists:
             raise socket.gaierror(
-                socket.EAI_NODATA, f"{name!r} has no address of the family that was asked for"
+                socket.EAI_NODATA, f"{name!r} has no address of the requested family"
             )
-        raise socket.gaierror(socket.EAI_NONAME, f"there is no name {name!r}")
+        raise socket.gaierror(socket.EAI_NONAME, f"the name {name!r} does not exist")
 
     def _candidates(self, name: str) -> list[str]:
         if name.endswith("."):
             return [name]
         longer = [f"{name}.{domain}" for domain in self._search]
-        # As resolv.conf's ndots:1.
+        # Like ndots:1 in resolv.conf.
         return [name, *longer] if "." in name else [*longer, name]
 
     def _in_hosts(self, name: str, families: list[int]) -> list[str]:
@@ -114,19 +120,21 @@ class Resolver:
             if answer.alias is None:
                 return answer.addresses
             name = answer.alias
-        raise socket.gaierror(socket.EAI_FAIL, f"{name!r} is one of too many names for another")
+        raise socket.gaierror(
+            socket.EAI_FAIL, f"{name!r} cannot be resolved: more than {_ALIASES} aliases"
+        )
 
     def _ask(self, name: str, kind: int, servers: list[str], deadline: float | None) -> Answer:
         why = "no server answered"
         for _ in range(_ROUNDS):
             for server in servers:
-                patience = _PATIENCE
+                wait = _WAIT
                 if deadline is not None:
-                    patience = min(patience, deadline - time.monotonic())
-                    if patience <= 0:
+                    wait = min(wait, deadline - time.monotonic())
+                    if wait <= 0:
                         raise TimeoutError(f"{name!r} was not resolved in time: {why}")
                 try:
-                    answer = self._ask_one(server, name, kind, patience)
+                    answer = self._ask_one(server, name, kind, wait)
                 except TimeoutError:
                     why = f"{server} did not answer"
                     continue
@@ -140,13 +148,13 @@ class Resolver:
                 why = f"{server} answered with error {answer.code}"
         raise socket.gaierror(socket.EAI_AGAIN, f"{name!r} cannot be resolved: {why}")
 
-    def _ask_one(self, server: str, name: str, kind: int, patience: float) -> Answer:
+    def _ask_one(self, server: str, name: str, kind: int, wait: float) -> Answer:
         ident = self._random.getrandbits(16)
         question = encode(name, kind, ident)
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
-        until = time.monotonic() + patience
+        until = time.monotonic() + wait
         with self._open(family, socket.SOCK_DGRAM) as asking:
-            asking.settimeout(patience)
+            asking.settimeout(wait)
             asking.connect((server, _PORT))
             asking.send(question)
             while True:
@@ -154,7 +162,7 @@ class Resolver:
                 try:
                     answer = decode(asking.recv(65535), name, kind, ident)
                 except Malformed:
-                    continue  # somebody else's, or forged: the right one may still come
+                    continue  # a late or forged message; the response may still come
                 except BlockingIOError:
                     raise TimeoutError from None
                 break

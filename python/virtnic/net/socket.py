@@ -1,4 +1,4 @@
-"""`Socket`: what Python's ``socket.socket`` does, on a stack of the process."""
+"""`Socket`: a TCP or UDP socket of a stack, with the interface of Python's ``socket.socket``."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ class Socket:
 
     def _numeric(self, address: Address) -> tuple[str, int]:
         if not isinstance(address, tuple) or len(address) < 2:
-            raise TypeError(f"an address is a tuple of a host and a port, not {address!r}")
+            raise TypeError(f"an address must be a tuple (host, port), not {address!r}")
         host, port = address[:2]
         if not 0 <= port <= 0xFFFF:
-            raise OverflowError(f"a port is 0 to 65535, not {port}")
+            raise OverflowError(f"a port must be 0 to 65535, not {port}")
         six = self._family == socket.AF_INET6
         if host == "":
             return ("::" if six else "0.0.0.0"), port  # noqa: S104
@@ -188,7 +188,7 @@ class Socket:
     def setsockopt(self, level: int, option: int, value: int | Buffer | None, *_: int) -> None:
         """Set an option. Unsupported options raise OSError (ENOPROTOOPT)."""
         if value is None:
-            raise TypeError("an option's value is a number or bytes")
+            raise TypeError("the value must be a number or bytes, not None")
         set_option(self._native, level, option, value if isinstance(value, int) else bytes(value))
 
     def getsockopt(self, level: int, option: int, buflen: int = 0) -> int | bytes:
@@ -218,7 +218,7 @@ class Socket:
     ) -> Any:
         """Return a file object for the connection, like ``socket.makefile``."""
         if not set(mode) <= {"r", "w", "b"}:
-            raise ValueError(f"a mode is made of r, w and b, not {mode!r}")
+            raise ValueError(f"a mode may have r, w and b, not {mode!r}")
         writing = "w" in mode
         reading = "r" in mode or not writing
         raw = socket.SocketIO(self, "r" * reading + "w" * writing)  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ class Socket:
             buffering = io.DEFAULT_BUFFER_SIZE
         if buffering == 0:
             if "b" not in mode:
-                raise ValueError("without a buffer only bytes can be read and written")
+                raise ValueError("text needs a buffer: pass another buffering, or a mode with b")
             return raw
         buffer: Any
         if reading and writing:
@@ -250,7 +250,8 @@ class Socket:
         if flags & ~(known | socket.MSG_NOSIGNAL):
             raise OSError(
                 errno.EOPNOTSUPP,
-                f"{os.strerror(errno.EOPNOTSUPP)}: of the flags, only MSG_PEEK is known",
+                f"{os.strerror(errno.EOPNOTSUPP)}: the only flags are MSG_NOSIGNAL and, for "
+                "receiving, MSG_PEEK",
             )
 
     def stats(self) -> dict[str, Any]:
@@ -266,7 +267,7 @@ class Socket:
     def detach(self) -> int:
         """Raise: the descriptor is not a socket."""
         raise OSError(
-            errno.EOPNOTSUPP, "a socket of a stack has no descriptor of its own to detach"
+            errno.EOPNOTSUPP, "cannot detach: the socket of a stack is not a socket of the kernel"
         )
 
     def __enter__(self) -> Self:
@@ -297,5 +298,5 @@ class Socket:
 
 def _size(value: int) -> int:
     if value < 0:
-        raise ValueError(f"so many bytes cannot be received: {value}")
+        raise ValueError(f"the number of bytes must be 0 or more, not {value}")
     return value

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stack"]
 
-#: An item of the result of `getaddrinfo`.
+#: One result of `getaddrinfo`.
 _Info = tuple[std.AddressFamily, std.SocketKind, int, str, Address]
 _PROTOCOLS = {std.SOCK_STREAM: std.IPPROTO_TCP, std.SOCK_DGRAM: std.IPPROTO_UDP}
 
@@ -106,9 +106,9 @@ class Stack(NetStack):
         blocking = not type & std.SOCK_NONBLOCK
         type &= ~(std.SOCK_NONBLOCK | std.SOCK_CLOEXEC)  # noqa: A001
         if family not in (std.AF_INET, std.AF_INET6):
-            raise ValueError(f"a stack has AF_INET and AF_INET6, not family {family}")
+            raise ValueError(f"the family must be AF_INET or AF_INET6, not {family}")
         if type not in _PROTOCOLS or proto not in (0, _PROTOCOLS[std.SocketKind(type)]):
-            raise ValueError(f"a stack has TCP and UDP, not type {type} with protocol {proto}")
+            raise ValueError(f"there is only TCP and UDP, not type {type} with protocol {proto}")
         native = self.open(type == std.SOCK_STREAM, family == std.AF_INET6)
         made = Socket(native, family, type, self._resolve_one)
         made.setblocking(blocking)
@@ -193,7 +193,7 @@ class Stack(NetStack):
         elif is_numeric(host):
             hosts = [host] if family_of(host) in families else []
         elif flags & std.AI_NUMERICHOST:
-            raise std.gaierror(std.EAI_NONAME, f"{host!r} is no address")
+            raise std.gaierror(std.EAI_NONAME, f"{host!r} is not a numeric address")
         else:
             if not family and not self._reaches_ipv6():
                 families = [std.AF_INET]
@@ -208,7 +208,7 @@ class Stack(NetStack):
         return infos
 
     def _reaches_ipv6(self) -> bool:
-        """Return whether there is an IPv6 address of more than link-local scope."""
+        """Return whether the stack has an IPv6 address that is not link-local."""
         return any(":" in one and not one.startswith("fe80:") for one in self.addresses)
 
     def __enter__(self) -> Self:
