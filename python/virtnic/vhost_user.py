@@ -1,13 +1,13 @@
-"""vhost-user by hand: every message of a front-end, said when and as you like.
+"""A vhost-user front-end message by message, for tests of backends.
 
 >>> with Frontend("/run/vhu0") as frontend:
 ...     features = frontend.get_features()
 ...     frontend.set_owner()
 ...     frontend.set_features(features & ~(1 << 34))
 
-For tests of backends: nothing is said that you do not say, and nothing is kept from you. A port
-that sends and receives is ``virtnic.open("vhost-user,path=…", frontend="direct")``. What the
-messages mean is in QEMU's document "Vhost-user Protocol" (docs/interop/vhost-user).
+It sends only what you ask for. For a port that sends and receives frames, use
+``virtnic.open("vhost-user,path=…", frontend="direct")``. The messages are described in QEMU's
+document "Vhost-user Protocol" (docs/interop/vhost-user).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _STATE = struct.Struct("=II")
 _ADDRESS = struct.Struct("=IIQQQQ")
 _REGION = struct.Struct("=QQQQ")
 _VERSION, _REPLY, _NEED_REPLY = 1, 1 << 2, 1 << 3
-#: In SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR: there is no descriptor.
+#: In SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR: the message carries no descriptor.
 _NO_FD = 1 << 8
-#: Feature bit 30: there are protocol features, and rings are enabled by a message.
+#: Feature bit 30: the backend has protocol features, and rings need SET_VRING_ENABLE.
 PROTOCOL_FEATURES = 1 << 30
 
 
 class Request(enum.IntEnum):
-    """What a message is about, by the names and numbers of QEMU's document."""
+    """The type of a message, with the names and numbers of QEMU's document."""
 
     GET_FEATURES = 1
     SET_FEATURES = 2
@@ -80,7 +80,7 @@ class Request(enum.IntEnum):
 
 
 class ProtocolFeature(enum.IntFlag):
-    """Protocol features, as GET_PROTOCOL_FEATURES has them."""
+    """Protocol features: the bits of GET_PROTOCOL_FEATURES."""
 
     MQ = 1 << 0
     LOG_SHMFD = 1 << 1
@@ -100,7 +100,7 @@ class ProtocolFeature(enum.IntFlag):
 
 
 class Refused(DeviceError):
-    """The backend answered a request by a code that is not 0; ``code`` says which."""
+    """The backend answered a request with a code other than 0; ``code`` has it."""
 
     __module__ = "virtnic.vhost_user"
 
@@ -110,14 +110,14 @@ class Refused(DeviceError):
 
 
 def name_of(request: int) -> str:
-    """Return what a request is called."""
+    """Return the name of a request, for messages."""
     known = {int(each): each.name for each in Request}
     return known.get(request, f"message {request}")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message; its descriptors are yours to close."""
+    """One message. Whoever receives it closes its descriptors, with :meth:`close`."""
 
     request: int
     flags: int
@@ -126,12 +126,12 @@ class Message:
 
     @property
     def is_reply(self) -> bool:
-        """Whether it answers something."""
+        """Whether the message is a reply."""
         return bool(self.flags & _REPLY)
 
     @property
     def number(self) -> int:
-        """The payload as one 64-bit number. Raises DeviceError where it is none."""
+        """The payload as one 64-bit number. Raises DeviceError if it is not 8 bytes long."""
         if len(self.payload) != _U64.size:
             raise DeviceError(
                 f"{name_of(self.request)} has {len(self.payload)} bytes where 8 should be"
@@ -140,7 +140,10 @@ class Message:
 
     @property
     def state(self) -> tuple[int, int]:
-        """The payload as a ring and a number. Raises DeviceError where it is none."""
+        """The payload as the index of a ring and a number.
+
+        Raises DeviceError if it is not 8 bytes long.
+        """
         if len(self.payload) != _STATE.size:
             raise DeviceError(
                 f"{name_of(self.request)} has {len(self.payload)} bytes where 8 should be"
@@ -156,40 +159,45 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Memory that is shared: an entry of SET_MEM_TABLE."""
+    """A region of shared memory: one entry of SET_MEM_TABLE."""
 
-    #: Where the device sees it, how long it is, and where this process sees it.
+    #: The address by which descriptors refer to the region.
     iova: int
+    #: The length in bytes.
     size: int
+    #: The address at which this process has mapped it.
     address: int
-    #: Where it begins in its file.
+    #: Where the region begins in the file.
     offset: int
+    #: The descriptor of the file.
     fd: int
 
     @classmethod
     def of(cls, memory: Memory) -> Self:
-        """Return all of a memory."""
+        """Return the region that covers a whole :class:`virtnic.Memory`."""
         return cls(memory.iova, memory.size, memory.address, 0, memory.fileno())
 
     def pack(self) -> bytes:
-        """Return it as a message has it."""
+        """Return the bytes of the entry."""
         return _REGION.pack(self.iova, self.size, self.address, self.offset)
 
 
 class Frontend(Owner):
-    """A connection to a vhost-user backend, with every message of a front-end.
+    """A connection to a vhost-user backend, with a method for each message of a front-end.
 
-    Each call says one message. Where the backend answers, or was asked to
-    (:attr:`acknowledged`), the answer is waited for: up to ``timeout`` seconds, then TimeoutError.
-    ConnectionError says that the backend has hung up, :class:`Refused` that it answered "no",
-    DeviceError that its answer is none. Not for several threads at once.
+    Each method sends one message. If the message has a reply, or an acknowledgement was asked for
+    (:attr:`acknowledged`), the method waits for it.
+
+    Methods raise TimeoutError if there is no reply within ``timeout`` seconds, ConnectionError if
+    the backend closed the connection, :class:`Refused` if its acknowledgement is not 0, and
+    DeviceError if the reply is malformed. An object must not be used by several threads at once.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
-        """Connect. Raises FileNotFoundError or ConnectionRefusedError where nobody listens."""
+        """Connect. Raises FileNotFoundError or ConnectionRefusedError if nobody listens."""
         self.timeout = timeout
-        #: Whether requests ask for an acknowledgement where they have no answer of their own: set
-        #: by :meth:`set_protocol_features` with REPLY_ACK.
+        #: Whether requests that have no reply ask for an acknowledgement.
+        #: :meth:`set_protocol_features` sets it if REPLY_ACK is among the features.
         self.acknowledged = False
         self._wire = VhostWire(os.fspath(path))
 
@@ -204,12 +212,18 @@ class Frontend(Owner):
         need_reply: bool = False,
         flags: int | None = None,
     ) -> None:
-        """Say something and wait for nothing. ``flags``: all of them, instead of the right ones."""
+        """Send a message without waiting for a reply.
+
+        ``need_reply`` asks for an acknowledgement; ``flags`` replaces all flags of the message.
+        """
         right = _VERSION | (_NEED_REPLY if need_reply else 0)
         self._wire.send(request, right if flags is None else flags, payload, [*fds], self.timeout)
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """Return the next message; None where none came in time, a DeviceError where it is none."""
+        """Return the next message, or None after ``timeout`` seconds.
+
+        The default is the timeout of the connection. Raises DeviceError if what came is malformed.
+        """
         heard = self._wire.receive(self.timeout if timeout is None else timeout)
         if heard is None:
             return None
@@ -217,12 +231,12 @@ class Frontend(Owner):
         return Message(request, flags, payload, tuple(fds))
 
     def ask(self, request: int, payload: bytes = b"", fds: Iterable[int] = ()) -> Message:
-        """Say something that has an answer, and return it."""
+        """Send a message that has a reply, and return the reply."""
         self.send(request, payload, fds)
         return self._answer(request)
 
     def tell(self, request: int, payload: bytes = b"", fds: Iterable[int] = ()) -> None:
-        """Say something that has no answer; with :attr:`acknowledged`, wait until it is done."""
+        """Send a message that has no reply; with :attr:`acknowledged`, wait until it is done."""
         self.send(request, payload, fds, need_reply=self.acknowledged)
         if self.acknowledged and (code := self._answer(request).number):
             raise Refused(request, code)
@@ -248,7 +262,7 @@ class Frontend(Owner):
         return self.ask(Request.GET_FEATURES).number
 
     def set_features(self, features: int) -> None:
-        """Say which are in force."""
+        """Set the feature bits that are in use."""
         self.tell(Request.SET_FEATURES, _U64.pack(features))
 
     def get_protocol_features(self) -> ProtocolFeature:
@@ -256,52 +270,56 @@ class Frontend(Owner):
         return ProtocolFeature(self.ask(Request.GET_PROTOCOL_FEATURES).number)
 
     def set_protocol_features(self, features: int) -> None:
-        """Say which are in force; from then on REPLY_ACK is used where it is among them."""
+        """Set the protocol features that are in use. With REPLY_ACK, sets :attr:`acknowledged`."""
         self.tell(Request.SET_PROTOCOL_FEATURES, _U64.pack(features))
         self.acknowledged = bool(features & ProtocolFeature.REPLY_ACK)
 
     def set_owner(self) -> None:
-        """Take possession."""
+        """Take ownership of the session: the first request that changes anything."""
         self.tell(Request.SET_OWNER)
 
     def get_queue_num(self) -> int:
-        """Return how many queue pairs there are (protocol feature MQ)."""
+        """Return the largest number of queue pairs (protocol feature MQ)."""
         return self.ask(Request.GET_QUEUE_NUM).number
 
     def set_mem_table(self, regions: Iterable[Region]) -> None:
-        """Share memory, up to 8 regions."""
+        """Share memory: up to 8 regions, which replace those before."""
         table = list(regions)
         payload = _STATE.pack(len(table), 0) + b"".join(region.pack() for region in table)
         self.tell(Request.SET_MEM_TABLE, payload, [region.fd for region in table])
 
     def set_vring_num(self, ring: int, entries: int) -> None:
-        """Say how many entries a ring has."""
+        """Set the number of entries of a ring."""
         self.tell(Request.SET_VRING_NUM, _STATE.pack(ring, entries))
 
     def set_vring_base(self, ring: int, base: int) -> None:
-        """Say where a ring goes on."""
+        """Set the index from which the backend serves a ring."""
         self.tell(Request.SET_VRING_BASE, _STATE.pack(ring, base))
 
     def set_vring_addr(
         self, ring: int, descriptors: int, used: int, available: int, *, flags: int = 0
     ) -> None:
-        """Say where a ring lies, by this process's addresses.
+        """Set the addresses of a ring, in the address space of this process.
 
-        Of a packed ring ``used`` is the device's event suppression, ``available`` the driver's.
+        For a packed ring, ``available`` is the driver's event suppression area and ``used`` the
+        device's.
         """
         payload = _ADDRESS.pack(ring, flags, descriptors, used, available, 0)
         self.tell(Request.SET_VRING_ADDR, payload)
 
     def set_vring_kick(self, ring: int, fd: int | None) -> None:
-        """Say by which eventfd a ring is kicked; None has the backend poll. Starts the ring."""
+        """Set the eventfd by which the driver kicks a ring, and start the ring.
+
+        None: the backend polls the ring instead.
+        """
         self._with_fd(Request.SET_VRING_KICK, ring, fd)
 
     def set_vring_call(self, ring: int, fd: int | None) -> None:
-        """Say by which eventfd the backend tells of used buffers; None: not at all."""
+        """Set the eventfd by which the backend signals used buffers; None: no signal."""
         self._with_fd(Request.SET_VRING_CALL, ring, fd)
 
     def set_vring_err(self, ring: int, fd: int | None) -> None:
-        """Say by which eventfd the backend tells of an error of a ring."""
+        """Set the eventfd by which the backend signals an error of a ring; None: no signal."""
         self._with_fd(Request.SET_VRING_ERR, ring, fd)
 
     def _with_fd(self, request: int, ring: int, fd: int | None) -> None:
@@ -310,27 +328,29 @@ class Frontend(Owner):
         )
 
     def set_vring_enable(self, ring: int, on: bool = True) -> None:
-        """Have a ring be served, or its frames dropped (protocol features)."""
+        """Enable or disable a ring (needs protocol features)."""
         self.tell(Request.SET_VRING_ENABLE, _STATE.pack(ring, int(on)))
 
     def get_vring_base(self, ring: int) -> int:
-        """Stop a ring, and return where it would go on."""
+        """Stop a ring; return the index from which it would continue."""
         answer = self.ask(Request.GET_VRING_BASE, _STATE.pack(ring, 0))
         named, base = answer.state
         if named != ring:
-            raise DeviceError(f"the backend answered GET_VRING_BASE of ring {ring} for {named}")
+            raise DeviceError(
+                f"the backend answered GET_VRING_BASE of ring {ring} with that of ring {named}"
+            )
         return base
 
     def set_mtu(self, mtu: int) -> None:
-        """Say the MTU (protocol feature NET_MTU)."""
+        """Tell the backend the MTU in bytes (protocol feature NET_MTU)."""
         self.tell(Request.NET_SET_MTU, _U64.pack(mtu))
 
     def reset_device(self) -> None:
-        """Have the backend forget all (protocol feature RESET_DEVICE)."""
+        """Reset the device: the backend stops all rings (protocol feature RESET_DEVICE)."""
         self.tell(Request.RESET_DEVICE)
 
     def get_max_mem_slots(self) -> int:
-        """Return how many regions there can be (protocol feature CONFIGURE_MEM_SLOTS)."""
+        """Return the largest number of regions (protocol feature CONFIGURE_MEM_SLOTS)."""
         return self.ask(Request.GET_MAX_MEM_SLOTS).number
 
     def add_mem_reg(self, region: Region) -> None:
@@ -338,7 +358,7 @@ class Frontend(Owner):
         self.tell(Request.ADD_MEM_REG, bytes(8) + region.pack(), [region.fd])
 
     def rem_mem_reg(self, region: Region) -> None:
-        """Share a region no more (protocol feature CONFIGURE_MEM_SLOTS)."""
+        """Stop sharing a region (protocol feature CONFIGURE_MEM_SLOTS)."""
         self.tell(Request.REM_MEM_REG, bytes(8) + region.pack())
 
     def get_status(self) -> int:
@@ -350,7 +370,7 @@ class Frontend(Owner):
         self.tell(Request.SET_STATUS, _U64.pack(status))
 
     def close(self) -> None:
-        """Hang up. Twice is fine."""
+        """Close the connection. A second call does nothing."""
         self._wire.close()
 
     def __enter__(self) -> Self:
