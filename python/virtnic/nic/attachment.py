@@ -57,6 +57,11 @@ class Driven:
         return "a vhost-user port"
 
     @property
+    def bypassing(self) -> str | None:
+        """The netdev's type if its frames bypass QEMU, and with it the receive filters."""
+        return "vhost-user"
+
+    @property
     def tells_link(self) -> bool:
         """Whether the device interrupts when its link changes."""
         port = self.made()
@@ -136,51 +141,51 @@ class Driven:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Attachment(Driven):
-    """What a port has of its QEMU, who is told of it, and what it takes to plug it in again."""
+    """A device of a QEMU: its driver, its callbacks, and what is needed to plug it in again."""
 
     machine: Machine
     qtest: QTest
-    #: Whether it is being undone: what an interruption left of it is undone by the next call.
+    #: Whether it is being detached. After an interruption the next call finishes that.
     leaving: bool = False
     #: The thread that attaches it.
     thread: int = field(default_factory=threading.get_ident)
-    #: The device, as QEMU knows it, from when QEMU is told of it.
+    #: QEMU's names for the device; set just before QEMU is told to plug it in.
     plugged: NicHandle | None = None
-    #: The vhost-user backend, where there is an interposer in front of it.
+    #: The vhost-user backend, if an interposer is in front of it.
     backend: Backend | None = None
-    #: Waits for whoever plugs it in anew in a thread, and lets nobody begin; before QEMU is closed.
+    #: Called before QEMU is closed: waits for a replug in another thread, and prevents another.
     settle: Callable[[], object] = lambda: None
     #: The device on the PCI bus, once it was found there.
     function: Function | None = None
-    #: The port, from when all is in its place until it is detached.
+    #: The port, from the end of attaching until it is detached.
     port: NetPort | None = None
-    #: Whether its QEMU was started for this port alone, and is closed with it.
+    #: Whether QEMU was started for this port alone, and is closed with it.
     owns_qemu: bool = False
-    #: Whether it was told that it is attached; and what is told when it is detached, once.
+    #: Whether the event "attached" was sent, and the event to send once when it is detached.
     announced: bool = False
     farewell: Event | None = None
-    # What it takes to attach it again, to another QEMU.
+    # What is needed to attach it again, to another QEMU.
     spec: Spec | None = None
     properties: Mapping[str, Any] = field(default_factory=dict)
     legacy: bool = False
     #: What the device writes to the ivshmem doorbell for each MSI-X vector.
     messages: list[int] = field(default_factory=list)
-    #: The ivshmem vectors that are reserved for it.
+    #: The ivshmem vectors reserved for it.
     vectors: list[int] = field(default_factory=list)
-    #: What the interrupt line signals.
+    #: The eventfd that the interrupt line signals.
     line: EventFd | None = None
-    #: Whether its peer was there when that was last told; None where nobody can know.
+    #: Whether its peer was connected at the last report; None if that cannot be known.
     peer_known: bool | None = None
-    #: Whether it is attached again to the QEMU that takes the place of one that died.
+    #: Whether it is attached again to the QEMU that replaces one that died.
     returns: bool = False
 
     def plugging(self, handle: NicHandle) -> None:
-        """Remember the device that QEMU is about to be told of."""
+        """Remember the device just before QEMU is told to plug it in."""
         self.plugged = handle
 
     @property
     def handle(self) -> NicHandle:
-        """The device, as QEMU knows it; for one that was plugged in."""
+        """QEMU's names for the device, once it was plugged in."""
         assert self.plugged is not None
         return self.plugged
 
@@ -190,20 +195,26 @@ class Attachment(Driven):
         return self.handle.id
 
     @property
+    def bypassing(self) -> str | None:
+        """The netdev's type if its frames bypass QEMU, and with it the receive filters."""
+        spec = self.handle.spec
+        return None if spec.kind.moves_frames(spec.options) else spec.type
+
+    @property
     def is_lost(self) -> bool:
-        """Whether its QEMU is gone, with the device: there may be another QEMU by now."""
+        """Whether the device's QEMU has ended; another one may have replaced it by now."""
         if self.machine.closed or self.qtest.death is not None:
             return True
         return self.qtest is not self.machine.qtest
 
     @property
     def by_legacy(self) -> bool:
-        """Whether the device is driven by its legacy interface."""
+        """Whether the device is driven through its legacy interface."""
         assert self.function is not None
         return self.legacy or not speaks_modern(self.function)
 
     def registers(self) -> dict[str, Any]:
-        """Return where a port finds the device's registers: its arguments."""
+        """Return the arguments of PortDriver that say where the device's registers are."""
         assert self.function is not None
         if self.by_legacy:
             return {"legacy_io": (*virtio_legacy(self.function), self.interrupts == "msix")}

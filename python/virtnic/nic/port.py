@@ -1,23 +1,24 @@
-"""`Qemu` and `Port`, the classes for users. The other modules of this package are behind them."""
+"""`Qemu` and `Port`, the classes that users hold. What is behind them is in the other modules.
+
+They share this file because each names the other in its interface: `Qemu.attach` returns a `Port`,
+and `Port.qemu` a `Qemu`. In two files they would import each other.
+"""
 
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast, overload
 
-from virtnic import _native
-from virtnic._native import CommandRefused
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
 from virtnic.nic.host import Host
 from virtnic.nic.options import PortRequest, QemuOptions, check_names
 from virtnic.nic.queue import NetQueue
 from virtnic.nic.ready import Readiness
-from virtnic.nic.rss import DEFAULT_KEY, Rss, RssLimits, names_of, types_of
+from virtnic.nic.receiving import Receiving
 from virtnic.nic.sending import SendAll
 from virtnic.qemu import loop
 from virtnic.teardown import Closing, close_later, finish_forgotten
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from virtnic.qemu.command import Accel, MachineType
 
 __all__ = ["LinkCallback", "Port", "PortOptions", "Qemu", "attachment_of", "driven_of", "host_of"]
-
-_log = logging.getLogger(__name__)
 
 #: Called with the port when its link goes up or down, in one of virtnic's threads.
 LinkCallback = Callable[["Port"], None]
@@ -64,7 +63,7 @@ class PortOptions(TypedDict, total=False):
     recover: bool | Recovery | None
 
 
-class Port(Closing, SendAll, _native.NetPort):
+class Port(Closing, SendAll, Receiving):
     """A virtio-net device driven by this process.
 
     Made by :func:`virtnic.open` and :meth:`virtnic.Qemu.attach`. ``send``, ``recv`` and ``fileno``
@@ -84,7 +83,6 @@ class Port(Closing, SendAll, _native.NetPort):
         """Set the driven device, of QEMU or not."""
         self._driven = driven
         self._close_lock = threading.RLock()  # a signal handler may close as well
-        self._filters_warned = False
 
     @property
     def qemu(self) -> Qemu:
@@ -123,102 +121,6 @@ class Port(Closing, SendAll, _native.NetPort):
         Raises TimeoutError with the reason, PortClosed, QemuDied, DeviceError.
         """
         Readiness(self, self._driven).wait(timeout)
-
-    def set_promiscuous(self, on: bool = True) -> None:
-        """Receive everything, or only what the filters pass.
-
-        QEMU's devices start promiscuous and then filter nothing, not even VLANs. If frames bypass
-        QEMU (vhost-user, vhost-vdpa, ``tap,vhost=on``), filters are accepted without effect, with a
-        warning. Raises CommandRefused, PortClosed, QemuDied.
-        """
-        self.set_receive_mode("promiscuous", on)
-
-    def set_allmulticast(self, on: bool = True) -> None:
-        """Receive all multicast frames. Raises as :meth:`set_promiscuous`."""
-        self.set_receive_mode("all-multicast", on)
-
-    def set_receive_mode(self, mode: str, on: bool = True) -> None:
-        """As :meth:`NetPort.set_receive_mode`; warns if filters have no effect."""
-        super().set_receive_mode(mode, on)
-        # Passing more is what such a netdev does anyway.
-        self._warn_of_filters(on == mode.startswith("no-"))
-
-    def set_mac_filter(self, unicast: Sequence[str] = (), multicast: Sequence[str] = ()) -> None:
-        """As :meth:`NetPort.set_mac_filter`; warns if filters have no effect."""
-        super().set_mac_filter(unicast, multicast)
-        self._warn_of_filters(True)
-
-    def remove_vlan(self, vlan: int) -> None:
-        """As :meth:`NetPort.remove_vlan`; warns if filters have no effect."""
-        super().remove_vlan(vlan)
-        self._warn_of_filters(True)
-
-    def _warn_of_filters(self, narrower: bool) -> None:
-        """Warn once that a filter accepted by the device has no effect."""
-        spec = self._attachment.handle.spec
-        if narrower and not spec.kind.moves_frames(spec.options) and not self._filters_warned:
-            self._filters_warned = True
-            _log.warning(
-                "the device takes filters but they have no effect: the frames of this %s netdev "
-                "bypass QEMU, so check each frame's address yourself",
-                spec.type,
-            )
-
-    @property
-    def rss(self) -> Rss | None:
-        """The steering set by :meth:`set_rss`; None if none was set."""
-        config = self._driven.driver.rss_config()
-        if config is None:
-            return None
-        key, table, types, unclassified = config
-        return Rss(bytes(key), tuple(table), names_of(types), unclassified)
-
-    @property
-    def rss_limits(self) -> RssLimits | None:
-        """The device's capabilities for steering; None if it does not hash (``rss=on``)."""
-        limits = self._driven.driver.rss_limits
-        if limits is None:
-            return None
-        key, table, types = limits
-        return RssLimits(key, table, names_of(types))
-
-    def set_rss(
-        self,
-        key: bytes | None = None,
-        table: Sequence[int] | None = None,
-        types: Sequence[str] | None = None,
-        *,
-        unclassified: int = 0,
-    ) -> None:
-        """Steer received packets by a hash; with an empty table only report hashes.
-
-        ``key``: the Toeplitz key, by default Microsoft's. ``table``: a queue for each value of the
-        hash's low bits, with a power of two of entries; by default all queues in turn. ``types``:
-        names such as ``"TCPV4"`` (:data:`virtnic.nic.rss.HASH_TYPES`); by default all that the
-        device supports. ``unclassified``: the queue of packets without a hash.
-
-        The device must have been opened with ``properties={"rss": True}``, and with ``"hash":
-        True`` for
-        :attr:`Burst.hashes`. :meth:`set_queues` ends steering. Raises CommandRefused, ValueError,
-        PortClosed,
-        QemuDied.
-        """
-        limits = self.rss_limits
-        if limits is None:
-            raise CommandRefused(
-                "set_rss: the device does not hash; QEMU's property rss=on makes it "
-                "(properties={'rss': True})"
-            )
-        if table is None:
-            table = [i % self.queues for i in range(min(limits.table, 128))]
-        if not all(0 <= queue < 1 << 16 for queue in (*table, unclassified)):
-            raise ValueError(f"the table has an invalid queue; {self.queues} are in use")
-        self._driven.driver.set_rss_config(
-            list(DEFAULT_KEY if key is None else key),
-            list(table),
-            types_of(list(limits.types if types is None else types)),
-            unclassified,
-        )
 
     def on_link(self, callback: LinkCallback) -> Callable[[], None]:
         """Call ``callback(port)`` when the link goes up or down (``port.link`` says which).
@@ -452,12 +354,11 @@ class Qemu(Closing):
         queues
             Number of queue pairs (receive and transmit), each usable from its own thread; see
             :meth:`Port.queue`. By default as many as the netdev names (``tap,queues=4``), else 1.
-            The
-            backend must have as many.
+            The backend must have as many.
         queue_size
             Entries of each queue, a power of two. 0 means 256; with a vhost-user backend, the
-            legacy
-            interface, or a size in ``properties``, it means the device's own size, at most 1,024.
+            legacy interface, or a size in ``properties``, it means the device's own size, at most
+            1,024.
         ring
             ``"packed"`` or ``"split"``; by default packed if a vhost-user backend offers it, else
             split.
@@ -468,8 +369,7 @@ class Qemu(Closing):
             short; see :meth:`Port.set_polling`.
         notify
             How to kick a vhost-user backend: by its ``"eventfd"`` (default, without QEMU), or
-            through
-            QEMU by ``"qtest"``, as all other devices are.
+            through QEMU by ``"qtest"``, as all other devices are.
         features
             By name (``"MRG_RXBUF"``): True requires, False refuses, None prefers.
         properties
@@ -478,10 +378,8 @@ class Qemu(Closing):
             Called with the port when its link goes up or down.
         legacy
             Use the device's legacy interface (virtio 0.9.5) even if it has a modern one. A device
-            with
-            only that one (``properties={"disable-modern": True}``) always uses it. The queue size
-            is
-            then QEMU's choice.
+            that has no other (``properties={"disable-modern": True}``) always uses it. QEMU then
+            chooses the queue size.
         statistics
             ``"sizes"`` counts frames by length, ``"extended"`` by length and destination; see
             :meth:`Port.xstats`.
@@ -496,10 +394,8 @@ class Qemu(Closing):
             None: a recovered QEMU gets this port again, and a lost vhost-user backend is looked for
             every 0.1 s for ever. False: the port ends with its QEMU or backend. A
             :class:`virtnic.Recovery` says how often, and after which pauses, to look for the
-            backend;
-            after that calls raise DeviceError. True: as None, but a ValueError if the port could
-            not
-            be recovered.
+            backend; after that calls raise DeviceError. True: as None, but a ValueError if the port
+            could not be recovered.
 
         Raises QemuError quoting QEMU if it refuses the netdev or a property, ValueError for wrong
         arguments, DeviceError, MemoryUnavailable, QemuDied.
@@ -603,7 +499,7 @@ def driven_of(port: Port) -> Driven: ...
 @overload
 def driven_of(port: object) -> Driven | None: ...
 def driven_of(port: object) -> Driven | None:
-    """Return the same, whether there is a QEMU or not."""
+    """Return the driven device behind a port, whether it has a QEMU or not."""
     while port is not None and not isinstance(port, Port):
         port = getattr(port, "port", None)
     return None if port is None else port._driven
