@@ -43,7 +43,7 @@ def parse_speed(
     """
     if not isinstance(speed, str):
         if not 0 < speed < float("inf"):
-            raise ValueError(f"a speed is a number above 0, not {speed}")
+            raise ValueError(f"the speed must be a number above 0, not {speed}")
         return "times", float(speed)
     if speed.strip().lower() == "max":
         return "max", 0.0

@@ -9,14 +9,14 @@ mod device;
 
 use device::{Format, HEADER, Kind, Rig, SIZE, pool};
 use std::time::Duration;
-use virtnic::engine::{self, Control, Manner, Mode, Report};
+use virtnic::engine::{self, Control, Forwarding, Mode, Report};
 use virtnic::virtio::ring::testing::{Device, PackedDevice, SplitDevice};
 
 const KIND: Kind = Kind { event_idx: false, in_order: false, merge: false };
 const RING: u64 = SIZE as u64;
 /// Never given up, and at once.
-const ENDLESS: Manner = Manner { mode: Mode::Io, patience: Some(Duration::MAX) };
-const NONE: Manner = Manner { mode: Mode::Io, patience: Some(Duration::ZERO) };
+const ENDLESS: Forwarding = Forwarding { mode: Mode::Io, backpressure: Some(Duration::MAX) };
+const NONE: Forwarding = Forwarding { mode: Mode::Io, backpressure: Some(Duration::ZERO) };
 
 /// Two ports of one memory or of two, and the frames that came through.
 struct Wire<D> {
@@ -51,10 +51,10 @@ impl<D: Format> Wire<D> {
     }
 
     /// Forwards until so many frames were sent, or the loop says that it holds some.
-    fn forward(&self, manner: Manner, packets: Option<u64>) -> Report {
+    fn forward(&self, forwarding: Forwarding, packets: Option<u64>) -> Report {
         let mut tick = |report: &Report| Ok(report.held == 0);
         let control = Control::new(Some(Duration::from_secs(30)), packets, &mut tick);
-        engine::forward(&self.a.port, &self.b.port, manner, control).unwrap()
+        engine::forward(&self.a.port, &self.b.port, forwarding, control).unwrap()
     }
 
     fn finish(self) {
@@ -159,12 +159,12 @@ fn frames_for_a_peer_that_is_gone_are_dropped_and_counted() {
 
 fn drop_at_once<D: Format>(mut wire: Wire<D>) {
     wire.arrive(usize::MAX);
-    wire.forward(Manner::dropping(Mode::Io), Some(RING));
+    wire.forward(Forwarding::dropping(Mode::Io), Some(RING));
     wire.arrive(usize::MAX);
     let mut tick = |report: &Report| Ok(report.received == 0);
     let control = Control::new(Some(Duration::from_secs(30)), None, &mut tick);
-    let manner = Manner::dropping(Mode::Io);
-    let report = engine::forward(&wire.a.port, &wire.b.port, manner, control).unwrap();
+    let forwarding = Forwarding::dropping(Mode::Io);
+    let report = engine::forward(&wire.a.port, &wire.b.port, forwarding, control).unwrap();
     assert_eq!((report.received, report.ring_full, report.held), (RING, RING, 0), "{report:?}");
     wire.finish();
 }

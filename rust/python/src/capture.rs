@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use virtnic::capture::{self, Direction, Filter, Frame, Interface, Options, Rotation};
-use virtnic::engine::{self, Pace, Punctuality};
+use virtnic::engine::{self, Lateness, Pace};
 
 /// The address of libpcap's `bpf_filter`, a program of its, and what that was compiled from.
 type Program = (usize, Vec<u8>, String);
@@ -214,18 +214,22 @@ pub(crate) fn play<'py>(
         ("times", times) => Pace::Times(times),
         ("rate", rate) => Pace::Rate(rate),
         ("max", _) => Pace::Most,
-        (other, _) => return Err(PyValueError::new_err(format!("there is no pace {other:?}"))),
+        (other, _) => {
+            return Err(PyValueError::new_err(format!(
+                "the pace must be times, rate or max, not {other:?}"
+            )));
+        }
     };
     let py = port.py();
     let tape = py.detach(|| capture::Tape::new(path, times, parts)).map_err(to_py)?;
     let core = port.get().core();
-    let mut kept = Punctuality::default();
+    let mut lateness = Lateness::default();
     let result = run_loop(py, &[port.get()], &until, |control| {
-        let (report, punctuality) = engine::play(core, tape, pace, control)?;
-        kept = punctuality;
+        let (report, late) = engine::play(core, tape, pace, control)?;
+        lateness = late;
         Ok(report)
     })?;
-    result.set_item("late", kept.late)?;
-    result.set_item("latest", kept.latest.as_secs_f64())?;
+    result.set_item("late", lateness.late)?;
+    result.set_item("latest", lateness.latest.as_secs_f64())?;
     Ok(result)
 }

@@ -8,11 +8,10 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use virtnic::Error;
-use virtnic::engine::{self, Control, Load, Manner, Mode, PacketFunction, Report};
+use virtnic::engine::{self, Control, Forwarding, Load, Mode, PacketFunction, Report};
 use virtnic::net::Port;
 
-/// When a loop ends, who is told how it goes, and where it runs: seconds, packets, progress function,
-/// processors.
+/// When a loop ends and where it runs: seconds, packets, progress function, processors.
 #[derive(FromPyObject)]
 pub(crate) struct Until(Option<f64>, Option<u64>, Option<Py<PyAny>>, Vec<usize>);
 
@@ -80,7 +79,7 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
     Ok(dict)
 }
 
-fn manner_of(mode: &str, backpressure: bool) -> PyResult<Manner> {
+fn forwarding_of(mode: &str, backpressure: bool) -> PyResult<Forwarding> {
     let mode = match mode {
         "io" => Mode::Io,
         "mac" => Mode::Mac,
@@ -91,7 +90,7 @@ fn manner_of(mode: &str, backpressure: bool) -> PyResult<Manner> {
             )));
         }
     };
-    Ok(if backpressure { Manner::patient(mode) } else { Manner::dropping(mode) })
+    Ok(if backpressure { Forwarding::with_backpressure(mode) } else { Forwarding::dropping(mode) })
 }
 
 /// Forward between two ports; see virtnic.forward.
@@ -108,10 +107,10 @@ pub(crate) fn forward<'py>(
             "forward needs two different ports; reflect() sends frames back on one",
         ));
     }
-    let manner = manner_of(mode, backpressure)?;
+    let forwarding = forwarding_of(mode, backpressure)?;
     let (a_port, b_port) = (a.get().core(), b.get().core());
     run_loop(a.py(), &[a.get(), b.get()], &until, |control| {
-        engine::forward(a_port, b_port, manner, control)
+        engine::forward(a_port, b_port, forwarding, control)
     })
 }
 
@@ -123,9 +122,9 @@ pub(crate) fn reflect<'py>(
     backpressure: bool,
     until: Until,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let manner = manner_of(mode, backpressure)?;
+    let forwarding = forwarding_of(mode, backpressure)?;
     let core = port.get().core();
-    run_loop(port.py(), &[port.get()], &until, |control| engine::reflect(core, manner, control))
+    run_loop(port.py(), &[port.get()], &until, |control| engine::reflect(core, forwarding, control))
 }
 
 /// Receive and discard frames; see virtnic.drop.
@@ -177,7 +176,7 @@ pub(crate) fn run<'py>(
     address: usize,
     until: Until,
 ) -> PyResult<Bound<'py, PyDict>> {
-    //  SAFETY: Python's `packet_function` checked, as far as possible, that it is a function of
+    // SAFETY: Python's `packet_function` checked, as far as possible, that it is a function of
     // this type, and keeps it alive during the call.
     let function = unsafe { PacketFunction::at(address) }.map_err(to_py)?;
     let ports: Vec<&NetPort> = ports.iter().map(Py::get).collect();

@@ -1,7 +1,7 @@
 //! A file that is read ahead, for who replays it.
 
 use super::reader::Reader;
-use crate::engine::{Passage, TimedFrame};
+use crate::engine::{TimedFrame, TimedFrames};
 use crate::process::{Home, background};
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -16,11 +16,11 @@ const AHEAD: usize = 8;
 /// The link type of Ethernet.
 const ETHERNET: u32 = 1;
 
-/// The frames of a file, several times over where that is wanted, in passages.
+/// The frames of a file, read ahead in chunks, repeatedly if requested.
 #[derive(Debug)]
 pub struct Tape {
     home: Home,
-    passages: Option<Receiver<Result<Passage>>>,
+    chunks: Option<Receiver<Result<TimedFrames>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -40,20 +40,20 @@ impl Tape {
             }
         });
         let thread = thread.map_err(|cause| Error::os("starting the thread of a replay", cause))?;
-        Ok(Self { home: Home::here(), passages: Some(receiver), thread: Some(thread) })
+        Ok(Self { home: Home::here(), chunks: Some(receiver), thread: Some(thread) })
     }
 }
 
 impl Iterator for Tape {
-    type Item = Result<Passage>;
+    type Item = Result<TimedFrames>;
     fn next(&mut self) -> Option<Self::Item> {
-        self.passages.as_ref()?.recv().ok()
+        self.chunks.as_ref()?.recv().ok()
     }
 }
 
 impl Drop for Tape {
     fn drop(&mut self) {
-        self.passages = None;
+        self.chunks = None;
         if let Some(thread) = self.thread.take().filter(|_| self.home.is_here()) {
             let _ = thread.join();
         }
@@ -66,7 +66,7 @@ fn read(
     path: PathBuf,
     times: u64,
     parts: bool,
-    to: &SyncSender<Result<Passage>>,
+    to: &SyncSender<Result<TimedFrames>>,
 ) -> Result<()> {
     // When the pass began, and the frame before was due.
     let (mut start, mut last) = (0_u64, 0_u64);
@@ -75,11 +75,11 @@ fn read(
             reader = Reader::open(&path)?;
         }
         let (mut first, mut count) = (None, 0_u64);
-        let mut passage = Passage::default();
+        let mut chunk = TimedFrames::default();
         loop {
-            let at = passage.bytes.len();
-            let Some(frame) = reader.next(&mut passage.bytes)? else { break };
-            let length = passage.bytes.len() - at;
+            let at = chunk.bytes.len();
+            let Some(frame) = reader.next(&mut chunk.bytes)? else { break };
+            let length = chunk.bytes.len() - at;
             if frame.link_type != ETHERNET {
                 return Err(Error::Invalid(format!(
                     "{}: frame {count} has link type {}; a port sends Ethernet (1) only",
@@ -104,13 +104,13 @@ fn read(
             if length == 0 {
                 continue;
             }
-            passage.frames.push(TimedFrame { due: last, start: at, length });
-            let full = passage.frames.len() == FRAMES || passage.bytes.len() >= BYTES;
-            if full && to.send(Ok(std::mem::take(&mut passage))).is_err() {
+            chunk.frames.push(TimedFrame { due: last, start: at, length });
+            let full = chunk.frames.len() == FRAMES || chunk.bytes.len() >= BYTES;
+            if full && to.send(Ok(std::mem::take(&mut chunk))).is_err() {
                 return Ok(());
             }
         }
-        if !passage.frames.is_empty() && to.send(Ok(passage)).is_err() {
+        if !chunk.frames.is_empty() && to.send(Ok(chunk)).is_err() {
             return Ok(());
         }
         if count == 0 {

@@ -1,9 +1,9 @@
-//! A number of frames that several threads have in common.
+//! A number of frames that several threads share.
 
 use super::BURST;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Frames that all threads together may move, taken by each in parts.
+/// The frames that all threads together may move. Each thread takes them in parts.
 #[derive(Debug)]
 pub(super) struct Budget {
     total: u64,
@@ -29,32 +29,33 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct Share<'a> {
     budget: &'a Budget,
-    /// How many frames it may move in all, as taken so far, and how many it has told of.
+    /// Frames taken from the budget so far, and how many of them were reported as moved.
     quota: u64,
-    told: u64,
+    reported: u64,
 }
 
 impl<'a> Share<'a> {
     pub(super) fn new(budget: &'a Budget) -> Self {
-        Self { budget, quota: 0, told: 0 }
+        Self { budget, quota: 0, reported: 0 }
     }
-    fn tell(&mut self, done: u64) {
-        if done > self.told {
-            self.budget.done.fetch_add(done - self.told, Relaxed);
-            self.told = done;
+    fn report(&mut self, done: u64) {
+        if done > self.reported {
+            self.budget.done.fetch_add(done - self.reported, Relaxed);
+            self.reported = done;
         }
     }
-    /// How many more it may move, of which `done` were.
+    /// How many more frames this thread may move after `done`.
     pub(super) fn left(&mut self, done: u64) -> u64 {
-        self.tell(done);
+        self.report(done);
         let have = self.quota.saturating_sub(done);
         let more = self.budget.take((BURST as u64).saturating_sub(have));
         self.quota += more;
         have + more
     }
-    /// Whether all were moved, by whomever. What it has not moved is for others.
+    /// Whether all threads together have moved the whole budget. Returns the frames that this
+    /// thread has taken and not moved.
     pub(super) fn is_spent(&mut self, done: u64) -> bool {
-        self.tell(done);
+        self.report(done);
         let unused = self.quota.saturating_sub(done);
         self.quota -= unused;
         self.budget.taken.fetch_sub(unused, Relaxed);
@@ -67,12 +68,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_of_a_budget_are_no_more_than_all_and_none_is_lost() {
+    fn shares_add_up_to_the_budget() {
         let budget = Budget::new(100);
         let (mut a, mut b) = (Share::new(&budget), Share::new(&budget));
         assert_eq!(a.left(0), 64);
         assert_eq!(b.left(0), 36);
-        // One had nothing to do: the other may have its part.
+        // `a` moved nothing, so `b` may have its part.
         assert!(!a.is_spent(0));
         assert_eq!(b.left(36), 64);
         assert_eq!(a.left(0), 0);

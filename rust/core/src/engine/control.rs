@@ -6,18 +6,18 @@ use std::iter::Sum;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// A loop looks at the clock every so many bursts.
+/// Bursts between two reads of the clock.
 const STRIDE: u32 = 64;
-/// A ring that was found empty is left alone for so long. One that is looked at all the time has
-/// its cache lines pulled away from the peer that fills it, which then fills it more slowly.
-const REST: Duration = Duration::from_micros(4);
-/// So often in a row; a ring that stays empty is looked at all the time, so that a lone frame
-/// does not wait.
-const RESTS: u32 = 50;
-/// And calls its [`Tick`] this often.
+/// Pause after an empty ring. Polling without a pause takes the ring's cache lines from the peer
+/// that fills it and slows that peer down.
+const PAUSE: Duration = Duration::from_micros(4);
+/// Pauses in a row. After that the ring is polled without a pause, so that a lone frame does not
+/// wait.
+const PAUSES: u32 = 50;
+/// Time between two calls of a loop's [`Tick`].
 const TICK: Duration = Duration::from_millis(50);
 
-/// What a loop did so far, or in all.
+/// What a loop has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Report {
     /// Frames received.
@@ -36,17 +36,17 @@ pub struct Report {
     pub ring_full: u64,
     /// Frames dropped on purpose: by `drop`, or by the verdict of a packet function.
     pub dropped: u64,
-    /// Frames dropped because a packet function returned nonsense for them.
+    /// Frames dropped because a packet function returned an invalid verdict.
     pub bad_verdict: u64,
-    /// Frames dropped because the port they would leave by cannot do what is left to do to them
-    /// (their checksum, their segmentation), or because that does not fit them.
+    /// Frames dropped because the transmitting port cannot do their pending offload (checksum or
+    /// segmentation), or because the offload does not fit the frame.
     pub no_offload: u64,
-    /// How long the loop ran.
+    /// How long the loop has run.
     pub elapsed: Duration,
 }
 
 impl Report {
-    /// Frames that the loop moved: sent, or received where it only receives.
+    /// Frames that the loop moved: those sent, or those received if it only receives.
     #[must_use]
     pub fn packets(&self) -> u64 {
         if self.sent > 0 || self.received == 0 { self.sent } else { self.received }
@@ -54,7 +54,7 @@ impl Report {
 }
 
 impl<'a> Sum<&'a Self> for Report {
-    /// Of loops that ran at the same time.
+    /// The report of loops that ran at the same time.
     fn sum<I: Iterator<Item = &'a Self>>(reports: I) -> Self {
         reports.fold(Self::default(), |sum, report| Self {
             received: sum.received + report.received,
@@ -72,7 +72,8 @@ impl<'a> Sum<&'a Self> for Report {
     }
 }
 
-/// Called now and then from a loop, with what it did so far; an error ends the loop, `false` too.
+/// Called by a loop about 20 times a second with its report so far. `false` or an error ends the
+/// loop.
 pub type Tick<'a> = &'a mut dyn FnMut(&Report) -> Result<bool>;
 
 /// When a loop ends.
@@ -81,16 +82,16 @@ pub struct Control<'a> {
     start: Instant,
     pub(super) deadline: Option<Instant>,
     pub(super) packets: Option<u64>,
-    /// The processors of the loop's threads, in turn.
+    /// The processors of the loop's threads, used cyclically.
     pub(super) cpus: &'a [usize],
-    /// Where several threads have a number of frames in common.
+    /// This thread's part of a number of frames that several threads share.
     share: Option<Share<'a>>,
     /// Set by another thread of the loop.
     stop: Option<&'a AtomicBool>,
     next_tick: Instant,
     turns: u32,
-    /// How many more rests an empty ring gets.
-    rests: u32,
+    /// Pauses left for an empty ring.
+    pauses: u32,
 }
 
 impl std::fmt::Debug for Control<'_> {
@@ -100,24 +101,24 @@ impl std::fmt::Debug for Control<'_> {
 }
 
 impl<'a> Control<'a> {
-    /// Ends after `duration`, or after `packets` frames, or when `tick` says so.
+    /// The loop ends after `duration`, after `packets` frames, or when `tick` returns `false`.
     pub fn new(duration: Option<Duration>, packets: Option<u64>, tick: Tick<'a>) -> Self {
         let start = Instant::now();
         let deadline = duration.and_then(|duration| start.checked_add(duration));
         let next_tick = start + TICK;
         let (cpus, share, stop) = (&[] as &[usize], None, None);
-        Self { tick, start, deadline, packets, cpus, share, stop, next_tick, turns: 0, rests: 0 }
+        Self { tick, start, deadline, packets, cpus, share, stop, next_tick, turns: 0, pauses: 0 }
     }
 
-    /// The thread of the first queue pair runs on the first of these processors, and so on, while
-    /// the loop runs; from the front again where there are fewer.
+    /// Pins the thread of each queue pair to one of these processors, in order and cyclically,
+    /// while the loop runs.
     #[must_use]
     pub fn on(self, cpus: &'a [usize]) -> Self {
         Self { cpus, ..self }
     }
 
-    /// Of one of several threads.
-    pub(super) fn part(
+    /// The control of one of several threads.
+    pub(super) fn of_thread(
         tick: Tick<'a>,
         deadline: Option<Instant>,
         share: Option<Share<'a>>,
@@ -126,27 +127,26 @@ impl<'a> Control<'a> {
         Self { deadline, share, stop: Some(stop), ..Self::new(None, None, tick) }
     }
 
-    /// Since the loop started.
+    /// Time since the loop started.
     pub(super) fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// After a turn that moved `moved` frames: waits a moment where there was none, but was
-    /// before.
+    /// Pauses if a turn moved no frame, soon after one that did.
     #[inline]
-    pub(super) fn rest(&mut self, moved: usize) {
+    pub(super) fn pause(&mut self, moved: usize) {
         if moved > 0 {
-            self.rests = RESTS;
-        } else if self.rests > 0 {
-            self.rests -= 1;
+            self.pauses = PAUSES;
+        } else if self.pauses > 0 {
+            self.pauses -= 1;
             let since = Instant::now();
-            while since.elapsed() < REST {
+            while since.elapsed() < PAUSE {
                 std::hint::spin_loop();
             }
         }
     }
 
-    /// Frames that may be moved now, of which `done` were.
+    /// How many more frames may be moved after `done`.
     #[inline]
     pub(super) fn left(&mut self, done: u64) -> usize {
         let left = match (self.packets, &mut self.share) {
@@ -157,7 +157,7 @@ impl<'a> Control<'a> {
         usize::try_from(left).unwrap_or(usize::MAX)
     }
 
-    /// Whether all were moved that were to be.
+    /// Whether all requested frames were moved.
     #[inline]
     pub(super) fn is_over(&mut self, done: u64) -> bool {
         match (self.packets, &mut self.share) {
@@ -167,7 +167,7 @@ impl<'a> Control<'a> {
         }
     }
 
-    /// Whether the loop goes on. `alive` is asked now and then.
+    /// Whether the loop goes on. Reads the clock and calls `alive` once in [`STRIDE`] turns.
     #[inline]
     pub(super) fn go_on(
         &mut self,
@@ -178,12 +178,12 @@ impl<'a> Control<'a> {
         if !self.turns.is_multiple_of(STRIDE) {
             return Ok(true);
         }
-        self.look(report, alive)
+        self.check(report, alive)
     }
 
-    /// Whether the loop goes on, of one that asks rarely.
+    /// [`Control::go_on`] for callers that ask rarely: checks every time.
     #[cold]
-    pub(super) fn look(
+    pub(super) fn check(
         &mut self,
         report: &mut Report,
         alive: impl FnOnce() -> Result<()>,
@@ -200,7 +200,7 @@ impl<'a> Control<'a> {
             return Ok(true);
         }
         self.next_tick = now + TICK;
-        // In this order: what `tick` runs may close a port, or fork.
+        // `alive` comes second because `tick` may close a port or fork.
         Ok((self.tick)(report)? && alive().map(|()| true)?)
     }
 }

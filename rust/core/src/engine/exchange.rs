@@ -1,4 +1,4 @@
-//! Sends and receives at once: what a traffic generator with a counter does.
+//! The exchange loop: sends a load and counts received frames.
 
 use super::BURST;
 use super::control::{Control, Report};
@@ -7,11 +7,11 @@ use super::lanes::{lanes, pairs_of};
 use crate::Result;
 use crate::net::{Burst, Port};
 
-/// Sends a load, as [`super::generate`] does, and in the same loop receives frames and forgets
-/// them, as [`super::drop_all`] does.
+/// Sends a load like [`super::generate`] and, in the same loop, receives and discards frames like
+/// [`super::drop_all`].
 ///
 /// # Errors
-/// As for these two.
+/// Those of [`super::generate`] and [`super::drop_all`].
 pub fn exchange(port: &Port, load: &Load, control: Control<'_>) -> Result<Report> {
     let pairs = pairs_of(&[port])?;
     let load = load.shared_by(pairs);

@@ -1,8 +1,8 @@
-//! Frames from one port to another, or back to where they came from.
+//! The forward and reflect loops.
 
 use super::control::{Control, Report};
 use super::lanes::{lanes, pairs_of};
-use super::{BURST, blame, running, swap};
+use super::{BURST, of_port, running, swap};
 use crate::Result;
 use crate::net::{Burst, Port, RxQueue, TxQueue};
 use std::sync::Arc;
@@ -10,43 +10,43 @@ use std::time::{Duration, Instant};
 
 /// How frames are forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Manner {
-    /// What is changed in each.
+pub struct Forwarding {
+    /// What is changed in each frame.
     pub mode: Mode,
-    /// With it no more frames are received than the transmit ring has room for: who sends them
-    /// finds the receive ring full, and slows down or drops by rules of its own. A ring that
-    /// stays full for so long is that of a peer that is gone: frames for it are dropped until
-    /// it takes some again. Else two loops that wait for each other's room would wait for ever,
-    /// and a peer that returns would get what has long been of no use.
+    /// With backpressure, only as many frames are received as the transmit ring has room for, so
+    /// the sender finds the receive ring full and slows down or drops frames itself. A transmit
+    /// ring that stays full for this long belongs to a peer that has stopped: frames for it are
+    /// dropped until it takes some again. Otherwise two loops could wait for each other forever,
+    /// and a returning peer would get stale frames.
     ///
-    /// Without it, frames that find no room are dropped at once.
-    pub patience: Option<Duration>,
+    /// Without backpressure, frames that do not fit are dropped at once.
+    pub backpressure: Option<Duration>,
 }
 
-impl Manner {
-    /// The patience that suits most: far more than a busy peer needs, and far less than TCP has.
-    pub const PATIENCE: Duration = Duration::from_millis(100);
+impl Forwarding {
+    /// The default limit: far longer than a busy peer needs, far shorter than TCP's timeouts.
+    pub const LIMIT: Duration = Duration::from_millis(100);
 
-    /// Leaves frames where they are while there is no room for them.
+    /// Leaves frames in the receive ring while the transmit ring is full.
     #[must_use]
-    pub const fn patient(mode: Mode) -> Self {
-        Self { mode, patience: Some(Self::PATIENCE) }
+    pub const fn with_backpressure(mode: Mode) -> Self {
+        Self { mode, backpressure: Some(Self::LIMIT) }
     }
-    /// Drops frames for which there is no room.
+    /// Drops frames while the transmit ring is full.
     #[must_use]
     pub const fn dropping(mode: Mode) -> Self {
-        Self { mode, patience: None }
+        Self { mode, backpressure: None }
     }
 }
 
 /// What is changed in each frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Nothing; the frame is not even looked at.
+    /// Nothing: the frame is not read.
     Io,
-    /// The source address becomes that of the port it leaves by.
+    /// The source address becomes that of the transmitting port.
     Mac,
-    /// The two addresses are exchanged.
+    /// Source and destination address are swapped.
     MacSwap,
 }
 
@@ -54,27 +54,27 @@ pub enum Mode {
 struct Path<'a> {
     from: &'a Port,
     to: &'a Port,
-    manner: Manner,
+    forwarding: Forwarding,
     /// Since when the transmit ring has been full.
     full: Option<Instant>,
 }
 
 impl<'a> Path<'a> {
-    fn new(from: &'a Port, to: &'a Port, manner: Manner) -> Self {
-        Self { from, to, manner, full: None }
+    fn new(from: &'a Port, to: &'a Port, forwarding: Forwarding) -> Self {
+        Self { from, to, forwarding, full: None }
     }
 
     /// How many of `most` frames may be received now.
     #[inline]
-    fn welcome(&mut self, tx: &mut TxQueue, most: usize) -> Result<usize> {
-        let Some(patience) = self.manner.patience else { return Ok(most) };
-        let room = tx.room().map_err(|error| blame(self.to, error))?;
+    fn allowed(&mut self, tx: &mut TxQueue, most: usize) -> Result<usize> {
+        let Some(limit) = self.forwarding.backpressure else { return Ok(most) };
+        let room = tx.room().map_err(|error| of_port(self.to, error))?;
         if room > 0 {
             self.full = None;
             return Ok(most.min(room));
         }
         let since = *self.full.get_or_insert_with(Instant::now);
-        Ok(if since.elapsed() < patience { 0 } else { most })
+        Ok(if since.elapsed() < limit { 0 } else { most })
     }
 
     #[inline]
@@ -86,18 +86,18 @@ impl<'a> Path<'a> {
         most: usize,
         report: &mut Report,
     ) -> Result<usize> {
-        let welcome = self.welcome(tx, most)?;
-        if welcome == 0 && most > 0 {
+        let allowed = self.allowed(tx, most)?;
+        if allowed == 0 && most > 0 {
             report.held += 1;
             return Ok(0);
         }
-        let received = rx.recv(welcome, burst).map_err(|error| blame(self.from, error))?;
+        let received = rx.recv(allowed, burst).map_err(|error| of_port(self.from, error))?;
         if received == 0 {
-            // Perhaps for want of buffers, which only this queue can give back.
-            tx.release().map_err(|error| blame(self.to, error))?;
+            // The pool may be empty, and only this queue can return its buffers.
+            tx.release().map_err(|error| of_port(self.to, error))?;
             return Ok(0);
         }
-        match self.manner.mode {
+        match self.forwarding.mode {
             Mode::Io => {}
             Mode::Mac => {
                 swap::prefetch(burst);
@@ -110,15 +110,15 @@ impl<'a> Path<'a> {
         }
         report.received += received as u64;
         report.bursts += 1;
-        pass_on(burst, self.to, tx, report)?;
+        send_or_drop(burst, self.to, tx, report)?;
         Ok(received)
     }
 }
 
-/// Sends a burst by a port, copied where that is of another memory. What does not fit, or cannot be
-/// sent so, is dropped; everything is counted.
+/// Sends a burst on a port, copying it if the port uses another memory. Frames that do not fit or
+/// cannot be sent are dropped. Everything is counted.
 #[inline]
-pub(super) fn pass_on(
+pub(super) fn send_or_drop(
     burst: &mut Burst,
     to: &Port,
     tx: &mut TxQueue,
@@ -131,7 +131,7 @@ pub(super) fn pass_on(
     } else {
         tx.send_copies(burst)
     };
-    let sent = sent.map_err(|error| blame(to, error))?;
+    let sent = sent.map_err(|error| of_port(to, error))?;
     let refused = tx.refused() - refused;
     report.sent += sent as u64;
     report.bytes += tx.bytes() - before;
@@ -141,28 +141,30 @@ pub(super) fn pass_on(
     Ok(())
 }
 
-/// Forwards between two ports in both directions. Ports of one memory exchange buffers, no
-/// byte is copied.
+/// Forwards between two ports in both directions. Between ports of the same memory, no byte is
+/// copied.
 ///
 /// # Errors
-/// What ended a port, [`crate::Error::Busy`] when one is in use by another loop, and
-/// [`crate::Error::Invalid`] where one uses more queue pairs than the other.
-pub fn forward(a: &Port, b: &Port, manner: Manner, control: Control<'_>) -> Result<Report> {
-    lanes(pairs_of(&[a, b])?, control, |lane, control| forward_pair(a, b, lane, manner, control))
+/// What ended a port; [`crate::Error::Busy`] if another loop uses one; [`crate::Error::Invalid`]
+/// if the ports use different numbers of queue pairs.
+pub fn forward(a: &Port, b: &Port, forwarding: Forwarding, control: Control<'_>) -> Result<Report> {
+    lanes(pairs_of(&[a, b])?, control, |lane, control| {
+        forward_pair(a, b, lane, forwarding, control)
+    })
 }
 
 fn forward_pair(
     a: &Port,
     b: &Port,
     lane: usize,
-    manner: Manner,
+    forwarding: Forwarding,
     mut control: Control<'_>,
 ) -> Result<Report> {
-    let [on_a, on_b] = [a.pair(lane)?, b.pair(lane)?];
-    let (mut rx_a, mut tx_a) = (on_a.claim_rx()?, on_a.claim_tx()?);
-    let (mut rx_b, mut tx_b) = (on_b.claim_rx()?, on_b.claim_tx()?);
+    let [pair_a, pair_b] = [a.pair(lane)?, b.pair(lane)?];
+    let (mut rx_a, mut tx_a) = (pair_a.claim_rx()?, pair_a.claim_tx()?);
+    let (mut rx_b, mut tx_b) = (pair_b.claim_rx()?, pair_b.claim_tx()?);
     let mut bursts = (Burst::new(a.pool().clone()), Burst::new(b.pool().clone()));
-    let (mut there, mut back) = (Path::new(a, b, manner), Path::new(b, a, manner));
+    let (mut a_to_b, mut b_to_a) = (Path::new(a, b, forwarding), Path::new(b, a, forwarding));
     let mut report = Report::default();
     loop {
         for rx in [&mut rx_a, &mut rx_b] {
@@ -172,38 +174,40 @@ fn forward_pair(
             tx.lend();
         }
         let most = BURST.min(control.left(report.sent));
-        let first = there.turn(&mut rx_a, &mut tx_b, &mut bursts.0, most, &mut report)?;
+        let first = a_to_b.turn(&mut rx_a, &mut tx_b, &mut bursts.0, most, &mut report)?;
         let most = BURST.min(control.left(report.sent));
-        let second = back.turn(&mut rx_b, &mut tx_a, &mut bursts.1, most, &mut report)?;
+        let second = b_to_a.turn(&mut rx_b, &mut tx_a, &mut bursts.1, most, &mut report)?;
         report.idle += u64::from(first + second == 0);
         let alive = || running(a).and_then(|()| running(b));
         if control.is_over(report.sent) || !control.go_on(&mut report, alive)? {
             break;
         }
-        control.rest(first + second);
+        control.pause(first + second);
     }
     report.elapsed = control.elapsed();
     Ok(report)
 }
 
-/// Sends every received frame back by the port it came from.
+/// Sends each received frame back on the port it came from.
 ///
 /// # Errors
 /// As for [`forward`].
-pub fn reflect(port: &Port, manner: Manner, control: Control<'_>) -> Result<Report> {
-    lanes(pairs_of(&[port])?, control, |lane, control| reflect_pair(port, lane, manner, control))
+pub fn reflect(port: &Port, forwarding: Forwarding, control: Control<'_>) -> Result<Report> {
+    lanes(pairs_of(&[port])?, control, |lane, control| {
+        reflect_pair(port, lane, forwarding, control)
+    })
 }
 
 fn reflect_pair(
     port: &Port,
     lane: usize,
-    manner: Manner,
+    forwarding: Forwarding,
     mut control: Control<'_>,
 ) -> Result<Report> {
     let pair = port.pair(lane)?;
     let (mut rx, mut tx) = (pair.claim_rx()?, pair.claim_tx()?);
     let mut burst = Burst::new(port.pool().clone());
-    let mut path = Path::new(port, port, manner);
+    let mut path = Path::new(port, port, forwarding);
     let mut report = Report::default();
     loop {
         rx.lend();
@@ -214,7 +218,7 @@ fn reflect_pair(
         if control.is_over(report.sent) || !control.go_on(&mut report, || port.running())? {
             break;
         }
-        control.rest(moved);
+        control.pause(moved);
     }
     report.elapsed = control.elapsed();
     Ok(report)

@@ -1,29 +1,28 @@
-//! A user's own compiled function, run once for each burst.
+//! The run loop: calls a user's compiled function for each burst.
 
 use super::control::{Control, Report};
-use super::forward::pass_on;
+use super::forward::send_or_drop;
 use super::lanes::{lanes, pairs_of};
-use super::{BURST, blame, running, swap};
+use super::{BURST, of_port, running, swap};
 use crate::net::{Burst, Port};
 use crate::{Error, Result};
 
-/// What a packet function is, in C:
+/// A packet function. In C:
 ///
 /// ```c
 /// void f(uint8_t **packets, uint32_t *lengths, uint32_t count);
 /// ```
 ///
-/// It may change the `lengths[i]` bytes at `packets[i]`, and decides what becomes of each frame
-/// by what it leaves in `lengths[i]`: 0 drops it; else the low 24 bits are the frame's new
-/// length (at most what a buffer holds), and the high 8 bits the port to send it by, an index
-/// into the list of ports given to [`run`] (0, the first, is where frames come from). Anything
-/// else is counted as a bad verdict and dropped.
+/// It may change the `lengths[i]` bytes at `packets[i]`. What it leaves in `lengths[i]` is the
+/// verdict: 0 drops the frame; otherwise the low 24 bits are its new length (at most the buffer's
+/// capacity), and the high 8 bits are the port to send it on, as an index into the ports given to
+/// [`run`] (0 is the receiving port). A frame with an invalid verdict is dropped and counted.
 pub type RawFunction = unsafe extern "C" fn(*const *mut u8, *mut u32, u32);
 
-/// Bits of a verdict that are the length.
+/// The length bits of a verdict.
 const LENGTH: u32 = (1 << 24) - 1;
 
-/// A function by its address.
+/// A packet function, by its address.
 #[derive(Clone, Copy, Debug)]
 pub struct PacketFunction(RawFunction);
 
@@ -31,8 +30,8 @@ impl PacketFunction {
     /// The function at this address.
     ///
     /// # Safety
-    /// There must be a function of type [`RawFunction`] at it that stays there and keeps to
-    /// what is said there.
+    /// The address must be that of a function of type [`RawFunction`] that does what is documented
+    /// there and remains loaded.
     ///
     /// # Errors
     /// [`Error::Invalid`] for an address in the first page, where there is no function.
@@ -40,25 +39,25 @@ impl PacketFunction {
         if address < 4096 {
             return Err(Error::Invalid(format!("{address:#x} is not the address of a function")));
         }
-        // SAFETY: the caller vouches for what is there.
+        // SAFETY: the caller guarantees the function.
         Ok(Self(unsafe { std::mem::transmute::<usize, RawFunction>(address) }))
     }
 }
 
-/// Receives from the first port, has the function look at each burst, and sends what it leaves
-/// by the ports it says. Ports of other memories get copies. Ports with several queue pairs have the
-/// function called from as many threads.
+/// Receives from the first port, calls the function for each burst, and sends the frames on the
+/// ports of their verdicts, as copies if a port uses another memory. With several queue pairs, one
+/// thread per pair calls the function.
 ///
 /// # Errors
-/// What ended a port, [`Error::Busy`] when one is in use or given twice, [`Error::Invalid`]
-/// without a port.
+/// What ended a port; [`Error::Busy`] if a port is in use or given twice; [`Error::Invalid`]
+/// without a port, with too many, or with different numbers of queue pairs.
 pub fn run(ports: &[&Port], function: PacketFunction, control: Control<'_>) -> Result<Report> {
     let Some(&first) = ports.first() else {
         return Err(Error::Invalid("a packet function needs a port".to_owned()));
     };
     if ports.len() > 256 {
         return Err(Error::Invalid(format!(
-            "a verdict names one of 256 ports, not of {}",
+            "a packet function can use at most 256 ports, not {}",
             ports.len()
         )));
     }
@@ -92,12 +91,12 @@ fn run_on_pair(
             tx.lend();
         }
         let most = BURST.min(control.left(report.received));
-        let received = rx.recv(most, &mut burst).map_err(|error| blame(first, error))?;
+        let received = rx.recv(most, &mut burst).map_err(|error| of_port(first, error))?;
         if received == 0 {
             report.idle += 1;
-            // Perhaps for want of buffers, which only these queues can give back.
+            // The pool may be empty, and only these queues can return their buffers.
             for (tx, port) in txs.iter_mut().zip(ports) {
-                tx.release().map_err(|error| blame(port, error))?;
+                tx.release().map_err(|error| of_port(port, error))?;
             }
         } else {
             swap::prefetch(&burst);
@@ -105,8 +104,8 @@ fn run_on_pair(
             packets.extend(burst.ids().iter().map(|&id| pool.data_ptr(id)));
             lengths.clear();
             lengths.extend_from_slice(burst.lengths());
-            // SAFETY: `PacketFunction::at` was promised a function of this type; both arrays
-            // have `received` entries and each pointer leads to a buffer that is ours.
+            // SAFETY: the caller of `PacketFunction::at` guaranteed the type; both arrays have
+            // `received` entries, and each pointer is to a buffer of this burst.
             unsafe { (function.0)(packets.as_ptr(), lengths.as_mut_ptr(), received as u32) };
             outs.iter_mut().for_each(|out| out.expect_those_of(&burst));
             for (&id, &verdict) in burst.ids().iter().zip(&lengths) {
@@ -132,14 +131,14 @@ fn run_on_pair(
             report.bursts += 1;
             for ((out, tx), port) in outs.iter_mut().zip(&mut txs).zip(ports) {
                 if out.is_empty() {
-                    tx.release().map_err(|error| blame(port, error))?;
+                    tx.release().map_err(|error| of_port(port, error))?;
                     continue;
                 }
-                pass_on(out, port, tx, &mut report)?;
+                send_or_drop(out, port, tx, &mut report)?;
             }
         }
         let alive = || ports.iter().try_for_each(|port| running(port));
-        control.rest(received);
+        control.pause(received);
         if control.is_over(report.received) || !control.go_on(&mut report, alive)? {
             break;
         }

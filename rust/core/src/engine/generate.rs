@@ -1,7 +1,7 @@
-//! Sends the same frames again and again.
+//! The generate loop: sends frames cyclically.
 //!
-//! Buffers are filled once: a transmitted buffer comes back with its frame still in it,
-//! so that sending it again costs a descriptor and nothing else.
+//! Buffers are filled once. A transmitted buffer still holds its frame, so sending it again only
+//! takes a descriptor.
 
 use super::BURST;
 use super::control::{Control, Report};
@@ -11,9 +11,9 @@ use crate::net::{Claim, Port, Replay, TxQueue};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
 
-/// Between two looks at the clock of a load of a few frames a second.
+/// Sleep between two checks of a slow load.
 const NAP: Duration = Duration::from_micros(100);
-/// How long frames of an earlier load may take to come back.
+/// How long the device may take to return the frames of an earlier load.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 
 /// What to send, and how fast.
@@ -21,12 +21,12 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 pub struct Load {
     /// The frames, sent in turn.
     pub frames: Vec<Vec<u8>>,
-    /// Frames a second in all; as fast as the device takes them without.
+    /// Frames per second in total; `None` sends as fast as the device takes them.
     pub rate: Option<f64>,
 }
 
 impl Load {
-    /// What each of so many queues sends: the same frames, and its part of the rate.
+    /// The load of each of several queues: the same frames at a part of the rate.
     pub(super) fn shared_by(&self, queues: usize) -> Self {
         let rate = self.rate.map(|rate| rate / queues.max(1) as f64);
         Self { frames: self.frames.clone(), rate }
@@ -36,8 +36,8 @@ impl Load {
 /// Sends a load until the control ends it.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a load with no frame or one that does not fit a buffer;
-/// [`Error::MemoryUnavailable`] without buffers; what ended the port; [`Error::Busy`].
+/// [`Error::Invalid`] without a frame, for a frame that does not fit a buffer, or for a bad rate;
+/// [`Error::MemoryUnavailable`] without free buffers; what ended the port; [`Error::Busy`].
 pub fn generate(port: &Port, load: &Load, control: Control<'_>) -> Result<Report> {
     let pairs = pairs_of(&[port])?;
     let load = load.shared_by(pairs);
@@ -60,7 +60,6 @@ fn generate_by_pair(
             break;
         }
         if !busy && source.is_slow() {
-            // Nothing is due for a long while yet: leave the processor to others.
             std::thread::sleep(NAP);
         }
     }
@@ -68,7 +67,7 @@ fn generate_by_pair(
     Ok(report)
 }
 
-/// A port's transmit queue with a load in it, until dropped.
+/// A claimed transmit queue with a load. Dropping it unloads the queue.
 pub(super) struct Source<'a> {
     port: &'a Port,
     tx: Claim<'a, TxQueue>,
@@ -86,7 +85,8 @@ impl<'a> Source<'a> {
             tx.reclaim().map_err(|error| port.fault(error))?;
             if Instant::now() > give_up {
                 return Err(Error::Busy(format!(
-                    "the device still has frames of an earlier generate after {LEFTOVERS:?}"
+                    "the device has not returned all frames of an earlier generate loop after \
+                     {LEFTOVERS:?}"
                 )));
             }
         }
@@ -95,12 +95,12 @@ impl<'a> Source<'a> {
         Ok(Self { port, tx, rate: load.rate, start: Instant::now() })
     }
 
-    /// Whether frames are so few that a nap between two is not noticed.
+    /// Whether less than one frame is due per [`NAP`].
     fn is_slow(&self) -> bool {
         self.rate.is_some_and(|rate| rate * NAP.as_secs_f64() < 1.0)
     }
 
-    /// Sends what is due now, at most a burst; false when that was nothing, or nothing fitted.
+    /// Sends the frames that are due now, at most a burst. Returns whether any were sent.
     #[inline]
     pub(super) fn turn(&mut self, most: usize, report: &mut Report) -> Result<bool> {
         self.tx.lend();
@@ -122,7 +122,7 @@ impl Drop for Source<'_> {
     }
 }
 
-/// How many frames the rate has made due that are not sent yet.
+/// Frames that are due and not sent yet.
 #[inline]
 fn due(rate: f64, elapsed: Duration, sent: u64) -> usize {
     let due = (rate * elapsed.as_secs_f64()) as u64;
@@ -136,7 +136,9 @@ fn check(load: &Load, pool: &Pool) -> Result<()> {
     if let Some(rate) = load.rate
         && !(rate > 0.0 && rate.is_finite())
     {
-        return Err(Error::Invalid(format!("a rate is above 0 frames a second, not {rate}")));
+        return Err(Error::Invalid(format!(
+            "the rate must be above 0 frames a second, not {rate}"
+        )));
     }
     for (i, frame) in load.frames.iter().enumerate() {
         if frame.is_empty() || frame.len() > pool.largest_frame() {
@@ -150,9 +152,9 @@ fn check(load: &Load, pool: &Pool) -> Result<()> {
     Ok(())
 }
 
-/// A buffer for each place in the ring and for two bursts besides, filled in turn; fewer where the
-/// memory has not so many beside those that are kept for receiving. Long frames take half of the
-/// free jumbo buffers at most: received ones need some too.
+/// Fills buffers with the frames in turn: one for each place in the ring and two more bursts, or
+/// as many as the pool has beside those kept for receiving. Long frames take at most half of the
+/// free jumbo buffers, as receiving needs some too.
 fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Replay> {
     let frames = load.frames.len();
     let is_long = |frame: &Vec<u8>| frame.len() > pool.capacity();
@@ -164,9 +166,9 @@ fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Replay> {
         turns = turns.min(most);
         if turns == 0 {
             return Err(Error::MemoryUnavailable(format!(
-                "{long} of {frames} frames to generate have more than {} bytes and take a jumbo \
-                 buffer each, together at most half of those that are free ({free} of {}); make \
-                 the memory with jumbo_buffers={} or more",
+                "{long} of {frames} frames to generate are longer than {} bytes and need a jumbo \
+                 buffer each, but only half of the free ones can be used ({free} of {} are free); \
+                 create the memory with jumbo_buffers={} or more",
                 pool.capacity(),
                 pool.jumbo_count(),
                 pool.jumbo_count() - free + 2 * long
@@ -175,8 +177,8 @@ fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Replay> {
     }
     let too_few = || {
         Error::MemoryUnavailable(format!(
-            "generating {frames} frames takes as many buffers, and {spare} of {} are free beside \
-             those that are kept for receiving; make the memory larger, or release bursts",
+            "generating {frames} frames needs as many buffers, but only {spare} of {} are free \
+             besides those kept for receiving; make the memory larger, or release bursts",
             pool.count()
         ))
     };
@@ -194,13 +196,13 @@ fn fill(pool: &Pool, ring: usize, load: &Load) -> Result<Replay> {
     for frame in load.frames.iter().cycle().take(wanted) {
         let id = if is_long(frame) { pool.take_spare_jumbo() } else { common.next() };
         let Some(id) = id else {
-            // Somebody else has taken some meanwhile.
+            // Another thread has taken buffers meanwhile.
             pool.give(&ids);
             pool.give(common.as_slice());
             return Err(too_few());
         };
-        // SAFETY: the buffer is ours and holds the frame (checked before); the frame is
-        // private memory, so they do not overlap.
+        // SAFETY: the buffer is ours and large enough (checked before); the frame is in private
+        // memory, so they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), pool.data_ptr(id), frame.len()) };
         ids.push(id);
     }
@@ -213,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_makes_frames_due_as_time_passes() {
+    fn frames_become_due_at_the_rate() {
         assert_eq!(due(1000.0, Duration::from_millis(500), 0), 500);
         assert_eq!(due(1000.0, Duration::from_millis(500), 490), 10);
         assert_eq!(due(1000.0, Duration::from_millis(500), 600), 0);

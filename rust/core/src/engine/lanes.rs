@@ -1,4 +1,4 @@
-//! A loop over several queue pairs: a thread for each, one report for all.
+//! A loop over several queue pairs: one thread per pair, one report for all.
 
 use super::budget::{Budget, Share};
 use super::control::{Control, Report, Tick};
@@ -12,25 +12,24 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// How many pairs ports use: all the same number.
+/// How many queue pairs all the ports use.
 ///
 /// # Errors
-/// [`Error::Invalid`] where they differ, or there is no port: frames of one that is left out would
-/// lie in its ring for ever.
+/// [`Error::Invalid`] if they differ: frames of a pair without a thread would stay in its ring.
 pub(super) fn pairs_of(ports: &[&Port]) -> Result<usize> {
     let mut counts = ports.iter().map(|port| usize::from(port.active_pairs()));
     let first = counts.next().unwrap_or(0);
     match counts.find(|&count| count != first) {
         None => Ok(first),
         Some(other) => Err(Error::Invalid(format!(
-            "a loop takes all queue pairs of its ports, which use {first} and {other}: \
-             set_queues({}) makes them the same",
+            "the ports of a loop must use the same number of queue pairs, not {first} and {other}; \
+             call set_queues({}) first",
             first.min(other)
         ))),
     }
 }
 
-/// A thread that runs on one processor only, until dropped.
+/// Pins the current thread to one processor until dropped.
 struct Pinned(CpuSet);
 
 impl Pinned {
@@ -54,31 +53,31 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if let Err(error) = sched_setaffinity(None, &self.0) {
-            log::warn!("a thread stays on its processor: {error}");
+            log::warn!("cannot restore the processor affinity of a thread: {error}");
         }
     }
 }
 
-/// What the threads of a loop have in common.
-struct Common {
+/// What the threads of a loop share.
+struct Shared {
     deadline: Option<Instant>,
     stop: AtomicBool,
     reports: Mutex<Vec<Report>>,
     budget: Option<Budget>,
 }
 
-impl Common {
-    /// When the part of one thread ends.
+impl Shared {
     fn control<'a>(&'a self, tick: Tick<'a>) -> Control<'a> {
         let share = self.budget.as_ref().map(Share::new);
-        Control::part(tick, self.deadline, share, &self.stop)
+        Control::of_thread(tick, self.deadline, share, &self.stop)
     }
-    fn show(&self, lane: usize, report: &Report) -> Report {
+    /// Stores the report of one thread; returns the sum of all.
+    fn update(&self, lane: usize, report: &Report) -> Report {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports[lane] = *report;
         reports.iter().sum()
     }
-    /// Has the others end, too, where one ended with an error.
+    /// Stops the other threads if one ended with an error.
     fn ended(&self, result: Result<Report>) -> Result<Report> {
         if result.is_err() {
             self.stop.store(true, Relaxed);
@@ -87,8 +86,8 @@ impl Common {
     }
 }
 
-/// Runs `body` for each of `count` lanes, the first on this thread, the others on threads of their
-/// own; the sum of what they report. All end when one does with an error, which is returned.
+/// Runs `body` for each of `count` queue pairs, the first on this thread, the others on their own
+/// threads, and returns the sum of their reports. An error of one ends all and is returned.
 pub(super) fn lanes(
     count: usize,
     control: Control<'_>,
@@ -101,7 +100,7 @@ pub(super) fn lanes(
     if count <= 1 {
         return body(0, control);
     }
-    let common = Common {
+    let shared = Shared {
         deadline: control.deadline,
         stop: AtomicBool::new(false),
         reports: Mutex::new(vec![Report::default(); count]),
@@ -112,19 +111,19 @@ pub(super) fn lanes(
         let mut threads = Vec::with_capacity(count - 1);
         let mut failed = None;
         for lane in 1..count {
-            let (common, body, pin) = (&common, &body, &pin);
+            let (shared, body, pin) = (&shared, &body, &pin);
             let name = format!("virtnic-queue-{lane}");
             let spawned = background_scoped(scope, name, move || {
                 let mut tick = |report: &Report| {
-                    common.show(lane, report);
+                    shared.update(lane, report);
                     Ok(true)
                 };
-                common.ended(pin(lane).and_then(|_here| body(lane, common.control(&mut tick))))
+                shared.ended(pin(lane).and_then(|_here| body(lane, shared.control(&mut tick))))
             });
             match spawned {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
-                    common.stop.store(true, Relaxed);
+                    shared.stop.store(true, Relaxed);
                     failed = Some(Error::Os {
                         what: format!("starting the thread of queue pair {lane}"),
                         message: error.to_string(),
@@ -134,14 +133,13 @@ pub(super) fn lanes(
                 }
             }
         }
-        let mut tick = |report: &Report| tick(&common.show(0, report));
+        let mut tick = |report: &Report| tick(&shared.update(0, report));
         let first = if failed.is_none() {
-            common.ended(body(0, common.control(&mut tick)))
+            shared.ended(body(0, shared.control(&mut tick)))
         } else {
             Ok(Report::default())
         };
-        // Whatever ended it ends all: its time is over, or somebody said so.
-        common.stop.store(true, Relaxed);
+        shared.stop.store(true, Relaxed);
         let mut results = vec![first];
         for thread in threads {
             results.push(thread.join().unwrap_or_else(|panic| resume_unwind(panic)));

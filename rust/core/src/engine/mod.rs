@@ -1,9 +1,8 @@
-//! Loops that run without the interpreter: forward, reflect, generate, drop, exchange, and
-//! a user's own compiled function over every burst.
+//! Loops that run without the interpreter: forward, reflect, generate, drop, exchange, play, and
+//! run, which calls a user's compiled function for each burst.
 //!
-//! A loop claims the queues it uses, polls them, and stops when its time is
-//! over, when its [`Control`] says so, or with the error that ended a port. It takes all pairs that
-//! its ports use, and has a thread for each (`lanes`).
+//! A loop claims the queues it uses and polls them until its [`Control`] ends it or a port fails.
+//! It uses all active queue pairs of its ports, with one thread per pair (`lanes`).
 
 mod budget;
 mod control;
@@ -18,25 +17,25 @@ mod swap;
 
 pub use control::{Control, Report, Tick};
 pub use exchange::exchange;
-pub use forward::{Manner, Mode, forward, reflect};
+pub use forward::{Forwarding, Mode, forward, reflect};
 pub use function::{PacketFunction, RawFunction, run};
 pub use generate::{Load, generate};
-pub use play::{Pace, Passage, Punctuality, TimedFrame, play};
+pub use play::{Lateness, Pace, TimedFrame, TimedFrames, play};
 pub use sink::drop_all;
 
 use crate::net::Port;
 use crate::{Error, Result};
 
-/// Frames taken from a ring at once.
+/// The most frames taken from a ring at once.
 const BURST: usize = 64;
 
-/// An error of a claimed queue, where a loop has several ports: says whose device it was.
+/// An error of a port's claimed queue. Names the port, as a loop has several.
 #[cold]
-fn blame(port: &Port, error: Error) -> Error {
+fn of_port(port: &Port, error: Error) -> Error {
     named(port, port.fault(error))
 }
 
-/// An error unless the port runs.
+/// Fails unless the port runs.
 fn running(port: &Port) -> Result<()> {
     port.running().map_err(|error| named(port, error))
 }

@@ -1,4 +1,4 @@
-//! Sends frames at the times at which each is due.
+//! The play loop: sends each frame at its due time.
 
 use super::BURST;
 use super::control::{Control, Report};
@@ -6,79 +6,80 @@ use crate::net::{FrameBuffer, FrameSource, Port, SendStop};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
 
-/// A frame that is due later than this is waited for asleep, until this is left: a sleep ends
-/// late, by 50 µs and more (prctl(2), PR_SET_TIMERSLACK).
+/// The last part of a wait, which is spent polling: a sleep ends 50 µs or more late (prctl(2),
+/// PR_SET_TIMERSLACK).
 const AWAKE: Duration = Duration::from_micros(500);
-/// The longest sleep between two looks at whether to go on.
+/// The longest sleep before the control is checked again.
 const NAP: Duration = Duration::from_millis(20);
-/// A frame that is sent later than this after it was due is counted.
+/// A frame sent later than this after its due time counts as late.
 const LATE: Duration = Duration::from_micros(10);
 
-/// Frames in a row.
+/// Consecutive frames of a recording.
 #[derive(Debug, Default)]
-pub struct Passage {
-    /// All their bytes.
+pub struct TimedFrames {
+    /// The bytes of all frames.
     pub bytes: Vec<u8>,
-    /// Each of them.
+    /// Their times and places.
     pub frames: Vec<TimedFrame>,
 }
 
-/// When a frame is due, and where it is.
+/// When a frame is due, and where its bytes are.
 #[derive(Clone, Copy, Debug)]
 pub struct TimedFrame {
-    /// Nanoseconds after the first frame of all; never before the frame in front of it.
+    /// Nanoseconds after the first frame of the recording; never decreases.
     pub due: u64,
-    /// Its bytes in the passage.
+    /// Offset of its bytes in [`TimedFrames::bytes`].
     pub start: usize,
-    /// How many.
+    /// Its length in bytes.
     pub length: usize,
 }
 
 /// When frames are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// As they are due, so many times as fast.
+    /// At their due times, sped up by this factor.
     Times(f64),
-    /// So many a second, evenly.
+    /// At this constant rate, in frames per second.
     Rate(f64),
-    /// As fast as they are taken.
+    /// As fast as the device takes them.
     Most,
 }
 
-/// How well the times were kept.
+/// How late frames were sent.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Punctuality {
-    /// Frames that were sent more than 10 µs after they were due.
+pub struct Lateness {
+    /// Frames that were sent more than 10 µs after their due time.
     pub late: u64,
     /// The longest such delay.
     pub latest: Duration,
 }
 
-/// Sends passages in turn, each frame at its time. A frame that is late puts off no other.
+/// Sends the chunks of a recording in turn, each frame at its time. A late frame does not delay the
+/// due times of later ones.
 ///
 /// # Errors
-/// Those of `passages`; what ended the port; [`Error::Invalid`] for a pace that is none, and for a
-/// frame that cannot be sent.
+/// Those of `chunks`; what ended the port; [`Error::Invalid`] for an invalid pace or a frame that
+/// cannot be sent.
 pub fn play(
     port: &Port,
-    passages: impl Iterator<Item = Result<Passage>>,
+    chunks: impl Iterator<Item = Result<TimedFrames>>,
     pace: Pace,
     mut control: Control<'_>,
-) -> Result<(Report, Punctuality)> {
+) -> Result<(Report, Lateness)> {
     if let Pace::Times(pace) | Pace::Rate(pace) = pace
         && !(pace > 0.0 && pace.is_finite())
     {
-        return Err(Error::Invalid(format!("a speed is a number above 0, not {pace}")));
+        return Err(Error::Invalid(format!("the speed must be a number above 0, not {pace}")));
     }
-    let (mut report, mut kept) = (Report::default(), Punctuality::default());
+    let (mut report, mut lateness) = (Report::default(), Lateness::default());
     let start = Instant::now();
-    'all: for passage in passages {
-        let passage = passage?;
+    'all: for chunk in chunks {
+        let chunk = chunk?;
         let mut next = 0;
-        while next < passage.frames.len() {
+        while next < chunk.frames.len() {
             let sent = report.sent;
             let due = |at: usize| {
-                passage.frames.get(at).map(|frame| match pace {
+                chunk.frames.get(at).map(|frame| match pace {
                     Pace::Times(times) => frame.due as f64 / times,
                     Pace::Rate(rate) => (sent as usize + at - next) as f64 / rate * 1e9,
                     Pace::Most => 0.0,
@@ -93,9 +94,9 @@ pub fn play(
             let most = BURST.min(control.left(report.sent));
             let count = (0..most).take_while(|i| due(next + i).is_some_and(|due| due <= reached));
             let count = count.count();
-            let mut frames = Frames { passage: &passage, next, end: next + count };
+            let mut frames = Frames { chunk: &chunk, next, end: next + count };
             let (queued, stop) = port.send(&mut frames)?;
-            let frames = &passage.frames[next..next + queued];
+            let frames = &chunk.frames[next..next + queued];
             report.sent += queued as u64;
             report.bytes += frames.iter().map(|frame| frame.length as u64).sum::<u64>();
             report.bursts += u64::from(queued > 0);
@@ -106,8 +107,8 @@ pub fn play(
             }
             let delay = now.saturating_sub(first);
             if pace != Pace::Most && queued > 0 && delay > LATE {
-                kept.late += queued as u64;
-                kept.latest = kept.latest.max(delay);
+                lateness.late += queued as u64;
+                lateness.latest = lateness.latest.max(delay);
             }
             if control.left(report.sent) == 0 || !control.go_on(&mut report, || port.running())? {
                 break 'all;
@@ -115,10 +116,10 @@ pub fn play(
         }
     }
     report.elapsed = control.elapsed();
-    Ok((report, kept))
+    Ok((report, lateness))
 }
 
-/// Waits until so long after the start; false where the loop ends meanwhile.
+/// Waits until `due` after `start`. Returns false if the loop ends meanwhile.
 fn wait(
     start: Instant,
     due: Duration,
@@ -132,7 +133,7 @@ fn wait(
             return Ok(true);
         }
         if left > AWAKE {
-            if !control.look(report, || port.running())? {
+            if !control.check(report, || port.running())? {
                 return Ok(false);
             }
             std::thread::sleep((left - AWAKE).min(NAP));
@@ -142,9 +143,9 @@ fn wait(
     }
 }
 
-/// Some frames of a passage.
+/// Some frames of a chunk.
 struct Frames<'a> {
-    passage: &'a Passage,
+    chunk: &'a TimedFrames,
     next: usize,
     end: usize,
 }
@@ -154,10 +155,10 @@ impl FrameSource for Frames<'_> {
         self.next < self.end
     }
     fn next(&mut self, buffer: &mut FrameBuffer<'_>) -> Result<usize, String> {
-        let Some(&TimedFrame { start, length, .. }) = self.passage.frames.get(self.next) else {
+        let Some(&TimedFrame { start, length, .. }) = self.chunk.frames.get(self.next) else {
             return Err("no frame is left".to_owned());
         };
         self.next += 1;
-        buffer.fill(self.passage.bytes.get(start..start + length).unwrap_or_default())
+        buffer.fill(self.chunk.bytes.get(start..start + length).unwrap_or_default())
     }
 }

@@ -1,4 +1,4 @@
-//! Receives and forgets.
+//! The drop loop: receives and discards frames.
 
 use super::BURST;
 use super::control::{Control, Report};
@@ -6,10 +6,10 @@ use super::lanes::{lanes, pairs_of};
 use crate::Result;
 use crate::net::{Burst, Port};
 
-/// Receives frames and gives their buffers back at once.
+/// Receives frames and discards them.
 ///
 /// # Errors
-/// What ended the port, and [`crate::Error::Busy`] when it is in use by another loop.
+/// What ended the port; [`crate::Error::Busy`] if another loop uses it.
 pub fn drop_all(port: &Port, control: Control<'_>) -> Result<Report> {
     lanes(pairs_of(&[port])?, control, |lane, control| drop_of_pair(port, lane, control))
 }

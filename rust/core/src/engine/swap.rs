@@ -1,12 +1,12 @@
-//! What forwarding changes in a frame: its MAC addresses.
+//! Changes of MAC addresses in forwarded frames.
 
 use crate::memory;
 use crate::net::{Burst, Mac};
 
-/// Frames shorter than their two addresses are left alone.
+/// Bytes of the two addresses. Shorter frames are not changed.
 const ADDRESSES: usize = 12;
 
-/// Asks the cache for the first line of each frame, before the first is touched.
+/// Prefetches the first cache line of each frame.
 #[inline]
 pub(super) fn prefetch(burst: &Burst) {
     for &id in burst.ids() {
@@ -14,7 +14,7 @@ pub(super) fn prefetch(burst: &Burst) {
     }
 }
 
-/// Exchanges source and destination address of each frame.
+/// Swaps source and destination address of each frame.
 #[inline]
 pub(super) fn swap_addresses(burst: &Burst) {
     for (&id, &length) in burst.ids().iter().zip(burst.lengths()) {
@@ -22,8 +22,8 @@ pub(super) fn swap_addresses(burst: &Burst) {
             continue;
         }
         let data = burst.pool().data_ptr(id);
-        // SAFETY: the buffer is the burst's and its data is 64-byte aligned; a buffer holds at
-        // least 64 bytes. Volatile, because others may look at shared memory.
+        // SAFETY: the buffer is the burst's, its data is 64-byte aligned, and a buffer holds at
+        // least 64 bytes. Volatile, because other processes may access shared memory.
         unsafe {
             let low = u64::from_le(data.cast::<u64>().read_volatile());
             let high = u32::from_le(data.add(8).cast::<u32>().read_volatile());
@@ -35,7 +35,7 @@ pub(super) fn swap_addresses(burst: &Burst) {
     }
 }
 
-/// Makes `mac` the source address of each frame.
+/// Sets the source address of each frame.
 #[inline]
 pub(super) fn set_source(burst: &Burst, mac: Mac) {
     let [a, b, c, d, e, f] = mac.0;
@@ -46,7 +46,7 @@ pub(super) fn set_source(burst: &Burst, mac: Mac) {
             continue;
         }
         let data = burst.pool().data_ptr(id);
-        // SAFETY: as in `swap_addresses`; 6 and 8 are aligned for what is written there.
+        // SAFETY: as in `swap_addresses`; offsets 6 and 8 are aligned for u16 and u32.
         unsafe {
             data.add(6).cast::<u16>().write_volatile(low.to_le());
             data.add(8).cast::<u32>().write_volatile(high.to_le());

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use virtnic::Error;
-use virtnic::engine::{self, Manner, Mode};
+use virtnic::engine::{self, Forwarding, Mode};
 use virtnic::memory::Pool;
 use virtnic::net::Offload;
 use virtnic::virtio::Features;
@@ -34,7 +34,8 @@ fn between<D: Format>(pools: [&Arc<Pool>; 2], kind: Kind, aim: Aim, seed: u64) -
     let view = bad_rx.view().clone();
     let pause = [0, 1000, 50_000][seed as usize % 3];
     let mode = [Mode::Io, Mode::Mac, Mode::MacSwap][seed as usize / 3 % 3];
-    let manner = [Manner::patient, Manner::dropping][seed as usize / 5 % 2](mode);
+    let forwarding =
+        [Forwarding::with_backpressure, Forwarding::dropping][seed as usize / 5 % 2](mode);
     std::thread::scope(|scope| {
         let _ends = [Over(&stop), Over(&over)];
         scope.spawn(|| match aim {
@@ -46,9 +47,9 @@ fn between<D: Format>(pools: [&Arc<Pool>; 2], kind: Kind, aim: Aim, seed: u64) -
         let began = Instant::now();
         let result = by_loop(began + ROUND, |control| {
             if seed.is_multiple_of(2) {
-                engine::forward(&bad, &good, manner, control)
+                engine::forward(&bad, &good, forwarding, control)
             } else {
-                engine::forward(&good, &bad, manner, control)
+                engine::forward(&good, &bad, forwarding, control)
             }
         });
         let broke = match result {
@@ -252,7 +253,7 @@ fn metadata<D: Format>(able: Features, apart: bool, seed: u64) -> (u64, u64, u64
         });
         let mut tick = |_: &engine::Report| Ok(true);
         let control = engine::Control::new(Some(PATIENCE), Some(FRAMES), &mut tick);
-        let report = engine::forward(&bad, &good, Manner::dropping(Mode::Io), control).unwrap();
+        let report = engine::forward(&bad, &good, Forwarding::dropping(Mode::Io), control).unwrap();
         let began = Instant::now();
         while came.load(Ordering::Relaxed) < report.sent && began.elapsed() < PATIENCE {
             std::thread::yield_now();

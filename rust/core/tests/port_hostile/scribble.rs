@@ -5,7 +5,7 @@ use super::device::{Format, HEADER, Kind, Random, Rig, accounted, areas, pool};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use virtnic::engine::{self, Control, Load, Manner, Mode, Report};
+use virtnic::engine::{self, Control, Forwarding, Load, Mode, Report};
 use virtnic::memory::{Iova, Pool};
 use virtnic::net::{Burst, Port};
 use virtnic::virtio::ring::testing::{PackedDevice, SplitDevice, View};
@@ -161,7 +161,7 @@ fn load() -> Load {
 const WORKS: [(&str, Work); 5] = [
     ("bursts", by_bursts),
     ("reflect", |port, until| {
-        by_loop(until, |c| engine::reflect(port, Manner::patient(Mode::MacSwap), c))
+        by_loop(until, |c| engine::reflect(port, Forwarding::with_backpressure(Mode::MacSwap), c))
     }),
     ("drop", |port, until| by_loop(until, |c| engine::drop_all(port, c))),
     ("generate", |port, until| by_loop(until, |c| engine::generate(port, &load(), c))),
