@@ -1,8 +1,10 @@
 """Failing commands: the exit status is the one that ``--help`` documents."""
 
 import json
+import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +28,11 @@ OPENING = {
     "generate": (["generate", "--seconds", "0"], "--netdev"),
     "drop": (["drop", "--seconds", "0"], "--netdev"),
     "watch": (["watch", "--seconds", "0"], "--port"),
+    "capture": (["capture", "-w", os.devnull, "--seconds", "0"], "--port"),
+    "replay": (["replay", "CAPTURE", "--seconds", "0"], "--port"),
 }
-#: `check`, `capture` and `replay` have their own tests of what goes wrong, in `tests/jobs`.
-OTHERS = {"qemu-args", "completions", "help", "check", "capture", "replay"}
+#: The commands that open no port.
+OTHERS = {"qemu-args", "completions", "help", "check"}
 NOT_CONNECTING = ("demo", "doctor")
 
 every_command = pytest.mark.parametrize("name", OPENING)
@@ -37,7 +41,20 @@ every_command = pytest.mark.parametrize("name", OPENING)
 def words(name: str, netdev: str = "user", *options: str) -> list[str]:
     """Return a command line of a command that opens a port on a netdev."""
     first, option = OPENING[name]
+    first = [str(_capture) if word == "CAPTURE" else word for word in first]
     return [*first, option, netdev, "--hugepages", "none", *options]
+
+
+_capture = Path("unwritten.pcap")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def capture_file(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A classic capture of one frame, for `replay`."""
+    global _capture
+    _capture = tmp_path_factory.mktemp("captures") / "one.pcap"
+    head = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
+    _capture.write_bytes(head + struct.pack("<IIII", 0, 0, 60, 60) + bytes(60))
 
 
 def test_no_command_is_forgotten() -> None:
