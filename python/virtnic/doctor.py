@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from virtnic import _native
-from virtnic.errors import QemuError
+from virtnic.errors import QemuError, message_of
 from virtnic.qemu import quirks
 from virtnic.qemu.command import sandbox_options
 from virtnic.qemu.find import ACCELERATORS, INSTALL, Binary, find_qemu
@@ -63,7 +63,7 @@ def _guarded(group: Callable[[], Iterator[Check]]) -> list[Check]:
         for check in group():
             found.append(check)  # noqa: PERF402 - keep what came before an error
     except (OSError, QemuError, ValueError) as error:
-        found.append(Check("doctor", "warn", f"a check failed: {error}", "report this"))
+        found.append(Check("doctor", "warn", f"a check failed: {message_of(error)}", "report this"))
     return found
 
 
@@ -164,7 +164,7 @@ def _memory() -> Iterator[Check]:
     try:
         os.close(os.memfd_create("virtnic-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     except OSError as error:
-        yield Check("memfd", "missing", str(error), "Linux 3.17 or later is needed")
+        yield Check("memfd", "missing", message_of(error), "Linux 3.17 or later is needed")
     else:
         yield Check("memfd", "ok", f"Linux {platform.release()}")
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)

@@ -41,7 +41,15 @@ __all__ = [
     "QemuError",
     "QemuNotFound",
     "VirtnicError",
+    "message_of",
 ]
+
+
+def message_of(error: BaseException) -> str:
+    """Return an exception's message without error numbers, or its type if it has no message."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 class NetdevUnavailable(QemuError):

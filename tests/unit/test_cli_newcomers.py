@@ -11,7 +11,7 @@ import pytest
 
 import virtnic
 from virtnic.cli import main
-from virtnic.cli.output import message_of
+from virtnic.errors import message_of
 
 COMMAND = f"{shlex.quote(sys.executable)} -m virtnic"
 

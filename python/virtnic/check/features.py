@@ -11,7 +11,7 @@ from virtnic.check.clause import (
     Wrong,
     bits,
 )
-from virtnic.errors import DeviceError
+from virtnic.errors import DeviceError, message_of
 from virtnic.vhost_user import Refused
 
 __all__ = ["CLAUSES"]
@@ -82,7 +82,7 @@ def _each_alone(bench: Bench) -> str:
         try:
             frontend.set_features(always | with_it)
         except DeviceError as error:
-            raise Wrong(f"bit {bit}: {error}") from None
+            raise Wrong(f"bit {bit}: {message_of(error)}") from None
         tried += 1
     return f"{tried} bits accepted"
 
@@ -92,7 +92,7 @@ def _all(bench: Bench) -> str:
     try:
         frontend.set_features(features)
     except DeviceError as error:
-        raise Wrong(str(error)) from None
+        raise Wrong(message_of(error)) from None
     return f"{features:#x} accepted"
 
 

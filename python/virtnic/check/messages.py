@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtnic.check.clause import PROTOCOL_FEATURES, VERSION_1, Bench, Clause, NotOffered, Wrong
-from virtnic.errors import DeviceError
+from virtnic.errors import DeviceError, message_of
 from virtnic.vhost_user import ProtocolFeature, Refused, Region, Request
 
 __all__ = ["CLAUSES"]
@@ -23,7 +23,7 @@ def _acknowledged(bench: Bench) -> str:
         if features & PROTOCOL_FEATURES:
             frontend.set_vring_enable(0, False)
     except (DeviceError, TimeoutError) as error:
-        raise Wrong(str(error)) from None
+        raise Wrong(message_of(error)) from None
     return "every request was acknowledged with 0"
 
 
@@ -68,7 +68,7 @@ def _base(bench: Bench) -> str:
         try:
             found = frontend.get_vring_base(ring)
         except DeviceError as error:
-            raise Wrong(str(error)) from None
+            raise Wrong(message_of(error)) from None
         if found != base:
             raise Wrong(f"ring {ring} was idle at {base}; the reply says {found}")
     return "the replies were 0 and 77"
@@ -82,7 +82,7 @@ def _regions(bench: Bench) -> str:
         try:
             frontend.set_mem_table([Region.of(memory) for memory in memories[:count]])
         except DeviceError as error:
-            raise Wrong(f"{count} regions: {error}") from None
+            raise Wrong(f"{count} regions: {message_of(error)}") from None
     return "tables of 1, 2, 4 and 1 regions accepted"
 
 
@@ -102,7 +102,7 @@ def _short(bench: Bench) -> str:
     try:
         bench.connect().get_features()
     except (OSError, DeviceError) as error:
-        raise Wrong(f"{seen}; the next connection failed: {error}") from None
+        raise Wrong(f"{seen}; the next connection failed: {message_of(error)}") from None
     return f"{seen}; the next connection was served"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from virtnic.check import features, messages, rings
 from virtnic.check.clause import Bench, Clause, NotOffered, Wrong
-from virtnic.errors import DeviceError, NetdevUnavailable
+from virtnic.errors import DeviceError, NetdevUnavailable, message_of
 
 if TYPE_CHECKING:
     import os
@@ -61,7 +61,7 @@ def run(
         try:
             _reach(path, timeout)
         except NetdevUnavailable as error:
-            gone = f"the backend has not answered since {clause.id}: {error}"
+            gone = f"the backend has not answered since {clause.id}: {message_of(error)}"
 
 
 def _try(clause: Clause, path: str | os.PathLike[str], timeout: float) -> tuple[Verdict, str]:
@@ -73,9 +73,9 @@ def _try(clause: Clause, path: str | os.PathLike[str], timeout: float) -> tuple[
     except NotOffered as missing:
         return "not offered", str(missing)
     except ConnectionError as error:
-        return "wrong", f"the backend closed the connection: {error}"
+        return "wrong", f"the backend closed the connection: {message_of(error)}"
     except (OSError, DeviceError) as error:  # TimeoutError is an OSError
-        return "wrong", str(error)
+        return "wrong", message_of(error)
 
 
 def _reach(path: str | os.PathLike[str], timeout: float) -> None:
@@ -84,4 +84,6 @@ def _reach(path: str | os.PathLike[str], timeout: float) -> None:
         with Bench(path, timeout=max(timeout, 5.0)) as bench:
             bench.connect().get_features()
     except (OSError, DeviceError) as error:  # ConnectionError and TimeoutError are OSErrors
-        raise NetdevUnavailable(f"no vhost-user backend answers at {path}: {error}") from None
+        raise NetdevUnavailable(
+            f"no vhost-user backend answers at {path}: {message_of(error)}"
+        ) from None

@@ -99,10 +99,11 @@ def try_port(arguments: argparse.Namespace) -> tuple[Check, int]:
     import time
     import warnings
 
-    from virtnic.cli.output import message_of, status_of
+    from virtnic.cli.output import status_of
     from virtnic.cli.session import opened
     from virtnic.cli.text import seconds_text
     from virtnic.doctor import Check
+    from virtnic.errors import message_of
 
     start = time.perf_counter()
     try:

@@ -17,6 +17,7 @@ from virtnic.cli.colour import coloured, is_terminal
 from virtnic.cli.status import EXIT_STATUSES, Status
 from virtnic.cli.text import without_long_words
 from virtnic.cli.wording import of_options
+from virtnic.errors import message_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,7 +26,6 @@ __all__ = [
     "EXIT_STATUSES",
     "Output",
     "Status",
-    "message_of",
 ]
 
 
@@ -199,10 +199,3 @@ def _is_expected(error: BaseException) -> bool:
     """Whether the library documents an exception, so that it is not a bug."""
     expected = (virtnic.VirtnicError, OSError, ValueError)
     return isinstance(error, expected) or hasattr(error, "status")
-
-
-def message_of(error: BaseException) -> str:
-    """Return the message of an exception, or its type if it has none."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__

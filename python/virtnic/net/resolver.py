@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtnic.errors import message_of
 from virtnic.net.dns import AAAA, A, Answer, Malformed, decode, encode
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Resolver:
                     why = f"{server} did not answer"
                     continue
                 except (OSError, Malformed) as error:
-                    why = f"{server}: {error}"
+                    why = f"{server}: {message_of(error)}"
                     continue
                 if answer.code == _NXDOMAIN:
                     raise _NoSuchName

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtnic._native import EventFd, Interposer, QemuError
-from virtnic.errors import NetdevUnavailable
+from virtnic.errors import NetdevUnavailable, message_of
 from virtnic.nic.policy import Recovery
 from virtnic.qemu.backends import process_of, queue_size_for
 from virtnic.qemu.loop import SharedWatch
@@ -163,7 +163,7 @@ class Backend(Owner):
                 self.changed.event,
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise NetdevUnavailable(error.strerror or str(error)) from None
+            raise NetdevUnavailable(message_of(error)) from None
         undo.add(self.interposer.close)
         #: Its counters when QEMU had created its netdev.
         self.before = self.interposer.stats()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from virtnic import background
 from virtnic._native import EventFd, FrontEnd, NetPort, PortClosed, PortDriver, VirtnicError
-from virtnic.errors import NetdevUnavailable, QemuError
+from virtnic.errors import NetdevUnavailable, QemuError, message_of
 from virtnic.nic.attachment import Driven
 from virtnic.nic.backend import RING_PACKED, retry_of
 from virtnic.nic.callbacks import Callbacks
@@ -132,7 +132,7 @@ class _Connection:
                 changed=self.changed.event,
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise NetdevUnavailable(error.strerror or str(error)) from None
+            raise NetdevUnavailable(message_of(error)) from None
         self._driven.undo.add(self.front_end.close)
 
     @property
@@ -265,7 +265,7 @@ def _follow(driven: Driven, connection: _Connection) -> None:
 
 
 def _negotiate_anew(weak: weakref.ref[Driven], front_end: FrontEnd) -> None:
-    """Go on with a backend that is there with less than the last one had."""
+    """Continue with a backend that offers fewer features than the one before."""
     background.begin()
     driven = weak()
     if driven is None:
@@ -277,8 +277,10 @@ def _negotiate_anew(weak: weakref.ref[Driven], front_end: FrontEnd) -> None:
     except PortClosed:
         return
     except (VirtnicError, OSError, ValueError) as error:
-        _log.warning("the vhost-user backend has less, and %s", error)
-        driven.abandon(f"the backend came back with less, and {error}")
+        _log.warning(
+            "the vhost-user backend came back with fewer features, and %s", message_of(error)
+        )
+        driven.abandon(f"the backend came back with fewer features, and {message_of(error)}")
 
 
 @atexit.register

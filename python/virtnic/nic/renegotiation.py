@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from virtnic import background
 from virtnic._native import QemuDied
-from virtnic.errors import VirtnicError
+from virtnic.errors import VirtnicError, message_of
 from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
@@ -112,10 +112,11 @@ class Renegotiation:
                 return  # left to the supervisor, if there is one
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 failures += 1
-                self._failed(str(error))
+                self._failed(message_of(error))
                 most = self._backend.attempts
                 if most is not None and failures >= most:
-                    attachment.abandon(f"the backend {self._backend.path} has less, and {error}")
+                    path, why = self._backend.path, message_of(error)
+                    attachment.abandon(f"the backend {path} offers fewer features, and {why}")
                     return
             del attachment  # a forgotten one must be collected
             if self._stop.wait(_PAUSE):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from virtnic import background
 from virtnic._native import QemuDied
-from virtnic.errors import VirtnicError
+from virtnic.errors import VirtnicError, message_of
 from virtnic.nic.devices import PARTING
 from virtnic.nic.policy import Recoveries
 from virtnic.nic.watch import follow_peer
@@ -110,10 +110,10 @@ class Supervisor:
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 self._failures += 1
                 # As text: a kept log record would keep all that the error refers to.
-                _log.warning("QEMU is not back (attempt %d): %s", self._failures, str(error))
+                _log.warning("QEMU is not back (attempt %d): %s", self._failures, message_of(error))
                 if self._failures >= self._policy.attempts:
                     self._end()
-                    _abandon(devices, f"QEMU could not be restarted: {error}")
+                    _abandon(devices, f"QEMU could not be restarted: {message_of(error)}")
                     return
                 continue
             self._recovered = time.monotonic()

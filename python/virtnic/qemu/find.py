@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from virtnic.errors import QemuError, QemuNotFound
+from virtnic.errors import QemuError, QemuNotFound, message_of
 from virtnic.qemu import environment, quirks
 from virtnic.qemu.quirks import Version
 from virtnic.teardown import uninterrupted
@@ -299,7 +299,7 @@ def _ask_here(
                 preexec_fn=_die_with_us,  # noqa: PLW1509 - one system call, nothing of Python's
             )
         except OSError as error:
-            raise QemuNotFound(f"`{shlex.join(argv)}` cannot be run: {error}") from None
+            raise QemuNotFound(f"`{shlex.join(argv)}` cannot be run: {message_of(error)}") from None
         started.append(process)
         # If it does not answer it is killed, which ends its output.
         watchdog = threading.Timer(_QUICK, process.kill)

@@ -21,7 +21,7 @@ from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import ExecuteError
 
 from virtnic.deadline import bounded
-from virtnic.errors import QemuDied, QemuError
+from virtnic.errors import QemuDied, QemuError, message_of
 from virtnic.qemu import text
 from virtnic.qemu.identity import Identity
 from virtnic.qemu.loop import Hold, LoopThread
@@ -128,7 +128,9 @@ class Monitor(Owner):
             if isinstance(error, QMPError) and self._gone(1.0):
                 raise QemuDied(f"QEMU did not start: {self._why()}") from None
             if isinstance(error, QMPError):
-                raise QemuError(f"{self._path} does not greet like QEMU: {error}") from error
+                raise QemuError(
+                    f"{self._path} does not greet like QEMU: {message_of(error)}"
+                ) from error
             raise
         return self
 
@@ -168,7 +170,7 @@ class Monitor(Owner):
                 ) from None
             raise QemuDied(f"{command} was not answered: {self._ended()}") from None
         except QMPError as error:
-            raise QemuError(f"QMP broke down during {command}: {error}") from error
+            raise QemuError(f"QMP broke down during {command}: {message_of(error)}") from error
 
     def send_descriptor(self, fd: int, name: str) -> None:
         """Send QEMU a duplicate of a descriptor, with a name that netdevs can refer to (``getfd``).

@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from virtnic import _native
-from virtnic.errors import QemuError, QemuNotFound
+from virtnic.errors import QemuError, QemuNotFound, message_of
 from virtnic.qemu import environment, loop
 from virtnic.qemu.ending import Ending
 from virtnic.qemu.find import INSTALL
@@ -57,7 +57,9 @@ class Process(Owner):
         try:
             self._child = child = _native.spawn(self.argv, environment.for_qemu(), stderr)
         except FileNotFoundError as error:
-            raise QemuNotFound(f"cannot start `{self.argv[0]}`: {error}; {INSTALL}") from error
+            raise QemuNotFound(
+                f"cannot start `{self.argv[0]}`: {message_of(error)}; {INSTALL}"
+            ) from error
         self._pid = child.pid
         self._stderr.set_process(child.pid)
 

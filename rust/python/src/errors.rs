@@ -55,6 +55,17 @@ create_exception!(
 
 const ENOENT: i32 = 2;
 
+/// Removes the error numbers that Rust adds to the system's messages: exceptions have `errno`.
+pub(crate) fn without_numbers(mut message: String) -> String {
+    const START: &str = " (os error ";
+    while let Some(start) = message.find(START)
+        && let Some(length) = message[start..].find(')')
+    {
+        message.replace_range(start..=start + length, "");
+    }
+    message
+}
+
 /// Converts an error of the core.
 pub(crate) fn to_py(error: Error) -> PyErr {
     // A signal handler raised an exception, which ended the wait.
@@ -63,7 +74,7 @@ pub(crate) fn to_py(error: Error) -> PyErr {
     {
         return raised;
     }
-    let message = error.to_string();
+    let message = without_numbers(error.to_string());
     match error {
         Error::Invalid(_) => PyValueError::new_err(message),
         Error::MemoryUnavailable(_) => MemoryUnavailable::new_err(message),

@@ -1,6 +1,6 @@
 //! `VhostWire`: a connection to a vhost-user backend, message by message.
 
-use crate::errors::to_py;
+use crate::errors::{to_py, without_numbers};
 use crate::eventfd::{patience, raise};
 use crate::time::span;
 use pyo3::exceptions::{PyConnectionError, PyOSError};
@@ -27,7 +27,7 @@ fn closed() -> Error {
 /// The exception of an error: that the peer is gone is none of a port's.
 fn failed(error: Error) -> PyErr {
     match error {
-        Error::Closed(why) => PyConnectionError::new_err(why),
+        Error::Closed(why) => PyConnectionError::new_err(without_numbers(why)),
         other => raise(other),
     }
 }
