@@ -1,5 +1,7 @@
 """How the end of a QEMU is told: once, to everybody, or to nobody."""
 
+import threading
+
 import pytest
 
 from virtnic.qemu.ending import Ending
@@ -31,6 +33,25 @@ def test_one_that_is_closed_did_not_die() -> None:
     ending.forget()
     ending.tell(death)
     assert told == []
+
+
+def test_what_follows_can_wait_for_a_report_in_another_thread() -> None:
+    ending, told, hold = Ending(), list[str](), threading.Event()
+
+    def slow() -> str:
+        hold.wait(30)
+        return death()
+
+    ending.add(lambda error: told.append(str(error)), death)
+    reporting = threading.Thread(target=ending.tell, args=(slow,))
+    reporting.start()
+    ending.wait_told(0.01)
+    assert told == []
+    hold.set()
+    ending.tell(death)  # returns at once: it is being reported
+    ending.wait_told(30)
+    assert told == ["it was killed"]
+    reporting.join()
 
 
 def test_who_replaces_it_keeps_it_from_nobody() -> None:

@@ -27,6 +27,9 @@ __all__ = ["Supervisor"]
 
 _log = logging.getLogger(__name__)
 
+#: Seconds to wait for the report of a death, before its consequences are reported.
+_REPORT = 1.0
+
 
 class Supervisor:
     """Recovers one QEMU, in a thread that exists only meanwhile."""
@@ -142,6 +145,7 @@ def _set_aside(devices: Devices) -> None:
         for attachment in returning:
             _await_parting(attachment.backend)
             attachment.driver.suspend()
+    process.wait_told(_REPORT)  # events come in order: the loop's thread may be reporting the death
     for attachment in down:
         attachment.link_changed()
 

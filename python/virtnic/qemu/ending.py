@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from virtnic.errors import QemuDied
+from virtnic.teardown import Latch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ class Ending:
         # held during the report: a signal handler may close QEMU then, and waits for the loop's
         # thread, which may be about to report.
         self._over = _thread.allocate_lock()
+        self._told = Latch()
 
     def add(self, callback: Callable[[QemuDied], object], death: Callable[[], str]) -> None:
         """Call back once when it ends; at once if it has."""
@@ -39,7 +41,12 @@ class Ending:
         """Report that it has ended. Repeated calls are allowed."""
         if not self._over.acquire(blocking=False):
             return
-        error = QemuDied(death())
+        try:
+            self._tell(QemuDied(death()))
+        finally:
+            self._told.set()
+
+    def _tell(self, error: QemuDied) -> None:
         _log.warning("%s", error)
         while self._callbacks:
             try:
@@ -51,7 +58,12 @@ class Ending:
             except Exception:
                 _log.exception("a callback for the death of QEMU failed")
 
+    def wait_told(self, timeout: float) -> None:
+        """Wait until a report in another thread is complete, at most ``timeout`` seconds."""
+        self._told.wait(timeout)
+
     def forget(self) -> None:
         """Report nothing more: QEMU is about to be ended or left. A report under way goes on."""
         if self._over.acquire(blocking=False):
             self._callbacks.clear()
+            self._told.set()

@@ -187,6 +187,10 @@ class Process(Owner):
         """Report that it has ended."""
         self._ending.tell(self.death)
 
+    def wait_told(self, timeout: float) -> None:
+        """Wait until another thread has reported its end, at most ``timeout`` seconds."""
+        self._ending.wait_told(timeout)
+
     def __repr__(self) -> str:
         return f"<Process {self._pid}: {shlex.join(self.argv[:1])}>"
 
