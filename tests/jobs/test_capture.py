@@ -493,7 +493,7 @@ def test_the_commands(netns: Netns, folder: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0, out + err
-    assert re.search("20 of .* 0 dropped for want of room", out)
+    assert re.search("20 of .* 0 dropped because the file was too slow", out)
     assert [number_of(each.frame) for each in capture.read(file)] == list(range(20))
 
     words = ["replay", "--port", netns.netdev, str(file), "--speed", "10kpps", "--loop", "3"]

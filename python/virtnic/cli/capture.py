@@ -1,4 +1,4 @@
-"""``virtnic capture``: what ports send and receive, in a pcapng file."""
+"""``virtnic capture``: writes what ports send and receive to a pcapng file."""
 
 from __future__ import annotations
 
@@ -17,72 +17,62 @@ __all__ = ["add", "run"]
 EXAMPLES = f"""\
 examples:
   virtnic capture --port tap,ifname=tap0 -w run.pcapng
-      everything that comes by one port
+      everything that one port receives
   virtnic capture --port tap,ifname=tap0 --port vhost-user,path=/run/vhu0 -w run.pcapng
-      everything that passes between two, which are joined
+      everything that passes between two ports
   virtnic capture --port tap,ifname=tap0 -w run.pcapng -s 128 --rotate 1G:10 -f 'udp port 53'
 
 {options.ENDING}"""
 
 
-_IMPORTS = ("virtnic.capture", "virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Receive every frame and write it to a pcapng file, with the time in nanoseconds; with\n"
-        "two ports, forward between them and write what passes."
+        "Receive every frame and write it to a pcapng file, with a time stamp in nanoseconds.\n"
+        "With two ports, forward between them and write what passes."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=check, imports=_IMPORTS)
+    parser.set_defaults(run=run, check=check, imports=("virtnic.capture", *options.LOOP_IMPORTS))
     group = parser.add_argument_group("capture")
+    options.add_ports(group, "once or twice")
     group.add_argument(
-        "--port",
-        action="append",
-        type=options.port_options,
-        metavar="NETDEV[;OPTION=VALUE]...",
-        help="what a port is connected to; once or twice, with options as of `virtnic forward`",
-    )
-    group.add_argument(
-        "-w", "--write", type=options.path, metavar="FILE", help="the file, which is made anew"
+        "-w",
+        "--write",
+        type=options.path,
+        metavar="FILE",
+        help="the file; one that exists is replaced",
     )
     group.add_argument(
         "-s",
         "--snaplen",
         type=options.positive,
         metavar="BYTES",
-        help="keep so many bytes of each frame (default: all)",
+        help="bytes of each frame to keep (default: all)",
     )
     group.add_argument(
         "-f",
         "--filter",
         metavar="EXPRESSION",
-        help="keep only these frames: a filter in tcpdump's language; needs libpcap",
+        help="keep only frames that match a filter in the language of tcpdump; needs libpcap",
     )
     group.add_argument(
         "--rotate",
         type=_rotation,
         metavar="SIZE[:FILES]",
-        help="begin another file, FILE_00002 and so on, after so many bytes, and keep so many of "
-        "them (default: one file)",
+        help="start another file (FILE_00002 and so on) at this size, and keep at most this number "
+        "of files (default: one file of any size)",
     )
-    group.add_argument("--comment", metavar="TEXT", help="a remark at the start of the file")
+    group.add_argument("--comment", metavar="TEXT", help="a comment at the start of the file")
     options.add_device(group)
     options.add_loop(parser)
-    options.add_qemu(parser)
-    options.add_connect(parser)
-    options.add_recover(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser, recover=True)
 
 
 def check(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options together."""
-    count = len(arguments.port or ())
-    if not 1 <= count <= 2:
-        return "--port is required, once or twice, as in `virtnic capture --port user -w FILE`"
-    return None if arguments.write else "-w FILE is required: where the frames go"
+    if wrong := options.check_ports(arguments, 2):
+        return wrong
+    return None if arguments.write else "-w FILE is required: the file for the frames"
 
 
 def _rotation(text: str) -> tuple[int, int | None]:
@@ -97,37 +87,33 @@ def _rotation(text: str) -> tuple[int, int | None]:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Capture until it ends."""
+    """Run the loop, and print what the file has."""
     from dataclasses import asdict
 
     from virtnic.capture import Filter, Writer
-    from virtnic.cli.loops import Loop
-    from virtnic.cli.session import opened_ports
+    from virtnic.cli.loops import looping
 
     if arguments.filter is not None:
-        Filter(arguments.filter)  # what is wrong with it is said before a QEMU starts
-    wanted = [port.otherwise(arguments) for port in arguments.port]
-    netdevs = [port.netdev for port in wanted]
-    with opened_ports(arguments, wanted) as ports:
+        Filter(arguments.filter)  # report errors before a QEMU starts
+    with looping(arguments, output) as loop:
         writer = Writer(
             arguments.write,
-            *ports,
-            names=netdevs,
+            *loop.ports,
+            names=loop.netdevs,
             snaplen=arguments.snaplen,
             filter=arguments.filter,
             rotate=arguments.rotate,
             comment=arguments.comment,
         )
-        loop = Loop(arguments, output, netdevs, ports)
-        move = virtnic.forward if len(ports) == 2 else virtnic.drop
+        move = virtnic.forward if len(loop.ports) == 2 else virtnic.drop
         with writer:
-            title = f"CAPTURE {' <-> '.join(netdevs)} to {arguments.write}"
-            outcome = loop.run(title, functools.partial(move, *ports))
+            title = f"CAPTURE {' <-> '.join(loop.netdevs)} to {arguments.write}"
+            outcome = loop.run(title, functools.partial(move, *loop.ports))
         counts = writer.counts
     status = loop.finish(outcome, file=arguments.write, capture=asdict(counts))
     output.line(
         f"{counts.written} of {counts.seen} frames written, {counts.filtered} filtered out, "
-        f"{counts.dropped} dropped for want of room; {counts.bytes} bytes in {counts.files} "
-        f"file{'' if counts.files == 1 else 's'}"
+        f"{counts.dropped} dropped because the file was too slow; {counts.bytes} bytes in "
+        f"{counts.files} file{'' if counts.files == 1 else 's'}"
     )
     return status

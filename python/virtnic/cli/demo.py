@@ -43,9 +43,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     options.add_port(parser)
     options.add_address(parser)
-    options.add_qemu(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser, connect=False)
 
 
 def check(arguments: argparse.Namespace) -> str | None:

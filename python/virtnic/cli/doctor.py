@@ -47,9 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, imports=_IMPORTS)
     options.add_port(parser)
-    options.add_qemu(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser, connect=False)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:

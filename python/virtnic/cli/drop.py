@@ -23,32 +23,22 @@ examples:
 {options.ENDING}"""
 
 
-_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = "Receive, count and discard frames."
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, imports=_IMPORTS)
+    parser.set_defaults(run=run, imports=options.LOOP_IMPORTS)
     options.add_loop(parser)
     options.add_port(parser)
-    options.add_qemu(parser)
-    options.add_connect(parser)
-    options.add_recover(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser, recover=True)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Run the loop."""
-    from virtnic.cli.loops import Loop
-    from virtnic.cli.session import opened
+    from virtnic.cli.loops import looping
 
-    netdev: str = arguments.netdev
-    with opened(arguments) as session:
-        loop = Loop(arguments, output, [netdev], [session.port])
+    with looping(arguments, output) as loop:
         outcome = loop.run(
-            f"DROP what comes on {netdev}", functools.partial(virtnic.drop, session.port)
+            f"DROP frames from {arguments.netdev}", functools.partial(virtnic.drop, *loop.ports)
         )
     return loop.finish(outcome)

@@ -28,9 +28,6 @@ examples:
 {options.ENDING}"""
 
 
-_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
@@ -38,16 +35,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "every frame back. Both ports share one memory: nothing is copied."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=check, imports=_IMPORTS)
+    parser.set_defaults(run=run, check=check, imports=options.LOOP_IMPORTS)
     group = parser.add_argument_group("ports")
-    group.add_argument(
-        "--port",
-        action="append",
-        type=options.port_options,
-        metavar="NETDEV[;OPTION=VALUE]...",
-        help="netdev of a port, as --netdev of the other commands; once or twice. "
-        "Options of this port may follow: mac=, interrupts=, queue-size=, ring=, notify=",
-    )
+    options.add_ports(group, "once or twice")
     group.add_argument(
         "--mode",
         choices=options.MODES,
@@ -69,33 +59,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     options.add_device(group)
     options.add_loop(parser)
-    options.add_qemu(parser)
-    options.add_connect(parser)
-    options.add_recover(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser, recover=True)
 
 
 def check(arguments: argparse.Namespace) -> str | None:
     """Check the combination of options; return an error message or None."""
-    count = len(arguments.port or ())
-    if not count:
-        return "--port is required once or twice, as in `virtnic forward --port user`"
-    return None if count <= 2 else f"--port may be given once or twice, not {count} times"
+    return options.check_ports(arguments, 2)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Run the loop."""
-    from virtnic.cli.loops import Loop
-    from virtnic.cli.session import opened_ports
+    from virtnic.cli.loops import looping
 
-    wanted = [port.otherwise(arguments) for port in arguments.port]
-    netdevs = [port.netdev for port in wanted]
-    mode: Mode = arguments.mode or ("io" if len(wanted) == 2 else "macswap")
-    with opened_ports(arguments, wanted) as ports:
-        title = f"FORWARD {' <-> '.join(netdevs)}, mode {mode}"
-        loop = Loop(arguments, output, netdevs, ports)
-        move = virtnic.forward if len(ports) == 2 else virtnic.reflect
-        body = functools.partial(move, *ports, mode=mode, backpressure=arguments.backpressure)
+    mode: Mode = arguments.mode or ("io" if len(arguments.port) == 2 else "macswap")
+    with looping(arguments, output) as loop:
+        title = f"FORWARD {' <-> '.join(loop.netdevs)}, mode {mode}"
+        move = virtnic.forward if len(loop.ports) == 2 else virtnic.reflect
+        body = functools.partial(move, *loop.ports, mode=mode, backpressure=arguments.backpressure)
         outcome = loop.run(title, body)
     return loop.finish(outcome, mode=mode)

@@ -42,9 +42,6 @@ _LEAST, _TAG = 64, 4
 _ETHERNET = 14
 
 
-_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
@@ -52,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "as fast as possible or at a rate."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=check, imports=_IMPORTS)
+    parser.set_defaults(run=run, check=check, imports=options.LOOP_IMPORTS)
     group = parser.add_argument_group("frames")
     group.add_argument(
         "--rate",
@@ -112,11 +109,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     options.add_loop(parser)
     options.add_port(parser)
-    options.add_qemu(parser)
-    options.add_connect(parser)
-    options.add_recover(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser, recover=True)
 
 
 #: Arguments of :func:`virtnic.loops.make_frame`, and the options that set them.
@@ -273,23 +266,21 @@ def check_lengths(frames: list[bytes], port: virtnic.Port) -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Run the loop."""
-    from virtnic.cli.loops import Loop
-    from virtnic.cli.session import opened
+    from virtnic.cli.loops import looping
     from virtnic.units import parse_rate
 
-    netdev: str = arguments.netdev
     rate = arguments.rate
     _frames(arguments, "02:00:00:00:00:01")  # report errors before a QEMU starts
-    with opened(arguments) as session:
-        frames, what = _frames(arguments, session.port.mac)
-        check_lengths(frames, session.port)
+    with looping(arguments, output) as loop:
+        (port,) = loop.ports
+        frames, what = _frames(arguments, port.mac)
+        check_lengths(frames, port)
         mean = sum(map(len, frames)) / len(frames) + CHECKSUM
         pps = None if rate is None else parse_rate(rate, mean)
         fast = "as fast as possible" if pps is None else f"{pps:.15g} frames/s"
-        loop = Loop(arguments, output, [netdev], [session.port])
         outcome = loop.run(
-            f"GENERATE on {netdev}, {what}, {fast}",
-            functools.partial(virtnic.generate, session.port, frames=frames, rate=pps),
+            f"GENERATE on {arguments.netdev}, {what}, {fast}",
+            functools.partial(virtnic.generate, port, frames=frames, rate=pps),
         )
     given = arguments.pcap or arguments.frame
     size = arguments.size if arguments.size == "imix" else len(frames[0]) + CHECKSUM

@@ -18,6 +18,7 @@ from virtnic.cli.live import (
     occupancy_text,
     rate_text,
 )
+from virtnic.cli.session import opened_ports
 from virtnic.cli.status import Status
 from virtnic.cli.text import seconds_text
 from virtnic.units import L1_OVERHEAD
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from virtnic.cli.output import Output
     from virtnic.loops.engine import Result
 
-__all__ = ["Loop", "Outcome", "line_rates"]
+__all__ = ["Loop", "Outcome", "line_rates", "looping"]
 
 #: How long to wait for frames to leave after the loop, while some do.
 _STALLED = 0.2
@@ -231,6 +232,13 @@ class Loop:
                     line(f"  {name:<32}{value:>14}")
         if outcome.unfinished:
             line(f"{outcome.unfinished} of the frames sent were not taken by the peer")
+
+
+@contextlib.contextmanager
+def looping(arguments: argparse.Namespace, output: Output) -> Iterator[Loop]:
+    """Open the ports that the options name, and return a loop over them."""
+    with opened_ports(arguments) as ports:
+        yield Loop(arguments, output, list(ports.values()), list(ports))
 
 
 def line_rates(result: Result) -> tuple[float, float]:

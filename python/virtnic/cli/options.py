@@ -20,19 +20,20 @@ __all__ = [
     "ACCELERATORS",
     "ENDING",
     "INTERRUPTS",
+    "LOOP_IMPORTS",
     "MACHINES",
     "MODES",
     "SANDBOXES",
     "add_address",
     "add_common",
-    "add_connect",
     "add_device",
     "add_loop",
-    "add_memory",
     "add_port",
+    "add_ports",
     "add_qemu",
-    "add_recover",
+    "add_session",
     "check_address",
+    "check_ports",
     "ip",
     "ipv4",
     "mac",
@@ -54,7 +55,8 @@ _NOTIFIES = ("eventfd", "qtest")
 SANDBOXES: dict[str, bool | Literal["spawn"]] = {"on": True, "spawn": "spawn", "off": False}
 
 _LONGEST = 1e9  # seconds
-_LONGEST = 1e9  # seconds
+#: What the commands that run a loop import before they open anything.
+LOOP_IMPORTS = ("virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
 ENDING = f"""\
 Without --seconds and --packets the command runs until Ctrl-C or SIGTERM, prints the summary and
 exits with status 0. With one of them, a signal ends it early: the summary is printed too, and the
@@ -91,6 +93,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_session(
+    parser: argparse.ArgumentParser, *, connect: bool = True, recover: bool = False
+) -> None:
+    """Add the options of QEMU, the memory and the output, which stand at the end of the help."""
+    add_qemu(parser)
+    if connect:
+        _add_connect(parser)
+    if recover:
+        _add_recover(parser)
+    _add_memory(parser)
+    add_common(parser)
+
+
 def add_qemu(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a QEMU."""
     group = parser.add_argument_group("QEMU")
@@ -123,7 +138,7 @@ def add_qemu(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_connect(parser: argparse.ArgumentParser) -> None:
+def _add_connect(parser: argparse.ArgumentParser) -> None:
     """Add the option for a QEMU started elsewhere."""
     parser.add_argument_group("QEMU started elsewhere").add_argument(
         "--connect",
@@ -134,7 +149,7 @@ def add_connect(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_recover(parser: argparse.ArgumentParser) -> None:
+def _add_recover(parser: argparse.ArgumentParser) -> None:
     """Add the option for a QEMU that dies."""
     parser.add_argument_group("when QEMU dies").add_argument(
         "--recover",
@@ -144,7 +159,7 @@ def add_recover(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_memory(parser: argparse.ArgumentParser) -> None:
+def _add_memory(parser: argparse.ArgumentParser) -> None:
     """Add the options of the memory."""
     group = parser.add_argument_group("memory")
     group.add_argument(
@@ -184,6 +199,18 @@ def add_port(parser: argparse.ArgumentParser) -> None:
         "--mac", type=mac, metavar="MAC", help="its MAC address (default: chosen by QEMU)"
     )
     add_device(group)
+
+
+def add_ports(group: argparse._ArgumentGroup, how_often: str) -> None:
+    """Add the option that names a port with its own options."""
+    group.add_argument(
+        "--port",
+        action="append",
+        type=port_options,
+        metavar="NETDEV[;OPTION=VALUE]...",
+        help=f"netdev of a port, as --netdev of other commands; {how_often}. Options of this port "
+        f"may follow: {', '.join(f'{name}=' for name in _PORT_OPTIONS)}",
+    )
 
 
 def add_device(group: argparse._ArgumentGroup) -> None:
@@ -266,6 +293,14 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also count frame sizes and destination types, and print the counters of each queue",
     )
+
+
+def check_ports(arguments: argparse.Namespace, most: int = 1) -> str | None:
+    """Check how often --port was given; return an error message or None."""
+    count, often = len(arguments.port or ()), "once or twice" if most == 2 else "once"
+    if not count:
+        return f"--port is required {often}, as in `virtnic {arguments.command} --port user`"
+    return None if count <= most else f"--port may be given {often}, not {count} times"
 
 
 def check_address(arguments: argparse.Namespace) -> str | None:

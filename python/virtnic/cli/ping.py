@@ -76,10 +76,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     options.add_port(parser)
     options.add_address(parser)
-    options.add_qemu(parser)
-    options.add_connect(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:

@@ -32,10 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, imports=("virtnic.cli.description", "virtnic.cli.session"))
     options.add_port(parser)
-    options.add_qemu(parser)
-    options.add_connect(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:

@@ -1,4 +1,4 @@
-"""``virtnic replay``: a capture, sent again."""
+"""``virtnic replay``: sends the frames of a capture."""
 
 from __future__ import annotations
 
@@ -27,57 +27,45 @@ rates:
 {options.ENDING}"""
 
 
-_IMPORTS = ("virtnic.capture", "virtnic.cli.loops", "virtnic.cli.session", "virtnic.loops")
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Send the frames of a capture (pcapng or classic pcap, also packed by gzip or zstd), with\n"
-        "the gaps that they had, faster, or at an even rate."
+        "Send the frames of a capture (pcapng or classic pcap, also compressed by gzip or zstd),\n"
+        "with their original gaps, with scaled gaps, or at a constant rate."
     )
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, check=check, imports=_IMPORTS)
-    parser.add_argument("file", type=options.path, metavar="FILE", help="the capture")
+    parser.set_defaults(run=run, check=check, imports=("virtnic.capture", *options.LOOP_IMPORTS))
+    parser.add_argument("file", type=options.path, metavar="FILE", help="the capture file")
     group = parser.add_argument_group("replay")
-    group.add_argument(
-        "--port",
-        type=options.port_options,
-        metavar="NETDEV[;OPTION=VALUE]...",
-        help="what the port is connected to, with options as of `virtnic forward`",
-    )
+    options.add_ports(group, "once")
     group.add_argument(
         "--speed",
         type=_speed,
         default=1.0,
         metavar="FACTOR|max|RATE",
-        help="how many times as fast as captured, such as 2x; max for as fast as frames are taken; "
-        "or an even rate, such as 10kpps (default: 1x)",
+        help="speed relative to the capture, such as 2x; max for as fast as possible; or a "
+        "constant rate, such as 10kpps (default: 1x)",
     )
     group.add_argument(
         "--loop",
         type=options.whole,
         default=1,
         metavar="N",
-        help="how often the file is sent; 0 for ever (default: once)",
+        help="how often to send the file; 0 for ever (default: %(default)s)",
     )
     group.add_argument(
         "--truncated",
         action="store_true",
-        help="send what the file has of frames that it has in part, which are an error else",
+        help="send truncated frames as they are in the file (default: they are an error)",
     )
     options.add_device(group)
     options.add_loop(parser)
-    options.add_qemu(parser)
-    options.add_connect(parser)
-    options.add_recover(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser, recover=True)
 
 
 def check(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options together."""
-    return None if arguments.port else "--port is required, as in `virtnic replay --port user FILE`"
+    return options.check_ports(arguments)
 
 
 def _speed(text: str) -> float | str:
@@ -89,40 +77,38 @@ def _speed(text: str) -> float | str:
         speed = text
     if isinstance(speed, float):
         if not 0 < speed < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is no factor above 0")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a factor greater than 0")
     elif speed.strip().lower() != "max" and not speed.strip().lower().endswith(("x", "×")):  # noqa: RUF001
         try:
             parse_rate(speed, 64)
         except ValueError as error:
             raise argparse.ArgumentTypeError(
-                f"it is a factor such as 2x, max, or {error}"
+                f"{text!r} is neither a factor such as 2x, nor max, nor a rate: {error}"
             ) from None
     return speed
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Send until it ends."""
+    """Run the loop, and print how punctual it was."""
     from virtnic.capture import read, replay
     from virtnic.capture.replaying import Replayed, parse_speed
-    from virtnic.cli.loops import Loop
-    from virtnic.cli.session import opened_ports
+    from virtnic.cli.loops import looping
 
-    # What is wrong with them is said before a QEMU starts.
+    # Report errors before a QEMU starts.
     parse_speed(arguments.speed, arguments.file)
     next(iter(read(arguments.file)), None)
-    port = arguments.port.otherwise(arguments)
-    with opened_ports(arguments, [port]) as ports:
-        loop = Loop(arguments, output, [port.netdev], ports)
+    with looping(arguments, output) as loop:
+        (port,) = loop.ports
         body = functools.partial(
             replay,
-            ports[0],
+            port,
             arguments.file,
             speed=arguments.speed,
             loop=arguments.loop or None,
             truncated=arguments.truncated,
         )
         speed = f"{arguments.speed:g}x" if isinstance(arguments.speed, float) else arguments.speed
-        outcome = loop.run(f"REPLAY {arguments.file} on {port.netdev}, speed {speed}", body)
+        outcome = loop.run(f"REPLAY {arguments.file} on {loop.netdevs[0]}, speed {speed}", body)
     result = outcome.result
     assert isinstance(result, Replayed)
     status = loop.finish(
@@ -134,7 +120,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     )
     if speed != "max":
         output.line(
-            f"{result.late} frames were sent more than 10 µs after they were due, "
-            f"at most {result.latest * 1e6:.0f} µs"
+            f"{result.late} frames were sent more than 10 µs late, the latest by "
+            f"{result.latest * 1e6:.0f} µs"
         )
     return status

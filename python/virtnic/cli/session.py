@@ -14,7 +14,7 @@ from virtnic.nic.port import Qemu
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import virtnic
 
@@ -25,6 +25,7 @@ __all__ = [
     "make_memory",
     "opened",
     "opened_ports",
+    "ports_of",
     "start_qemu",
 ]
 
@@ -63,7 +64,17 @@ def start_qemu(arguments: argparse.Namespace, memory: Memory) -> Qemu:
 
 def attach(arguments: argparse.Namespace, qemu: Qemu) -> virtnic.Port:
     """Plug in and start the NIC described by the options."""
-    return PortArguments(arguments.netdev, arguments.mac).otherwise(arguments).attach(qemu)
+    (wanted,) = ports_of(arguments)
+    return wanted.attach(qemu)
+
+
+def ports_of(arguments: argparse.Namespace) -> list[PortArguments]:
+    """Return the ports described by --port, or the one described by --netdev and --mac."""
+    if hasattr(arguments, "port"):
+        found = arguments.port or [PortArguments("user")]
+    else:
+        found = [PortArguments(arguments.netdev, arguments.mac)]
+    return [port.otherwise(arguments) for port in found]
 
 
 @contextlib.contextmanager
@@ -75,13 +86,11 @@ def opened(arguments: argparse.Namespace) -> Iterator[Session]:
 
 
 @contextlib.contextmanager
-def opened_ports(
-    arguments: argparse.Namespace, wanted: Sequence[PortArguments]
-) -> Iterator[list[virtnic.Port]]:
-    """Open several ports of one QEMU on one memory; close them at the end."""
+def opened_ports(arguments: argparse.Namespace) -> Iterator[dict[virtnic.Port, str]]:
+    """Open the ports on one QEMU and one memory, each with its netdev; close them at the end."""
     memory = make_memory(arguments)
     with start_qemu(arguments, memory) as qemu, ExitStack() as stack:
-        yield [stack.enter_context(each.attach(qemu)) for each in wanted]
+        yield {stack.enter_context(port.attach(qemu)): port.netdev for port in ports_of(arguments)}
 
 
 def configure(arguments: argparse.Namespace, stack: virtnic.Stack) -> dict[str, Any]:

@@ -44,14 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.set_defaults(run=run, imports=("virtnic.cli.loops", "virtnic.cli.session"))
     group = parser.add_argument_group("ports")
-    group.add_argument(
-        "--port",
-        action="append",
-        type=options.port_options,
-        metavar="NETDEV[;OPTION=VALUE]...",
-        help="netdev of a port, as --netdev of the other commands; repeatable (default: user). "
-        "Options of this port may follow: mac=, queue-size=, ring=, notify=",
-    )
+    options.add_ports(group, "repeatable (default: user)")
     options.add_device(group)
     group = parser.add_argument_group("watch")
     group.add_argument(
@@ -60,11 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="duration, such as 2m (default: until Ctrl-C)",
     )
-    options.add_qemu(parser)
-    options.add_connect(parser)
-    options.add_recover(parser)
-    options.add_memory(parser)
-    options.add_common(parser)
+    options.add_session(parser, recover=True)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
@@ -74,12 +63,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from contextlib import ExitStack
 
     from virtnic.cli.loops import Stop
-    from virtnic.cli.session import make_memory, start_qemu
+    from virtnic.cli.session import make_memory, ports_of, start_qemu
 
     output.by_line = True
-    wanted = [
-        port.otherwise(arguments) for port in arguments.port or [options.port_options("user")]
-    ]
     memory = make_memory(arguments)
     netdevs: dict[virtnic.Port, str] = {}
     stop, died = Stop(), False
@@ -103,7 +89,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     with ExitStack() as stack:
         qemu = stack.enter_context(start_qemu(arguments, memory))
         events = qemu.events()
-        for each in wanted:
+        for each in ports_of(arguments):
             netdevs[each.attach(qemu)] = each.netdev
         # From here on a signal ends the command normally, and ends a wait for a backend.
         stack.enter_context(stop.noticed())
