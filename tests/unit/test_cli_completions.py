@@ -1,6 +1,10 @@
 """``virtnic completions``: the scripts work in the installed shells."""
 
 import json
+import os
+import pty
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from peers.components import needs
+from support.waiting import eventually
 from virtnic.cli import main
 from virtnic.cli.completions import SHELLS
 from virtnic.cli.parser import COMMANDS
@@ -58,6 +63,70 @@ def test_bash_completes(script: str, words: list[str], wanted: set[str]) -> None
     assert done.stderr == ""
     found = set(done.stdout.split())
     assert wanted <= found if "/" in words[-1] else wanted == found
+
+
+@needs_shtab
+@pytest.mark.parametrize("script", ["fish"], indirect=True)
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("virtnic gen", ["generate"]),
+        ("virtnic ping --accel ", ["auto", "qtest", "tcg", "kvm"]),
+        ("virtnic check --on", ["--only"]),
+        ("virtnic help re", ["replay"]),
+        ("virtnic generate --pcap /etc/hostn", ["/etc/hostname"]),
+    ],
+)
+def test_fish_completes(script: str, line: str, wanted: list[str]) -> None:
+    needs("fish")
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", "source; complete -C $argv[1]", line],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert [found.partition("\t")[0] for found in done.stdout.splitlines()] == wanted
+
+
+@needs_shtab
+@pytest.mark.parametrize("script", ["zsh"], indirect=True)
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("virtnic gen", "generate"),
+        ("virtnic check --onl", "--only"),
+        ("virtnic ping --ac", "--accel"),
+    ],
+)
+def test_zsh_completes(script: str, line: str, wanted: str, tmp_path: Path) -> None:
+    needs("zsh")
+    (tmp_path / "_virtnic").write_text(script)
+    (tmp_path / ".zshrc").write_text(
+        f"PS1='ready> '\nfpath=({tmp_path} $fpath)\nautoload compinit\ncompinit -u -D\n"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(ZDOTDIR=str(tmp_path), TERM="dumb")
+        os.execvp("zsh", ["zsh", "-i"])
+    shown = ""
+
+    def has(text: str) -> bool:
+        nonlocal shown
+        if select.select([terminal], [], [], 0)[0]:
+            shown += os.read(terminal, 65536).decode(errors="replace")
+        return text in shown
+
+    try:
+        assert eventually(lambda: has("ready> ")), shown
+        os.write(terminal, f"{line}\t".encode())
+        assert eventually(lambda: has(f"{wanted} ")), shown
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
 
 
 @needs_shtab
