@@ -10,8 +10,8 @@ line imports this module, which detects that case.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # `signal` imports `enum`, which is slow
 import os
-import signal
 import sys
 
 __all__ = ["main"]

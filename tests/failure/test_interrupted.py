@@ -394,6 +394,10 @@ sys.exit(_virtnic.main())
         ["demo", "--count", "1"],
         ["probe"],
         ["qemu-args", "--directory", "/d"],
+        ["capture", "--port", "user", "-w", "/dev/null", "--seconds", "0"],
+        ["doctor"],
+        ["check", "--explain", "MSG-01"],
+        ["completions", "bash"],
     ],
     ids=lambda words: words[0],
 )

@@ -74,7 +74,7 @@ def test_the_command(scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert "RING-02" in text
         assert "VIRTIO 1.3, 2.7.8" in text
         assert "FEAT-01" not in text
-        assert main(["check", netdev, "--only", "FEAT-02,MSG-03", "--json"]) == 0
+        assert main(["check", netdev, "--only", "feat-02,MSG-03", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
     assert [row["id"] for row in found["rows"]] == ["FEAT-02", "MSG-03"]
     assert found["wrong"] == 0

@@ -7,7 +7,8 @@ errors to exit statuses. ``loops`` runs engine loops, with the table of ``live``
 A command is a module with ``add``, which describes it to argparse, and ``run``, which returns the
 exit status; it is registered in ``parser.COMMANDS`` and imported when used. What only ``run`` needs
 is imported there and named by ``imports``: help is quick, and Ctrl-C during an import ends the
-process at once.
+process at once. A command that sets ``opens_nothing`` may import at any time: Ctrl-C always ends it
+at once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main(
 ) -> int:
     """Run a command line, ``sys.argv`` by default, and return its exit status.
 
-    ``about_to_run`` is called when everything is parsed and imported and nothing is open yet.
+    ``about_to_run`` is called when everything is parsed and imported and nothing is open yet, and
+    not at all if the command opens nothing.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -68,7 +70,8 @@ def _main(words: Sequence[str], about_to_run: Callable[[], object]) -> int:
         try:
             for name in arguments.imports:
                 importlib.import_module(name)
-            about_to_run()
+            if not getattr(arguments, "opens_nothing", False):
+                about_to_run()
             status: int = arguments.run(arguments, output)
             sys.stdout.flush()
         except BrokenPipeError:

@@ -28,6 +28,7 @@ exit status:
   1    a clause failed, or could not be tried because the backend stopped answering
   2    the command line is wrong
   3    no backend answers at the beginning
+  130  interrupted by Ctrl-C
 """
 
 
@@ -53,7 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--timeout",
         type=options.seconds,
         default=3.0,
-        metavar="SECONDS",
+        metavar="TIME",
         help="how long the backend may take for an answer (default: 3)",
     )
     group.add_argument("--junit", metavar="FILE", help="also write a JUnit XML report")
@@ -67,12 +68,12 @@ def _clauses(only: str | None) -> Sequence[Clause] | str:
 
     if only is None:
         return CLAUSES
-    names = [name.strip() for name in only.split(",")]
-    known = {clause.id for clause in CLAUSES} | {clause.group for clause in CLAUSES}
+    names = [name.strip().lower() for name in only.split(",")]
+    known = {name.lower() for clause in CLAUSES for name in (clause.id, clause.group)}
     if unknown := [name for name in names if name not in known]:
         groups = ", ".join(dict.fromkeys(clause.group for clause in CLAUSES))
         return f"there is no clause or group {unknown[0]!r}; the groups are {groups}"
-    return [clause for clause in CLAUSES if clause.id in names or clause.group in names]
+    return [clause for clause in CLAUSES if not {clause.id.lower(), clause.group}.isdisjoint(names)]
 
 
 def _path(netdev: str) -> str | None:

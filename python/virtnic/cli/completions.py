@@ -29,16 +29,15 @@ Needs the Python package shtab: pip install 'virtnic[cli]'
 
 {EXIT_STATUSES}"""
 
-#: Options whose values are files, and options whose values are directories.
-_FILES = ("--pcap", "--qemu", "--write")
-_DIRECTORIES = ("--connect", "--directory")
+#: Arguments whose values are files, and those whose values are directories, by their metavars.
+_FILES, _DIRECTORIES = ("FILE", "PATH"), ("DIR",)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = "Print a script for a shell to complete commands, options and values."
     parser.epilog = EXAMPLES
-    parser.set_defaults(run=run, imports=("virtnic.cli.parser",))
+    parser.set_defaults(run=run, imports=(), opens_nothing=True)
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"{', '.join(SHELLS)}")
     options.add_common(parser)
 
@@ -71,5 +70,5 @@ def _complete_paths(parser: argparse.ArgumentParser, shtab: Any) -> None:
             for command in action.choices.values():
                 _complete_paths(command, shtab)
         for names, paths in ((_FILES, shtab.FILE), (_DIRECTORIES, shtab.DIRECTORY)):
-            if not set(names).isdisjoint(action.option_strings):
+            if action.metavar in names:
                 action.complete = paths  # type: ignore[attr-defined]

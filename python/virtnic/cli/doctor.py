@@ -35,7 +35,13 @@ _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 _READY = 3.0
 
 
-_IMPORTS = ("virtnic.cli.session", "virtnic.cli.text", "virtnic.cli.wording", "virtnic.doctor")
+_IMPORTS = (
+    "email.parser",  # importlib.metadata imports it when it reads the version of a package
+    "virtnic.cli.session",
+    "virtnic.cli.text",
+    "virtnic.cli.wording",
+    "virtnic.doctor",
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

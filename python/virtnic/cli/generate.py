@@ -11,8 +11,6 @@ from virtnic.cli import options
 from virtnic.units import CHECKSUM, COUNTS, RATES, SIZES, TIMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from virtnic.cli.output import Output
 
 __all__ = ["add", "check_lengths", "run"]
@@ -83,11 +81,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     for side in ("source", "destination"):
         group.add_argument(
             f"--{side}-port",
-            type=_up_to(65_535),
+            type=options.up_to(65_535),
             metavar="N",
             help=f"{side} UDP port (default: 9, discard)",
         )
-    group.add_argument("--vlan", type=_up_to(4094), metavar="ID", help="VLAN tag (default: none)")
+    group.add_argument(
+        "--vlan", type=options.up_to(4094), metavar="ID", help="VLAN tag (default: none)"
+    )
     group.add_argument(
         "--payload",
         type=_hex,
@@ -198,16 +198,6 @@ def _hex(text: str) -> bytes:
         return from_hex(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _up_to(most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = options.whole(text)
-        if value > most:
-            raise argparse.ArgumentTypeError(f"{text!r} is greater than {most}")
-        return value
-
-    return number
 
 
 def _frames(arguments: argparse.Namespace, mac: str) -> tuple[list[bytes], str]:

@@ -42,6 +42,7 @@ __all__ = [
     "positive",
     "seconds",
     "table",
+    "up_to",
     "whole",
 ]
 
@@ -232,7 +233,7 @@ def add_device(group: argparse._ArgumentGroup) -> None:
         "--queues",
         type=positive,
         metavar="N",
-        help="pairs of queues, where the netdev has several (default: 1)",
+        help="number of queue pairs, if the netdev has several (default: 1)",
     )
     group.add_argument(
         "--ring",
@@ -279,7 +280,7 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
         type=_cpus,
         default=(),
         metavar="N,N",
-        help="the processors to run on: of the thread of each queue pair, in turn (default: any)",
+        help="processors for the threads of the queue pairs, in turn (default: any)",
     )
     group.add_argument(
         "--interval",
@@ -328,8 +329,20 @@ def positive(text: str) -> int:
     return number
 
 
+def up_to(most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers that are not greater than ``most``, for argparse."""
+
+    def number(text: str) -> int:
+        value = whole(text)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is greater than {most}")
+        return value
+
+    return number
+
+
 def _cpus(text: str) -> tuple[int, ...]:
-    """Read numbers of processors, for argparse."""
+    """Parse a list of processors, for argparse."""
     return tuple(whole(word) for word in text.split(","))
 
 

@@ -61,7 +61,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-s",
         "--size",
-        type=options.whole,
+        type=options.up_to(65_507),
         default=56,
         metavar="BYTES",
         help="payload bytes of each (default: %(default)s)",
