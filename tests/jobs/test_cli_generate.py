@@ -53,7 +53,7 @@ def test_generate_sends_the_frames_that_are_described(netns: Netns, scratch: Pat
         vlan=5,
     )
     described = [
-        *("--source-mac", "02-00-00-00-00-0a", "--destination-mac", "02000000000b"),
+        *("--source-mac", "02-00-00-00-00-0a", "--destination-mac", "0200.0000.000b"),
         *("--source", "10.0.0.1", "--destination", "10.0.0.2"),
         *("--source-port", "1000", "--destination-port", "2000", "--vlan", "5"),
     ]
@@ -144,12 +144,14 @@ def test_generate_sends_ipv6_with_a_payload(netns: Netns) -> None:
         (1500, 1519, "the MTU of this port is 1500"),
         (None, 2048, None),
         (None, 2049, "a buffer"),
+        (None, 14, None),
+        (None, 13, "an Ethernet header has 14"),
     ],
 )
 def test_a_frame_that_the_port_cannot_send_is_refused(
     qemu_command: str, mtu: int | None, length: int, complaint: str | None
 ) -> None:
-    """Longer than the MTU that the device has told of, with a tag; or than a buffer."""
+    """Longer than the MTU with a tag, than a buffer, or shorter than an Ethernet header."""
     frames = [bytes(60), bytes(length)]
     properties = {} if mtu is None else {"host_mtu": str(mtu)}
     memory = virtnic.Memory("1M", hugepages=None)
@@ -158,5 +160,5 @@ def test_a_frame_that_the_port_cannot_send_is_refused(
         if complaint is None:
             check_lengths(frames, port)
             return
-        with pytest.raises(ValueError, match=f"frame 1 to send has {length} bytes .*{complaint}"):
+        with pytest.raises(ValueError, match=f"frame 1 to send has {length} bytes.*{complaint}"):
             check_lengths(frames, port)

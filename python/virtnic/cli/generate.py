@@ -247,10 +247,14 @@ def check_lengths(frames: list[bytes], port: virtnic.Port) -> None:
         if longest < most:
             most, limit = longest, f"the MTU of this port is {port.mtu}"
     for number, frame in enumerate(frames):
+        which = f"frame {number}" if len(frames) > 1 else "the frame"
         if len(frame) > most:
-            which = f"frame {number}" if len(frames) > 1 else "the frame"
             raise ValueError(
                 f"{which} to send has {len(frame)} bytes without its checksum, and {limit}"
+            )
+        if len(frame) < _ETHERNET:
+            raise ValueError(
+                f"{which} to send has {len(frame)} bytes; an Ethernet header has {_ETHERNET}"
             )
 
 

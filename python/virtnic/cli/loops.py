@@ -218,8 +218,8 @@ class Loop:
             f"{rate_text(l2, 1e9)} Gb/s L2, {rate_text(l1, 1e9)} Gb/s L1"
         )
         line(
-            f"{result.bursts} bursts, {burst_text(result.bursts, result.packets)} frames in each "
-            f"on average, {occupancy_text(result.bursts, result.idle)} occupied"
+            f"{result.bursts} burst{'' if result.bursts == 1 else 's'}, "
+            f"{burst_text(result.bursts, result.packets)} frames in each on average, {occupancy_text(result.bursts, result.idle)} occupied"
         )
         for port in outcome.ports:
             counters = port["counters"]

@@ -17,16 +17,19 @@ MAX_FRAME = _ETHERNET + 65_535
 
 #: Addresses reserved for benchmarks: RFC 2544, appendix C, and RFC 5180, section 8.
 _ADDRESSES = {4: ("198.18.0.1", "198.18.0.2"), 6: ("2001:2::1", "2001:2::2")}
-_MAC = re.compile(r"[0-9a-f]{2}([:-]?)(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}", re.ASCII | re.IGNORECASE)
+_MAC = re.compile(
+    r"[0-9a-f]{2}([:-]?)(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}|(?:[0-9a-f]{4}\.){2}[0-9a-f]{4}",
+    re.ASCII | re.IGNORECASE,
+)
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_mac(mac: str) -> bytes:
-    """Parse a MAC address: six hexadecimal bytes, with colons, hyphens or no separators."""
+    """Parse a MAC address: 02:00:00:00:00:01, with hyphens, 0200.0000.0001 or 020000000001."""
     if not _MAC.fullmatch(mac):
         raise ValueError(f"a MAC address must be six bytes such as 52:54:00:12:34:56, not {mac!r}")
-    return bytes.fromhex(re.sub("[:-]", "", mac))
+    return bytes.fromhex(re.sub("[:.-]", "", mac))
 
 
 def make_frame(
