@@ -219,7 +219,8 @@ class Loop:
         )
         line(
             f"{result.bursts} burst{'' if result.bursts == 1 else 's'}, "
-            f"{burst_text(result.bursts, result.packets)} frames in each on average, {occupancy_text(result.bursts, result.idle)} occupied"
+            f"{burst_text(result.bursts, result.packets)} frames in each on average, "
+            f"{occupancy_text(result.bursts, result.idle)} occupied"
         )
         for port in outcome.ports:
             counters = port["counters"]
