@@ -1,4 +1,4 @@
-//! `NetStack`, `NetSocket`, `StackWire`.
+//! `NetStack`, `NetSocket`, `StackWire`, `Connection`.
 
 use crate::answers::{ArpReply, Lease, PingReply};
 use crate::errors::to_py;
@@ -25,7 +25,7 @@ use virtnic::stack::{Check, parse_ipv4};
 
 type Address = (String, u16);
 
-/// Runs a call without the interpreter; now and then looks at Python's signals.
+/// Runs a call without the interpreter; checks Python's signals during waits.
 fn run<T: Send>(
     py: Python<'_>,
     call: impl FnOnce(Check<'_>) -> virtnic::Result<T> + Send,
@@ -34,7 +34,7 @@ fn run<T: Send>(
     let result = py.detach(|| {
         call(&mut || {
             let signals = Python::try_attach(|py| py.check_signals());
-            let ending = || virtnic::Error::Closed("the interpreter is ending".to_owned());
+            let ending = || virtnic::Error::Closed("the interpreter is shutting down".to_owned());
             signals.ok_or_else(ending)?.map_err(|error| {
                 raised = Some(error);
                 virtnic::Error::Closed("interrupted by a signal".to_owned())
@@ -48,7 +48,7 @@ fn run<T: Send>(
 }
 
 fn parse(host: &str) -> PyResult<IpAddr> {
-    // The zone of a link-local address says which link: a stack has one.
+    // Ignore the zone of a link-local address: a stack has one link.
     let address = host.split('%').next().unwrap_or(host);
     address.parse().map_err(|_| {
         PyValueError::new_err(format!(
@@ -61,11 +61,11 @@ fn spell(address: SocketAddr) -> Address {
     (address.ip().to_string(), address.port())
 }
 
-/// A wire of Python's: frames of any object that sends and receives them.
+/// A wire whose frames Python moves.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct StackWire(Arc<Fed>);
 
-/// The wire as the host has it.
+/// The host's reference to the wire.
 struct Shared(Arc<Fed>);
 
 impl Wire for Shared {
@@ -101,7 +101,7 @@ impl StackWire {
     fn new(mac: [u8; 6], mtu: u16) -> Self {
         Self(Arc::new(Fed::new(Mac(mac), mtu)))
     }
-    /// Give the stack received frames; return how many it took.
+    /// Pass received frames to the stack; return how many it took.
     fn feed(&self, frames: &Bound<'_, PyAny>) -> PyResult<usize> {
         let given = Given::of(frames)?;
         let mut taken = 0;
@@ -111,7 +111,7 @@ impl StackWire {
         }
         Ok(taken)
     }
-    /// Return the frames that the stack sends, waiting for the first; None when it has ended.
+    /// Return the frames that the stack sends, waiting for the first; None after it has ended.
     fn take<'py>(
         &self,
         py: Python<'py>,
@@ -121,7 +121,7 @@ impl StackWire {
         let frames = py.detach(|| self.0.take(timeout));
         Ok(frames.map(|all| all.iter().map(|frame| PyBytes::new(py, frame)).collect()))
     }
-    /// Say that frames are carried no more, and why.
+    /// Fail the wire: no more frames are moved.
     fn fail(&self, why: String) {
         self.0.fail(virtnic::Error::Closed(why));
     }
@@ -132,17 +132,17 @@ impl StackWire {
     }
 }
 
-/// A TCP/IP stack with a thread of its own, on a port, a queue or a wire of Python's.
+/// A TCP/IP stack with its own thread, on a port, a queue or a StackWire.
 #[pyclass(frozen, subclass, module = "virtnic._native")]
 pub(crate) struct NetStack {
     host: Host,
-    /// What it stands on, kept alive.
+    /// The port, queue or wire below it, kept alive.
     port: Py<PyAny>,
 }
 
 impl Drop for NetStack {
     fn drop(&mut self) {
-        // None: the interpreter has ended, and nobody else wants it.
+        // None if the interpreter is shutting down: then nothing needs to be closed.
         Python::try_attach(|py| py.detach(|| self.host.close()));
     }
 }
@@ -163,15 +163,15 @@ pub(crate) struct Connection {
     protocol: &'static str,
     /// The state: ``established``, ``listen`` and so on.
     state: &'static str,
-    /// Its own address and port; None where it has none.
+    /// The local address and port; None if it is not bound.
     local: Option<Address>,
-    /// Its peer's.
+    /// The peer's address and port; None if it is not connected.
     remote: Option<Address>,
-    /// Bytes that the program has not taken yet; connections that it has not accepted.
+    /// Bytes that the program has not received yet; connections that it has not accepted yet.
     receive_queue: usize,
     /// Bytes that the peer has not acknowledged yet.
     send_queue: usize,
-    /// What was counted, as ``stats`` of the socket.
+    /// The counters, as ``stats`` of the socket.
     stats: Py<PyDict>,
 }
 
@@ -215,7 +215,7 @@ impl NetStack {
             Box::new(Shared(wire.get().0.clone()))
         } else {
             return Err(PyTypeError::new_err(format!(
-                "a stack stands on a port, a queue or a StackWire, not on {}",
+                "a stack needs a port, a queue or a StackWire, not {}",
                 port.get_type().name()?
             )));
         };
@@ -223,7 +223,7 @@ impl NetStack {
         Ok(Self { host, port: port.clone().unbind() })
     }
 
-    /// End the thread, reset the connections, close the sockets.
+    /// Reset the connections, close the sockets, end the thread.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.host.close());
     }
@@ -238,22 +238,22 @@ impl NetStack {
         let networks = py.detach(|| self.host.networks()).map_err(to_py)?;
         Ok(networks.iter().map(ToString::to_string).collect())
     }
-    /// The default gateways, IPv4's first.
+    /// The default gateways, IPv4 first.
     #[getter]
     fn gateways(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let gateways = py.detach(|| self.host.gateways()).map_err(to_py)?;
         Ok(gateways.iter().map(ToString::to_string).collect())
     }
-    /// The name servers that DHCP told of.
+    /// The name servers of the DHCP lease.
     #[getter]
     fn name_servers(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let servers = py.detach(|| self.host.name_servers()).map_err(to_py)?;
         Ok(servers.iter().map(ToString::to_string).collect())
     }
 
-    /// Add an address with its prefix, and set its family's gateway.
+    /// Add an address with its prefix, and set the default gateway of its family.
     ///
-    /// An IPv4 address takes the place of a lease. Raises ValueError.
+    /// An IPv4 address ends the DHCP lease. Raises ValueError.
     #[pyo3(signature = (address, gateway = None))]
     fn configure(&self, py: Python<'_>, address: &str, gateway: Option<&str>) -> PyResult<()> {
         let network: Network = address.parse().map_err(to_py)?;
@@ -261,18 +261,18 @@ impl NetStack {
         py.detach(|| self.host.add_address(network, gateway)).map_err(to_py)
     }
 
-    /// Take a lease by DHCP, use it, and keep renewing it.
+    /// Get a lease by DHCP, use it, and keep renewing it.
     ///
-    /// Raises TimeoutError when no server answers within ``timeout`` seconds.
+    /// Raises TimeoutError without a lease within ``timeout`` seconds.
     #[pyo3(signature = (timeout = Some(10.0)), text_signature = "($self, timeout=10.0)")]
     fn dhcp(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Lease> {
         let timeout = span(timeout)?;
         run(py, |check| self.host.dhcp(timeout, check)).map(Lease::from)
     }
 
-    /// Wait until a router has given an IPv6 address of global scope; return it with its prefix.
+    /// Wait for an IPv6 address of global scope from a router; return it with its prefix.
     ///
-    /// Raises TimeoutError when none has within ``timeout`` seconds.
+    /// Raises TimeoutError without one within ``timeout`` seconds.
     #[pyo3(signature = (timeout = Some(10.0)), text_signature = "($self, timeout=10.0)")]
     fn wait_ipv6(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<String> {
         let timeout = span(timeout)?;
@@ -281,7 +281,7 @@ impl NetStack {
 
     /// Resolve an IPv4 address.
     ///
-    /// Raises TimeoutError when nobody answers within ``timeout`` seconds.
+    /// Raises TimeoutError without a reply within ``timeout`` seconds.
     #[pyo3(signature = (address, timeout = Some(1.0)), text_signature = "($self, address, timeout=1.0)")]
     fn arp(&self, py: Python<'_>, address: &str, timeout: Option<f64>) -> PyResult<ArpReply> {
         let (address, timeout) = (parse_ipv4(address).map_err(to_py)?, span(timeout)?);
@@ -291,7 +291,7 @@ impl NetStack {
 
     /// Send one ICMP echo request with ``payload`` bytes, and wait for its reply.
     ///
-    /// Raises TimeoutError when none comes within ``timeout`` seconds.
+    /// Raises TimeoutError without a reply within ``timeout`` seconds.
     #[pyo3(signature = (address, sequence = 0, payload = 56, timeout = Some(1.0)),
            text_signature = "($self, address, sequence=0, payload=56, timeout=1.0)")]
     fn ping(
@@ -314,7 +314,7 @@ impl NetStack {
         }
     }
 
-    /// Make a socket: of TCP or UDP, for IPv4 or IPv6.
+    /// Create a socket: TCP or UDP, IPv4 or IPv6.
     fn open(&self, py: Python<'_>, stream: bool, ipv6: bool) -> PyResult<NetSocket> {
         let transport = if stream { Transport::Stream } else { Transport::Datagram };
         py.detach(|| self.host.socket(transport, ipv6)).map(NetSocket).map_err(to_py)
@@ -330,7 +330,7 @@ impl NetStack {
         Ok(dict)
     }
 
-    /// Return what sockets there are, in the order in which they were made.
+    /// Return all sockets, in the order of creation.
     fn connections(&self, py: Python<'_>) -> PyResult<Vec<Connection>> {
         let all = py.detach(|| self.host.connections()).map_err(to_py)?;
         let connection = |one: virtnic::stack::host::Connection| {
@@ -352,11 +352,11 @@ impl NetStack {
     }
 }
 
-/// One socket of a stack. A ``timeout`` is in seconds; None waits for ever, 0 not at all.
+/// One socket of a stack. A ``timeout`` is in seconds; None waits forever, 0 not at all.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct NetSocket(Socket);
 
-/// Somebody's bytes, held for writing.
+/// A writable buffer of a Python object.
 struct Writable(Box<ffi::Py_buffer>);
 
 impl Writable {
@@ -371,7 +371,7 @@ impl Writable {
     fn area(&self, limit: usize) -> Area {
         let length = usize::try_from(self.0.len).unwrap_or(0);
         let length = if limit == 0 { length } else { length.min(limit) };
-        // SAFETY: writable for its length as long as this lives, which is for the whole call.
+        // SAFETY: writable for its length while `self` lives, which is for the whole call.
         unsafe { Area::new(self.0.buf.cast(), length) }
     }
 }
@@ -384,35 +384,35 @@ impl Drop for Writable {
 }
 
 fn readable(bytes: &Bytes) -> Area {
-    // SAFETY: readable for its length as long as `bytes` lives, which is for the whole call; nothing
-    // is received into it.
+    // SAFETY: readable for its length while `bytes` lives, which is for the whole call; nothing is
+    // received into it.
     unsafe { Area::new(bytes.as_ptr().cast_mut(), bytes.len()) }
 }
 
-/// Bytes that are received into.
-struct Growing<'py> {
+/// A new `bytes` object to receive into.
+struct Received<'py> {
     object: *mut ffi::PyObject,
     length: usize,
     py: Python<'py>,
 }
 
-impl<'py> Growing<'py> {
+impl<'py> Received<'py> {
     fn new(py: Python<'py>, length: usize) -> PyResult<Self> {
         let size = ffi::Py_ssize_t::try_from(length)
-            .map_err(|_| PyValueError::new_err("so many bytes cannot be received at once"))?;
-        // SAFETY: null asks for bytes without contents; we are attached.
+            .map_err(|_| PyValueError::new_err("the number of bytes to receive is too large"))?;
+        // SAFETY: null requests uninitialized bytes; we are attached.
         let object = unsafe { ffi::PyBytes_FromStringAndSize(std::ptr::null(), size) };
         if object.is_null() { Err(PyErr::fetch(py)) } else { Ok(Self { object, length, py }) }
     }
     fn area(&self) -> Area {
-        // SAFETY: the object has that many bytes, and nobody else knows it yet.
+        // SAFETY: the object has that many bytes and is not shared yet.
         unsafe { Area::new(ffi::PyBytes_AsString(self.object).cast(), self.length) }
     }
     fn finish(mut self, length: usize) -> Bound<'py, PyAny> {
         if length < self.length {
-            // Another call took some meanwhile, or the connection ended.
+            // Another call took some, or the connection ended.
             let mut copy = vec![0; length];
-            // SAFETY: the object has `length` bytes and more, and nobody else knows it yet.
+            // SAFETY: the object has more than `length` bytes and is not shared yet.
             unsafe {
                 let from = ffi::PyBytes_AsString(self.object).cast::<u8>();
                 std::ptr::copy_nonoverlapping(from, copy.as_mut_ptr(), length);
@@ -420,19 +420,19 @@ impl<'py> Growing<'py> {
             return PyBytes::new(self.py, &copy).into_any();
         }
         let object = std::mem::replace(&mut self.object, std::ptr::null_mut());
-        // SAFETY: a new reference to bytes.
+        // SAFETY: our reference to a bytes object.
         unsafe { Bound::from_owned_ptr(self.py, object) }
     }
 }
 
-impl Drop for Growing<'_> {
+impl Drop for Received<'_> {
     fn drop(&mut self) {
-        // SAFETY: null, or the reference that is ours; we are attached.
+        // SAFETY: null or our reference; we are attached.
         unsafe { ffi::Py_XDECREF(self.object) };
     }
 }
 
-/// What an option is called, and where it is.
+/// The value of an option.
 fn get(options: &Options, name: &str) -> Option<f64> {
     let flag = |value: bool| f64::from(u8::from(value));
     Some(match name {
@@ -487,47 +487,47 @@ fn set(options: &mut Options, name: &str, value: f64) {
 }
 
 impl NetSocket {
-    /// Waits until something can be received, and makes as much room as it needs; how much longer
-    /// may be waited.
+    /// Waits until something can be received, and allocates bytes for it. Returns also the remaining
+    /// timeout.
     fn room<'py>(
         &self,
         py: Python<'py>,
         size: usize,
         timeout: Option<f64>,
-    ) -> PyResult<(Growing<'py>, Option<Duration>)> {
+    ) -> PyResult<(Received<'py>, Option<Duration>)> {
         let timeout = span(timeout)?;
-        let begun = Instant::now();
-        let there = run(py, |check| self.0.wait_readable(timeout, check))?;
-        let left = timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
-        Ok((Growing::new(py, there.min(size))?, left))
+        let start = Instant::now();
+        let available = run(py, |check| self.0.wait_readable(timeout, check))?;
+        let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+        Ok((Received::new(py, available.min(size))?, left))
     }
 }
 
 #[pymethods]
 impl NetSocket {
-    /// Give it an address and a port; 0: any that is free.
+    /// Bind to an address and a port; port 0 selects a free one.
     fn bind(&self, py: Python<'_>, host: &str, port: u16) -> PyResult<()> {
         let address = SocketAddr::new(parse(host)?, port);
         py.detach(|| self.0.bind(address)).map_err(to_py)
     }
-    /// Let others connect, of which ``backlog`` may wait to be accepted.
+    /// Listen for connections, of which ``backlog`` can wait to be accepted.
     fn listen(&self, py: Python<'_>, backlog: usize) -> PyResult<()> {
         py.detach(|| self.0.listen(backlog)).map_err(to_py)
     }
-    /// Return the next connection and its peer's address.
+    /// Accept a connection; return it and its peer's address.
     #[pyo3(signature = (timeout = None))]
     fn accept(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<(Self, Address)> {
         let timeout = span(timeout)?;
         let (socket, from) = run(py, |check| self.0.accept(timeout, check))?;
         Ok((Self(socket), spell(from)))
     }
-    /// Connect.
+    /// Connect to a peer.
     #[pyo3(signature = (host, port, timeout = None))]
     fn connect(&self, py: Python<'_>, host: &str, port: u16, timeout: Option<f64>) -> PyResult<()> {
         let (to, timeout) = (SocketAddr::new(parse(host)?, port), span(timeout)?);
         run(py, |check| self.0.connect(to, timeout, check))
     }
-    /// Send a part of the bytes, at least one; return how many.
+    /// Send at least one of the bytes; return how many.
     #[pyo3(signature = (data, timeout = None))]
     fn send(
         &self,
@@ -539,7 +539,7 @@ impl NetSocket {
         let area = readable(&bytes);
         run(py, move |check| self.0.send(area, timeout, check))
     }
-    /// Send all the bytes.
+    /// Send all bytes.
     #[pyo3(signature = (data, timeout = None))]
     fn send_all(
         &self,
@@ -551,7 +551,7 @@ impl NetSocket {
         let area = readable(&bytes);
         run(py, move |check| self.0.send_all(area, timeout, check, &mut 0))
     }
-    /// Return up to ``size`` bytes; none when the peer has ended its half.
+    /// Return up to ``size`` bytes; none after the peer has shut down sending.
     #[pyo3(signature = (size, timeout = None, peek = false))]
     fn recv<'py>(
         &self,
@@ -565,7 +565,7 @@ impl NetSocket {
         let count = run(py, move |check| self.0.recv(area, peek, timeout, check))?;
         Ok(bytes.finish(count))
     }
-    /// Receive into a buffer, up to ``size`` bytes (0: as many as it has); return how many.
+    /// Receive up to ``size`` bytes (0: its length) into a buffer; return how many.
     #[pyo3(signature = (buffer, size = 0, timeout = None, peek = false))]
     fn recv_into(
         &self,
@@ -579,7 +579,7 @@ impl NetSocket {
         let area = buffer.area(size);
         run(py, move |check| self.0.recv(area, peek, timeout, check))
     }
-    /// Send one datagram to an address, None: to whom it is connected; return its length.
+    /// Send one datagram to an address (None: the connected peer); return its length.
     #[pyo3(signature = (data, address, timeout = None))]
     fn send_to(
         &self,
@@ -596,7 +596,7 @@ impl NetSocket {
         let area = readable(&bytes);
         run(py, move |check| self.0.send_to(area, to, timeout, check))
     }
-    /// Return one datagram, cut to ``size`` bytes, its whole length, and who sent it.
+    /// Return one datagram, cut to ``size`` bytes, its whole length, and its sender.
     #[pyo3(signature = (size, timeout = None, peek = false))]
     fn recv_from<'py>(
         &self,
@@ -611,7 +611,7 @@ impl NetSocket {
             run(py, move |check| self.0.recv_from(area, peek, timeout, check))?;
         Ok((bytes.finish(count), whole, from.map(spell)))
     }
-    /// Receive a datagram into a buffer; return its length there, in whole, and who sent it.
+    /// Receive a datagram into a buffer; return the bytes received, its whole length, and its sender.
     #[pyo3(signature = (buffer, size = 0, timeout = None, peek = false))]
     fn recv_from_into(
         &self,
@@ -627,11 +627,11 @@ impl NetSocket {
             run(py, move |check| self.0.recv_from(area, peek, timeout, check))?;
         Ok((count, whole, from.map(spell)))
     }
-    /// Return how many bytes can be received now; of UDP, those of the next datagram.
+    /// Return how many bytes can be received now; for UDP, the length of the next datagram.
     fn available(&self, py: Python<'_>) -> PyResult<usize> {
         py.detach(|| self.0.available()).map_err(to_py)
     }
-    /// End a half: 0 reading, 1 writing, 2 both.
+    /// Shut down receiving (0), sending (1) or both (2).
     fn shutdown(&self, py: Python<'_>, how: u8) -> PyResult<()> {
         let half = match how {
             0 => Half::Read,
@@ -639,55 +639,55 @@ impl NetSocket {
             2 => Half::Both,
             other => {
                 return Err(PyValueError::new_err(format!(
-                    "SHUT_RD, SHUT_WR or SHUT_RDWR: 0, 1 or 2, not {other}"
+                    "expected SHUT_RD (0), SHUT_WR (1) or SHUT_RDWR (2), not {other}"
                 )));
             }
         };
         py.detach(|| self.0.shutdown(half)).map_err(to_py)
     }
-    /// Close it.
+    /// Close the socket.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());
     }
-    /// Its own address; None where it has none.
+    /// Return the local address; None if it is not bound.
     fn local(&self, py: Python<'_>) -> PyResult<Option<Address>> {
         Ok(py.detach(|| self.0.local()).map_err(to_py)?.map(spell))
     }
-    /// Its peer's address.
+    /// Return the peer's address.
     fn peer(&self, py: Python<'_>) -> PyResult<Address> {
         Ok(spell(py.detach(|| self.0.peer()).map_err(to_py)?))
     }
-    /// Return an option by its name.
+    /// Return the value of an option.
     fn option(&self, py: Python<'_>, name: &str) -> PyResult<f64> {
         let options = py.detach(|| self.0.options()).map_err(to_py)?;
         get(&options, name)
             .ok_or_else(|| PyValueError::new_err(format!("there is no option {name:?}")))
     }
-    /// Set an option by its name.
+    /// Set an option.
     fn set_option(&self, py: Python<'_>, name: &str, value: f64) -> PyResult<()> {
         if get(&Options::default(), name).is_none() {
             return Err(PyValueError::new_err(format!("there is no option {name:?}")));
         }
         py.detach(|| self.0.set_options(|options| set(options, name, value))).map_err(to_py)
     }
-    /// Return the number of the error that waits, 0 for none, and forget it.
+    /// Return and clear the pending error number; 0 for none.
     fn take_error(&self, py: Python<'_>) -> PyResult<i32> {
         py.detach(|| self.0.take_error()).map_err(to_py)
     }
-    /// Join a multicast group, or leave it.
+    /// Join or leave a multicast group.
     fn membership(&self, py: Python<'_>, group: &str, join: bool) -> PyResult<()> {
         let group = parse(group)?;
         py.detach(|| self.0.membership(group, join)).map_err(to_py)
     }
-    /// Return a descriptor that can be waited on for reading and writing.
+    /// Return a descriptor to wait on for reading and writing.
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
         py.detach(|| self.0.descriptor()).map_err(to_py)
     }
-    /// Return whether it can be read from, and written to, now.
+    /// Return whether receiving, and whether sending, would return at once.
     fn ready(&self, py: Python<'_>) -> PyResult<(bool, bool)> {
         py.detach(|| self.0.ready()).map_err(to_py)
     }
-    /// Return what was counted of it, by name.
+    /// Return the counters by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counters = py.detach(|| self.0.counters()).map_err(to_py)?;
         counted(py, &counters)

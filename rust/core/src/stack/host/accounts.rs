@@ -1,5 +1,4 @@
-//! What is counted of a socket and of a host. smoltcp counts nothing: segments are looked at on their way
-//! in and out.
+//! Counters of sockets and hosts. smoltcp has none, so received and sent segments are inspected.
 
 use super::demux::Segment;
 use std::time::{Duration, Instant};
@@ -7,23 +6,23 @@ use std::time::{Duration, Instant};
 /// Counters of one socket.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SocketCounters {
-    /// Bytes of payload that the program took.
+    /// Payload bytes that the program has received.
     pub rx_bytes: u64,
     /// Segments or datagrams received.
     pub rx_packets: u64,
-    /// Bytes of payload that the program gave.
+    /// Payload bytes that the program has sent.
     pub tx_bytes: u64,
-    /// Segments (a frame to be segmented is one) or datagrams sent.
+    /// Segments (a frame that the device segments counts as one) or datagrams sent.
     pub tx_packets: u64,
-    /// Segments sent again.
+    /// Segments retransmitted.
     pub retransmits: u64,
     /// Segments received again.
     pub duplicates: u64,
-    /// Segments received before others that come before them.
+    /// Segments received before earlier ones.
     pub out_of_order: u64,
-    /// Datagrams that there was no room for, or that were not for this socket.
+    /// Datagrams dropped: the socket had no room, or the next hop did not answer.
     pub dropped: u64,
-    /// The smoothed round-trip time (RFC 6298), where there was one to measure.
+    /// The smoothed round-trip time (RFC 6298), if it could be measured.
     pub rtt: Option<Duration>,
 }
 
@@ -62,48 +61,48 @@ macro_rules! counters {
 counters! {
     /// Frames received.
     rx_frames,
-    /// Bytes of them.
+    /// Bytes of received frames.
     rx_bytes,
-    /// Frames given to the wire.
+    /// Frames sent.
     tx_frames,
-    /// Bytes of them.
+    /// Bytes of sent frames.
     tx_bytes,
     /// Received frames for another address, or too short.
     rx_not_ours,
     /// Received TCP and UDP packets with a wrong checksum.
     rx_bad_checksum,
-    /// TCP segments for a port that nobody listens on: answered by a reset.
+    /// TCP segments without a socket: answered by a reset.
     rx_no_socket,
-    /// SYNs that a listening socket had no room for.
+    /// SYNs dropped because a listening socket's backlog was full.
     rx_backlog_full,
-    /// UDP datagrams that a socket had no room for, or that were not from its peer.
+    /// UDP datagrams dropped because their socket had no room.
     rx_dropped,
     /// UDP datagrams whose next hop did not answer.
     tx_unresolved,
-    /// TCP segments sent again.
+    /// TCP segments retransmitted.
     retransmits,
     /// TCP segments received again.
     duplicates,
-    /// TCP segments received before others that come before them.
+    /// TCP segments received before earlier ones.
     out_of_order,
-    /// Connections made.
+    /// Outgoing connections established.
     connected,
-    /// Connections accepted.
+    /// Incoming connections established.
     accepted,
     /// Connections that the peer reset.
     resets,
-    /// Times that the thread slept.
+    /// How often the thread slept.
     sleeps,
 }
 
-/// What is remembered of a connection to count.
+/// The sequence numbers and times that a connection's counters need.
 #[derive(Debug, Default)]
 pub(super) struct Track {
-    /// The end of what was sent.
+    /// The sequence number after everything sent.
     sent: Option<u32>,
-    /// The end of what was received in order.
+    /// The sequence number after everything received in order.
     received: Option<u32>,
-    /// (the end of a segment, when it was sent).
+    /// The end of a segment, and when it was sent.
     sample: Option<(u32, Instant)>,
     smooth: Option<Duration>,
 }
@@ -114,7 +113,7 @@ fn before(a: u32, b: u32) -> bool {
 }
 
 impl Track {
-    /// A segment was received; its place: (again, too early).
+    /// Records a received segment. Returns whether it is a duplicate, and whether it is out of order.
     pub(super) fn received(&mut self, segment: &Segment, now: Instant) -> (bool, bool) {
         if let (Some(ack), Some((end, at))) = (segment.ack, self.sample)
             && !before(ack, end)
@@ -137,7 +136,7 @@ impl Track {
             }
         }
     }
-    /// What is acknowledged was received in order, whichever way.
+    /// Records our acknowledgement: everything before it was received.
     pub(super) fn acknowledged(&mut self, ack: Option<u32>) {
         if let Some(ack) = ack
             && self.received.is_none_or(|next| before(next, ack))
@@ -145,7 +144,7 @@ impl Track {
             self.received = Some(ack);
         }
     }
-    /// A segment is sent; whether it was before.
+    /// Records a sent segment. Returns whether it is a retransmission.
     pub(super) fn sent(&mut self, segment: &Segment, now: Instant) -> bool {
         let length = segment.length + u32::from(segment.syn) + u32::from(segment.fin);
         if length == 0 || segment.rst {
@@ -153,7 +152,7 @@ impl Track {
         }
         let end = segment.seq.wrapping_add(length);
         if self.sent.is_some_and(|sent| !before(sent, end)) {
-            // Whose answer comes is not known any more (Karn).
+            // An acknowledgement could be for either transmission (Karn's algorithm).
             self.sample = None;
             return true;
         }

@@ -9,16 +9,16 @@ use smoltcp::wire::{EthernetAddress, IpCidr};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// RFC 2131, section 4.1: 4 s before the first repetition. Not less, because each repetition has
-/// another transaction id, and servers that ping an address before they offer it take 3 s.
+/// Time before the first retransmission (RFC 2131, section 4.1). Not less, because each has another
+/// transaction id, and servers that ping an address before they offer it take 3 s.
 const REPEAT: Duration = Duration::from_secs(4);
 
-/// An address of either family, and the length of its network's prefix.
+/// An IPv4 or IPv6 address and its prefix length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     /// The address.
     pub address: IpAddr,
-    /// Bits of the network's part.
+    /// The prefix length in bits.
     pub prefix: u8,
 }
 
@@ -42,7 +42,7 @@ impl std::str::FromStr for Network {
                 Ok(Self { address: address.into(), prefix })
             }
             _ => Err(Error::Invalid(format!(
-                "expected an address of a host with the length of its prefix, such as fd00::5/64, not {text:?}"
+                "expected the address of a host and its prefix length, such as fd00::5/64, not {text:?}"
             ))),
         }
     }
@@ -71,7 +71,7 @@ impl State {
             .collect()
     }
 
-    /// Adds an address; an IPv4 address takes the place of a lease.
+    /// Adds an address. An IPv4 address ends the DHCP lease.
     pub(super) fn add_address(&mut self, network: Network) -> Result<()> {
         let address = IpCidr::new(network.address.into(), network.prefix);
         if network.address.is_ipv4() {
@@ -85,25 +85,25 @@ impl State {
         });
         if full {
             return Err(Error::Invalid(format!(
-                "{network} cannot be added: the stack has as many addresses as it has room for"
+                "{network} cannot be added: the stack has the maximum number of addresses"
             )));
         }
         self.news.notify_all();
         Ok(())
     }
 
-    /// Sets the gateway of its family.
+    /// Sets the default gateway of its address family.
     pub(super) fn set_gateway(&mut self, gateway: IpAddr) -> Result<()> {
         let why = if self.is_ours(gateway) {
             "is the stack's own address"
         } else if !self.interface.ip_addrs().iter().any(|c| c.contains_addr(&gateway.into())) {
-            "is in no network of the stack"
+            "is in none of the stack's networks"
         } else {
             ""
         };
         if !why.is_empty() {
             return Err(Error::Invalid(format!(
-                "the gateway {gateway} {why}; expected another host of one of its networks"
+                "the gateway {gateway} {why}; it must be another host of one of these networks"
             )));
         }
         let routes = self.interface.routes_mut();
@@ -114,7 +114,7 @@ impl State {
         set.map_err(|full| Error::Invalid(format!("the gateway {gateway}: {full}")))
     }
 
-    /// Replaces the IPv4 address and gateway by those of a lease, or by none.
+    /// Replaces the IPv4 addresses and gateway by those of the lease, if any.
     fn apply(&mut self, lease: Option<&Lease>) {
         self.interface.update_ip_addrs(|list| {
             list.retain(|cidr| matches!(cidr, IpCidr::Ipv6(_)));
@@ -132,7 +132,7 @@ impl State {
         }
     }
 
-    /// Begins to look for a lease.
+    /// Starts the DHCP client.
     pub(super) fn begin_lease(&mut self) {
         self.end_lease();
         self.apply(None);
@@ -145,14 +145,14 @@ impl State {
         self.leases.client = Some(Client::new(handle, EthernetAddress(self.mac.0)));
     }
 
-    /// Forgets the lease; the addresses stay.
+    /// Stops the DHCP client. The addresses remain.
     pub(super) fn end_lease(&mut self) {
         if let Some(client) = self.leases.client.take() {
             self.common.remove(client.handle);
         }
     }
 
-    /// Does what DHCP's client says.
+    /// Applies the events of the DHCP client.
     pub(super) fn follow_lease(&mut self) {
         let Some(client) = &mut self.leases.client else { return };
         let socket = self.common.get_mut::<dhcpv4::Socket<'_>>(client.handle);
@@ -162,11 +162,11 @@ impl State {
                 Ok(lease) => Some(lease),
                 Err(error) => {
                     let why = format!("from the server {}: {error}", config.server.identifier);
-                    if client.nonsense.is_none() {
+                    if client.unusable.is_none() {
                         log::warn!("DHCP: a lease cannot be used, {why}");
                     }
-                    client.nonsense.get_or_insert(why);
-                    // Perhaps another server does better.
+                    client.unusable.get_or_insert(why);
+                    // Another server may offer a usable lease.
                     socket.reset();
                     None
                 }
@@ -185,13 +185,13 @@ impl State {
         };
         client.lease.clone_from(&lease);
         if !same {
-            // Renewed as it was, it changes nothing: connections go on.
+            // A lease renewed without changes leaves connections alone.
             self.apply(lease.as_ref());
         }
         self.news.notify_all();
     }
 
-    /// Name servers that DHCP told of.
+    /// The name servers of the DHCP lease.
     pub(super) fn name_servers(&self) -> Vec<Ipv4Addr> {
         let lease = self.leases.client.as_ref().and_then(|client| client.lease.as_ref());
         lease.map_or_else(Vec::new, |lease| lease.dns.clone())

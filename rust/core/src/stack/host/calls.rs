@@ -1,10 +1,10 @@
-//! What is asked of a host as a whole: addresses, leases, who has an address, echoes, accounts.
+//! Calls that concern a whole host: addresses, DHCP, ARP, ping, counters.
 
 use super::accounts::{HostCounters, SocketCounters};
 use super::addresses::Network;
 use super::core::Host;
 use super::entry::{Entry, Kind};
-use super::probe::{Echo, Question, question};
+use super::probe::{Echo, Request, arp_request};
 use super::sockets::counters;
 use super::state::State;
 use crate::net::Mac;
@@ -16,27 +16,27 @@ use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icm
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// A question is asked again after this time (RFC 1122, section 2.3.2.1: not more than once a second).
+/// Time before an ARP request is repeated (RFC 1122, section 2.3.2.1: at most once a second).
 const REPEAT: Duration = Duration::from_secs(1);
 /// The longest payload of an echo request over IPv4: 65,535 bytes less the headers.
 const LONGEST: usize = 65_507;
 
-/// A socket, for those who look.
+/// A description of one socket.
 #[derive(Clone, Debug)]
 pub struct Connection {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// As `ss` names it, in small letters.
+    /// The state, named as `ss` does, in lower case.
     pub state: &'static str,
-    /// Its own address.
+    /// The local address, if any.
     pub local: Option<SocketAddr>,
-    /// Its peer's.
+    /// The peer's address, if any.
     pub remote: Option<SocketAddr>,
-    /// Bytes that the program has not taken yet; connections that it has not accepted.
+    /// Bytes that the program has not received yet; connections that it has not accepted yet.
     pub receive_queue: usize,
     /// Bytes that the peer has not acknowledged yet.
     pub send_queue: usize,
-    /// What was counted.
+    /// Its counters.
     pub counters: SocketCounters,
 }
 
@@ -48,27 +48,27 @@ impl Host {
     pub fn networks(&self) -> Result<Vec<Network>> {
         Ok(self.shared.lock()?.networks())
     }
-    /// The gateways, IPv4's first.
+    /// The default gateways, IPv4 first.
     ///
     /// # Errors
     /// [`Error::Closed`] in a forked child.
     pub fn gateways(&self) -> Result<Vec<IpAddr>> {
         Ok(self.shared.lock()?.gateways())
     }
-    /// Name servers that DHCP told of.
+    /// The name servers of the DHCP lease.
     ///
     /// # Errors
     /// [`Error::Closed`] in a forked child.
     pub fn name_servers(&self) -> Result<Vec<Ipv4Addr>> {
         Ok(self.shared.lock()?.name_servers())
     }
-    /// Its MAC address.
+    /// The MAC address.
     #[must_use]
     pub fn mac(&self) -> Mac {
         self.shared.wire.mac()
     }
 
-    /// Adds an address, and its network's gateway.
+    /// Adds an address and sets the default gateway of its family.
     ///
     /// # Errors
     /// [`Error::Invalid`].
@@ -84,7 +84,7 @@ impl Host {
         result
     }
 
-    /// Takes a lease, and keeps renewing it.
+    /// Gets a lease by DHCP and keeps renewing it.
     ///
     /// # Errors
     /// [`Error::Timeout`]; those of the wire, and what `check` returns.
@@ -105,12 +105,14 @@ impl Host {
                 let why = state.leases.client.as_ref().map(|c| c.why_not(&Self::spell(timeout)));
                 state.end_lease();
                 other?;
-                Err(why.unwrap_or_else(|| Error::Timeout("another call ended it".to_owned())))
+                Err(why.unwrap_or_else(|| {
+                    Error::Timeout("another call ended the wait for a DHCP lease".to_owned())
+                }))
             }
         }
     }
 
-    /// Waits until there is an address of global scope that routers gave (RFC 4862).
+    /// Waits for an IPv6 address of global scope from a router advertisement (RFC 4862).
     ///
     /// # Errors
     /// [`Error::Timeout`].
@@ -127,7 +129,7 @@ impl Host {
         })
     }
 
-    /// Asks who has an address: the MAC address and the time from the question to its answer.
+    /// Resolves an address by ARP. Returns the MAC address and the time from request to reply.
     ///
     /// # Errors
     /// [`Error::Invalid`] for an address that no other host of the network can have;
@@ -159,30 +161,28 @@ impl Host {
             || target == own.address
         {
             return Err(Error::Invalid(format!(
-                "ARP finds other hosts of the network {own}; {target} is none"
+                "ARP resolves addresses of other hosts in the network {own}, not {target}"
             )));
         }
         let number = state.probes.number();
-        state.probes.questions.push(Question { number, target, found: None });
+        state.probes.requests.push(Request { number, target, found: None });
         drop(state);
-        let mut asked: Option<Instant> = None;
+        let mut sent: Option<Instant> = None;
         let found = self.wait_news(timeout, check, |state| {
             state.check()?;
-            let mine = state.probes.questions.iter().find(|question| question.number == number);
-            if let (Some(Some((mac, at))), Some(asked)) =
-                (mine.map(|question| question.found), asked)
-            {
-                return Ok(Some((Mac(mac.0), at.saturating_duration_since(asked))));
+            let mine = state.probes.requests.iter().find(|request| request.number == number);
+            if let (Some(Some((mac, at))), Some(sent)) = (mine.map(|request| request.found), sent) {
+                return Ok(Some((Mac(mac.0), at.saturating_duration_since(sent))));
             }
-            if asked.is_none_or(|at| at.elapsed() >= REPEAT) {
-                let frame = question(EthernetAddress(state.mac.0), own.address, target);
+            if sent.is_none_or(|at| at.elapsed() >= REPEAT) {
+                let frame = arp_request(EthernetAddress(state.mac.0), own.address, target);
                 state.device.outbox.push(&frame);
-                asked = Some(Instant::now());
+                sent = Some(Instant::now());
             }
             Ok(None)
         });
         let mut state = self.shared.lock()?;
-        state.probes.questions.retain(|question| question.number != number);
+        state.probes.requests.retain(|request| request.number != number);
         drop(state);
         found?.ok_or_else(|| {
             Error::Timeout(format!(
@@ -192,7 +192,8 @@ impl Host {
         })
     }
 
-    /// Sends one ICMP echo request with `payload` bytes; the round trip, `None` where no reply came.
+    /// Sends one ICMP echo request with `payload` bytes. Returns the round-trip time, or `None`
+    /// without a reply.
     ///
     /// # Errors
     /// [`Error::Invalid`], ENETUNREACH; those of the wire, and what `check` returns.
@@ -262,7 +263,7 @@ impl Host {
         found
     }
 
-    /// What was counted.
+    /// The counters.
     ///
     /// # Errors
     /// [`Error::Closed`] in a forked child.
@@ -270,7 +271,7 @@ impl Host {
         Ok(self.shared.lock()?.counters)
     }
 
-    /// All sockets, in the order in which they were made.
+    /// All sockets, in the order of creation.
     ///
     /// # Errors
     /// [`Error::Closed`] in a forked child.
@@ -323,7 +324,7 @@ fn describe(entry: &Entry) -> Connection {
     }
 }
 
-/// An echo request from its ICMP header on.
+/// An ICMP echo request.
 fn echo_request(source: IpAddr, target: IpAddr, ident: u16, seq_no: u16, data: &[u8]) -> Vec<u8> {
     let checksums = ChecksumCapabilities::default();
     match (source, target) {

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 /// Frames taken from the wire at once.
 const BURST: usize = 64;
-/// A wait is cut into pieces of this length, to ask whether it shall go on.
+/// A waiting call checks for signals this often.
 const SLICE: Duration = Duration::from_millis(50);
-/// With frames that the wire has no room for, it is asked again so soon at first, then more rarely.
+/// Time between attempts to send on a full wire: the first, and the longest.
 const RETRY: Duration = Duration::from_micros(50);
-const SELDOM: Duration = Duration::from_millis(5);
-/// Whoever gives frames to the wire does so for others, too, so many times.
+const RETRY_MOST: Duration = Duration::from_millis(5);
+/// A thread that sends on the wire also sends the frames of other threads, this many times.
 const ROUNDS: usize = 8;
 
 /// What a host's thread and its sockets share.
@@ -30,14 +30,14 @@ pub(super) struct Shared {
 
 /// A host on the network of a wire: addresses, sockets, and a thread that serves them.
 ///
-/// Dropped, it ends: its sockets fail, its connections are reset.
+/// Dropping it closes it: its sockets fail and its connections are reset.
 pub struct Host {
     pub(super) shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Shared {
-    /// The state; an error in a forked child, where its lock may be held by nobody.
+    /// Locks the state. Fails in a forked child, where the lock's owner may not exist.
     pub(super) fn lock(&self) -> Result<MutexGuard<'_, State>> {
         self.home.check("the stack")?;
         Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
@@ -45,13 +45,13 @@ impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// Whether this is the process of the host.
+    /// Whether this process created the host.
     pub(super) fn at_home(&self) -> bool {
         self.home.is_here()
     }
 
-    /// Gives the wire what is to be sent, with the state let go of; wakes the thread where it has to
-    /// do something sooner than it thought.
+    /// Sends pending frames on the wire with the state unlocked. Wakes the thread if it has to act
+    /// before its sleep ends.
     pub(super) fn flush<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         state.pump();
         if !state.flushing && !state.stuck && state.failure.is_none() {
@@ -104,15 +104,15 @@ impl Shared {
         }
     }
 
-    /// Has the thread look at everything.
+    /// Wakes the thread.
     pub(super) fn nudge(&self, mut state: MutexGuard<'_, State>) {
         state.asleep = None;
         drop(state);
         self.wire.wake();
     }
 
-    /// Tries something until it succeeds. Between two attempts it waits for `changed` to be told;
-    /// `check` is asked at least every 50 ms. `None` when the time is over.
+    /// Calls `attempt` until it succeeds; in between it waits for the condition variable that
+    /// `changed` returns, and calls `check` at least every 50 ms. Returns `None` after the timeout.
     pub(super) fn wait_for<T>(
         &self,
         timeout: Option<Duration>,
@@ -147,7 +147,7 @@ impl Shared {
             let waited = bell.wait_timeout(state, left.min(SLICE));
             let (back, result) = waited.unwrap_or_else(PoisonError::into_inner);
             state = back;
-            // The socket may be gone: the next attempt says so.
+            // If the socket is closed, the next attempt fails.
             let _ = changed(&mut state, false);
             if result.timed_out() {
                 drop(state);
@@ -157,7 +157,8 @@ impl Shared {
         }
     }
 
-    /// One look at the wire; whether there may be more at once, and how long to wait otherwise.
+    /// Receives and sends once. Returns whether the wire is full, and how long to sleep; `None` if
+    /// the host ends.
     fn turn(&self, inbox: &mut Packets) -> Result<Option<(bool, Option<Duration>)>> {
         let received = self.wire.recv(BURST, inbox)?;
         let arrived = Instant::now();
@@ -179,7 +180,7 @@ impl Shared {
             return Err(failure.clone());
         }
         state.stuck = false;
-        // Storage goes back to where frames are received.
+        // Reuse the storage of processed frames for received ones.
         let used = &mut state.device.used;
         used.append(inbox);
         self.flush(state);
@@ -213,24 +214,24 @@ impl Shared {
                 Err(error) => break error,
             };
             if stuck {
-                // Only the device can make room, and it tells nobody when it does.
+                // The device makes room without notification.
                 pause = Some(pause.map_or(retry, |pause| pause.min(retry)));
-                retry = (retry * 2).min(SELDOM);
+                retry = (retry * 2).min(RETRY_MOST);
             } else {
                 retry = RETRY;
             }
             if pause == Some(Duration::ZERO) {
                 continue;
             }
-            if let Err(error) = self.rest(pause) {
+            if let Err(error) = self.sleep(pause) {
                 break error;
             }
         };
         self.state().fail(ended);
     }
 
-    /// Sleeps until a frame comes, a socket wants something, or the time is over.
-    fn rest(&self, pause: Option<Duration>) -> Result<()> {
+    /// Sleeps until a frame arrives, [`Wire::wake`] is called, or the time is over.
+    fn sleep(&self, pause: Option<Duration>) -> Result<()> {
         match self.wire.wait(pause) {
             Ok(_) => Ok(()),
             Err(error) if error.is_interruption() => Ok(()),
@@ -240,11 +241,11 @@ impl Shared {
 }
 
 impl Host {
-    /// A host without an IPv4 address.
+    /// Creates a host without an IPv4 address.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the wire's MAC address or MTU is none for a host; [`Error::Os`] where
-    /// no thread can be started.
+    /// [`Error::Invalid`] for a wire with an unusable MAC address or MTU; [`Error::Os`] if no thread
+    /// can be started.
     pub fn new(wire: Box<dyn Wire>, options: HostOptions) -> Result<Self> {
         let state = State::new(wire.mac(), wire.mtu(), wire.abilities(), options)?;
         let shared = Arc::new(Shared { wire, state: Mutex::new(state), home: Home::here() });
@@ -254,7 +255,7 @@ impl Host {
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Ends it: connections are reset, sockets fail, the thread is gone.
+    /// Closes the host: resets connections, fails sockets, ends the thread.
     pub fn close(&self) {
         if !self.shared.at_home() {
             return;
@@ -286,20 +287,20 @@ impl Host {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// An error unless it serves.
+    /// Fails unless the host works.
     ///
     /// # Errors
-    /// EBADF once it is closed, ENETDOWN once its wire is gone.
+    /// EBADF after it was closed, ENETDOWN after its wire failed.
     pub fn check(&self) -> Result<()> {
         self.shared.lock()?.check()
     }
 
-    /// For messages: how long was waited.
+    /// A timeout, for messages.
     pub(super) fn spell(timeout: Option<Duration>) -> String {
         timeout.map_or_else(|| "any time".to_owned(), |t| format!("{} s", t.as_secs_f64()))
     }
 
-    /// Waits for news of the host itself.
+    /// Waits for changes of the host itself.
     pub(super) fn wait_news<T>(
         &self,
         timeout: Option<Duration>,
@@ -312,7 +313,7 @@ impl Host {
         })
     }
 
-    /// An error where a number is out of a range.
+    /// An EINVAL error.
     pub(super) fn invalid(what: impl Into<String>) -> Error {
         refuse(libc::EINVAL, what)
     }
@@ -324,7 +325,7 @@ impl Drop for Host {
         if !self.shared.at_home()
             && let Ok(mut thread) = self.thread.lock()
         {
-            // The child has no such thread.
+            // The thread does not exist in a forked child.
             std::mem::forget(thread.take());
         }
     }

@@ -1,4 +1,4 @@
-//! UDP: datagrams out and in, groups.
+//! UDP: sending, receiving, multicast groups.
 
 use super::entry::{Id, Kind, Sending};
 use super::state::{State, refuse};
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 /// The longest payload over IPv4: 65,535 bytes less the headers.
 const LONGEST: usize = 65_507;
-/// A next hop that does not answer in this time is none.
+/// How long a datagram waits for its next hop's MAC address.
 const UNRESOLVED: Duration = Duration::from_secs(3);
-/// Datagrams of one socket that may wait for their next hops.
+/// The most datagrams of a socket that wait for their next hops.
 const WAITING: usize = 64;
 
-/// Sends one datagram of `length` bytes, which `write` writes.
+/// Sends one datagram of `length` bytes, filled in by `write`. Returns `None` if too many wait.
 pub(super) fn send(
     state: &mut State,
     id: Id,
@@ -41,7 +41,7 @@ pub(super) fn send(
     let bound = entry.local;
     let to = SocketAddr::new(to.ip(), to.port());
     if to.is_ipv6() != v6 {
-        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} is of the other family")));
+        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} has the other address family")));
     }
     if to.port() == 0 || to.ip().is_unspecified() {
         return Err(refuse(libc::EINVAL, format!("nothing can be sent to {to}")));
@@ -52,7 +52,7 @@ pub(super) fn send(
         let why = if v6 { "; IPv6 datagrams are not fragmented here" } else { "" };
         return Err(refuse(
             libc::EMSGSIZE,
-            format!("a datagram to {to} has at most {longest} bytes, not {length}{why}"),
+            format!("a datagram to {to} can have at most {longest} bytes, not {length}{why}"),
         ));
     }
     if state.is_broadcast(to.ip()) && !options.broadcast {
@@ -66,7 +66,7 @@ pub(super) fn send(
     let entry = state.entry(id)?;
     let local = entry.local.unwrap_or(SocketAddr::new(source, 0));
     let Kind::Datagram(datagram) = &mut entry.kind else {
-        return Err(refuse(libc::EINVAL, "no UDP socket"));
+        return Err(refuse(libc::EINVAL, "not a UDP socket"));
     };
     if datagram.sending.len() >= WAITING {
         return Ok(None);
@@ -91,7 +91,7 @@ pub(super) fn send(
     };
     let State { interface, device, .. } = state;
     interface.poll_egress(now, device, &mut sending.set);
-    // Its buffer has room for one.
+    // The buffer has room for one datagram.
     let left = !sending.set.get::<udp::Socket<'_>>(sending.handle).can_send();
     let fragmented = length + 28 > state.interface_mtu();
     if fragmented {
@@ -119,14 +119,14 @@ fn make(port: u16, length: usize) -> Sending {
     let room = length.next_power_of_two().clamp(2048, 1 << 16);
     let one = udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 1], vec![0; room]);
     let mut socket = udp::Socket::new(nothing, one);
-    // The port is not 0, and the socket is new.
+    // Cannot fail: the port is not 0 and the socket is not bound.
     let _ = socket.bind(port);
     let mut set = SocketSet::new(Vec::new());
     let handle = set.add(socket);
     Sending { set, handle, until: Instant::now() }
 }
 
-/// Takes the next datagram; its length here, and in whole, and who sent it.
+/// Takes the next datagram. Returns the bytes taken, its length, and its sender.
 pub(super) fn receive(
     state: &mut State,
     id: Id,
@@ -148,7 +148,7 @@ pub(super) fn receive(
         let next = if peek { udp.peek().map(|(data, meta)| (data, *meta)) } else { udp.recv() };
         let Ok((data, meta)) = next else { break None };
         let from = SocketAddr::new(meta.endpoint.addr.into(), meta.endpoint.port);
-        // What came in fragments was not looked at before.
+        // The senders of fragmented datagrams were not checked before.
         if peer.is_some_and(|peer| peer != from) {
             if peek {
                 let _ = udp.recv();
@@ -173,7 +173,7 @@ pub(super) fn receive(
     }
 }
 
-/// Joins a group, or leaves it.
+/// Joins or leaves a multicast group.
 pub(super) fn membership(
     state: &mut State,
     id: Id,
@@ -182,14 +182,17 @@ pub(super) fn membership(
     join: bool,
 ) -> Result<()> {
     if !group.is_multicast() || group.is_ipv6() != v6 {
-        return Err(refuse(libc::EINVAL, format!("{group} is no group of the socket's family")));
+        return Err(refuse(
+            libc::EINVAL,
+            format!("{group} is not a multicast group of the socket's address family"),
+        ));
     }
     let Kind::Datagram(datagram) = &mut state.entry(id)?.kind else {
-        return Err(refuse(libc::EINVAL, "groups are for UDP sockets"));
+        return Err(refuse(libc::EINVAL, "only UDP sockets can join multicast groups"));
     };
     let member = datagram.groups.contains(&group);
     match (join, member) {
-        (true, true) => Err(refuse(libc::EADDRINUSE, format!("the socket is in {group} already"))),
+        (true, true) => Err(refuse(libc::EADDRINUSE, format!("the socket is already in {group}"))),
         (false, false) => Err(refuse(libc::EADDRNOTAVAIL, format!("the socket is not in {group}"))),
         (true, false) => {
             state.group(group, true)?;
@@ -215,7 +218,7 @@ impl State {
     pub(super) fn interface_mtu(&self) -> usize {
         self.device.mtu()
     }
-    /// Whether an address is everybody's.
+    /// Whether an address is a broadcast address.
     pub(super) fn is_broadcast(&self, address: IpAddr) -> bool {
         let IpAddr::V4(address) = address else { return false };
         address.is_broadcast()
@@ -227,7 +230,7 @@ impl State {
                 _ => false,
             })
     }
-    /// Has the interface send what it has of its own.
+    /// Sends the interface's own pending packets.
     pub(super) fn common_egress(&mut self) {
         let now = self.now();
         self.interface.poll_egress(now, &mut self.device, &mut self.common);

@@ -1,5 +1,5 @@
-//! Whom a received frame is for. smoltcp asks all its sockets in turn; here each has a set of its own,
-//! and is found by the addresses and ports of the frame.
+//! Classification of received frames. smoltcp searches all its sockets; here each socket has its own
+//! set and is found by the addresses and ports of the frame.
 
 use smoltcp::wire::{IpProtocol, Ipv4Address, Ipv6Address, checksum};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,14 +14,14 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
-/// The two ends of a flow, ours first.
+/// The two ends of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Flow {
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
 }
 
-/// What of a TCP segment counts.
+/// The header fields of a TCP segment that are used here.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment {
     pub(super) seq: u32,
@@ -33,26 +33,26 @@ pub(super) struct Segment {
     pub(super) rst: bool,
 }
 
-/// One datagram among fragments.
+/// Identifies a fragmented datagram: source, destination, identification, protocol.
 pub(super) type FragmentKey = (Ipv4Addr, Ipv4Addr, u16, u8);
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     Tcp(Flow, Segment),
     Udp(Flow),
     /// The first fragment of a UDP datagram.
     FirstFragment(Flow, FragmentKey),
-    /// Another one.
+    /// Another fragment.
     Fragment(FragmentKey),
-    /// An ICMP message of an error, and the flow that it is about: (flow, is it TCP, error number).
+    /// An ICMP error about a flow; whether it is a TCP flow, and the error number.
     Unreachable(Flow, bool, i32),
     Arp,
-    /// ICMP, IGMP, neighbour discovery, and all else.
+    /// ICMP, IGMP, neighbour discovery, and others.
     Other,
-    /// A TCP or UDP checksum is wrong.
+    /// The TCP or UDP checksum is wrong.
     BadChecksum,
-    /// Not for this address, or too short.
+    /// For another address, or too short.
     NotOurs,
 }
 
@@ -66,8 +66,8 @@ fn v6(bytes: &[u8]) -> Option<Ipv6Addr> {
     Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?))
 }
 
-/// Looks at a frame; `verified`: its checksum needs none of our time.
-pub(super) fn look(frame: &[u8], mac: [u8; 6], verified: bool) -> Kind {
+/// Classifies a frame. `verified`: the device has verified the checksum.
+pub(super) fn classify(frame: &[u8], mac: [u8; 6], verified: bool) -> Kind {
     inspect(frame, mac, verified).unwrap_or(Kind::NotOurs)
 }
 
@@ -154,7 +154,7 @@ fn transport(
         }
         UDP => {
             let flow = ports(body, local, remote)?;
-            // Over IPv4, 0 means that there is none (RFC 768).
+            // Over IPv4, 0 means no checksum (RFC 768).
             let none = be16(body, 6)? == 0 && local.is_ipv4();
             Some(if verified || none || right() { Kind::Udp(flow) } else { Kind::BadChecksum })
         }
@@ -164,7 +164,7 @@ fn transport(
     }
 }
 
-/// The header of a segment.
+/// Parses a segment's header.
 pub(super) fn segment(body: &[u8]) -> Option<Segment> {
     let flags = *body.get(13)?;
     let header = usize::from(body[12] >> 4) * 4;
@@ -179,7 +179,7 @@ pub(super) fn segment(body: &[u8]) -> Option<Segment> {
     })
 }
 
-/// The segment in a frame of our own.
+/// The TCP segment of a frame that we send.
 pub(super) fn sent_segment(frame: &[u8]) -> Option<Segment> {
     let packet = frame.get(ETHERNET..)?;
     match be16(frame, 12)? {
@@ -191,7 +191,7 @@ pub(super) fn sent_segment(frame: &[u8]) -> Option<Segment> {
     }
 }
 
-/// RFC 792: what could not be delivered is quoted, from its IP header on.
+/// An ICMP error (RFC 792). It quotes the undelivered packet, starting at the IP header.
 fn unreachable_v4(body: &[u8]) -> Option<Kind> {
     if *body.first()? != 3 {
         return None;
@@ -211,7 +211,7 @@ fn unreachable_v4(body: &[u8]) -> Option<Kind> {
     about(quoted.get(header..)?, *quoted.get(9)?, source.into(), target.into(), errno)
 }
 
-/// RFC 4443, section 3.1.
+/// An ICMPv6 error (RFC 4443, section 3.1).
 fn unreachable_v6(body: &[u8]) -> Option<Kind> {
     if *body.first()? != 1 {
         return None;

@@ -1,4 +1,4 @@
-//! smoltcp's side of a wire: one frame in, any number out.
+//! The smoltcp device: takes one received frame at a time, queues any number of frames to send.
 
 use super::packets::{Packet, Packets};
 use super::wire::Abilities;
@@ -9,7 +9,7 @@ use smoltcp::wire::{
 };
 use std::num::NonZeroUsize;
 
-/// With so many frames waiting for room in the wire, sockets are not asked for more.
+/// With this many frames queued, sockets do not send more.
 pub(super) const BACKLOG: usize = 64;
 
 #[derive(Debug)]
@@ -17,14 +17,14 @@ pub(super) struct Device {
     mtu: usize,
     abilities: Abilities,
     pub(super) inbox: Option<Packet>,
-    /// The storage of frames that were looked at.
+    /// The storage of processed frames.
     pub(super) used: Packets,
     pub(super) outbox: Packets,
-    /// Frames that the wire had no room for.
+    /// Number of frames that the wire had no room for.
     pub(super) held: usize,
-    /// Frames made so far.
+    /// Number of frames that smoltcp has sent.
     pub(super) made: u64,
-    /// The rest of a datagram that was begun goes out whatever the backlog.
+    /// Ignores the limit, so that all fragments of a datagram are sent.
     pub(super) finishing: bool,
 }
 
@@ -38,7 +38,7 @@ impl Device {
     pub(super) fn mtu(&self) -> usize {
         self.mtu
     }
-    /// Whether no socket is to send for now.
+    /// Whether too many frames are queued for sockets to send more.
     pub(super) fn full(&self) -> bool {
         self.outbox.len() + self.held >= BACKLOG
     }
@@ -65,7 +65,7 @@ impl phy::Device for Device {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.mtu + ETHERNET_HEADER_LEN;
-        // What is received is verified by `demux`, which knows what the device did.
+        // `demux` verifies received frames, unless the device did.
         capabilities.checksum.udp = Checksum::Tx;
         capabilities.checksum.tcp =
             if self.abilities.checksum { Checksum::None } else { Checksum::Tx };
@@ -88,7 +88,7 @@ impl phy::RxToken for RxToken<'_> {
     }
 }
 
-/// Room for one frame to send.
+/// A frame to send.
 pub(super) struct TxToken<'a> {
     abilities: Abilities,
     made: &'a mut u64,
@@ -103,7 +103,7 @@ impl phy::TxToken for TxToken<'_> {
         if self.abilities.checksum
             && let Some(packet) = self.outbox.last_mut()
         {
-            packet.offload = leave_checksum(&mut packet.bytes, self.segment).unwrap_or_default();
+            packet.offload = offload(&mut packet.bytes, self.segment).unwrap_or_default();
         }
         result
     }
@@ -112,9 +112,9 @@ impl phy::TxToken for TxToken<'_> {
     }
 }
 
-/// Has the device calculate the checksum of a TCP segment, whose field gets the pseudo-header's sum
-/// (VIRTIO 1.3, section 5.1.6.2), and cut it into segments.
-fn leave_checksum(frame: &mut [u8], segment: Option<u16>) -> Option<Offload> {
+/// The offload metadata for a TCP segment: the device completes the checksum, whose field gets the
+/// sum of the pseudo-header, and segments the frame (section 5.1.6.2).
+fn offload(frame: &mut [u8], segment: Option<u16>) -> Option<Offload> {
     const FIELD: usize = 16;
     let (start, sum, gso_type) = match (frame.get(12)?, frame.get(13)?) {
         (0x08, 0x00) => {

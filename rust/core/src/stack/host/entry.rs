@@ -1,4 +1,4 @@
-//! One socket as the host keeps it.
+//! The state of one socket.
 
 use super::accounts::{SocketCounters, Track};
 use super::ready::Ready;
@@ -9,15 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
 
-/// Bytes that a connection keeps in each direction, unless it is told otherwise.
+/// The default size of a send or receive buffer in bytes.
 pub(super) const BUFFER: usize = 1 << 20;
-/// Datagrams that a socket keeps for its program.
+/// The most datagrams in a receive buffer.
 const DATAGRAMS: usize = 512;
 
-/// A socket's number, which no other of its host ever has.
+/// A socket's number, unique in its host.
 pub(super) type Id = u64;
 
-/// Congestion control of new connections.
+/// A congestion control algorithm, for new connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
     /// RFC 9438.
@@ -25,24 +25,24 @@ pub enum Congestion {
     Cubic,
     /// RFC 5681.
     Reno,
-    /// None: as much as the peer's window allows.
+    /// No congestion control: sends as much as the peer's window allows.
     None,
 }
 
-/// What `setsockopt` sets.
+/// Socket options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// TCP_NODELAY: segments are sent at once.
     pub no_delay: bool,
     /// SO_KEEPALIVE.
     pub keep_alive: bool,
-    /// TCP_KEEPIDLE: so long nothing is heard before the first probe.
+    /// TCP_KEEPIDLE: silence before the first probe.
     pub keep_idle: Duration,
-    /// TCP_KEEPINTVL: so long between two probes.
+    /// TCP_KEEPINTVL: time between two probes.
     pub keep_interval: Duration,
-    /// TCP_KEEPCNT: so many unanswered probes end the connection.
+    /// TCP_KEEPCNT: number of unanswered probes that ends the connection.
     pub keep_count: u32,
-    /// TCP_USER_TIMEOUT: so long may data be unacknowledged.
+    /// TCP_USER_TIMEOUT: how long data may be unacknowledged.
     pub user_timeout: Duration,
     /// SO_BROADCAST.
     pub broadcast: bool,
@@ -67,7 +67,7 @@ impl Default for Options {
         Self {
             no_delay: false,
             keep_alive: false,
-            // As Linux.
+            // The defaults of Linux.
             keep_idle: Duration::from_secs(7200),
             keep_interval: Duration::from_secs(75),
             keep_count: 9,
@@ -84,11 +84,11 @@ impl Default for Options {
     }
 }
 
-/// Datagrams on their way, one or more to one destination.
+/// A smoltcp socket that sends one datagram.
 pub(super) struct Sending {
     pub(super) set: SocketSet<'static>,
     pub(super) handle: SocketHandle,
-    /// When the next hop is given up.
+    /// When to stop waiting for the next hop.
     pub(super) until: Instant,
 }
 
@@ -100,14 +100,14 @@ pub(super) enum Kind {
 
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// The listening socket that it is to be accepted by.
+    /// The listening socket of an incoming connection.
     pub(super) parent: Option<Id>,
     pub(super) last: tcp::State,
-    /// It was connected once.
+    /// Whether it was ever connected.
     pub(super) connected: bool,
-    /// When the peer was last heard of, or a connection begun.
+    /// When the last segment was received or the connection was started.
     pub(super) heard: Instant,
-    /// Since when bytes that were sent are unacknowledged.
+    /// Since when sent bytes are unacknowledged.
     pub(super) unacknowledged: Option<Instant>,
     pub(super) track: Track,
 }
@@ -116,7 +116,7 @@ pub(super) struct Stream {
 pub(super) struct Listener {
     pub(super) backlog: usize,
     pub(super) ready: VecDeque<Id>,
-    /// Connections that are not established yet.
+    /// Number of connections that are not established yet.
     pub(super) pending: usize,
 }
 
@@ -124,7 +124,7 @@ pub(super) struct Listener {
 pub(super) struct Datagram {
     pub(super) groups: Vec<IpAddr>,
     pub(super) sending: Vec<Sending>,
-    /// An empty one.
+    /// An empty socket for reuse.
     pub(super) spare: Option<Sending>,
 }
 
@@ -132,13 +132,13 @@ pub(super) struct Entry {
     pub(super) kind: Kind,
     pub(super) v6: bool,
     pub(super) set: SocketSet<'static>,
-    /// smoltcp's socket, where there is one.
+    /// The smoltcp socket, if any.
     pub(super) handle: Option<SocketHandle>,
-    /// When it wants to be asked next.
+    /// When its timer ends.
     pub(super) due: Option<smoltcp::time::Instant>,
-    /// It is among those that may have something to send.
+    /// Whether it is in the queue of sockets that may have something to send.
     pub(super) queued: bool,
-    /// A program has it.
+    /// Whether the program has it open.
     pub(super) owned: bool,
     pub(super) changed: Arc<Condvar>,
     pub(super) waiters: u32,
@@ -190,7 +190,7 @@ impl Entry {
         Self::new(Kind::Datagram(Datagram::default()), v6, options)
     }
 
-    /// Makes smoltcp's socket of a connection.
+    /// Creates the smoltcp socket of a connection.
     pub(super) fn make_tcp(&mut self) -> &mut tcp::Socket<'static> {
         let buffer = |size: usize| tcp::SocketBuffer::new(vec![0; size]);
         let mut socket =
@@ -206,7 +206,7 @@ impl Entry {
         self.apply_options();
         self.set.get_mut(handle)
     }
-    /// Makes smoltcp's socket for datagrams received.
+    /// Creates the smoltcp socket for received datagrams.
     pub(super) fn make_udp(&mut self) -> &mut udp::Socket<'static> {
         let received = udp::PacketBuffer::new(
             vec![udp::PacketMetadata::EMPTY; DATAGRAMS],
@@ -218,12 +218,12 @@ impl Entry {
         self.handle = Some(handle);
         self.set.get_mut(handle)
     }
-    /// Tells smoltcp's socket of the options that can change.
+    /// Applies the options that can change to the smoltcp socket.
     pub(super) fn apply_options(&mut self) {
         let options = self.options;
         if let Some(tcp) = self.tcp_mut() {
-            // All frames of a burst are acknowledged at once, after them. smoltcp would let the first
-            // frame after an acknowledgement wait, however many segments are in it.
+            // A burst is acknowledged at once, after its last frame. With a delay, smoltcp would delay
+            // the acknowledgement of a frame regardless of the number of segments in it.
             tcp.set_ack_delay(None);
             tcp.set_nagle_enabled(!options.no_delay);
             tcp.set_hop_limit(Some(options.hops.max(1)));
@@ -254,16 +254,16 @@ impl Entry {
             _ => None,
         }
     }
-    /// The state of the connection; closed where there is none.
+    /// The state of the connection; closed without a smoltcp socket.
     pub(super) fn state(&self) -> tcp::State {
         self.tcp().map_or(tcp::State::Closed, tcp::Socket::state)
     }
-    /// Whether it is being connected.
+    /// Whether the connection is being established.
     pub(super) fn connecting(&self) -> bool {
         matches!(self.state(), tcp::State::SynSent | tcp::State::SynReceived)
     }
 
-    /// Whether a call that receives, or accepts, would return at once.
+    /// Whether receiving or accepting would return at once.
     pub(super) fn readable(&self) -> bool {
         match &self.kind {
             Kind::Listener(listener) => !listener.ready.is_empty(),
@@ -279,7 +279,7 @@ impl Entry {
             }
         }
     }
-    /// Whether a call that sends would send something, or fail.
+    /// Whether sending would return at once.
     pub(super) fn writable(&self) -> bool {
         match &self.kind {
             Kind::Listener(_) => false,
@@ -297,7 +297,7 @@ impl Entry {
             }
         }
     }
-    /// Tells those who wait that something may have changed.
+    /// Wakes waiters after a possible change.
     pub(super) fn announce(&mut self) {
         if self.waiters > 0 {
             self.changed.notify_all();
@@ -309,8 +309,8 @@ impl Entry {
             }
         }
     }
-    /// When the connection is given up, where nothing happens until then.
-    pub(super) fn gives_up(&self) -> Option<Instant> {
+    /// When the connection times out if nothing is received until then.
+    pub(super) fn times_out(&self) -> Option<Instant> {
         let Kind::Stream(stream) = &self.kind else { return None };
         let options = &self.options;
         let state = self.state();
@@ -335,9 +335,9 @@ impl Entry {
     }
 }
 
-/// As Linux's six repetitions of a SYN.
+/// Timeout of an outgoing connection: that of six retransmissions of a SYN on Linux.
 const CONNECT: Duration = Duration::from_secs(127);
-/// A peer that sent a SYN has so long to go on.
+/// Timeout of an incoming connection's handshake.
 const HALF_OPEN: Duration = Duration::from_secs(10);
-/// A closed connection waits so long for the peer's end of it.
+/// How long a closed connection waits for the peer's FIN.
 const FINISH: Duration = Duration::from_secs(60);

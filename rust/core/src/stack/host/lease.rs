@@ -1,4 +1,4 @@
-//! What a DHCP server says (RFC 2131) that smoltcp's client does not tell, and whether it can be used.
+//! The parts of DHCP messages (RFC 2131) that smoltcp's client does not return, and checks of leases.
 
 use crate::stack::address::is_unicast;
 use crate::stack::{Cidr, Lease};
@@ -12,44 +12,44 @@ use smoltcp::wire::{
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// How long smoltcp keeps a lease whose server does not say.
-const UNSAID: u32 = 120;
+/// How long smoltcp keeps a lease without a lease time, in seconds.
+const DEFAULT_SECONDS: u32 = 120;
 
-/// The client, where there is one.
+/// The DHCP client, if any.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     pub(super) client: Option<Client>,
 }
 
 impl Leases {
-    /// Looks at a received frame.
-    pub(super) fn look(&mut self, frame: &[u8]) {
+    /// Reads a received frame.
+    pub(super) fn read(&mut self, frame: &[u8]) {
         if let Some(client) = &mut self.client {
-            // Fails for whatever is not DHCP.
+            // Fails for frames that are not DHCP.
             let _ = client.read(frame);
         }
     }
 }
 
-/// A client that has a lease, or wants one.
+/// A DHCP client, with or without a lease.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) handle: SocketHandle,
     own: EthernetAddress,
     started: Instant,
-    /// The server that last offered something.
+    /// The server of the last offer.
     offered: Option<Ipv4Addr>,
-    /// Seconds of the last acknowledged lease, which smoltcp does not tell.
+    /// Lease time of the last acknowledged lease.
     seconds: u32,
-    /// Why the first lease that could not be used could not.
-    pub(super) nonsense: Option<String>,
+    /// Why the first unusable lease is unusable.
+    pub(super) unusable: Option<String>,
     pub(super) lease: Option<Lease>,
 }
 
 impl Client {
     pub(super) fn new(handle: SocketHandle, own: EthernetAddress) -> Self {
-        let (started, seconds) = (Instant::now(), UNSAID);
-        Self { handle, own, started, offered: None, seconds, nonsense: None, lease: None }
+        let (started, seconds) = (Instant::now(), DEFAULT_SECONDS);
+        Self { handle, own, started, offered: None, seconds, unusable: None, lease: None }
     }
 
     fn read(&mut self, frame: &[u8]) -> Result<(), smoltcp::wire::Error> {
@@ -72,28 +72,33 @@ impl Client {
         }
         match message.message_type {
             DhcpMessageType::Offer => self.offered = message.server_identifier,
-            DhcpMessageType::Ack => self.seconds = message.lease_duration.unwrap_or(UNSAID),
+            DhcpMessageType::Ack => {
+                self.seconds = message.lease_duration.unwrap_or(DEFAULT_SECONDS)
+            }
             _ => {}
         }
         Ok(())
     }
 
-    /// What smoltcp agreed to, unless something in it cannot be used.
+    /// Checks the lease that smoltcp accepted.
     pub(super) fn take(&self, config: &dhcpv4::Config) -> Result<Lease> {
         let server = config.server;
         let address =
             Cidr { address: config.address.address(), prefix: config.address.prefix_len() };
         address.check()?;
-        // To this address the client sends when it renews.
+        // The client sends renewals to this address.
         if !is_unicast(server.address) {
-            return Err(Error::Invalid(format!("{} is no server's address", server.address)));
+            return Err(Error::Invalid(format!(
+                "the server's address {} is not a unicast address",
+                server.address
+            )));
         }
         let gateway = config.router.filter(|gateway| {
             let usable = is_unicast(*gateway) && *gateway != address.address;
             if !usable {
                 log::warn!("DHCP: {gateway} cannot be a gateway; ignored");
             } else if !address.contains(*gateway) {
-                log::warn!("DHCP: the gateway {gateway} is outside of {address}: no way to it");
+                log::warn!("DHCP: the gateway {gateway} is outside of {address}, so unreachable");
             }
             usable
         });
@@ -109,13 +114,13 @@ impl Client {
 
     /// Why there is no lease yet.
     pub(super) fn why_not(&self, within: &str) -> Error {
-        Error::Timeout(match (&self.nonsense, self.offered) {
+        Error::Timeout(match (&self.unusable, self.offered) {
             (Some(why), _) => format!("no usable DHCP lease within {within}: {why}"),
             (None, Some(server)) => format!(
-                "the DHCP server {server} made an offer but acknowledged nothing within {within}"
+                "the DHCP server {server} made an offer but did not acknowledge it within {within}"
             ),
             _ => format!(
-                "no DHCP offer within {within}; is there a DHCP server on this netdev? QEMU's `user` netdev has one"
+                "no DHCP offer within {within}; is there a DHCP server on this network? QEMU's `user` netdev has one"
             ),
         })
     }

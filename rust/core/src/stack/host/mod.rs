@@ -1,15 +1,14 @@
-//! A host: TCP, UDP, ICMP, IPv4 and IPv6 on any wire, served by a thread of its own.
+//! A host: TCP, UDP, ICMP, IPv4 and IPv6 on any wire, with its own thread.
 //!
-//! From the bottom: `packets` and `wire` carry frames; `demux` finds out whom a received one is for, so that
-//! each socket is a smoltcp set of its own, and idle ones cost nothing; `device` is smoltcp's side of
-//! the wire. `entry` is one socket, `state` all that the host's lock protects, `turn` what is done with
-//! frames and timers, `addresses` and `lease` what the host is called. `core` has the thread and the lock;
-//! `sockets`, `datagrams` and `calls` are what a program calls.
+//! From the bottom: `packets` and `wire` carry frames; `demux` classifies received ones, so that each
+//! socket has its own smoltcp set and idle sockets cost nothing; `device` is the smoltcp device.
+//! `entry` is one socket, `state` everything behind the host's lock, `turn` the processing of frames
+//! and timers, `addresses` and `lease` the addresses and DHCP. `core` has the thread and the lock;
+//! `sockets`, `datagrams` and `calls` are the API.
 //!
-//! The lock is held for a bounded piece of work in memory only. Frames are taken from the wire and given
-//! to it with the lock let go of. Whoever calls sends at once, in his own thread; the host's own
-//! thread receives, and does what is due. It sleeps in [`Wire::wait`] until a frame comes, a timer
-//! ends or it is woken.
+//! The lock is only held for a bounded amount of work in memory, and released while the wire sends or
+//! receives. A caller sends in its own thread; the host's thread receives and runs timers. It sleeps
+//! in [`Wire::wait`] until a frame arrives, a timer ends or it is woken.
 
 mod accounts;
 mod addresses;

@@ -1,23 +1,23 @@
-//! Frames on their way between a wire and the stack, each with what is left to do to it.
+//! Queues of frames between a wire and the stack, with their offload metadata.
 
 use crate::net::{FrameBuffer, FrameSource, Offload};
 use std::collections::VecDeque;
 
-/// Storage of so many frames is kept for others.
+/// The storage of this many frames is kept for reuse.
 const SPARE: usize = 128;
-/// No header of ours is longer: behind it lies payload, all of which is written.
+/// The longest headers. The payload after them is always written completely.
 const HEADERS: usize = 128;
 
 /// A frame in private memory.
 #[derive(Debug, Default)]
 pub struct Packet {
-    /// From the Ethernet header on.
+    /// The frame, starting with the Ethernet header.
     pub bytes: Vec<u8>,
-    /// What is left to do to it.
+    /// Its offload metadata.
     pub offload: Offload,
 }
 
-/// Frames, in order. The storage of frames that are done with is used again.
+/// A queue of frames. It reuses the storage of processed frames.
 #[derive(Debug, Default)]
 pub struct Packets {
     queue: VecDeque<Packet>,
@@ -25,17 +25,17 @@ pub struct Packets {
 }
 
 impl Packets {
-    /// How many there are.
+    /// The number of frames.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queue.len()
     }
-    /// Whether there is none.
+    /// Whether there are no frames.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
-    /// Adds a frame of `length` bytes, all of which `write` writes.
+    /// Adds a frame of `length` bytes, filled in by `write`.
     pub fn push_with<R>(
         &mut self,
         length: usize,
@@ -48,7 +48,7 @@ impl Packets {
         } else {
             bytes.truncate(length);
         }
-        // Never the headers of an earlier frame, should `write` leave some out.
+        // `write` may leave gaps in the headers; these must not show an earlier frame.
         bytes[..length.min(HEADERS)].fill(0);
         let result = write(&mut bytes);
         self.queue.push_back(Packet { bytes, offload });
@@ -62,28 +62,28 @@ impl Packets {
     pub(super) fn last_mut(&mut self) -> Option<&mut Packet> {
         self.queue.back_mut()
     }
-    /// Takes the first frame out; [`Self::recycle`] takes its storage back.
+    /// Removes the first frame. Return its storage with [`Self::recycle`].
     pub fn pop(&mut self) -> Option<Packet> {
         self.queue.pop_front()
     }
-    /// Keeps the storage of a frame for another.
+    /// Keeps the storage of a frame for reuse.
     pub fn recycle(&mut self, packet: Packet) {
         if self.spare.len() < SPARE {
             self.spare.push(packet.bytes);
         }
     }
-    /// The frames, from the first on.
+    /// The frames in order.
     pub fn iter(&self) -> impl Iterator<Item = &Packet> {
         self.queue.iter()
     }
-    /// Forgets the first `count` frames.
+    /// Removes the first `count` frames.
     pub(super) fn done(&mut self, count: usize) {
         for _ in 0..count {
             let Some(packet) = self.queue.pop_front() else { break };
             self.recycle(packet);
         }
     }
-    /// Moves all frames of `other` behind these, and takes its storage for others in exchange.
+    /// Moves all frames of `other` to the end of this queue, and gives it spare storage in exchange.
     pub(super) fn append(&mut self, other: &mut Self) {
         self.queue.append(&mut other.queue);
         while other.spare.len() < SPARE
@@ -94,7 +94,7 @@ impl Packets {
     }
 }
 
-/// The frames as a port takes them.
+/// A [`FrameSource`] of queued frames.
 #[derive(Debug)]
 pub(super) struct Source<'a> {
     packets: std::collections::vec_deque::Iter<'a, Packet>,
@@ -103,7 +103,7 @@ pub(super) struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// `describes`: whether what is left to do is said to the device.
+    /// `describes`: whether the device gets the offload metadata.
     pub(super) fn new(packets: &'a Packets, describes: bool) -> Self {
         Self { packets: packets.queue.iter(), last: Offload::NONE, describes }
     }

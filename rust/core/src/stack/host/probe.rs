@@ -1,4 +1,4 @@
-//! Questions whose answers smoltcp does not pass on: who has an address (ARP), echo requests.
+//! ARP and echo requests whose replies smoltcp does not return.
 
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::icmp;
@@ -9,21 +9,21 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Condvar;
 use std::time::Instant;
 
-/// A question who has an address.
+/// A pending ARP request.
 #[derive(Debug)]
-pub(super) struct Question {
+pub(super) struct Request {
     pub(super) number: u64,
     pub(super) target: Ipv4Addr,
     pub(super) found: Option<(EthernetAddress, Instant)>,
 }
 
-/// An echo request.
+/// A pending echo request.
 #[derive(Debug)]
 pub(super) struct Echo {
     pub(super) number: u64,
     pub(super) handle: SocketHandle,
     pub(super) target: IpAddr,
-    /// From the ICMP header on, as it was sent; of type and checksum nothing is said.
+    /// The ICMP message that was sent.
     pub(super) request: Vec<u8>,
     pub(super) departed: Option<Instant>,
     pub(super) replied: Option<Instant>,
@@ -32,30 +32,30 @@ pub(super) struct Echo {
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     next: u64,
-    pub(super) questions: Vec<Question>,
+    pub(super) requests: Vec<Request>,
     pub(super) echoes: Vec<Echo>,
 }
 
 impl Probes {
-    /// A number that no other has.
+    /// A unique number.
     pub(super) fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
-    /// Looks whether a received ARP frame is an answer.
-    pub(super) fn look(&mut self, frame: &[u8], arrived: Instant, news: &Condvar) {
-        if self.questions.is_empty() {
+    /// Matches a received ARP frame with the pending requests.
+    pub(super) fn arp_arrived(&mut self, frame: &[u8], arrived: Instant, news: &Condvar) {
+        if self.requests.is_empty() {
             return;
         }
-        let Some((target, mac)) = answer(frame) else { return };
-        for question in &mut self.questions {
-            if question.target == target && question.found.is_none() {
-                question.found = Some((mac, arrived));
+        let Some((target, mac)) = arp_reply(frame) else { return };
+        for request in &mut self.requests {
+            if request.target == target && request.found.is_none() {
+                request.found = Some((mac, arrived));
                 news.notify_all();
             }
         }
     }
-    /// Looks whether echo requests were sent, or answered; whether one was answered.
+    /// Records which echo requests were sent and answered. Returns whether one was answered.
     pub(super) fn arrived(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let mut news = false;
         for echo in &mut self.echoes {
@@ -64,7 +64,7 @@ impl Probes {
                 echo.departed = Some(Instant::now());
             }
             while let Ok((packet, from)) = socket.recv() {
-                // Type 0 over IPv4, 129 over IPv6; code 0. Behind the checksum all is as it was.
+                // Type 0 over IPv4, 129 over IPv6. After the checksum, the reply equals the request.
                 let reply = matches!(packet.first(), Some(0 | 129));
                 let same = packet.get(4..) == echo.request.get(4..);
                 if IpAddr::from(from) == echo.target && reply && same && echo.replied.is_none() {
@@ -75,14 +75,10 @@ impl Probes {
         }
         news
     }
-    /// When a question is to be looked at, though no frame came.
-    pub(super) fn wanted(&self) -> Option<Instant> {
-        None
-    }
 }
 
-/// Who says that it has which address.
-fn answer(frame: &[u8]) -> Option<(Ipv4Addr, EthernetAddress)> {
+/// The sender's addresses in an ARP reply.
+fn arp_reply(frame: &[u8]) -> Option<(Ipv4Addr, EthernetAddress)> {
     let frame = EthernetFrame::new_checked(frame).ok()?;
     if frame.ethertype() != EthernetProtocol::Arp {
         return None;
@@ -102,8 +98,8 @@ fn answer(frame: &[u8]) -> Option<(Ipv4Addr, EthernetAddress)> {
     }
 }
 
-/// The frame that asks who has an address.
-pub(super) fn question(mac: EthernetAddress, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+/// An ARP request for `target`.
+pub(super) fn arp_request(mac: EthernetAddress, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let request = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Request,
         source_hardware_addr: mac,

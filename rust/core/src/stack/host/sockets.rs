@@ -1,4 +1,4 @@
-//! Sockets: what a program calls.
+//! `Socket`: the calls on one socket.
 
 use super::accounts::SocketCounters;
 use super::core::{Host, Shared};
@@ -15,10 +15,10 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The longest queue of connections that nobody has accepted yet.
+/// The longest queue of connections that are not accepted yet.
 const BACKLOG: usize = 4096;
 
-/// What a socket carries.
+/// The transport protocol of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// TCP.
@@ -30,65 +30,65 @@ pub enum Transport {
 /// Which half of a connection is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Half {
-    /// Nothing is received any more.
+    /// Receiving.
     Read,
-    /// The peer is told that nothing more comes.
+    /// Sending: the peer gets a FIN.
     Write,
     /// Both.
     Both,
 }
 
-/// Bytes of the program, which others may read and write at any time.
+/// Bytes of the program, which other threads may read and write at any time.
 #[derive(Clone, Copy, Debug)]
 pub struct Area {
     start: *mut u8,
     length: usize,
 }
 
-// SAFETY: an address and a length; who made it promised that they stay valid.
+// SAFETY: the caller of `new` guaranteed that address and length stay valid.
 unsafe impl Send for Area {}
 
 impl Area {
-    /// Bytes that stay where they are.
+    /// An area of `length` bytes.
     ///
     /// # Safety
-    /// As long as it, or a part of it, is used, `length` bytes at `start` must be readable, and
-    /// writable where they are received into.
+    /// While it or a part of it is in use, `length` bytes at `start` must be readable, and writable
+    /// if something is received into them.
     #[must_use]
     pub unsafe fn new(start: *mut u8, length: usize) -> Self {
         Self { start, length }
     }
-    /// How many.
+    /// Its length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.length
     }
-    /// Whether there is none.
+    /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
-    /// Those behind the first `count`.
+    /// The area without its first `count` bytes.
     #[must_use]
-    pub fn behind(self, count: usize) -> Self {
+    pub fn skip(self, count: usize) -> Self {
         let count = count.min(self.length);
         Self { start: self.start.wrapping_add(count), length: self.length - count }
     }
     fn read(self, to: &mut [u8]) -> usize {
         let count = to.len().min(self.length);
-        // SAFETY: readable, by the promise of `new`; `to` is private memory with that much room.
+        // SAFETY: readable, by the contract of `new`; `to` is private memory with that much room.
         unsafe { std::ptr::copy(self.start, to.as_mut_ptr(), count) };
         count
     }
     fn write(self, from: &[u8]) -> usize {
         let count = from.len().min(self.length);
-        // SAFETY: writable, by the promise of `new`; `from` is private memory of that length.
+        // SAFETY: writable, by the contract of `new`; `from` is private memory of that length.
         unsafe { std::ptr::copy(from.as_ptr(), self.start, count) };
         count
     }
 }
 
-/// One socket of a host. Dropped, it is closed.
+/// One socket of a host. Dropping it closes it.
 pub struct Socket {
     shared: Arc<Shared>,
     id: Id,
@@ -101,10 +101,10 @@ fn would_block(what: &str) -> Error {
 }
 
 impl Host {
-    /// A new socket.
+    /// Creates a socket.
     ///
     /// # Errors
-    /// EBADF once the host is closed, ENETDOWN once its wire is gone.
+    /// EBADF after the host was closed, ENETDOWN after its wire failed.
     pub fn socket(&self, transport: Transport, v6: bool) -> Result<Socket> {
         let mut state = self.shared.lock()?;
         state.check()?;
@@ -119,12 +119,12 @@ impl Host {
 }
 
 impl Socket {
-    /// What it carries.
+    /// Its transport protocol.
     #[must_use]
     pub fn transport(&self) -> Transport {
         self.transport
     }
-    /// Whether its addresses are of IPv6.
+    /// Whether it is an IPv6 socket.
     #[must_use]
     pub fn is_v6(&self) -> bool {
         self.v6
@@ -137,7 +137,7 @@ impl Socket {
         result
     }
 
-    /// Tries, and waits for the socket to change, until it works.
+    /// Calls `attempt` after every change of the socket until it succeeds.
     fn wait<T>(
         &self,
         what: &str,
@@ -169,18 +169,18 @@ impl Socket {
         })
     }
 
-    /// Gives it an address and a port; port 0: any that is free.
+    /// Binds it to an address and a port; port 0 selects a free one.
     ///
     /// # Errors
-    /// EADDRINUSE, EADDRNOTAVAIL, EINVAL where it has one.
+    /// EADDRINUSE, EADDRNOTAVAIL, EINVAL if it is already bound.
     pub fn bind(&self, address: SocketAddr) -> Result<()> {
         self.with(|state| state.bind(self.id, address))
     }
 
-    /// Lets others connect.
+    /// Listens for connections, of which `backlog` can wait to be accepted.
     ///
     /// # Errors
-    /// EINVAL where it is connected, EOPNOTSUPP for UDP.
+    /// EINVAL if it is connected, EOPNOTSUPP for UDP.
     pub fn listen(&self, backlog: usize) -> Result<()> {
         if self.transport == Transport::Datagram {
             return Err(refuse(libc::EOPNOTSUPP, "a UDP socket cannot listen"));
@@ -199,23 +199,23 @@ impl Socket {
                 Kind::Stream(_) if entry.handle.is_none() => {
                     entry.kind = Kind::Listener(Listener { backlog, ..Listener::default() });
                 }
-                _ => return Err(Host::invalid("the socket is connected, so it cannot listen")),
+                _ => return Err(Host::invalid("a connected socket cannot listen")),
             }
             entry.announce();
             Ok(())
         })
     }
 
-    /// Takes the next connection.
+    /// Accepts the next connection.
     ///
     /// # Errors
-    /// [`Error::Timeout`]; EAGAIN where it is not to wait; EINVAL where it does not listen.
+    /// [`Error::Timeout`], or EAGAIN with a timeout of 0; EINVAL if it does not listen.
     pub fn accept(
         &self,
         timeout: Option<Duration>,
         check: Check<'_>,
     ) -> Result<(Self, SocketAddr)> {
-        self.wait("no connection came", timeout, check, |state, id| {
+        self.wait("no connection arrived", timeout, check, |state, id| {
             state.check()?;
             let entry = state.entry(id)?;
             let Kind::Listener(listener) = &mut entry.kind else {
@@ -237,11 +237,11 @@ impl Socket {
         })
     }
 
-    /// Connects: TCP to a peer that answers; UDP says where `send` sends to.
+    /// Connects to a peer. For UDP, only sets the peer's address.
     ///
     /// # Errors
-    /// ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, EISCONN; [`Error::Timeout`]; EINPROGRESS
-    /// where it is not to wait.
+    /// ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, EISCONN; [`Error::Timeout`], or
+    /// EINPROGRESS with a timeout of 0.
     pub fn connect(
         &self,
         to: SocketAddr,
@@ -258,7 +258,7 @@ impl Socket {
             if !begun && state.entry(id)?.handle.is_none() {
                 begin(state, id, self.v6, to)?;
             } else if !begun && !state.entry(id)?.connecting() {
-                return Err(refuse(libc::EISCONN, "the socket is connected already"));
+                return Err(refuse(libc::EISCONN, "the socket is already connected"));
             }
             begun = true;
             let entry = state.entry(id)?;
@@ -282,10 +282,10 @@ impl Socket {
         }
     }
 
-    /// Sends a part of the bytes, at least one; says how many.
+    /// Sends at least one of the bytes. Returns how many.
     ///
     /// # Errors
-    /// EPIPE, ECONNRESET, ENOTCONN; [`Error::Timeout`]; EAGAIN where it is not to wait.
+    /// EPIPE, ECONNRESET, ENOTCONN; [`Error::Timeout`], or EAGAIN with a timeout of 0.
     pub fn send(&self, bytes: Area, timeout: Option<Duration>, check: Check<'_>) -> Result<usize> {
         if self.transport == Transport::Datagram {
             return self.send_to(bytes, None, timeout, check);
@@ -307,15 +307,15 @@ impl Socket {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         while *done < bytes.len() {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            *done += self.send(bytes.behind(*done), left, check)?;
+            *done += self.send(bytes.skip(*done), left, check)?;
         }
         Ok(())
     }
 
-    /// Receives what is there, or waits for it; 0 when the peer has ended its half.
+    /// Receives at least one byte, waiting if necessary. Returns 0 after the peer's FIN.
     ///
     /// # Errors
-    /// ECONNRESET, ENOTCONN; [`Error::Timeout`]; EAGAIN where it is not to wait.
+    /// ECONNRESET, ENOTCONN; [`Error::Timeout`], or EAGAIN with a timeout of 0.
     pub fn recv(
         &self,
         into: Area,
@@ -326,10 +326,10 @@ impl Socket {
         if self.transport == Transport::Datagram {
             return self.recv_from(into, peek, timeout, check).map(|(count, _, _)| count);
         }
-        self.wait("nothing came", timeout, check, |state, id| receive(state, id, into, peek))
+        self.wait("nothing arrived", timeout, check, |state, id| receive(state, id, into, peek))
     }
 
-    /// Sends one datagram; `None`: to whom it is connected.
+    /// Sends one datagram; `None`: to the connected peer.
     ///
     /// # Errors
     /// EDESTADDRREQ, EMSGSIZE, EACCES, ENETUNREACH, ECONNREFUSED.
@@ -343,15 +343,15 @@ impl Socket {
         if self.transport == Transport::Stream {
             return self.send(bytes, timeout, check);
         }
-        self.wait("the stack sends no more", timeout, check, |state, id| {
+        self.wait("too many datagrams wait for a next hop", timeout, check, |state, id| {
             super::datagrams::send(state, id, self.v6, to, bytes.len(), |room| bytes.read(room))
         })
     }
 
-    /// Receives one datagram; its length, how long it was, and who sent it.
+    /// Receives one datagram. Returns the bytes received, its whole length, and its sender.
     ///
     /// # Errors
-    /// [`Error::Timeout`]; EAGAIN where it is not to wait; ECONNREFUSED.
+    /// [`Error::Timeout`], or EAGAIN with a timeout of 0; ECONNREFUSED.
     pub fn recv_from(
         &self,
         into: Area,
@@ -363,13 +363,13 @@ impl Socket {
             let count = self.recv(into, peek, timeout, check)?;
             return Ok((count, count, None));
         }
-        self.wait("nothing came", timeout, check, |state, id| {
+        self.wait("nothing arrived", timeout, check, |state, id| {
             let found = super::datagrams::receive(state, id, peek, |data| into.write(data))?;
             Ok(found.map(|(count, whole, from)| (count, whole, Some(from))))
         })
     }
 
-    /// Bytes of the next datagram, or of what can be received now.
+    /// The number of bytes that can be received now; for UDP, the length of the next datagram.
     ///
     /// # Errors
     /// EBADF.
@@ -383,13 +383,12 @@ impl Socket {
         })
     }
 
-    /// Waits until a call that receives would return at once; how many bytes it would return, of UDP
-    /// those of the next datagram.
+    /// Waits until receiving would return at once. Returns what [`Self::available`] would.
     ///
     /// # Errors
-    /// [`Error::Timeout`]; EAGAIN where it is not to wait; EBADF, ENOTCONN.
+    /// [`Error::Timeout`], or EAGAIN with a timeout of 0; EBADF, ENOTCONN.
     pub fn wait_readable(&self, timeout: Option<Duration>, check: Check<'_>) -> Result<usize> {
-        self.wait("nothing came", timeout, check, |state, id| {
+        self.wait("nothing arrived", timeout, check, |state, id| {
             let failed = state.check();
             let entry = state.entry(id)?;
             if !entry.readable() {
@@ -403,7 +402,7 @@ impl Socket {
         })
     }
 
-    /// Ends one half of a connection, or both.
+    /// Shuts down one half of a connection, or both.
     ///
     /// # Errors
     /// ENOTCONN.
@@ -437,7 +436,7 @@ impl Socket {
         })
     }
 
-    /// Closes it. What was sent before still goes out.
+    /// Closes it. Data sent before is still delivered.
     pub fn close(&self) {
         if let Ok(mut state) = self.shared.lock() {
             state.close(self.id);
@@ -445,14 +444,14 @@ impl Socket {
         }
     }
 
-    /// Its own address, where it has one.
+    /// The local address, if it is bound.
     ///
     /// # Errors
     /// EBADF.
     pub fn local(&self) -> Result<Option<SocketAddr>> {
         self.with(|state| Ok(state.entry(self.id)?.local))
     }
-    /// Its peer's.
+    /// The peer's address.
     ///
     /// # Errors
     /// ENOTCONN.
@@ -469,7 +468,7 @@ impl Socket {
                 .ok_or_else(|| refuse(libc::ENOTCONN, "the socket is not connected"))
         })
     }
-    /// What its options are.
+    /// Its options.
     ///
     /// # Errors
     /// EBADF.
@@ -491,11 +490,11 @@ impl Socket {
             if (old, before.send_buffer) != (new, entry.options.send_buffer)
                 && entry.handle.is_some()
             {
-                // smoltcp's buffers have one size for life.
+                // smoltcp cannot resize its buffers.
                 entry.options.receive_buffer = before.receive_buffer;
                 entry.options.send_buffer = before.send_buffer;
                 return Err(Host::invalid(
-                    "the size of a buffer can be set before the socket is connected or bound only",
+                    "a buffer size can only be set before the socket is connected or bound",
                 ));
             }
             entry.apply_options();
@@ -503,7 +502,7 @@ impl Socket {
             Ok(())
         })
     }
-    /// The error that waits, which is none from now on (SO_ERROR).
+    /// Returns and clears the pending error (SO_ERROR).
     ///
     /// # Errors
     /// EBADF.
@@ -515,7 +514,7 @@ impl Socket {
             Ok(error)
         })
     }
-    /// Joins a group, or leaves it.
+    /// Joins or leaves a multicast group.
     ///
     /// # Errors
     /// EINVAL, EADDRINUSE, EADDRNOTAVAIL, ENOBUFS.
@@ -525,7 +524,7 @@ impl Socket {
     /// A descriptor that is readable and writable when the socket is.
     ///
     /// # Errors
-    /// EBADF; [`Error::Os`] where there are no more descriptors.
+    /// EBADF; [`Error::Os`] if no more descriptors can be opened.
     pub fn descriptor(&self) -> Result<RawFd> {
         self.with(|state| {
             let entry = state.entry(self.id)?;
@@ -537,7 +536,7 @@ impl Socket {
             ready.ok_or_else(|| refuse(libc::EBADF, "the socket is closed"))
         })
     }
-    /// Whether it can be read from, and written to, now.
+    /// Whether receiving, and whether sending, would return at once.
     ///
     /// # Errors
     /// EBADF.
@@ -547,7 +546,7 @@ impl Socket {
             Ok((entry.readable(), entry.writable()))
         })
     }
-    /// What was counted of it.
+    /// Its counters.
     ///
     /// # Errors
     /// EBADF.
@@ -579,7 +578,7 @@ pub(super) fn counters(entry: &Entry) -> SocketCounters {
 fn connect_datagram(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Result<()> {
     state.check()?;
     if to.is_ipv6() != v6 {
-        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} is of the other family")));
+        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} has the other address family")));
     }
     let source = state.source(to.ip())?;
     if state.entry(id)?.local.is_none() {
@@ -589,10 +588,10 @@ fn connect_datagram(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Resu
     Ok(())
 }
 
-/// Begins a connection.
+/// Starts a connection.
 fn begin(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Result<()> {
     if to.is_ipv6() != v6 {
-        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} is of the other family")));
+        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} has the other address family")));
     }
     if to.port() == 0 || to.ip().is_multicast() || to.ip().is_unspecified() {
         return Err(refuse(libc::ECONNREFUSED, format!("connecting to {to}")));
@@ -601,12 +600,12 @@ fn begin(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Result<()> {
     if state.is_ours(to.ip()) {
         return Err(refuse(
             libc::EADDRNOTAVAIL,
-            format!("{to} is the stack's own address, and it has no loopback"),
+            format!("{to} is the stack's own address, and the stack has no loopback"),
         ));
     }
     let entry = state.entry(id)?;
     if matches!(entry.kind, Kind::Listener(_)) {
-        return Err(refuse(libc::EISCONN, "the socket listens"));
+        return Err(refuse(libc::EISCONN, "the socket is listening"));
     }
     let bound = entry.local;
     let local = match bound {
@@ -618,7 +617,7 @@ fn begin(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Result<()> {
     if state.flows.contains_key(&flow) {
         return Err(refuse(
             libc::EADDRINUSE,
-            format!("there is a connection from {local} to {to}"),
+            format!("there is already a connection from {local} to {to}"),
         ));
     }
     let now = Instant::now();
@@ -641,7 +640,7 @@ fn begin(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Puts bytes into the buffer of a connection, and sends what may be sent.
+/// Copies bytes into a connection's send buffer and sends what the peer's window allows.
 fn send(state: &mut State, id: Id, bytes: Area) -> Result<Option<usize>> {
     let entry = state.entry(id)?;
     if let Some(errno) = entry.error.take() {
@@ -662,9 +661,9 @@ fn send(state: &mut State, id: Id, bytes: Area) -> Result<Option<usize>> {
         return Ok(Some(0));
     }
     let mut count = 0;
-    // The free room is in two pieces at most.
+    // The free space of a ring buffer has at most two parts.
     for _ in 0..2 {
-        let rest = bytes.behind(count);
+        let rest = bytes.skip(count);
         let taken = tcp.send(|room| {
             let taken = rest.read(room);
             (taken, taken)
@@ -679,7 +678,7 @@ fn send(state: &mut State, id: Id, bytes: Area) -> Result<Option<usize>> {
     Ok(Some(count))
 }
 
-/// Takes bytes out of the buffer of a connection, and tells the peer of the room.
+/// Copies bytes from a connection's receive buffer and updates the window.
 fn receive(state: &mut State, id: Id, into: Area, peek: bool) -> Result<Option<usize>> {
     let entry = state.entry(id)?;
     if entry.shut_read {
@@ -697,9 +696,9 @@ fn receive(state: &mut State, id: Id, into: Area, peek: bool) -> Result<Option<u
             Err(_) => ended = true,
         },
         Some(tcp) => {
-            // The bytes are in two pieces at most.
+            // The data in a ring buffer has at most two parts.
             for _ in 0..2 {
-                let rest = into.behind(count);
+                let rest = into.skip(count);
                 match tcp.recv(|data| {
                     let taken = rest.write(data);
                     (taken, taken)

@@ -1,4 +1,4 @@
-//! All of a host that is behind its lock: smoltcp's interface, the sockets, who has which port.
+//! The state behind a host's lock: the smoltcp interface, the sockets, the ports in use.
 
 use super::accounts::HostCounters;
 use super::demux::{Flow, FragmentKey};
@@ -18,23 +18,23 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Condvar};
 use std::time::Instant;
 
-/// Datagrams in fragments whose ports are remembered.
+/// The number of fragmented datagrams whose ports are remembered.
 const FRAGMENTED: usize = 64;
-/// The first port that is given to who asks for any (RFC 6335, section 6).
+/// The first ephemeral port (RFC 6335, section 6).
 const EPHEMERAL: u16 = 49152;
 
 pub(super) type Time = smoltcp::time::Instant;
 
-/// How a host is made.
+/// Options of a host.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostOptions {
-    /// Whether it has IPv6: a link-local address, and one from each router's prefix.
+    /// Whether it uses IPv6: a link-local address, and one for each router's prefix.
     pub ipv6: bool,
-    /// The longest IP packet, bytes; the wire's where it is none.
+    /// The longest IP packet in bytes; by default the wire's MTU.
     pub mtu: Option<u16>,
 }
 
-/// Ports that sockets have, in the order in which they took them.
+/// The sockets of each port, in the order of binding.
 #[derive(Debug, Default)]
 pub(super) struct Ports(HashMap<u16, Vec<Id>>);
 
@@ -59,14 +59,14 @@ pub(super) struct State {
     pub(super) mac: Mac,
     pub(super) device: Device,
     pub(super) interface: Box<Interface>,
-    /// DHCP's and echo requests' sockets.
+    /// The sockets of DHCP and echo requests.
     pub(super) common: SocketSet<'static>,
     pub(super) none: SocketSet<'static>,
     epoch: Instant,
     pub(super) sockets: HashMap<Id, Entry>,
     next: Id,
     pub(super) flows: HashMap<Flow, Id>,
-    /// Ports of TCP sockets that were bound, those that listen among them.
+    /// Ports of bound TCP sockets, including listening ones.
     pub(super) tcp_ports: Ports,
     pub(super) udp_ports: Ports,
     pub(super) groups: HashMap<IpAddr, usize>,
@@ -78,28 +78,29 @@ pub(super) struct State {
     pub(super) counters: HostCounters,
     pub(super) leases: Leases,
     pub(super) probes: Probes,
-    /// Addresses or routes have changed, a reply came.
+    /// Notified when addresses or routes change, or a reply arrives.
     pub(super) news: Arc<Condvar>,
-    /// What ended it.
+    /// The error that ended the host.
     pub(super) failure: Option<Error>,
-    /// It is to end.
+    /// The host is being closed.
     pub(super) ending: bool,
-    /// Somebody gives frames to the wire.
+    /// A thread is sending frames on the wire.
     pub(super) flushing: bool,
-    /// Frames that the wire had no room for, and may have later.
+    /// Frames that the wire had no room for.
     pub(super) held: Packets,
+    /// The wire was full.
     pub(super) stuck: bool,
-    /// The thread sleeps until then at most.
+    /// The end of the thread's sleep, if it sleeps and if the sleep is limited.
     pub(super) asleep: Option<Option<Instant>>,
     pub(super) ipv6: bool,
 }
 
-/// A random number from the system's source, by way of the keys of a hash table.
+/// A random number: the hash of nothing with random keys.
 pub(super) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// An error as `socket` would raise it.
+/// An error with an error number, as Python's `socket` raises it.
 pub(super) fn refuse(errno: i32, what: impl Into<String>) -> Error {
     Error::os(what, std::io::Error::from_raw_os_error(errno))
 }
@@ -114,14 +115,14 @@ impl State {
         let address = EthernetAddress(mac.0);
         if !address.is_unicast() || mac.0 == [0; 6] {
             return Err(Error::Invalid(format!(
-                "the port's MAC address {mac} is not that of a host; give the device another (mac=)"
+                "the port's MAC address {mac} is not a unicast address; give the device another (mac=)"
             )));
         }
         let mtu = options.mtu.map_or(mtu, |own| own.min(mtu));
         let least = if options.ipv6 { 1280 } else { 576 };
         if mtu < least {
             return Err(Error::Invalid(format!(
-                "an MTU of {mtu} bytes is too small: {least} is the least that this host can do with"
+                "an MTU of {mtu} bytes is too small; the stack needs at least {least}"
             )));
         }
         let mut device = Device::new(mtu, abilities);
@@ -130,7 +131,7 @@ impl State {
         config.slaac = options.ipv6;
         let mut interface = Box::new(Interface::new(config, &mut device, Time::ZERO));
         if options.ipv6 {
-            // smoltcp's router solicitation wants a link-local address to be there.
+            // smoltcp needs a link-local address for its router solicitation.
             let link_local = Ipv6Cidr::new(link_local(mac), 64);
             interface.update_ip_addrs(|list| {
                 let _ = list.push(IpCidr::Ipv6(link_local));
@@ -179,7 +180,7 @@ impl State {
         self.epoch + std::time::Duration::from_micros(micros)
     }
 
-    /// An error once nothing moves any more.
+    /// Fails if the host is closed or has failed.
     pub(super) fn check(&self) -> Result<()> {
         if self.ending {
             return Err(refuse(libc::EBADF, "the stack is closed"));
@@ -196,7 +197,7 @@ impl State {
         self.sockets.insert(id, entry);
         id
     }
-    /// A socket; an error once it was closed.
+    /// A socket, unless it is closed.
     pub(super) fn entry(&mut self, id: Id) -> Result<&mut Entry> {
         self.sockets
             .get_mut(&id)
@@ -204,7 +205,7 @@ impl State {
             .ok_or_else(|| refuse(libc::EBADF, "the socket is closed"))
     }
 
-    /// The address from which an address is reached; an error where there is none.
+    /// The source address for a destination.
     pub(super) fn source(&self, to: IpAddr) -> Result<IpAddr> {
         let mut any = false;
         for cidr in self.interface.ip_addrs() {
@@ -215,9 +216,9 @@ impl State {
         if !any {
             let kind = if to.is_ipv4() { "IPv4" } else { "IPv6" };
             let hint = if to.is_ipv4() {
-                "dhcp=True, address= or configure() gives it one"
+                "use dhcp=True, address= or configure()"
             } else {
-                "ipv6=True gives it one"
+                "use ipv6=True"
             };
             return Err(refuse(
                 libc::ENETUNREACH,
@@ -235,19 +236,21 @@ impl State {
             return Err(refuse(
                 libc::ENETUNREACH,
                 format!(
-                    "{to} cannot be reached: it is in no network of the stack, and there is no gateway"
+                    "{to} cannot be reached: it is in none of the stack's networks, and there is no gateway"
                 ),
             ));
         }
         let source = self.interface.get_source_address(&to.into()).map(IpAddr::from);
-        source.ok_or_else(|| refuse(libc::EADDRNOTAVAIL, format!("no address to reach {to} from")))
+        source.ok_or_else(|| {
+            refuse(libc::EADDRNOTAVAIL, format!("the stack has no source address for {to}"))
+        })
     }
-    /// Whether an address is one of ours.
+    /// Whether an address is one of the host's.
     pub(super) fn is_ours(&self, address: IpAddr) -> bool {
         self.interface.ip_addrs().iter().any(|cidr| IpAddr::from(cidr.address()) == address)
     }
 
-    /// A free port.
+    /// A free ephemeral port.
     ///
     /// # Errors
     /// EADDRINUSE.
@@ -264,10 +267,10 @@ impl State {
                 return Ok(port);
             }
         }
-        Err(refuse(libc::EADDRINUSE, "no port is free"))
+        Err(refuse(libc::EADDRINUSE, "no ephemeral port is free"))
     }
 
-    /// Gives a socket its address and port.
+    /// Binds a socket.
     ///
     /// # Errors
     /// EINVAL, EADDRINUSE, EADDRNOTAVAIL.
@@ -277,16 +280,19 @@ impl State {
         let (v6, reuse, tcp) =
             (entry.v6, entry.options.reuse, !matches!(entry.kind, Kind::Datagram(_)));
         if entry.local.is_some() {
-            return Err(refuse(libc::EINVAL, "the socket has an address already"));
+            return Err(refuse(libc::EINVAL, "the socket is already bound"));
         }
         if address.is_ipv6() != v6 {
-            return Err(refuse(libc::EAFNOSUPPORT, format!("{address} is of the other family")));
+            return Err(refuse(
+                libc::EAFNOSUPPORT,
+                format!("{address} has the other address family"),
+            ));
         }
         let ip = address.ip();
         if !ip.is_unspecified() && !ip.is_multicast() && !self.is_ours(ip) {
             return Err(refuse(
                 libc::EADDRNOTAVAIL,
-                format!("{ip} is no address of the stack, so nothing can be bound to it"),
+                format!("cannot bind to {ip}: it is not an address of the stack"),
             ));
         }
         let port = match address.port() {
@@ -304,7 +310,7 @@ impl State {
             if meets && !(reuse && other.options.reuse && !listens) {
                 return Err(refuse(
                     libc::EADDRINUSE,
-                    format!("port {port} cannot be bound: another socket of the stack has it"),
+                    format!("cannot bind to port {port}: another socket of the stack uses it"),
                 ));
             }
         }
@@ -318,13 +324,13 @@ impl State {
         entry.local = Some(local);
         if !tcp {
             let socket = entry.make_udp();
-            // An address of a group, or another, is looked at before the socket is asked.
+            // Only the port: `take_datagram` compares the address.
             let _ = socket.bind(port);
         }
         Ok(())
     }
 
-    /// Remembers whom the other fragments of a datagram are for.
+    /// Remembers the flow of a fragmented datagram, for its other fragments.
     pub(super) fn remember(&mut self, key: FragmentKey, flow: Flow) {
         if self.fragments.insert(key, flow).is_none() {
             self.fragment_order.push_back(key);
@@ -336,7 +342,7 @@ impl State {
         }
     }
 
-    /// Joins or leaves a group for one socket more or less.
+    /// Counts the members of a multicast group; joins it for the first, leaves it after the last.
     pub(super) fn group(&mut self, group: IpAddr, join: bool) -> Result<()> {
         let members = self.groups.entry(group).or_default();
         *members = if join { *members + 1 } else { members.saturating_sub(1) };
@@ -353,14 +359,14 @@ impl State {
             self.groups.remove(&group);
             return Err(refuse(
                 libc::ENOBUFS,
-                format!("{group} cannot be joined: too many groups"),
+                format!("cannot join {group}: the stack is in too many groups"),
             ));
         }
         Ok(())
     }
 }
 
-/// RFC 4291, appendix A: the address that a host gives itself.
+/// The link-local address of a MAC address (RFC 4291, appendix A).
 pub(super) fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.0;
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])

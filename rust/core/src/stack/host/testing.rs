@@ -1,4 +1,4 @@
-//! A host without a thread or a wire, for tests and fuzz targets: frames are given to it one by one.
+//! A host without a thread or a wire, for tests and fuzz targets.
 
 use super::addresses::Network;
 use super::entry::{Entry, Kind, Listener, Options};
@@ -11,10 +11,10 @@ use crate::{Error, Result};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-/// The host's address on the wire.
+/// The host's MAC address.
 pub const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
 
-/// See the module.
+/// A host that processes frames when it is called.
 pub struct Bare(State);
 
 impl Bare {
@@ -31,7 +31,7 @@ impl Bare {
         }
         Ok(Self(state))
     }
-    /// A socket that listens.
+    /// Adds a listening socket.
     ///
     /// # Errors
     /// As for `bind`.
@@ -41,7 +41,7 @@ impl Bare {
         self.0.entry(id)?.kind = Kind::Listener(Listener { backlog, ..Listener::default() });
         Ok(())
     }
-    /// A UDP socket.
+    /// Adds a UDP socket.
     ///
     /// # Errors
     /// As for `bind`.
@@ -49,13 +49,13 @@ impl Bare {
         let id = self.0.add(Entry::datagram(address.is_ipv6(), Options::default()));
         self.0.bind(id, address)
     }
-    /// Gives it a received frame; `verified`: the device says that its checksum is right.
+    /// Receives a frame. `verified`: the device has verified its checksum.
     pub fn receive(&mut self, frame: &[u8], verified: bool) {
         let flags = if verified { Offload::DATA_VALID } else { 0 };
         let offload = Offload { flags, ..Offload::NONE };
         self.0.ingest(Packet { bytes: frame.to_vec(), offload }, Instant::now());
     }
-    /// Does what is due; returns what it sends.
+    /// Runs timers and sends. Returns the sent frames.
     pub fn turn(&mut self) -> Vec<Vec<u8>> {
         self.0.run_timers();
         self.0.pump();
@@ -65,7 +65,7 @@ impl Bare {
         }
         sent
     }
-    /// Accepts all connections, reads all there is, answers it, and closes every second one.
+    /// Accepts all connections, echoes received data, and closes every second connection.
     pub fn serve(&mut self) {
         let ids: Vec<_> = self.0.sockets.keys().copied().collect();
         for id in ids {
@@ -91,12 +91,12 @@ impl Bare {
             }
         }
     }
-    /// How many sockets there are.
+    /// The number of sockets.
     #[must_use]
     pub fn sockets(&self) -> usize {
         self.0.sockets.len()
     }
-    /// What ended it.
+    /// The error that ended the host.
     #[must_use]
     pub fn failure(&self) -> Option<&Error> {
         self.0.failure.as_ref()

@@ -1,4 +1,4 @@
-//! A host on frames made by hand.
+//! Tests of a host with hand-made frames.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -28,7 +28,7 @@ fn segment(port: u16, to: u16, seq: u32, ack: u32, flags: u8, payload: &[u8]) ->
     frame
 }
 
-/// Who has 10.0.0.9: the peer.
+/// An ARP request of the peer, which has 10.0.0.9.
 fn arp() -> Vec<u8> {
     let mut frame = [&MAC.0[..], &PEER, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
     frame.extend(PEER);
@@ -38,7 +38,7 @@ fn arp() -> Vec<u8> {
     frame
 }
 
-/// (flags, seq, ack) of the segments among frames.
+/// Flags, sequence and acknowledgement number of the TCP segments in `frames`.
 fn segments(frames: &[Vec<u8>]) -> Vec<(u8, u32, u32)> {
     let word = |frame: &[u8], at: usize| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
     frames
@@ -58,18 +58,17 @@ fn host() -> Bare {
 }
 
 #[test]
-fn a_flood_of_syns_costs_no_more_than_the_backlog() {
+fn a_syn_flood_is_limited_by_the_backlog() {
     let mut host = host();
     let before = host.sockets();
     for port in 1000..5000 {
         host.receive(&segment(port, 80, 7, 0, SYN, b""), true);
     }
     assert!(host.sockets() <= before + 9, "{}", host.sockets());
-    // Each of those is answered, and no other.
     let answers = segments(&host.turn());
     assert!(answers.iter().all(|(flags, _, _)| *flags == SYN | ACK), "{answers:?}");
     assert!(answers.len() <= 9);
-    // A peer that takes its connection back makes room for another.
+    // A reset of a half-open connection makes room for another.
     host.receive(&segment(1000, 80, 8, 0, RST, b""), true);
     let before = host.sockets();
     host.receive(&segment(6000, 80, 7, 0, SYN, b""), true);
@@ -77,7 +76,7 @@ fn a_flood_of_syns_costs_no_more_than_the_backlog() {
 }
 
 #[test]
-fn a_wrong_checksum_is_not_looked_at_further() {
+fn a_segment_with_a_wrong_checksum_is_dropped() {
     let mut host = host();
     let before = host.sockets();
     host.receive(&segment(1000, 80, 7, 0, SYN, b""), false);
@@ -86,18 +85,18 @@ fn a_wrong_checksum_is_not_looked_at_further() {
 }
 
 #[test]
-fn a_port_that_nobody_listens_on_is_refused() {
+fn a_connection_to_a_closed_port_is_reset() {
     let mut host = host();
     host.receive(&segment(1000, 81, 7, 0, SYN, b""), true);
     let answers = segments(&host.turn());
     assert_eq!(answers, [(RST | ACK, 0, 8)]);
-    // And a reset is not answered by another.
+    // A reset is not answered.
     host.receive(&segment(1000, 81, 7, 0, RST, b""), true);
     assert_eq!(segments(&host.turn()), []);
 }
 
 #[test]
-fn a_reset_outside_of_the_window_ends_nothing() {
+fn a_reset_outside_the_window_is_ignored() {
     let mut host = host();
     host.receive(&segment(1000, 80, 100, 0, SYN, b""), true);
     let (_, seq, _) = segments(&host.turn())[0];

@@ -1,4 +1,4 @@
-//! What is done with frames, timers and sockets, one after the other.
+//! Processing of received frames, timers and sockets.
 
 use super::demux::{self, Flow, Kind as Found, Segment};
 use super::entry::{Entry, Id, Kind};
@@ -9,13 +9,13 @@ use crate::net::Offload;
 use crate::stack::vlan;
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use smoltcp::socket::{tcp, udp};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-/// Frames of one socket before it is another's turn.
+/// The most frames of one socket before the next socket sends.
 const FAIR: usize = 16;
-/// A socket that says that it has something to do, and does nothing, is asked again so much later.
+/// A socket that claims to have something to do but does nothing is polled again after this time.
 const REST: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
 
 /// Why the state of a connection may have changed.
@@ -26,25 +26,26 @@ pub(super) enum Cause {
     Called,
 }
 
-/// Whom a SYN is for.
+/// The result of looking up the listening socket for a SYN.
 enum Incoming {
+    /// The new connection.
     Socket(Id),
-    Nobody,
-    Full,
+    NotListening,
+    BacklogFull,
 }
 
 impl State {
-    /// Runs a piece of smoltcp's code. If it panics, the host ends.
+    /// Calls smoltcp. If it panics, the host ends.
     fn safely(&mut self, work: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             self.fail(Error::Device(
-                "an internal error of the TCP/IP stack, which says more on standard error; please report it"
+                "an internal error of the TCP/IP stack (see standard error); please report it"
                     .to_owned(),
             ));
         }
     }
 
-    /// Nothing moves any more.
+    /// Ends the host with an error.
     pub(super) fn fail(&mut self, error: Error) {
         self.failure.get_or_insert(error);
         for entry in self.sockets.values_mut() {
@@ -54,7 +55,7 @@ impl State {
         self.news.notify_all();
     }
 
-    /// Takes one received frame.
+    /// Processes one received frame.
     pub(super) fn ingest(&mut self, packet: Packet, arrived: Instant) {
         if self.failure.is_none() {
             self.safely(|state| state.take(packet, arrived));
@@ -67,7 +68,7 @@ impl State {
         vlan::remove_priority_tags(&mut packet.bytes);
         let done = Offload::NEEDS_CSUM | Offload::DATA_VALID;
         let verified = packet.offload.flags & done != 0;
-        match demux::look(&packet.bytes, self.mac.0, verified) {
+        match demux::classify(&packet.bytes, self.mac.0, verified) {
             Found::Tcp(flow, segment) => self.take_segment(packet, flow, segment, arrived),
             Found::Udp(flow) => self.take_datagram(packet, flow),
             Found::FirstFragment(flow, key) => {
@@ -83,7 +84,7 @@ impl State {
                 self.take_common(packet);
             }
             Found::Arp => {
-                self.probes.look(&packet.bytes, arrived, &self.news);
+                self.probes.arp_arrived(&packet.bytes, arrived, &self.news);
                 self.take_common(packet);
             }
             Found::Other => self.take_common(packet),
@@ -98,9 +99,9 @@ impl State {
         }
     }
 
-    /// For the interface itself, and the sockets that are nobody's.
+    /// Passes a frame to the interface and the common sockets.
     fn take_common(&mut self, packet: Packet) {
-        self.leases.look(&packet.bytes);
+        self.leases.read(&packet.bytes);
         self.device.inbox = Some(packet);
         let now = self.now();
         self.interface.poll_ingress_single(now, &mut self.device, &mut self.common);
@@ -119,7 +120,7 @@ impl State {
             && !entry.owned
             && matches!(entry.state(), tcp::State::TimeWait | tcp::State::Closed)
         {
-            // RFC 9293, section 3.6.1: the same peer begins anew.
+            // A new connection from the same peer and port (RFC 9293, section 3.6.1).
             self.forget(id);
             known = None;
         }
@@ -127,8 +128,8 @@ impl State {
             Some(id) => id,
             None if opening => match self.incoming(flow) {
                 Incoming::Socket(id) => id,
-                Incoming::Nobody => return self.refuse_segment(packet),
-                Incoming::Full => {
+                Incoming::NotListening => return self.refuse_segment(packet),
+                Incoming::BacklogFull => {
                     self.counters.rx_backlog_full += 1;
                     self.device.used.recycle(packet);
                     return;
@@ -156,7 +157,7 @@ impl State {
         self.take_common(packet);
     }
 
-    /// Gives a frame to a socket's own set.
+    /// Passes a frame to one socket.
     fn feed(&mut self, id: Id, packet: Packet) {
         let now = self.now();
         let Some(entry) = self.sockets.get_mut(&id) else { return };
@@ -171,7 +172,7 @@ impl State {
         }
     }
 
-    /// Counts the frames that were just made for a socket.
+    /// Counts the frames that a socket has just sent.
     fn count_sent(&mut self, id: Id, frames: u64) {
         let now = Instant::now();
         let Some(entry) = self.sockets.get_mut(&id) else { return };
@@ -188,10 +189,10 @@ impl State {
         }
     }
 
-    /// A SYN came: makes a connection of it, where a socket listens.
+    /// Creates a connection for a SYN if a socket listens.
     fn incoming(&mut self, flow: Flow) -> Incoming {
         if !self.is_ours(flow.local.ip()) || flow.remote.port() == 0 {
-            return Incoming::Nobody;
+            return Incoming::NotListening;
         }
         let mut best = None;
         for id in self.tcp_ports.of(flow.local.port()) {
@@ -203,12 +204,12 @@ impl State {
                 best = Some(*id);
             }
         }
-        let Some(parent) = best else { return Incoming::Nobody };
-        let Some(entry) = self.sockets.get_mut(&parent) else { return Incoming::Nobody };
+        let Some(parent) = best else { return Incoming::NotListening };
+        let Some(entry) = self.sockets.get_mut(&parent) else { return Incoming::NotListening };
         let (v6, options) = (entry.v6, entry.options);
-        let Kind::Listener(listener) = &mut entry.kind else { return Incoming::Nobody };
+        let Kind::Listener(listener) = &mut entry.kind else { return Incoming::NotListening };
         if listener.ready.len() + listener.pending > listener.backlog {
-            return Incoming::Full;
+            return Incoming::BacklogFull;
         }
         listener.pending += 1;
         let mut child = Entry::stream(v6, options);
@@ -217,7 +218,7 @@ impl State {
         child.remote = Some(flow.remote);
         let socket = child.make_tcp();
         if socket.listen((flow.local.ip(), flow.local.port())).is_err() {
-            return Incoming::Nobody;
+            return Incoming::NotListening;
         }
         if let Kind::Stream(stream) = &mut child.kind {
             stream.parent = Some(parent);
@@ -243,7 +244,7 @@ impl State {
             }
         }
         if all.len() > 1 {
-            // Of a group, or to everybody: each socket gets its own copy.
+            // Multicast or broadcast: each socket gets a copy.
             for id in &all[1..] {
                 let bytes = packet.bytes.clone();
                 self.deliver(*id, Packet { bytes, offload: packet.offload });
@@ -267,7 +268,7 @@ impl State {
         if after > before {
             entry.counters.rx_packets += 1;
         } else if before > 0 {
-            // A fragment that completes nothing does not count, and cannot be told apart.
+            // An incomplete datagram looks the same, so only count a drop if the buffer is full.
             let full = entry
                 .udp()
                 .is_some_and(|udp| udp.recv_queue() + 2048 > udp.payload_recv_capacity());
@@ -277,10 +278,10 @@ impl State {
         entry.announce();
     }
 
-    /// The peer, or a router, says that something could not be delivered.
+    /// Handles an ICMP error.
     fn unreachable(&mut self, flow: Flow, is_tcp: bool, errno: i32) {
         if is_tcp {
-            // RFC 5927: soft, but for a connection that is not made yet.
+            // Only a connection that is not established fails (RFC 5927).
             if let Some(id) = self.flows.get(&flow).copied()
                 && let Some(entry) = self.sockets.get_mut(&id)
                 && entry.state() == tcp::State::SynSent
@@ -304,7 +305,7 @@ impl State {
         }
     }
 
-    /// A socket may have something to send.
+    /// Queues a socket that may have something to send.
     pub(super) fn enqueue(&mut self, id: Id) {
         if let Some(entry) = self.sockets.get_mut(&id)
             && !entry.queued
@@ -314,7 +315,7 @@ impl State {
         }
     }
 
-    /// Has sockets send as long as there is room.
+    /// Lets queued sockets send while there is room.
     pub(super) fn pump(&mut self) {
         let mut turns = self.queue.len();
         while turns > 0
@@ -327,7 +328,7 @@ impl State {
         }
     }
 
-    /// Has one socket send, and looks when it wants to be asked again.
+    /// Lets one socket send, and sets its timer.
     pub(super) fn egress(&mut self, id: Id, cause: Cause) {
         if self.failure.is_none() {
             self.safely(|state| state.emit(id, cause));
@@ -370,12 +371,12 @@ impl State {
             self.enqueue(id);
             self.schedule(id, None);
         } else {
-            // What did nothing just now is not asked in a circle.
+            // Avoid a busy loop: it is due but did nothing.
             self.schedule(id, wanted.map(|at| if at <= now { now + REST } else { at }));
         }
     }
 
-    /// Sends what waits for its next hop; forgets what waited too long.
+    /// Sends datagrams that wait for their next hop; drops those that have waited too long.
     fn emit_datagrams(&mut self, id: Id) {
         let now = self.now();
         let moment = Instant::now();
@@ -411,7 +412,7 @@ impl State {
         self.schedule(id, wanted);
     }
 
-    /// Sends the other fragments of a long datagram: smoltcp has room for one.
+    /// Sends the remaining fragments of a datagram: smoltcp fragments one datagram at a time.
     pub(super) fn finish_datagram(&mut self) {
         let now = self.now();
         self.device.finishing = true;
@@ -428,8 +429,8 @@ impl State {
     /// Sets a socket's timer.
     fn schedule(&mut self, id: Id, wanted: Option<Time>) {
         let Some(entry) = self.sockets.get(&id) else { return };
-        let gives_up = entry.gives_up().map(|at| self.time(at));
-        let due = match (wanted, gives_up) {
+        let times_out = entry.times_out().map(|at| self.time(at));
+        let due = match (wanted, times_out) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
@@ -446,7 +447,7 @@ impl State {
         }
     }
 
-    /// Asks the sockets whose time has come, and the interface.
+    /// Runs the sockets whose timers have ended, and the interface.
     pub(super) fn run_timers(&mut self) {
         let now = self.now();
         while let Some((due, id)) = self.timers.first().copied()
@@ -455,7 +456,7 @@ impl State {
             self.timers.remove(&(due, id));
             let Some(entry) = self.sockets.get_mut(&id) else { continue };
             entry.due = None;
-            if entry.gives_up().is_some_and(|at| at <= Instant::now()) {
+            if entry.times_out().is_some_and(|at| at <= Instant::now()) {
                 if entry.error.is_none() && entry.owned {
                     entry.error = Some(libc::ETIMEDOUT);
                 }
@@ -477,7 +478,7 @@ impl State {
         }
     }
 
-    /// When the thread is wanted next, where no frame comes.
+    /// When the next timer ends.
     pub(super) fn wanted(&mut self) -> Option<Instant> {
         let now = self.now();
         let common = self.interface.poll_at(now, &self.common).map(|at| at.max(now + REST));
@@ -486,22 +487,16 @@ impl State {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        // smoltcp does not say when a prefix ends, or a router is to be asked again, where it has
-        // no socket.
+        // Without sockets, smoltcp's `poll_at` ignores router solicitations and prefix lifetimes.
         let router = self.ipv6.then(|| now + smoltcp::time::Duration::from_secs(4));
         let wanted = match (wanted, router) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let probe = self.probes.wanted();
-        let wanted = wanted.map(|at| self.moment(at));
-        match (wanted, probe) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        wanted.map(|at| self.moment(at))
     }
 
-    /// Draws the conclusions of what a socket has become.
+    /// Acts on a socket's change of state.
     pub(super) fn finish(&mut self, id: Id, cause: Cause) {
         let Some(entry) = self.sockets.get_mut(&id) else { return };
         let state = entry.state();
@@ -545,7 +540,7 @@ impl State {
         let mut forget = false;
         if let Some(entry) = self.sockets.get_mut(&id) {
             match (last, state) {
-                // A peer that began a connection took it back.
+                // The peer has reset a half-open connection.
                 (tcp::State::SynReceived, tcp::State::Listen) => forget = true,
                 (tcp::State::SynSent, tcp::State::Closed) if cause == Cause::Received => {
                     entry.error.get_or_insert(libc::ECONNREFUSED);
@@ -590,7 +585,7 @@ impl State {
         }
     }
 
-    /// A connection is established: its listening socket may accept it.
+    /// Queues an established connection at its listening socket.
     fn hand_to(&mut self, parent: Id, id: Id) {
         let Some(entry) = self.sockets.get_mut(&parent) else { return };
         if let Kind::Listener(listener) = &mut entry.kind {
@@ -600,7 +595,7 @@ impl State {
         entry.announce();
     }
 
-    /// Removes a socket and all that refers to it.
+    /// Removes a socket and all references to it.
     pub(super) fn forget(&mut self, id: Id) {
         let Some(entry) = self.sockets.remove(&id) else { return };
         if let Some(due) = entry.due {
@@ -641,7 +636,7 @@ impl State {
         entry.changed.notify_all();
     }
 
-    /// The program has closed a socket. What it sent before still goes out.
+    /// Closes a socket. Data sent before is still delivered.
     pub(super) fn close(&mut self, id: Id) {
         let Some(entry) = self.sockets.get_mut(&id) else { return };
         if !entry.owned {
@@ -651,11 +646,7 @@ impl State {
         entry.ready = None;
         entry.announce();
         match &mut entry.kind {
-            Kind::Datagram(datagram) if datagram.sending.is_empty() => self.forget(id),
-            Kind::Datagram(_) => {
-                // Nothing more is received; what waits for its next hop goes, or is given up.
-                self.forget(id);
-            }
+            Kind::Datagram(_) => self.forget(id),
             Kind::Listener(listener) => {
                 let waiting: Vec<Id> = listener.ready.drain(..).collect();
                 let begun: Vec<Id> = self
@@ -676,7 +667,7 @@ impl State {
                 let at_once = entry.options.reset_on_close || unread;
                 match entry.tcp_mut() {
                     None => self.forget(id),
-                    // RFC 2525, section 2.17: data that nobody reads any more is said to be lost.
+                    // Unread data is lost, so the peer gets a reset (RFC 2525, section 2.17).
                     Some(_) if at_once => self.abort(id),
                     Some(tcp) => {
                         tcp.close();
@@ -688,7 +679,7 @@ impl State {
         }
     }
 
-    /// Resets a connection that nobody has.
+    /// Resets a connection that is not open.
     fn abort(&mut self, id: Id) {
         if let Some(tcp) = self.sockets.get_mut(&id).and_then(Entry::tcp_mut) {
             tcp.abort();
@@ -718,14 +709,14 @@ fn is_broadcast(address: IpAddr) -> bool {
     address == IpAddr::from([255, 255, 255, 255])
 }
 
-/// How well a socket fits a datagram; `None`: not at all.
+/// How well a socket matches a datagram; `None`: not at all.
 fn fits(entry: &Entry, flow: Flow, group: bool) -> Option<u8> {
     let local = entry.local?;
     if entry.v6 != flow.local.is_ipv6() {
         return None;
     }
     let exact = local.ip() == flow.local.ip();
-    if !exact && !local.ip().is_unspecified() && !is_broadcast_for(local, flow) {
+    if !exact && !local.ip().is_unspecified() && !is_broadcast(flow.local.ip()) {
         return None;
     }
     if group
@@ -740,9 +731,4 @@ fn fits(entry: &Entry, flow: Flow, group: bool) -> Option<u8> {
         None if exact => Some(2),
         None => Some(1),
     }
-}
-
-/// Whether a datagram to everybody is also for a socket that is bound to one address.
-fn is_broadcast_for(_local: SocketAddr, flow: Flow) -> bool {
-    is_broadcast(flow.local.ip())
 }

@@ -1,4 +1,4 @@
-//! What a host stands on: something that carries Ethernet frames, and can be woken.
+//! Wires: the links that carry a host's Ethernet frames.
 
 use super::packets::{Packets, Source};
 use crate::Result;
@@ -7,32 +7,32 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Frames that wait for whoever takes them from a [`Fed`] wire; more are not taken from the host.
+/// The most sent frames in a [`Fed`] wire that are not taken yet.
 const ROOM: usize = 1024;
-/// The longest frame to be segmented: the length in its IP header has 16 bits.
+/// The longest frame to be segmented, as the length in the IP header has 16 bits.
 const LONGEST: usize = 65_000;
 
 const CHECKSUM: Offload = Offload { flags: Offload::NEEDS_CSUM, ..Offload::NONE };
 const SEGMENTS: Offload = Offload { gso_type: Offload::TCPV4, ..CHECKSUM };
 
-/// What a wire can do to frames that it is given.
+/// The offloads of a wire.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Abilities {
-    /// Calculate TCP's checksum.
+    /// Whether it completes TCP checksums.
     pub checksum: bool,
-    /// Segment TCP over IPv4: bytes of the longest frame.
+    /// Whether it segments TCP over IPv4: the longest frame in bytes.
     pub segmentation: Option<usize>,
 }
 
-/// Carries Ethernet frames to and from a host. Calls come from any thread.
+/// Carries Ethernet frames to and from a host. Called from any thread.
 pub trait Wire: Send + Sync + 'static {
-    /// The address that frames for the host have.
+    /// The host's MAC address.
     fn mac(&self) -> Mac;
-    /// The longest IP packet, bytes.
+    /// The longest IP packet in bytes.
     fn mtu(&self) -> u16;
-    /// What it can do to frames.
+    /// Its offloads.
     fn abilities(&self) -> Abilities;
-    /// Appends up to `max` received frames; 0 when there is none now.
+    /// Appends up to `max` received frames. Returns how many; does not wait.
     ///
     /// # Errors
     /// As for [`Port::recv`].
@@ -42,14 +42,15 @@ pub trait Wire: Send + Sync + 'static {
     /// # Errors
     /// As for [`Port::wait`].
     fn wait(&self, timeout: Option<Duration>) -> Result<Wake>;
-    /// Ends the wait, or the next one.
+    /// Ends the current wait, or the next one.
     fn wake(&self);
-    /// Queues frames, in order, as many as fit now; says how many.
+    /// Queues as many frames as fit, in order. Returns how many. A frame that can never be sent is
+    /// dropped.
     ///
     /// # Errors
-    /// As for [`Port::send`]. A frame that it never takes is dropped.
+    /// As for [`Port::send`].
     fn send(&self, packets: &Packets) -> Result<usize>;
-    /// The host has ended.
+    /// Called after the host has ended.
     fn end(&self) {}
 }
 
@@ -62,20 +63,20 @@ pub struct PairWire {
 }
 
 impl PairWire {
-    /// The pair of this number.
+    /// The wire of the queue pair `index`.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] where there is none.
+    /// [`crate::Error::Invalid`] if the port does not have it.
     pub fn new(port: Arc<Port>, index: usize) -> Result<Self> {
         port.pair(index)?;
         let mac = port.mac();
         Ok(Self { port, index, mac })
     }
     fn pair(&self) -> &QueuePair {
-        // Checked when it was made; a port never loses pairs.
+        // Checked by `new`; a port never loses pairs.
         &self.port.pairs()[self.index]
     }
-    /// Whether the device can be told of this.
+    /// Whether the device supports an offload.
     fn can(&self, offload: Offload) -> bool {
         offload.needs().0 & !self.port.accepted().0 == 0
     }
@@ -101,10 +102,10 @@ impl Wire for PairWire {
         for index in 0..burst.len() {
             let Some((from, length)) = burst.frame(index) else { continue };
             let offload = burst.offload(index).unwrap_or(Offload::NONE);
-            // The stack looks at bytes more than once, and the packet memory may change between
-            // two looks: it gets a copy.
-            // SAFETY: `from` is a buffer of the burst with `length` bytes; it is ours until the
-            // burst is dropped. `to` has `length` bytes and is private, so it is no part of it.
+            // The stack reads bytes more than once and shared memory may change in between, so it
+            // gets a copy.
+            // SAFETY: `from` is a buffer of the burst with `length` bytes, ours until the burst is
+            // dropped. `to` has `length` bytes and is private memory, so they do not overlap.
             packets.push_with(length, offload, |to| unsafe {
                 std::ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), length);
             });
@@ -131,7 +132,7 @@ impl Wire for PairWire {
     }
 }
 
-/// A wire whose frames somebody else carries: see [`Self::feed`] and [`Self::take`].
+/// A wire without a port: its owner moves the frames, with [`Self::feed`] and [`Self::take`].
 #[derive(Debug)]
 pub struct Fed {
     mac: Mac,
@@ -151,7 +152,7 @@ struct Inner {
 }
 
 impl Fed {
-    /// A wire of this address.
+    /// A wire with these properties.
     #[must_use]
     pub fn new(mac: Mac, mtu: u16) -> Self {
         let (inner, arrived, departing) = Default::default();
@@ -160,7 +161,7 @@ impl Fed {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    /// Adds a received frame; false where the host is too far behind, and it is dropped.
+    /// Adds a received frame. Returns false if it is dropped because too many wait.
     pub fn feed(&self, frame: &[u8]) -> bool {
         let mut inner = self.inner();
         let room = inner.inbox.len() < 4 * ROOM;
@@ -171,7 +172,7 @@ impl Fed {
         }
         room
     }
-    /// Takes the frames that are to be sent, waiting for the first; `None` when the host is gone.
+    /// Takes the sent frames, waiting for the first; `None` after the host has ended.
     pub fn take(&self, timeout: Duration) -> Option<Vec<Vec<u8>>> {
         let mut inner = self.inner();
         if inner.outbox.is_empty() && !inner.ended {
@@ -183,12 +184,12 @@ impl Fed {
         }
         Some(inner.outbox.drain(..).collect())
     }
-    /// Says that no more frames are carried, and why.
+    /// Fails the wire: no more frames are moved.
     pub fn fail(&self, why: crate::Error) {
         self.inner().failure.get_or_insert(why);
         self.wake();
     }
-    /// Whether the host is gone.
+    /// Whether the host has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.inner().ended
