@@ -1233,15 +1233,15 @@ class Stack:
 
 @final
 class StackWire:
-    """A wire of Python's: frames of any object that sends and receives them."""
+    """A wire whose frames Python moves."""
 
     def __new__(cls, mac: Sequence[int], mtu: int) -> Self: ...
     def feed(self, frames: Iterable[_Frame]) -> int:
-        """Give the stack received frames; return how many it took."""
+        """Pass received frames to the stack; return how many it took."""
     def take(self, timeout: float) -> list[bytes] | None:
-        """Return the frames that the stack sends, waiting for the first; None when it has ended."""
+        """Return the sent frames, waiting for the first; None after the stack has ended."""
     def fail(self, why: str) -> None:
-        """Say that frames are carried no more, and why."""
+        """Fail the wire: no more frames are moved."""
     @property
     def ended(self) -> bool:
         """Whether the stack was closed."""
@@ -1258,23 +1258,23 @@ class Connection:
         """The state: ``established``, ``listen`` and so on."""
     @property
     def local(self) -> tuple[str, int] | None:
-        """Its own address and port; None where it has none."""
+        """The local address and port; None if it is not bound."""
     @property
     def remote(self) -> tuple[str, int] | None:
-        """Its peer's."""
+        """The peer's address and port; None if it is not connected."""
     @property
     def receive_queue(self) -> int:
-        """Bytes that the program has not taken yet; connections that it has not accepted."""
+        """Bytes that the program has not received yet; connections that it has not accepted yet."""
     @property
     def send_queue(self) -> int:
         """Bytes that the peer has not acknowledged yet."""
     @property
     def stats(self) -> dict[str, Any]:
-        """What was counted, as ``stats`` of the socket."""
+        """The counters, as ``stats`` of the socket."""
 
 @disjoint_base
 class NetStack:
-    """A TCP/IP stack with a thread of its own, on a port, a queue or a wire of Python's."""
+    """A TCP/IP stack with its own thread, on a port, a queue or a StackWire."""
 
     def __new__(
         cls,
@@ -1285,7 +1285,7 @@ class NetStack:
         **_kwargs: Any,
     ) -> Self: ...
     def close(self) -> None:
-        """End the thread, reset the connections, close the sockets."""
+        """Reset the connections, close the sockets, end the thread."""
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
@@ -1294,102 +1294,102 @@ class NetStack:
         """All addresses with their prefixes: ``10.0.2.15/24``, ``fe80::…/64``."""
     @property
     def gateways(self) -> list[str]:
-        """The default gateways, IPv4's first."""
+        """The default gateways, IPv4 first."""
     @property
     def name_servers(self) -> list[str]:
-        """The name servers that DHCP told of."""
+        """The name servers of the DHCP lease."""
     def configure(self, address: str, gateway: str | None = None) -> None:
-        """Add an address with its prefix, and set its family's gateway.
+        """Add an address with its prefix, and set the default gateway of its family.
 
-        An IPv4 address takes the place of a lease. Raises ValueError.
+        An IPv4 address ends the DHCP lease. Raises ValueError.
         """
     def dhcp(self, timeout: float | None = 10.0) -> Lease:
-        """Take a lease by DHCP, use it, and keep renewing it.
+        """Get a lease by DHCP, use it, and keep renewing it.
 
-        Raises TimeoutError when no server answers within ``timeout`` seconds.
+        Raises TimeoutError without a lease within ``timeout`` seconds.
         """
     def wait_ipv6(self, timeout: float | None = 10.0) -> str:
-        """Wait until a router has given an IPv6 address of global scope; return it with its prefix.
+        """Wait for an IPv6 address of global scope from a router; return it with its prefix.
 
-        Raises TimeoutError when none has within ``timeout`` seconds.
+        Raises TimeoutError without one within ``timeout`` seconds.
         """
     def arp(self, address: str, timeout: float | None = 1.0) -> ArpReply:
         """Resolve an IPv4 address.
 
-        Raises TimeoutError when nobody answers within ``timeout`` seconds.
+        Raises TimeoutError without a reply within ``timeout`` seconds.
         """
     def ping(
         self, address: str, sequence: int = 0, payload: int = 56, timeout: float | None = 1.0
     ) -> PingReply:
         """Send one ICMP echo request with ``payload`` bytes, and wait for its reply.
 
-        Raises TimeoutError when none comes within ``timeout`` seconds.
+        Raises TimeoutError without a reply within ``timeout`` seconds.
         """
     def open(self, stream: bool, ipv6: bool) -> NetSocket:
-        """Make a socket: of TCP or UDP, for IPv4 or IPv6."""
+        """Create a socket: TCP or UDP, IPv4 or IPv6."""
     def stats(self) -> dict[str, int]:
         """Return the counters by name."""
     def connections(self) -> list[Connection]:
-        """Return what sockets there are, in the order in which they were made."""
+        """Return all sockets, in the order of creation."""
 
 @final
 class NetSocket:
-    """One socket of a stack. A ``timeout`` is in seconds; None waits for ever, 0 not at all."""
+    """One socket of a stack. A ``timeout`` is in seconds; None waits forever, 0 not at all."""
 
     def bind(self, host: str, port: int) -> None:
-        """Give it an address and a port; 0: any that is free."""
+        """Bind to an address and a port; port 0 selects a free one."""
     def listen(self, backlog: int) -> None:
-        """Let others connect, of which ``backlog`` may wait to be accepted."""
+        """Listen for connections, of which ``backlog`` can wait to be accepted."""
     def accept(self, timeout: float | None = None) -> tuple[NetSocket, tuple[str, int]]:
-        """Return the next connection and its peer's address."""
+        """Accept a connection; return it and its peer's address."""
     def connect(self, host: str, port: int, timeout: float | None = None) -> None:
-        """Connect."""
+        """Connect to a peer."""
     def send(self, data: Buffer, timeout: float | None = None) -> int:
-        """Send a part of the bytes, at least one; return how many."""
+        """Send at least one of the bytes; return how many."""
     def send_all(self, data: Buffer, timeout: float | None = None) -> None:
-        """Send all the bytes."""
+        """Send all bytes."""
     def recv(self, size: int, timeout: float | None = None, peek: bool = False) -> bytes:
-        """Return up to ``size`` bytes; none when the peer has ended its half."""
+        """Return up to ``size`` bytes; none after the peer has shut down sending."""
     def recv_into(
         self, buffer: Buffer, size: int = 0, timeout: float | None = None, peek: bool = False
     ) -> int:
-        """Receive into a buffer, up to ``size`` bytes (0: as many as it has); return how many."""
+        """Receive up to ``size`` bytes (0: its length) into a buffer; return how many."""
     def send_to(
         self, data: Buffer, address: tuple[str, int] | None, timeout: float | None = None
     ) -> int:
-        """Send one datagram to an address, None: to whom it is connected; return its length."""
+        """Send one datagram to an address (None: the connected peer); return its length."""
     def recv_from(
         self, size: int, timeout: float | None = None, peek: bool = False
     ) -> tuple[bytes, int, tuple[str, int] | None]:
-        """Return one datagram, cut to ``size`` bytes, its whole length, and who sent it."""
+        """Return one datagram, cut to ``size`` bytes, its whole length, and its sender."""
     def recv_from_into(
         self, buffer: Buffer, size: int = 0, timeout: float | None = None, peek: bool = False
     ) -> tuple[int, int, tuple[str, int] | None]:
-        """Receive a datagram into a buffer; return its length there, in whole, and who sent it."""
+        """Receive a datagram into a buffer; return its bytes there, its length, and its sender."""
     def available(self) -> int:
-        """Return how many bytes can be received now; of UDP, those of the next datagram."""
+        """Return how many bytes can be received now; for UDP, the length of the next datagram."""
     def shutdown(self, how: int) -> None:
-        """End a half: 0 reading, 1 writing, 2 both."""
+        """Shut down receiving (0), sending (1) or both (2)."""
     def close(self) -> None:
-        """Close it."""
+        """Close the socket."""
     def local(self) -> tuple[str, int] | None:
-        """Its own address; None where it has none."""
+        """Return the local address; None if it is not bound."""
     def peer(self) -> tuple[str, int]:
-        """Its peer's address."""
+        """Return the peer's address."""
     def option(self, name: str) -> float:
-        """Return an option by its name."""
+        """Return the value of an option."""
     def set_option(self, name: str, value: float) -> None:
-        """Set an option by its name."""
+        """Set an option."""
     def take_error(self) -> int:
-        """Return the number of the error that waits, 0 for none, and forget it."""
+        """Return and clear the pending error number; 0 for none."""
     def membership(self, group: str, join: bool) -> None:
-        """Join a multicast group, or leave it."""
+        """Join or leave a multicast group."""
     def fileno(self) -> int:
-        """Return a descriptor that can be waited on for reading and writing."""
+        """Return a descriptor to wait on for reading and writing."""
     def ready(self) -> tuple[bool, bool]:
-        """Return whether it can be read from, and written to, now."""
+        """Return whether receiving, and whether sending, would return at once."""
     def stats(self) -> dict[str, Any]:
-        """Return what was counted of it, by name."""
+        """Return the counters by name."""
 
 #: Seconds, packets, a function that gets the counters 20 times a second (False from it stops), and
 #: the processors of the threads.

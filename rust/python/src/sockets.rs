@@ -111,7 +111,7 @@ impl StackWire {
         }
         Ok(taken)
     }
-    /// Return the frames that the stack sends, waiting for the first; None after it has ended.
+    /// Return the sent frames, waiting for the first; None after the stack has ended.
     fn take<'py>(
         &self,
         py: Python<'py>,
@@ -611,7 +611,7 @@ impl NetSocket {
             run(py, move |check| self.0.recv_from(area, peek, timeout, check))?;
         Ok((bytes.finish(count), whole, from.map(spell)))
     }
-    /// Receive a datagram into a buffer; return the bytes received, its whole length, and its sender.
+    /// Receive a datagram into a buffer; return its bytes there, its length, and its sender.
     #[pyo3(signature = (buffer, size = 0, timeout = None, peek = false))]
     fn recv_from_into(
         &self,

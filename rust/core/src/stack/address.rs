@@ -1,4 +1,4 @@
-//! IPv4 addresses: what users write, and what may be used.
+//! IPv4 addresses: parsing and checks.
 
 use crate::{Error, Result};
 use std::fmt;
@@ -6,12 +6,12 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
-/// An address and the length of its network's prefix, as `10.0.2.15/24`.
+/// An address and its prefix length, such as `10.0.2.15/24`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr {
     /// The address.
     pub address: Ipv4Addr,
-    /// Bits of the network's part, at most 32.
+    /// The prefix length in bits, at most 32.
     pub prefix: u8,
 }
 
@@ -24,8 +24,8 @@ impl Cidr {
     pub fn contains(self, other: Ipv4Addr) -> bool {
         (self.address.to_bits() ^ other.to_bits()) & self.mask() == 0
     }
-    /// Whether `other` is the network's own or its broadcast address: no host has these
-    /// where the prefix is shorter than 31 bits (RFC 3021).
+    /// Whether `other` is the network or broadcast address, which no host has if the prefix is shorter
+    /// than 31 bits (RFC 3021).
     #[must_use]
     pub fn reserves(self, other: Ipv4Addr) -> bool {
         let host = other.to_bits() & !self.mask();
@@ -39,11 +39,11 @@ impl Cidr {
         if !is_unicast(self.address) {
             return Err(invalid(
                 self,
-                "a host's address is neither 0.0.0.0, broadcast, multicast nor loopback",
+                "it is unspecified, or a broadcast, multicast or loopback address",
             ));
         }
         if self.reserves(self.address) {
-            return Err(invalid(self, "it is the network's own or its broadcast address"));
+            return Err(invalid(self, "it is the network or broadcast address"));
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl FromStr for Cidr {
         });
         let cidr = parsed.ok_or_else(|| {
             Error::Invalid(format!(
-                "expected an IPv4 address with the length of its prefix, such as 10.0.2.15/24, not {text:?}"
+                "expected an IPv4 address with its prefix length, such as 10.0.2.15/24, not {text:?}"
             ))
         })?;
         cidr.check()?;
@@ -75,10 +75,10 @@ impl FromStr for Cidr {
     }
 }
 
-/// Reads an IPv4 address.
+/// Parses an IPv4 address.
 ///
 /// # Errors
-/// [`Error::Invalid`], saying what is expected.
+/// [`Error::Invalid`].
 pub fn parse_ipv4(text: &str) -> Result<Ipv4Addr> {
     text.parse().map_err(|_| {
         let more = if text.contains(':') { " (IPv6 is not supported)" } else { "" };
@@ -86,7 +86,7 @@ pub fn parse_ipv4(text: &str) -> Result<Ipv4Addr> {
     })
 }
 
-/// Whether the address can be that of one host on a wire.
+/// Whether a host on a link can have this address.
 pub(super) fn is_unicast(address: Ipv4Addr) -> bool {
     !(address.is_unspecified()
         || address.is_broadcast()
@@ -94,7 +94,7 @@ pub(super) fn is_unicast(address: Ipv4Addr) -> bool {
         || address.is_loopback())
 }
 
-/// What the stack is configured with now. May be read while the stack is at work.
+/// The current address and gateway, which can be read while a call of the stack runs.
 #[derive(Debug, Default)]
 pub struct Settings(Mutex<(Option<Cidr>, Option<Ipv4Addr>)>);
 

@@ -1,4 +1,4 @@
-//! A link as smoltcp's `phy::Device`: one burst in, one burst out for each turn of the stack.
+//! The smoltcp device of a link: receives and sends one burst per turn.
 
 use super::link::{Frames, Link};
 use super::vlan;
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 /// Frames taken from the link at once.
 pub(super) const BURST: usize = 64;
-/// With so many frames waiting for room in the link, none is taken from it.
+/// With this many frames to send, none is received.
 const BACKLOG: usize = 2 * BURST;
 
 #[derive(Debug)]
@@ -18,11 +18,11 @@ pub(super) struct Device<L> {
     mtu: usize,
     inbox: Frames,
     outbox: Frames,
-    /// When the newest received frames were taken from the link.
+    /// When the last burst was received.
     pub(super) arrived: Instant,
-    /// When the newest frames were given to the link.
+    /// When the last burst was sent.
     pub(super) departed: Instant,
-    /// Frames given to the link so far.
+    /// Number of sent frames.
     pub(super) sent: u64,
 }
 
@@ -34,12 +34,12 @@ impl<L: Link> Device<L> {
         Self { link, mtu, inbox, outbox, arrived: now, departed: now, sent: 0 }
     }
 
-    /// The longest IP packet, bytes.
+    /// The longest IP packet in bytes.
     pub(super) fn mtu(&self) -> usize {
         self.mtu
     }
 
-    /// Takes a burst from the link; says how many frames, which `look` sees first.
+    /// Receives a burst and calls `look` for each frame. Returns the number of frames.
     pub(super) fn fill(&mut self, look: impl FnMut(&[u8])) -> Result<usize> {
         let room = BURST.saturating_sub(self.inbox.len());
         if room == 0 || self.outbox.len() >= BACKLOG {
@@ -54,7 +54,7 @@ impl<L: Link> Device<L> {
         Ok(received)
     }
 
-    /// Gives the link what is to be sent, with one doorbell. What does not fit stays.
+    /// Sends queued frames with one doorbell. Those that do not fit remain queued.
     pub(super) fn flush(&mut self) -> Result<()> {
         if self.outbox.is_empty() {
             return Ok(());
@@ -69,16 +69,16 @@ impl<L: Link> Device<L> {
         Ok(())
     }
 
-    /// Adds a frame to what is to be sent.
+    /// Queues a frame to send.
     pub(super) fn push(&mut self, frame: &[u8]) {
         self.outbox.push(frame);
     }
 
-    /// Whether frames wait for room in the link.
+    /// Whether the link had no room for some frames.
     pub(super) fn stuck(&self) -> bool {
         !self.outbox.is_empty()
     }
-    /// Whether received frames wait to be looked at.
+    /// Whether received frames are not processed yet.
     pub(super) fn behind(&self) -> bool {
         !self.inbox.is_empty()
     }
@@ -129,7 +129,7 @@ impl phy::RxToken for RxToken<'_> {
     }
 }
 
-/// Room for one frame to send.
+/// A frame to send.
 pub(super) struct TxToken<'a> {
     outbox: &'a mut Frames,
 }

@@ -1,10 +1,9 @@
-//! An address by DHCP (RFC 2131). smoltcp's client speaks the protocol, here its results are
-//! checked and used. A lease is renewed as long as the stack is given time to.
+//! DHCP (RFC 2131): smoltcp implements the client; its leases are checked and applied here.
 
 use super::address::{Cidr, is_unicast};
 use super::{Check, Stack, deadline, link::Link, spell};
 use crate::{Error, Result};
-use smoltcp::iface::SocketHandle;
+use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::dhcpv4;
 use smoltcp::wire::{
     DHCP_CLIENT_PORT, DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, EthernetFrame,
@@ -13,52 +12,69 @@ use smoltcp::wire::{
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// RFC 2131, section 4.1: 4 s before the first repetition. Not less, because each repetition has
-/// another transaction id, and servers that ping an address before they offer it take 3 s.
+/// Time before the first retransmission (RFC 2131, section 4.1). Not less, because each has another
+/// transaction id, and servers that ping an address before they offer it take 3 s.
 const REPEAT: Duration = Duration::from_secs(4);
-/// How long smoltcp keeps a lease whose server does not say.
-const UNSAID: u32 = 120;
+/// How long smoltcp keeps a lease without a lease time, in seconds.
+const DEFAULT_SECONDS: u32 = 120;
 
-/// What a server gave.
+/// A lease of a DHCP server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The address with the length of its network's prefix.
+    /// The address with its prefix length.
     pub address: Cidr,
     /// The default gateway.
     pub gateway: Option<Ipv4Addr>,
-    /// Who gave it.
+    /// The server.
     pub server: Ipv4Addr,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
-    /// For how long, unless it is renewed.
+    /// The lease time.
     pub duration: Duration,
-    /// How long it took to get it.
+    /// How long it took to get the lease.
     pub elapsed: Duration,
 }
 
-/// A client that has a lease, or wants one.
+/// A DHCP client, with or without a lease.
 #[derive(Debug)]
 pub(super) struct Client {
     handle: SocketHandle,
     own: EthernetAddress,
     started: Instant,
-    /// The server that last offered something.
+    /// The server of the last offer.
     offered: Option<Ipv4Addr>,
-    /// Seconds of the last acknowledged lease, which smoltcp does not tell.
+    /// Lease time of the last acknowledged lease, which smoltcp does not return.
     seconds: u32,
-    /// Why the first lease that could not be used could not.
-    nonsense: Option<String>,
-    lease: Option<Lease>,
+    /// Why the first unusable lease is unusable.
+    unusable: Option<String>,
+    pub(super) lease: Option<Lease>,
 }
 
 impl Client {
-    /// Looks at a received frame.
-    pub(super) fn look(&mut self, frame: &[u8]) {
-        // Fails for whatever is not DHCP.
-        let _ = self.read(frame);
+    /// Starts a client among these sockets.
+    pub(super) fn start(sockets: &mut SocketSet<'static>, own: EthernetAddress) -> Self {
+        let mut socket = dhcpv4::Socket::new();
+        let mut retry = socket.get_retry_config();
+        retry.discover_timeout = REPEAT.into();
+        retry.initial_request_timeout = REPEAT.into();
+        socket.set_retry_config(retry);
+        let (started, seconds) = (Instant::now(), DEFAULT_SECONDS);
+        let handle = sockets.add(socket);
+        Self { handle, own, started, offered: None, seconds, unusable: None, lease: None }
     }
 
-    fn read(&mut self, frame: &[u8]) -> Result<(), smoltcp::wire::Error> {
+    /// Removes its socket. The addresses of the lease remain.
+    pub(super) fn stop(&self, sockets: &mut SocketSet<'static>) {
+        sockets.remove(self.handle);
+    }
+
+    /// Reads a received frame.
+    pub(super) fn read(&mut self, frame: &[u8]) {
+        // Fails for frames that are not DHCP.
+        let _ = self.parse(frame);
+    }
+
+    fn parse(&mut self, frame: &[u8]) -> Result<(), smoltcp::wire::Error> {
         let frame = EthernetFrame::new_checked(frame)?;
         if frame.ethertype() != EthernetProtocol::Ipv4 {
             return Ok(());
@@ -78,28 +94,33 @@ impl Client {
         }
         match message.message_type {
             DhcpMessageType::Offer => self.offered = message.server_identifier,
-            DhcpMessageType::Ack => self.seconds = message.lease_duration.unwrap_or(UNSAID),
+            DhcpMessageType::Ack => {
+                self.seconds = message.lease_duration.unwrap_or(DEFAULT_SECONDS);
+            }
             _ => {}
         }
         Ok(())
     }
 
-    /// What smoltcp agreed to, unless something in it cannot be used.
-    fn take(&self, config: &dhcpv4::Config) -> Result<Lease> {
+    /// Checks the lease that smoltcp accepted.
+    fn check(&self, config: &dhcpv4::Config) -> Result<Lease> {
         let server = config.server;
         let address =
             Cidr { address: config.address.address(), prefix: config.address.prefix_len() };
         address.check()?;
-        // To this address the client sends when it renews.
+        // The client sends renewals to this address.
         if !is_unicast(server.address) {
-            return Err(Error::Invalid(format!("{} is no server's address", server.address)));
+            return Err(Error::Invalid(format!(
+                "the server's address {} is not a unicast address",
+                server.address
+            )));
         }
         let gateway = config.router.filter(|gateway| {
             let usable = is_unicast(*gateway) && *gateway != address.address;
             if !usable {
                 log::warn!("DHCP: {gateway} cannot be a gateway; ignored");
             } else if !address.contains(*gateway) {
-                log::warn!("DHCP: the gateway {gateway} is outside of {address}: no way to it");
+                log::warn!("DHCP: the gateway {gateway} is outside of {address}, so unreachable");
             }
             usable
         });
@@ -112,91 +133,92 @@ impl Client {
             elapsed: self.started.elapsed(),
         })
     }
-}
 
-impl<L: Link> Stack<L> {
-    /// Takes a lease and configures the stack with it. An earlier address is given up first.
-    ///
-    /// # Errors
-    /// [`Error::Timeout`]; those of the link, and what `check` returns.
-    pub fn dhcp(&mut self, timeout: Option<Duration>, check: Check) -> Result<Lease> {
-        self.end_lease();
-        self.apply(None, None);
-        let mut socket = dhcpv4::Socket::new();
-        let mut retry = socket.get_retry_config();
-        retry.discover_timeout = REPEAT.into();
-        retry.initial_request_timeout = REPEAT.into();
-        socket.set_retry_config(retry);
-        self.dhcp = Some(Client {
-            handle: self.sockets.add(socket),
-            own: EthernetAddress(self.device.link.mac().0),
-            started: Instant::now(),
-            offered: None,
-            seconds: UNSAID,
-            nonsense: None,
-            lease: None,
-        });
-        let result = self.wait_for(deadline(timeout), check, |stack, _| {
-            Ok(stack.dhcp.as_ref().and_then(|client| client.lease.clone()))
-        });
-        if let Ok(Some(lease)) = result {
-            return Ok(lease);
-        }
-        let (offered, nonsense) = self.dhcp.take().map_or((None, None), |client| {
-            self.sockets.remove(client.handle);
-            (client.offered, client.nonsense)
-        });
-        result?;
-        let within = spell(timeout);
-        Err(Error::Timeout(match (offered, nonsense) {
-            (_, Some(why)) => format!("no usable DHCP lease within {within}: {why}"),
-            (Some(server), _) => {
-                format!(
-                    "the DHCP server {server} made an offer but acknowledged nothing within {within}"
-                )
-            }
-            _ => format!(
-                "no DHCP offer within {within}; is there a DHCP server on this netdev? QEMU's `user` netdev has one"
-            ),
-        }))
-    }
-
-    /// Forgets the lease; the addresses stay.
-    pub(super) fn end_lease(&mut self) {
-        if let Some(client) = self.dhcp.take() {
-            self.sockets.remove(client.handle);
-        }
-    }
-
-    /// Does what the client says after a turn.
-    pub(super) fn follow_lease(&mut self) {
-        let Some(client) = &mut self.dhcp else { return };
-        let socket = self.sockets.get_mut::<dhcpv4::Socket>(client.handle);
+    /// Handles an event of smoltcp's client. Returns whether the address or the gateway has changed:
+    /// a lease renewed without changes leaves connections alone.
+    pub(super) fn update(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+        let socket = sockets.get_mut::<dhcpv4::Socket<'_>>(self.handle);
         let lease = match socket.poll() {
-            None => return,
-            Some(dhcpv4::Event::Configured(config)) => match client.take(&config) {
+            None => return false,
+            Some(dhcpv4::Event::Configured(config)) => match self.check(&config) {
                 Ok(lease) => Some(lease),
                 Err(error) => {
                     let why = format!("from the server {}: {error}", config.server.identifier);
-                    if client.nonsense.is_none() {
+                    if self.unusable.is_none() {
                         log::warn!("DHCP: a lease cannot be used, {why}");
                     }
-                    client.nonsense.get_or_insert(why);
-                    // Perhaps another server does better.
+                    self.unusable.get_or_insert(why);
+                    // Another server may offer a usable lease.
                     socket.reset();
                     None
                 }
             },
             Some(dhcpv4::Event::Deconfigured) => None,
         };
-        if let (Some(old), None) = (&client.lease, &lease) {
+        if let (Some(old), None) = (&self.lease, &lease) {
             log::warn!("DHCP: the lease of {} ended; looking for another", old.address);
         }
-        if client.lease.is_none() && lease.is_none() {
-            return;
+        let addresses = |lease: &Option<Lease>| lease.as_ref().map(|l| (l.address, l.gateway));
+        let changed = addresses(&self.lease) != addresses(&lease);
+        self.lease = lease;
+        changed
+    }
+
+    /// The error of a timeout without a lease.
+    pub(super) fn timeout(&self, timeout: Option<Duration>) -> Error {
+        let within = spell(timeout);
+        Error::Timeout(match (&self.unusable, self.offered) {
+            (Some(why), _) => format!("no usable DHCP lease within {within}: {why}"),
+            (None, Some(server)) => format!(
+                "the DHCP server {server} made an offer but did not acknowledge it within {within}"
+            ),
+            _ => format!(
+                "no DHCP offer within {within}; is there a DHCP server on this network? QEMU's `user` netdev has one"
+            ),
+        })
+    }
+}
+
+/// The error of a wait for a lease whose client was stopped.
+pub(super) fn no_client() -> Error {
+    Error::Timeout("another call ended the wait for a DHCP lease".to_owned())
+}
+
+impl<L: Link> Stack<L> {
+    /// Gets a lease by DHCP and configures the stack with it. Removes an earlier address first.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; those of the link, and what `check` returns.
+    pub fn dhcp(&mut self, timeout: Option<Duration>, check: Check) -> Result<Lease> {
+        self.end_lease();
+        self.apply(None, None);
+        let own = self.mac();
+        self.dhcp = Some(Client::start(&mut self.sockets, own));
+        let result = self.wait_for(deadline(timeout), check, |stack, _| {
+            Ok(stack.dhcp.as_ref().and_then(|client| client.lease.clone()))
+        });
+        if let Ok(Some(lease)) = result {
+            return Ok(lease);
         }
-        client.lease.clone_from(&lease);
-        let (address, gateway) = lease.map_or((None, None), |l| (Some(l.address), l.gateway));
-        self.apply(address, gateway);
+        let error = self.dhcp.as_ref().map(|client| client.timeout(timeout));
+        self.end_lease();
+        result.and_then(|_| Err(error.unwrap_or_else(no_client)))
+    }
+
+    /// Stops the DHCP client. The addresses remain.
+    pub(super) fn end_lease(&mut self) {
+        if let Some(client) = self.dhcp.take() {
+            client.stop(&mut self.sockets);
+        }
+    }
+
+    /// Applies the lease after a turn.
+    pub(super) fn follow_lease(&mut self) {
+        let Some(client) = &mut self.dhcp else { return };
+        if client.update(&mut self.sockets) {
+            let lease = client.lease.as_ref();
+            let (address, gateway) = lease.map_or((None, None), |l| (Some(l.address), l.gateway));
+            self.apply(address, gateway);
+        }
     }
 }

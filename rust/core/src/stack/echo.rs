@@ -1,4 +1,4 @@
-//! ICMP echo (RFC 792): our requests. smoltcp answers those of others.
+//! ICMP echo requests (RFC 792). smoltcp answers received ones.
 
 use super::address::is_unicast;
 use super::{Check, Stack, deadline, link::Link, random};
@@ -10,27 +10,27 @@ use smoltcp::wire::{IPV4_HEADER_LEN, Icmpv4Packet, Icmpv4Repr};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// Bytes in front of the payload of an echo request.
+/// Bytes of an echo request's header.
 const HEADER: usize = 8;
-/// Replies that may wait to be looked at.
+/// The most replies that are not processed yet.
 const REPLIES: usize = 16;
 
-/// A payload that no earlier request had, where it is long enough: random bytes, then a pattern.
+/// A payload: up to 8 random bytes, which distinguish it from earlier ones, then a pattern.
 fn payload(length: usize) -> Vec<u8> {
     let nonce = random().to_ne_bytes();
     (0..length).map(|i| nonce.get(i).copied().unwrap_or(i as u8)).collect()
 }
 
 impl<L: Link> Stack<L> {
-    /// Sends one echo request with `length` bytes of payload: the time from its departure to the
-    /// reply, `None` when none came. A reply with another payload, or a wrong checksum, is none.
+    /// Sends one echo request with `length` bytes of payload. Returns the round-trip time, or `None`
+    /// without a reply. Replies with another payload or a wrong checksum are ignored.
     ///
-    /// The address of the next hop is found first where it is not known; that is not
-    /// part of the time returned, but of the timeout.
+    /// If necessary, the next hop is resolved first; the timeout includes that, the round-trip time
+    /// does not.
     ///
     /// # Errors
-    /// [`Error::Invalid`] without an address of our own, for a target that cannot be reached, and
-    /// for a payload that does not fit the MTU; those of the link, and what `check` returns.
+    /// [`Error::Invalid`] if the stack has no address, for a target that cannot be reached, and for a
+    /// payload that does not fit the MTU; those of the link, and what `check` returns.
     pub fn ping(
         &mut self,
         target: Ipv4Addr,
@@ -44,14 +44,13 @@ impl<L: Link> Stack<L> {
         let most = self.device.mtu().saturating_sub(IPV4_HEADER_LEN + HEADER);
         if length > most {
             return Err(Error::Invalid(format!(
-                "a payload of {length} bytes does not fit the MTU of {}; at most {most} do",
+                "a payload of {length} bytes does not fit the MTU of {}; it can have at most {most}",
                 self.device.mtu()
             )));
         }
         let data = payload(length);
         let request = Icmpv4Repr::EchoRequest { ident: self.ident, seq_no: sequence, data: &data };
-        // A socket for each request: nothing of an earlier one, neither a request that
-        // could not be sent nor a late reply, is left.
+        // A new socket holds no unsent request or late reply of an earlier ping.
         let handle = self.open(HEADER + length)?;
         let result = self
             .queue(handle, target, &request)
@@ -60,7 +59,7 @@ impl<L: Link> Stack<L> {
         result
     }
 
-    /// The host to send to, so that it reaches the target.
+    /// The next hop for a target.
     fn next_hop(&self, target: Ipv4Addr) -> Result<Ipv4Addr> {
         let own = self.own("ping")?;
         let bad = |why: &str| Error::Invalid(format!("{target} cannot be pinged: {why}"));
@@ -106,7 +105,7 @@ impl<L: Link> Stack<L> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments, reason = "all of what makes up one request")]
+    #[allow(clippy::too_many_arguments, reason = "the parts of one request")]
     fn await_reply(
         &mut self,
         handle: SocketHandle,
@@ -117,7 +116,7 @@ impl<L: Link> Stack<L> {
         deadline: Option<Instant>,
         check: Check,
     ) -> Result<Option<Duration>> {
-        let mut asked = false;
+        let mut requested = false;
         let mut departed = None;
         let before = self.device.sent;
         self.wait_for(deadline, check, |stack, _| {
@@ -125,12 +124,12 @@ impl<L: Link> Stack<L> {
             if departed.is_none() {
                 if socket.send_queue() == 0 {
                     departed = Some(stack.device.departed);
-                } else if !asked && stack.device.sent == before {
-                    // smoltcp wants to know the next hop's MAC address, but it asks only one
-                    // question a second, and has just asked another. It learns from this one.
-                    asked = true;
+                } else if !requested && stack.device.sent == before {
+                    // smoltcp sends at most one ARP request a second and may have just resolved
+                    // another address. It also accepts the reply to this request.
+                    requested = true;
                     let own = stack.own("ping")?;
-                    stack.ask(own.address, hop)?;
+                    stack.request(own.address, hop)?;
                 }
             }
             let Some(departed) = departed else { return Ok(None) };
@@ -149,13 +148,13 @@ fn socket_of<L>(stack: &mut Stack<L>, handle: SocketHandle) -> &mut icmp::Socket
     stack.sockets.get_mut(handle)
 }
 
-/// Whether the packet, of which smoltcp checked the checksum, answers this request.
+/// Whether the packet, whose checksum smoltcp has verified, answers this request.
 fn is_reply(packet: &[u8], sequence: u16, sent: &[u8]) -> bool {
     let Ok(packet) = Icmpv4Packet::new_checked(packet) else { return false };
     match Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default()) {
         Ok(Icmpv4Repr::EchoReply { seq_no, data, .. }) if seq_no == sequence => {
             if data != sent {
-                log::warn!("echo reply {sequence} has not the payload that was sent; ignored");
+                log::warn!("echo reply {sequence} has another payload than the request; ignored");
             }
             data == sent
         }

@@ -1,4 +1,4 @@
-//! What the stack stands on: something that carries Ethernet frames.
+//! Links: what carries a stack's Ethernet frames.
 
 use crate::net::{Burst, Mac, Port, SendStop, Wake};
 use crate::{Error, Result};
@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::ops::Deref;
 use std::time::Duration;
 
-/// Frames in private memory, in order. The storage of frames that are done with is used again.
+/// A queue of frames in private memory. It reuses the storage of processed frames.
 #[derive(Debug, Default)]
 pub struct Frames {
     queue: VecDeque<Vec<u8>>,
@@ -14,20 +14,20 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// How many there are.
+    /// The number of frames.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queue.len()
     }
-    /// Whether there is none.
+    /// Whether there are no frames.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
-    /// Adds a frame of `length` bytes, which `write` writes.
+    /// Adds a frame of `length` bytes, filled in by `write`.
     pub fn push_with<R>(&mut self, length: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {
         let mut frame = self.spare.pop().unwrap_or_default();
-        // Never the bytes of an earlier frame, should `write` leave some out.
+        // `write` may leave gaps; these must not show an earlier frame.
         frame.clear();
         frame.resize(length, 0);
         let result = write(&mut frame);
@@ -38,11 +38,11 @@ impl Frames {
     pub fn push(&mut self, frame: &[u8]) {
         self.push_with(frame.len(), |bytes| bytes.copy_from_slice(frame));
     }
-    /// Takes the first frame out; [`Self::recycle`] takes its storage back.
+    /// Removes the first frame. Return its storage with [`Self::recycle`].
     pub fn pop(&mut self) -> Option<Vec<u8>> {
         self.queue.pop_front()
     }
-    /// Keeps the storage of a frame for another.
+    /// Keeps the storage of a frame for reuse.
     pub fn recycle(&mut self, frame: Vec<u8>) {
         self.spare.push(frame);
     }
@@ -50,31 +50,31 @@ impl Frames {
     pub(super) fn last(&self, count: usize) -> impl Iterator<Item = &[u8]> {
         self.queue.range(self.queue.len().saturating_sub(count)..).map(Vec::as_slice)
     }
-    /// The last `count` frames, to be changed.
+    /// The last `count` frames, mutable.
     pub(super) fn last_mut(&mut self, count: usize) -> impl Iterator<Item = &mut Vec<u8>> {
         let first = self.queue.len().saturating_sub(count);
         self.queue.range_mut(first..)
     }
-    /// All frames, side by side.
+    /// All frames.
     pub(super) fn all(&mut self) -> &[Vec<u8>] {
         self.queue.make_contiguous()
     }
-    /// Forgets the first `count` frames.
+    /// Removes the first `count` frames.
     pub(super) fn done(&mut self, count: usize) {
         let count = count.min(self.queue.len());
         self.spare.extend(self.queue.drain(..count));
     }
 }
 
-/// Carries Ethernet frames to and from the stack: a [`Port`], or whatever stands in for one.
+/// Carries Ethernet frames to and from the stack: a [`Port`] or a fake.
 ///
-/// Errors of a link end the call of the stack that met them, unchanged.
+/// A call of the stack returns the errors of its link unchanged.
 pub trait Link {
-    /// The address that frames for the stack have.
+    /// The stack's MAC address.
     fn mac(&self) -> Mac;
-    /// The longest IP packet, bytes.
+    /// The longest IP packet in bytes.
     fn mtu(&self) -> u16;
-    /// Appends up to `max` received frames; 0 when there is none now.
+    /// Appends up to `max` received frames. Returns how many; does not wait.
     ///
     /// # Errors
     /// As for [`Port::recv`].
@@ -84,10 +84,10 @@ pub trait Link {
     /// # Errors
     /// As for [`Port::wait`].
     fn wait(&self, timeout: Option<Duration>) -> Result<Wake>;
-    /// Queues frames, in order, as many as fit now; says how many.
+    /// Queues as many frames as fit, in order. Returns how many.
     ///
     /// # Errors
-    /// As for [`Port::send`], and [`Error::Invalid`] for a frame that the link never takes.
+    /// As for [`Port::send`], and [`Error::Invalid`] for a frame that can never be sent.
     fn send(&self, frames: &[Vec<u8>]) -> Result<usize>;
 }
 
@@ -103,13 +103,13 @@ impl Link for Port {
         let received = Port::recv(self, max, &mut burst)?;
         for index in 0..burst.len() {
             let Some((from, length)) = burst.frame(index) else { continue };
-            // The stack looks at bytes more than once, and the packet memory may change between
-            // two looks: it gets a copy.
-            // SAFETY: `from` is a buffer of the burst with `length` bytes; it is ours until the
-            // burst is dropped. `to` has `length` bytes and is private, so it is no part of it.
+            // The stack reads bytes more than once and shared memory may change in between, so it
+            // gets a copy.
+            // SAFETY: `from` is a buffer of the burst with `length` bytes, ours until the burst is
+            // dropped. `to` has `length` bytes and is private memory, so they do not overlap.
             frames.push_with(length, |to| unsafe {
                 std::ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), length);
-                // A checksum outside the frame: the stack will not find a right one.
+                // If it fails, the stack drops the frame for its checksum.
                 let _ = burst.offload(index).map(|left| left.complete(to.as_mut_ptr(), length));
             });
         }

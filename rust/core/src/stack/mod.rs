@@ -1,9 +1,7 @@
-//! A TCP/IP stack (smoltcp) on top of a port: DHCP, ARP and ICMP echo over IPv4.
+//! A TCP/IP stack (smoltcp) on a port: DHCP, ARP and ICMP echo over IPv4; and [`host`], with sockets.
 //!
-//! A [`Stack`] holds smoltcp's interface and its sockets together with the [`Link`] they use.
-//! Nothing runs by itself: while a call waits for what it wants, everything else that the stack
-//! serves is served too (ARP, echo requests, the renewal of a lease). Between calls the frames
-//! wait in the receive ring; [`Stack::poll`] is the call that only serves.
+//! A [`Stack`] has no thread. While a call waits for its result, it also answers ARP and echo requests
+//! and renews the lease. Between calls, frames wait in the receive ring; [`Stack::poll`] handles them.
 
 mod address;
 mod arp;
@@ -22,7 +20,7 @@ pub use address::{Cidr, Settings, parse_ipv4};
 pub use dhcp::Lease;
 pub use link::{Frames, Link};
 
-use crate::net::Wake;
+use crate::net::{Mac, Wake};
 use crate::{Error, Result};
 use device::{BURST, Device};
 use smoltcp::iface::{Config, Interface, SocketSet};
@@ -32,13 +30,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A wait is cut into pieces of this length, to ask whether it shall go on.
+/// A waiting call checks for signals this often.
 const SLICE: Duration = Duration::from_millis(50);
-/// With frames that the link has no room for, it is asked again this often.
+/// Time between two attempts to send on a full link.
 const RETRY: Duration = Duration::from_micros(100);
 
-/// Asked at least every 50 ms, and when a signal came, while a call waits. An error ends the
-/// call, which returns it.
+/// Called at least every 50 ms, and after a signal, while a call waits. The call returns its error.
 pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A TCP/IP stack with one link.
@@ -47,33 +44,27 @@ pub struct Stack<L> {
     interface: Interface,
     sockets: SocketSet<'static>,
     settings: Arc<Settings>,
-    /// When smoltcp's clock was 0.
+    /// The zero of smoltcp's clock.
     epoch: Instant,
-    /// Tells our echo requests from those of others.
+    /// The identifier of our echo requests.
     ident: u16,
-    /// The question that [`Self::arp`] waits for an answer to.
+    /// The request of [`Self::arp`].
     query: Option<arp::Query>,
     dhcp: Option<dhcp::Client>,
 }
 
-/// A random number from the system's source, by way of the keys of a hash table.
+/// A random number: the hash of nothing with random keys.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
 impl<L: Link> Stack<L> {
-    /// A stack without an address.
+    /// Creates a stack without an address.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the link has no usable MAC address.
+    /// [`Error::Invalid`] if the link's MAC address is not a unicast address.
     pub fn new(link: L) -> Result<Self> {
-        let mac = link.mac();
-        let address = EthernetAddress(mac.0);
-        if !address.is_unicast() || mac.0 == [0; 6] {
-            return Err(Error::Invalid(format!(
-                "the port's MAC address {mac} is not that of a host; give the device another (mac=)"
-            )));
-        }
+        let address = check_mac(link.mac())?;
         let mut device = Device::new(link);
         let mut config = Config::new(HardwareAddress::Ethernet(address));
         config.random_seed = random();
@@ -90,21 +81,21 @@ impl<L: Link> Stack<L> {
         })
     }
 
-    /// What the stack stands on.
+    /// The link below the stack.
     pub fn link(&self) -> &L {
         &self.device.link
     }
 
-    /// Its address and gateway, as they are at any time.
+    /// The current address and gateway.
     pub fn settings(&self) -> &Arc<Settings> {
         &self.settings
     }
 
-    /// Sets the address and the gateway, in place of a lease.
+    /// Sets the address and the gateway, and ends the DHCP lease.
     ///
     /// # Errors
     /// [`Error::Invalid`] for addresses that no host can have, and for a gateway outside of the
-    /// address's network.
+    /// network.
     pub fn configure(&mut self, address: Cidr, gateway: Option<Ipv4Addr>) -> Result<()> {
         address.check()?;
         if let Some(gateway) = gateway {
@@ -113,13 +104,13 @@ impl<L: Link> Stack<L> {
             } else if !address.contains(gateway) {
                 "is outside of the network"
             } else if !address::is_unicast(gateway) || address.reserves(gateway) {
-                "is no host's address"
+                "is not the address of a host"
             } else {
                 ""
             };
             if !why.is_empty() {
                 return Err(Error::Invalid(format!(
-                    "the gateway {gateway} {why}; expected another host of {address}"
+                    "the gateway {gateway} {why}; it must be another host in {address}"
                 )));
             }
         }
@@ -128,8 +119,8 @@ impl<L: Link> Stack<L> {
         Ok(())
     }
 
-    /// Serves the network until the timeout (`None`: for ever; zero: what is there now); says
-    /// how many frames were received.
+    /// Handles received frames until the timeout (`None`: forever; zero: those that are there now).
+    /// Returns how many were received.
     ///
     /// # Errors
     /// Those of the link, and what `check` returns.
@@ -142,12 +133,12 @@ impl<L: Link> Stack<L> {
         Ok(frames)
     }
 
-    /// Makes smoltcp and the settings know the addresses, which have been checked.
+    /// Applies checked addresses.
     fn apply(&mut self, address: Option<Cidr>, gateway: Option<Ipv4Addr>) {
         self.interface.update_ip_addrs(|list| {
             list.clear();
             if let Some(Cidr { address, prefix }) = address {
-                // An empty list has room for one.
+                // Cannot fail: the list is empty.
                 let _ = list.push(IpCidr::new(address.into(), prefix));
             }
         });
@@ -166,15 +157,15 @@ impl<L: Link> Stack<L> {
         smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
     }
 
-    /// One burst in, one burst out; says how many frames came.
+    /// Receives and sends one burst. Returns the number of received frames.
     fn turn(&mut self) -> Result<usize> {
         let (query, dhcp) = (&mut self.query, &mut self.dhcp);
         let received = self.device.fill(|frame| {
             if let Some(query) = query {
-                query.look(frame);
+                query.read(frame);
             }
             if let Some(client) = dhcp {
-                client.look(frame);
+                client.read(frame);
             }
         })?;
         if let Some(query) = &mut self.query {
@@ -187,8 +178,8 @@ impl<L: Link> Stack<L> {
         Ok(received)
     }
 
-    /// Serves the network until `done`, which is called after each turn with the number of frames
-    /// received in it, has found something; `None` after the deadline.
+    /// Handles frames until `done`, which is called after each turn with the number of received
+    /// frames, returns a value. `None` after the deadline.
     fn wait_for<T>(
         &mut self,
         deadline: Option<Instant>,
@@ -210,7 +201,7 @@ impl<L: Link> Stack<L> {
                 checked = now;
             }
             if self.device.stuck() {
-                // Only the device can make room, and it tells nobody when it does.
+                // The device makes room without notification.
                 std::thread::sleep(RETRY);
                 continue;
             }
@@ -232,22 +223,36 @@ impl<L: Link> Stack<L> {
         }
     }
 
-    /// The stack's address.
+    /// The stack's address, for the call `what`.
     fn own(&self, what: &str) -> Result<Cidr> {
-        self.settings.address().ok_or_else(|| {
-            Error::Invalid(format!(
-                "{what} needs an address and the stack has none; call dhcp() or configure() first"
-            ))
-        })
+        self.settings.address().ok_or_else(|| no_address(what))
     }
 }
 
-/// The moment that ends a wait; `None` for ever.
+/// The error of the call `what` if the stack has no address.
+fn no_address(what: &str) -> Error {
+    Error::Invalid(format!(
+        "{what} needs an address and the stack has none; call dhcp() or configure() first"
+    ))
+}
+
+/// Checks that a host can have this MAC address.
+fn check_mac(mac: Mac) -> Result<EthernetAddress> {
+    let address = EthernetAddress(mac.0);
+    if address.is_unicast() && mac.0 != [0; 6] {
+        return Ok(address);
+    }
+    Err(Error::Invalid(format!(
+        "the port's MAC address {mac} is not a unicast address; give the device another (mac=)"
+    )))
+}
+
+/// The end of a wait; `None`: never.
 fn deadline(timeout: Option<Duration>) -> Option<Instant> {
     timeout.and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
-/// For messages: how long was waited.
+/// A timeout, for messages.
 fn spell(timeout: Option<Duration>) -> String {
     timeout.map_or_else(|| "any time".to_owned(), |timeout| format!("{} s", timeout.as_secs_f64()))
 }

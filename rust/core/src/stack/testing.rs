@@ -1,4 +1,4 @@
-//! A link in memory, for tests: what the stack sends goes to a closure, which may answer.
+//! A link in memory, for tests. Sent frames are passed to a closure, which may answer.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-/// Frames on their way to a stack.
+/// Frames for a stack to receive.
 #[derive(Default)]
 pub(super) struct Inbox {
     frames: Mutex<VecDeque<Vec<u8>>>,
@@ -26,18 +26,18 @@ impl Inbox {
 
 pub(super) type Peer = Box<dyn FnMut(&[u8]) + Send>;
 
-/// The fake.
+/// A link to a closure.
 pub(super) struct Wire {
     pub(super) mac: Mac,
     pub(super) mtu: u16,
     pub(super) inbox: Arc<Inbox>,
-    /// What gets the frames that the stack sends.
+    /// Called with each sent frame.
     pub(super) peer: Mutex<Peer>,
-    /// Frames that one `send` takes, as a short ring would.
+    /// The most frames that one `send` takes.
     pub(super) room: usize,
-    /// Calls of `send`: doorbells.
+    /// Number of `send` calls.
     pub(super) doorbells: AtomicUsize,
-    /// When set, every call fails so.
+    /// When set, every call fails with it.
     pub(super) failure: Mutex<Option<Error>>,
 }
 
@@ -53,14 +53,14 @@ impl Wire {
             failure: Mutex::new(None),
         }
     }
-    /// A wire at whose other end `peer` gets each frame, with the inbox to answer into.
+    /// A wire that calls `peer` with each sent frame and the inbox for answers.
     pub(super) fn with_peer(mut peer: impl FnMut(&[u8], &Inbox) + Send + 'static) -> Arc<Self> {
         let wire = Self::new(1);
         let inbox = wire.inbox.clone();
         *wire.peer.lock().unwrap() = Box::new(move |frame| peer(frame, &inbox));
         Arc::new(wire)
     }
-    /// Two ends of one wire.
+    /// The two ends of a wire.
     pub(super) fn pair() -> (Arc<Self>, Arc<Self>) {
         let (a, b) = (Self::new(1), Self::new(2));
         let (to_a, to_b) = (a.inbox.clone(), b.inbox.clone());

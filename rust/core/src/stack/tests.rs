@@ -94,7 +94,7 @@ fn asked(bytes: &[u8]) -> Option<Ipv4Addr> {
     }
 }
 
-/// The identifier, sequence and payload of an echo request or reply.
+/// The identifier, sequence number and payload of an echo request or reply.
 fn echo(bytes: &[u8], reply: bool) -> Option<(u16, u16, Vec<u8>)> {
     let frame = EthernetFrame::new_checked(bytes).ok()?;
     if frame.ethertype() != EthernetProtocol::Ipv4 {
@@ -117,7 +117,7 @@ fn echo(bytes: &[u8], reply: bool) -> Option<(u16, u16, Vec<u8>)> {
     }
 }
 
-/// A host that answers ARP, and echo requests as `answer` says.
+/// A host that answers ARP requests, and calls `answer` for echo requests.
 fn host(
     mut answer: impl FnMut(u16, u16, &[u8], &Inbox) + Send + 'static,
 ) -> impl FnMut(&[u8], &Inbox) + Send + 'static {
@@ -135,7 +135,7 @@ fn reply(ident: u16, seq_no: u16, data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn two_stacks_find_and_ping_each_other() {
+fn two_stacks_resolve_and_ping_each_other() {
     let (a, b) = Wire::pair();
     let stop = Arc::new(AtomicBool::new(false));
     let server = {
@@ -163,7 +163,7 @@ fn two_stacks_find_and_ping_each_other() {
 }
 
 #[test]
-fn arp_takes_no_answer_but_the_right_one() {
+fn arp_only_accepts_the_right_reply() {
     let right = arp(ArpOperation::Reply, PEER, OUR_MAC, OURS);
     let other_host = arp(ArpOperation::Reply, Ipv4Addr::new(10, 0, 0, 3), OUR_MAC, OURS);
     let not_for_us = arp(ArpOperation::Reply, PEER, PEER_MAC, OURS);
@@ -179,7 +179,7 @@ fn arp_takes_no_answer_but_the_right_one() {
 }
 
 #[test]
-fn arp_asks_again_every_second() {
+fn arp_repeats_the_request_every_second() {
     let mut count = 0;
     let wire = Wire::with_peer(move |bytes, inbox| {
         count += usize::from(asked(bytes) == Some(PEER));
@@ -190,11 +190,11 @@ fn arp_asks_again_every_second() {
     let start = Instant::now();
     let (_, took) = stack(&wire).arp(PEER, ms(5000), &mut go_on).unwrap();
     assert!(start.elapsed() >= Duration::from_secs(1));
-    assert!(took < Duration::from_millis(500), "{took:?} is not the second question's");
+    assert!(took < Duration::from_millis(500), "{took:?} is not the second request's");
 }
 
 #[test]
-fn ping_takes_no_reply_but_the_right_one() {
+fn ping_only_accepts_the_right_reply() {
     type Answer = fn(u16, u16, &[u8]) -> Vec<u8>;
     let wrong: [(&str, Answer); 7] = [
         ("another payload", |ident, sequence, data| {
@@ -228,14 +228,14 @@ fn ping_takes_no_reply_but_the_right_one() {
             inbox.push(answer(ident, sequence, data));
         }));
         let result = stack(&wire).ping(PEER, 7, 56, ms(30), &mut go_on).unwrap();
-        assert_eq!(result, None, "{what} was taken for the reply");
+        assert_eq!(result, None, "{what} was accepted as the reply");
         assert_eq!(seen.load(Ordering::Relaxed), 1);
     }
 }
 
 #[test]
-fn a_late_reply_is_not_that_of_the_next_request() {
-    // Each request is answered with the reply to the one before.
+fn a_late_reply_does_not_match_the_next_request() {
+    // Each request is answered with the reply to the previous one.
     let mut before: Option<Vec<u8>> = None;
     let wire = Wire::with_peer(host(move |ident, sequence, data, inbox| {
         if let Some(late) = before.replace(reply(ident, sequence, data)) {
@@ -249,7 +249,7 @@ fn a_late_reply_is_not_that_of_the_next_request() {
 }
 
 #[test]
-fn a_neighbour_is_found_although_another_was_just_looked_for() {
+fn a_neighbour_is_resolved_right_after_another() {
     let wire = Wire::with_peer(host(|ident, sequence, data, inbox| {
         inbox.push(reply(ident, sequence, data));
     }));
@@ -260,7 +260,7 @@ fn a_neighbour_is_found_although_another_was_just_looked_for() {
 }
 
 #[test]
-fn bad_addresses_are_refused_with_a_reason() {
+fn bad_addresses_are_rejected_with_a_reason() {
     let wire = Wire::with_peer(|_, _| {});
     let mut bare = Stack::new(wire.clone()).unwrap();
     let text = |error: Error| match error {
@@ -300,7 +300,7 @@ fn bad_addresses_are_refused_with_a_reason() {
 }
 
 #[test]
-fn the_gateway_is_the_way_out() {
+fn other_networks_are_reached_through_the_gateway() {
     let far = Ipv4Addr::new(192, 0, 2, 1);
     let wire = Wire::with_peer(host(move |ident, seq_no, data, inbox| {
         inbox.push(icmp(far, OURS, &Icmpv4Repr::EchoReply { ident, seq_no, data }));
@@ -339,7 +339,7 @@ fn every_echo_request_is_answered_with_few_doorbells() {
 }
 
 #[test]
-fn poll_with_no_time_looks_once() {
+fn poll_with_timeout_0_handles_one_burst() {
     let wire = Wire::with_peer(|_, _| {});
     let mut stack = stack(&wire);
     assert_eq!(stack.poll(ms(0), &mut go_on).unwrap(), 0);
@@ -348,7 +348,7 @@ fn poll_with_no_time_looks_once() {
 }
 
 #[test]
-fn a_check_ends_any_wait_soon() {
+fn an_error_of_check_ends_any_wait_soon() {
     let wire = Wire::with_peer(|_, _| {});
     let mut stack = stack(&wire);
     let start = Instant::now();
@@ -374,9 +374,9 @@ fn the_links_error_ends_the_call() {
     killer.join().unwrap();
 }
 
-/// What a DHCP server says.
+/// The answers of a DHCP server.
 #[derive(Clone, Copy)]
-struct Gift {
+struct Offer {
     from: Ipv4Addr,
     address: Ipv4Addr,
     mask: Ipv4Addr,
@@ -385,7 +385,7 @@ struct Gift {
     silent_after_offer: bool,
 }
 
-const GIFT: Gift = Gift {
+const OFFER: Offer = Offer {
     from: PEER,
     address: Ipv4Addr::new(10, 0, 0, 15),
     mask: Ipv4Addr::new(255, 255, 255, 0),
@@ -394,16 +394,16 @@ const GIFT: Gift = Gift {
     silent_after_offer: false,
 };
 
-fn server(gift: Gift) -> impl FnMut(&[u8], &Inbox) + Send + 'static {
+fn server(offer: Offer) -> impl FnMut(&[u8], &Inbox) + Send + 'static {
     let mut alive = true;
     move |bytes, inbox| {
-        let Some(answer) = serve(bytes, gift).filter(|_| alive) else { return };
-        alive = !gift.silent_after_offer;
+        let Some(answer) = serve(bytes, offer).filter(|_| alive) else { return };
+        alive = !offer.silent_after_offer;
         inbox.push(answer);
     }
 }
 
-fn serve(bytes: &[u8], gift: Gift) -> Option<Vec<u8>> {
+fn serve(bytes: &[u8], offer: Offer) -> Option<Vec<u8>> {
     let frame = EthernetFrame::new_checked(bytes).ok()?;
     let ip_packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
     let udp = UdpPacket::new_checked(ip_packet.payload()).ok()?;
@@ -415,13 +415,13 @@ fn serve(bytes: &[u8], gift: Gift) -> Option<Vec<u8>> {
     };
     let answer = DhcpRepr {
         message_type,
-        your_ip: gift.address,
+        your_ip: offer.address,
         client_ip: Ipv4Addr::UNSPECIFIED,
         server_ip: PEER,
         server_identifier: Some(PEER),
-        subnet_mask: Some(gift.mask),
-        router: gift.router,
-        lease_duration: Some(gift.seconds),
+        subnet_mask: Some(offer.mask),
+        router: offer.router,
+        lease_duration: Some(offer.seconds),
         dns_servers: Some([Ipv4Addr::new(10, 0, 0, 3)].into_iter().collect()),
         requested_ip: None,
         client_identifier: None,
@@ -433,21 +433,21 @@ fn serve(bytes: &[u8], gift: Gift) -> Option<Vec<u8>> {
     let mut bytes = vec![0; udp.header_len() + answer.buffer_len()];
     udp.emit(
         &mut UdpPacket::new_unchecked(&mut bytes),
-        &gift.from.into(),
+        &offer.from.into(),
         &Ipv4Addr::BROADCAST.into(),
         answer.buffer_len(),
         |payload| answer.emit(&mut DhcpPacket::new_unchecked(payload)).unwrap(),
         &ChecksumCapabilities::default(),
     );
-    Some(ip(gift.from, Ipv4Addr::BROADCAST, IpProtocol::Udp, &bytes))
+    Some(ip(offer.from, Ipv4Addr::BROADCAST, IpProtocol::Udp, &bytes))
 }
 
 #[test]
-fn dhcp_gives_a_lease_and_configures() {
-    let wire = Wire::with_peer(server(GIFT));
+fn dhcp_gets_a_lease_and_configures_the_stack() {
+    let wire = Wire::with_peer(server(OFFER));
     let mut stack = Stack::new(wire).unwrap();
     let lease = stack.dhcp(ms(2000), &mut go_on).unwrap();
-    let address = Cidr { address: GIFT.address, prefix: 24 };
+    let address = Cidr { address: OFFER.address, prefix: 24 };
     assert!(lease.elapsed < Duration::from_secs(1));
     let expected = Lease {
         address,
@@ -460,7 +460,7 @@ fn dhcp_gives_a_lease_and_configures() {
     assert_eq!(lease, expected);
     assert_eq!(stack.settings().address(), Some(address));
     assert_eq!(stack.settings().gateway(), Some(PEER));
-    // A second lease in place of the first; then a fixed address in place of that.
+    // A second lease replaces the first, then a fixed address replaces it.
     assert_eq!(stack.dhcp(ms(2000), &mut go_on).unwrap().address, address);
     stack.configure("10.0.0.1/24".parse().unwrap(), None).unwrap();
     stack.poll(ms(10), &mut go_on).unwrap();
@@ -468,8 +468,8 @@ fn dhcp_gives_a_lease_and_configures() {
 }
 
 #[test]
-fn dhcp_says_what_was_missing() {
-    let text = |peer: Gift| {
+fn dhcp_reports_what_is_missing() {
+    let text = |peer: Offer| {
         let wire = Wire::with_peer(server(peer));
         match Stack::new(wire).unwrap().dhcp(ms(30), &mut go_on) {
             Err(Error::Timeout(text)) => text,
@@ -479,13 +479,13 @@ fn dhcp_says_what_was_missing() {
     let wire = Wire::with_peer(|_, _| {});
     let nobody = Stack::new(wire).unwrap().dhcp(ms(30), &mut go_on).unwrap_err().to_string();
     assert!(nobody.starts_with("no DHCP offer within 0.03 s; is there"), "{nobody}");
-    let half = text(Gift { silent_after_offer: true, ..GIFT });
+    let half = text(Offer { silent_after_offer: true, ..OFFER });
     assert!(half.contains("10.0.0.2 made an offer but"), "{half}");
-    // Nothing that a server says makes the stack use, or send to, an impossible address.
+    // The stack rejects impossible addresses.
     for hostile in [
-        Gift { from: Ipv4Addr::UNSPECIFIED, ..GIFT },
-        Gift { address: Ipv4Addr::new(127, 0, 0, 1), ..GIFT },
-        Gift { address: Ipv4Addr::new(10, 0, 0, 255), ..GIFT },
+        Offer { from: Ipv4Addr::UNSPECIFIED, ..OFFER },
+        Offer { address: Ipv4Addr::new(127, 0, 0, 1), ..OFFER },
+        Offer { address: Ipv4Addr::new(10, 0, 0, 255), ..OFFER },
     ] {
         let said = text(hostile);
         assert!(said.starts_with("no usable DHCP lease"), "{said}");
@@ -493,9 +493,9 @@ fn dhcp_says_what_was_missing() {
 }
 
 #[test]
-fn a_gateway_that_cannot_be_one_is_left_out() {
-    for router in [Ipv4Addr::BROADCAST, Ipv4Addr::new(224, 0, 0, 1), GIFT.address] {
-        let wire = Wire::with_peer(server(Gift { router: Some(router), ..GIFT }));
+fn an_invalid_gateway_is_ignored() {
+    for router in [Ipv4Addr::BROADCAST, Ipv4Addr::new(224, 0, 0, 1), OFFER.address] {
+        let wire = Wire::with_peer(server(Offer { router: Some(router), ..OFFER }));
         let mut stack = Stack::new(wire).unwrap();
         assert_eq!(stack.dhcp(ms(2000), &mut go_on).unwrap().gateway, None);
         let error = stack.ping(Ipv4Addr::new(192, 0, 2, 1), 0, 56, ms(10), &mut go_on);
@@ -504,10 +504,10 @@ fn a_gateway_that_cannot_be_one_is_left_out() {
 }
 
 #[test]
-fn a_lease_that_ends_takes_the_address_with_it() {
+fn the_address_ends_with_its_lease() {
     let alive = Arc::new(AtomicBool::new(true));
     let on = alive.clone();
-    let mut give = server(Gift { seconds: 1, ..GIFT });
+    let mut give = server(Offer { seconds: 1, ..OFFER });
     let wire = Wire::with_peer(move |bytes, inbox| {
         if on.load(Ordering::Relaxed) {
             give(bytes, inbox);
@@ -523,13 +523,13 @@ fn a_lease_that_ends_takes_the_address_with_it() {
 }
 
 #[test]
-fn a_lease_is_renewed_while_the_stack_has_time() {
+fn a_lease_is_renewed_during_calls() {
     let asked_again = Arc::new(AtomicUsize::new(0));
     let count = asked_again.clone();
-    let (mut give, mut resolve) = (server(Gift { seconds: 2, ..GIFT }), host(|_, _, _, _| {}));
+    let (mut give, mut resolve) = (server(Offer { seconds: 2, ..OFFER }), host(|_, _, _, _| {}));
     let wire = Wire::with_peer(move |bytes, inbox| {
         resolve(bytes, inbox);
-        count.fetch_add(usize::from(serve(bytes, GIFT).is_some()), Ordering::Relaxed);
+        count.fetch_add(usize::from(serve(bytes, OFFER).is_some()), Ordering::Relaxed);
         give(bytes, inbox);
     });
     let mut stack = Stack::new(wire).unwrap();
@@ -546,7 +546,7 @@ mod garbage {
     use super::*;
     use proptest::prelude::*;
 
-    /// What a host could send when it has seen this frame, of each kind that the stack looks into.
+    /// Answers to a frame, of each kind that the stack parses.
     fn answers(bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut answers = vec![
             arp(ArpOperation::Reply, PEER, OUR_MAC, OURS),
@@ -554,14 +554,14 @@ mod garbage {
             icmp(PEER, OURS, &Icmpv4Repr::EchoRequest { ident: 1, seq_no: 2, data: &[7; 40] }),
         ];
         answers.extend(echo(bytes, false).map(|(ident, seq, data)| reply(ident, seq, &data)));
-        answers.extend(serve(bytes, GIFT));
+        answers.extend(serve(bytes, OFFER));
         answers
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
-        /// Whatever comes while the stack waits for ARP, ICMP and DHCP, it only ever waits on.
+        /// Corrupt frames during ARP, ping and DHCP have no effect.
         #[test]
         fn no_frame_breaks_the_stack(
             changes in prop::collection::vec((0usize..400, any::<u8>()), 0..12),
@@ -570,7 +570,7 @@ mod garbage {
         ) {
             let wire = Wire::with_peer(move |bytes, inbox| {
                 for mut answer in answers(bytes) {
-                    // As it is first, so that what comes later meets every state.
+                    // The valid answer first, to reach every state.
                     if cut.is_some_and(|cut| cut % 2 == 0) {
                         inbox.push(answer.clone());
                     }

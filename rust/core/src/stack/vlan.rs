@@ -1,17 +1,17 @@
-//! Priority tags: a VLAN tag that names no VLAN, only a priority.
+//! Priority tags: VLAN tags with a priority and VLAN identifier 0.
 //!
-//! A frame with VLAN identifier 0 is an untagged frame to whoever receives it (IEEE 802.1Q-2018,
-//! section 6.9.1 and table 9-2). Switches, and Linux on PCP-aware drivers, send such.
+//! A receiver treats such a frame as untagged (IEEE 802.1Q-2018, section 6.9.1 and table 9-2).
+//! Switches, and Linux on PCP-aware drivers, send them.
 
-/// The types of a customer's and of a service provider's tag (IEEE 802.1Q-2018, table 9-1).
+/// The types of customer and service provider tags (IEEE 802.1Q-2018, table 9-1).
 const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
-/// Where a tag is: behind the two addresses.
+/// The offset of a tag: after the two addresses.
 const AT: usize = 12;
 const TAG: usize = 4;
-/// The twelve low bits of the tag's control information are the VLAN.
+/// The bits of the tag control information with the VLAN identifier.
 const VLAN: u16 = 0x0fff;
 
-/// Takes the priority tags out of a frame. One that names a VLAN stays, and all behind it.
+/// Removes the leading priority tags of a frame.
 pub(super) fn remove_priority_tags(frame: &mut Vec<u8>) {
     while has_priority_tag(frame) {
         frame.drain(AT..AT + TAG);
@@ -20,7 +20,7 @@ pub(super) fn remove_priority_tags(frame: &mut Vec<u8>) {
 
 fn has_priority_tag(frame: &[u8]) -> bool {
     match frame.get(AT..AT + TAG + 2) {
-        // A type follows the tag, else it is no frame.
+        // A tag is followed by an EtherType.
         Some(&[a, b, high, low, ..]) => {
             TAGS.contains(&[a, b]) && u16::from_be_bytes([high, low]) & VLAN == 0
         }
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_of_no_vlan_is_taken_out() {
+    fn priority_tags_are_removed() {
         for priority in [0x00, 0x10, 0x20, 0xe0, 0xf0] {
             assert_eq!(without(&[0x81, 0, priority, 0, 8, 0, 7]), [8, 0, 7]);
             assert_eq!(without(&[0x88, 0xa8, priority, 0, 8, 6]), [8, 6]);
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_stays() {
+    fn everything_else_is_unchanged() {
         let stays: [&[u8]; 8] = [
             &[],
             &[0x81],

@@ -1,17 +1,11 @@
 //! Addresses, gateways and leases of a host.
 
-use super::lease::Client;
 use super::state::State;
+use crate::stack::dhcp::Client;
 use crate::stack::{Cidr, Lease};
 use crate::{Error, Result};
-use smoltcp::socket::dhcpv4;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
-
-/// Time before the first retransmission (RFC 2131, section 4.1). Not less, because each has another
-/// transaction id, and servers that ping an address before they offer it take 3 s.
-const REPEAT: Duration = Duration::from_secs(4);
 
 /// An IPv4 or IPv6 address and its prefix length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,64 +130,29 @@ impl State {
     pub(super) fn begin_lease(&mut self) {
         self.end_lease();
         self.apply(None);
-        let mut socket = dhcpv4::Socket::new();
-        let mut retry = socket.get_retry_config();
-        retry.discover_timeout = REPEAT.into();
-        retry.initial_request_timeout = REPEAT.into();
-        socket.set_retry_config(retry);
-        let handle = self.common.add(socket);
-        self.leases.client = Some(Client::new(handle, EthernetAddress(self.mac.0)));
+        self.dhcp = Some(Client::start(&mut self.common, EthernetAddress(self.mac.0)));
     }
 
     /// Stops the DHCP client. The addresses remain.
     pub(super) fn end_lease(&mut self) {
-        if let Some(client) = self.leases.client.take() {
-            self.common.remove(client.handle);
+        if let Some(client) = self.dhcp.take() {
+            client.stop(&mut self.common);
         }
     }
 
-    /// Applies the events of the DHCP client.
+    /// Applies the lease after a turn.
     pub(super) fn follow_lease(&mut self) {
-        let Some(client) = &mut self.leases.client else { return };
-        let socket = self.common.get_mut::<dhcpv4::Socket<'_>>(client.handle);
-        let lease = match socket.poll() {
-            None => return,
-            Some(dhcpv4::Event::Configured(config)) => match client.take(&config) {
-                Ok(lease) => Some(lease),
-                Err(error) => {
-                    let why = format!("from the server {}: {error}", config.server.identifier);
-                    if client.unusable.is_none() {
-                        log::warn!("DHCP: a lease cannot be used, {why}");
-                    }
-                    client.unusable.get_or_insert(why);
-                    // Another server may offer a usable lease.
-                    socket.reset();
-                    None
-                }
-            },
-            Some(dhcpv4::Event::Deconfigured) => None,
-        };
-        if let (Some(old), None) = (&client.lease, &lease) {
-            log::warn!("DHCP: the lease of {} ended; looking for another", old.address);
-        }
-        if client.lease.is_none() && lease.is_none() {
-            return;
-        }
-        let same = match (&client.lease, &lease) {
-            (Some(old), Some(new)) => old.address == new.address && old.gateway == new.gateway,
-            _ => false,
-        };
-        client.lease.clone_from(&lease);
-        if !same {
-            // A lease renewed without changes leaves connections alone.
+        let Some(client) = &mut self.dhcp else { return };
+        if client.update(&mut self.common) {
+            let lease = client.lease.clone();
             self.apply(lease.as_ref());
+            self.news.notify_all();
         }
-        self.news.notify_all();
     }
 
     /// The name servers of the DHCP lease.
     pub(super) fn name_servers(&self) -> Vec<Ipv4Addr> {
-        let lease = self.leases.client.as_ref().and_then(|client| client.lease.as_ref());
+        let lease = self.dhcp.as_ref().and_then(|client| client.lease.as_ref());
         lease.map_or_else(Vec::new, |lease| lease.dns.clone())
     }
 }

@@ -4,11 +4,11 @@ use super::accounts::{HostCounters, SocketCounters};
 use super::addresses::Network;
 use super::core::Host;
 use super::entry::{Entry, Kind};
-use super::probe::{Echo, Request, arp_request};
+use super::probe::{Echo, Request};
 use super::sockets::counters;
 use super::state::State;
 use crate::net::Mac;
-use crate::stack::{Check, Lease};
+use crate::stack::{Check, Cidr, Lease, arp, dhcp, no_address, spell};
 use crate::{Error, Result};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::icmp;
@@ -16,8 +16,6 @@ use smoltcp::wire::{EthernetAddress, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icm
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// Time before an ARP request is repeated (RFC 1122, section 2.3.2.1: at most once a second).
-const REPEAT: Duration = Duration::from_secs(1);
 /// The longest payload of an echo request over IPv4: 65,535 bytes less the headers.
 const LONGEST: usize = 65_507;
 
@@ -95,19 +93,16 @@ impl Host {
         self.shared.nudge(state);
         let found = self.wait_news(timeout, check, |state| {
             state.check()?;
-            let client = state.leases.client.as_ref();
+            let client = state.dhcp.as_ref();
             Ok(client.and_then(|client| client.lease.clone()))
         });
         match found {
             Ok(Some(lease)) => Ok(lease),
             other => {
                 let mut state = self.shared.lock()?;
-                let why = state.leases.client.as_ref().map(|c| c.why_not(&Self::spell(timeout)));
+                let error = state.dhcp.as_ref().map(|client| client.timeout(timeout));
                 state.end_lease();
-                other?;
-                Err(why.unwrap_or_else(|| {
-                    Error::Timeout("another call ended the wait for a DHCP lease".to_owned())
-                }))
+                other.and_then(|_| Err(error.unwrap_or_else(dhcp::no_client)))
             }
         }
     }
@@ -125,7 +120,7 @@ impl Host {
             }))
         })?;
         found.ok_or_else(|| {
-            Error::Timeout(format!("no router advertised a prefix within {}", Self::spell(timeout)))
+            Error::Timeout(format!("no router advertised a prefix within {}", spell(timeout)))
         })
     }
 
@@ -146,24 +141,11 @@ impl Host {
             .networks()
             .into_iter()
             .find_map(|network| match network.address {
-                IpAddr::V4(address) => Some(crate::stack::Cidr { address, prefix: network.prefix }),
+                IpAddr::V4(address) => Some(Cidr { address, prefix: network.prefix }),
                 IpAddr::V6(_) => None,
             })
-            .ok_or_else(|| {
-                Error::Invalid(
-                    "arp needs an address and the stack has none; call dhcp() or configure() first"
-                        .to_owned(),
-                )
-            })?;
-        if !own.contains(target)
-            || target.is_unspecified()
-            || own.reserves(target)
-            || target == own.address
-        {
-            return Err(Error::Invalid(format!(
-                "ARP resolves addresses of other hosts in the network {own}, not {target}"
-            )));
-        }
+            .ok_or_else(|| no_address("arp"))?;
+        arp::check_target(own, target)?;
         let number = state.probes.number();
         state.probes.requests.push(Request { number, target, found: None });
         drop(state);
@@ -174,8 +156,8 @@ impl Host {
             if let (Some(Some((mac, at))), Some(sent)) = (mine.map(|request| request.found), sent) {
                 return Ok(Some((Mac(mac.0), at.saturating_duration_since(sent))));
             }
-            if sent.is_none_or(|at| at.elapsed() >= REPEAT) {
-                let frame = arp_request(EthernetAddress(state.mac.0), own.address, target);
+            if sent.is_none_or(|at| at.elapsed() >= arp::REPEAT) {
+                let frame = arp::request(EthernetAddress(state.mac.0), own.address, target);
                 state.device.outbox.push(&frame);
                 sent = Some(Instant::now());
             }
@@ -184,12 +166,7 @@ impl Host {
         let mut state = self.shared.lock()?;
         state.probes.requests.retain(|request| request.number != number);
         drop(state);
-        found?.ok_or_else(|| {
-            Error::Timeout(format!(
-                "no ARP reply from {target} within {}; is there such a host, and is the link up?",
-                Self::spell(timeout)
-            ))
-        })
+        found?.ok_or_else(|| arp::no_reply(target, timeout))
     }
 
     /// Sends one ICMP echo request with `payload` bytes. Returns the round-trip time, or `None`

@@ -295,11 +295,6 @@ impl Host {
         self.shared.lock()?.check()
     }
 
-    /// A timeout, for messages.
-    pub(super) fn spell(timeout: Option<Duration>) -> String {
-        timeout.map_or_else(|| "any time".to_owned(), |t| format!("{} s", t.as_secs_f64()))
-    }
-
     /// Waits for changes of the host itself.
     pub(super) fn wait_news<T>(
         &self,

@@ -1,10 +1,9 @@
 //! ARP and echo requests whose replies smoltcp does not return.
 
+use crate::stack::arp;
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::icmp;
-use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-};
+use smoltcp::wire::EthernetAddress;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Condvar;
 use std::time::Instant;
@@ -43,11 +42,17 @@ impl Probes {
         self.next
     }
     /// Matches a received ARP frame with the pending requests.
-    pub(super) fn arp_arrived(&mut self, frame: &[u8], arrived: Instant, news: &Condvar) {
+    pub(super) fn arp_arrived(
+        &mut self,
+        frame: &[u8],
+        own: EthernetAddress,
+        arrived: Instant,
+        news: &Condvar,
+    ) {
         if self.requests.is_empty() {
             return;
         }
-        let Some((target, mac)) = arp_reply(frame) else { return };
+        let Some((target, mac)) = arp::parse_reply(frame, own) else { return };
         for request in &mut self.requests {
             if request.target == target && request.found.is_none() {
                 request.found = Some((mac, arrived));
@@ -75,43 +80,4 @@ impl Probes {
         }
         news
     }
-}
-
-/// The sender's addresses in an ARP reply.
-fn arp_reply(frame: &[u8]) -> Option<(Ipv4Addr, EthernetAddress)> {
-    let frame = EthernetFrame::new_checked(frame).ok()?;
-    if frame.ethertype() != EthernetProtocol::Arp {
-        return None;
-    }
-    let packet = ArpPacket::new_checked(frame.payload()).ok()?;
-    match ArpRepr::parse(&packet).ok()? {
-        ArpRepr::EthernetIpv4 {
-            operation: ArpOperation::Reply,
-            source_hardware_addr,
-            source_protocol_addr,
-            target_hardware_addr,
-            ..
-        } if target_hardware_addr == frame.dst_addr() && source_hardware_addr.is_unicast() => {
-            Some((source_protocol_addr, source_hardware_addr))
-        }
-        _ => None,
-    }
-}
-
-/// An ARP request for `target`.
-pub(super) fn arp_request(mac: EthernetAddress, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
-    let request = ArpRepr::EthernetIpv4 {
-        operation: ArpOperation::Request,
-        source_hardware_addr: mac,
-        source_protocol_addr: own,
-        target_hardware_addr: EthernetAddress([0; 6]),
-        target_protocol_addr: target,
-    };
-    let mut bytes = vec![0; EthernetFrame::<&[u8]>::buffer_len(request.buffer_len())];
-    let mut frame = EthernetFrame::new_unchecked(&mut bytes);
-    frame.set_src_addr(mac);
-    frame.set_dst_addr(EthernetAddress::BROADCAST);
-    frame.set_ethertype(EthernetProtocol::Arp);
-    request.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
-    bytes
 }

@@ -7,7 +7,7 @@ use super::entry::{Entry, Id, Kind, Listener, Options};
 use super::ready::Ready;
 use super::state::{State, refuse};
 use super::turn::Cause;
-use crate::stack::Check;
+use crate::stack::{Check, spell};
 use crate::{Error, Result};
 use smoltcp::socket::tcp;
 use std::net::{IpAddr, SocketAddr};
@@ -164,7 +164,7 @@ impl Socket {
             if timeout == Some(Duration::ZERO) {
                 would_block(what)
             } else {
-                Error::Timeout(format!("{what} within {}", Host::spell(timeout)))
+                Error::Timeout(format!("{what} within {}", spell(timeout)))
             }
         })
     }

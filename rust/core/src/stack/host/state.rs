@@ -4,16 +4,16 @@ use super::accounts::HostCounters;
 use super::demux::{Flow, FragmentKey};
 use super::device::Device;
 use super::entry::{Entry, Id, Kind};
-use super::lease::Leases;
 use super::packets::Packets;
 use super::probe::Probes;
 use super::wire::Abilities;
 use crate::net::Mac;
+use crate::stack::dhcp::Client;
+use crate::stack::{check_mac, random};
 use crate::{Error, Result};
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv6Cidr};
+use smoltcp::wire::{HardwareAddress, IpCidr, Ipv6Cidr};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Condvar};
 use std::time::Instant;
@@ -76,7 +76,7 @@ pub(super) struct State {
     pub(super) queue: VecDeque<Id>,
     pub(super) timers: BTreeSet<(Time, Id)>,
     pub(super) counters: HostCounters,
-    pub(super) leases: Leases,
+    pub(super) dhcp: Option<Client>,
     pub(super) probes: Probes,
     /// Notified when addresses or routes change, or a reply arrives.
     pub(super) news: Arc<Condvar>,
@@ -95,11 +95,6 @@ pub(super) struct State {
     pub(super) ipv6: bool,
 }
 
-/// A random number: the hash of nothing with random keys.
-pub(super) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
 /// An error with an error number, as Python's `socket` raises it.
 pub(super) fn refuse(errno: i32, what: impl Into<String>) -> Error {
     Error::os(what, std::io::Error::from_raw_os_error(errno))
@@ -112,12 +107,7 @@ impl State {
         abilities: Abilities,
         options: HostOptions,
     ) -> Result<Self> {
-        let address = EthernetAddress(mac.0);
-        if !address.is_unicast() || mac.0 == [0; 6] {
-            return Err(Error::Invalid(format!(
-                "the port's MAC address {mac} is not a unicast address; give the device another (mac=)"
-            )));
-        }
+        let address = check_mac(mac)?;
         let mtu = options.mtu.map_or(mtu, |own| own.min(mtu));
         let least = if options.ipv6 { 1280 } else { 576 };
         if mtu < least {
@@ -155,7 +145,7 @@ impl State {
             queue: VecDeque::new(),
             timers: BTreeSet::new(),
             counters: HostCounters::default(),
-            leases: Leases::default(),
+            dhcp: None,
             probes: Probes::default(),
             news: Arc::default(),
             failure: None,

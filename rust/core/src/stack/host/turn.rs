@@ -9,6 +9,7 @@ use crate::net::Offload;
 use crate::stack::vlan;
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use smoltcp::socket::{tcp, udp};
+use smoltcp::wire::EthernetAddress;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -84,7 +85,8 @@ impl State {
                 self.take_common(packet);
             }
             Found::Arp => {
-                self.probes.arp_arrived(&packet.bytes, arrived, &self.news);
+                let own = EthernetAddress(self.mac.0);
+                self.probes.arp_arrived(&packet.bytes, own, arrived, &self.news);
                 self.take_common(packet);
             }
             Found::Other => self.take_common(packet),
@@ -101,7 +103,9 @@ impl State {
 
     /// Passes a frame to the interface and the common sockets.
     fn take_common(&mut self, packet: Packet) {
-        self.leases.read(&packet.bytes);
+        if let Some(client) = &mut self.dhcp {
+            client.read(&packet.bytes);
+        }
         self.device.inbox = Some(packet);
         let now = self.now();
         self.interface.poll_ingress_single(now, &mut self.device, &mut self.common);
