@@ -224,6 +224,14 @@ def netns(qemu_command: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Netns]
 
 
 @pytest.fixture
+def dual(netns: Netns) -> Netns:
+    """A namespace whose TAP has an IPv6 address as well."""
+    netns.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/tap0/disable_ipv6")
+    netns.run("ip", "address", "add", "fd99::1/64", "dev", "tap0", "nodad")
+    return netns
+
+
+@pytest.fixture
 def testpmd(scratch: Path) -> Iterator[Callable[..., Testpmd]]:
     """Start DPDK's testpmd as a vhost-user backend, once for each call.
 

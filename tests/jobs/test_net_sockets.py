@@ -13,34 +13,13 @@ from typing import Any
 import pytest
 
 import virtnic
+from peers.kernel import DATAGRAM, KERNEL, LONG, STACK, STREAM, listen, pattern, read_all
 from peers.netns import Netns
 from support.waiting import eventually
 from virtnic import net
 from virtnic.testing import FaultyPort
 
-#: Seconds that a busy machine does not need.
-LONG = 30.0
-STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-#: The kernel's address and the stack's, of each family.
-KERNEL: dict[int, str] = {socket.AF_INET: "10.99.0.1", socket.AF_INET6: "fd99::1"}
-STACK: dict[int, str] = {socket.AF_INET: "10.99.0.2", socket.AF_INET6: "fd99::2"}
 FAMILIES = pytest.mark.parametrize("family", list(KERNEL), ids=["ipv4", "ipv6"])
-
-
-def pattern(length: int) -> bytes:
-    """Return bytes no two places of which are easily taken for each other."""
-    return b"".join(
-        hashlib.sha256(bytes([n & 255, n >> 8 & 255, n >> 16])).digest()
-        for n in range(length // 32)
-    )
-
-
-def read_all(source: Any) -> bytes:
-    """Receive until the peer ends its half."""
-    parts = []
-    while part := source.recv(1 << 16):
-        parts.append(part)
-    return b"".join(parts)
 
 
 def read_exactly(source: Any, length: int) -> bytes:
@@ -74,14 +53,6 @@ def slirp(port: virtnic.Port) -> Iterator[net.Stack]:
         yield stack
 
 
-@pytest.fixture
-def dual(netns: Netns) -> Netns:
-    """A namespace whose TAP has an IPv6 address as well."""
-    netns.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/tap0/disable_ipv6")
-    netns.run("ip", "address", "add", "fd99::1/64", "dev", "tap0", "nodad")
-    return netns
-
-
 @pytest.fixture(params=[False, True], ids=["plain", "offload"])
 def tap(request: pytest.FixtureRequest, dual: Netns) -> Iterator[net.Stack]:
     """A stack with the kernel as its peer, with and without offloads of what is received."""
@@ -91,16 +62,6 @@ def tap(request: pytest.FixtureRequest, dual: Netns) -> Iterator[net.Stack]:
     ):
         dual.wait_for_carrier()
         yield stack
-
-
-def listen(netns: Netns, family: int, kind: int = STREAM) -> socket.socket:
-    """Return a socket of the kernel that others can reach."""
-    server = netns.open_socket(family, kind)
-    server.settimeout(LONG)
-    server.bind((KERNEL[family], 0))
-    if kind == STREAM:
-        server.listen(64)
-    return server
 
 
 def pair(stack: net.Stack, netns: Netns, family: int) -> tuple[net.Socket, socket.socket]:

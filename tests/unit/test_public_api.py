@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import virtnic
-from virtnic import aio
+from virtnic import aio, net
 from virtnic.nic.policy import Recoveries
 
 PYTHON = Path(__file__).resolve().parents[2] / "python/virtnic"
@@ -35,6 +35,17 @@ MEMBERS: dict[type, str] = {
     aio.Port: """
         close closed features interrupts link link_changes mac memory mtu port qemu queue_size recv
         ring send send_all stats wait_ready
+    """,
+    aio.net.Stack: """
+        address addresses arp close closed configure connections create_connection
+        create_datagram_endpoint create_server dhcp gateway gateways getaddrinfo name_servers
+        open_connection ping stack start_server stats wait_ipv6
+    """,
+    net.Socket: """
+        accept bind close connect connect_ex detach family fileno getblocking getpeername
+        getsockname getsockopt gettimeout listen makefile proto recv recv_into recvfrom
+        recvfrom_into send sendall sendmsg sendto setblocking setsockopt settimeout shutdown stats
+        timeout type
     """,
     virtnic.Event: "detail kind port time",
     virtnic.Events: "close ended fileno missed wait",

@@ -6,6 +6,7 @@
 ...         ...
 """
 
+from virtnic.aio import net
 from virtnic.aio.port import LinkChanges, Port, attach, open  # noqa: A004 - virtnic.aio.open
 
-__all__ = ["LinkChanges", "Port", "attach", "open"]
+__all__ = ["LinkChanges", "Port", "attach", "net", "open"]

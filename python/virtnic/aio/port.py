@@ -16,12 +16,12 @@ loses no frame, because taking frames and returning them is one step.
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from virtnic._native import Burst, EventFd
+from virtnic.aio.threads import in_thread
 from virtnic.async_library import readable, running
 from virtnic.deadline import Deadline
 from virtnic.nic.opening import OpenOptions, open_port
@@ -47,59 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LinkChanges", "Port", "attach", "open"]
 
-_T = TypeVar("_T")
 #: Link changes that nobody has fetched; more than this means a broken cable.
 _LINK_CHANGES = 1024
-
-
-async def _in_thread(
-    library: Library, call: Callable[[], _T], undo: Callable[[_T], object] | None = None
-) -> _T:
-    """Call in a thread that lives for this call. On cancellation, wait for its end and undo.
-
-    If nobody can wait any more because the event loop itself was ended, the thread undoes it.
-    """
-    done = EventFd()
-    results: list[_T] = []
-    errors: list[BaseException] = []
-    lock = threading.RLock()
-    left = False
-
-    def run() -> None:
-        try:
-            result = call()
-            with lock:
-                if not left:
-                    results.append(result)
-                    return
-            if undo is not None:
-                undo(result)
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            done.signal()
-
-    thread = threading.Thread(target=run, name="virtnic-aio")
-    try:
-        thread.start()
-        cancelled = await library.finished(done.fileno())
-        thread.join()
-    except BaseException:
-        with lock:
-            left = True
-        if results and undo is not None:
-            undo(results[0])
-        raise
-    if cancelled is not None:
-        if results and undo is not None:
-            await _in_thread(library, functools.partial(undo, results[0]))
-        raise cancelled
-    if errors:
-        try:
-            raise errors[0]
-        finally:
-            errors.clear()  # break the cycle of exception and frame
-    return results[0]
 
 
 class Opening(Owner):
@@ -124,7 +73,7 @@ class Opening(Owner):
                 raise
             return port
 
-        port: BlockingPort = await _in_thread(running(), call, BlockingPort.close)
+        port: BlockingPort = await in_thread(running(), call, BlockingPort.close)
         try:
             return Port(port)
         except BaseException:  # Ctrl-C: the event loop makes no further call
@@ -262,7 +211,7 @@ class Port(Owner):
         readiness = Readiness(self.port, driven_of(self.port))
         deadline = Deadline(timeout)
         # In a thread, because QEMU may have to be asked.
-        while not await _in_thread(self._library, readiness.look):
+        while not await in_thread(self._library, readiness.look):
             if deadline.is_over:
                 raise readiness.late(timeout)
             await self._library.sleep(PAUSE)
@@ -285,7 +234,7 @@ class Port(Owner):
 
     async def close(self) -> None:
         """Close the port as :meth:`virtnic.Port.close`, even if cancelled meanwhile."""
-        await _in_thread(self._library, self.port.close)
+        await in_thread(self._library, self.port.close)
 
     async def __aenter__(self) -> Self:
         return self

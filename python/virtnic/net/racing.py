@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from virtnic.net.addresses import Address
     from virtnic.net.socket import Socket
 
-__all__ = ["interleave", "race"]
+__all__ = ["DELAY", "interleave", "race"]
 
 #: Seconds until the next attempt starts beside those that are running (section 5).
-_DELAY = 0.25
+DELAY = 0.25
 
 
 def interleave(addresses: Iterable[Address]) -> list[Address]:
@@ -71,7 +71,7 @@ class _Runners:
         while waiting or self._running:
             if waiting and (winner := self._begin(waiting.pop(0))):
                 return winner
-            next_at = time.monotonic() + _DELAY if waiting else float("inf")
+            next_at = time.monotonic() + DELAY if waiting else float("inf")
             while self._running:
                 now = time.monotonic()
                 if now >= over:

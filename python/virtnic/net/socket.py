@@ -12,7 +12,7 @@ from virtnic.net.addresses import Address, is_numeric, show
 from virtnic.net.options import get_option, set_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from typing_extensions import Buffer
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     Resolve = Callable[[str, int], str]
 
 __all__ = ["Socket"]
+
+#: Bytes after which `sendmsg` gathers no more: longer than any datagram.
+_AT_ONCE = 1 << 18
 
 
 class Socket:
@@ -137,6 +140,24 @@ class Socket:
         """Send all bytes."""
         self._check(flags, 0)
         self._native.send_all(data, self._timeout)
+
+    def sendmsg(
+        self, buffers: Iterable[Buffer], ancdata: Iterable[Any] = (), flags: int = 0
+    ) -> int:
+        """Send as many bytes of several buffers as fit, at least one; return how many.
+
+        Ancillary data is not supported: it raises OSError (EOPNOTSUPP).
+        """
+        if list(ancdata):
+            raise OSError(errno.EOPNOTSUPP, "a socket of a stack sends no ancillary data")
+        some: list[Buffer] = []
+        size = 0
+        for buffer in buffers:
+            some.append(buffer)
+            size += memoryview(buffer).nbytes
+            if size >= _AT_ONCE:
+                break
+        return self.send(some[0] if len(some) == 1 else b"".join(some), flags)
 
     def sendto(self, data: Buffer, *args: Any) -> int:
         """Send a datagram: ``sendto(data, address)`` or ``sendto(data, flags, address)``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket as std
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from virtnic._native import NetPort, NetQueue, NetStack, StackWire
 from virtnic.net.addresses import Address, family_of, is_numeric, show
@@ -20,11 +20,25 @@ if TYPE_CHECKING:
 
     from virtnic.protocols import PacketPort
 
-__all__ = ["Stack"]
+__all__ = ["Info", "Stack", "StackOptions"]
 
 #: One result of `getaddrinfo`.
-_Info = tuple[std.AddressFamily, std.SocketKind, int, str, Address]
+Info = tuple[std.AddressFamily, std.SocketKind, int, str, Address]
 _PROTOCOLS = {std.SOCK_STREAM: std.IPPROTO_TCP, std.SOCK_DGRAM: std.IPPROTO_UDP}
+
+
+class StackOptions(TypedDict, total=False):
+    """The options of :class:`Stack`, for those who pass them on."""
+
+    dhcp: bool
+    ipv6: bool
+    address: str | Iterable[str]
+    gateway: str | Iterable[str]
+    dns: Iterable[str]
+    search: Iterable[str]
+    hosts: str | Path | None
+    mtu: int | None
+    timeout: float | None
 
 
 class Stack(NetStack):
@@ -179,7 +193,7 @@ class Stack(NetStack):
         type: int = 0,  # noqa: A002 - as Python's own
         proto: int = 0,
         flags: int = 0,
-    ) -> list[_Info]:
+    ) -> list[Info]:
         """Resolve a name like ``socket.getaddrinfo``, using the stack's name servers.
 
         Raises socket.gaierror.
@@ -201,7 +215,7 @@ class Stack(NetStack):
         if not hosts:
             raise std.gaierror(std.EAI_ADDRFAMILY, f"{host!r} is of another family")
         kinds = [one for one in _PROTOCOLS if type in (0, one) and proto in (0, _PROTOCOLS[one])]
-        infos: list[_Info] = []
+        infos: list[Info] = []
         for one in hosts:
             kin = std.AddressFamily(family_of(one))
             infos += [(kin, kind, _PROTOCOLS[kind], "", show(kin, (one, number))) for kind in kinds]

@@ -506,7 +506,6 @@ impl State {
         let state = entry.state();
         let queued = entry.tcp().map_or(0, tcp::Socket::send_queue);
         let gone = entry.tcp().is_some_and(|tcp| tcp.remote_endpoint().is_none());
-        let owned = entry.owned;
         let Kind::Stream(stream) = &mut entry.kind else {
             entry.announce();
             return;
@@ -568,15 +567,14 @@ impl State {
                 _ => {}
             }
         }
-        // What nobody has, and is over.
-        let over = state == tcp::State::Closed && gone;
+        let over = self.is_over(id);
         let waits = parent.is_some_and(|parent| {
             self.sockets.get(&parent).is_some_and(|entry| match &entry.kind {
                 Kind::Listener(listener) => listener.ready.contains(&id),
                 _ => false,
             })
         });
-        if forget || (over && !owned && !waits) {
+        if forget || (over && !waits) {
             self.forget(id);
             return;
         }
@@ -693,13 +691,21 @@ impl State {
     }
 
     fn drop_if_over(&mut self, id: Id) {
-        let over = self.sockets.get(&id).is_some_and(|entry| {
-            let gone = entry.tcp().is_none_or(|tcp| tcp.remote_endpoint().is_none());
-            !entry.owned && entry.state() == tcp::State::Closed && gone
-        });
-        if over {
+        if self.is_over(id) {
             self.forget(id);
         }
+    }
+
+    /// Whether nobody has a connection any more, and nothing more of it can be sent.
+    ///
+    /// A reset that found no way out, as where the peer's MAC address is not known, is not sent again
+    /// (RFC 9293, section 3.10.5): only one that waits for room in the device.
+    fn is_over(&self, id: Id) -> bool {
+        self.sockets.get(&id).is_some_and(|entry| {
+            let gone = entry.tcp().is_none_or(|tcp| tcp.remote_endpoint().is_none());
+            let tried = gone || !self.device.full();
+            !entry.owned && entry.state() == tcp::State::Closed && tried
+        })
     }
 
     /// How long the thread may sleep.
