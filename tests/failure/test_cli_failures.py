@@ -23,6 +23,7 @@ from virtnic.cli.parser import COMMANDS
 OPENING = {
     "demo": (["demo"], "--netdev"),
     "ping": (["ping", "10.0.2.2"], "--netdev"),
+    "proxy": (["proxy", "--listen", "0", "--seconds", "0"], "--netdev"),
     "probe": (["probe"], "--netdev"),
     "doctor": (["doctor"], "--netdev"),
     "forward": (["forward", "--seconds", "0"], "--port"),
@@ -191,6 +192,7 @@ def test_a_tap_that_is_down_is_told_of(
     options = {
         "ping": [*gateway, "--count", "1", "--timeout", "0.1"],
         "demo": [*gateway, "--count", "1"],
+        "proxy": gateway,
     }
     status = {"ping": 1, "demo": 1, "doctor": 3}.get(name, 0)
     assert main(words(name, netns.netdev, *options.get(name, []))) == status

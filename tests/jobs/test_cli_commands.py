@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from peers.names import NameServer
 from peers.netns import Netns
 from support.program import command, virtnic, virtnic_json
 from support.waiting import PROMPT, pause
@@ -98,6 +99,38 @@ def test_ping_without_any_reply_is_1() -> None:
     found = virtnic_json("ping", "10.0.2.99", *options, status=1)
     assert found["p50"] is None
     assert [reply["seconds"] for reply in found["replies"]] == [None, None]
+
+
+def test_ping_by_ipv6_with_an_address_from_a_router(qemu_command: str) -> None:
+    found = virtnic_json("ping", "-6", "fec0::2", "--count", "3", "--interval", "0", *PATIENTLY)
+    assert found["received"] == 3
+    assert found["address"].startswith("fec0::")
+    assert found["gateway"].startswith("fe80::")
+    assert "server" not in found
+    found = virtnic_json("ping", "fe80::2", "--count", "1", *PATIENTLY)
+    assert found["address"].startswith("fe80::")
+
+
+def test_ping_by_name(dual: Netns) -> None:
+    server = NameServer(dual)
+    options = ["--netdev", dual.netdev, "--address", "10.99.0.2/24", "--address", "fd99::2/64"]
+    options += ["--dns", "10.99.0.1", "--count", "1", *PATIENTLY]
+    try:
+        found = virtnic_json("ping", "host.test", *options)
+        assert (found["target"], found["to"]) == ("host.test", "10.99.0.1")
+        assert found["received"] == 1
+        done = virtnic("ping", "-6", "both.test", *options[:-2], "--timeout", "0.1", status=1)
+        assert "PING both.test (fd99::77) from fd99::2/64" in done.stdout
+        done = virtnic("ping", "none.test", *options, status=3)
+        assert "the name 'none.test' does not exist" in " ".join(done.stderr.split())
+        nameless = [*options[:-6], *options[-4:]]
+        done = virtnic("ping", "host.test", *nameless, status=3)
+        assert "no name server; give --dns ADDRESS" in " ".join(done.stderr.split())
+        found = virtnic_json("ping", "-6", "fd99::1", *options)
+        assert found["address"] == "fd99::2/64"
+        assert found["received"] == 1
+    finally:
+        server.close(dual)
 
 
 def test_ping_the_kernel_through_a_tap_without_dhcp(netns: Netns) -> None:

@@ -52,9 +52,9 @@ def shell(line: str, environment: dict[str, str] | None = None) -> subprocess.Co
         (["generate", "--rate", "10", "Mpps"], "unrecognized arguments: Mpps; try"),
         (["generate", "--payload", "hello"], "'hello' is not a hexadecimal string"),
         (["generate", "--frame", ""], "it has no hexadecimal digits"),
-        (["ping", ""], "'' is not an IPv4 address"),
-        (["ping", "10.0.2.2 "], "'10.0.2.2 ' is not an IPv4 address"),
-        (["ping", "１0.0.2.2"], "is not an IPv4 address"),  # noqa: RUF001 - a wide digit
+        (["ping", ""], "'' is not an IPv4 or IPv6 address"),
+        (["ping", "10.0.2.2 "], "'10.0.2.2 ' is neither an address nor a name"),
+        (["ping", "１0.0.2.2"], "is not an IPv4 or IPv6 address"),  # noqa: RUF001 - a wide digit
         (["generate", "--pcap", ""], "argument --pcap: it is empty"),
         (["generate", "--pcap", "/dev/zero"], "/dev/zero is no capture"),
         (["drop", "--connect", ""], "argument --connect: it is empty"),
@@ -128,7 +128,7 @@ def test_a_very_long_word_does_not_fill_the_screen(
         ("virtnic --version >&-", 0, ""),
         ("virtnic pign 2>&-", 2, ""),
         ("virtnic pign 2>/dev/full", 2, ""),
-        ("virtnic ping x 2>/dev/full", 2, ""),
+        ("virtnic ping 1.2 2>/dev/full", 2, ""),
         ("virtnic drop --qemu /nowhere 2>&-", 3, ""),
         ("virtnic drop --qemu /nowhere 2>/dev/full", 3, ""),
         ("virtnic drop --qemu /nowhere >&- 2>&- <&-", 3, ""),

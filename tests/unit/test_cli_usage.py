@@ -125,15 +125,23 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "complaint"),
     [
         (["fly"], "fly"),
-        (["ping"], "ADDRESS"),
-        (["ping", "gateway"], "'gateway' is not an IPv4 address"),
+        (["ping"], "TARGET"),
+        (["ping", "10.0.2"], "'10.0.2' is not an IPv4 or IPv6 address"),
+        (["ping", "-6", "10.0.2.2"], "10.0.2.2 is an IPv4 address, which -6 excludes"),
+        (["ping", "-4", "fe80::2"], "fe80::2 is an IPv6 address, which -4 excludes"),
+        (["ping", "x", "--address", "fd00::1/64", "--gateway", "10.0.0.1"], "the same family"),
+        (["ping", "x", "--address", "fd00::1"], "write fd00::1/64"),
+        (["demo", "--address", "fd00::1/64", "--gateway", "fd00::2"], "--gateway must be IPv4"),
+        (["proxy", "--listen", "host:1080"], "'host' is not an IPv4 or IPv6 address"),
+        (["proxy", "--listen", "65536"], "a port is 0 to 65535, not 65536"),
+        (["proxy", "--listen", "[::1]"], "is not a whole number"),
         (["ping", "10.0.2.2", "--count", "-1"], "--count"),
         (["ping", "10.0.2.2", "--interval", "soon"], "'soon' is not a time such as"),
         (["ping", "10.0.2.2", "--timeout", "nan"], "'nan' is not a time such as"),
         (["ping", "10.0.2.2", "--address", "10.0.2.9"], "write 10.0.2.9/24"),
         (
             ["ping", "10.0.2.2", "--address", "10.0.2.9/40"],
-            "not an IPv4 address with prefix length",
+            "not an IP address with prefix length",
         ),
         (["ping", "10.0.2.2", "--gateway", "10.0.2.1"], "--gateway needs --address"),
         (["demo", "--address", "10.0.2.9/24"], "--gateway"),
@@ -316,9 +324,6 @@ class FakeStack:
         if reply is None:
             raise TimeoutError
         return types.SimpleNamespace(sequence=sequence, seconds=reply)
-
-    def poll(self, timeout: float) -> int:
-        return 0
 
 
 def echo(replies: list[Any], **options: Any) -> tuple[Echoes, FakeStack]:

@@ -50,6 +50,8 @@ def check(arguments: argparse.Namespace) -> str | None:
     """Check the combination of options; return an error message or None."""
     if arguments.address and not arguments.gateway:
         return "the demo pings the gateway: --address needs --gateway"
+    if arguments.gateway and ":" in arguments.gateway[0]:
+        return "the demo resolves the gateway by ARP: --gateway must be IPv4"
     return options.check_address(arguments)
 
 

@@ -16,10 +16,11 @@ from virtnic.cli.description import (
     describe_qemu,
 )
 from virtnic.cli.echoes import Echoes
-from virtnic.cli.session import attach, configure, make_memory, start_qemu
+from virtnic.cli.session import attach, blamed, configure, make_memory, start_qemu
 from virtnic.cli.status import Status
 from virtnic.cli.text import bytes_text, seconds_text
 from virtnic.cli.wording import of_options
+from virtnic.net import Stack
 from virtnic.qemu import find_qemu
 
 if TYPE_CHECKING:
@@ -117,7 +118,18 @@ def _use(
         queue_size=port.queue_size,
         interrupts=port.interrupts,
     )
-    stack = virtnic.Stack(port)
+    with blamed(port), Stack(port) as stack:
+        return _talk(arguments, steps, qemu, port, stack)
+
+
+def _talk(
+    arguments: argparse.Namespace,
+    steps: Steps,
+    qemu: virtnic.Qemu,
+    port: virtnic.Port,
+    stack: Stack,
+) -> int:
+    """Get an address, and ping the gateway; return how many pings were answered."""
     lease = configure(arguments, stack)
     gateway = lease["gateway"]
     how = f"in {seconds_text(lease['elapsed'])}" if "elapsed" in lease else "as given"

@@ -13,7 +13,7 @@ from virtnic.cli.text import seconds_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import virtnic
+    from virtnic.net import Stack
 
 __all__ = ["Echoes", "percentile"]
 
@@ -33,7 +33,7 @@ class Echoes:
 
     def send(
         self,
-        stack: virtnic.Stack,
+        stack: Stack,
         target: str,
         *,
         count: int,
@@ -48,7 +48,7 @@ class Echoes:
             for number in itertools.count() if count == 0 else range(count):
                 pause = start + number * interval - time.monotonic()
                 if interval and pause > 0:
-                    stack.poll(pause)  # also answers ARP requests
+                    time.sleep(pause)
                 try:
                     reply = stack.ping(target, number % _SEQUENCES, size, timeout)
                     seconds: float | None = reply.seconds

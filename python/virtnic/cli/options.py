@@ -34,6 +34,7 @@ __all__ = [
     "add_session",
     "check_address",
     "check_ports",
+    "host",
     "ip",
     "ipv4",
     "mac",
@@ -249,15 +250,30 @@ def add_device(group: argparse._ArgumentGroup) -> None:
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the IP address, for networks without DHCP."""
+    """Add the options of IP addresses, for networks without DHCP."""
     group = parser.add_argument_group("IP")
     group.add_argument(
         "--address",
+        action="append",
         type=_interface,
-        metavar="A.B.C.D/N",
-        help="own address and prefix length (default: from DHCP)",
+        metavar="IP/N",
+        help="own address and prefix length; repeatable "
+        "(default: IPv4 from DHCP, IPv6 from routers)",
     )
-    group.add_argument("--gateway", type=ipv4, metavar="A.B.C.D", help="gateway, with --address")
+    group.add_argument(
+        "--gateway",
+        action="append",
+        type=ip,
+        metavar="IP",
+        help="gateway, with --address; one for each family",
+    )
+    group.add_argument(
+        "--dns",
+        action="append",
+        type=ip,
+        metavar="IP",
+        help="name server, before those of DHCP; repeatable",
+    )
 
 
 def add_loop(parser: argparse.ArgumentParser) -> None:
@@ -308,6 +324,12 @@ def check_address(arguments: argparse.Namespace) -> str | None:
     """Check the combination of IP options; return an error message or None."""
     if arguments.gateway and not arguments.address:
         return "--gateway needs --address; DHCP provides its own"
+    left = [":" in address for address in arguments.gateway or ()]
+    for family in (":" in address for address in arguments.address or ()):
+        if family in left:
+            left.remove(family)
+    if left:
+        return "each --gateway needs an --address of the same family"
     return None
 
 
@@ -392,16 +414,25 @@ def ip(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 or IPv6 address") from None
 
 
+def host(text: str) -> str:
+    """Check an address of IPv4 or IPv6, or a name, for argparse."""
+    if any(character.isspace() for character in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither an address nor a name")
+    last = text.rpartition(".")[2]
+    return ip(text) if ":" in text or last.isdigit() or not text else text
+
+
 def _interface(text: str) -> str:
     import ipaddress
 
     if "/" not in text:
-        raise argparse.ArgumentTypeError(f"{text!r} has no prefix length; write {text}/24")
+        length = 64 if ":" in text else 24
+        raise argparse.ArgumentTypeError(f"{text!r} has no prefix length; write {text}/{length}")
     try:
-        return str(ipaddress.IPv4Interface(text))
+        return str(ipaddress.ip_interface(text))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not an IPv4 address with prefix length"
+            f"{text!r} is not an IP address with prefix length"
         ) from None
 
 

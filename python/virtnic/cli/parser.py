@@ -23,6 +23,7 @@ __all__ = ["COMMANDS", "build", "parse"]
 COMMANDS = {
     "demo": "get a DHCP lease, resolve and ping the gateway, step by step",
     "ping": "ping an address through a port",
+    "proxy": "let programs connect through a port: SOCKS5 and HTTP on loopback",
     "probe": "list PCI devices, BARs, capabilities and virtio features",
     "doctor": "check QEMU, accelerators, hugepages, permissions and kernel modules",
     "forward": "forward between two ports, or reflect on one",
@@ -54,6 +55,9 @@ _MEANT = {
     "tcpreplay": "replay",
     "play": "replay",
     "completion": "completions",
+    "socks": "proxy",
+    "socks5": "proxy",
+    "connect": "proxy",
 }
 
 DESCRIPTION = """\
@@ -67,6 +71,7 @@ examples:
   virtnic demo                           a DHCP lease, ARP and ping, step by step
   virtnic ping 10.0.2.2                  ping through QEMU's user-mode network
   virtnic ping 10.0.0.1 --netdev tap,ifname=tap0,script=no --address 10.0.0.2/24
+  virtnic proxy --netdev vhost-user,path=/run/vhu0 --address 10.1.0.5/24
   virtnic probe --json                   the PCI bus and the virtio features
   virtnic forward --port tap,ifname=tap0 --port tap,ifname=tap1
   virtnic qemu-args --directory /run/virtnic
@@ -128,7 +133,7 @@ class Parser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             if name.startswith("--") and not any(each.startswith(name) for each in known):
                 self.error(f"unknown option {name}{did_you_mean([name], known)}")
-            if f"-{name}" in known:  # else -version is -v with a value
+            if name.startswith("-") and f"-{name}" in known:  # else -version is -v with a value
                 self.error(f"unknown option {name}; did you mean -{name}?")
 
     def _commands(self) -> dict[str, Parser]:

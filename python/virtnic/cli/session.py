@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from errno import ENETDOWN
+from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
 from virtnic.cli.options import SANDBOXES
 from virtnic.cli.ports import PortArguments
 from virtnic.memory import Memory
+from virtnic.net.addresses import is_numeric
 from virtnic.nic.port import Qemu
 
 if TYPE_CHECKING:
@@ -17,10 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import virtnic
+    from virtnic.net import Stack
 
 __all__ = [
     "Session",
     "attach",
+    "blamed",
     "configure",
     "make_memory",
     "opened",
@@ -81,8 +86,19 @@ def ports_of(arguments: argparse.Namespace) -> list[PortArguments]:
 def opened(arguments: argparse.Namespace) -> Iterator[Session]:
     """Create all three; close them at the end."""
     memory = make_memory(arguments)
-    with start_qemu(arguments, memory) as qemu, attach(arguments, qemu) as port:
+    with start_qemu(arguments, memory) as qemu, attach(arguments, qemu) as port, blamed(port):
         yield Session(memory, qemu, port)
+
+
+@contextlib.contextmanager
+def blamed(port: virtnic.Port) -> Iterator[None]:
+    """Raise what ended the port, where a socket on it says that the network is down."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == ENETDOWN:
+            port.recv(1)
+        raise
 
 
 @contextlib.contextmanager
@@ -93,22 +109,38 @@ def opened_ports(arguments: argparse.Namespace) -> Iterator[dict[virtnic.Port, s
         yield {stack.enter_context(port.attach(qemu)): port.netdev for port in ports_of(arguments)}
 
 
-def configure(arguments: argparse.Namespace, stack: virtnic.Stack) -> dict[str, Any]:
-    """Give the stack the address from the options, or one from DHCP.
+def configure(
+    arguments: argparse.Namespace, stack: Stack, *, family: int = AF_INET, target: str = ""
+) -> dict[str, Any]:
+    """Give the stack the addresses from the options, or from DHCP and routers.
 
-    Returns ``address`` with prefix length and ``gateway``, and from DHCP also ``server``, ``dns``,
-    ``duration`` of the lease and ``elapsed`` seconds.
+    ``target`` is whom to reach: by a name, which takes a name server, or by an address of
+    ``family``.
 
-    Raises TimeoutError if no DHCP server answers.
+    Returns ``address`` with prefix length and ``gateway`` of that family, and from DHCP also
+    ``server``, ``dns``, ``duration`` of the lease and ``elapsed`` seconds. Raises TimeoutError.
     """
     more: dict[str, Any] = {}
-    if arguments.address is not None:
-        stack.configure(arguments.address, arguments.gateway)
-    else:
+    given: list[str] = arguments.address or []
+    gateways = {":" in gateway: gateway for gateway in arguments.gateway or ()}
+    for address in given:
+        stack.configure(address, gateways.pop(":" in address, None))
+    six = family == AF_INET6
+    local = target.lower().startswith("fe80:")
+    if not given and not (six and is_numeric(target)):
         try:
             lease = stack.dhcp()
         except TimeoutError as error:
             error.add_note("Without a DHCP server, give --address A.B.C.D/N.")
             raise
         more = {name: getattr(lease, name) for name in ("server", "dns", "duration", "elapsed")}
-    return {"address": stack.address, "gateway": stack.gateway, **more}
+    if six and not local and not any(":" in address for address in given):
+        try:
+            stack.wait_ipv6()
+        except TimeoutError as error:
+            error.add_note("Without a router, give --address IPv6/N.")
+            raise
+    own = [one for one in stack.addresses if (":" in one) == six]
+    own.sort(key=lambda one: one.startswith("fe80:") != local)
+    gateway = next((one for one in stack.gateways if (":" in one) == six), None)
+    return {"address": own[0] if own else None, "gateway": gateway, **more}

@@ -36,6 +36,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"\bnotify={_VALUE}", r"--notify \2"),
         (rf"\bring={_VALUE}", r"--ring \2"),
         (rf"\bmac={_VALUE}", r"--mac \2"),
+        (r"pass dns=\[ADDRESS\], or dhcp=True where the network offers one", "give --dns ADDRESS"),
         (rf"\bqemu={_VALUE}", r"--qemu \2"),
         (r"\bqueue_size\b", "--queue-size"),
         (r"\brecover=(?:True|False)\b", "--recover"),

@@ -1,0 +1,307 @@
+"""A proxy on loopback whose connections leave through a stack."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import itertools
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from virtnic.cli.proxy_requests import (
+    HEAD,
+    Refused,
+    Request,
+    answer,
+    read_request,
+    unpack,
+    words,
+    wrap,
+)
+from virtnic.net.addresses import is_numeric
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtnic.aio.net import Stack
+
+    #: Told of each event: its kind, and what it says.
+    Report = Callable[[str, dict[str, Any]], object]
+
+__all__ = ["Proxy"]
+
+#: Bytes that a direction of a connection holds here, about.
+_CHUNK = 1 << 16
+#: Seconds in which a client must have said what it wants.
+_PATIENCE = 30.0
+#: Bytes of datagrams that wait to be sent; more are dropped.
+_WAITING = 1 << 18
+#: Names in datagrams: so many are resolved at a time, and kept.
+_RESOLVING, _NAMES = 8, 64
+
+
+class Proxy:
+    """Serves clients of a listening socket: SOCKS5, HTTP CONNECT and plain HTTP."""
+
+    def __init__(
+        self, stack: Stack, listening: socket.socket, *, limit: int, timeout: float, report: Report
+    ) -> None:
+        """Take the sockets.
+
+        ``limit`` connections at a time, further ones wait in the queue of the kernel; connecting
+        may take ``timeout`` seconds.
+        """
+        self._stack = stack
+        self._listening = listening
+        self._free = asyncio.Semaphore(limit)
+        self._timeout = timeout
+        self._report = report
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.served = self.failed = self.sent = self.received = 0
+
+    async def run(self) -> None:
+        """Serve until cancelled; the connections end with it."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self._free.acquire()
+                client, peer = await loop.sock_accept(self._listening)
+                task = loop.create_task(self._serve(client, peer))
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._free.release()
+
+    async def _serve(self, client: socket.socket, peer: tuple[Any, ...]) -> None:
+        reader, writer = await asyncio.open_connection(sock=client, limit=HEAD)
+        try:
+            await self._talk(reader, writer, peer)
+        except (OSError, EOFError):
+            pass  # the client has gone
+        finally:
+            writer.transport.abort()
+
+    async def _talk(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: tuple[Any, ...]
+    ) -> None:
+        about: dict[str, Any] = {"id": next(self._numbers), "client": f"{peer[0]}:{peer[1]}"}
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                request = await read_request(reader, writer)
+        except Refused as refused:
+            self._refuse(about, str(refused))
+            await _say_last(writer, refused.reply)
+            return
+        except TimeoutError:
+            self._refuse(about, f"the client did not say what it wants within {_PATIENCE:g} s")
+            return
+        about |= {"protocol": request.protocol, "target": request.target}
+        ends: _Connection | _Association
+        try:
+            if request.protocol == "socks5-udp":
+                ends = await self._associate(request, writer)
+            else:
+                ends = await self._connect(request)
+        except OSError as error:
+            self._refuse(about, words(error))
+            await _say_last(writer, answer(request, error))
+            return
+        self.served += 1
+        self._report("open", about | {"remote": ends.remote, "seconds": time.monotonic() - began})
+        counts = ends.counts
+        try:
+            await ends.carry(reader, writer)
+        finally:
+            self.sent += counts[0]
+            self.received += counts[1]
+            seconds = time.monotonic() - began
+            closed = {"sent": counts[0], "received": counts[1], "seconds": seconds}
+            self._report("close", about | closed)
+
+    def _refuse(self, about: dict[str, Any], why: str) -> None:
+        self.failed += 1
+        self._report("refused", about | {"error": why})
+
+    async def _connect(self, request: Request) -> _Connection:
+        try:
+            async with asyncio.timeout(self._timeout):
+                streams = await self._stack.open_connection(
+                    request.host, request.port, limit=_CHUNK
+                )
+        except TimeoutError:
+            raise TimeoutError(
+                f"no answer from {request.target} within {self._timeout:g} s"
+            ) from None
+        return _Connection(request, *streams)
+
+    async def _associate(self, request: Request, writer: asyncio.StreamWriter) -> _Association:
+        host = writer.get_extra_info("sockname")[0]
+        client = writer.get_extra_info("peername")[0]
+        association = _Association(self._stack, request, client)
+        await association.open(host)
+        return association
+
+
+async def _say_last(writer: asyncio.StreamWriter, reply: bytes) -> None:
+    """Tell a client why it is not served, and wait until it has read that."""
+    writer.write(reply)
+    async with asyncio.timeout(_PATIENCE):
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+
+class _Connection:
+    """A connection to a server."""
+
+    def __init__(
+        self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._request = request
+        self._reader, self._writer = reader, writer
+        peer = writer.get_extra_info("peername")
+        self.remote = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        #: Bytes to the server, and from it.
+        self.counts = [0, 0]
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry both directions until both have ended; one that fails ends the other."""
+        local = self._writer.get_extra_info("sockname")[:2]
+        writer.write(answer(self._request, bound=local))
+        self._writer.write(self._request.first)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, self._writer, 0))
+                group.create_task(self._pump(self._reader, writer, 1))
+            for one in (writer, self._writer):
+                one.close()
+                await one.wait_closed()
+        except* OSError:
+            pass  # one of them has reset it: so does the end of the other
+        finally:
+            self._writer.transport.abort()
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: int
+    ) -> None:
+        while data := await source.read(_CHUNK):
+            sink.write(data)
+            self.counts[way] += len(data)
+            await sink.drain()
+        sink.write_eof()
+
+
+class _Association:
+    """Datagrams of one client (RFC 1928, section 7)."""
+
+    remote = None
+
+    def __init__(self, stack: Stack, request: Request, client: str) -> None:
+        self._stack = stack
+        self._request = request
+        self._client = client
+        #: Where the client sends from: what it said, else where its first datagram comes from.
+        self._port = request.port
+        self._names: collections.OrderedDict[str, str] = collections.OrderedDict()
+        self._resolving: set[asyncio.Task[None]] = set()
+        self._outside: dict[int, asyncio.DatagramTransport] = {}
+        self._inside: asyncio.DatagramTransport | None = None
+        self.counts = [0, 0]
+
+    async def open(self, host: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._inside, _ = await loop.create_datagram_endpoint(
+            lambda: _Datagrams(self._from_client), local_addr=(host, 0)
+        )
+        try:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                self._outside[family], _ = await self._stack.create_datagram_endpoint(
+                    lambda: _Datagrams(self._from_network), family=family
+                )
+        except BaseException:
+            self._close()
+            raise
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve until the client ends the connection that asked for it."""
+        try:
+            assert self._inside is not None
+            bound = self._inside.get_extra_info("sockname")[:2]
+            writer.write(answer(self._request, bound=bound))
+            while await reader.read(_CHUNK):
+                pass
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for task in self._resolving:
+            task.cancel()
+        for transport in (self._inside, *self._outside.values()):
+            if transport is not None:
+                transport.abort()
+
+    def _from_client(self, data: bytes, sender: tuple[Any, ...]) -> None:
+        if sender[0] != self._client or self._port not in (0, sender[1]):
+            return
+        try:
+            host, port, payload = unpack(data)
+        except ValueError:
+            return
+        self._port = sender[1]
+        address = host if is_numeric(host) else self._names.get(host)
+        if address is not None:
+            self._send(address, port, payload)
+        elif len(self._resolving) < _RESOLVING:
+            task = asyncio.get_running_loop().create_task(self._resolve(host, port, payload))
+            self._resolving.add(task)
+            task.add_done_callback(self._resolving.discard)
+
+    async def _resolve(self, host: str, port: int, payload: bytes) -> None:
+        try:
+            infos = await self._stack.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        except OSError:
+            return  # as a datagram to a host that there is not
+        address = infos[0][4][0]
+        self._names[host] = address
+        while len(self._names) > _NAMES:
+            self._names.popitem(last=False)
+        self._send(address, port, payload)
+
+    def _send(self, address: str, port: int, payload: bytes) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        transport = self._outside[family]
+        if transport.is_closing() or _is_full(transport):
+            return
+        self.counts[0] += len(payload)
+        transport.sendto(payload, (address, port))
+
+    def _from_network(self, data: bytes, sender: tuple[Any, ...]) -> None:
+        inside = self._inside
+        if inside is None or not self._port or _is_full(inside):
+            return
+        self.counts[1] += len(data)
+        inside.sendto(wrap(data, sender[:2]), (self._client, self._port))
+
+
+def _is_full(transport: Any) -> bool:
+    """Whether so much waits to be sent that more is dropped."""
+    return bool(transport.get_write_buffer_size() > _WAITING)
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    """Hands on what comes; what a datagram is answered with by ICMP is nobody's."""
+
+    def __init__(self, hand: Callable[[bytes, tuple[Any, ...]], None]) -> None:
+        self._hand = hand
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self._hand(data, addr)
