@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pytest
 
 import virtnic
 from support.inside import host_of
-from virtnic import aio, testing
+from virtnic import aio, net, testing
 from virtnic._native import QTest
 from virtnic.deadline import LONGEST, Deadline, seconds
 from virtnic.teardown import Latch
@@ -36,6 +37,8 @@ class World:
         self.qemu = virtnic.Qemu(self.memory)
         self.port = self.qemu.attach("user")
         self.stack = virtnic.Stack(self.port)
+        self.other = self.qemu.attach("user")
+        self.net = net.Stack(self.other, address="10.0.2.15/24", gateway="10.0.2.2")
 
     def aio(self, call: Callable[[aio.Port], Any]) -> Any:
         async def run() -> Any:
@@ -80,6 +83,27 @@ class World:
         self.stack.configure("10.0.2.15/24")
         return self.stack
 
+    def connected(self, timeout: float) -> net.Socket:
+        """Connect to a server of the host."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return self.net.create_connection(("10.0.2.2", server.getsockname()[1]), timeout)
+
+    def echoed(self, timeout: float) -> None:
+        """Send to the host, and receive its answer."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ours = self.net.create_connection(("10.0.2.2", server.getsockname()[1]))
+            with ours, server.accept()[0] as theirs:
+                theirs.sendall(b"there")
+                ours.settimeout(timeout)
+                ours.sendall(b"here")
+                assert ours.recv(5)
+
+    def aio_net(self, call: Callable[[Any], Any]) -> Any:
+        async def run() -> Any:
+            return await call(await aio.net.Stack(self.net))
+
+        return asyncio.run(run())
+
     def receive(self, timeout: float, queue: Any = None) -> Any:
         """Have slirp answer, so that there is a frame."""
         mac = bytes.fromhex(self.port.mac.replace(":", ""))
@@ -109,6 +133,17 @@ CALLS: dict[str, Callable[[World, float], object]] = {
     "Stack.arp": lambda w, t: w.configured().arp("10.0.2.2", t),
     "Stack.ping": lambda w, t: w.configured().ping("10.0.2.2", timeout=t),
     "Stack.poll": lambda w, t: w.stack.poll(min(t, 0.0)),  # it ends with its timeout
+    "net.Stack.dhcp": lambda w, t: w.net.dhcp(t),
+    "net.Stack.wait_ipv6": lambda w, t: w.net.wait_ipv6(t),
+    "net.Stack.arp": lambda w, t: w.net.arp("10.0.2.2", t),
+    "net.Stack.ping": lambda w, t: w.net.ping("10.0.2.2", timeout=t),
+    "net.Stack.__init__": lambda w, t: net.Stack(w.other, dhcp=True, timeout=t).close(),
+    "net.Stack.create_connection": lambda w, t: w.connected(t).close(),
+    "net.Socket.settimeout": World.echoed,
+    "aio.net.Stack.dhcp": lambda w, t: w.aio_net(lambda stack: stack.dhcp(t)),
+    "aio.net.Stack.wait_ipv6": lambda w, t: w.aio_net(lambda stack: stack.wait_ipv6(t)),
+    "aio.net.Stack.arp": lambda w, t: w.aio_net(lambda stack: stack.arp("10.0.2.2", t)),
+    "aio.net.Stack.ping": lambda w, t: w.aio_net(lambda stack: stack.ping("10.0.2.2", timeout=t)),
     "QTest": lambda _w, t: _refused(lambda: QTest("/nowhere", min(t, 0.0))),
     "aio.Port.wait_ready": lambda w, t: w.aio(lambda port: port.wait_ready(t)),
     "ScriptedPort.recv": lambda w, t: w.scripted(lambda port: port.recv(timeout=t)),
@@ -146,6 +181,7 @@ def chosen(qemu_command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def made(chosen: None) -> Iterator[World]:
     world = World()
     yield world
+    world.net.close()
     world.qemu.close()
 
 
@@ -201,6 +237,9 @@ def test_nothing_that_takes_a_timeout_is_missing() -> None:
             )
         ),
         ("aio.Port.", aio.Port),
+        ("net.Stack.", net.Stack),
+        ("net.Socket.", net.Socket),
+        ("aio.net.Stack.", aio.net.Stack),
         ("", testing),
     ]
     found = set()

@@ -14,7 +14,7 @@ import pytest
 
 import virtnic
 from peers import every_method
-from virtnic import _native, aio
+from virtnic import _native, aio, net
 
 PROGRAMS = Path(__file__).parents[1] / "peers"
 #: Seconds in which a program that does not hang has long ended, on a busy machine too.
@@ -58,6 +58,8 @@ def program(body: str, limit: float = LIMIT) -> str:
         (_native.PortDriver, [every_method.DRIVER, every_method.LAST["driver"]]),
         (virtnic.NetQueue, [every_method.QUEUE]),
         (virtnic.Stack, [every_method.STACK]),
+        (net.Stack, [every_method.NET, every_method.LAST["net"]]),
+        (net.Socket, [every_method.SOCKET, every_method.LAST["socket"]]),
         (
             virtnic.Qemu,
             [every_method.QEMU, every_method.LAST["qemu"], every_method.LAST["end"]],

@@ -2,12 +2,14 @@
 
 import errno
 import hashlib
+import os
 import select
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -358,3 +360,49 @@ def test_a_closed_stack_resets_its_connections(tap: net.Stack, dual: Netns) -> N
     with pytest.raises(OSError, match="closed"):
         ours.send(b"x")
     ours.close()
+
+
+def has_received(connection: net.Socket, count: int) -> bool:
+    received: int = connection.stats()["rx_bytes"]
+    return received > count
+
+
+def has_restarted(port: virtnic.Port, before: int) -> bool:
+    return port.restarts > before
+
+
+def test_connections_outlive_their_qemu(dual: Netns, background: Callable[..., Any]) -> None:
+    """With ``recover=True``: what was sent meanwhile is sent again, in both directions."""
+    data = pattern(24 << 20)
+    with (
+        virtnic.open(dual.netdev, recover=True) as port,
+        net.Stack(port, address="10.99.0.2/24") as stack,
+        stack.create_server(("", 8080)) as server,
+    ):
+        dual.wait_for_carrier()
+        ours, theirs = pair(stack, dual, socket.AF_INET)
+        with ours, theirs:
+            ours.settimeout(LONG)
+            reading = [background(read_all, one) for one in (ours, theirs)]
+            sending = [background(one.sendall, data) for one in (ours, theirs)]
+            for megabytes in (2, 12):
+                before = port.restarts
+                assert eventually(partial(has_received, ours, megabytes << 20))
+                assert not any(one.done() for one in reading)
+                os.kill(port.qemu.pid, signal.SIGKILL)
+                assert eventually(partial(has_restarted, port, before))
+            for one in sending:
+                one.result(LONG)
+            for one in (ours, theirs):
+                one.shutdown(socket.SHUT_WR)
+            digest = hashlib.sha256(data).digest()
+            assert [hashlib.sha256(one.result(LONG)).digest() for one in reading] == [digest] * 2
+            assert ours.stats()["retransmits"] > 0
+        # And what only waited.
+        with dual.open_socket(socket.AF_INET, STREAM) as late:
+            late.settimeout(LONG)
+            late.connect((STACK[socket.AF_INET], 8080))
+            server.settimeout(LONG)
+            with server.accept()[0] as accepted:
+                accepted.sendall(b"hello")
+                assert late.recv(5) == b"hello"

@@ -20,11 +20,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from socket import SHUT_WR, SO_BROADCAST, SO_ERROR, SOL_SOCKET
+from socket import SOCK_DGRAM as UDP
 from typing import Any
 
 import virtnic
 from support.inside import attachment_of, driver_of, machine_of
-from virtnic import NetQueue, aio
+from virtnic import NetQueue, aio, net
 
 #: Longer than any wait for QEMU (10 s each, and some calls have several).
 PATIENCE = 60.0
@@ -43,6 +45,12 @@ class World:
         self.port = self.qemu.attach("user")
         self.queue = self.port.queue(0)
         self.stack = virtnic.Stack(self.port)
+        self.net = net.Stack(self.qemu.attach("user"), address="10.0.2.15/24")
+        self.sockets = [self.net.socket(), self.net.socket(), self.net.socket(type=UDP)]
+        self.sockets[0].listen()
+        self.sockets[2].connect(("10.0.2.2", 9))
+        for each in self.sockets:
+            each.settimeout(0.001)
         self.pid = self.qemu.pid
 
     def close(self) -> None:
@@ -50,6 +58,7 @@ class World:
         while True:
             with contextlib.suppress(KeyboardInterrupt):
                 self.qemu.close()
+                self.net.close()
                 return
 
 
@@ -112,6 +121,16 @@ def awaited(call: Callable[[aio.Port], Any]) -> Callable[[Any], object]:
 async def changes(port: aio.Port) -> None:
     """Wait for a change of the link."""
     await anext(port.link_changes())
+
+
+def one(call: Callable[[net.Socket], object]) -> Callable[[Any], object]:
+    """Call a method of one of several sockets."""
+    return lambda sockets: call(random.choice(sockets))
+
+
+def of_one(name: str) -> Callable[[Any], object]:
+    """Read an attribute of one of several sockets."""
+    return one(lambda socket: getattr(socket, name))
 
 
 def attribute(name: str) -> Callable[[Any], object]:
@@ -210,6 +229,50 @@ STACK: Table = {
     "ping": lambda stack: stack.ping("10.0.2.2", timeout=0.002),
     "poll": lambda stack: stack.poll(0.001),
 }
+NET: Table = {
+    **read("address addresses closed gateway gateways name_servers"),
+    "arp": lambda stack: stack.arp("10.0.2.2", timeout=0.002),
+    "configure": lambda stack: stack.configure("10.0.2.15/24"),
+    "connections": lambda stack: stack.connections(),
+    "create_connection": lambda stack: stack.create_connection(("10.0.2.2", 9), 0.002).close(),
+    "create_server": lambda stack: stack.create_server(("", 0)).close(),
+    "dhcp": lambda stack: stack.dhcp(timeout=0.002),
+    "getaddrinfo": lambda stack: stack.getaddrinfo("10.0.2.2", 80),
+    "open": lambda stack: stack.open(True, False).close(),
+    "ping": lambda stack: stack.ping("10.0.2.2", timeout=0.002),
+    "socket": lambda stack: stack.socket().close(),
+    "stats": lambda stack: stack.stats(),
+    "wait_ipv6": lambda stack: stack.wait_ipv6(timeout=0.002),
+}
+SOCKET: Table = {
+    **read("family proto timeout type", of_one),
+    "accept": one(lambda socket: socket.accept()),
+    "bind": one(lambda socket: socket.bind(("", 0))),
+    "connect": one(lambda socket: socket.connect(("10.0.2.2", 9))),
+    "connect_ex": one(lambda socket: socket.connect_ex(("10.0.2.2", 9))),
+    "detach": one(lambda socket: socket.detach()),
+    "fileno": one(lambda socket: socket.fileno()),
+    "getblocking": one(lambda socket: socket.getblocking()),
+    "getpeername": one(lambda socket: socket.getpeername()),
+    "getsockname": one(lambda socket: socket.getsockname()),
+    "getsockopt": one(lambda socket: socket.getsockopt(SOL_SOCKET, SO_ERROR)),
+    "gettimeout": one(lambda socket: socket.gettimeout()),
+    "listen": one(lambda socket: socket.listen()),
+    "makefile": one(lambda socket: socket.makefile("rb").close()),
+    "recv": one(lambda socket: socket.recv(64)),
+    "recv_into": one(lambda socket: socket.recv_into(bytearray(64))),
+    "recvfrom": one(lambda socket: socket.recvfrom(64)),
+    "recvfrom_into": one(lambda socket: socket.recvfrom_into(bytearray(64))),
+    "send": one(lambda socket: socket.send(FRAME)),
+    "sendall": one(lambda socket: socket.sendall(FRAME)),
+    "sendmsg": one(lambda socket: socket.sendmsg([FRAME, FRAME])),
+    "sendto": one(lambda socket: socket.sendto(FRAME, ("10.0.2.2", 9))),
+    "setblocking": one(lambda socket: socket.setblocking(False)),
+    "setsockopt": one(lambda socket: socket.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)),
+    "settimeout": one(lambda socket: socket.settimeout(0.001)),
+    "shutdown": one(lambda socket: socket.shutdown(SHUT_WR)),
+    "stats": one(lambda socket: socket.stats()),
+}
 QEMU: Table = {
     **read("accel bus closed command directory machine memory pid ports recovery stderr version"),
     "attach": attach,
@@ -242,6 +305,8 @@ LAST: dict[str, Table] = {
         "stop": lambda port: attachment_of(port).stop(),
     },
     "qemu": {"detach": lambda qemu: [qemu.detach(port) for port in qemu.ports]},
+    "net": {"close": lambda stack: stack.close()},
+    "socket": {"close": one(lambda socket: socket.close())},
     "machine": {"keep_little": lambda qemu: machine_of(qemu).keep_little()},
     "end": {"close": lambda qemu: qemu.close()},
     "aio": {"close": lambda port: asyncio.run(_close(port))},
@@ -260,6 +325,8 @@ def calls(world: World) -> dict[str, Callable[[], object]]:
         ("told", world.port, TOLD),
         ("queue", world.queue, QUEUE),
         ("stack", world.stack, STACK),
+        ("net", world.net, NET),
+        ("socket", world.sockets, SOCKET),
         ("qemu", world.qemu, QEMU),
         ("machine", world.qemu, MACHINE),
         ("aio", world.port, AIO),
@@ -276,6 +343,8 @@ def endings(world: World) -> dict[str, Callable[[], object]]:
     owners: dict[str, Any] = {
         **dict.fromkeys(("port", "driver", "aio"), world.port),
         **dict.fromkeys(("qemu", "machine", "end"), world.qemu),
+        "net": world.net,
+        "socket": world.sockets,
     }
     return {
         f"{kind}.{name}": functools.partial(call, owners[kind])
@@ -293,6 +362,8 @@ PROMPT = (
     "port.set_timestamps",
     *(f"queue.{name}" for name in QUEUE if name not in ("start", "stop", "set_coalescing")),
     *(f"stack.{name}" for name in STACK),
+    *(f"net.{name}" for name in NET),
+    *(f"socket.{name}" for name in SOCKET),
     *(f"qemu.{name}" for name in ("accel", "closed", "events", "ports", "watch")),
     "machine.nics",
     *(f"aio.{name}" for name in AIO),

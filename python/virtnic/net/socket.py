@@ -8,6 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
+from virtnic.deadline import seconds
 from virtnic.net.addresses import Address, is_numeric, show
 from virtnic.net.options import get_option, set_option
 
@@ -69,9 +70,7 @@ class Socket:
 
     def settimeout(self, value: float | None) -> None:
         """Set the timeout in seconds; None: no timeout, 0: non-blocking."""
-        if value is not None and not value >= 0:
-            raise ValueError(f"timeout must be None or 0 or more seconds, not {value!r}")
-        self._timeout = None if value is None else float(value)
+        self._timeout = seconds(value)
 
     def gettimeout(self) -> float | None:
         """Return the timeout in seconds, or None."""

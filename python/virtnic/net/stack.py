@@ -7,6 +7,7 @@ import socket as std
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from virtnic._native import NetPort, NetQueue, NetStack, StackWire
+from virtnic.deadline import seconds
 from virtnic.net.addresses import Address, family_of, is_numeric, show
 from virtnic.net.carrier import carry
 from virtnic.net.racing import interleave, race
@@ -81,6 +82,7 @@ class Stack(NetStack):
 
         Raises ValueError, TimeoutError.
         """
+        seconds(timeout)
         self._dns = list(dns)
         self._resolver = Resolver(self.socket, self._all_servers, search, hosts)
         try:
@@ -143,6 +145,7 @@ class Stack(NetStack):
         families alternating (RFC 8305). Raises OSError, TimeoutError, socket.gaierror.
         """
         host, port = address
+        timeout = seconds(timeout)
         found = self.getaddrinfo(host, port, type=std.SOCK_STREAM)
         addresses = interleave(info[4] for info in found)
 
