@@ -31,6 +31,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "vhost-user": (
         "test_vhost_user",
         "test_vhost_user_disorder",
+        "test_vhost_user_less",
         "test_vhost_user_loss",
         "test_vhost_user_service",
         "test_qemu_vhost_user",
