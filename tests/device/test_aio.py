@@ -33,7 +33,7 @@ def on_trio(main: Main) -> None:
     trio.run(main)
 
 
-#: One program, run by each library; what it needs of one it takes from anyio.
+#: One program, run by each library; library calls go through anyio.
 LIBRARIES = pytest.mark.parametrize("run", [on_asyncio, on_trio])
 Run = Callable[[Main], None]
 
@@ -95,7 +95,7 @@ def test_iteration(qemu_command: str, run: Run, interrupts: Interrupts) -> None:
 @LIBRARIES
 @pytest.mark.needs("netns")
 def test_a_cancelled_recv_loses_no_frame(netns: Netns, run: Run) -> None:
-    """Cancelled all the time, while numbered frames arrive: each comes once, in order."""
+    """Frequent cancellation while numbered frames arrive: each is received once, in order."""
     total = 3000
 
     async def main() -> None:
@@ -168,7 +168,7 @@ def test_cancelled_tasks_and_wait_for_lose_no_frame(netns: Netns) -> None:
 @LIBRARIES
 @pytest.mark.needs("netns")
 def test_send_waits_for_room(netns: Netns, run: Run) -> None:
-    """Many times the ring's size, from two tasks: everything arrives, each task's in order."""
+    """Two tasks send many times the ring's size: everything arrives, in order for each task."""
     total = 4000
 
     async def main() -> None:
@@ -202,7 +202,7 @@ def test_send_waits_for_room(netns: Netns, run: Run) -> None:
 def test_a_full_queue_wakes_a_sender_by_interrupt(
     qemu_command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """QEMU stands still: the sender waits without using the processor, others run meanwhile."""
+    """QEMU is stopped: the sender waits without using the processor, and other tasks run."""
 
     async def main() -> None:
         async with aio.open("user", queue_size=64) as port:
@@ -236,7 +236,7 @@ def test_a_full_queue_wakes_a_sender_by_interrupt(
 @LIBRARIES
 @pytest.mark.needs("netns")
 def test_receivers_take_turns(netns: Netns, run: Run) -> None:
-    """Three tasks receive one frame at a time: all get their share, and nothing comes twice."""
+    """Three tasks receive one frame at a time: each gets its share, and no frame twice."""
     total = 300
 
     async def main() -> None:
@@ -335,7 +335,7 @@ def test_close_raises_in_waiting_tasks(qemu_command: str, run: Run) -> None:
         for call in (port.recv, lambda: port.send([b"\0" * 60]), changes.__anext__):
             with pytest.raises(virtnic.PortClosed):
                 await call()
-        await port.close()  # twice is fine
+        await port.close()  # a second call does nothing
 
     run(main)
 
@@ -398,7 +398,7 @@ def test_link_changes(qemu_command: str, run: Run) -> None:
                         break
                     port.qemu.execute("set_link", name=nic, up=not up)
             assert seen == [False, True] * 3
-            # An iterator that nobody has any more listens no longer.
+            # An iterator that was forgotten no longer subscribes.
             assert len(told) == len(before) + 1
             del changes
             gc.collect()

@@ -48,7 +48,7 @@ def test_a_port(
     accel: Accel,
     interrupts: Any,
 ) -> None:
-    """It is the same as with a QEMU of our own."""
+    """It behaves like a QEMU that was started here."""
     with connect(directory) as qemu, qemu.attach("user", interrupts=interrupts) as port:
         arp(port)
         stack = virtnic.Stack(port)
@@ -63,7 +63,7 @@ def test_a_port(
 def test_the_processor_is_parked(
     running: object, directory: Path, qemu_command: str, accel: Accel
 ) -> None:
-    """By three instructions in main memory: no firmware of anybody's runs."""
+    """By three instructions in main memory: no firmware runs."""
     with connect(directory) as qemu:
         words: dict[str, Any] = {"command-line": "info registers"}
         registers = qemu.execute("human-monitor-command", **words)
@@ -145,7 +145,7 @@ def test_commands(
 def test_a_second_qemu_in_the_directory(
     start: Starter, directory: Path, qemu_command: str, accel: Accel
 ) -> None:
-    """It ends at once and takes nothing away; killed, the first leaves no lock."""
+    """The second fails at once and disturbs nothing; a killed first one leaves no lock."""
     first = start()
     with connect(directory) as qemu:
         assert start().wait(10.0) == 1
@@ -172,7 +172,7 @@ def test_qemu_comes_later(start: Starter, directory: Path) -> None:
 def test_qemu_dies(
     running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: Accel
 ) -> None:
-    """Its death is the same error as that of a QEMU of ours."""
+    """Its death raises the same error as that of a QEMU that was started here."""
     died: list[virtnic.QemuDied] = []
     with connect(directory) as qemu:
         machine_of(qemu).on_death(died.append)
@@ -198,7 +198,7 @@ def test_qemu_dies(
 def test_a_qemu_that_stands_still_holds_nobody_up(
     running: "subprocess.Popen[bytes]", directory: Path
 ) -> None:
-    """Closing does not wait once for each port."""
+    """Closing does not wait separately for each port."""
     qemu = connect(directory)
     for _ in range(3):
         qemu.attach("user")
@@ -213,7 +213,7 @@ def test_a_qemu_that_stands_still_holds_nobody_up(
         arp(port)
 
 
-# What is wrong.
+# Errors.
 
 
 def test_the_directory_is_missing(scratch: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_qemu_with_shared_memory_of_its_own(start: Starter, directory: Path) -
 
 
 class Impostor:
-    """Listens where QEMU would, and answers QMP with what it is told."""
+    """Listens where QEMU would, and gives scripted answers to QMP."""
 
     def __init__(self, directory: Path, answers: list[Any]) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
@@ -305,7 +305,7 @@ class Impostor:
 
 
 def greeting(major: int) -> dict[str, Any]:
-    """Return how a QEMU of some version greets."""
+    """Return the QMP greeting of a version."""
     version = {"qemu": {"major": major, "minor": 2, "micro": 0}, "package": ""}
     return {"QMP": {"version": version, "capabilities": []}}
 

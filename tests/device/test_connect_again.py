@@ -1,6 +1,6 @@
 """Several programs that connect to one external QEMU in turn.
 
-They come at once, or leave it in the middle of something; the next one finds it as new.
+They connect at the same time, or leave in the middle of an operation; the next one finds it clean.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def test_connecting_again(
     qemu_command: str,
     accel: Accel,
 ) -> None:
-    """Nothing of ours is in QEMU when we have gone, and the next may come."""
+    """Nothing of ours remains in QEMU after we left, and the next program can connect."""
     found = []
     for _ in range(3):
         with connect(directory) as qemu:
@@ -125,7 +125,7 @@ def test_what_a_program_left_half_done_is_removed(
 def test_a_half_line_of_qtest_is_ended(
     running: "subprocess.Popen[bytes]", directory: Path, qemu_command: str, accel: Accel
 ) -> None:
-    """A killed program may leave one; QEMU would glue our first line to it, and abort."""
+    """A killed program may leave a partial line: QEMU would append our first one, and abort."""
     with connect(directory):
         pass
     whole = ["outl 0xcf8 0x80001004", "writel 0xe0001000 0x1", "readl 0x7000", "read 0x7000 0x40"]
@@ -151,7 +151,7 @@ def test_one_program_at_a_time(running: object, directory: Path) -> None:
 
 
 def test_programs_take_turns(running: object, directory: Path) -> None:
-    """Of those that come at once one gets in; the others wait, as long as they were told to."""
+    """Of several at once one connects; the others wait as long as their timeouts allow."""
     turns: list[str] = []
 
     def take_turn() -> None:
@@ -169,7 +169,7 @@ def test_programs_take_turns(running: object, directory: Path) -> None:
 def test_more_programs_than_qemu_lets_wait(
     running: "subprocess.Popen[bytes]", directory: Path
 ) -> None:
-    """The kernel keeps two connections for QEMU; who comes then is told to come later, and does."""
+    """The kernel queues two connections for QEMU; further ones are refused, and try again."""
     with connect(directory):
         pass
     freeze(running.pid)
@@ -196,7 +196,7 @@ def test_more_programs_than_qemu_lets_wait(
 
 
 class Killed(BaseException):
-    """What ends a program here, as SIGKILL would."""
+    """Ends a program here, as SIGKILL would."""
 
 
 @both_machines
@@ -208,7 +208,7 @@ def test_a_program_that_is_killed_at_any_step_of_leaving(
     accel: Accel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """QEMU may free a device some time after it was let go of; the next program waits for that."""
+    """QEMU may free a device some time after it was ejected; the next program waits for that."""
     left: list[float] = [math.inf]
 
     def killed_at(cls: type, name: str) -> None:
@@ -252,7 +252,7 @@ def test_nothing_is_left_for_the_next_to_fall_over(
     scratch: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A program's sockets are gone before the next may come: theirs have the same names."""
+    """A program removes its sockets before the next can connect: they have the same names."""
     found: list[set[str]] = []
     close = Monitor.close
 
@@ -287,7 +287,7 @@ def test_interrupted_while_our_memory_is_looked_for(
     accel: Accel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is plugged in, but not on the bus that we know: it is taken out, and nobody waits."""
+    """It is plugged into a bus that was not scanned: it is removed, and nothing waits."""
     rescan = PciBus.rescan
 
     def interrupted(bus: PciBus) -> Any:
@@ -309,7 +309,7 @@ def test_interrupted_while_our_memory_is_looked_for(
 def test_interrupted_when_our_memory_was_let_go(
     running: object, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """QEMU knows the device no more, but has not done with it: its chardev is still in use."""
+    """QEMU no longer lists the device, but its chardev is still in use."""
     remove = PciBus.remove
 
     def interrupted(bus: PciBus, function: Any) -> None:

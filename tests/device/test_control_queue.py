@@ -23,7 +23,7 @@ def tagged(frame: bytes, vlan: int) -> bytes:
 
 
 class Sender:
-    """The kernel sends to addresses; which arrive?"""
+    """Which frames arrive, by their addresses."""
 
     def __init__(self, netns: Netns, port: virtnic.Port) -> None:
         self._raw = netns.packet_socket()
@@ -131,7 +131,7 @@ def test_the_port_announces_itself_when_asked(netns: Netns) -> None:
             pytest.fail("no reverse ARP")
         assert frame[:12] == mac_bytes(BROADCAST) + mac_bytes(port.mac)
         assert frame[20:22] == b"\0\3"
-        # An unacknowledged announcement would be repeated at each look.
+        # An unacknowledged announcement would be repeated at each interrupt.
         pause(0.5)
         sent = port.stats()["tx_packets"]
         driver_of(port).refresh_link()
@@ -139,7 +139,7 @@ def test_the_port_announces_itself_when_asked(netns: Netns) -> None:
 
 
 def test_slirp_takes_commands(port: virtnic.Port) -> None:
-    """Traffic goes on around them."""
+    """Traffic continues meanwhile."""
     for round_ in range(20):
         port.set_promiscuous(bool(round_ % 2))
         port.set_mac_filter([OTHER], [GROUP])

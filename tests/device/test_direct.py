@@ -116,7 +116,7 @@ class Numbers:
         self.got: list[int] = []
 
     def traffic(self, frames: int) -> None:
-        """Have so many echoed, with no more on the way than the receive ring holds."""
+        """Have frames echoed, with no more in flight than the receive ring holds."""
         until = self.sent + frames
         deadline = time.monotonic() + 30.0
         while self.sent < until:
@@ -147,7 +147,7 @@ def end(pmd: Testpmd) -> None:
 @pytest.mark.needs("testpmd")
 @pytest.mark.parametrize("server", [False, True], ids=["client", "server"])
 def test_a_backend_that_dies(scratch: Path, ring: Ring, server: bool) -> None:
-    """Two kills under load, one with frames waiting: none comes twice, and each is accounted for.
+    """Two kills under load, one with frames waiting: none arrives twice, and each is accounted for.
 
     What waits in the ring is the next backend's; what one had taken dies with it.
     """
@@ -202,7 +202,7 @@ def test_a_backend_that_dies(scratch: Path, ring: Ring, server: bool) -> None:
 
 
 def test_what_it_does_not_have(scratch: Path) -> None:
-    """QEMU's part of the options is refused by name, before there is anything."""
+    """Options for QEMU are refused by name, before anything is opened."""
     path = scratch / "vhu0"
     for netdev, options, words in (
         ("user", {}, "frontend='direct' is for vhost-user,path=SOCKET"),
@@ -260,7 +260,7 @@ def test_what_a_backend_is_told(scratch: Path) -> None:
 
 
 def test_filters_are_refused(scratch: Path) -> None:
-    """There is no control queue, and it is said which feature that lacks."""
+    """There is no control queue, and the error names the missing feature."""
     with ScriptedBackend(scratch / "vhu0") as backend, direct(backend.path) as port:
         with pytest.raises(virtnic.CommandRefused, match="CTRL_RX"):
             port.set_promiscuous(False)
@@ -292,7 +292,7 @@ def test_coming_back_with_less(scratch: Path) -> None:
 
 @pytest.mark.parametrize("recover", [False, virtnic.Recovery(attempts=2, backoff=0.01)])
 def test_no_other_backend(scratch: Path, recover: bool | virtnic.Recovery) -> None:
-    """The port ends as its policy says, and wakes who waits."""
+    """The port ends as its policy says, and wakes waiting threads."""
     with ScriptedBackend(scratch / "vhu0") as backend:
         port = direct(backend.path, recover=recover)
     with port:
@@ -303,7 +303,7 @@ def test_no_other_backend(scratch: Path, recover: bool | virtnic.Recovery) -> No
 
 
 def test_how_long_it_takes(scratch: Path) -> None:
-    """Not decided by it, but printed: from open to the first frame in the ring."""
+    """Printed but not judged: the time from open to the first frame in the ring."""
     with ScriptedBackend(scratch / "vhu0") as backend:
         for number in count():
             began = time.perf_counter()

@@ -40,7 +40,7 @@ def let_it_settle(qemu: virtnic.Qemu) -> None:
 
 
 def set_link(port: virtnic.Port, up: bool) -> None:
-    """Pull the cable out, or put it in again."""
+    """Take the link down or up."""
     port.qemu.execute("set_link", name=attachment_of(port).handle.id, up=up)
 
 
@@ -84,7 +84,7 @@ def test_every_flip_of_a_link_is_told(qemu: virtnic.Qemu, interrupts: str) -> No
 
 
 def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
-    """Not even one who asks before the interrupt was looked at."""
+    """Not even for a caller that asks before the interrupt was handled."""
     client = machine_of(qemu).monitor._client
 
     async def pull_and_look_away(port: virtnic.Port) -> None:
@@ -119,7 +119,7 @@ def test_who_asks_for_the_link_takes_no_event_away(qemu: virtnic.Qemu) -> None:
 
 
 def test_a_thread_waits_without_work(qemu: virtnic.Qemu) -> None:
-    """It sleeps until something happens, and hears of it at once."""
+    """It sleeps until something happens, and is woken at once."""
     port = qemu.attach("user")
     heard: list[tuple[str, float]] = []
     used: list[float] = []
@@ -262,7 +262,7 @@ def test_a_backend_goes_and_comes_back(qemu: virtnic.Qemu, scratch: Path, ring: 
         events = qemu.events()
         let_it_settle(qemu)
         pmd.kill()
-        # The interposer and the device each tell what they know.
+        # Both the interposer and the device report it.
         assert sorted(kinds(events, 2)) == ["backend-lost", "link-down"]
         for _ in range(2):
             with Testpmd([path]) as pmd:
@@ -432,7 +432,7 @@ def test_a_callback_that_wants_to_end_the_program_ends_nothing(
 def test_what_is_called_at_the_end_of_a_port_may_fail(
     qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The port ends all the same, and the others are told."""
+    """The port ends anyway, and the other callbacks are called."""
     port = qemu.attach("user")
     told: list[str] = []
     callbacks = attachment_of(port).callbacks
@@ -448,7 +448,7 @@ def test_what_is_called_at_the_end_of_a_port_may_fail(
 def test_a_link_callback_cannot_detach(
     qemu: virtnic.Qemu, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would wait for itself. It is told so, and the port is as before."""
+    """It would wait for itself: it raises an error, and the port is unchanged."""
     tried = threading.Event()
 
     def close(port: virtnic.Port) -> None:
@@ -478,7 +478,7 @@ def test_what_is_no_callback_is_refused(qemu: virtnic.Qemu) -> None:
 
 
 def test_two_tasks_cannot_share_an_iterator(qemu: virtnic.Qemu) -> None:
-    """The second is told so; the first goes on."""
+    """The second raises an error; the first continues."""
     events = qemu.events()
 
     async def main() -> None:

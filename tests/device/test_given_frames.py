@@ -21,7 +21,7 @@ FRAME = numbered("52:54:00:00:00:01", 7)
 
 
 class Packet:
-    """What scapy's packets are: they make bytes, and iterate over themselves."""
+    """Like scapy's packets: converts to bytes, and iterates over itself."""
 
     def __bytes__(self) -> bytes:
         return FRAME
@@ -54,7 +54,7 @@ async def send_awaited(port: virtnic.Port, frames: Any) -> None:
     await virtnic.aio.Port(port).send_all(frames)
 
 
-#: Every way to give frames to a port, or to what stands in for one.
+#: Every way to give frames to a port or a fake.
 SENDS: dict[str, Send] = {
     "send": lambda port, frames: port.send(frames),
     "send_all": lambda port, frames: port.send_all(frames),
@@ -182,7 +182,7 @@ def test_when_a_loop_ends_is_checked_before_it_starts(qemu: virtnic.Qemu, loop: 
 
 @pytest.mark.timeout(60)
 def test_frames_without_end(port: virtnic.Port) -> None:
-    """The first that is none ends them, and so does a signal handler."""
+    """The first invalid one ends the iteration, and so does a signal handler."""
     for send in (port.send, port.send_all):
         with pytest.raises(TypeError, match="frame 0 is not a contiguous bytes-like"):
             send(itertools.count())  # type: ignore[arg-type]

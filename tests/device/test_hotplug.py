@@ -49,7 +49,7 @@ def test_every_slot_has_a_port_that_works(bus: virtnic.Qemu) -> None:
 
 
 def test_many_come_and_go_beside_traffic(bus: virtnic.Qemu) -> None:
-    """Nothing grows, and the port beside them misses no answer."""
+    """Nothing grows, and another port loses no answer."""
     beside = bus.attach("user")
     stop = threading.Event()
     answered: list[bool] = []
@@ -104,7 +104,7 @@ def generate(port: virtnic.Port, _other: virtnic.Port) -> None:
 def test_detach_while_in_use(
     bus: virtnic.Qemu, work: Callable[[virtnic.Port, virtnic.Port], None]
 ) -> None:
-    """Whoever uses the port gets PortClosed, and the other port is as before."""
+    """Calls on the port raise PortClosed, and the other port is unaffected."""
     port, other = bus.attach("user"), bus.attach("user")
     ended: list[BaseException] = []
     started = threading.Event()
@@ -180,7 +180,7 @@ def test_nothing_is_attached_to_a_closed_qemu(qemu_command: str) -> None:
 def test_a_device_that_does_not_go(
     bus: virtnic.Qemu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said, its port is closed all the same, and its slot is not lost for ever."""
+    """An error says so, its port is closed anyway, and its slot becomes free later."""
     deaf, eject = True, bus.bus.eject
     monkeypatch.setattr(bus.bus, "eject", lambda function: None if deaf else eject(function))
     port = bus.attach("user")
@@ -200,7 +200,7 @@ def test_a_device_that_does_not_go(
 
 @pytest.mark.needs("netns")
 def test_a_tap_that_somebody_has(qemu: virtnic.Qemu) -> None:
-    """QEMU's words are in the error, and the port that has it goes on."""
+    """The error quotes QEMU, and the port that uses it is unaffected."""
     netdev = "tap,ifname=vnic-twice,script=no,downscript=no"
     with qemu.attach(netdev) as port:
         with pytest.raises(virtnic.QemuError, match=r"refused netdev_add: .*vnic-twice.*busy"):
@@ -211,7 +211,7 @@ def test_a_tap_that_somebody_has(qemu: virtnic.Qemu) -> None:
 
 
 def test_a_second_qemu_comes_and_goes_beside_a_loop(qemu: virtnic.Qemu) -> None:
-    """Of the same memory: the loop does not stop for it, even when it is killed."""
+    """On the same memory: the loop continues, even when it is killed."""
     a, b = qemu.attach("user"), qemu.attach("user")
     results: list[virtnic.Result] = []
     thread = threading.Thread(target=lambda: results.append(virtnic.forward(a, b, seconds=2.0)))

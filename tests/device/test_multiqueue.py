@@ -52,7 +52,7 @@ def udp_of(frame: bytes | memoryview) -> int | None:
 
 
 def collect(port: virtnic.Port, total: int, seconds: float = 10.0) -> dict[int, Counter[int]]:
-    """Receive on all queues until ``total`` datagrams are there: by queue and source port."""
+    """Receive ``total`` datagrams on all queues; count them by queue and source port."""
     seen: dict[int, Counter[int]] = {i: Counter() for i in range(port.max_queues)}
     until = time.monotonic() + seconds
     while sum(c.total() for c in seen.values()) < total and time.monotonic() < until:
@@ -235,7 +235,7 @@ def test_a_netdev_that_has_one_queue(qemu: virtnic.Qemu) -> None:
 def test_testpmd_echoes_on_each_queue(
     qemu: virtnic.Qemu, testpmd: Callable[..., Any], ring: Any, queues: int, interrupts: Any
 ) -> None:
-    """What is sent by a queue comes back by it: testpmd forwards queue by queue."""
+    """What a queue sends comes back on it: testpmd forwards queue by queue."""
     path = testpmd(queues=queues).sockets[0]
     netdev = f"vhost-user,path={path}"
     with qemu.attach(netdev, queues=queues, ring=ring, interrupts=interrupts) as port:
@@ -300,7 +300,7 @@ def test_a_function_is_called_for_each_queue(netns4: Netns) -> None:
 def test_frames_circulate_by_both_queues(
     qemu: virtnic.Qemu, testpmd: Callable[..., Any], ring: Any
 ) -> None:
-    """What a queue sends comes back by it, is sent again, and none is lost."""
+    """What a queue sends comes back on it and is sent again; no frame is lost."""
     path = testpmd(queues=2, mode="io").sockets[0]
     with qemu.attach(f"vhost-user,path={path}", queues=2, ring=ring) as port:
         sent = virtnic.generate(port, frames=[numbered(port.mac, 1)], packets=64)
@@ -325,7 +325,7 @@ def test_frames_circulate_by_both_queues(
         assert set(map(tuple, pinned)) == {(PROCESSORS[-1],)}
         assert sorted(os.sched_getaffinity(0)) == PROCESSORS
 
-        # So many and no more, whichever queue has them.
+        # Exactly that number, over all queues.
         again = virtnic.reflect(port, mode="io", packets=5000)
         assert again.packets == 5000
         # One pair fewer: one thread, which has those of the other no more.

@@ -35,7 +35,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def named(qemu: virtnic.Qemu) -> list[str]:
-    """Return the names of ours that QEMU still has: none, when all were taken or closed."""
+    """Return the names of descriptors that QEMU still holds: none if all were used or closed."""
     left = []
     for number in range(1, 5):
         for name in (f"net{number}-fd{index}" for index in range(4)):
@@ -70,7 +70,7 @@ def test_a_socket_of_ours(qemu: virtnic.Qemu, pair: tuple[socket.socket, socket.
 def test_a_number_that_qemu_uses_itself(
     pair: tuple[socket.socket, socket.socket], qemu: virtnic.Qemu
 ) -> None:
-    """What has a low number here is QEMU's QMP or QTest socket, or whatever else, there."""
+    """A low number here is QEMU's QMP or QTest socket, or another file, there."""
     here, there = pair
     assert Path(f"/proc/{qemu.pid}/fd/{here.fileno()}").is_symlink()
     with qemu.attach({"type": "socket", "fd": here.fileno()}) as port:
@@ -201,7 +201,7 @@ def test_what_qemu_refuses_leaves_nothing_there(
 def test_the_descriptor_goes_to_the_next_qemu_too(
     qemu_command: str, accel: Any, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    """With ``recover`` a copy is kept, until the port goes."""
+    """With ``recover`` a copy is kept until the port is closed."""
     here, there = pair
     memory = virtnic.Memory("8M", hugepages=None)
     with virtnic.Qemu(memory, accel=accel, recover=True) as qemu:

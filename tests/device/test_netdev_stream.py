@@ -80,7 +80,7 @@ def exchange(port: virtnic.Port, there: socket.socket) -> None:
 
 
 def test_the_link_follows_the_peer(qemu: virtnic.Qemu, path: Path) -> None:
-    """A port that listens: nobody, somebody, nobody, somebody else."""
+    """A port that listens: no peer, a peer, no peer, another peer."""
     links: list[bool] = []
     events = qemu.events()
     with qemu.attach(server(path), on_link=lambda port: links.append(port.link)) as port:
@@ -196,7 +196,7 @@ def test_reconnecting_is_said_once() -> None:
 
 
 def test_two_qemus(qemu: virtnic.Qemu, path: Path, accel: Any) -> None:
-    """One listens, the other connects: with a link at both ends, and at none when one goes."""
+    """One listens, the other connects: both links are up, and both down when one closes."""
     with qemu.attach(server(path)) as a:
         events = qemu.events()
         with virtnic.Qemu(accel=accel) as other, other.attach(client(path)) as b:

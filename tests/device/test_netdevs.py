@@ -63,7 +63,7 @@ def test_a_netdev_that_is_not_in_the_table() -> None:
 
 @pytest.mark.needs("qemu")
 def test_slirp_behind_a_hub_has_a_clock(qemu_command: str, accel: Any) -> None:
-    """What is behind a hub nobody knows: with the accelerator qtest its timers run all the same."""
+    """The peers of a hub are unknown: its timers run under the accelerator qtest too."""
     extra = ["-netdev", "user,id=slirp", "-netdev", "hubport,id=hub,hubid=7,netdev=slirp"]
     with virtnic.Qemu(memory(), accel=accel, extra=extra) as qemu:
         port = qemu.attach("hubport,hubid=7")

@@ -166,7 +166,7 @@ def test_what_cannot_be_segmented_is_dropped_and_counted(
         long = tcp(
             (left.mac, b.mac), (KERNEL, US), (1, 2), payload=filling(30_000), flags=ACK | CWR
         )
-        # A packet socket with a vnet header: what comes to the port is what is said here.
+        # A packet socket with a vnet header, which decides what the port receives.
         with left.packet_socket() as raw:
             raw.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
             short = udp((left.mac, b.mac), (KERNEL, US), (3, 4), b"short")
@@ -195,7 +195,7 @@ def test_what_cannot_be_segmented_is_dropped_and_counted(
 def test_a_burst_keeps_its_metadata_when_it_is_sent(
     qemu_command: str, viewed: bool, memories: int
 ) -> None:
-    """By hand in Python, with and without views of the frames; and said explicitly."""
+    """By hand in Python, with and without views of the frames, and with explicit offloads."""
     with two_kernels({"offload": True}, {"offload": True}, memories=memories) as (
         left,
         right,

@@ -44,7 +44,7 @@ def test_the_kernel_sends_long_tcp_frames(netns: Netns, kind: str) -> None:
 
 
 def test_offloads_are_turned_off_and_on_at_run_time(netns: Netns) -> None:
-    """``set_guest_offloads``: what the kernel then does itself."""
+    """``set_guest_offloads``: the kernel then does the rest itself."""
     with virtnic.open(netns.netdev, offload=True) as port, netns.open_socket() as client:
         netns.run("ip", "neigh", "add", US, "lladdr", port.mac, "dev", netns.tap)
         netns.wait_for_carrier()
@@ -99,7 +99,7 @@ def test_udp_segments_arrive_as_one_frame(netns: Netns) -> None:
 
 
 def test_the_device_coalesces_segments(netns: Netns) -> None:
-    """RSC: QEMU makes one frame of segments in a row, and says of how many."""
+    """RSC: QEMU merges consecutive segments into one frame, and reports how many."""
     with (
         virtnic.open(
             netns.netdev,

@@ -57,7 +57,7 @@ class Wire:
         self.raw.bind(("wire1", 3))
 
     def packets(self, count: int, timeout: float = 10.0) -> list[Packet]:
-        """Return what came to :data:`BEYOND`, until so many are there."""
+        """Return the first ``count`` frames that came to :data:`BEYOND`."""
         self.raw.settimeout(timeout)
         got: list[Packet] = []
         while len(got) < count:
@@ -129,7 +129,7 @@ def test_one_long_frame_becomes_segments(netns: Netns, wire: Wire, kind: str, ve
 
 @on_all_kinds
 def test_checksums_are_calculated_by_the_device(netns: Netns, wire: Wire, kind: str) -> None:
-    """By the list, one for all or one for each; frames without anything to do go as they are."""
+    """One offload for all frames, or a list with one for each; None leaves a frame as it is."""
     with virtnic.open(netns.netdev, **KINDS[kind]) as port:
         macs, ports = (port.mac, netns.mac), (1000, 2000)
         addresses = (US, BEYOND)
@@ -143,7 +143,7 @@ def test_checksums_are_calculated_by_the_device(netns: Netns, wire: Wire, kind: 
         mixed = [segment, whole, datagrams[1]]
         assert port.send(mixed, offload=[over_tcp, None, over_udp]) == 3
         packets = wire.packets(8)
-        # What nobody is to calculate stays as it is: the kernel passes it on, wrong.
+        # A checksum that is not to be calculated stays wrong: the kernel passes it on.
         assert port.send([datagrams[3]]) == 1
         (untouched,) = wire.packets(1)
     assert [packet.valid for packet in packets] == [True] * 8
@@ -175,7 +175,7 @@ def test_a_kernel_socket_accepts_what_we_send(netns: Netns) -> None:
 
 
 def next_frames(port: virtnic.Port, wanted: Callable[[Packet], bool]) -> list[bytes]:
-    """Return the frames of the first burst in which there is one that is wanted."""
+    """Return the frames of the first burst with a wanted one."""
     until = time.monotonic() + 10
     while time.monotonic() < until:
         frames = [
@@ -189,7 +189,7 @@ def next_frames(port: virtnic.Port, wanted: Callable[[Packet], bool]) -> list[by
 
 
 def test_a_datagram_in_fragments(netns: Netns) -> None:
-    """UFO: one UDP datagram of 20,000 bytes, which the kernel puts together again."""
+    """UFO: one UDP datagram of 20,000 bytes, which the kernel reassembles."""
     with virtnic.open(netns.netdev) as port, netns.open_socket() as sink:
         if "HOST_UFO" not in accepted(port):
             pytest.skip("the device does not offer HOST_UFO")
@@ -233,7 +233,7 @@ def test_many_datagrams_in_one_frame(netns: Netns, wire: Wire) -> None:
     assert {len(packet.payload) for packet in packets[:-1]} == {1400}
 
 
-#: What is wrong with the second of three frames, and what is said of it.
+#: What is wrong with the second of three frames, and part of the error.
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "the field is outside": ({"checksum_offset": 5000}, r"34 \+ 5000, is outside the frame of"),
     "the field is half outside": ({"checksum_start": 65535}, r"65535 \+ 16, is outside"),
@@ -278,7 +278,7 @@ def test_wrong_metadata_is_not_sent(netns: Netns, as_burst: bool) -> None:
         right = Offload(checksum="needed", checksum_start=34, checksum_offset=16)
         plain = {"checksum": "needed", "checksum_start": 34, "checksum_offset": 16}
         macs = (port.mac, netns.mac)
-        # To nobody: an answer would be among what is received.
+        # To an unused address: an answer would be among the received frames.
         nobody = (US, "10.97.0.1")
         frames = [tcp(macs, nobody, (1, 2 + n), payload=filling(1000)) for n in range(3)]
         for name, (change, says) in WRONG.items():

@@ -17,7 +17,7 @@ from virtnic.nic.options import Ring
 
 pytestmark = pytest.mark.needs("qemu", "ovs")
 
-#: Two QEMUs, left to themselves, choose the same.
+#: Two QEMUs would choose the same address by default.
 MACS = ("02:00:00:00:00:0a", "02:00:00:00:00:0b")
 
 
@@ -104,7 +104,7 @@ def test_a_bridge_switches_two_ports(switched: Switched) -> None:
 
 
 def test_flows_decide(switched: Switched) -> None:
-    """What ovs-ofctl says happens to our frames: dropped, rewritten, sent back."""
+    """Flows set by ovs-ofctl apply to our frames: dropped, rewritten, sent back."""
     ovs, a, b = switched.ovs, switched.a, switched.b
     left, right = (ovs.number(name) for name in switched.names)
     frames = [numbered(a.mac, i, destination=BROADCAST) for i in range(100)]

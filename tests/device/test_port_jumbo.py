@@ -187,7 +187,7 @@ def test_many_more_jumbo_frames_than_jumbo_buffers(jumbo_netns: Netns) -> None:
 
 
 def test_no_jumbo_buffer_is_free(jumbo_netns: Netns) -> None:
-    """What needs one is dropped and counted; all else goes on."""
+    """Frames that need one are dropped and counted; others pass."""
     memory = virtnic.Memory("32M", jumbo_buffers=2)
     with (
         virtnic.Qemu(memory=memory) as qemu,
@@ -284,7 +284,7 @@ def test_an_mtu_that_no_buffer_holds(jumbo_netns: Netns) -> None:
 def test_frames_that_no_buffer_holds_are_counted_and_told_of_once(
     jumbo_netns: Netns, caplog: pytest.LogCaptureFixture, legacy: bool, interrupts: Any
 ) -> None:
-    """No drop is silent, on a port as it is opened without a thought of long frames."""
+    """No drop is silent on a port that was opened without regard to long frames."""
 
     def told() -> list[str]:
         return [m for m in caplog.messages if "which no buffer holds" in m]
@@ -382,7 +382,7 @@ def test_generate_jumbo_frames(jumbo_netns: Netns) -> None:
             result = virtnic.generate(port, frames=frames, packets=count, seconds=60)
             assert result.sent == count
             assert result.bytes == count // len(frames) * sum(map(len, frames))
-            # What is still with the device comes back to whoever wants a jumbo buffer.
+            # What the device still holds comes back when a jumbo buffer is needed.
             assert port.send([long] * 2) == 2
             deadline = time.monotonic() + 10
             while (

@@ -24,7 +24,7 @@ def exchange(port: virtnic.Port, timeout: float = 5.0) -> list[bytes]:
 
 
 def exchange_asleep(port: virtnic.Port) -> list[bytes]:
-    """The same when the receiver sleeps: nothing but an interrupt ends that."""
+    """The same when the receiver sleeps, until an interrupt wakes it."""
     slept = port.stats()["rx_sleeps"]
     with ThreadPoolExecutor(1) as executor:
         receiving = executor.submit(port.recv, 64, 30.0)

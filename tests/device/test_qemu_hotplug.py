@@ -28,7 +28,7 @@ def machine(
 
 
 class Bus:
-    """Just enough of a guest's PCI code: type 0 and 1 configuration access."""
+    """A minimal guest's PCI code: type 0 and 1 configuration access."""
 
     def __init__(self, machine: Machine) -> None:
         self.qtest = machine.qtest
@@ -52,7 +52,7 @@ class Bus:
         raise AssertionError("no PCI Express capability")
 
     def identity(self, handle: NicHandle) -> int:
-        """What answers where the NIC should be."""
+        """Return what answers at the NIC's address."""
         if not handle.behind_root_port:
             return self.read(0, handle.slot, 0)
         self.write(0, handle.slot, 0x18, 0x0001_0100)  # secondary and subordinate bus 1
@@ -62,7 +62,7 @@ class Bus:
             self.write(0, handle.slot, 0x18, 0)
 
     def eject(self, handle: NicHandle) -> Callable[[], None]:
-        """What lets a device go."""
+        """Return a function that ejects a device."""
 
         def acpi() -> None:
             self.qtest.outl(0xAE08, 1 << handle.slot)
@@ -90,7 +90,7 @@ def test_native_hotplug_on_q35(memory: _native.Memory, qemu_command: str, accel:
     with Machine(memory, accel=accel, machine="q35") as machine:
         bus = Bus(machine)
         handle = machine.add_nic("user")
-        # It answers at once, though nobody powered the slot...
+        # It answers at once, though the slot was not powered up...
         assert bus.identity(handle) == 0x1041_1AF4
         # ... and goes by the slot's registers alone: QEMU's ACPI ones are not there.
         machine.remove_nic(handle, bus.eject(handle))

@@ -290,7 +290,7 @@ def test_killed_while_a_call_waits(machine: Machine) -> None:
 def test_death_quotes_what_qemu_said_last(
     memory: _native.Memory, qemu_command: str, tmp_path: Path
 ) -> None:
-    """Not what it said when it started, such as which accelerators it has not."""
+    """Not its messages at the start, such as those about missing accelerators."""
     talker, done = tmp_path / "qemu", tmp_path / "done"
     later = f'(while [ ! -e {done} ]; do sleep 0.01; done; echo "on my last legs" >&2) &'
     talker.write_text(f'#!/bin/sh\necho "invalid start" >&2\n{later}\nexec {qemu_command} "$@"\n')
@@ -449,7 +449,7 @@ def test_a_timeout_longer_than_any_clock_is_for_ever(
 def test_qemu_dies_between_its_two_sockets(
     memory: _native.Memory, qemu_command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has greeted on one, and nobody listens at the other any more: nobody waits for that."""
+    """It greeted on one socket and no longer listens at the other: nothing waits for that."""
     set_quit = Process.set_quit
 
     def killed(process: Process, ask: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""The environment of the program and what QEMU gets of it: users, signals, limits, names."""
+"""The program's environment and what QEMU inherits: users, signals, limits, names."""
 
 import ctypes
 import logging
@@ -37,7 +37,7 @@ def small() -> virtnic.Memory:
 
 
 def run(body: str, qemu: str, beginning: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a Python program with a memory of its own."""
+    """Run a Python program with its own memory."""
     beginning += "import os, signal, virtnic\nmemory = virtnic.Memory('4M', hugepages=None)\n"
     return subprocess.run(
         [sys.executable, "-c", beginning + textwrap.dedent(body)],
@@ -62,7 +62,7 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
 
 
 class TestDroppedPrivileges:
-    """A program that opens a port as root and goes on as somebody else."""
+    """A program that opens a port as root and continues as another user."""
 
     pytestmark = pytest.mark.needs("root")
 
@@ -85,7 +85,7 @@ class TestDroppedPrivileges:
         assert done.stderr == ""
 
     def test_one_that_cannot_be_ended_is_told_of(self, qemu_command: str) -> None:
-        """It is stopped, so it does not listen, and may not be killed; our end does end it."""
+        """It is stopped, so it does not react, and may not be killed; our end ends it."""
         done = run(
             f"""
             import warnings
@@ -109,7 +109,7 @@ class TestDroppedPrivileges:
         assert gone(int(pid))
 
     def test_a_qemu_that_is_started_afterwards(self, qemu_command: str) -> None:
-        """It has another user than the first; both go."""
+        """It runs as another user than the first; both end."""
         done = run(
             f"""
             one = virtnic.Qemu(memory)
@@ -127,7 +127,7 @@ class TestDroppedPrivileges:
     def test_a_directory_that_cannot_be_removed_by_then(
         self, qemu_command: str, scratch: Path
     ) -> None:
-        """It was kept for the next QEMU; whoever has the right to removes it later."""
+        """It was kept for the next QEMU; a process with the right to do so removes it later."""
         done = run(
             f"""
             qemu = virtnic.Qemu(memory, recover=True)
@@ -202,7 +202,7 @@ def test_a_script_that_does_not_exec_qemu(qemu_command: str, tmp_path: Path, end
 
 
 class TestSignals:
-    """What the program blocks or ignores is its own affair."""
+    """What the program blocks or ignores does not matter."""
 
     @pytest.fixture(autouse=True)
     def _as_before(self) -> Iterator[None]:
@@ -267,7 +267,7 @@ def test_without_writable_and_executable_memory(qemu_command: str) -> None:
 
 
 def test_with_little_address_space(qemu_command: str) -> None:
-    """A parked processor needs no buffer of 1 GiB for what it translates."""
+    """A parked processor needs no translation buffer of 1 GiB."""
     body = f"""
         import resource
         resource.setrlimit(resource.RLIMIT_AS, ({1 << 30}, {1 << 30}))
@@ -407,13 +407,13 @@ class TestBundles:
         assert "install the package" not in str(caught.value)
 
     def spoil(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put a library that is none where the loader looks first."""
+        """Put an invalid library where the loader looks first."""
         (directory / "libglib-2.0.so.0").write_bytes(b"no library")
         monkeypatch.setenv("LD_LIBRARY_PATH", str(directory))
 
 
 def test_without_standard_streams(qemu_command: str) -> None:
-    """What is made next would get their numbers, and what is printed then would end up there."""
+    """The next descriptors would get their numbers, and output would go to them."""
     body = """
         told = os.dup(1)
         os.closerange(0, 3)
@@ -430,7 +430,7 @@ def test_without_standard_streams(qemu_command: str) -> None:
 
 
 def test_children_that_are_reaped_unasked(qemu_command: str) -> None:
-    """SIGCHLD is ignored, or a loop of the program's takes the end of every child."""
+    """SIGCHLD is ignored, or the program's own loop reaps every child."""
     body = """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         with virtnic.Qemu(memory) as qemu:
@@ -465,7 +465,7 @@ def test_sockets_that_a_killed_program_left(qemu_command: str, scratch: Path) ->
 
 
 class TestPatchedThreads:
-    """gevent and eventlet replace what Python waits with."""
+    """gevent and eventlet replace Python's blocking calls."""
 
     pytestmark = pytest.mark.needs("gevent")
 
@@ -535,7 +535,7 @@ class TestReadOnlyRoot:
 
 
 class TestWarnings:
-    """What QEMU warns of on stderr is for its user."""
+    """QEMU's warnings on stderr are passed to the user."""
 
     @pytest.fixture(autouse=True)
     def _untold(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,7 +574,7 @@ class TestWarnings:
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="others do not load the module there")
 def test_an_interpreter_without_threads(qemu_command: str) -> None:
-    """One that may have them works; one that may not says so, and speaks of no limit."""
+    """It works if threads are allowed; else the error says so, and mentions no limit."""
     done = run(
         """
         import _xxsubinterpreters as interpreters

@@ -41,7 +41,7 @@ SIZES = {
 
 
 def frames_of_all_kinds(mac: str) -> list[bytes]:
-    """Return frames of every length to every kind of destination, of each another number."""
+    """Return frames of every length for every kind of destination, each in another number."""
     frames = []
     for i, length in enumerate(LENGTHS):
         for j, destination in enumerate(CASTS):
@@ -66,7 +66,7 @@ def counted(port: virtnic.Port, queue: str) -> dict[str, int]:
 
 
 class Wire:
-    """The other end of a netdev that puts each frame into a UDP datagram: all lengths pass."""
+    """The peer of a netdev that sends each frame as a UDP datagram: any length passes."""
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -96,7 +96,7 @@ def _wire() -> Iterator[Wire]:
 
 
 def send_gently(port: virtnic.Port, wire: Wire, frames: list[bytes]) -> list[bytes]:
-    """Send frames and return what came: no more on the way than a socket holds."""
+    """Send frames and return what arrived, with no more in flight than a socket holds."""
     got = []
     for at in range(0, len(frames), 32):
         group = frames[at : at + 32]

@@ -30,7 +30,7 @@ FRAME = b"\xff" * 12 + b"\x88\xb5" + bytes(46)
 
 
 class World:
-    """What has methods with a timeout."""
+    """The objects that have methods with a timeout."""
 
     def __init__(self) -> None:
         self.memory = virtnic.Memory("8M", hugepages=None)
@@ -113,7 +113,7 @@ class World:
         return (queue or self.port).recv(timeout=timeout)
 
 
-#: Each has what it waits for at once.
+#: Calls whose condition is already met.
 CALLS: dict[str, Callable[[World, float], object]] = {
     "Port.recv": World.receive,
     "Port.wait_writable": lambda w, t: w.port.wait_writable(t),
@@ -162,7 +162,7 @@ CALLS: dict[str, Callable[[World, float], object]] = {
 
 
 def _refused(call: Callable[[], object]) -> None:
-    """Nobody is there: it is said so."""
+    """No peer is there: the error says so."""
     with pytest.raises((OSError, virtnic.QemuError, TimeoutError)):
         call()
 
@@ -204,7 +204,7 @@ def test_more_than_a_clock_can_tell_is_for_ever(made: World, timeout: float) -> 
 
 
 def test_one_that_waits_for_ever_is_woken(made: World) -> None:
-    """It does not merely take the number."""
+    """The timeout is in effect, not only accepted."""
     results: list[object] = []
 
     def wait() -> None:

@@ -12,7 +12,7 @@ from support.frames import number_of, numbered
 
 @pytest.mark.needs("qemu", "netns")
 def test_a_burst_says_when_it_was_taken(netns: Netns) -> None:
-    """After it was sent and before `recv` returns; whether it was waited for or not."""
+    """Between sending and the return of `recv`, whether `recv` waited or not."""
     memory = virtnic.Memory("8M", hugepages=None)
     with virtnic.open(netns.netdev, memory=memory, timestamps=True) as port:
         raw = netns.packet_socket()
@@ -40,7 +40,7 @@ def test_a_burst_says_when_it_was_taken(netns: Netns) -> None:
 
 @pytest.mark.needs("qemu", "netns")
 def test_frames_of_a_device_that_went_keep_their_time(netns: Netns) -> None:
-    """They are taken from the ring when it goes, and received later."""
+    """They are taken from the ring when the device goes, and received later."""
     memory = virtnic.Memory("8M", hugepages=None)
     with virtnic.open(netns.netdev, memory=memory) as port, netns.packet_socket() as raw:
         assert not port.timestamps

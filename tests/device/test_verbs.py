@@ -57,7 +57,7 @@ def _kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
 
 
 def test_sending(kind: Kind) -> None:
-    """``send`` takes what fits and never waits; ``send_all`` waits as long as it may."""
+    """``send`` takes what fits and never waits; ``send_all`` waits for up to its timeout."""
     port, _close = kind
     assert isinstance(port, PacketPort)
     assert port.send([FRAME] * 3) == 3
@@ -69,7 +69,7 @@ def test_sending(kind: Kind) -> None:
 
 
 def test_receiving(kind: Kind) -> None:
-    """``recv`` takes what is there, or waits as long as it may, for what may be nothing."""
+    """``recv`` takes what is there, or waits for up to its timeout, and may return nothing."""
     port, _close = kind
     for timeout in (0.0, 0.01):
         burst = port.recv(8, timeout=timeout)
@@ -94,7 +94,7 @@ def test_after_the_end(kind: Kind) -> None:
 
 
 def test_awaited(idle: virtnic.Port) -> None:
-    """The same verbs; a timeout is the library's own."""
+    """The same verbs; timeouts are those of the async library."""
 
     async def main() -> None:
         port = aio.Port(idle)

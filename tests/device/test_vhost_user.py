@@ -46,7 +46,7 @@ def exchange(port: virtnic.Port, frames: list[bytes], in_flight: int) -> list[by
 
 
 def drained(port: virtnic.Port) -> int:
-    """Receive what there is, and return how much that was so far."""
+    """Receive what is there, and return the total so far."""
     drain(port)
     return port.stats()["rx_packets"]
 
@@ -107,7 +107,7 @@ def test_packed_rings_are_chosen_where_they_are_offered(
 
 @RINGS
 def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, ring: Ring) -> None:
-    """By the backend's own interrupt: QEMU has no part in it."""
+    """By the backend's own interrupt, without QEMU."""
     pmd = testpmd()
     with virtnic.open(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
         frame = numbered(port.mac, 7)
@@ -203,7 +203,7 @@ def test_generate_and_drop(qemu_command: str, testpmd: StartTestpmd, ring: Ring)
 
 @RINGS
 def test_reflect(qemu_command: str, testpmd: StartTestpmd, ring: Ring) -> None:
-    """256 frames go round and round until 100,000 have passed, and all are there at the end."""
+    """256 frames circulate until 100,000 have passed; none is missing at the end."""
     pmd = testpmd()
     with virtnic.open(f"vhost-user,path={pmd.sockets[0]}", ring=ring) as port:
         frames = [numbered(port.mac, i, 60 + i) for i in range(256)]
@@ -279,7 +279,7 @@ def test_forward_between_two_backends(
 def test_either_side_may_come_first(
     qemu_command: str, testpmd: StartTestpmd, scratch: Path, first: str, server: str
 ) -> None:
-    """Whichever listens, and whichever is there first."""
+    """Whichever of the two listens, and whichever starts first."""
     path = scratch / "vhu0"
     if first == "testpmd":
         pmd = testpmd(client=server == "on")

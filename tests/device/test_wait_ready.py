@@ -64,7 +64,7 @@ def test_a_backend_that_takes_nothing(qemu: virtnic.Qemu, testpmd: Callable[...,
             port.wait_ready(0.3)
         backend.command("start")
         port.wait_ready(10.0)
-        # It is a frame to the port itself, which this backend gives back.
+        # The frame goes to the port's own address; this backend returns it.
         (frame,) = port.recv(1, timeout=20.0).tobytes()
         own = bytes.fromhex(port.mac.replace(":", ""))
         assert frame[:14] == own + own + b"\x90\x00"
@@ -72,7 +72,7 @@ def test_a_backend_that_takes_nothing(qemu: virtnic.Qemu, testpmd: Callable[...,
 
 @pytest.mark.needs("testpmd")
 def test_the_example_of_the_readme(qemu: virtnic.Qemu, testpmd: Callable[..., Testpmd]) -> None:
-    """It loses nothing, and takes nothing else for its own, whoever of the two ports is first."""
+    """It loses no frame and mistakes none for its own, whichever port is first."""
     page = (Path(__file__).parents[2] / "README.md").read_text()
     example = re.search(r"^def test_the_switch_forwards.*?(?=^```)", page, re.MULTILINE | re.DOTALL)
     assert example

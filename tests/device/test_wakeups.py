@@ -86,7 +86,7 @@ def test_no_wake_up_is_lost(
 def test_two_sleepers_and_a_reader_of_the_descriptor(
     qemu_command: str, testpmd: StartTestpmd, ring: Ring, event_idx: bool
 ) -> None:
-    """All three wait on one queue; none may take the wake-up of another with it to its grave."""
+    """All three wait on one queue; none may consume the wake-up of another."""
     rounds = 300
     got: list[int] = []
     lock = threading.Lock()
@@ -196,7 +196,7 @@ def test_polling_spares_the_sleep_while_frames_come_quickly(
         assert port.polling == 20_000
 
         def more_polls_than_sleeps() -> bool:
-            """Of some frames; a frame that is there at once needs no wait at all."""
+            """Of some frames; a frame that is already there needs no wait."""
             before = port.stats()
             round_trips(port, "recv", 100)
             polls, sleeps = (port.stats()[of] - before[of] for of in ("rx_polls", "rx_sleeps"))

@@ -65,7 +65,7 @@ def test_no_command_is_forgotten() -> None:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that is to fail, and return what it says; also with --json, where wanted."""
+    """Run a command that must fail, and return its output; optionally also with --json."""
 
     def run(argv: list[str], status: int, *, in_json: bool = False) -> str:
         assert main(argv) == status, capsys.readouterr()
@@ -225,7 +225,7 @@ def test_ctrl_c_while_a_backend_is_waited_for_is_130(
 
 
 def waiting(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Go on for half a minute while it runs."""
+    """Yield for up to half a minute while it runs."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()

@@ -76,7 +76,7 @@ def without_collector(qemu_command: str) -> Iterator[None]:
 
 @pytest.fixture
 def more(qemu_command: str) -> Iterator[Held]:
-    """What the process has once, and keeps while it has a port, it has already."""
+    """What the process opens once and keeps while it has a port is open already."""
     with virtnic.open("user", **SMALL):
         yield Held()
 
@@ -126,7 +126,7 @@ def test_a_qemu_that_made_its_memory(more: Held) -> None:
 
 
 def test_a_qemu_that_died(more: Held) -> None:
-    """Its connections are gone as soon as that is known, the rest with its close."""
+    """Its connections are closed as soon as that is known, the rest with the port."""
     port = virtnic.open("user", **SMALL)
     before = len(more.now())
     machine_of(port.qemu).process._child.kill()  # type: ignore[union-attr]
@@ -194,7 +194,7 @@ def test_what_was_handed_out_stays_until_the_object_goes(more: Held) -> None:
     assert len(more.now()) == 1
     assert select.select([port], [], [], 0)[0] == [port]
     assert port.fileno() == fd
-    # Who asks only now has no use for one that was closed, either.
+    # A later caller gets an invalid descriptor as well.
     assert select.select([port.tx_fileno()], [], [], 0)[0]
     assert len(more.now()) == 2
     del port
@@ -314,7 +314,7 @@ def test_a_scripted_port() -> None:
 
 
 def test_a_call_to_a_connection_that_ended(more: Held) -> None:
-    """It says so; it does not write to whatever has the number by now."""
+    """It raises an error, and does not write to another file that has the number now."""
     port = virtnic.open("user", **SMALL)
     qtest = machine_of(port.qemu).qtest
     port.close()

@@ -57,7 +57,7 @@ def chosen(qemu_command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(scratch: Path) -> Callable[..., str]:
     def run(script: str) -> str:
-        """Run a program that has few descriptors; what it prints."""
+        """Run a program that has few descriptors; return its output."""
         here = textwrap.dedent(script)
         done = subprocess.run(
             [sys.executable, "-c", PRELUDE + here],
@@ -99,7 +99,7 @@ def test_a_port_of_open_costs_five(qemu_command: str) -> None:
 
 
 def test_a_port_that_comes_back_costs_two_more(qemu_command: str) -> None:
-    """The memory's file and the sockets' directory, for the QEMU that takes the place of one."""
+    """The memory's file and the sockets' directory, for the QEMU that replaces one."""
     with virtnic.open("user", size="1M"):
         before = count()
         with virtnic.open("user", size="1M", recover=True) as port:
@@ -143,7 +143,7 @@ def test_a_vhost_user_port_costs_six(qemu_command: str, testpmd: Callable[..., T
 
 
 def test_vectors_come_while_qemu_runs(qemu_command: str) -> None:
-    """Each port hears its own interrupts, those of the last one too."""
+    """Each port gets its own interrupts, the last one too."""
     with virtnic.Qemu(virtnic.Memory("16M", hugepages=None)) as qemu:
         server = machine_of(qemu).server
         assert server is not None
@@ -293,7 +293,7 @@ def test_a_backend_is_kicked_through_qemu_where_descriptors_are_scarce(
 
 
 def test_the_limit_is_named_where_it_is_reached(run: Callable[..., str]) -> None:
-    """At whichever step: all is given back, and it works again with more."""
+    """At any step: everything is released, and it works again with more descriptors."""
     said = run("""
         with virtnic.open("user", **SMALL): pass
         idle = len(list(Path("/proc/self/fd").iterdir()))
@@ -391,7 +391,7 @@ def test_threads_do_not_grow_with_what_waits(qemu_command: str) -> None:
 
 
 def test_words_are_told_apart(qemu_command: str) -> None:
-    """Two QEMUs, a helper of one, and one that is gone at once: all on one socket."""
+    """Two QEMUs, a helper of one, and one that ends at once share one socket."""
     from virtnic.qemu.process import Process
 
     processes = {

@@ -64,7 +64,7 @@ def refused(connection: Connection, message: Message) -> None:
 
 
 LIES = [close, wrong_request, wrong_flags, short, long, endless, truncated, descriptors]
-#: What a front-end says while it is opened with one queue pair, and the scripted backend answers.
+#: The messages of a front-end that opens one queue pair with the scripted backend.
 OPENING = (
     Request.GET_FEATURES,
     Request.GET_PROTOCOL_FEATURES,
@@ -82,7 +82,7 @@ OPENING = (
 
 
 def at(request: int, lie: Callable[[Connection, Message], None]) -> Hook:
-    """Have one message be dealt with so, and all others as usual."""
+    """Handle one kind of message like this, and all others as usual."""
 
     def hook(connection: Connection, message: Message) -> bool:
         if message.request == request:
@@ -100,7 +100,7 @@ def open_direct(path: Path, memory: virtnic.Memory, **options: Any) -> virtnic.P
 
 @pytest.mark.parametrize("request_", OPENING, ids=lambda request: request.name)
 def test_a_lie_while_it_is_opened(scratch: Path, request_: Request) -> None:
-    """Each is found out and named; what comes next is served."""
+    """Each fault is detected and named; the next connection is served."""
     memory = virtnic.Memory("4M", hugepages=None)
     questions = (Request.GET_FEATURES, Request.GET_PROTOCOL_FEATURES, Request.GET_QUEUE_NUM)
     lies = LIES if request_ in questions else [*LIES, refused]
@@ -145,7 +145,7 @@ def came(backend: ScriptedBackend, more_than: int) -> bool:
 
 @pytest.mark.parametrize("request_", OPENING, ids=lambda request: request.name)
 def test_a_lie_after_a_reconnect(scratch: Path, request_: Request) -> None:
-    """It is not served, and the next that comes is."""
+    """It is not served, but the next one is."""
     memory = virtnic.Memory("4M", hugepages=None)
     with (
         ScriptedBackend(scratch / "vhu0") as backend,
@@ -169,7 +169,7 @@ def test_a_lie_at_the_end(
     lie: Callable[[Connection, Message], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The port closes in bounded time, and has its buffers back: the backend was hung up on."""
+    """The port closes in bounded time and gets its buffers back: the connection was closed."""
     monkeypatch.setattr(direct, "_PATIENCE", 0.3)
     memory = virtnic.Memory("4M", hugepages=None)
     with ScriptedBackend(scratch / "vhu0") as backend:
@@ -184,7 +184,7 @@ def test_a_lie_at_the_end(
 
 
 def test_a_backend_that_talks_unasked(scratch: Path) -> None:
-    """What nobody asked for is found where an answer is expected; until then it costs nothing."""
+    """An unsolicited message is detected when a reply is expected; until then it costs nothing."""
     memory = virtnic.Memory("4M", hugepages=None)
     with (
         ScriptedBackend(scratch / "vhu0", pairs=2) as backend,

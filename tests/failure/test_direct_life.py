@@ -1,4 +1,4 @@
-"""A port without QEMU in bad hands: forgotten, forked, interrupted, changed without a backend."""
+"""A port without QEMU that is forgotten, forked, interrupted, or changed without a backend."""
 
 import os
 import signal

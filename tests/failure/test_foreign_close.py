@@ -118,7 +118,7 @@ def run(program: str, qemu_command: str, *arguments: str) -> subprocess.Complete
 
 @pytest.mark.parametrize("program", [USED_AGAIN, OURS_AGAIN], ids=["by others", "by us"])
 def test_numbers_that_are_used_again(qemu_command: str, program: str) -> None:
-    """What is closed late is closed only where it is still what it was."""
+    """A descriptor that is closed late is closed only if it is still the same file."""
     done = run(program, qemu_command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "ended\n"

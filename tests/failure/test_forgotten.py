@@ -64,7 +64,7 @@ def forgetting(body: str) -> list[str]:
 
 
 def test_a_thread_that_has_done_its_work_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it was given goes with its caller: it may not be gone itself by then."""
+    """Its arguments are collected with its caller, perhaps before it."""
     over = threading.Event()
 
     def start(run: Callable[..., object], arguments: tuple[()]) -> int:
@@ -111,21 +111,21 @@ def test_a_port_that_is_forgotten_is_closed(qemu_command: str, body: str) -> Non
 
 @needs_qemu
 def test_where_warnings_are_errors(qemu_command: str) -> None:
-    """Nobody can catch those; it is closed all the same."""
+    """Nothing can catch those; it is closed anyway."""
     lines = forgetting('import warnings; warnings.simplefilter("error"); port = forget()')
     assert "ResourceWarning: unclosed <Qemu" in "".join(lines)
 
 
 @needs_qemu
 def test_one_after_the_other_in_the_same_name(qemu_command: str) -> None:
-    """As a cell of a notebook does that is run again and again."""
+    """As in a notebook's cell that is run repeatedly."""
     lines = forgetting("for _ in range(4): port = forget(); gc.collect()")
     assert len([line for line in lines if "unclosed <Qemu" in line]) == 4
 
 
 @needs_qemu
 def test_a_callback_may_hold_what_it_hears_of(qemu_command: str) -> None:
-    """It is nobody's but its Qemu's; while that is there, it is called."""
+    """Only its Qemu refers to it; it is called as long as that lives."""
     heard: list[str] = []
     memory = virtnic.Memory("8M", hugepages=None)
 
@@ -152,7 +152,7 @@ def test_a_callback_may_hold_what_it_hears_of(qemu_command: str) -> None:
 def test_one_that_was_being_closed_is_not_unclosed(
     qemu_command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Closing was interrupted: it is finished, and nobody is reproached."""
+    """Closing was interrupted: it is finished, without a warning."""
     qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None))
     pid = qemu.pid
 
@@ -195,7 +195,7 @@ def test_a_closed_port_needs_no_collector(qemu_command: str, netdev: str) -> Non
 
 @needs_qemu
 def test_owners_are_not_copied(port: virtnic.Port) -> None:
-    """Two would hold what there is once, and close it for each other."""
+    """Two objects would hold one resource, and close it for each other."""
     burst = port.recv(1)
     owners: list[object] = [
         port,

@@ -40,7 +40,7 @@ pytestmark = [
 
 
 def forked(body: Callable[[], None], seconds: float = 15.0) -> None:
-    """Run something in a forked child; a failure there, or no end, is a failure here."""
+    """Run a function in a forked child; a failure or a hang there is a failure here."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -55,7 +55,7 @@ def forked(body: Callable[[], None], seconds: float = 15.0) -> None:
 
 
 def ended(pid: int, seconds: float = 15.0) -> int:
-    """Wait for a child: its exit code. One that hangs is killed, and shows where it hung."""
+    """Return a child's exit code. One that hangs is killed, and shows where it hung."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -94,7 +94,7 @@ def still_works(port: virtnic.Port) -> None:
 
 
 def refuses(port: virtnic.Port) -> None:
-    """Check that every way of reaching the device says whose it is."""
+    """Check that every access to the device says that it belongs to the parent."""
     why = "belongs to the process that opened it; this is a forked child"
     for call in (
         lambda: port.recv(64),
@@ -153,7 +153,7 @@ def test_a_child_reads_what_it_holds_and_touches_nothing_else(
 
 
 def test_a_child_that_drops_each_native_object(port: virtnic.Port) -> None:
-    """Not by way of close: by the end of the objects themselves."""
+    """Not by close, but by the collection of the objects."""
 
     def child() -> None:
         machine = machine_of(port.qemu)
@@ -278,7 +278,7 @@ def test_the_end_of_a_childs_whole_interpreter(
 
 
 def run_python(script: Path, *arguments: str) -> tuple[str, str, int]:
-    """Run a script in a Python of its own: what it wrote, and its exit code."""
+    """Run a script in another Python; return its output and its exit code."""
     environment = dict(os.environ, PYTHONPATH=os.fspath(Path(__file__).parents[1]))
     # On the command line a message is no pattern: that of forking with threads cannot be named.
     options = ["-W", "ignore::DeprecationWarning"]
@@ -404,7 +404,7 @@ def test_a_fork_amid_traffic_of_other_threads(port: virtnic.Port) -> None:
 
 
 def test_qemu_sees_the_loss_of_a_backend_while_a_child_lives(scratch: Path) -> None:
-    """A child has copies of the interposer's connections, which must end all the same."""
+    """A child has copies of the interposer's connections, which must end anyway."""
     features = struct.Struct("=IIIQ")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as qemu:
         listener.bind(os.fspath(scratch / "backend"))

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.needs("qemu"), pytest.mark.timeout(120 + 2 * (TRIES or
 
 @dataclass
 class Tried:
-    """What a program has in its hands when it is interrupted."""
+    """What a program holds when it is interrupted."""
 
     memory: virtnic.Memory = field(default_factory=lambda: virtnic.Memory("8M", hugepages=None))
     qemu: virtnic.Qemu | None = None
@@ -43,10 +43,10 @@ class Tried:
 
 
 class Operation:
-    """Something to interrupt; ``finish`` is what a program does then."""
+    """An operation to interrupt; ``finish`` is what a program does afterwards."""
 
     def prepare(self, tried: Tried) -> None:
-        """Make what it takes."""
+        """Prepare it."""
 
     def run(self, tried: Tried) -> None:
         """Do it."""
@@ -89,7 +89,7 @@ class Close(Operation):
 
 
 class OnOneQemu(Operation):
-    """An operation of a QEMU that goes on."""
+    """An operation on a QEMU that continues to run."""
 
     def __init__(self, qemu: virtnic.Qemu) -> None:
         self.qemu = qemu
@@ -127,7 +127,7 @@ class Detach(OnOneQemu):
 
 
 class Watch(Operation):
-    """What nobody can end any more ends with its Qemu."""
+    """A result that was lost ends with its Qemu."""
 
     def prepare(self, tried: Tried) -> None:
         tried.qemu = virtnic.Qemu(tried.memory)
@@ -168,7 +168,7 @@ def descriptors() -> int:
 
 
 def settled(before: int) -> None:
-    """Nothing is left; what was lost on the way to the caller may close in its own thread."""
+    """Nothing is left; a result that was lost may be closed in another thread."""
     deadline = time.monotonic() + 20.0
     while descriptors() > before:
         gc.collect()
@@ -275,7 +275,7 @@ def test_two_threads_close_and_one_is_interrupted(qemu_command: str) -> None:
 
 
 class Connect(Operation):
-    """To a QEMU that goes on without us: what is left in it is in the way of the next."""
+    """To a QEMU that outlives us: what is left in it would disturb the next program."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -317,7 +317,7 @@ def test_a_qemu_that_was_started_elsewhere(scratch: Path, qemu_command: str) -> 
     ids=lambda words: words[0],
 )
 def test_a_command(qemu_command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """It ends with 130, or as it would have, and says no more than that."""
+    """It ends with 130 or its normal status, without a traceback."""
 
     def run() -> None:
         assert main(words) in (0, 130)
@@ -354,7 +354,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize("module", [4, 20, 60, 90, 120, 150])
 def test_the_imports_of_a_command(module: int) -> None:
-    """Ctrl-C while the n-th module is imported; an import can take half a second."""
+    """Ctrl-C during the n-th import; an import can take half a second."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORTING, "probe", "--qemu", "/nonexistent", str(module)],
         capture_output=True,
@@ -454,7 +454,7 @@ def test_the_imports_of_a_module_that_is_run(name: str, module: int, scratch: Pa
 
 
 def test_by_a_signal_at_random(qemu_command: str) -> None:
-    """Not at moments that were chosen: in waits, in the interpreter, in other people's modules."""
+    """At random moments: in waits, in the interpreter, in other modules."""
     chance = random.Random(11)
     tried = Tried()
     with virtnic.open("user", memory=tried.memory):

@@ -140,7 +140,7 @@ WAITS: dict[str, Callable[[Scene], object]] = {
     "Interposer": Scene.interposer,
     "Child.wait": Scene.child,
 }
-#: The same loop, wait or base class as one above.
+#: Methods that share their loop, wait or base class with one above.
 ALIKE = {
     *("forward", "run", "play", "NetPort.recv", "NetPort.wait_writable", "VhostWire.send"),
     *("NetSocket.recv_into", "NetSocket.recv_from", "NetSocket.recv_from_into"),
@@ -149,12 +149,12 @@ ALIKE = {
 #: Those of QMP wait in its event loop's thread, as Python's own futures do.
 #: A stack's frames for a wire of Python's are taken in a thread of its own.
 ELSEWHERE = {"Qemu.connect", "Qemu.execute", "StackWire.take"}
-#: What says what others do.
+#: Descriptions of what others do.
 PROTOCOLS = {"PacketPort.recv", "PacketPort.send_all"}
 
 
 def waits() -> Iterator[str]:
-    """Name everything public that takes the time to wait."""
+    """Return the name of everything public that has a timeout."""
     for module in (virtnic, _native):
         for name in dir(module):  # what is imported later is there too
             if name.startswith("_"):
@@ -177,7 +177,7 @@ def waits() -> Iterator[str]:
 
 @pytest.fixture(name="scene")
 def _scene(qemu_command: str, scratch: Path) -> Iterator[Scene]:
-    """A port whose peer never finishes a frame."""
+    """A port whose peer completes no frame."""
     path = scratch / "interrupted"
     memory = virtnic.Memory("8M", hugepages=None)
     with RingBackend(path), virtnic.open(f"vhost-user,path={path}", memory=memory) as port:
@@ -187,7 +187,7 @@ def _scene(qemu_command: str, scratch: Path) -> Iterator[Scene]:
 
 
 def test_every_wait_ends(scene: Scene) -> None:
-    """One after the other: a port is dear."""
+    """One after the other: opening a port is expensive."""
     for name, wait in WAITS.items():
         interrupter = threading.Timer(0.1, _thread.interrupt_main)
         began = time.monotonic()

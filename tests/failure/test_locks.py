@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("qemu_command")
 
 
 def run(*argv: str, limit: float = LIMIT) -> str:
-    """Run a Python program; what it prints. One that hangs says where, and fails."""
+    """Run a Python program and return its output. One that hangs fails and shows where."""
     process = subprocess.run(
         [sys.executable, *argv],
         capture_output=True,
@@ -127,7 +127,7 @@ def test_a_queue_is_stopped_and_started_beside_senders() -> None:
 
 
 def test_a_queue_that_is_being_stopped_refuses_at_once() -> None:
-    """Also while QEMU does not answer, and whoever asks holds the interpreter."""
+    """Also while QEMU does not answer, and the caller holds the interpreter lock."""
     program(
         "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
         "queue = port.queue(0)\n"
@@ -166,7 +166,7 @@ def test_sending_does_not_wait_for_a_stopped_qemu() -> None:
 
 
 def test_a_signal_handler_closes_what_it_interrupts() -> None:
-    """Whatever was being done when SIGTERM came: no thread waits for itself."""
+    """At any moment of a SIGTERM: no thread waits for itself."""
     program(
         "for number in range(4):\n"
         "    port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
@@ -239,7 +239,7 @@ def test_ctrl_c_ends_a_command_that_qemu_does_not_answer() -> None:
 
 
 def test_the_interpreter_ends_while_threads_wait() -> None:
-    """Threads that are daemons wait and send until the very end, and a loop runs."""
+    """Daemon threads wait and send until the end, and a loop runs."""
     for body in (
         "port.recv(1, timeout=None)",
         "port.send([FRAME] * 8)",
@@ -276,7 +276,7 @@ def test_a_forgotten_port_of_a_slow_qemu_is_collected() -> None:
 
 
 def test_a_fork_beside_waiting_threads() -> None:
-    """The child has copies of locks that threads of its parent hold, and waits for none."""
+    """The child has copies of locks that its parent's threads hold; it waits for none."""
     program(
         "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
         "done = threading.Event()\n"
@@ -305,7 +305,7 @@ def test_a_fork_beside_waiting_threads() -> None:
 
 
 def test_a_signal_handler_closes_while_qemus_output_is_read() -> None:
-    """What the main thread holds then is wanted by those who do what may not be interrupted."""
+    """Threads in uninterruptible steps want what the main thread holds at that moment."""
     program(
         textwrap.dedent("""
         from virtnic.qemu import stderr

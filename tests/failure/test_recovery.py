@@ -30,7 +30,7 @@ pytestmark = pytest.mark.needs("qemu")
 
 
 def arp_works(port: virtnic.Port, seconds: float = 20.0) -> bool:
-    """Whether slirp answers."""
+    """Return whether slirp answers."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         port.send([arp_request(port.mac)])
@@ -57,20 +57,20 @@ EAGER = virtnic.Recovery(attempts=20, backoff=0.01, backoff_max=0.02)
 
 
 def kill(port: virtnic.Port) -> int:
-    """Kill QEMU, as a crash would; return the process that was killed."""
+    """Kill QEMU like a crash; return the process that was killed."""
     pid = port.qemu.pid
     os.kill(pid, signal.SIGKILL)
     return pid
 
 
 def wait_for_another(port: virtnic.Port, pid: int, times: int) -> None:
-    """Wait until there is another QEMU in its place, and the port on it."""
+    """Wait until another QEMU has replaced it and has the port."""
     wait_until(lambda: port.restarts == times and port.qemu.pid != pid)
 
 
 @pytest.mark.parametrize("interrupts", ["msix", "intx", "none"])
 def test_killed(qemu_command: str, accel: Accel, interrupts: Any) -> None:
-    """Twenty times in a row; a thread that waits for frames notices nothing."""
+    """Twenty times in a row; a thread that waits for frames is not disturbed."""
     got: list[bytes] = []
     stop = threading.Event()
 
@@ -210,7 +210,7 @@ def test_what_the_device_was_told_is_told_again(netns: Netns) -> None:
 
 
 def test_commands_wait_and_bursts_stay(qemu_command: str) -> None:
-    """What is asked for in the outage is done after it; views and bursts are the user's."""
+    """Requests during the outage are carried out after it; views and bursts remain valid."""
     changes: list[bool] = []
     deaths: list[virtnic.QemuDied] = []
     with virtnic.open(
@@ -310,7 +310,7 @@ def test_asyncio_goes_on(qemu_command: str) -> None:
 
 
 def test_it_gives_up(qemu_command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After so many attempts calls say how QEMU died."""
+    """After the last attempt calls raise an error that says how QEMU died."""
     switch = tmp_path / "broken"
     wrapper = tmp_path / "qemu"
     wrapper.write_text(f'#!/bin/sh\n[ ! -e {switch} ] || exit 3\nexec {qemu_command} "$@"\n')

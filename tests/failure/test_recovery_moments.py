@@ -26,7 +26,7 @@ MAC = "52:54:00:77:77:01"
 
 
 class Wrapper:
-    """A QEMU that can be kept from coming up."""
+    """A QEMU whose start can be delayed or prevented."""
 
     def __init__(self, command: str, directory: Path) -> None:
         self.path = directory / "qemu"
@@ -53,7 +53,7 @@ class Wrapper:
         self._how.write_text("exec sleep 60")
 
     def vanish(self) -> None:
-        """Be no program any more."""
+        """Cease to be executable."""
         self.path.unlink()
 
 
@@ -186,7 +186,7 @@ def test_while_a_port_is_attached(qemu_command: str, executor: ThreadPoolExecuto
 
 
 def test_at_any_moment_of_coming_and_going(qemu_command: str) -> None:
-    """Ports come and go as fast as they can, while QEMU is killed at random."""
+    """Ports are attached and detached as fast as possible, while QEMU is killed at random."""
     with virtnic.Qemu(recover=EAGER) as qemu:
         stays = qemu.attach("user")
         done = threading.Event()
@@ -236,7 +236,7 @@ def test_at_any_moment_of_coming_and_going(qemu_command: str) -> None:
 
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.08])
 def test_killed_while_it_is_brought_up(qemu_command: str, delay: float) -> None:
-    """Again and again, after different times; what counts as a failure is tried again."""
+    """Repeatedly, after different times; a failed attempt is repeated."""
     with virtnic.open("user", recover=virtnic.Recovery(50, 0.01, 0.02)) as port:
         for _ in range(3):
             before = port.qemu.pid
@@ -282,7 +282,7 @@ def test_closed_while_it_does_not_come_back(
 def test_when_there_is_no_qemu_any_more(
     wrapper: Wrapper, executor: ThreadPoolExecutor, how: str, says: str
 ) -> None:
-    """After the attempts, everybody who waits is told so."""
+    """After the last attempt, every waiting call raises an error."""
     policy = virtnic.Recovery(attempts=3, backoff=0.01, backoff_max=0.02)
     with virtnic.Qemu(qemu=str(wrapper.path), recover=policy, timeout=1.0) as qemu:
         port, other = qemu.attach("user"), qemu.attach("user")

@@ -30,7 +30,7 @@ def arp_works(port: virtnic.Port) -> bool:
 
 
 def echoes(port: virtnic.Port) -> bool:
-    """Whether what is sent comes back."""
+    """Return whether frames come back."""
     deadline = time.monotonic() + 10.0
     while time.monotonic() < deadline:
         port.send([numbered(port.mac, 7)])
@@ -46,7 +46,7 @@ def test_a_backend_that_stays_away_ends_its_port_only(
     testpmd: Callable[..., Testpmd],
     recover: virtnic.Recovery | bool,
 ) -> None:
-    """With the reason, for who waits and who comes later; other ports and QEMU go on."""
+    """With the reason, for waiting and later calls; QEMU and other ports are unaffected."""
     pmd = testpmd()
     other = qemu.attach("user")
     port = qemu.attach(f"vhost-user,path={pmd.sockets[0]}", recover=recover)
@@ -86,7 +86,7 @@ def test_a_backend_that_comes_in_time(qemu: virtnic.Qemu, testpmd: Callable[...,
 def test_one_port_comes_back_and_the_other_does_not(
     qemu_command: str, memory: virtnic.Memory
 ) -> None:
-    """The one that does not takes nothing with it when it is detached, before or after."""
+    """Detaching the other one disturbs nothing, before or after."""
     with virtnic.Qemu(memory, recover=EAGER) as qemu:
         first, second, staying = (
             qemu.attach("user", recover=recover) for recover in (False, False, None)

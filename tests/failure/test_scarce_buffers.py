@@ -1,4 +1,4 @@
-"""Running out of packet buffers: waiting threads go on, and one warning is logged.
+"""Running out of packet buffers: waiting threads continue later, and one warning is logged.
 
 The backend is one in Python (`peers/ring_backend.py`), which finishes buffers when the test wants
 it to. The sides of a test take turns by what they see, not by time; each wait has an end, at which
@@ -122,7 +122,7 @@ def by_trio(port: virtnic.Port) -> virtnic.Burst:
 def test_a_receiver_without_buffers_is_woken_when_they_come_back(
     open_port: Open, way: Callable[[virtnic.Port], virtnic.Burst]
 ) -> None:
-    """Nothing but the return of the buffers can wake it: the device has none to interrupt for."""
+    """Only returning buffers can wake it: the device has none, so it does not interrupt."""
     port, backend = open_port()
     held = hold_all(port, backend)
     port.fileno()
@@ -141,7 +141,7 @@ def test_a_receiver_without_buffers_is_woken_when_they_come_back(
 
 
 def test_one_buffer_is_enough(open_port: Open) -> None:
-    """An empty ring is worth a wake-up for the first buffer that comes back."""
+    """An empty ring gets a wake-up for the first buffer that comes back."""
     port, backend = open_port()
     held = hold_all(port, backend)
     poll = select.poll()
@@ -173,7 +173,7 @@ def test_the_last_view_of_a_frame_counts_as_its_buffer(open_port: Open) -> None:
 
 
 def test_a_buffer_that_is_missing_is_counted_once(open_port: Open) -> None:
-    """However often it is looked for."""
+    """However often it is polled."""
     port, backend = open_port()
     held = hold_all(port, backend)
     for _ in range(1000):
@@ -225,7 +225,7 @@ def test_finished_frames_of_a_silent_port_are_no_loss_to_another(open_port: Open
 
 
 def test_frames_that_a_silent_port_has_finished_later_wake_another(open_port: Open) -> None:
-    """Its device tells nobody: somebody looks."""
+    """Its device sends no interrupts: the port polls."""
     (silent, slow), (waiting, other) = open_port(), open_port()
     while silent.send([numbered(SOURCE, 0)]):
         pass
@@ -242,7 +242,7 @@ def test_frames_that_a_silent_port_has_finished_later_wake_another(open_port: Op
 
 
 def test_buffers_of_a_port_that_is_closed_feed_another(open_port: Open) -> None:
-    """Its receive ring had as many as any."""
+    """Its receive ring held as many buffers as others."""
     (port, backend), (closing, _) = open_port(), open_port()
     held = hold_all(port, backend)
     poll = select.poll()
@@ -271,7 +271,7 @@ def test_transmitting_leaves_buffers_for_receiving(open_port: Open) -> None:
 
 
 def test_the_stack_goes_on_when_buffers_come_back(open_port: Open) -> None:
-    """Its link is a port as any other."""
+    """Its link is a port like any other."""
     port, backend = open_port()
     held = hold_all(port, backend)
     stack = virtnic.Stack(port)

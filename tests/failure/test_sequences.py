@@ -19,7 +19,7 @@ STUB = Path(virtnic.__file__).with_name("_native.pyi")
 
 
 def check(found: Any, expected: list[Any]) -> None:
-    """Compare with a list, by all that a sequence can be asked."""
+    """Compare with a list, by every operation of a sequence."""
     assert isinstance(found, Sequence)
     assert len(found) == len(expected)
     assert list(found) == expected

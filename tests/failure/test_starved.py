@@ -64,7 +64,7 @@ print(len(failures) > 0)
 
 
 def starving(limit: str, steps: int, *, user: int = os.geteuid()) -> None:
-    """Open a port with so little more of something, again and again; then close one without."""
+    """Open a port with slightly more of a resource each time; then close one without any."""
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", PROGRAM, limit, str(user), str(steps)],
         capture_output=True,

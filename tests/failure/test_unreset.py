@@ -1,6 +1,6 @@
 """A device that was not reset in time may still write to the port's buffers.
 
-So nobody else gets them before it is known to be gone.
+They are not reused before the device is known to be gone.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_closing_a_qemu_that_does_not_answer(qemu: virtnic.Qemu) -> None:
 
 
 def test_a_forgotten_port_keeps_them(qemu: virtnic.Qemu) -> None:
-    """They are nobody's any more, and so are its rings: other ports of the memory go on."""
+    """They stay unused, like its rings; other ports on the memory are unaffected."""
     memory = qemu.memory
     all_of_them = memory.buffers_free
     other = qemu.attach("user")

@@ -38,7 +38,7 @@ def _backend(request: pytest.FixtureRequest, scratch: Path) -> Iterator[RingBack
 def _port(
     qemu_command: str, scratch: Path, ring: Ring, backend: RingBackend
 ) -> Iterator[virtnic.Port]:
-    """A port on that backend, all of whose buffers are back at the end."""
+    """A port on that backend; all its buffers must be back at the end."""
     memory = virtnic.Memory("8M", hugepages=None)
     netdev = f"vhost-user,path={scratch / 'disorder'}"
     with virtnic.open(netdev, memory=memory, ring=ring, queue_size=SIZE) as port:
@@ -158,7 +158,7 @@ def test_buffers_of_a_backend_that_died_while_it_finished_them(
 def test_frames_to_a_backend_that_died_while_it_finished_them(
     port: virtnic.Port, backend: RingBackend
 ) -> None:
-    """The next backend gets no frame of no bytes; those that were begun are finished."""
+    """The next backend gets no empty frame; frames that were begun are finished."""
     frames = [numbered(SOURCE, number) for number in range(8)]
     assert port.send(frames) == len(frames)
     for buffer in list(backend.available())[:4]:

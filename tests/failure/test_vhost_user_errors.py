@@ -67,7 +67,7 @@ def test_a_path_that_is_too_long(
 
 
 class Impostor:
-    """Listens as a backend does, and is none."""
+    """Listens like a backend, but is none."""
 
     def __init__(self, path: Path, behaviour: str) -> None:
         self.path = path
@@ -115,7 +115,7 @@ def test_a_socket_that_is_no_backend(
         qemu.attach(f"vhost-user,path={path}")
     assert str(path) in str(caught.value)
     assert time.monotonic() - began < 12.0
-    # QEMU has seen nothing of it and goes on.
+    # QEMU is unaffected.
     with qemu.attach("user") as port:
         assert port.link
 
@@ -156,7 +156,7 @@ def test_wrong_arguments(qemu: virtnic.Qemu) -> None:
 
 
 def echo(port: virtnic.Port, numbers: range, seconds: float = 30.0) -> set[int]:
-    """Send numbered frames until each has come back once, or time is over."""
+    """Send numbered frames until each has come back once, or until the timeout."""
     back: set[int] = set()
     deadline = time.monotonic() + seconds
     while (missing := set(numbers) - back) and time.monotonic() < deadline:
@@ -184,7 +184,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 def test_a_backend_that_vanishes_and_returns(
     qemu_command: str, scratch: Path, ring: Ring, activity: str
 ) -> None:
-    """In mid-burst: the link goes down, nothing is lost, and up again when it is back."""
+    """During a burst: the link goes down, nothing is lost, and it is up again with the backend."""
     path = scratch / "vhu0"
     links: list[bool] = []
     with Testpmd([path]) as pmd:
@@ -244,7 +244,7 @@ def qemu_is_well(port: virtnic.Port) -> bool:
 
 @RINGS
 def test_closing_without_a_backend(qemu: virtnic.Qemu, testpmd: StartTestpmd, ring: Ring) -> None:
-    """A port whose backend is dead is detached like any other, and its slot is free again."""
+    """A port with a dead backend is detached like any other, and its slot is free again."""
     for _ in range(2):
         pmd = testpmd()
         port = qemu.attach(f"vhost-user,path={pmd.sockets[0]}", ring=ring)
@@ -294,7 +294,7 @@ class Liar:
         self._done = port.stats()["rx_packets"]
 
     def in_flight(self, ahead: int = 0) -> int:
-        """An identifier that the device holds."""
+        """Return an id that the device holds."""
         if not self._packed:
             # The ring is full and ids are taken in turn: any has been posted again.
             return (self._done + ahead) % self._size
