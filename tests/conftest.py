@@ -24,7 +24,7 @@ from peers.turns import Turns
 from virtnic.qemu import find, machine
 from virtnic.qemu.command import Accel
 
-#: Fixtures of those that connect to a QEMU of somebody else's.
+#: Fixtures of tests that connect to a QEMU that was started elsewhere.
 pytest_plugins = ["peers.elsewhere"]
 
 # Its threads would otherwise appear to belong to the first test that uses it.
@@ -183,7 +183,7 @@ def accel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def _qemu_command(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, accel: Accel
 ) -> str:
-    """The command line of the QEMU under test, which VIRTNIC_QEMU says to the library."""
+    """The command line of the QEMU under test, which the library gets from VIRTNIC_QEMU."""
     command = str(getattr(request, "param", "") or qemu_command())
     monkeypatch.setenv("VIRTNIC_QEMU", command)
     if not hasattr(request, "param"):

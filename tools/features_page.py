@@ -47,7 +47,7 @@ def offered(row: dict[str, Any]) -> str:
 
 
 def supported(row: dict[str, Any]) -> str:
-    """Return what we do about it, and why."""
+    """Return whether it is accepted, and why."""
     support = "no" if row["support"] == "unsupported" else row["support"]
     return f"{support}: {row['why']}" if row["why"] else support
 

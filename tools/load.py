@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-#: A loop that ends when whoever started it is gone: then it is another process's child.
+#: A loop that ends with its parent: it is then another process's child.
 LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"
 
 

@@ -80,7 +80,7 @@ def descriptors(row: NetdevType) -> str:
 
 
 def sandbox(row: NetdevType) -> str:
-    """Return what is started, and what lets it."""
+    """Return the sandbox setting that the helper of a netdev needs, and when it is started."""
     if not row.helper_when:
         return "-"
     helper = row.helper({})

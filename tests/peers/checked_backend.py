@@ -1,4 +1,4 @@
-"""A vhost-user backend that keeps the clauses of ``virtnic.check``, or breaks one on purpose."""
+"""A vhost-user backend that passes all clauses of ``virtnic.check``, or breaks one on purpose."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OFFERED = PROTOCOL_FEATURES | VERSION_1 | MRG_RXBUF | MQ | INDIRECT_DESC | OFFLO
 
 
 class CheckedBackend(RingBackend):
-    """Takes all that is sent. ``broken`` is the id of the clause that it breaks."""
+    """Accepts every frame. ``broken`` is the id of the clause that it breaks."""
 
     def __init__(self, path: Path, broken: str = "") -> None:
         self.broken = broken
@@ -46,7 +46,7 @@ class CheckedBackend(RingBackend):
         self._pump.start()
 
     def close(self) -> None:
-        """End it. Twice is fine."""
+        """Close it. A second call does nothing."""
         self._over.set()
         self._pump.join()
         super().close()
@@ -57,7 +57,7 @@ class CheckedBackend(RingBackend):
     # Messages.
 
     def _answer(self, connection: Connection, message: Message) -> bool:
-        """Deal with what is refused, and with what is broken."""
+        """Handle what is to be refused or broken."""
         request, size = message.request, len(message.payload)
         self._asked += request == Request.GET_FEATURES
         code: int | None = None
@@ -100,7 +100,7 @@ class CheckedBackend(RingBackend):
 
     @property
     def _was_left(self) -> bool:
-        """Whether a front-end before this one went in the middle of setting a ring up."""
+        """Return whether an earlier front-end disconnected while it set up a ring."""
         return any(
             message.request == Request.SET_VRING_NUM
             for connection in self.connections[:-1]
@@ -108,7 +108,7 @@ class CheckedBackend(RingBackend):
         )
 
     def base_of(self, ring: int) -> int:
-        """Return where a ring goes on that the front-end stops."""
+        """Return the base of a ring that the front-end stops."""
         return super().base_of(ring) + (self.broken in ("MSG-04", "RING-06"))
 
     # Rings.

@@ -42,7 +42,7 @@ def arp(port: virtnic.Port) -> None:
 
 @contextlib.contextmanager
 def shared(scratch: Path) -> Iterator[Path]:
-    """Make the directory that we share with QEMU; nothing but QEMU's own may be left in it."""
+    """Make the directory that is shared with QEMU; only QEMU's own files may remain in it."""
     path = scratch / "shared"
     path.mkdir(mode=0o700)
     yield path
@@ -64,7 +64,7 @@ class Starter:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __call__(self, *extra: str, name: str | None = None) -> "subprocess.Popen[bytes]":
-        """Start one, perhaps under another name."""
+        """Start one, optionally under another name."""
         argv = [*self._argv, *extra]
         if name is not None:
             argv[argv.index("-name") + 1] = name
@@ -106,7 +106,7 @@ def running(start: Starter) -> "subprocess.Popen[bytes]":
 
 
 def in_the_way(qemu: virtnic.Qemu) -> list[str]:
-    """Return what is in QEMU of those that connect to it."""
+    """Return the devices and objects in QEMU that belong to programs."""
     found = [item["name"] for item in qemu.execute("qom-list", path="/machine/peripheral")]
     found += [chardev["label"] for chardev in qemu.execute("query-chardev")]
     words: dict[str, Any] = {"command-line": "info network"}

@@ -297,7 +297,7 @@ AIO: Table = {
     "stats": awaited(lambda port: asyncio.to_thread(port.stats)),
     "wait_ready": awaited(lambda port: port.wait_ready(0.001)),
 }
-#: After these not everything can be called any more.
+#: Methods after which not every other one can be called.
 LAST: dict[str, Table] = {
     "port": {"close": lambda port: port.close()},
     "driver": {
@@ -353,7 +353,7 @@ def endings(world: World) -> dict[str, Callable[[], object]]:
     }
 
 
-#: What returns at once, whatever QEMU and other threads do.
+#: Methods that return at once, whatever QEMU and other threads do.
 PROMPT = (
     *(f"port.{name}" for name in PORT if not name.startswith(("set_", "re"))),
     *(f"driver.{name}" for name in DRIVER if not name.startswith(("set_", "re"))),
@@ -368,12 +368,12 @@ PROMPT = (
     "machine.nics",
     *(f"aio.{name}" for name in AIO),
 )
-#: These are no calls of one moment: they change the port, wait for all of it, or tell others.
+#: Not short calls: they change the port, wait for all of it, or call others back.
 SLOW = ("driver.abandon", "driver.suspend", "port.add_vlan")
 
 
 class Watch:
-    """Ends the program when a thread does not get on, and says where all are."""
+    """Ends the program when a thread makes no progress, and prints where all threads are."""
 
     def __init__(self) -> None:
         """Begin."""
@@ -382,7 +382,7 @@ class Watch:
         threading.Thread(target=self._look, daemon=True).start()
 
     def call(self, name: str, call: Callable[[], object]) -> None:
-        """Call; what virtnic refuses is fine, and an interruption is over with the call."""
+        """Call it; virtnic's own errors are fine, and an interruption ends with the call."""
         me = threading.get_ident()
         self._running[me] = (name, time.monotonic())
         try:
@@ -456,7 +456,7 @@ class Interrupter:
 
 
 class Stopper:
-    """Stops a QEMU at random moments, for up to two seconds in all of its life and a bit."""
+    """Stops a QEMU at random moments, for about two seconds in total."""
 
     def __init__(self, pid: int, rng: random.Random, longest: float) -> None:
         """Begin."""
@@ -481,7 +481,7 @@ class Stopper:
 
 
 def in_pairs(rng: random.Random, until: float, watch: Watch, interrupter: Interrupter) -> int:
-    """Call all pairs, one of each in this thread, and anything in a third; how many there were."""
+    """Call all pairs, one of each in this thread, and anything in a third; return how many."""
     world = World()
     table = calls(world)
     pairs = list(itertools.combinations_with_replacement(table, 2))

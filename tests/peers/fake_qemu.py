@@ -14,7 +14,7 @@ import time
 
 VERSION = {"major": 7, "minor": 2, "micro": 0}
 
-#: The fault, by name, and the words by which the caller learns of it.
+#: The faults by name, and part of the error that the caller gets.
 FAULTS = {
     "exits": "no such luck",
     "no sockets": "QMP socket",
@@ -77,7 +77,7 @@ def qmp(fault: str, listener: socket.socket) -> None:
 
 
 class Bus:
-    """What the configuration ports answer."""
+    """The configuration registers of a fake PCI bus."""
 
     def __init__(self, fault: str) -> None:
         self.fault = fault

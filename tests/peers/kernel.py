@@ -8,7 +8,7 @@ from .netns import Netns
 
 __all__ = ["DATAGRAM", "KERNEL", "LONG", "STACK", "STREAM", "listen", "pattern", "read_all"]
 
-#: Seconds that a busy machine does not need.
+#: A timeout in seconds that is ample for a busy machine.
 LONG = 30.0
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 #: The kernel's address and the stack's, of each family.
@@ -17,7 +17,7 @@ STACK: dict[int, str] = {socket.AF_INET: "10.99.0.2", socket.AF_INET6: "fd99::2"
 
 
 def pattern(length: int) -> bytes:
-    """Return bytes no two places of which are easily taken for each other."""
+    """Return bytes in which every position can be told from others."""
     return b"".join(
         hashlib.sha256(bytes([n & 255, n >> 8 & 255, n >> 16])).digest()
         for n in range(length // 32)

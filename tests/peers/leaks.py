@@ -33,7 +33,7 @@ class Session:
             {"TMPDIR": str(self.directory), "XDG_RUNTIME_DIR": str(self.directory), MARK: self.mark}
         )
         tempfile.tempdir = str(self.directory)
-        # The first child makes what lasts as long as the process: a thread, and a pipe whose end
+        # The first child creates what lasts as long as the process: a thread, and a pipe whose end
         # tells children of ours.
         with Path(os.devnull).open("wb") as nothing:
             _native.spawn(["true"], dict(os.environ), nothing.fileno()).wait(10.0)
@@ -145,7 +145,7 @@ def snapshot(session: Session) -> Snapshot:
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
-    """Describe what is there now and was not before."""
+    """Describe what is there now but was not before."""
     found = [text for key, text in after.descriptors.items() if key not in before.descriptors]
     found += [text for key, text in after.threads.items() if key not in before.threads]
     found += [text for key, text in after.processes.items() if key not in before.processes]
@@ -162,7 +162,7 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
 
 
 def wait_for_none(session: Session, before: Snapshot, seconds: float = 10.0) -> list[str]:
-    """Return what is left when things had a moment to end."""
+    """Return what is left after things had time to end."""
     deadline = time.monotonic() + seconds
     left = difference(before, snapshot(session))
     while left and time.monotonic() < deadline:

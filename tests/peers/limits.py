@@ -25,7 +25,7 @@ class Limits:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> bool:
-        """Raise in the main thread when the time is over, and again until the test has ended."""
+        """Raise in the main thread at the time limit, and again until the test has ended."""
 
         def over(_number: int, _frame: FrameType | None) -> None:
             __tracebackhide__ = True
@@ -37,7 +37,7 @@ class Limits:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_timeout_cancel_timer(self, item: pytest.Item) -> bool | None:
-        """Go on, for the clean-up: this is called after a failure, too."""
+        """Start the time of the clean-up: this is called after a failure, too."""
         if item.config.getoption("usepdb"):
             return None
         if signal.getitimer(signal.ITIMER_REAL)[0]:
@@ -55,7 +55,7 @@ class Limits:
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self, config: pytest.Config) -> None:
-        """Leave threads that never end behind: the interpreter would wait for them."""
+        """Abandon threads that never end: the interpreter would wait for them."""
         main = threading.main_thread()
         left = [t for t in threading.enumerate() if t is not main and not t.daemon]
         for thread in left:

@@ -35,7 +35,7 @@ class Masked:
         self._thread.start()
 
     def drop(self) -> None:
-        """Hang up on both sides."""
+        """Close both connections."""
         for end in list(self._ends):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -79,7 +79,7 @@ class Masked:
                         os.close(fd)
 
     def close(self) -> None:
-        """End it. Twice is fine."""
+        """Close it. A second call does nothing."""
         self._stopped.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

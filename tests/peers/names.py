@@ -1,4 +1,4 @@
-"""A name server in a namespace, which answers wrongly, too."""
+"""A name server in a namespace, which also sends wrong answers."""
 
 import socket
 import struct
@@ -24,7 +24,7 @@ def wire(name: str) -> bytes:
 
 
 def answer(question: bytes, limit: int) -> bytes:
-    """Return what the server says to a question."""
+    """Return the server's response to a query."""
     at, labels = 12, []
     while size := question[at]:
         labels.append(question[at + 1 : at + 1 + size].decode())

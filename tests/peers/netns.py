@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class PingResult:
-    """What ping(8) counted."""
+    """The counters of ping(8)."""
 
     def __init__(self, output: str) -> None:
         """Parse ping's summary."""

@@ -67,7 +67,7 @@ class Ovs:
         return file.read_text(errors="replace") if file.exists() else ""
 
     def _words(self) -> str:
-        """What the switch said last, without DPDK's page of help."""
+        """The switch's last output, without DPDK's help text."""
         lines = [line for line in self.log.splitlines() if re.match(r"\d{4}-|ovs", line)]
         return "\n".join(lines[-25:])
 
@@ -86,7 +86,7 @@ class Ovs:
         return self._run("ovs-ofctl", command, bridge, *argv)
 
     def add_flow(self, flow: str) -> None:
-        """Add a flow, and have it in force at once: caches of older ones are emptied."""
+        """Add a flow that applies at once: the caches of older flows are flushed."""
         self.ofctl("add-flow", flow)
         self.appctl("revalidator/wait")
         self.appctl("revalidator/purge")
@@ -219,6 +219,6 @@ class Ovs:
             error = self.vsctl("get", "Interface", name, "error").strip()
             if error not in ("[]", ""):
                 raise RuntimeError(f"the port {name}: {error}")
-        # What the bridge's own port would say by itself is no business of the tests.
+        # The bridge's own port would send frames that disturb the tests.
         with contextlib.suppress(RuntimeError):
             self.ofctl("mod-port", bridge, "down")

@@ -48,7 +48,7 @@ class Buffer:
 
 @dataclass
 class Vring:
-    """A ring, as QEMU describes it and as far as the backend has come."""
+    """A ring as QEMU described it, and the backend's position in it."""
 
     number: int
     size: int = 0
@@ -91,7 +91,7 @@ class RingBackend(ScriptedBackend):
     # Coming and going.
 
     def wait_up(self, connections: int = 1, timeout: float = 20.0) -> None:
-        """Wait until QEMU came so often and the first pair's rings are started."""
+        """Wait until QEMU has connected ``count`` times and the first pair's rings are started."""
 
         def up() -> bool:
             rings = [self.rings.get(number) for number in (0, 1)]
@@ -170,7 +170,7 @@ class RingBackend(ScriptedBackend):
             ring.available = (low, True)
 
     def base_of(self, ring: int) -> int:
-        """Return where a ring goes on that the frontend stops."""
+        """Return the base of a ring that the front-end stops."""
         stopped = self.rings.setdefault(ring, Vring(ring))
         stopped.enabled = False
         at, wrap = stopped.available
@@ -258,7 +258,7 @@ class RingBackend(ScriptedBackend):
         return (0, not wrap) if index + 1 == ring.size else (index + 1, wrap)
 
     def finish(self, number: int, buffer: Buffer, length: int = 0) -> None:
-        """Give a buffer back, with so many bytes written; :meth:`signal` says so."""
+        """Return a buffer with ``written`` bytes; :meth:`signal` interrupts."""
         with self._changed:
             ring = self.rings[number]
             ring.taken.remove(buffer)
@@ -277,7 +277,7 @@ class RingBackend(ScriptedBackend):
                 self._store(memory, at + 2, index + 1 & 0xFFFF)
 
     def begin_to_finish(self, number: int, buffer: Buffer, length: int = 0) -> None:
-        """Give a buffer of a packed ring back, but for the flags that say so."""
+        """Return a buffer of a packed ring, except for the flags that mark it used."""
         with self._changed:
             ring = self.rings[number]
             memory, at = self._area(ring, 0)
@@ -311,7 +311,7 @@ class RingBackend(ScriptedBackend):
             self.finish(number, buffer, len(HEADER) + len(frame))
 
     def deliver(self, frame: bytes, number: int = 0) -> bool:
-        """Put a frame into a receive ring, and say so; False when it has no buffer."""
+        """Put a frame into a receive ring and interrupt; False if it has no buffer."""
         buffer = self.take(number)
         if buffer is None:
             return False
@@ -339,7 +339,7 @@ class RingBackend(ScriptedBackend):
         return self.wait_for(lambda: self.rings[number].kicks > more_than, timeout)
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 20.0) -> bool:
-        """Wait until a condition on the backend holds; whether it does."""
+        """Wait until a condition on the backend holds; return whether it does."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             with self._changed:

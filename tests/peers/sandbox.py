@@ -31,12 +31,12 @@ GROUP = 61000
 
 @dataclass(frozen=True)
 class Container:
-    """One kind of container: who it is, and where it has the shared directory."""
+    """One kind of container: its user, and where it has the shared directory."""
 
     name: str
     user: int
     shared_at: str
-    #: What of the host is mounted besides, at its own path.
+    #: Paths of the host that are mounted as well.
     extra: Sequence[Path] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ class Container:
 
 
 def _mounted(path: Path, at: str | Path, how: str = "--ro-bind") -> list[str]:
-    """Mount a path of the host where everybody may get to it."""
+    """Mount a path of the host where every user can reach it."""
     words = []
     for above in reversed(Path(at).parents[:-1]):
         words += ["--perms", "0755", "--dir", str(above)]
@@ -97,7 +97,7 @@ def _mounted(path: Path, at: str | Path, how: str = "--ro-bind") -> list[str]:
 
 
 def _program() -> Container:
-    """The program: Python and virtnic, as they are here or in a root of its own."""
+    """The program: Python and virtnic, from here or in its own root."""
     user, shared_at = 61001, "/srv/net"
     if ROOTS:
         return Container("program", user, shared_at, (), {"PYTHONPATH": "/opt/virtnic"})
@@ -130,7 +130,7 @@ class Sandboxed:
         )
 
     def ask(self, line: str, timeout: float = 60.0) -> str:
-        """Send it a line and return the one that it answers."""
+        """Send it a line and return its answer."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None

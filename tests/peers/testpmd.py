@@ -18,7 +18,7 @@ from .components import free_hugepages
 from .process import mortal
 
 PROMPT = b"testpmd> "
-#: What other threads print at any time, between two letters of an echo too: testpmd writes those
+#: What other threads print at any time, even between two letters of an echo: testpmd writes those
 #: one by one.
 _LOG = re.compile(rb"(?:VHOST_\w+|EAL|TELEMETRY|ETHDEV): [^\n]*\n|\n?Port \d+: [a-z ]+ event\n")
 
@@ -82,7 +82,7 @@ class Testpmd:
         ]
         # fmt: off
         argv = [
-            # Its output is a pipe, which it would fill by the page: by the line, please.
+            # Its output is a pipe, so it would be buffered by the page: make it line-buffered.
             "stdbuf", "-oL",
             "dpdk-testpmd", "--lcores", f"0@{control},1@{worker}", "--main-lcore", "0",
             "-m", "256", "--no-pci", "--no-telemetry", f"--file-prefix=vt{os.getpid()}",
@@ -97,7 +97,7 @@ class Testpmd:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            process_group=0,  # a Ctrl-C is for who started it
+            process_group=0,  # Ctrl-C is not for it, but for us
         )
         try:
             self._read_to_prompt(after=b"")
@@ -136,9 +136,9 @@ class Testpmd:
         self.command("clear port stats all")
 
     def drain(self) -> None:
-        """Take what it has printed: it stands still when its pipe is full.
+        """Read what it has printed: it blocks when its pipe is full.
 
-        Only who makes many connections and gives no commands has to do this.
+        Needed only after many connections without a command.
         """
         stdout = self._process.stdout
         assert stdout is not None

@@ -26,7 +26,7 @@ class Turns:
 
     @contextmanager
     def turn(self, *, alone: bool) -> Iterator[None]:
-        """Wait for one's turn, and have it until the end of the block."""
+        """Wait for the test's turn, and hold it until the end of the block."""
         fcntl.flock(self._door, fcntl.LOCK_EX)
         try:
             fcntl.flock(self._room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Connection:
-    """One frontend, and what it has told."""
+    """One front-end, and what it has sent."""
 
     socket: socket.socket
     features: int = 0
@@ -58,15 +58,15 @@ class Connection:
 
 
 class Hang(Exception):
-    """Raised by a hook: nothing is read or said any more on this connection."""
+    """Raised by a hook: the connection stays open, but nothing more is read or sent on it."""
 
 
-#: Sees a message first; returns whether it has dealt with it.
+#: Called with each message first; returns whether it has handled it.
 Hook = Callable[[Connection, Message], bool]
 
 
 def leave_it(_connection: Connection, _message: Message) -> bool:
-    """Deal with nothing."""
+    """Handle nothing."""
     return False
 
 
@@ -98,7 +98,7 @@ class ScriptedBackend:
         self._thread.start()
 
     def wait(self, condition: Callable[[], object], seconds: float = 20.0) -> bool:
-        """Wait until something holds that a message or a connection brings about."""
+        """Wait until a condition holds that depends on messages or connections."""
         with self._changed:
             return bool(self._changed.wait_for(condition, seconds))
 
@@ -112,11 +112,11 @@ class ScriptedBackend:
         return None
 
     def drop(self) -> None:
-        """Hang up on the frontend, as a backend that dies does."""
+        """Close the connection, like a backend that dies."""
         self.connections[-1].close()
 
     def close(self) -> None:
-        """End it, and remove its socket. Twice is fine."""
+        """Close it, and remove its socket. A second call does nothing."""
         if self._thread.is_alive():
             os.write(self._stop_write, b"x")
             self._thread.join()
@@ -137,7 +137,7 @@ class ScriptedBackend:
         self.close()
 
     def base_of(self, ring: int) -> int:
-        """Return where a ring goes on that the frontend stops: where it began."""
+        """Return the base of a ring that the front-end stops: that which it was started with."""
         del ring
         return 0
 
@@ -171,7 +171,7 @@ class ScriptedBackend:
                 if not self.hook(connection, message):
                     self._handle(connection, message)
             except Hang:
-                # Until the frontend has had enough: what it says is not read.
+                # Until the front-end closes: its messages are not read.
                 poll = select.poll()
                 poll.register(connection.socket, select.POLLRDHUP | select.POLLHUP)
                 poll.register(self._stop_read, select.POLLIN)

@@ -69,11 +69,11 @@ class Message:
         return ring, number
 
     def reply(self, payload: bytes) -> bytes:
-        """Return an answer to it, as it is sent."""
+        """Return the bytes of a reply to it."""
         return HEADER.pack(self.request, _VERSION | _REPLY, len(payload)) + payload
 
     def pack(self, payload: bytes) -> bytes:
-        """Return it with another payload, as it is sent."""
+        """Return its bytes with another payload."""
         return HEADER.pack(self.request, self.flags, len(payload)) + payload
 
 

@@ -1,4 +1,4 @@
-"""A certificate of the tests' own, for TLS on both sides."""
+"""A self-signed certificate, for TLS on both sides."""
 
 import ssl
 import subprocess
@@ -10,7 +10,7 @@ NAME = "peer.test"
 
 
 class Certificate:
-    """One that signs itself, for ``peer.test``."""
+    """A self-signed certificate for ``peer.test``."""
 
     name = NAME
 
@@ -24,11 +24,11 @@ class Certificate:
         subprocess.run(command, check=True, capture_output=True)
 
     def server(self) -> ssl.SSLContext:
-        """Return what a server shows it with."""
+        """Return a server's context that presents it."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._file, self._key)
         return context
 
     def client(self) -> ssl.SSLContext:
-        """Return what a client believes it with."""
+        """Return a client's context that trusts it."""
         return ssl.create_default_context(cafile=str(self._file))

@@ -10,7 +10,7 @@ ONES = 0xFFFFFFFF
 
 @dataclass
 class FakeFunction:
-    """A function whose registers a test sets as it likes.
+    """A function whose registers a test sets.
 
     ``bars``: for each BAR register the bits that can be written, and those that are fixed.
     """
@@ -22,7 +22,7 @@ class FakeFunction:
     subsystem: int = 0x1100
     pin: int = 1
     bars: dict[int, tuple[int, int]] = field(default_factory=dict)
-    #: The function stops answering after so many reads.
+    #: The number of reads after which the function stops answering.
     dies_after: int | None = None
     reads: int = 0
     writes: list[tuple[int, bytes]] = field(default_factory=list)
@@ -119,7 +119,7 @@ class FakeBus:
         return inside
 
     def pull(self, slot: int, number: int = 0) -> None:
-        """Take a function away."""
+        """Unplug a function."""
         del self.functions[0, slot, number]
 
     def find(self, bus: int, slot: int, number: int) -> FakeFunction | None:

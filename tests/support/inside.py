@@ -18,7 +18,7 @@ __all__ = ["attachment_of", "backend_of", "driver_of", "host_of", "machine_of"]
 
 
 def host_of(qemu: virtnic.Qemu) -> Host:
-    """Return what a Qemu is made of."""
+    """Return the Host behind a Qemu."""
     return _nic.host_of(qemu)
 
 
@@ -28,7 +28,7 @@ def machine_of(qemu: virtnic.Qemu) -> Machine:
 
 
 def attachment_of(port: virtnic.Port) -> Attachment:
-    """Return what a port has of its QEMU."""
+    """Return the Attachment behind a port."""
     return _nic.attachment_of(port)
 
 
@@ -40,5 +40,5 @@ def backend_of(port: virtnic.Port) -> Backend:
 
 
 def driver_of(port: virtnic.Port) -> PortDriver:
-    """Return what drives a port's device."""
+    """Return the driver of a port's device."""
     return attachment_of(port).driver

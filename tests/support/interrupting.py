@@ -49,7 +49,7 @@ def _looks(code: CodeType) -> frozenset[int]:
 
 
 def _goes_on(frame: FrameType) -> bool:
-    """Whether a coroutine or generator goes on: mostly signals are not looked at there.
+    """Whether a coroutine or generator resumes: signals are mostly not checked there.
 
     Nor where one that is given up is closed, which is traced as if it were called.
     """
@@ -97,7 +97,7 @@ class _Moments:
 
 
 def moments_of(call: Callable[[], object]) -> int:
-    """Call it, and return how many moments there were."""
+    """Call it, and return the number of moments."""
     moments = _Moments(None)
     sys.settrace(moments.begun)
     try:
@@ -110,7 +110,7 @@ def moments_of(call: Callable[[], object]) -> int:
 def interrupted_at(
     moment: int, call: Callable[[], object], handler: Callable[[], object] = _ctrl_c
 ) -> str:
-    """Call it and interrupt it at that moment; return where that was, "" where it did not come."""
+    """Call it and interrupt it at that moment; return where that was, "" if it never came."""
     moments = _Moments(moment, handler)
     sys.settrace(moments.begun)
     try:
@@ -123,7 +123,7 @@ def interrupted_at(
 
 
 def sampled(moments: int, seed: str) -> list[int]:
-    """Return as many moments as are to be tried, in all parts of the operation."""
+    """Return the moments to try, spread over the whole operation."""
     if TRIES == 0 or moments <= TRIES:
         return list(range(moments))
     chance = random.Random(seed)

@@ -30,7 +30,7 @@ def filling(length: int, seed: int = 1) -> bytes:
 
 
 def download(netns: Netns, port: virtnic.Port, payload: bytes) -> TinyTcp:
-    """Have the kernel send this by TCP to port 2000, and return the connection that took it."""
+    """Have the kernel send data over TCP to port 2000; return the receiving connection."""
     with netns.open_socket(kind=socket.SOCK_STREAM) as client:
         client.settimeout(20)
 
@@ -48,7 +48,7 @@ def download(netns: Netns, port: virtnic.Port, payload: bytes) -> TinyTcp:
 
 
 def collect(port: virtnic.Port, count: int) -> virtnic.Burst:
-    """Return a burst of so many frames, which the kernel has sent."""
+    """Return a burst of ``count`` frames that the kernel has sent."""
     until = time.monotonic() + 20
     while True:
         for _ in range(2):  # QEMU has looked at its TAP by then, and passed them all on

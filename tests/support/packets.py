@@ -176,7 +176,7 @@ def parse(frame: bytes) -> Packet | None:
 
 
 class TinyTcp:
-    """One TCP connection that a kernel opens to us, and sends by: it takes and acknowledges all.
+    """One TCP connection from a kernel that sends: acknowledges everything.
 
     Checks that every frame is as its metadata says.
     """
@@ -184,7 +184,7 @@ class TinyTcp:
     def __init__(self, port: virtnic.Port, address: str, peer_mac: str, *, mss: int = 1460) -> None:
         self.port, self.address, self.peer_mac, self.mss = port, address, peer_mac, mss
         self.received = bytearray()
-        #: Length of each frame with payload, and what was left to do to it.
+        #: The length of each frame with payload, and its offload.
         self.frames: list[tuple[int, virtnic.Offload]] = []
         self._next = 0
         self._ended = False

@@ -24,7 +24,7 @@ def echo(port: virtnic.Port, count: int, in_flight: int = 256, seconds: float = 
 
 
 def drain(port: virtnic.Port, quiet: float = 0.2, least: int = 0) -> list[bytes]:
-    """Receive until nothing comes any more; the ``least`` that must come may take their time."""
+    """Receive until nothing comes any more; wait longer for the first ``least`` frames."""
     got: list[bytes] = []
     while burst := port.recv(256, timeout=quiet if len(got) >= least else 20.0):
         got += burst.tobytes()
@@ -32,7 +32,7 @@ def drain(port: virtnic.Port, quiet: float = 0.2, least: int = 0) -> list[bytes]
 
 
 def settle(a: virtnic.Port, b: virtnic.Port, seconds: float = 30.0) -> None:
-    """Return when what lies between two ports forwards both ways, with nothing on the way.
+    """Return once the peer between two ports forwards both ways and no frame is in flight.
 
     A backend learns of DRIVER_OK some time after we wrote it; what a switch has for a
     port that is not up yet is lost, as on any wire.

@@ -14,7 +14,7 @@ PROMPT = 8.0
 
 
 def eventually(condition: Callable[[], object], seconds: float = 20.0) -> bool:
-    """Wait until something is so; False when it is not in time.
+    """Wait until a condition holds; False if it does not in time.
 
     ``assert eventually(lambda: …)`` stands where a plain ``assert`` would ask whether another
     thread has run yet. The time is for machines that are busy: it is never waited out otherwise.
@@ -28,7 +28,7 @@ def eventually(condition: Callable[[], object], seconds: float = 20.0) -> bool:
 
 
 def pause(seconds: float) -> None:
-    """Give others the time to do something that a test does not rely on.
+    """Give other threads time for something that the test does not rely on.
 
     For what must not happen, and for moments that are to differ: the verdict must be the same
     where nobody else ran meanwhile. What is to happen is waited for by :func:`eventually`.

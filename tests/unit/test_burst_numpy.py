@@ -11,7 +11,7 @@ pytestmark = pytest.mark.needs("qemu", "netns")
 
 
 def receive(port: virtnic.Port, netns: Netns, count: int) -> list[virtnic.Burst]:
-    """Let a raw socket send numbered frames of growing length; return their bursts."""
+    """Have a raw socket send numbered frames of growing length; return their bursts."""
     with netns.packet_socket() as raw:
         for i in range(count):
             raw.send(numbered(netns.mac, i, 60 + i))

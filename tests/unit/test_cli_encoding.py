@@ -17,7 +17,7 @@ from virtnic.cli.text import seconds_text
 
 
 def written(encoding: str, write: Callable[[], object]) -> bytes:
-    """Return what comes out of a standard output that has an encoding."""
+    """Return the output of a standard output with this encoding."""
     file = io.BytesIO()
     stream = io.TextIOWrapper(file, encoding=encoding)
     with contextlib.redirect_stdout(stream):
@@ -38,7 +38,7 @@ def written(encoding: str, write: Callable[[], object]) -> bytes:
     ],
 )
 def test_what_cannot_be_written_is_replaced(encoding: str, expected: bytes) -> None:
-    """The last is a byte of a file's name that is no UTF-8."""
+    """The last character stands for a byte of a file name that is not UTF-8."""
     text = f"{seconds_text(43e-6)} … é \udcff"
     assert written(encoding, lambda: Output(json=False).line(text)) == expected
 

@@ -182,7 +182,7 @@ def test_an_environment_of_nothing(qemu_command: str) -> None:
 
 @pytest.mark.needs("root")
 def test_as_nobody(qemu_command: str) -> None:
-    """Everything that needs no privilege, in a directory that is not ours."""
+    """Everything that needs no privilege, in a directory of another user."""
     python = shutil.which("python3", path="/usr/bin:/bin")
     if shutil.which("setpriv") is None or python is None:
         pytest.skip("setpriv or a Python for everybody is not installed")

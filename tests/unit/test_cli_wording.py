@@ -16,7 +16,7 @@ from virtnic.nic.options import QemuOptions
 
 TOP = Path(__file__).resolve().parents[2]
 
-#: The arguments that a message may tell to pass: those of what users call.
+#: The arguments that messages may name: those of public functions.
 ARGUMENTS = {
     name
     for call in (virtnic.Memory.__new__, virtnic.Qemu.attach, virtnic.Qemu.connect, virtnic.Qemu)
@@ -28,7 +28,7 @@ TOLD = re.compile(
     rf"\b(?:{'|'.join(sorted(ARGUMENTS))})=(?:None|True|False|virtnic\.|[\[{{\"'X])[^\s,;)]*"
 )
 
-#: Messages that no command brings about: it has no option for the argument.
+#: Messages that no command can cause: none has an option for the argument.
 NO_OPTION = {
     "node=None": "no command binds memory to a node",
     "memory=virtnic.Memory(": "a command's memory is its own",
@@ -84,7 +84,7 @@ def rust_strings(file: Path) -> Iterator[str]:
 
 
 def messages() -> list[tuple[str, str]]:
-    """Return what the library can say, with the file that it is in."""
+    """Return the library's messages, each with its file."""
     found = []
     for file in sorted((TOP / "python/virtnic").glob("**/*.py")):
         if not {"cli", "testing"} & set(file.relative_to(TOP).parts):
@@ -97,7 +97,7 @@ def messages() -> list[tuple[str, str]]:
 
 
 def test_the_messages_are_found() -> None:
-    """Else the next test would say that all is well."""
+    """Otherwise the next test would pass without checking anything."""
     told = {found[0] for _, text in messages() for found in TOLD.finditer(text)}
     assert {"hugepages=None", 'iova="va"', "sandbox=False", "interrupts='intx'"} <= {
         word.rstrip(":") for word in told

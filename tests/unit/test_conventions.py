@@ -52,7 +52,7 @@ ROOMS: list[set[str]] = [
     {"errors"},
     {"_native"},
 ]
-#: What stands apart: the module that runs the command line, and the plugin that pytest loads.
+#: Modules outside the rooms: those that run the command line.
 APART = {"__main__"}
 
 
@@ -123,7 +123,7 @@ def room_of(module: str) -> str:
 
 
 def test_no_room_of_python_points_up() -> None:
-    """Nor beside itself."""
+    """Nor sideways."""
     files = modules()
     known = {*files, "virtnic._native"}
     heights = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
@@ -144,7 +144,7 @@ def test_no_room_of_python_points_up() -> None:
 
 
 def circles(uses: dict[str, set[str]]) -> list[list[str]]:
-    """Return what uses itself by way of others: nothing, if it can be put into an order."""
+    """Return the modules that are part of a cycle."""
     left = {module: used - {module} for module, used in uses.items()}
     while free := [module for module, used in left.items() if not used & left.keys()]:
         for module in free:
@@ -164,7 +164,7 @@ def test_no_modules_of_python_import_each_other() -> None:
 
 
 def handed_on(files: Iterable[Path]) -> dict[str, str]:
-    """Return what each `mod.rs` hands on: the item's path there, and its path below."""
+    """Return the re-exports of each `mod.rs`: the item's path there, and its own path."""
     found = {}
     for file in files:
         if file.stem != "mod":
@@ -203,7 +203,7 @@ def name_in_core(file: Path) -> str:
 
 @pytest.mark.parametrize("module", sorted(CORE_MAY_USE))
 def test_no_files_of_the_core_use_each_other(module: str) -> None:
-    """What a `mod.rs` hands on counts as the file that it is from."""
+    """A re-export of a `mod.rs` counts as the file that defines it."""
     files = [file for file in (CORE / module).glob("**/*.rs") if not is_test(file)]
     names, faces = {name_in_core(file) for file in files}, handed_on(files)
     uses = {name_in_core(file): used_in_core(file, names, faces) for file in files}
@@ -264,7 +264,7 @@ def is_in_a_hurry(node: ast.AST) -> bool:
 
 
 def test_no_test_relies_on_others_having_run_by_then() -> None:
-    """`eventually` of `waiting.py` waits for them; `pause` says that it waits for nobody."""
+    """`eventually` of `waiting.py` waits for a condition; `pause` waits for none."""
     found = []
     for file in sorted(TESTS.glob("**/test_*.py")):
         tree = ast.parse(file.read_text())
@@ -298,7 +298,7 @@ def test_what_relies_on_luck(code: str, lucky: bool) -> None:
 
 
 def test_every_extra_is_used() -> None:
-    """An extra that nothing imports is a promise that nobody keeps."""
+    """An extra that nothing imports has no effect."""
     extras = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     imports = set()
     for file in PYTHON.glob("**/*.py"):

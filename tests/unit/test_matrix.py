@@ -91,7 +91,7 @@ def test_an_interpreter_that_does_not_run_is_none(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_told(tmp_path: Path, number: signal.Signals) -> None:
-    """What has run until then is in the table; what pytest started is gone before that."""
+    """The table has what ran until then; the processes that pytest started have ended."""
     test = tmp_path / "test_recovery.py"
     test.write_text(
         "import pathlib, pytest, time\n"

@@ -1,4 +1,4 @@
-"""Answers of name servers, right and wrong ones."""
+"""Responses of name servers, valid and invalid."""
 
 import contextlib
 import random
@@ -48,7 +48,7 @@ def test_addresses_and_other_names() -> None:
     assert decode(message(alias), NAME, A, 7).alias == "x.example.org"
     both = message(alias, record(bytes([192, 0, 2, 3]), owner=b"\1x\xc0\x10"))
     assert decode(both, NAME, A, 7).addresses == ("192.0.2.3",)
-    # Names that lead to each other come to an end.
+    # A loop of aliases ends.
     circle = message(alias, record(POINTER, 5, b"\1x\xc0\x10"))
     assert decode(circle, NAME, A, 7).addresses == ()
     assert decode(message(flags=0x8183), NAME, A, 7).code == 3

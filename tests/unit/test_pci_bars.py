@@ -15,7 +15,7 @@ IOVA = 0x1F00_0000_0000
 
 
 def sizes(bars: dict[int, tuple[int, int]]) -> tuple[list[tuple[int, BarKind, int]], str]:
-    """What size_bars makes of a function with these registers."""
+    """Return the result of size_bars for a function with these registers."""
     fake = FakeBus()
     fake.put(5, 0, FakeFunction(bars=bars))
     found, problems = size_bars(ConfigSpace(fake), Bdf(0, 5, 0), 6)
@@ -129,7 +129,7 @@ def test_fixed_addresses_are_checked() -> None:
         bus.place(two, fixed={0: IOVA << 1})
     with pytest.raises(ValueError, match=r"has no BAR 5 \(it has: 1, 4\)"):
         bus.place(nic, fixed={5: IOVA})
-    # What failed has taken nothing, and what was there has kept everything.
+    # The failed call has reserved nothing, and nothing else has moved.
     assert [bar.address for bar in bus.functions[3].bars] == [None] * 3
     assert bus.functions[2].bar(2).address == IOVA
     bus.place(two, fixed={2: IOVA + (1 << 24)})

@@ -25,7 +25,7 @@ VERBS = sorted(name for name in vars(PacketPort) if not name.startswith("_"))
 
 
 def count(port: PacketPort) -> int:
-    """Use what every one has, as a program does that does not care which it is."""
+    """Use the common methods, like a program that accepts any of them."""
     return len(port.recv(1)) + port.stats()["rx_packets"]
 
 
@@ -74,7 +74,7 @@ def test_what_has_no_verbs_is_no_port() -> None:
 def test_an_option_that_is_mistyped(
     call: Callable[..., object], options: dict[str, object], words: str
 ) -> None:
-    """Nothing is started for it."""
+    """Nothing is started."""
     with pytest.raises(TypeError, match=words):
         call(**options)
 

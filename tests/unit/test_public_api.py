@@ -14,7 +14,7 @@ from virtnic.nic.policy import Recoveries
 
 PYTHON = Path(__file__).resolve().parents[2] / "python/virtnic"
 
-#: A new member is added here, documented, and told of in CHANGELOG.md; or it is not for users.
+#: A new member is added here, documented, and named in CHANGELOG.md; or it is made private.
 MEMBERS: dict[type, str] = {
     virtnic.Port: """
         add_vlan away close closed duplex features fileno frontend interrupts legacy link mac
@@ -64,7 +64,7 @@ FOREIGN = {
 
 
 def members(kind: type) -> set[str]:
-    """Return what a user sees of a class, what each of its objects has included."""
+    """Return the public members of a class and of its objects."""
     tree = ast.parse(Path(inspect.getsourcefile(kind) or "").read_text())
     (body,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__)
     written = {

@@ -1,4 +1,4 @@
-"""How the end of a QEMU is told: once, to everybody, or to nobody."""
+"""Reports of the end of a QEMU: once to every callback, or to none."""
 
 import threading
 
@@ -22,7 +22,7 @@ def test_everybody_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count("it was killed") == 1
     assert "ZeroDivisionError" in caplog.text
     caplog.clear()
-    # Who comes late hears of it at once.
+    # A callback that is added later is called at once.
     ending.add(lambda error: told.append(str(error)), death)
     assert len(told) == 2
 
@@ -55,7 +55,7 @@ def test_what_follows_can_wait_for_a_report_in_another_thread() -> None:
 
 
 def test_who_replaces_it_keeps_it_from_nobody() -> None:
-    """It closes what is left of the one that died, perhaps before all were told."""
+    """It closes the rest of the dead QEMU, perhaps before every callback was called."""
     ending, told = Ending(), list[str]()
     ending.add(lambda _: ending.forget(), death)
     ending.add(lambda error: told.append(str(error)), death)

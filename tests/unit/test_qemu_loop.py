@@ -1,4 +1,4 @@
-"""The thread that waits for QEMU: its start, its end and what others see of it meanwhile."""
+"""The thread that waits for QEMU: its start, its end, and its state seen from other threads."""
 
 import asyncio
 import logging

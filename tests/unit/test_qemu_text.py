@@ -14,7 +14,7 @@ from virtnic.qemu.text import check
 
 #: A byte that is not UTF-8, as `os.fsdecode` keeps it; half a pair; NUL; noncharacters.
 UNSAYABLE = ("t\udcfc", "\ud800", "a\0b", "\ufffe", "\ufdd0", "\U0001ffff")
-#: What is unusual, and can be said.
+#: Unusual characters that QMP can carry.
 UNUSUAL = ("a\nb", "\x01\x7f", "\U0001f600é", '"\\u0000', "\u2028", "%s%n")
 
 Ask = Callable[[virtnic.Qemu, str], object]

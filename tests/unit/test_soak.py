@@ -50,7 +50,7 @@ def test_it_notices_a_frame_that_vanishes(qemu_command: str) -> None:
 
 
 class FrozenPort:
-    """A port of which nothing is there but one ring."""
+    """A port that consists of one ring."""
 
     ring, queue_size = "packed", 4
     memory = property(lambda self: self)
@@ -77,7 +77,7 @@ def test_it_says_where_frames_are_that_do_not_come() -> None:
 
 
 def ledger(frames: int) -> Ledger:
-    """A life in which so many frames were sent."""
+    """A life in which ``count`` frames were sent."""
     found = Ledger()
     found.begin()
     for number in range(frames):

@@ -71,7 +71,7 @@ def sent(count: int, **faults: Any) -> tuple[list[bytes], dict[str, int]]:
 
 
 def balanced(faults: dict[str, int]) -> bool:
-    """What went in came out, or is said to be somewhere."""
+    """Every frame came out, or is accounted for."""
     return all(
         faults[f"{way}_seen"] + faults[f"{way}_duplicated"]
         == faults[f"{way}_dropped"] + faults[f"{way}_passed"] + faults[f"{way}_waiting"]
@@ -203,7 +203,7 @@ def test_the_same_seed_does_the_same(through: Any, way: str) -> None:
 
 
 def test_bursts_do_not_change_what_is_done() -> None:
-    """Frame n has its fate, however the frames are called for."""
+    """The fate of frame n does not depend on how the frames are fetched."""
     wild: dict[str, Any] = {"seed": 9, "drop": 0.2, "duplicate": 0.2, "corrupt": 0.2}
     whole, _ = received(300, **wild)
     with FaultyPort(ScriptedPort([Deliver(*frames(300))]), **wild) as port:

@@ -25,7 +25,7 @@ RING_SIZE = 1024
 
 @dataclass(frozen=True)
 class Rates:
-    """Frames a second through all ports, as that testpmd itself counts and times them."""
+    """Frames a second through all ports, counted and timed by that testpmd itself."""
 
     rx: float
     tx: float

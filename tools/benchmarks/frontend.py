@@ -64,7 +64,7 @@ class Frontend:
         return self._ask({"do": "stop"})
 
     def drain(self) -> None:
-        """Throw away what is still coming in."""
+        """Discard frames that are still arriving."""
         self._ask({"do": "drain"})
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""How what is needed grows: with ports of one QEMU, QEMUs of one process, ports in one loop.
+"""How costs grow with the ports of a QEMU, the QEMUs of a process, and the ports in a loop.
 
 The exponent of a figure is that of the power of the number that it grows by: 1 is in proportion,
 0 not at all.
@@ -96,7 +96,7 @@ def _held() -> tuple[int, int, int]:
 
 
 def _available() -> int:
-    """Bytes that programs may take before others have to give some up."""
+    """Bytes of memory that are available to programs."""
     [line] = (line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvail" in line)
     return int(line.split()[1]) << 10
 

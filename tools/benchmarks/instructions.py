@@ -40,17 +40,17 @@ class Counted:
 
     @classmethod
     def read(cls) -> Self:
-        """What the repository says."""
+        """Return the recorded counts."""
         return cls(**json.loads(FILE.read_text()))
 
     def write(self) -> None:
-        """Make it what the repository says."""
+        """Record these counts."""
         counts = {case: round(value, 1) for case, value in self.instructions.items()}
         known = {"toolchain": self.toolchain, "instructions": counts}
         FILE.write_text(json.dumps(known, indent=1) + "\n")
 
     def others(self, other: Self) -> list[str]:
-        """In which tools the two differ."""
+        """Return the tools in which two records differ."""
         return [
             f"{tool}: {self.toolchain.get(tool)}, here {version}"
             for tool, version in other.toolchain.items()
@@ -58,7 +58,7 @@ class Counted:
         ]
 
     def grown(self, now: Self) -> list[str]:
-        """Which cases take more than they may."""
+        """Return the cases that exceed the recorded count by more than TOLERANCE."""
         limit = 1 + (TOLERANCE_ELSEWHERE if self.others(now) else TOLERANCE)
         return [
             f"{case}: {value:.0f} instructions, {FILE.name} says {self.instructions[case]:.0f}"

@@ -32,7 +32,7 @@ class Cores:
 
 
 def describe() -> dict[str, Any]:
-    """What to know of the machine to judge the figures."""
+    """Return the facts about the machine that matter for the figures."""
     from peers.components import qemu_command
 
     cpuinfo = Path("/proc/cpuinfo").read_text()

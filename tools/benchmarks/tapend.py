@@ -24,7 +24,7 @@ SOURCE = "02:00:00:00:00:01"
 
 
 def repeat(seconds: float, turn: Callable[[], int]) -> tuple[int, float]:
-    """Take turns until the time is over."""
+    """Repeat until the time is over."""
     frames = 0
     began = now = time.perf_counter()
     while now - began < seconds:

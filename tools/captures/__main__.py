@@ -22,7 +22,7 @@ _WRAP = 2**32 * 10**9
 
 
 def differs(ours: capture.CapturedFrame, theirs: libpcap.Record) -> str:
-    """Return what is not the same, but for what libpcap has another opinion on.
+    """Return the differences, except for those in which libpcap is known to differ.
 
     It takes seconds for signed, cuts frames to the length that the file's header says, and
     believes a length on the wire that is less than what there is.
@@ -40,7 +40,7 @@ def differs(ours: capture.CapturedFrame, theirs: libpcap.Record) -> str:
 
 
 def read(file: Path) -> tuple[list[capture.CapturedFrame], str]:
-    """Read a file as we do: the frames, and what is wrong with the rest."""
+    """Read a file with virtnic: the frames, and the error about the rest."""
     found: list[capture.CapturedFrame] = []
     try:
         found.extend(capture.read(file))
@@ -84,7 +84,7 @@ def replayed(port: virtnic.Port, netns: Netns, file: Path, frames: list[bytes]) 
 
 
 def passes_a_tap(frames: list[capture.CapturedFrame]) -> bool:
-    """Whether a TAP and a raw socket show these frames as they are."""
+    """Return whether a TAP and a raw socket pass these frames unchanged."""
     return bool(frames) and all(
         each.link_type == ETHERNET
         and _SHORTEST <= len(each.frame) <= 65_535

@@ -1,4 +1,4 @@
-"""libpcap's own reader, by ctypes: another opinion on what is in a file."""
+"""libpcap's own reader, through ctypes: an independent reading of a file."""
 
 import ctypes
 import ctypes.util
@@ -22,7 +22,7 @@ class _Header(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Record:
-    """A frame, and what the file says of it."""
+    """A frame with its metadata."""
 
     timestamp: int
     length: int
@@ -30,7 +30,7 @@ class Record:
 
 
 class Refused(Exception):
-    """What libpcap says of a file, and what it had read until then."""
+    """libpcap's error about a file, and the frames that it had read before."""
 
 
 def _library() -> ctypes.CDLL:

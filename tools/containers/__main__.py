@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
-#: What each container has besides the packages that every Debian system has.
+#: The packages of each container, in addition to Debian's essential ones.
 PACKAGES = {"program": "python3", "qemu": "qemu-system-x86", "backend": "dpdk-dev"}
 #: Where the program's container has virtnic.
 LIBRARY = "opt/virtnic"
@@ -26,7 +26,7 @@ def say(text: str) -> None:
 
 
 def make_root(name: str, suite: str, roots: Path) -> None:
-    """Unpack a system with what the container needs, unless it is there."""
+    """Unpack a system with the packages of a container, unless it is there."""
     root = roots / name
     if root.exists():
         return

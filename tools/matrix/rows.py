@@ -74,12 +74,12 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What distinguishes it from the others."""
+        """Its name, which no other row has."""
         return f"QEMU {self.qemu} {self.accel} ({self.system}), Python {self.python}"
 
     @property
     def bad(self) -> bool:
-        """Whether it ran, or should have, and was not right."""
+        """Whether it failed, or did not run although it should have."""
         return self.result not in ("ok", "not in this build", "not present")
 
     def total(self, which: int) -> int:

@@ -16,7 +16,7 @@ from .stage import Machine, Stage
 WEIGHTS = {"kill QEMU": 5, "kill backend": 2, "detach": 2, "guest": 3, "flip": 3}
 #: Seconds between two lines that say how far it is.
 PROGRESS = 10.0
-#: What counts as a kill.
+#: The acts that count as a kill.
 KILLS = ("kill QEMU", "kill backend")
 
 
@@ -50,7 +50,7 @@ class Conductor:
         self.stop = False
 
     def run(self, seconds: float) -> Outcome:
-        """Go on for so long; the outcome says whether all went well."""
+        """Run for ``seconds``; the outcome says whether all went well."""
         outcome = self.outcome
         try:
             self._warm_up()
@@ -68,7 +68,7 @@ class Conductor:
             outcome.failure = f"{type(error).__name__}: {error}"
         ledgers = {name: flow.ledger for name, flow in self._stage.flows.items()}
         for ledger in ledgers.values():
-            # Whatever is on the way now has had all the time that it needed.
+            # Frames that are still in flight have had enough time.
             if not outcome.failure and ledger.on_the_way:
                 outcome.failure = f"{len(ledger.on_the_way)} frames never came"
         outcome.balanced = balance_sheet(ledgers, self._say) and outcome.failure is None
@@ -103,7 +103,7 @@ class Conductor:
         self.outcome.recovery.setdefault(act, []).append(took)
 
     def _do(self, act: str, machine: Machine) -> list[Flow]:
-        """Do it; return whose traffic has to go on."""
+        """Carry out an act; return the flows whose traffic must continue."""
         if act == "kill QEMU":
             machine.kill()
             return [seat.flow for seat in machine.taken]

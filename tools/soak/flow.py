@@ -145,7 +145,7 @@ class Flow:
         return True
 
     def send(self, count: int) -> int:
-        """Send so many new frames; return how many fitted."""
+        """Send up to ``count`` new frames; return how many fitted."""
         life = self.ledger.life
         numbers = range(self._number, self._number + count)
         before = self.ledger.entered
@@ -184,7 +184,7 @@ class Flow:
         return ours
 
     def write_off(self, kind: str) -> int:
-        """Book what the device has taken and will never answer; what is in the ring stays."""
+        """Account for frames that the device took and will never answer; those in the ring stay."""
         came = -1
         while came != self.ledger.came:
             came = self.ledger.came

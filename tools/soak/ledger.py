@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class Unbalanced(AssertionError):
-    """A frame came that could not, or did not come that should have."""
+    """An impossible frame arrived, or an expected one did not."""
 
 
 class Ledger:
@@ -49,7 +49,7 @@ class Ledger:
         self.received += 1
 
     def lose(self, kind: str, taken: int | None = None) -> int:
-        """Write off what is on the way: all of it, or what is among the first ``taken``."""
+        """Write off frames in flight: all, or those among the first ``taken``."""
         gone = [n for n, place in self.on_the_way.items() if taken is None or place <= taken]
         for number in gone:
             del self.on_the_way[number]
@@ -69,7 +69,7 @@ class Ledger:
 
     @property
     def unexplained(self) -> int:
-        """Frames that are neither here nor there."""
+        """The number of frames that are unaccounted for."""
         return self.sent - self.received - sum(self.lost.values())
 
 

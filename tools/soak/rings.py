@@ -1,4 +1,4 @@
-"""What stands in the rings of a port: where its frames are, read in memory and asked of nobody."""
+"""Describes the rings of a port from their memory alone."""
 
 import struct
 from itertools import groupby
@@ -62,7 +62,7 @@ def _runs(table: bytes) -> str:
 
 
 def _kind(_address: int, length: int, _ident: int, flags: int) -> str:
-    """Whose a descriptor is; the length of one that the device has, for it may be wrong."""
+    """Describe who owns a descriptor, and the length of one that the device owns."""
     lap = flags >> 7 & 1
     if bool(flags & _AVAIL) == bool(flags & _USED):
         return f"used in lap {lap}"

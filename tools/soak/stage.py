@@ -1,4 +1,4 @@
-"""What is killed and restarted: QEMUs, a vhost-user backend, ports, cables."""
+"""The objects that are killed and restarted: QEMUs, a vhost-user backend, ports, links."""
 
 import contextlib
 import functools
@@ -59,7 +59,7 @@ class Machine:
         seat.flow.begin(self.stage.wrap(port))
 
     def detach(self, seat: Seat) -> None:
-        """Pull a port out under its traffic."""
+        """Detach a port under traffic."""
         self.qemu.detach(seat.flow.port.port if self.stage.wrapped else seat.flow.port)
         seat.flow.wait_for_end()
         self.taken.discard(seat)
@@ -75,7 +75,7 @@ class Machine:
             self.attach(seat)
 
     def flip(self, seat: Seat) -> None:
-        """Pull the cable out, send into the void, put it in again: in the flow's own thread."""
+        """Take the link down, send, and bring it up again, in the flow's own thread."""
         flow = seat.flow
         handle = next(h for h in host_of(self.qemu).machine.nics if h.id == _handle(flow.port))
         kind = "link down"
@@ -177,7 +177,7 @@ class Stage:
         self.backend = self._start_backend()
 
     def describe(self) -> list[str]:
-        """Say how things stand, for whoever looks for the cause of a failure."""
+        """Describe the state, to find the cause of a failure."""
         tasks = Path(f"/proc/{self.backend.pid}/task").iterdir()
         waits = {
             f"{_text(t / 'comm')}: {_text(t / 'wchan')}, {_text(t / 'syscall')}" for t in tasks

@@ -66,7 +66,7 @@ class Round:
         return [self.wire.frame(1, number) for number in numbers]
 
     def check(self, frames: Iterable[Buffer]) -> None:
-        """Look at what came. Raises Unbalanced, Damaged."""
+        """Check the received frames. Raises Unbalanced, Damaged."""
         for frame in frames:
             found = self.wire.parse(bytes(frame))
             if found is None or found[0] == EXCHANGED:
@@ -85,7 +85,7 @@ class Round:
         return not self._missing
 
     def missed(self) -> Unbalanced:
-        """Say that some did not come."""
+        """Raise an error about missing frames."""
         return Unbalanced(f"{self.name}: {len(self._missing)} of {WINDOW} frames never came")
 
 
@@ -264,7 +264,7 @@ class Steady:
         return stats["tx_completed"] != stats["tx_packets"]
 
     def _lose(self) -> None:
-        """Leak on purpose: whoever counts has to notice."""
+        """Leak on purpose: the check must detect it."""
         port, round_ = self.ports["vhost-user split"], self.rounds["vhost-user split"]
         leaks: dict[str, Callable[[], object]] = {
             "object": object,

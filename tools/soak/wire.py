@@ -39,7 +39,7 @@ class Echo:
         self._back = self._head[6:12] + self._head[:6] + b"\x88\xb5"
 
     def first(self) -> list[bytes]:
-        """Return what has to be sent before."""
+        """Return the frames to send first."""
         return []
 
     def frame(self, life: int, number: int) -> bytes:
@@ -64,7 +64,7 @@ class Ping:
         self._head = mac_bytes("52:55:0a:00:02:02") + mac_bytes(mac) + b"\x08\x00"
 
     def first(self) -> list[bytes]:
-        """Tell slirp our address: it asks for it otherwise, and holds packets back."""
+        """Tell slirp our address: otherwise it asks for it, and delays packets."""
         return [arp_request(self._mac)]
 
     def frame(self, life: int, number: int) -> bytes:
