@@ -30,13 +30,25 @@ Status = Literal["ok", "warn", "missing"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding."""
+    """One finding.
+
+    Attributes
+    ----------
+    name
+        What was checked.
+    status
+        ``ok``: nothing to do; ``warn``: something optional is missing; ``missing``: nothing works
+        without it.
+    found
+        What was found.
+    advice
+        What to do; empty if nothing.
+
+    """
 
     name: str
     status: Status
-    #: What was found.
     found: str
-    #: What to do; empty if nothing.
     advice: str = ""
 
 

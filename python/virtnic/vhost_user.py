@@ -117,7 +117,20 @@ def name_of(request: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message. Whoever receives it closes its descriptors, with :meth:`close`."""
+    """One message. Whoever receives it closes its descriptors, with :meth:`close`.
+
+    Attributes
+    ----------
+    request
+        The type: a :class:`Request`, or a number without a name.
+    flags
+        The flags of the header: the version, and whether it is a reply or needs one.
+    payload
+        The bytes after the header.
+    fds
+        The descriptors that came with it.
+
+    """
 
     request: int
     flags: int
@@ -159,17 +172,27 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A region of shared memory: one entry of SET_MEM_TABLE."""
+    """A region of shared memory: one entry of SET_MEM_TABLE.
 
-    #: The address by which descriptors refer to the region.
+    Attributes
+    ----------
+    iova
+        The address by which descriptors refer to the region.
+    size
+        The length in bytes.
+    address
+        The address at which this process has mapped it.
+    offset
+        Where the region begins in the file.
+    fd
+        The descriptor of the file.
+
+    """
+
     iova: int
-    #: The length in bytes.
     size: int
-    #: The address at which this process has mapped it.
     address: int
-    #: Where the region begins in the file.
     offset: int
-    #: The descriptor of the file.
     fd: int
 
     @classmethod

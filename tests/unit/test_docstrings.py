@@ -1,7 +1,10 @@
 """Every public name has a docstring at run time, equal to that of the stub."""
 
 import ast
+import dataclasses
+import importlib
 import inspect
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -40,3 +43,35 @@ def test_every_public_name_has_a_docstring(module: object) -> None:
         and not inspect.getdoc(thing)
     ]
     assert not missing
+
+
+#: The modules whose answers are frozen classes.
+ANSWERS = (
+    "nic.events",
+    "nic.policy",
+    "nic.rss",
+    "loops",
+    "capture",
+    "check",
+    "vhost_user",
+    "doctor",
+)
+
+
+def test_help_of_an_answer_names_its_fields() -> None:
+    """Fields have no docstring of their own: that of the class describes them."""
+    found = {}
+    for name in ANSWERS:
+        module = importlib.import_module(f"virtnic.{name}")
+        for public_name in getattr(module, "__all__", None) or vars(module):
+            kind = getattr(module, public_name)
+            if not inspect.isclass(kind) or not kind.__module__.startswith(module.__name__):
+                continue
+            if dataclasses.is_dataclass(kind):
+                own = [field for field in kind.__annotations__ if field[0] != "_"]
+                text = kind.__doc__ or ""
+                found[kind.__name__] = [
+                    field for field in own if not re.search(rf"\b{field}\b", text)
+                ]
+    assert len(found) > 8
+    assert {kind: missing for kind, missing in found.items() if missing} == {}

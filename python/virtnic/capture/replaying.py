@@ -26,9 +26,16 @@ _FOR_EVER = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class Replayed(Result):
-    """What a replay did."""
+    """What a replay did.
 
-    #: Frames that were sent more than 10 µs after they were due; the longest such delay, seconds.
+    Attributes
+    ----------
+    late, latest
+        Frames that were sent more than 10 µs after they were due, and the longest such delay in
+        seconds.
+
+    """
+
     late: int = 0
     latest: float = 0.0
 

@@ -23,17 +23,27 @@ _ALL = 262_144
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the frames."""
+    """What became of the frames.
 
-    #: Frames that the ports moved.
+    Attributes
+    ----------
+    seen
+        Frames that the ports moved.
+    dropped
+        Frames that found no room in memory because the file was not written fast enough.
+    filtered
+        Frames that the filter rejected.
+    written
+        Frames that are in a file, or will be when the writer is closed.
+    bytes, files
+        The total size of the files so far, and their number.
+
+    """
+
     seen: int
-    #: Those that found no room in memory because the file was not written fast enough.
     dropped: int
-    #: Those that the filter did not want.
     filtered: int
-    #: Those that are in a file, or will be when the writer is closed.
     written: int
-    #: Bytes of files so far, and how many files there were.
     bytes: int
     files: int
 

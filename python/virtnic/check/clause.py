@@ -45,18 +45,29 @@ class NotOffered(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One rule, and the function that checks it."""
+    """One rule, and the function that checks it.
 
-    #: Permanent: a clause whose demand changes gets a new id.
+    Attributes
+    ----------
+    id
+        Permanent: a clause whose demand changes gets a new id.
+    group, title
+        What the clause is about, and its short name.
+    source
+        The section of VIRTIO 1.3, or the message of QEMU's "Vhost-user Protocol".
+    does, right
+        What the check does, and what it expects: one sentence each.
+    check
+        Returns what was seen; raises :class:`Wrong` or :class:`NotOffered`.
+
+    """
+
     id: str
     group: Group
     title: str
-    #: The section of VIRTIO 1.3, or the message of QEMU's "Vhost-user Protocol".
     source: str
-    #: What the check does, and what it expects: one sentence each.
     does: str
     right: str
-    #: Returns what was seen; raises :class:`Wrong` or :class:`NotOffered`.
     check: Callable[[Bench], str]
 
 

@@ -25,13 +25,24 @@ CLAUSES: tuple[Clause, ...] = (*features.CLAUSES, *messages.CLAUSES, *rings.CLAU
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outcome of one clause."""
+    """The outcome of one clause.
+
+    Attributes
+    ----------
+    clause
+        The clause.
+    verdict
+        ``ok``, ``wrong``, ``not offered`` or ``not tried``.
+    seen
+        What the backend did, or what was missing, as a sentence.
+    seconds
+        How long the check took.
+
+    """
 
     clause: Clause
     verdict: Verdict
-    #: What the backend did, or what was missing, as a sentence.
     seen: str
-    #: How long the check took.
     seconds: float
 
 

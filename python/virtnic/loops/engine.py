@@ -33,27 +33,43 @@ Mode = Literal["io", "mac", "macswap"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of a loop."""
+    """The result of a loop.
 
-    #: Frames moved: sent, or received by a loop that only receives.
+    Attributes
+    ----------
+    packets
+        Frames moved: sent, or received by a loop that only receives.
+    bytes
+        Their bytes, without virtio headers and checksums.
+    seconds
+        The duration of the loop.
+    received, sent
+        Frames received, and frames sent.
+    bursts, idle
+        Iterations of the loop that moved frames, and iterations that found nothing to do.
+    ring_full, dropped, bad_verdict
+        Frames dropped: no room in the transmit ring, dropped by a verdict, or by an invalid
+        verdict.
+    no_offload
+        Frames dropped because the sending port cannot apply their offloads (checksum,
+        segmentation), or because the offloads do not fit the frame.
+    held
+        Iterations in which nothing was received because the transmit ring was full
+        (``backpressure``).
+
+    """
+
     packets: int
-    #: Their bytes, without virtio headers and checksums.
     bytes: int
     seconds: float
     received: int
     sent: int
-    #: Iterations of the loop that moved frames, and iterations that found nothing to do.
     bursts: int
     idle: int
-    #: Frames dropped: no room in the transmit ring, dropped by a verdict, or by an invalid verdict.
     ring_full: int
     dropped: int
     bad_verdict: int
-    #: Frames dropped because the sending port cannot apply their offloads (checksum, segmentation),
-    #: or because the offloads do not fit the frame.
     no_offload: int = 0
-    #: Iterations in which nothing was received because the transmit ring was full
-    #: (``backpressure``).
     held: int = 0
 
     @property

@@ -61,14 +61,24 @@ _CAPACITY = 4096
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Event(Generic[P]):
-    """One event."""
+    """One event.
+
+    Attributes
+    ----------
+    kind
+        What happened: ``attached``, ``link-down``, ``qemu-died``, … (:data:`EventKind`).
+    port
+        The port; None for events of QEMU.
+    time
+        The time, in seconds since 1970 (:func:`time.time`).
+    detail
+        Details: how QEMU died, which backend was lost, who connected.
+
+    """
 
     kind: EventKind
-    #: The port; None for events of QEMU.
     port: P | None = None
-    #: The time, in seconds since 1970 (:func:`time.time`).
     time: float = field(default_factory=time.time)
-    #: Details: how QEMU died, which backend was lost, who connected.
     detail: str = ""
 
 

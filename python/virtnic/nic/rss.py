@@ -21,27 +21,44 @@ DEFAULT_KEY = bytes.fromhex(
 
 @dataclass(frozen=True, slots=True)
 class Rss:
-    """How a device steers received packets by their hash."""
+    """How a device steers received packets by their hash.
 
-    #: The Toeplitz key.
+    Attributes
+    ----------
+    key
+        The Toeplitz key.
+    table
+        A packet goes to queue ``table[hash % len(table)]``; empty if hashes are only reported.
+    types
+        The hash types, by name; see :data:`HASH_TYPES`.
+    unclassified
+        The queue of packets without a hash.
+
+    """
+
     key: bytes
-    #: A packet goes to queue ``table[hash % len(table)]``; empty if hashes are only reported.
     table: tuple[int, ...]
-    #: The hash types, by name; see :data:`HASH_TYPES`.
     types: tuple[str, ...]
-    #: The queue of packets without a hash.
     unclassified: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class RssLimits:
-    """A device's limits for steering (VIRTIO 1.3, section 5.1.4)."""
+    """A device's limits for steering (VIRTIO 1.3, section 5.1.4).
 
-    #: Most bytes of a key.
+    Attributes
+    ----------
+    key
+        Most bytes of a key.
+    table
+        Most entries of a table, a power of two.
+    types
+        The supported hash types, by name; see :data:`HASH_TYPES`.
+
+    """
+
     key: int
-    #: Most entries of a table, a power of two.
     table: int
-    #: The supported hash types, by name; see :data:`HASH_TYPES`.
     types: tuple[str, ...]
 
 
