@@ -1,7 +1,6 @@
 """`virtnic proxy`, as curl, ssh and hand-written clients use it, with servers in a namespace."""
 
 import contextlib
-import http.server
 import json
 import os
 import signal
@@ -9,62 +8,21 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peers.kernel import DATAGRAM, KERNEL, LONG, listen, pattern
+from peers.kernel import DATAGRAM, KERNEL, LONG, listen
 from peers.names import NameServer
 from peers.netns import Netns
+from peers.web import DATA, serving
 from support.certificate import Certificate
 
 pytestmark = pytest.mark.needs("curl")
 
-DATA = pattern(1 << 20)
 ADDRESSES = ["--address", "10.99.0.2/24", "--address", "fd99::2/64"]
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves DATA, and says back what is sent to it."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.answer(DATA if self.path == "/data" else str(self.headers).encode())
-
-    def do_POST(self) -> None:
-        self.answer(self.rfile.read(int(self.headers["Content-Length"])))
-
-    def answer(self, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serving(netns: Netns, family: int, tls: Certificate | None = None) -> Iterator[int]:
-    """Serve in the namespace; the port's number."""
-    server = http.server.ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
-    server.socket.close()
-    server.socket = listen(netns, family)
-    number = server.socket.getsockname()[1]
-    if tls is not None:
-        server.socket = tls.server().wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield number
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class Proxy:
@@ -146,7 +104,7 @@ def test_curl(dual: Netns, names: None, tmp_path: Path) -> None:
     with (
         serving(dual, socket.AF_INET) as four,
         serving(dual, socket.AF_INET6) as six,
-        serving(dual, socket.AF_INET, certificate) as tls,
+        serving(dual, socket.AF_INET, certificate.server()) as tls,
         proxy(dual, "--dns", "10.99.0.1") as run,
     ):
         urls = [f"http://10.99.0.1:{four}", f"http://host.test:{four}", f"http://[fd99::1]:{six}"]
