@@ -23,7 +23,13 @@ def seconds(timeout: float | None) -> float | None:
     """
     if timeout is None:
         return None
-    if not timeout >= 0:  # true of nan, too
+    try:
+        valid = timeout >= 0  # false for nan, too
+    except TypeError:
+        raise TypeError(
+            f"the timeout must be a number of seconds or None, not {timeout!r}"
+        ) from None
+    if not valid:
         raise ValueError(
             f"the timeout must be a number of seconds, 0 or more, or None, not {timeout}"
         )

@@ -6,6 +6,7 @@ import warnings
 from typing import Literal, Self
 
 from virtnic import _native
+from virtnic.arguments import whole_number
 from virtnic.streams import keep_standard_streams
 from virtnic.teardown import Owner
 from virtnic.units import parse_size
@@ -43,12 +44,10 @@ class Memory(Owner, _native.Memory):
     jumbo_buffers
         Number of additional buffers for longer frames: for sending, and for receiving if MRG_RXBUF
         was negotiated, as it is where QEMU moves the frames. By default they take a sixteenth of
-        the
-        memory, and there are none in less than 4 MiB.
+        the memory, and there are none in less than 4 MiB.
     jumbo_size
         Data bytes per jumbo buffer. The default, 64 KiB, holds the longest possible frame; a
-        smaller
-        size, such as 9018 for an MTU of 9000, allows more of them.
+        smaller size, such as 9018 for an MTU of 9000, allows more of them.
 
     Raises ValueError, MemoryUnavailable, PermissionError.
 
@@ -70,6 +69,10 @@ class Memory(Owner, _native.Memory):
         keep_standard_streams()  # it opens descriptors
         if hugepages not in _PAGES:
             raise ValueError(f"hugepages must be 'auto', '1G', '2M' or None, not {hugepages!r}")
+        whole_number("node", node, optional=True)
+        whole_number("buffer_size", buffer_size)
+        whole_number("jumbo_buffers", jumbo_buffers, optional=True)
+        whole_number("jumbo_size", jumbo_size, optional=True)
         self = super().__new__(
             cls,
             parse_size(size),

@@ -49,6 +49,7 @@ ROOMS: list[set[str]] = [
     {"memory"},
     {"async_library", "background", "limits", "streams", "teardown", "units"},
     {"deadline"},
+    {"arguments"},
     {"errors"},
     {"_native"},
 ]

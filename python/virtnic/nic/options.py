@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from virtnic.arguments import must_be, whole_number
 from virtnic.nic.policy import policy
 from virtnic.qemu import parse
 from virtnic.qemu.netdevs import NETDEVS
@@ -95,10 +96,40 @@ class PortRequest:
         one_of("notify", self.notify, ("eventfd", "qtest", None))
         one_of("ring", self.ring, ("split", "packed", None))
         one_of("statistics", self.statistics, ("basic", "sizes", "extended"))
+        mac, on_link, features, properties = (
+            self.mac,
+            self.on_link,
+            self.features,
+            self.properties,
+        )
+        must_be("mac", mac, mac is None or isinstance(mac, str), "text such as '52:54:00:12:34:56'")
+        whole_number("queues", self.queues, optional=True)
+        whole_number("queue_size", self.queue_size)
+        number = hasattr(type(self.spin), "__float__")
+        must_be("spin", self.spin, number, "a number of microseconds")
+        _must_map("features", features)
+        for value in (features or {}).values():
+            must_be(
+                "features", features, value in (True, False, None), "a dict of True, False, None"
+            )
+        _must_map("properties", properties)
+        called = on_link is None or callable(on_link)
+        must_be("on_link", on_link, called, "a function that accepts a port")
+        for name in ("legacy", "timestamps"):
+            switch = getattr(self, name)
+            must_be(name, switch, switch in (True, False), "True or False")
+        must_be("offload", self.offload, self.offload in (True, False, None), "True, False or None")
         size = self.queue_size
         if size and (size not in range(1, 32769) or size & (size - 1)):
             raise ValueError(f"queue_size must be a power of two up to 32768, not {size}")
         policy(self.recover, also=None)
+
+
+def _must_map(name: str, value: object) -> None:
+    """Raise TypeError unless a value is None, or a mapping whose keys are strings."""
+    keys = getattr(value, "keys", None)
+    ok = value is None or (keys is not None and all(isinstance(key, str) for key in keys()))
+    must_be(name, value, ok, "a dict with names as keys, or None")
 
 
 #: Most queue pairs: vhost-user numbers 256 queues.
@@ -173,7 +204,7 @@ def device_request(
     device: dict[str, Any] = {}
     preferences: dict[str, bool | None] = {}
     # QEMU's default is the same in every QEMU, which would confuse switches.
-    device["mac"] = unicast(mac) if mac else f"52:54:00:{os.urandom(3).hex(':')}"
+    device["mac"] = unicast(mac) if mac is not None else f"52:54:00:{os.urandom(3).hex(':')}"
     if queues > 1:
         # Before 6.0 the default was 3. Two per pair, configuration and control queue.
         device["mq"], device["vectors"] = True, 2 * queues + 2

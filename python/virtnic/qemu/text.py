@@ -80,7 +80,7 @@ def check_words(words: Any, what: str) -> tuple[str, ...]:
 
     Raises TypeError and ValueError.
     """
-    if isinstance(words, (str, bytes)):
+    if isinstance(words, (str, bytes)) or not hasattr(type(words), "__iter__"):
         raise TypeError(
             f"{what} must be a list of strings, such as ['-object', '…'], not {words!r}"
         )
