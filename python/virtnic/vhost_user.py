@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from virtnic._native import DeviceError, VhostWire
-from virtnic.teardown import Owner
+from virtnic.teardown import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from virtnic._native import Memory
 
@@ -205,7 +204,7 @@ class Region:
         return _REGION.pack(self.iova, self.size, self.address, self.offset)
 
 
-class Frontend(Owner):
+class Frontend(Closing):
     """A connection to a vhost-user backend, with a method for each message of a front-end.
 
     Each method sends one message. If the message has a reply, or an acknowledgement was asked for
@@ -395,14 +394,3 @@ class Frontend(Owner):
     def close(self) -> None:
         """Close the connection. A second call does nothing."""
         self._wire.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

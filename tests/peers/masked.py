@@ -8,16 +8,16 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from peers.closing import Closing
 from peers.vhost_user import Request, receive
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 
-class Masked:
+class Masked(Closing):
     """Listens at ``path`` in front of the backend at ``real``, for one frontend after another.
 
     ``hide`` are the feature bits that the next frontend does not see.
@@ -87,14 +87,3 @@ class Masked:
         self._thread.join()
         self._listener.close()
         self._path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -15,8 +15,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
+
+from peers.closing import Closing
 
 from .components import qemu_command
 from .process import mortal, run
@@ -42,7 +43,7 @@ class PingResult:
         self.output = output
 
 
-class Netns:
+class Netns(Closing):
     """A network namespace with a TAP device, an address and nothing else."""
 
     def __init__(self, tap: str = "tap0", address: str = "10.99.0.1/24", queues: int = 1) -> None:
@@ -185,16 +186,3 @@ class Netns:
     def close(self) -> None:
         """Remove the namespace and everything in it."""
         run(["ip", "netns", "delete", self.name])
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the namespace."""
-        self.close()

@@ -13,8 +13,8 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from peers.closing import Closing
 
 from .process import mortal, run
 
@@ -22,7 +22,7 @@ VSWITCHD = Path("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk")
 SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 
 
-class Ovs:
+class Ovs(Closing):
     """A running ovsdb-server and ovs-vswitchd with one userspace bridge.
 
     ``clients`` are the paths that the bridge's ports connect to (we listen there:
@@ -114,17 +114,8 @@ class Ovs:
         for directory in (self.directory, Path("/run/dpdk") / self._prefix):
             shutil.rmtree(directory, ignore_errors=True)
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Kill it."""
+    def close(self) -> None:
+        """As :meth:`kill`."""
         self.kill()
 
     @property

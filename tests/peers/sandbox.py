@@ -14,8 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from peers.closing import Closing
 
 from .leaks import MARK
 from .process import mortal
@@ -116,7 +117,7 @@ BACKEND = Container("backend", 61003, "/sockets")
 PYTHON = "python3" if ROOTS else sys.executable
 
 
-class Sandboxed:
+class Sandboxed(Closing):
     """A command that runs in a container, with pipes to it."""
 
     def __init__(self, container: Container, shared: Path, command: Sequence[str]) -> None:
@@ -157,17 +158,8 @@ class Sandboxed:
         self._process.kill()
         self._process.communicate()
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Kill it."""
+    def close(self) -> None:
+        """As :meth:`kill`."""
         self.kill()
 
 

@@ -11,8 +11,8 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from peers.closing import Closing
 
 from .components import free_hugepages
 from .process import mortal
@@ -37,7 +37,7 @@ class TestpmdError(RuntimeError):
     """testpmd ended or did not answer; the message quotes its output."""
 
 
-class Testpmd:
+class Testpmd(Closing):
     """A running testpmd with one vhost port for each socket path.
 
     ``client=True`` makes testpmd connect to the paths (QEMU is the server); otherwise
@@ -163,17 +163,8 @@ class Testpmd:
         for path in self.sockets:
             path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Kill it."""
+    def close(self) -> None:
+        """As :meth:`kill`."""
         self.kill()
 
     def _read_to_prompt(self, after: bytes) -> str:

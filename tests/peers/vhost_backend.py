@@ -14,8 +14,9 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from peers.closing import Closing
 from peers.vhost_user import (
     MQ,
     MRG_RXBUF,
@@ -33,7 +34,6 @@ from peers.vhost_user import (
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 
 @dataclass
@@ -70,7 +70,7 @@ def leave_it(_connection: Connection, _message: Message) -> bool:
     return False
 
 
-class ScriptedBackend:
+class ScriptedBackend(Closing):
     """Listens at a path and takes one frontend after another, in a thread of its own.
 
     ``features``, ``protocol``, ``pairs`` and ``hook`` may be changed between connections.
@@ -124,17 +124,6 @@ class ScriptedBackend:
             os.close(self._stop_write)
             self._listener.close()
             self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def base_of(self, ring: int) -> int:
         """Return the base of a ring that the front-end stops: that which it was started with."""
