@@ -13,12 +13,12 @@ from typing import Any, Literal
 import pytest
 
 import virtnic
-from failure.test_recovery import arp_works, balanced, wait_until
+from failure.test_recovery import balanced, wait_until
 from peers.netns import Netns
 from peers.testpmd import Testpmd
 from support.frames import arp_request, number_of, numbered
 from support.inside import attachment_of, machine_of
-from support.traffic import drain
+from support.traffic import arp_works, drain
 from support.waiting import pause
 from virtnic.nic.options import Ring
 from virtnic.pci import virtio_registers

@@ -22,21 +22,11 @@ from peers.netns import Netns
 from peers.testpmd import Testpmd
 from support.frames import arp_request, is_arp_reply, number_of, numbered
 from support.inside import machine_of
-from support.traffic import drain
+from support.traffic import arp_works, drain
 from support.waiting import PROMPT, pause
 from virtnic.qemu.command import Accel
 
 pytestmark = pytest.mark.needs("qemu")
-
-
-def arp_works(port: virtnic.Port, seconds: float = 20.0) -> bool:
-    """Return whether slirp answers."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        port.send([arp_request(port.mac)])
-        if any(is_arp_reply(frame) for frame in port.recv(64, timeout=0.2).tobytes()):
-            return True
-    return False
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import virtnic
-from failure.test_recovery import EAGER, arp_works, balanced, kill, wait_until
+from failure.test_recovery import EAGER, balanced, kill, wait_until
 from peers.process import freeze
 from peers.testpmd import Testpmd
 from support.frames import arp_request
-from support.traffic import echo
+from support.traffic import arp_works, echo
 from support.waiting import PROMPT, pause
 
 pytestmark = pytest.mark.needs("qemu")

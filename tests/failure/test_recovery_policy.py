@@ -10,23 +10,15 @@ import pytest
 
 import virtnic
 from peers.testpmd import Testpmd
-from support.frames import arp_request, is_arp_reply, number_of, numbered
+from support.frames import number_of, numbered
 from support.inside import attachment_of
-from support.traffic import drain
+from support.traffic import arp_works, drain
 
 pytestmark = pytest.mark.needs("qemu")
 
 #: No pause before the first attempts: the tests kill and wait.
 EAGER = virtnic.Recovery(attempts=20, backoff=0.01, backoff_max=0.02)
 FEW = virtnic.Recovery(attempts=3, backoff=0.05, backoff_max=0.1)
-
-
-def arp_works(port: virtnic.Port) -> bool:
-    for _ in range(100):
-        port.send([arp_request(port.mac)])
-        if any(is_arp_reply(frame) for frame in port.recv(64, timeout=0.2).tobytes()):
-            return True
-    return False
 
 
 def echoes(port: virtnic.Port) -> bool:

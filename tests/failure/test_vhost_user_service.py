@@ -17,8 +17,8 @@ import pytest
 import virtnic
 from peers.vhost_backend import Connection, Hang, ScriptedBackend, leave_it
 from peers.vhost_user import PROTOCOL_FEATURES, RING_PACKED, VERSION_1, Message, Request
-from support.frames import arp_request, is_arp_reply
 from support.inside import attachment_of
+from support.traffic import arp_works
 from support.waiting import PROMPT, eventually
 from virtnic.nic.devices import Devices
 from virtnic.qemu import quirks
@@ -54,14 +54,6 @@ def backend(scratch: Path) -> Iterator[ScriptedBackend]:
 
 def netdev(backend: ScriptedBackend) -> str:
     return f"vhost-user,path={backend.path}"
-
-
-def arp_works(port: virtnic.Port) -> bool:
-    for _ in range(100):
-        port.send([arp_request(port.mac)])
-        if any(is_arp_reply(frame) for frame in port.recv(64, timeout=0.2).tobytes()):
-            return True
-    return False
 
 
 def next_of(events: virtnic.Events, *kinds: str, seconds: float = 20.0) -> virtnic.Event:

@@ -3,10 +3,20 @@
 import time
 
 import virtnic
-from support.frames import numbered
+from support.frames import arp_request, is_arp_reply, numbered
 
 #: No frame of a test has this number.
 _PROBE = numbered("03:00:00:00:00:01", 0xFFFFFFFF)  # a multicast source: no bridge learns it
+
+
+def arp_works(port: virtnic.Port, seconds: float = 20.0) -> bool:
+    """Return whether slirp's gateway answers an ARP request in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        port.send([arp_request(port.mac)])
+        if any(is_arp_reply(frame) for frame in port.recv(64, timeout=0.2).tobytes()):
+            return True
+    return False
 
 
 def echo(port: virtnic.Port, count: int, in_flight: int = 256, seconds: float = 30.0) -> None:
