@@ -1424,5 +1424,14 @@ def exchange(
 ) -> dict[str, Any]:
     """Send frames cyclically while receiving and discarding; see virtnic.exchange."""
 
+def measure(
+    ports: tuple[NetPort, NetPort | None],
+    streams: Sequence[tuple[Any, ...]],
+    times: tuple[float, float],
+    verify: bool,
+    until: _Until,
+) -> dict[str, Any]:
+    """Send streams by one port and receive them by another; see virtnic.measure.run."""
+
 def run(ports: Sequence[NetPort], address: int, until: _Until) -> dict[str, Any]:
     """Run the compiled function at an address on every burst; see virtnic.run."""

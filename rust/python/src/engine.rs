@@ -13,7 +13,7 @@ use virtnic::net::Port;
 
 /// When a loop ends and where it runs: seconds, packets, progress function, processors.
 #[derive(FromPyObject)]
-pub(crate) struct Until(Option<f64>, Option<u64>, Option<Py<PyAny>>, Vec<usize>);
+pub(crate) struct Until(pub Option<f64>, pub Option<u64>, pub Option<Py<PyAny>>, pub Vec<usize>);
 
 /// Runs a loop without the interpreter; checks signals and calls `progress` 20 times a second.
 /// If QEMU died, its port adds how.
@@ -24,22 +24,37 @@ pub(crate) fn run_loop<'py>(
     body: impl FnOnce(Control<'_>) -> virtnic::Result<Report> + Send,
 ) -> PyResult<Bound<'py, PyDict>> {
     let Until(seconds, packets, progress, cpus) = until;
+    let mut tell = |py: Python<'_>, report: &Report| {
+        py.check_signals()?;
+        match progress {
+            // Only False ends the loop, so that a function without a return value works.
+            Some(progress) => Ok(!progress
+                .bind(py)
+                .call1((to_dict(py, report)?,))?
+                .is(&*false.into_pyobject(py)?)),
+            None => Ok(true),
+        }
+    };
+    let limits = (*seconds, *packets, cpus.clone());
+    let report = run_told(py, ports, &limits, &mut tell, body)?;
+    to_dict(py, &report)
+}
+
+/// The same with another function that is told how it goes, and says whether it goes on. The limits
+/// are seconds, packets and processors.
+pub(crate) fn run_told(
+    py: Python<'_>,
+    ports: &[&NetPort],
+    limits: &(Option<f64>, Option<u64>, Vec<usize>),
+    tell: &mut (impl FnMut(Python<'_>, &Report) -> PyResult<bool> + Send),
+    body: impl FnOnce(Control<'_>) -> virtnic::Result<Report> + Send,
+) -> PyResult<Report> {
+    let (seconds, packets, cpus) = limits;
     let duration = span(*seconds)?;
     let mut failure = None;
     let mut tick = |report: &Report| {
-        let told = Python::try_attach(|py| {
-            py.check_signals()?;
-            match progress {
-                // Only False ends the loop, so that a function without a return value works.
-                Some(progress) => Ok(!progress
-                    .bind(py)
-                    .call1((to_dict(py, report)?,))?
-                    .is(&*false.into_pyobject(py)?)),
-                None => Ok(true),
-            }
-        });
-        // The interpreter is shutting down, so the loop ends too.
-        let told = told.unwrap_or(Ok(false));
+        // Where the interpreter is shutting down, the loop ends too.
+        let told = Python::try_attach(|py| tell(py, report)).unwrap_or(Ok(false));
         Ok(match told {
             Ok(go_on) => go_on,
             Err(error) => {
@@ -52,14 +67,13 @@ pub(crate) fn run_loop<'py>(
     if let Some(error) = failure {
         return Err(error);
     }
-    let report = result.map_err(|error| {
+    result.map_err(|error| {
         let died = |port: &Port| matches!(port.running(), Err(Error::QemuDied(_)));
         match (&error, ports.iter().find(|port| died(port.core()))) {
             (Error::QemuDied(_), Some(port)) => port.started().raise(py, error),
             _ => to_py(error),
         }
-    })?;
-    to_dict(py, &report)
+    })
 }
 
 fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {

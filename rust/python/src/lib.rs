@@ -15,6 +15,7 @@ mod front_end;
 mod given;
 mod ivshmem;
 mod log;
+mod measure;
 mod memory;
 mod offload;
 mod port;
@@ -54,6 +55,8 @@ mod _native {
     use super::ivshmem::IvshmemServer;
     #[pymodule_export]
     use super::log::set_log_level;
+    #[pymodule_export]
+    use super::measure::measure;
     #[pymodule_export]
     use super::memory::{Memory, hugepages};
     #[pymodule_export]

@@ -127,6 +127,11 @@ impl<'a> Control<'a> {
         Self { deadline, share, stop: Some(stop), ..Self::new(None, None, tick) }
     }
 
+    /// Its time and its frames end it no more; only [`Tick`], and an error.
+    pub(super) fn go_on_without_end(&mut self) {
+        (self.deadline, self.packets, self.share) = (None, None, None);
+    }
+
     /// Time since the loop started.
     pub(super) fn elapsed(&self) -> Duration {
         self.start.elapsed()

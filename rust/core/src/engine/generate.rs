@@ -67,6 +67,22 @@ fn generate_by_pair(
     Ok(report)
 }
 
+/// Claims a transmit queue, and waits until frames of an earlier load have come back.
+pub(super) fn emptied(port: &Port, lane: usize) -> Result<Claim<'_, TxQueue>> {
+    let mut tx = port.pair(lane)?.claim_tx()?;
+    let give_up = Instant::now() + LEFTOVERS;
+    while tx.has_replay() {
+        tx.reclaim().map_err(|error| port.fault(error))?;
+        if Instant::now() > give_up {
+            return Err(Error::Busy(format!(
+                "the device has not returned all frames of an earlier generate loop after \
+                 {LEFTOVERS:?}"
+            )));
+        }
+    }
+    Ok(tx)
+}
+
 /// A claimed transmit queue with a load. Dropping it unloads the queue.
 pub(super) struct Source<'a> {
     port: &'a Port,
@@ -79,17 +95,7 @@ impl<'a> Source<'a> {
     /// Claims the queue and fills buffers with the load's frames.
     pub(super) fn new(port: &'a Port, lane: usize, load: &Load) -> Result<Self> {
         check(load, port.pool())?;
-        let mut tx = port.pair(lane)?.claim_tx()?;
-        let give_up = Instant::now() + LEFTOVERS;
-        while tx.has_replay() {
-            tx.reclaim().map_err(|error| port.fault(error))?;
-            if Instant::now() > give_up {
-                return Err(Error::Busy(format!(
-                    "the device has not returned all frames of an earlier generate loop after \
-                     {LEFTOVERS:?}"
-                )));
-            }
-        }
+        let mut tx = emptied(port, lane)?;
         let replay = fill(port.pool(), tx.size(), load)?;
         tx.load(replay);
         Ok(Self { port, tx, rate: load.rate, start: Instant::now() })

@@ -1,5 +1,5 @@
-//! Loops that run without the interpreter: forward, reflect, generate, drop, exchange, play, and
-//! run, which calls a user's compiled function for each burst.
+//! Loops that run without the interpreter: forward, reflect, generate, drop, exchange, play,
+//! measure, and run, which calls a user's compiled function for each burst.
 //!
 //! A loop claims the queues it uses and polls them until its [`Control`] ends it or a port fails.
 //! It uses all active queue pairs of its ports, with one thread per pair (`lanes`).
@@ -11,8 +11,10 @@ mod forward;
 mod function;
 mod generate;
 mod lanes;
+mod measure;
 mod play;
 mod sink;
+mod streams;
 mod swap;
 
 pub use control::{Control, Report, Tick};
@@ -20,8 +22,10 @@ pub use exchange::exchange;
 pub use forward::{Forwarding, Mode, forward, reflect};
 pub use function::{PacketFunction, RawFunction, run};
 pub use generate::{Load, generate};
+pub use measure::{FlowCounts, Glance, Measurement, Outcome, Plan, StreamOutcome};
 pub use play::{Lateness, Pace, TimedFrame, TimedFrames, play};
 pub use sink::drop_all;
+pub use streams::{Field, Pattern, Place, Stream};
 
 use crate::net::Port;
 use crate::{Error, Result};

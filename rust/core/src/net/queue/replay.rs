@@ -76,6 +76,44 @@ impl Replay {
         (added, bytes)
     }
 
+    /// Sends up to `most` frames, each written into its buffer before: `write` gets the buffer's
+    /// index among the replay's, and says how long the frame is, which is at most what it holds.
+    /// Returns their number and bytes.
+    #[inline]
+    pub(super) fn send_written(
+        &mut self,
+        common: &mut Common,
+        most: usize,
+        mut write: impl FnMut(usize, *mut u8) -> u32,
+    ) -> (usize, u64) {
+        let Self { ids, lengths, ready, .. } = self;
+        let pool = &common.pool;
+        let header_len = common.header_len;
+        let most = most.min(ready.len());
+        let mut bytes = 0u64;
+        let added = common.ring.add(false, most, |i| {
+            let index = ready[i] as usize;
+            let (data, iova) = pool.data(ids[index]);
+            let length = write(index, data);
+            lengths[index] = length;
+            bytes += u64::from(length);
+            let header = iova.0.wrapping_sub(header_len as u64);
+            (index as u32 | FROM_MAGAZINE, Iova(header), length + header_len as u32)
+        });
+        if added > 0 {
+            common.publish();
+            if common.stats.watch.on() {
+                let frame = |i: usize| (ids[ready[i] as usize], lengths[ready[i] as usize]);
+                common.stats.watch.see(&common.pool, added, frame, None);
+            }
+            ready.drain(..added);
+            common.stats.packets.add(added as u64);
+            common.stats.bytes.add(bytes);
+            common.show_use();
+        }
+        (added, bytes)
+    }
+
     /// How many of its frames are not with the device.
     #[inline]
     pub(super) fn ready(&self) -> usize {

@@ -122,15 +122,43 @@ impl TxQueue {
     /// Sends up to `most` frames of the replay; returns their number and bytes.
     #[inline]
     pub(crate) fn send_replay(&mut self, most: usize) -> Result<(usize, u64)> {
+        self.expect_back(most)?;
+        match &mut self.replay {
+            Some(replay) if !self.common.suspended => Ok(replay.send(&mut self.common, most)),
+            _ => Ok((0, 0)),
+        }
+    }
+
+    /// The same for frames that `write` writes: see [`Replay::send_written`].
+    #[inline]
+    pub(crate) fn send_written(
+        &mut self,
+        most: usize,
+        write: impl FnMut(usize, *mut u8) -> u32,
+    ) -> Result<(usize, u64)> {
+        self.expect_back(most)?;
+        match &mut self.replay {
+            Some(replay) if !self.common.suspended => {
+                Ok(replay.send_written(&mut self.common, most, write))
+            }
+            _ => Ok((0, 0)),
+        }
+    }
+
+    /// Takes buffers of the replay back where there may be too few for so many frames.
+    #[inline]
+    fn expect_back(&mut self, most: usize) -> Result<()> {
         // A replay of jumbo buffers may be much smaller than the ring.
         let few = self.replay.as_ref().is_some_and(|replay| replay.ready() < most);
         if few || self.common.ring.free() < self.reclaim_at.max(most) {
             self.reclaim()?;
         }
-        match &mut self.replay {
-            Some(replay) if !self.common.suspended => Ok(replay.send(&mut self.common, most)),
-            _ => Ok((0, 0)),
-        }
+        Ok(())
+    }
+
+    /// Frames that are with the device.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.common.ring.in_flight()
     }
 
     /// Sends copies of frames of another memory; the burst keeps what did not fit.

@@ -1,0 +1,337 @@
+//! A frame with fields that differ, and checksums that follow.
+
+use super::Stream;
+use super::layout::{Layout, Transport};
+use super::pattern::{Span, Variation};
+use super::signature::{Key, Mark, SIGNATURE};
+use crate::{Error, Result};
+use std::ptr;
+
+/// More flows than this are not told apart.
+const MOST_FLOWS: u64 = 1 << 20;
+
+/// All that is to know of a stream, the same for all queues.
+#[derive(Debug)]
+pub(in crate::engine) struct Program {
+    pub(super) templates: Vec<Template>,
+    pub(super) variations: Vec<Variation>,
+    /// Nanoseconds from one frame to the next, of all queues together.
+    pub(super) gap: Option<f64>,
+    pub(super) burst: u64,
+    pub(super) signed: bool,
+    /// After so many frames the fields begin again.
+    pub flows: u64,
+}
+
+/// A frame as it is sent.
+#[derive(Debug)]
+pub(super) struct Template {
+    pub bytes: Vec<u8>,
+    places: Vec<Written>,
+    signature: Vec<Written>,
+    sums: [Option<Sum>; 2],
+    /// What a receiver compares: bytes in front of the signature, those that differ as zero.
+    body: Vec<u8>,
+    /// Which bytes of the body differ.
+    blanks: Vec<(usize, usize)>,
+}
+
+/// A field in a template.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    span: Span,
+    /// The bits beside the mask.
+    keep: u64,
+    /// Which bits count in the checksum of the IPv4 header, and in that of TCP or UDP.
+    cover: [u64; 2],
+    /// Whether it ends between the two bytes of a number that is summed.
+    odd: bool,
+}
+
+/// A checksum.
+#[derive(Clone, Copy, Debug)]
+struct Sum {
+    at: usize,
+    /// The sum of what does not change.
+    rest: u16,
+    is_udp: bool,
+}
+
+/// The ones' complement sum of the 16-bit numbers in a word.
+#[inline(always)]
+fn halves(word: u64) -> u64 {
+    let pairs = (word & 0xffff_ffff) + (word >> 32);
+    (pairs & 0xffff) + (pairs >> 16)
+}
+
+#[inline(always)]
+fn folded(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+impl Written {
+    #[inline(always)]
+    fn add(&self, word: u64, sums: &mut [u64; 2]) {
+        for (sum, cover) in sums.iter_mut().zip(self.cover) {
+            let covered = word & cover;
+            *sum += if self.odd {
+                // Behind the end of a number its first byte is the next one's second (RFC 1071).
+                halves(
+                    (covered & 0x00ff_00ff_00ff_00ff) << 8 | covered >> 8 & 0x00ff_00ff_00ff_00ff,
+                )
+            } else {
+                halves(covered)
+            };
+        }
+    }
+
+    /// # Safety
+    /// The frame at `to` is the caller's to write, and as long as the template.
+    #[inline(always)]
+    unsafe fn put(&self, value: u64, to: *mut u8, sums: &mut [u64; 2]) {
+        let word = value & self.span.mask | self.keep;
+        // SAFETY: the span is inside the frame.
+        unsafe { store(to.add(self.span.offset), self.span.width, word) };
+        self.add(word, sums);
+    }
+}
+
+/// Writes the lowest `width` bytes of a word, the highest of them first.
+///
+/// # Safety
+/// `width` bytes at `to` are the caller's to write.
+#[inline(always)]
+unsafe fn store(to: *mut u8, width: usize, word: u64) {
+    let bytes = (word << (64 - 8 * width)).to_be_bytes();
+    let [a, b, c, d, e, f, ..] = bytes;
+    // SAFETY: the caller's promise; arrays of bytes lie anywhere.
+    unsafe {
+        match width {
+            2 => to.cast::<[u8; 2]>().write([a, b]),
+            4 => to.cast::<[u8; 4]>().write([a, b, c, d]),
+            8 => to.cast::<[u8; 8]>().write(bytes),
+            6 => to.cast::<[u8; 6]>().write([a, b, c, d, e, f]),
+            _ => {
+                for (at, byte) in bytes.iter().take(width).enumerate() {
+                    to.add(at).write(*byte);
+                }
+            }
+        }
+    }
+}
+
+impl Template {
+    fn new(stream: &Stream, bytes: &[u8]) -> Result<(Self, Vec<Variation>)> {
+        let layout = Layout::of(bytes);
+        let signed = if stream.flow { SIGNATURE } else { 0 };
+        let Some(usable) = bytes.len().checked_sub(signed).filter(|&end| end >= layout.payload)
+        else {
+            return Err(Error::Invalid(format!(
+                "a frame of {} bytes has {} of payload, and its signature takes {SIGNATURE}: make \
+                 it longer, or send it with flow=False",
+                bytes.len(),
+                bytes.len() - layout.payload
+            )));
+        };
+        let mut spans = Vec::new();
+        let mut variations = Vec::new();
+        for field in &stream.fields {
+            let found = field.spans(&layout, usable)?;
+            variations.extend(field.variations(&found, bytes)?);
+            spans.extend(found);
+        }
+        let checksums = [
+            layout.ip4.map(|(at, _)| Span::new(at + 10, 2)),
+            layout.transport.map(|transport| Span::new(transport.checksum(), 2)),
+        ];
+        for (number, span) in spans.iter().enumerate() {
+            let at = span.offset;
+            if spans[..number].iter().any(|other| span.overlaps(other)) {
+                return Err(Error::Invalid(format!("two fields have byte {at} in common")));
+            }
+            if checksums.iter().flatten().any(|other| span.overlaps(other)) {
+                return Err(Error::Invalid(format!(
+                    "the field at {at} is a checksum, which follows the others by itself"
+                )));
+            }
+        }
+        let written = |span: &Span| Written {
+            span: *span,
+            keep: span.word(bytes) & !span.mask,
+            cover: covers(span, &layout),
+            odd: span.end() % 2 == 1,
+        };
+        let places: Vec<_> = spans.iter().map(written).collect();
+        let parts = [(0, 2), (2, 8), (10, 8)].map(|(at, width)| Span::new(usable + at, width));
+        let signature: Vec<_> = parts.iter().filter(|_| stream.flow).map(written).collect();
+        let mut differs = [0, 0];
+        for place in places.iter().chain(&signature) {
+            place.add(place.span.word(bytes), &mut differs);
+        }
+        let sum = |index: usize| {
+            let span = checksums[index].filter(|span| span.end() <= bytes.len())?;
+            let said = span.word(bytes) as u16;
+            let is_udp = index == 1 && layout.transport.is_some_and(|found| found.is_udp);
+            // Zero means that there is none (RFC 768).
+            let is_none = is_udp && said == 0;
+            let is_followed = places.iter().chain(&signature).any(|place| place.cover[index] != 0);
+            // Less what differs, of which the complement is added (RFC 1624).
+            let rest = folded(u64::from(!said) + u64::from(!folded(differs[index])));
+            (is_followed && !is_none).then_some(Sum { at: span.offset, rest, is_udp })
+        };
+        let sums = [sum(0), sum(1)];
+        let start = layout.payload.min(usable);
+        let mut body = bytes[start..usable].to_vec();
+        let blanks: Vec<_> = spans
+            .iter()
+            .filter(|span| span.end() > start)
+            .map(|span| (span.offset.max(start) - start, span.end() - start))
+            .collect();
+        for &(from, to) in &blanks {
+            body[from..to].fill(0);
+        }
+        Ok((Self { bytes: bytes.to_vec(), places, signature, sums, body, blanks }, variations))
+    }
+
+    /// Writes what differs into a buffer that has the template.
+    ///
+    /// # Safety
+    /// The buffer at `to` is the caller's, and holds the template.
+    #[inline(always)]
+    pub(super) unsafe fn write(
+        &self,
+        variations: &mut [Variation],
+        seal: Option<(Key, Mark)>,
+        to: *mut u8,
+    ) {
+        let mut sums = [0, 0];
+        for (variation, place) in variations.iter_mut().zip(&self.places) {
+            // SAFETY: the caller's promise.
+            unsafe { place.put(variation.next(), to, &mut sums) };
+        }
+        if let Some((key, mark)) = seal {
+            for (value, place) in key.seal(mark).into_iter().zip(&self.signature) {
+                // SAFETY: the caller's promise.
+                unsafe { place.put(value, to, &mut sums) };
+            }
+        }
+        for (sum, differs) in self.sums.iter().zip(sums) {
+            let Some(sum) = sum else { continue };
+            let mut checksum = !folded(u64::from(sum.rest) + differs);
+            if sum.is_udp && checksum == 0 {
+                checksum = 0xffff;
+            }
+            // SAFETY: the checksum is inside the template, and so inside the buffer.
+            unsafe { store(to.add(sum.at), 2, checksum.into()) };
+        }
+    }
+
+    /// # Safety
+    /// The buffer at `to` is the caller's, and has room for the template.
+    pub(super) unsafe fn copy(&self, to: *mut u8) {
+        // SAFETY: the caller's promise; the template is private memory.
+        unsafe { ptr::copy_nonoverlapping(self.bytes.as_ptr(), to, self.bytes.len()) };
+    }
+}
+
+/// Which bits of a span count in which checksum.
+fn covers(span: &Span, layout: &Layout) -> [u64; 2] {
+    let inside = |from: usize, to: usize| {
+        let bytes = (0..span.width).filter(|at| (from..to).contains(&(span.offset + at)));
+        bytes.fold(0u64, |cover, at| cover | 0xff << (8 * (span.width - 1 - at)))
+    };
+    let header = layout.ip4.map_or(0, |(at, end)| inside(at, end));
+    let Some(Transport { at, end, .. }) = layout.transport else { return [header, 0] };
+    // The pseudo-header has both addresses.
+    let addresses = match (layout.ip4, layout.ip6) {
+        (Some((ip, _)), _) => inside(ip + 12, ip + 20),
+        (_, Some(ip)) => inside(ip + 8, ip + 40),
+        _ => 0,
+    };
+    [header, addresses | inside(at, end)]
+}
+
+impl Program {
+    pub(in crate::engine) fn new(stream: &Stream, longest: usize) -> Result<Self> {
+        let Stream { frames, rate, burst, flow, .. } = stream;
+        let mut templates = Vec::with_capacity(frames.len());
+        let mut variations = Vec::new();
+        for (number, frame) in frames.iter().enumerate() {
+            if !(14..=longest).contains(&frame.len()) {
+                return Err(Error::Invalid(format!(
+                    "frame {number} has {} bytes; a header of Ethernet and a buffer make it 14 to \
+                     {longest}",
+                    frame.len()
+                )));
+            }
+            let (template, found) = Template::new(stream, frame)?;
+            if number == 0 {
+                variations = found;
+            }
+            templates.push(template);
+        }
+        if templates.is_empty() {
+            return Err(Error::Invalid("there is no frame to send".to_owned()));
+        }
+        if let Some(rate) = rate
+            && !(*rate > 0.0 && rate.is_finite())
+        {
+            return Err(Error::Invalid(format!("a rate is above 0 frames a second, not {rate}")));
+        }
+        if *burst == 0 {
+            return Err(Error::Invalid("a burst has one frame at least, not 0".to_owned()));
+        }
+        let flows = variations.iter().filter_map(Variation::period).try_fold(1, common_multiple);
+        let gap = rate.map(|rate| 1e9 / rate);
+        let flows = flows.unwrap_or(1);
+        Ok(Self { templates, variations, gap, burst: *burst, signed: *flow, flows })
+    }
+
+    /// Whether frames have signatures.
+    pub(in crate::engine) fn is_signed(&self) -> bool {
+        self.signed
+    }
+    /// The longest frame.
+    pub(super) fn longest(&self) -> usize {
+        self.templates.iter().map(|template| template.bytes.len()).max().unwrap_or(0)
+    }
+
+    /// Whether the bytes in front of the signature of the frame `number`, of which `read` copies so
+    /// many, are those that were sent.
+    pub(in crate::engine) fn is_whole(
+        &self,
+        number: u64,
+        scratch: &mut Vec<u8>,
+        read: impl FnOnce(&mut [u8]) -> bool,
+    ) -> bool {
+        let turn = number % self.templates.len() as u64;
+        let Template { body, blanks, .. } = &self.templates[turn as usize];
+        if body.is_empty() {
+            return true;
+        }
+        scratch.resize(body.len(), 0);
+        if !read(scratch) {
+            return false;
+        }
+        for &(from, to) in blanks {
+            scratch[from..to].fill(0);
+        }
+        scratch == body
+    }
+}
+
+/// The least common multiple, up to [`MOST_FLOWS`].
+fn common_multiple(a: u64, b: u64) -> Option<u64> {
+    a.checked_mul(b / divisor(a, b)).filter(|&flows| flows <= MOST_FLOWS)
+}
+
+/// The greatest common divisor.
+pub(in crate::engine) fn divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { divisor(b, a % b) }
+}
+
+#[cfg(test)]
+#[path = "template_tests.rs"]
+mod tests;
