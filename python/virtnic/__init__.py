@@ -42,7 +42,7 @@ from virtnic.errors import (
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from virtnic import aio, capture
+    from virtnic import aio, capture, measure
     from virtnic.loops import (
         Result,
         drop,
@@ -73,6 +73,7 @@ __all__ = [  # noqa: RUF022 - by importance
     "RssLimits",
     "aio",
     "capture",
+    "measure",
     "Burst",
     "Offload",
     "Memory",
@@ -116,6 +117,7 @@ os.register_at_fork(after_in_child=after_fork_in_child)
 _LATER = {
     "aio": "virtnic.aio",
     "capture": "virtnic.capture",
+    "measure": "virtnic.measure",
     **dict.fromkeys(
         (
             "Result",

@@ -1,0 +1,173 @@
+"""``run``: streams are sent, and what arrives is counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import virtnic
+from virtnic import _native
+from virtnic.measure.counts import Histogram, Sample
+from virtnic.measure.result import FlowResult, Result, StreamResult
+from virtnic.measure.streams import Stream, compiled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["run"]
+
+#: More samples than this are thinned out.
+_SAMPLES = 1000
+_NS = 1e-9
+
+
+class _Samples:
+    """Samples of a run, not too many."""
+
+    def __init__(self) -> None:
+        self.kept: list[Sample] = []
+        self._stride = 1
+        self._seen = 0
+
+    def add(self, sample: Sample) -> None:
+        self._seen += 1
+        if self._seen % self._stride:
+            return
+        self.kept.append(sample)
+        if len(self.kept) > _SAMPLES:
+            self._stride *= 2
+            del self.kept[::2]
+
+
+def run(
+    *,
+    tx: virtnic.Port,
+    rx: virtnic.Port | None,
+    streams: Stream | Iterable[Stream],
+    seconds: float | None = 10.0,
+    packets: int | None = None,
+    warmup: float = 0.0,
+    drain: float = 1.0,
+    verify: bool = True,
+    progress: Callable[[Sample], object] | None = None,
+    cpus: Iterable[int] = (),
+) -> Result:
+    """Send streams by ``tx``, and count what of them arrives at ``rx``.
+
+    ``rx`` may be ``tx``, where the peer sends frames back; None sends and counts nothing. Loss,
+    duplicates and order are exact to the frame, whatever the peer does to them, as each frame says
+    which one it is; frames of others are counted apart. A latency is the time from the moment at
+    which a frame was due, by its stream's rate, to its reception: what the generator or the peer
+    delays is part of it (no coordinated omission), and ``late`` and ``unsent`` of the result say
+    what the generator itself could not keep up with. Without a rate frames are due when they are
+    sent.
+
+    ``seconds``: for how long, or None for as long as ``packets`` frames take, or until Ctrl-C or
+    until ``progress`` returns False: it is called 20 times a second. Ctrl-C does not raise: it ends
+    the sending, and what was found is returned; a second one raises. ``warmup``: for so many
+    seconds frames are sent before, which do not count. ``drain``: so long is waited for the last
+    frames. ``verify``: also compare what is in the frames in front of their signatures, behind all
+    headers. All queue pairs that the ports use are used (as many of both), with a thread for each;
+    ``cpus`` are their processors. Nobody else can use these queues meanwhile.
+
+    Raises ValueError for what cannot be sent, MemoryUnavailable, PortClosed, QemuDied, DeviceError
+    with a note of what was counted until then, PortBusy.
+    """
+    chosen: Sequence[Stream] = [streams] if isinstance(streams, Stream) else [*streams]
+    if not chosen:
+        raise ValueError("there is no stream to send")
+    for port in (tx, rx):
+        if port is not None and not isinstance(port, virtnic.Port):
+            raise TypeError(f"streams go from a port to a port, not {port!r}")
+    for name, value in (("seconds", seconds), ("warmup", warmup), ("drain", drain)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"{name} is 0 or more, not {value}")
+    if packets is not None and not 0 <= packets < 1 << 64:
+        raise ValueError(f"packets is 0 or more and below 2**64, not {packets}")
+    pinned = [*cpus]
+    if any(cpu < 0 for cpu in pinned):
+        raise ValueError(f"cpus are numbers of processors, not {pinned}")
+    given = [compiled(stream, tx, rx) for stream in chosen]
+    samples = _Samples()
+
+    def tell(counters: dict[str, Any]) -> object:
+        sample = Sample(**counters)
+        if sample.seconds:
+            samples.add(sample)
+        return None if progress is None else progress(sample)
+
+    found = _native.measure(
+        (tx, rx), given, (warmup, drain), verify, (seconds, packets, tell, pinned)
+    )
+    last = Sample(**found["glance"])
+    return _result(chosen, found, (*samples.kept, last), counts=rx is not None)
+
+
+def _result(
+    streams: Sequence[Stream], found: dict[str, Any], samples: tuple[Sample, ...], *, counts: bool
+) -> Result:
+    told = [
+        _stream_result(stream, counted, counts=counts)
+        for stream, counted in zip(streams, found["streams"], strict=True)
+    ]
+
+    def total(name: str) -> Any:
+        return sum(getattr(stream, name) for stream in told)
+
+    histogram = Histogram()
+    for stream in told:
+        histogram += stream.histogram
+    return Result(
+        seconds=found["seconds"],
+        signed=sum(stream.sent for stream in told if stream.flow and counts),
+        latest=max(stream.latest for stream in told),
+        corrupt=found["corrupt"],
+        foreign=found["foreign"],
+        untaken=found["untaken"],
+        interrupted=found["interrupted"],
+        streams=tuple(told),
+        samples=samples,
+        histogram=histogram,
+        **{
+            name: total(name)
+            for name in (
+                *("sent", "received", "lost", "duplicates", "reordered", "stale"),
+                *("unsent", "late", "bytes"),
+            )
+        },
+    )
+
+
+def _stream_result(stream: Stream, counted: dict[str, Any], *, counts: bool) -> StreamResult:
+    is_flow = stream.flow and counts
+    flows = tuple(
+        FlowResult(
+            sent=sent,
+            received=received,
+            duplicates=duplicates,
+            reordered=reordered,
+            latency_mean=total / received * _NS if received else 0.0,
+            latency_max=most * _NS,
+        )
+        for sent, received, duplicates, reordered, total, most in counted["flows"]
+    )
+    return StreamResult(
+        name=stream.name,
+        flow=is_flow,
+        sent=sum(flow.sent for flow in flows),
+        bytes=counted["bytes"],
+        received=sum(flow.received for flow in flows),
+        lost=sum(flow.lost for flow in flows) if is_flow else 0,
+        duplicates=sum(flow.duplicates for flow in flows),
+        reordered=sum(flow.reordered for flow in flows),
+        stale=counted["stale"],
+        unsent=counted["unsent"],
+        late=counted["late"],
+        latest=counted["latest"],
+        histogram=Histogram(
+            steps=tuple(counted["latencies"]),
+            least=counted["least"],
+            most=max(flow[5] for flow in counted["flows"]),
+            total=sum(flow[4] for flow in counted["flows"]),
+        ),
+        flows=flows if is_flow else (),
+    )

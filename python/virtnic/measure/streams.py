@@ -1,0 +1,174 @@
+"""What is sent: frames, and the fields that differ from one to the next."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from virtnic import _native
+from virtnic.loops.traffic import IMIX, MAX_FRAME, make_frame, parse_mac
+from virtnic.units import CHECKSUM, parse_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import virtnic
+    from virtnic.protocols import Frame
+
+__all__ = ["Field", "Increment", "List", "Random", "Stream", "compiled"]
+
+_MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+
+#: Where a field is: a name, or the offset of its first byte and how many bytes it has (1 to 8).
+Position = str | tuple[int, int]
+#: What is in a field: a number, or an address as people write it.
+Value = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Increment:
+    """A field that has ``count`` values in turn: ``start``, ``start + step``, and so on.
+
+    ``field``: ``eth.src``, ``eth.dst``, ``vlan.id``, ``ip.src``, ``ip.dst``, ``ipv6.src``,
+    ``ipv6.dst``, ``udp.sport``, ``udp.dport``, ``tcp.sport``, ``tcp.dport``, ``payload`` (its first
+    eight bytes), or ``(offset, bytes)``. ``start``: a number or an address; without it, what the
+    frame has. The last 64 bits of an IPv6 address count.
+    """
+
+    field: Position
+    count: int
+    start: Value | None = None
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """A field that has these values in turn: numbers, or addresses as text."""
+
+    field: Position
+    values: Sequence[Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Random:
+    """A field that has any value from ``low`` to ``high``: the same ones for the same ``seed``.
+
+    Without these, any that fits; of a MAC address the last three bytes differ, of an IPv4 address
+    too, and of an IPv6 address the last 64 bits.
+    """
+
+    field: Position
+    low: Value | None = None
+    high: Value | None = None
+    seed: int = 0
+
+
+Field = Increment | List | Random
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Frames that are sent in turn, again and again, at a rate.
+
+    ``frame``: one frame, or several; or bytes on the wire (with checksum) of a UDP frame that is
+    made, or ``"imix"`` for 7, 4 and 1 frames of 64, 594 and 1,518 bytes.
+
+    ``rate``: frames a second, or text such as ``"1Mpps"`` or ``"1Gbit/s"``; as many as are taken
+    without. ``burst``: so many are sent at one moment, as the rate allows. ``fields`` differ from
+    frame to frame, and the checksums of IPv4, TCP and UDP follow them; where frames have no UDP
+    checksum (zero) they get none.
+
+    ``flow``: each frame has a signature in its last 18 bytes, with its number and its time, so that
+    :func:`run` counts it. Frames of one flow have the same values in the fields that increment or
+    are in a list; up to 1,048,576 flows are told apart. Without it the frames are a load beside
+    what is measured.
+    """
+
+    frame: Frame | Iterable[Frame] | int | Literal["imix"]
+    rate: float | str | None = None
+    fields: Sequence[Field] = ()
+    flow: bool = True
+    burst: int = 1
+    name: str = ""
+
+    def frames(self, tx: virtnic.Port, rx: virtnic.Port | None) -> list[bytes]:
+        """Return the frames that it sends from ``tx`` to ``rx``. Raises ValueError."""
+        if self.frame == "imix":
+            return [_made(length, tx, rx) for length in IMIX]
+        if isinstance(self.frame, int):
+            most = min(tx.memory.largest_frame, MAX_FRAME) + CHECKSUM
+            if isinstance(self.frame, bool) or not 64 <= self.frame <= most:
+                raise ValueError(
+                    f"a size is 64 to {most} bytes on the wire, or 'imix', not {self.frame!r}"
+                )
+            return [_made(self.frame - CHECKSUM, tx, rx)]
+        if isinstance(self.frame, str):
+            raise ValueError(f"a frame is bytes, a size or 'imix', not {self.frame!r}")
+        given: Any = self.frame
+        try:
+            return [bytes(memoryview(given))]
+        except TypeError:
+            if hasattr(type(given), "__bytes__"):
+                return [bytes(given)]
+        frames = [bytes(memoryview(frame)) for frame in _native.as_frames(given)]
+        if not frames:
+            raise ValueError("a stream has one frame at least")
+        return frames
+
+    def per_second(self, frames: Sequence[bytes]) -> float | None:
+        """Return its rate in frames a second."""
+        if self.rate is None:
+            return None
+        return parse_rate(self.rate, sum(map(len, frames)) / len(frames) + CHECKSUM)
+
+
+def _made(length: int, tx: virtnic.Port, rx: virtnic.Port | None) -> bytes:
+    if rx is None or rx is tx:
+        return make_frame(length, source=tx.mac)
+    return make_frame(length, source=tx.mac, destination=rx.mac)
+
+
+def _number(value: Value | None) -> int | None:
+    """Return the number that an address is."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        if value is not None and not 0 <= value < 1 << 128:
+            raise ValueError(f"a value of a field is 0 or more and below 2**128, not {value}")
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"a value of a field is a number or an address, not {value!r}")
+    if _MAC.fullmatch(value):
+        return int.from_bytes(parse_mac(value), "big")
+    return int(ipaddress.ip_address(value))
+
+
+def _compiled_field(field: Field) -> tuple[str | None, int, int, str, list[int | None]]:
+    numbers: list[int | None]
+    if isinstance(field, Increment):
+        kind, numbers = "increment", [_number(field.start), field.step, field.count]
+    elif isinstance(field, List):
+        kind, numbers = "list", [_number(value) for value in field.values]
+    elif isinstance(field, Random):
+        kind, numbers = "random", [_number(field.low), _number(field.high), field.seed]
+    else:
+        raise TypeError(f"a field is an Increment, a List or a Random, not {field!r}")
+    if any(number is not None and number < 0 for number in numbers):
+        raise ValueError(f"the numbers of {field!r} are 0 or more")
+    if isinstance(field.field, str):
+        return field.field, 0, 0, kind, numbers
+    offset, width = field.field
+    if offset < 0 or width < 0:
+        raise ValueError(f"a field is at an offset of 0 or more, not at {field.field!r}")
+    return None, offset, width, kind, numbers
+
+
+def compiled(stream: Stream, tx: virtnic.Port, rx: virtnic.Port | None) -> tuple[Any, ...]:
+    """Return what the core wants of a stream. Raises ValueError, TypeError."""
+    if not isinstance(stream, Stream):
+        raise TypeError(f"streams are measure.Stream, not {stream!r}")
+    frames = stream.frames(tx, rx)
+    if stream.burst < 1:
+        raise ValueError(f"a burst has one frame at least, not {stream.burst}")
+    fields = [_compiled_field(field) for field in stream.fields]
+    return frames, stream.per_second(frames), stream.burst, stream.flow, fields
