@@ -57,6 +57,7 @@ __all__ = [
     "forward",
     "generate",
     "hugepages",
+    "measure",
     "play",
     "reflect",
     "run",

@@ -255,45 +255,44 @@ def test_the_kernel_finds_all_checksums_right(netns: Netns, version: int) -> Non
         if version == 6:
             netns.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/tap0/disable_ipv6")
             netns.run("ip", "address", "add", "fd00::1/64", "dev", "tap0", "nodad")
-        listener = netns.open_socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
-        listener.bind(("", 4444))
-        addresses = ("10.99.0.7", "10.99.0.1") if version == 4 else ("fd00::7", "fd00::1")
-        frame = make_frame(
-            120,
-            source=port.mac,
-            destination=netns.mac,
-            source_ip=addresses[0],
-            destination_ip=addresses[1],
-            destination_port=4444,
-        )
-        if version == 4:  # with a checksum of UDP, which is optional there
-            from scapy.layers.inet import UDP
-            from scapy.layers.l2 import Ether
+        with netns.open_socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+            listener.bind(("", 4444))
+            addresses = ("10.99.0.7", "10.99.0.1") if version == 4 else ("fd00::7", "fd00::1")
+            frame = make_frame(
+                120,
+                source=port.mac,
+                destination=netns.mac,
+                source_ip=addresses[0],
+                destination_ip=addresses[1],
+                destination_port=4444,
+            )
+            if version == 4:  # with a checksum of UDP, which is optional there
+                from scapy.layers.inet import UDP
+                from scapy.layers.l2 import Ether
 
-            packet = Ether(frame)
-            del packet[UDP].chksum
-            frame = bytes(packet)
-        fields: list[Any] = [
-            measure.Increment("ip.src" if version == 4 else "ipv6.src", 100),
-            measure.Random("udp.sport", low=1, high=65535),
-            measure.Random("payload"),
-            measure.Random("eth.src", low="02:00:00:00:00:00", high="02:00:00:ff:ff:ff"),
-            measure.List((71, 3), [5, 6, 7]),
-        ]
-        stream = measure.Stream(frame, rate=20_000, fields=fields)
-        result = measure.run(tx=port, rx=None, streams=stream, seconds=None, packets=2000)
-        assert result.sent == 2000
-        eventually(lambda: netns.statistics()["rx_packets"] >= 2000)
-        sources = Counter[str]()
-        listener.settimeout(5)
-        for _ in range(2000):
-            data, source = listener.recvfrom(2048)
-            sources[source[0]] += 1
-            assert len(data) == len(frame) - (42 if version == 4 else 62)
-        assert set(sources.values()) == {20}
-        assert len(sources) == 100
-        listener.close()
+                packet = Ether(frame)
+                del packet[UDP].chksum
+                frame = bytes(packet)
+            fields: list[Any] = [
+                measure.Increment("ip.src" if version == 4 else "ipv6.src", 100),
+                measure.Random("udp.sport", low=1, high=65535),
+                measure.Random("payload"),
+                measure.Random("eth.src", low="02:00:00:00:00:00", high="02:00:00:ff:ff:ff"),
+                measure.List((71, 3), [5, 6, 7]),
+            ]
+            stream = measure.Stream(frame, rate=20_000, fields=fields)
+            result = measure.run(tx=port, rx=None, streams=stream, seconds=None, packets=2000)
+            assert result.sent == 2000
+            eventually(lambda: netns.statistics()["rx_packets"] >= 2000)
+            sources = Counter[str]()
+            listener.settimeout(30)
+            for _ in range(2000):
+                data, source = listener.recvfrom(2048)
+                sources[source[0]] += 1
+                assert len(data) == len(frame) - (42 if version == 4 else 62)
+            assert set(sources.values()) == {20}
+            assert len(sources) == 100
 
 
 @pytest.mark.needs("netns")

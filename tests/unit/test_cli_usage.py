@@ -53,7 +53,8 @@ def test_help_of_a_command_has_examples_that_parse(
     if name in ("check", "completions"):  # they start no QEMU
         return
     wanted = ["--qemu", "--accel", "--sandbox", "--json"]
-    wanted.append("--port" if name in ("capture", "replay") else "--netdev")
+    naming = {"capture": "--port", "replay": "--port", "measure": "--tx"}
+    wanted.append(naming.get(name, "--netdev"))
     if name != "qemu-args":  # it has neither a memory nor a choice of machine
         wanted += ["--machine", "--hugepages", "--iova"]
     for option in wanted:

@@ -34,6 +34,7 @@ __all__ = [
     "add_session",
     "check_address",
     "check_ports",
+    "cpus",
     "host",
     "ip",
     "ipv4",
@@ -293,7 +294,7 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cpus",
-        type=_cpus,
+        type=cpus,
         default=(),
         metavar="N,N",
         help="processors for the threads of the queue pairs, in turn (default: any)",
@@ -363,7 +364,7 @@ def up_to(most: int) -> Callable[[str], int]:
     return number
 
 
-def _cpus(text: str) -> tuple[int, ...]:
+def cpus(text: str) -> tuple[int, ...]:
     """Parse a list of processors, for argparse."""
     return tuple(whole(word) for word in text.split(","))
 
