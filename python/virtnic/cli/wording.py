@@ -46,9 +46,9 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "give more --memory",
         ),
         (r"make it with jumbo_buffers=64 or so", "give more --memory"),
-        (r"(?:make|create) the memory with jumbo_buffers=\w+ or more", "give more --memory"),
+        (r"create the memory with jumbo_buffers=\w+ or more", "give more --memory"),
         (r"make the memory with a buffer_size of at least \d+", "give more --memory"),
-        (r"ask by offload=True", "programs ask by offload=True, commands do not"),
+        (r"use offload=True", "only programs can use offload=True"),
     )
 )
 

@@ -36,11 +36,11 @@ fn after(start: u16, used: &[u16], gap: u32) -> (u16, Vec<(u32, u32)>) {
         view.write(place.plus(8), &7u32.to_le_bytes());
         view.write(place.plus(14), &flags.to_le_bytes());
     }
-    let follower = ring.follower().closing_with(gap);
-    let place = follower.place();
-    let position = follower.position().unwrap();
-    assert_eq!(follower.position(), Some(position), "there is nothing left to do");
-    assert_eq!(follower.place(), position);
+    let follower = ring.follower().with_gap_length(gap);
+    let place = follower.position();
+    let position = follower.close_gaps().unwrap();
+    assert_eq!(follower.close_gaps(), Some(position), "there is nothing left to do");
+    assert_eq!(follower.position(), position);
     assert_eq!(place, position);
     let count = used.iter().max().map_or(0, |last| last + 1);
     assert_eq!(follower.distance(self::place(start, 0), position), count);

@@ -207,7 +207,7 @@ fn run<R: Ring, D: Device>(data: &[u8], power_of_two: bool) {
             _ => rig.reset(),
         }
         let _ = (rig.ring.has_used(), rig.ring.wants_kick());
-        if let Some(position) = rig.ring.follower().position() {
+        if let Some(position) = rig.ring.follower().close_gaps() {
             assert!(position & 0x7fff < rig.options.size);
         }
     }

@@ -1,5 +1,4 @@
-//! Feature bits by name (VIRTIO 1.3, sections 2.2, 5.1.3 and 6), and what was
-//! accepted or refused and why.
+//! Feature bits (VIRTIO 1.3, sections 2.2, 5.1.3 and 6) and their negotiation.
 
 use crate::{Error, Result};
 use std::fmt;
@@ -23,7 +22,7 @@ impl Features {
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
-    /// The 32 bits that the device's select register calls `index` (section 4.1.4.3).
+    /// The 32 bits for the value `index` of the feature select register (section 4.1.4.3).
     #[must_use]
     pub const fn word(self, index: u32) -> u32 {
         (self.0 >> (32 * index)) as u32
@@ -81,29 +80,29 @@ impl fmt::Display for Features {
     }
 }
 
-/// What this driver does about a feature.
+/// How this driver supports a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Support {
     /// The device must offer it.
     Required,
-    /// Accepted when offered.
+    /// Accepted if offered.
     Accepted,
-    /// Works, but is accepted only when asked for; the text says why.
+    /// Supported, but only accepted on request; with the reason.
     OnRequest(&'static str),
-    /// Not accepted; the text says why.
+    /// Not accepted; with the reason.
     Unsupported(&'static str),
 }
 
 /// One feature bit.
 #[derive(Clone, Copy, Debug)]
 pub struct Feature {
-    /// Its name in the specification, without the `VIRTIO_`, `VIRTIO_F_` or `VIRTIO_NET_F_` in front.
+    /// Its name in the specification, without the prefix `VIRTIO_`, `VIRTIO_F_` or `VIRTIO_NET_F_`.
     pub name: &'static str,
     /// Its number.
     pub bit: u8,
     /// The section of VIRTIO 1.3 that defines it.
     pub section: &'static str,
-    /// What this driver does about it.
+    /// How this driver supports it.
     pub support: Support,
 }
 
@@ -129,20 +128,19 @@ macro_rules! features {
 
 use Support::{Accepted, OnRequest, Required, Unsupported};
 
-/// Frames of the usual size fit one buffer, so nothing has to be merged. A port prefers it
-/// where the device's MTU makes longer frames; `attach` also where that look at a header, of each
-/// frame, is of no weight.
+/// Frames of the usual size fit one buffer and need no merging. A port prefers the feature if the
+/// device's MTU requires it; `attach` also if QEMU moves the frames, where its cost is negligible.
 const MERGE_ON_REQUEST: Support = OnRequest(
-    "a header read for each frame, which counts where a backend moves them; \
-     asked for where QEMU does, or the MTU needs it",
+    "reads a header for each frame, which slows down a backend; used if QEMU moves the frames or \
+     the MTU needs it",
 );
-/// What a device does to received frames surprises whoever does not look at `burst.offload`.
+/// Programs that ignore `burst.offload` would misread such frames.
 const OFFLOAD_ON_REQUEST: Support =
-    OnRequest("received frames may then lack checksums or be 64 KiB long; ask by offload=True");
+    OnRequest("received frames may then lack checksums or be 64 KiB long; use offload=True");
 const COALESCED_ON_REQUEST: Support =
-    OnRequest("coalesced frames cannot be sent on as the segments that they were");
+    OnRequest("coalesced frames cannot be forwarded as the original segments");
 const NO_TUNNELS: Support =
-    Unsupported("VIRTIO 1.4; the longer header that says where tunnels are is not driven");
+    Unsupported("VIRTIO 1.4; the longer header for tunnels is not supported");
 
 features! {
     /// The device handles packets with partial checksum.
@@ -151,12 +149,12 @@ features! {
     GUEST_CSUM = 1, "5.1.3", OFFLOAD_ON_REQUEST;
     /// Offloads can be changed at run time by the control queue.
     CTRL_GUEST_OFFLOADS = 2, "5.1.3", Accepted;
-    /// The device says its MTU.
+    /// The device reports its MTU.
     MTU = 3, "5.1.3", Accepted;
     /// The device has a MAC address.
     MAC = 5, "5.1.3", Accepted;
-    /// The device can segment whatever it is given.
-    GSO = 6, "5.1.3.2", Unsupported("legacy; CSUM, HOST_TSO4 and the like say more");
+    /// The device can segment frames of all kinds.
+    GSO = 6, "5.1.3.2", Unsupported("legacy; replaced by CSUM, HOST_TSO4 and others");
     /// The driver can receive TSOv4.
     GUEST_TSO4 = 7, "5.1.3", OFFLOAD_ON_REQUEST;
     /// The driver can receive TSOv6.
@@ -191,8 +189,8 @@ features! {
     MQ = 22, "5.1.3", Accepted;
     /// The control queue sets the MAC address.
     CTRL_MAC_ADDR = 23, "5.1.3", Accepted;
-    /// The device notifies when it runs out of buffers, even where notifications are suppressed.
-    NOTIFY_ON_EMPTY = 24, "6.3", Unsupported("legacy; of no use to a driver that looks at used rings itself");
+    /// The device notifies when it runs out of buffers, even if notifications are suppressed.
+    NOTIFY_ON_EMPTY = 24, "6.3", Unsupported("legacy; of no use to a driver that polls used rings");
     /// Descriptors may be laid out in any way.
     ANY_LAYOUT = 27, "6.3", Accepted;
     /// A descriptor can point to a table of descriptors.
@@ -220,11 +218,11 @@ features! {
     /// One queue can be reset alone.
     RING_RESET = 40, "6", Accepted;
     /// The device has an administration queue.
-    ADMIN_VQ = 41, "6", Unsupported("the administration queue is not driven");
+    ADMIN_VQ = 41, "6", Unsupported("the administration queue is not used");
     /// The device keeps statistics.
-    DEVICE_STATS = 50, "5.1.3", Unsupported("the device's own statistics are not asked for");
-    /// The device hashes what is inside tunnels.
-    HASH_TUNNEL = 51, "5.1.3", Unsupported("hashes are of the outer packet only");
+    DEVICE_STATS = 50, "5.1.3", Unsupported("the device's own counters are not read");
+    /// The device hashes the packet inside a tunnel.
+    HASH_TUNNEL = 51, "5.1.3", Unsupported("only the outer packet is hashed");
     /// Notifications can be coalesced for each queue.
     VQ_NOTF_COAL = 52, "5.1.3", Accepted;
     /// Notifications can be coalesced.
@@ -243,27 +241,27 @@ features! {
     RSS = 60, "5.1.3", Accepted;
     /// The device can merge TCP segments.
     RSC_EXT = 61, "5.1.3", COALESCED_ON_REQUEST;
-    /// The device stands by for another of the same MAC.
-    STANDBY = 62, "5.1.3", OnRequest("there is no primary device to stand by for; port.standby says that it is offered");
-    /// The device says its speed and duplex mode.
+    /// The device is the standby of another with the same MAC address.
+    STANDBY = 62, "5.1.3", OnRequest("there is no primary device; port.standby reports whether it is offered");
+    /// The device reports its speed and duplex mode.
     SPEED_DUPLEX = 63, "5.1.3", Accepted;
     /// The driver can receive segmented UDP tunnels.
     GUEST_UDP_TUNNEL_GSO = 65, "5.1.3", NO_TUNNELS;
-    /// And such whose outer checksum is still to be calculated.
+    /// The driver can receive them with an incomplete outer checksum.
     GUEST_UDP_TUNNEL_GSO_CSUM = 66, "5.1.3", NO_TUNNELS;
     /// The device can receive segmented UDP tunnels.
     HOST_UDP_TUNNEL_GSO = 67, "5.1.3", NO_TUNNELS;
-    /// And such whose outer checksum is still to be calculated.
+    /// The device can receive them with an incomplete outer checksum.
     HOST_UDP_TUNNEL_GSO_CSUM = 68, "5.1.3", NO_TUNNELS;
 }
 
-/// The feature of a bit, where it is known.
+/// The feature of a bit, if it is known.
 #[must_use]
 pub fn by_bit(bit: u8) -> Option<&'static Feature> {
     TABLE.iter().find(|feature| feature.bit == bit)
 }
 
-/// The feature of a name; case and the specification's prefixes do not matter.
+/// The feature with a name, ignoring case and the specification's prefixes.
 #[must_use]
 pub fn by_name(name: &str) -> Option<&'static Feature> {
     let upper = name.to_ascii_uppercase();
@@ -279,39 +277,39 @@ pub fn by_name(name: &str) -> Option<&'static Feature> {
     TABLE.iter().find(|feature| feature.name == short)
 }
 
-/// What became of one feature.
+/// The result of negotiating one feature.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Its name, `bit N` for one this driver does not know.
+    /// Its name; `bit N` for an unknown one.
     pub name: String,
     /// Its number.
     pub bit: u8,
     /// Whether the device offers it.
     pub offered: bool,
-    /// Whether it is in force.
+    /// Whether it is in use.
     pub accepted: bool,
-    /// Why, in words.
+    /// The reason.
     pub why: String,
 }
 
-/// What the driver wants beyond its defaults: features to insist on and to refuse.
+/// Deviations from the defaults.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Preferences {
-    /// An error if one of these cannot be had.
+    /// Required: negotiation fails without them.
     pub insist: Features,
     /// Not accepted even if offered.
     pub refuse: Features,
-    /// Accepted if offered, with no error if not.
+    /// Accepted if offered.
     pub prefer: Features,
-    /// Work only with MRG_RXBUF: their frames fit no common buffer.
+    /// Need MRG_RXBUF, as their frames do not fit one buffer.
     pub merged: Features,
 }
 
-/// Chooses from what the device offers (section 3.1.1, step 4).
+/// Selects features from those that the device offers (section 3.1.1, step 4).
 ///
 /// # Errors
-/// [`Error::Device`] when a required or insisted-on feature is not offered,
-/// [`Error::Invalid`] when one is insisted on that this driver cannot drive.
+/// [`Error::Device`] if a required or insisted-on feature is not offered, [`Error::Invalid`] if an
+/// insisted-on feature is not supported.
 pub fn negotiate(offered: Features, preferences: &Preferences) -> Result<(Features, Vec<Outcome>)> {
     let mut outcomes = Vec::new();
     for feature in TABLE {
@@ -326,7 +324,7 @@ pub fn negotiate(offered: Features, preferences: &Preferences) -> Result<(Featur
         });
     }
     let merged = (preferences.merged, Features::MRG_RXBUF);
-    // Each pass takes out what lacks a prerequisite, until there is none.
+    // Each pass removes a feature that lacks a prerequisite.
     while let Some((outcome, missing)) = lacking(&outcomes, merged) {
         let outcome = &mut outcomes[outcome];
         let missing = missing.to_string().replace(", ", " or ");
@@ -357,7 +355,7 @@ fn accepted_of(outcomes: &[Outcome]) -> Features {
     accepted.fold(Features::NONE, |set, outcome| set | Features::bit(outcome.bit))
 }
 
-/// The first accepted feature that lacks a prerequisite, and what would be one.
+/// The first accepted feature that lacks a prerequisite, and the features that would satisfy it.
 fn lacking(outcomes: &[Outcome], more: (Features, Features)) -> Option<(usize, Features)> {
     let accepted = accepted_of(outcomes);
     let rules = NEEDS.iter().copied().chain([more]);
@@ -369,7 +367,7 @@ fn lacking(outcomes: &[Outcome], more: (Features, Features)) -> Option<(usize, F
     })
 }
 
-/// What features need to be accepted as well (section 5.1.3.1).
+/// The prerequisites of features (section 5.1.3.1).
 #[must_use]
 pub fn prerequisites(wanted: Features) -> Features {
     let mut all = wanted;
@@ -384,7 +382,7 @@ pub fn prerequisites(wanted: Features) -> Features {
     all - wanted
 }
 
-/// What is left of features where those go as well that need others (section 5.1.3.1).
+/// Removes the features that lack a prerequisite (section 5.1.3.1).
 #[must_use]
 pub fn consistent(mut features: Features) -> Features {
     let orphans = |features: Features| {
@@ -400,7 +398,7 @@ pub fn consistent(mut features: Features) -> Features {
 }
 
 impl Features {
-    /// What a device can be asked to do to frames before it sends them.
+    /// Offloads of transmitted frames.
     pub const SEND_OFFLOADS: Self = Self(
         Self::CSUM.0
             | Self::HOST_TSO4.0
@@ -409,11 +407,10 @@ impl Features {
             | Self::HOST_UFO.0
             | Self::HOST_USO.0,
     );
-    /// What makes received frames come with something left to do to them; each can be turned off
-    /// and on by the control queue.
+    /// Offloads of received frames, which the control queue can turn off and on.
     pub const RECEIVE_OFFLOADS: Self =
         Self(Self::GUEST_CSUM.0 | Self::GUEST_ECN.0 | Self::LARGE_RECEIVE.0);
-    /// What makes received frames up to 64 KiB long.
+    /// Offloads that make received frames up to 64 KiB long.
     pub const LARGE_RECEIVE: Self = Self(
         Self::GUEST_TSO4.0
             | Self::GUEST_TSO6.0
@@ -424,7 +421,7 @@ impl Features {
     );
 }
 
-/// Features, and what each of them needs at least one of (section 5.1.3.1).
+/// Features, and the prerequisites of which each needs at least one (section 5.1.3.1).
 const NEEDS: &[(Features, Features)] = &[
     (NEEDS_CONTROL, Features::CTRL_VQ),
     (
@@ -453,7 +450,7 @@ const NEEDS: &[(Features, Features)] = &[
     (Features::GUEST_ECN, Features(Features::GUEST_TSO4.0 | Features::GUEST_TSO6.0)),
 ];
 
-/// What works by the control queue only.
+/// Features that need the control queue.
 const NEEDS_CONTROL: Features = Features(
     Features::CTRL_GUEST_OFFLOADS.0
         | Features::CTRL_RX.0
@@ -494,7 +491,7 @@ fn decide(feature: &Feature, offered: bool, preferences: &Preferences) -> Result
     if insisted
         || preferences.prefer.contains(feature.set()) && !matches!(feature.support, Unsupported(_))
     {
-        return Ok((true, "asked for".to_owned()));
+        return Ok((true, "requested".to_owned()));
     }
     Ok(match feature.support {
         Required | Accepted => (true, String::new()),
@@ -545,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn wishes_are_followed() {
+    fn preferences_are_applied() {
         let offered = BASE | Features::MRG_RXBUF | Features::EVENT_IDX;
         let preferences = Preferences {
             insist: Features::MRG_RXBUF,

@@ -1,4 +1,4 @@
-//! What all virtio devices share: feature bits, device status, transports, rings.
+//! The parts common to all virtio devices: feature bits, device status, transports, rings.
 
 pub mod catalogue;
 pub mod features;

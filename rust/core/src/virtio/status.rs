@@ -1,7 +1,7 @@
 //! The device status field (VIRTIO 1.3, section 2.1).
 
 bitflags::bitflags! {
-    /// How far the driver has come, and what the device thinks of it.
+    /// The bits of the device status field.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Status: u8 {
         /// The driver has noticed the device.
@@ -12,9 +12,9 @@ bitflags::bitflags! {
         const DRIVER_OK = 4;
         /// The features are negotiated.
         const FEATURES_OK = 8;
-        /// The device met an error it cannot recover from.
+        /// The device has an error that it cannot recover from.
         const DEVICE_NEEDS_RESET = 64;
-        /// The driver gave up.
+        /// The driver has given up on the device.
         const FAILED = 128;
     }
 }

@@ -62,7 +62,7 @@ impl Outage {
     pub fn begin(&self) -> bool {
         let (place, packed) = {
             let follower = self.follower();
-            (u32::from(follower.place()), follower.is_packed())
+            (u32::from(follower.position()), follower.is_packed())
         };
         // A current outage continues.
         let _ = self.began.compare_exchange(NONE, place, AcqRel, Acquire);
@@ -86,8 +86,8 @@ impl Outage {
         }
         let position = {
             let follower = self.follower();
-            let position = follower.position();
-            follower.welcome();
+            let position = follower.close_gaps();
+            follower.enable_kicks();
             position
         };
         self.settle();
@@ -124,7 +124,7 @@ impl Outage {
         let Ok(began) = u16::try_from(self.began.swap(NONE, AcqRel)) else { return };
         if let Some(stats) = &self.stats {
             let follower = self.follower();
-            let moved = follower.distance(began, follower.place());
+            let moved = follower.distance(began, follower.position());
             drop(follower);
             stats.no_backend.add_shared(moved.into());
         }

@@ -66,7 +66,7 @@ impl RxQueue {
     }
 
     fn follower(&self) -> Follower {
-        self.common.follower().closing_with(self.gap())
+        self.common.follower().with_gap_length(self.gap())
     }
 
     /// Replaces the ring while suspended.

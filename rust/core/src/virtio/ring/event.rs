@@ -1,7 +1,7 @@
-//! Whether a notification is due: `VIRTIO_F_EVENT_IDX` (section 2.7.10).
+//! Notification suppression by `VIRTIO_F_EVENT_IDX` (section 2.7.10).
 
-/// Whether going from `old` to `new` passed `event`, all modulo 2^16: the other
-/// side asked to be told when the entry at `event` is filled.
+/// Whether the entry at `event`, for which the other side wants a notification, was filled when the
+/// index went from `old` to `new` (all modulo 2^16).
 #[inline]
 pub(super) fn passed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)

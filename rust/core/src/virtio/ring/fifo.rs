@@ -1,20 +1,18 @@
-//! Free identifiers, first in, first out.
+//! A FIFO of free identifiers.
 //!
-//! With a device that uses buffers in order, identifiers then run round the
-//! ring in sequence: descriptors are written in memory order, the available
-//! ring keeps its contents from lap to lap, and `VIRTIO_F_IN_ORDER`'s demand on
-//! the driver (sections 2.7.9 and 2.8.9) holds by itself.
+//! If the device uses buffers in order, identifiers are then taken in sequence: descriptors are written
+//! in memory order, the contents of the available ring do not change, and the driver meets the
+//! requirement of `VIRTIO_F_IN_ORDER` (sections 2.7.9 and 2.8.9).
 
 use super::table::{Masked, Table};
 
-/// A queue of the identifiers `0..size`, of which each is in it at most once.
+/// A queue of the identifiers `0..size`, each at most once.
 #[derive(Debug)]
 pub(super) struct Fifo {
     ids: Table<u16>,
     size: u32,
-    /// Taken so far and put back so far, modulo 2^32; `ids[tail - size..head]`
-    /// (masked) are the identifiers taken, in the order in which they were if
-    /// they are put back in that order.
+    /// Number of identifiers ever taken and ever put, modulo 2^32. If they are put back in the order of
+    /// taking, `ids[tail - size..head]` (masked) are the taken ones in that order.
     head: u32,
     tail: u32,
 }
@@ -26,7 +24,7 @@ impl Fifo {
         fifo
     }
 
-    /// Back to `0..size`, all free.
+    /// Resets to `0..size`, all free.
     pub(super) fn fill(&mut self) {
         (self.head, self.tail) = (0, 0);
         for id in 0..self.size {
@@ -34,7 +32,7 @@ impl Fifo {
         }
     }
 
-    /// Empties it for good (until `fill`): what a poisoned ring does.
+    /// Removes all identifiers until `fill`, for a poisoned ring.
     pub(super) fn drain(&mut self) {
         self.head = self.tail;
     }
@@ -44,7 +42,7 @@ impl Fifo {
         self.tail.wrapping_sub(self.head) as usize
     }
 
-    /// How many were ever taken, modulo 2^32.
+    /// The number of identifiers ever taken, modulo 2^32.
     #[inline(always)]
     pub(super) fn taken(&self) -> u32 {
         self.head
@@ -56,8 +54,7 @@ impl Fifo {
         *self.ids.get(position as usize)
     }
 
-    /// Takes the next; only while `len() > 0`, else the identifier is one in use
-    /// (wrong, but in range).
+    /// Takes the next. Requires `len() > 0`; otherwise the identifier is in range but in use.
     #[inline(always)]
     pub(super) fn take(&mut self) -> u16 {
         let id = self.at(self.head);
@@ -71,8 +68,8 @@ impl Fifo {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// For a loop that takes: the identifiers by position, and the position of
-    /// the next. Set [`Fifo::set_taken`] afterwards.
+    /// For a loop that takes: the identifiers by position, and the next position. Call
+    /// [`Fifo::set_taken`] afterwards.
     #[inline(always)]
     pub(super) fn taking(&mut self) -> (Masked<'_, u16>, u32) {
         (self.ids.view(), self.head)
@@ -83,8 +80,8 @@ impl Fifo {
         self.head = head;
     }
 
-    /// For a loop that puts: the identifiers by position, and the position for
-    /// the next. Set [`Fifo::set_put`] afterwards.
+    /// For a loop that puts: the identifiers by position, and the next position. Call
+    /// [`Fifo::set_put`] afterwards.
     #[inline(always)]
     pub(super) fn putting(&mut self) -> (Masked<'_, u16>, u32) {
         (self.ids.view(), self.tail)
@@ -95,14 +92,13 @@ impl Fifo {
         self.tail = tail;
     }
 
-    /// For a loop that puts in order: how far behind the position for the next the identifier is
-    /// that was taken longest ago.
+    /// For a loop that puts in order: the distance from the oldest taken identifier to the next position.
     #[inline(always)]
     pub(super) fn span(&self) -> u32 {
         self.size
     }
 
-    /// The identifier that was taken longest ago, if all are put back in order.
+    /// The oldest taken identifier, if all are put back in order.
     #[inline(always)]
     pub(super) fn oldest(&self) -> u16 {
         self.at(self.tail.wrapping_sub(self.size))

@@ -1,4 +1,4 @@
-//! Where a ring's device is, for those who are not its driver.
+//! `Follower`: observes a device's progress in a ring from outside the driver.
 
 use super::flags::{AVAIL, ENABLE, EVENT_WRAP, USED};
 use super::shared::{Memory, Window};
@@ -6,19 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-/// How often a look at a ring is repeated whose driver went on meanwhile.
+/// How often a scan is repeated if the driver pops meanwhile.
 const ATTEMPTS: usize = 64;
 
-/// Follows a ring from another thread, without its lock.
+/// Observes a ring from another thread, without its lock.
 ///
-/// A packed ring does not show how far its device has come to those who did not follow it.
-/// Somebody who introduces a new device to the ring has to know: see
-/// [`crate::vhost_user::Interposer::follow`].
+/// A new device of a packed ring must be told where the last one stopped, which the ring itself does
+/// not show: see [`crate::vhost_user::Interposer::follow`].
 #[derive(Debug)]
 pub struct Follower {
     ring: Followed,
     size: u16,
-    /// What stands for the length in a gap.
+    /// The length of descriptors in a gap.
     gap: u32,
     /// Last, so that it outlives the windows.
     _memory: Option<Arc<Memory>>,
@@ -38,27 +37,27 @@ enum Followed {
         /// The device event suppression area.
         suppression: Window<u32>,
     },
-    /// There is no ring any more.
+    /// The ring does not exist any more.
     None,
 }
 
-/// Where the device of a split ring says when it wants to be kicked.
+/// The notification suppression fields of a split ring.
 #[derive(Debug)]
 pub(super) struct SplitSuppression {
     pub(super) used_flags: Window<u16>,
     pub(super) avail_event: Window<u16>,
-    /// What the event is compared with: how far the driver has come.
+    /// The driver's index, with which the event is compared.
     pub(super) avail_idx: Window<u16>,
 }
 
-/// An index, and the wrap counter of its lap (VIRTIO 1.3, section 2.8.1).
+/// A position in a packed ring: an index and its wrap counter (VIRTIO 1.3, section 2.8.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct Position {
     at: u16,
     wrap: bool,
 }
 
-impl Place {
+impl Position {
     fn of(packed: u16) -> Self {
         Self { at: packed & !EVENT_WRAP, wrap: packed & EVENT_WRAP != 0 }
     }
@@ -71,11 +70,11 @@ impl Place {
             _ => Self { at: 0, wrap: !self.wrap },
         }
     }
-    /// Flags of a descriptor that the device has used in this lap.
+    /// Flags of a used descriptor in this lap.
     fn used(self) -> u64 {
         if self.wrap { AVAIL | USED } else { 0 }
     }
-    /// Flags of a descriptor that the device may use in this lap.
+    /// Flags of an available descriptor in this lap.
     fn available(self) -> u64 {
         if self.wrap { AVAIL } else { USED }
     }
@@ -103,38 +102,38 @@ impl Follower {
         Self { ring, size, gap: 0, _memory: Some(Arc::clone(memory)) }
     }
 
-    /// Follows a ring that is no more: nothing moves.
+    /// A follower of a ring that does not exist any more.
     pub(crate) fn of_none() -> Self {
         Self { ring: Followed::None, size: 0, gap: 0, _memory: None }
     }
 
-    /// Closes gaps with this length: see [`Self::position`].
+    /// Sets the length of descriptors in gaps: see [`Self::close_gaps`].
     #[must_use]
-    pub fn closing_with(self, length: u32) -> Self {
+    pub fn with_gap_length(self, length: u32) -> Self {
         Self { gap: length, ..self }
     }
 
-    /// How far the device has come: the index of a split ring's used ring; the index behind the last
-    /// used descriptor of a packed one, and in bit 15 its lap's wrap counter.
-    pub fn place(&self) -> u16 {
+    /// The device's position: the used index of a split ring, or the index after the last used
+    /// descriptor of a packed ring with the wrap counter in bit 15.
+    pub fn position(&self) -> u16 {
         match &self.ring {
             Followed::Split { used_idx, .. } => used_idx.load(0, Acquire),
-            Followed::Packed { .. } => self.behind_last_used().map_or(0, |(_, end)| end.packed()),
+            Followed::Packed { .. } => self.after_last_used().map_or(0, |(_, end)| end.packed()),
             Followed::None => 0,
         }
     }
 
-    /// Forgets when the last device wanted to be kicked: the next has not said yet that it does not
-    /// want to be, and one that is driven by kicks does not say that it does (sections 2.7.10 and
-    /// 2.8.14 let the driver start with an area of zeros).
+    /// Enables kicks, for a new device: one that waits for kicks may not enable them itself, as it may
+    /// assume that the area is zero (sections 2.7.10 and 2.8.14). QEMU, which has the ring between two
+    /// backends, leaves kicks disabled.
     ///
-    /// Only while the ring has no device: QEMU, which has it in between, leaves "no notifications".
-    /// What the driver publishes meanwhile has to be kicked for when there is a device.
-    pub fn welcome(&self) {
+    /// Only while the ring has no device. The caller kicks the new device for what was published
+    /// meanwhile.
+    pub fn enable_kicks(&self) {
         match &self.ring {
             Followed::Split { suppression, .. } => {
                 suppression.used_flags.store(0, 0, Relaxed);
-                // The next buffer is worth a kick.
+                // Kick for the next buffer.
                 suppression.avail_event.store(0, suppression.avail_idx.load(0, Relaxed), Relaxed);
             }
             Followed::Packed { suppression, .. } => suppression.store(0, ENABLE, Relaxed),
@@ -142,43 +141,43 @@ impl Follower {
         }
     }
 
-    /// Whether the ring is a packed one.
+    /// Whether the ring is packed.
     pub fn is_packed(&self) -> bool {
         matches!(self.ring, Followed::Packed { .. })
     }
 
-    /// How many descriptors lie from one [place](Self::place) to a later one; no more than the
-    /// ring has.
+    /// The number of descriptors from one [position](Self::position) to a later one, at most the size of
+    /// the ring.
     pub fn distance(&self, from: u16, to: u16) -> u16 {
         match &self.ring {
             Followed::Split { .. } | Followed::None => to.wrapping_sub(from).min(self.size),
             Followed::Packed { .. } => {
-                let (from, to, size) = (Place::of(from), Place::of(to), i32::from(self.size));
+                let (from, to, size) = (Position::of(from), Position::of(to), i32::from(self.size));
                 let lap = if from.wrap == to.wrap { 0 } else { size };
                 (i32::from(to.at) - i32::from(from.at) + lap).clamp(0, size) as u16
             }
         }
     }
 
-    /// Where the next device of a packed ring goes on, as [`Self::place`] says it. `None` for a
-    /// split ring, which shows that itself.
+    /// Closes gaps and returns the [position](Self::position) where the next device of a packed ring
+    /// starts; `None` for a split ring, which shows it itself.
     ///
-    /// Only while the ring has no device. One that died may have left gaps: descriptors that it
-    /// has not used before others that it has. So does QEMU, which takes a ring over from a
-    /// vhost-user backend that is gone at a place where the ring was long ago, and drops what it
-    /// finds there. A new device would stop behind the gap for ever. So gaps are closed:
-    /// what is in them is used, with the length of [`Self::closing_with`], else 0.
+    /// Only while the ring has no device. A device that died may have left gaps: unused descriptors
+    /// before used ones. So does QEMU, which takes over the ring of a lost vhost-user backend at an old
+    /// position and drops the buffers there. The driver would wait at a gap forever. Therefore the
+    /// descriptors in gaps are marked as used, with the length of [`Self::with_gap_length`], by
+    /// default 0.
     ///
-    /// Right for rings whose chains are of one descriptor each, as a network device's are.
-    pub fn position(&self) -> Option<u16> {
-        let (mut here, end) = self.behind_last_used()?;
+    /// Only for rings whose chains have one descriptor each.
+    pub fn close_gaps(&self) -> Option<u16> {
+        let (mut here, end) = self.after_last_used()?;
         let Followed::Packed { descriptors, .. } = &self.ring else { return None };
         while here != end {
             let word = usize::from(here.at) * 2 + 1;
             let rest = descriptors.load(word, Acquire);
-            // What is neither was taken back, and made available for the next lap, meanwhile.
+            // Any other descriptor was popped and made available in the next lap meanwhile.
             if rest & (AVAIL | USED) == here.available() {
-                // The driver knows the descriptor by its id, and that stays.
+                // Keep the id, by which the driver identifies the descriptor.
                 let id = rest & 0xffff << 32;
                 descriptors.store(word, id | u64::from(self.gap) | here.used(), Release);
             }
@@ -187,14 +186,14 @@ impl Follower {
         Some(end.packed())
     }
 
-    /// Where the driver is in a packed ring, and the place behind the last used descriptor.
-    fn behind_last_used(&self) -> Option<(Place, Place)> {
+    /// The driver's position in a packed ring, and the position after the last used descriptor.
+    fn after_last_used(&self) -> Option<(Position, Position)> {
         let Followed::Packed { descriptors, popped, .. } = &self.ring else { return None };
         let mut found = None;
-        // The driver may take back what was used. With no device that comes to an end.
+        // The driver may pop meanwhile. Without a device that comes to an end.
         for _ in 0..ATTEMPTS {
             let before = popped.load(Acquire);
-            let start = Place::of(before);
+            let start = Position::of(before);
             let (mut here, mut end) = (start, start);
             for _ in 0..self.size {
                 let flags = descriptors.load(usize::from(here.at) * 2 + 1, Acquire);

@@ -1,15 +1,13 @@
-//! Virtqueues as the driver sees them (VIRTIO 1.3, sections 2.7 and 2.8).
+//! The driver side of virtqueues (VIRTIO 1.3, sections 2.7 and 2.8).
 //!
-//! [`SplitRing`] and [`PackedRing`] implement one trait, [`Ring`], that costs
-//! nothing at run time: the data path is generic over it and the closures that
-//! name buffers and take completions are inlined.
+//! [`SplitRing`] and [`PackedRing`] implement the trait [`Ring`]. The data path is generic over it, so
+//! its calls and closures are inlined.
 //!
-//! A ring moves *tokens*: the caller gives one with each buffer or chain and
-//! gets it back when the device has used it. What the driver must remember
-//! (free identifiers, tokens, chain lengths, capacities) lives in private
-//! memory (`slots`, `fifo`); whatever the device writes is checked against
-//! it, and a device that breaks a rule poisons the ring with a [`Violation`].
-//! Shared memory is reached through `shared` alone: atomics, indices masked.
+//! The caller adds each buffer or chain with a *token* and gets the token back once the device has used
+//! it. The driver's records (free identifiers, tokens, chain lengths, capacities) are in private memory
+//! (`slots`, `fifo`). Everything the device writes is checked against them; a device that breaks a rule
+//! poisons the ring with a [`Violation`]. Only `shared` accesses shared memory: with atomics and masked
+//! indices.
 
 mod event;
 mod fifo;
@@ -38,21 +36,21 @@ use std::sync::Arc;
 /// The largest queue there can be (sections 2.7 and 2.8).
 pub const MAX_SIZE: u16 = 32_768;
 
-/// What a ring shall be; the features are those that were negotiated.
+/// Properties of a ring: its size and negotiated features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingOptions {
     /// Descriptors: a power of two for a split ring, any number for a packed one; up to 32,768.
     pub size: u16,
-    /// `VIRTIO_F_EVENT_IDX`: notifications are asked for by position.
+    /// `VIRTIO_F_EVENT_IDX`: notifications are requested by position.
     pub event_idx: bool,
-    /// `VIRTIO_F_INDIRECT_DESC`: a chain may take one descriptor and a table.
+    /// `VIRTIO_F_INDIRECT_DESC`: a chain can use one descriptor and a table.
     pub indirect: bool,
-    /// `VIRTIO_F_IN_ORDER`: the device uses buffers in the order they were made available.
+    /// `VIRTIO_F_IN_ORDER`: the device uses buffers in the order in which they were made available.
     pub in_order: bool,
 }
 
 impl RingOptions {
-    /// A ring of this size with no feature negotiated.
+    /// A ring of this size without features.
     #[must_use]
     pub fn new(size: u16) -> Self {
         Self { size, event_idx: false, indirect: false, in_order: false }
@@ -68,36 +66,33 @@ impl RingOptions {
     }
 }
 
-/// The driver's side of a virtqueue.
+/// The driver side of a virtqueue.
 ///
-/// A new ring asks for no interrupts. Memory that a buffer names stays the
-/// device's from [`Ring::publish`] until its token comes back from
-/// [`Ring::pop`] or [`Ring::reset`]. Lengths must not be zero: devices reject
-/// empty descriptors.
+/// Interrupts of a new ring are disabled. The memory of a buffer belongs to the device from
+/// [`Ring::publish`] until [`Ring::pop`] or [`Ring::reset`] returns its token. Lengths must not be
+/// zero, as devices reject empty descriptors.
 pub trait Ring: Sized {
     /// Allocates an empty ring in the region.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a size the format cannot have, [`Error::MemoryUnavailable`]
-    /// when the region has no room for it.
+    /// [`Error::Invalid`] for an invalid size, [`Error::MemoryUnavailable`] if the region has no room.
     fn new(region: &Arc<Region>, options: &RingOptions) -> Result<Self>;
 
-    /// Descriptors in all.
+    /// The number of descriptors.
     fn size(&self) -> u16;
 
-    /// Where the descriptors, the driver area and the device area lie, as the
-    /// transport tells the device.
+    /// The addresses of the descriptors, the driver area and the device area.
     fn addresses(&self) -> (Iova, Iova, Iova);
 
-    /// Descriptors that may still be added; 0 when the ring is poisoned.
+    /// The number of free descriptors; 0 if the ring is poisoned.
     fn free(&self) -> usize;
 
-    /// Buffers and chains that are with the device: published and not yet popped.
+    /// The number of buffers and chains that are with the device: published and not popped.
     fn in_flight(&self) -> usize;
 
-    /// Adds up to `count` buffers of one descriptor each: `buffer(i)` is the
-    /// token, address and length of the `i`th. Stops when the ring is full and
-    /// says how many were added. The device sees none of them before [`Ring::publish`].
+    /// Adds up to `count` buffers of one descriptor each: `buffer(i)` returns the token, address and
+    /// length of the `i`th. Stops when the ring is full. Returns the number of added buffers. The
+    /// device sees them after [`Ring::publish`].
     fn add(
         &mut self,
         writable: bool,
@@ -105,93 +100,85 @@ pub trait Ring: Sized {
         buffer: impl FnMut(usize) -> (u32, Iova, u32),
     ) -> usize;
 
-    /// Adds one chain: the parts that the device reads, then those it writes.
-    /// Takes an indirect table where that was negotiated and saves descriptors.
-    /// False, and nothing changed, when it is empty or does not fit now.
+    /// Adds one chain: the parts that the device reads, then those that it writes. Uses an indirect
+    /// table if negotiated. Returns false, without changes, if the chain is empty or does not fit.
     fn add_chain(&mut self, token: u32, readable: &[(Iova, u32)], writable: &[(Iova, u32)])
     -> bool;
 
-    /// Makes everything added visible, with one release store, and says whether
-    /// the device wants a kick for it.
+    /// Publishes everything added, with one release store. Returns whether the device wants a kick.
     ///
-    /// The question needs a full fence, once per call: the device may be about
-    /// to sleep. [`Ring::publish_quiet`] leaves the question to a later
-    /// [`Ring::wants_kick`].
+    /// That check needs a full fence per call, as the device may be about to sleep.
+    /// [`Ring::publish_quiet`] leaves the check to a later [`Ring::wants_kick`].
     #[inline]
     fn publish(&mut self) -> bool {
         self.publish_quiet();
         self.wants_kick()
     }
 
-    /// Makes everything added visible and asks nothing.
+    /// Publishes everything added without checking whether the device wants a kick.
     ///
-    /// Until [`Ring::wants_kick`] has been called afterwards, a device that
-    /// sleeps is not woken: call that at the latest before waiting for anything.
+    /// A sleeping device is not woken until [`Ring::wants_kick`] is called, which must happen before
+    /// the caller waits for anything.
     fn publish_quiet(&mut self);
 
-    /// Whether the device wants a kick for what was published since this was
-    /// last asked. False, without a fence, when nothing was.
+    /// Whether the device wants a kick for what was published since the last call. Returns false,
+    /// without a fence, if nothing was.
     fn wants_kick(&mut self) -> bool;
 
-    /// Where the next buffer goes, as notifications say it (section 2.9, `VIRTIO_F_NOTIFICATION_DATA`):
-    /// the available index of a split ring; the offset of the next descriptor of a packed one, and
-    /// in bit 15 the wrap counter.
+    /// The position of the next buffer for a notification (section 2.9, `VIRTIO_F_NOTIFICATION_DATA`):
+    /// the available index of a split ring, or the offset of a packed ring's next descriptor with the
+    /// wrap counter in bit 15.
     fn next_available(&self) -> u16;
 
-    /// Takes up to `max` used buffers or chains, in the order the device used
-    /// them: `used(token, written)` each. `written` is the number of bytes that
-    /// the device says it wrote, at most the writable length of that chain; 0
-    /// where it had none. With `VIRTIO_F_IN_ORDER` a device may report a whole
-    /// batch by its last buffer; the others count as written completely
-    /// (sections 2.7.9 and 2.8.9).
+    /// Takes up to `max` used buffers or chains in the order of use, and calls `used(token, written)`
+    /// for each. `written` is the number of bytes that the device reports as written, at most the
+    /// writable length of the chain. With `VIRTIO_F_IN_ORDER`, a device may report a whole batch by its
+    /// last buffer; the others count as completely written (sections 2.7.9 and 2.8.9).
     ///
     /// # Errors
-    /// The rule that the device broke. Tokens handed to `used` before that were
-    /// used rightly. The ring is poisoned: from then on nothing can be added
-    /// and this returns the same violation, until [`Ring::reset`].
+    /// The rule that the device broke. Tokens already passed to `used` are valid. The ring is poisoned:
+    /// until [`Ring::reset`], nothing can be added and this returns the same violation.
     fn pop(&mut self, max: usize, used: impl FnMut(u32, u32)) -> Result<usize, Violation>;
 
-    /// Whether [`Ring::pop`] would find something now; a cheap look.
+    /// Whether [`Ring::pop`] would find something now. Cheap.
     fn has_used(&self) -> bool;
 
-    /// How many buffers of one descriptor each the device has used that were not popped; those that
-    /// it left out before others count as well. Not with `VIRTIO_F_IN_ORDER` in a packed ring.
+    /// The number of used and unpopped buffers, which have one descriptor each, including unused ones
+    /// before the last used one. Not for a packed ring with `VIRTIO_F_IN_ORDER`.
     fn used(&self) -> usize;
 
-    /// Asks for an interrupt on the next used buffer. True when there may be one
-    /// already: pop again before waiting, or its interrupt never comes.
+    /// Enables an interrupt for the next used buffer. Returns true if one may be used already: then pop
+    /// again before waiting, as no interrupt may come for it.
     fn enable_interrupts(&mut self) -> bool;
 
-    /// Asks for an interrupt once `n` more (at most all in flight) have been
-    /// used, where `VIRTIO_F_EVENT_IDX` makes that possible; else on the next.
-    /// True when that may have happened already: pop again before waiting.
+    /// Enables an interrupt after `n` more used buffers (at most all in flight); without
+    /// `VIRTIO_F_EVENT_IDX`, for the next. Returns true if they may be used already: then pop again
+    /// before waiting.
     fn enable_interrupts_after(&mut self, n: u16) -> bool;
 
-    /// Asks for no interrupts; a hint, some may still come.
+    /// Disables interrupts. The device may still send some.
     fn disable_interrupts(&mut self);
 
-    /// Starts over with an empty ring, at the same addresses; every token that
-    /// the ring held goes to `returned`. Only after the device or the queue was
-    /// reset, because the device must no longer look at the ring.
+    /// Empties the ring, at the same addresses, and passes every token that it held to `returned`. Only
+    /// after a reset of the device or the queue, when the device does not access the ring.
     fn reset(&mut self, returned: impl FnMut(u32));
 
-    /// The device is gone, and another will go on behind the last buffer that it has used: has it find
-    /// there what it has not used, and nothing else.
+    /// Prepares the ring for a new device, which starts after the last used buffer, so that it finds
+    /// exactly the unused buffers there. The old device must be gone.
     ///
-    /// A device need not use buffers in order, without `VIRTIO_F_IN_ORDER`. Then the next, which
-    /// counts on order, would get again what was used, and miss the rest. The descriptors of a
-    /// packed ring are overwritten by used ones, so that some of the rest may be known by their ids
-    /// only: these come back as used, with this length. So do those of which the device had
-    /// written the id and the length, but not yet the flags: what is available there is too short, or
-    /// nothing. `posted` says where the buffer of a token lies, as far as that is known.
+    /// Without `VIRTIO_F_IN_ORDER`, a device may use buffers out of order. The next device, which
+    /// assumes order, would get used buffers again and miss unused ones. Used descriptors of a packed
+    /// ring overwrite available ones, so for some unused buffers only the id is known: these are
+    /// returned as used, with `length`. So are descriptors of which the device had written the id and
+    /// the length but not the flags. `posted` returns the address of a token's buffer, if known.
     ///
-    /// For rings whose buffers are of one descriptor each. Changes nothing where the device broke a
-    /// rule, for [`Ring::pop`] to find.
+    /// Only for rings whose buffers have one descriptor each. Does nothing if the device broke a rule,
+    /// which [`Ring::pop`] reports.
     fn reoffer(&mut self, length: u32, posted: impl Fn(u32) -> Option<Iova>);
 
     /// The violation that poisoned the ring.
     fn poisoned(&self) -> Option<Violation>;
 
-    /// What tells another thread how far the device has come.
+    /// Observes the device's progress from another thread.
     fn follower(&self) -> Follower;
 }

@@ -1,17 +1,17 @@
-//! The packed virtqueue, driver side (VIRTIO 1.3, section 2.8).
+//! The driver side of a packed virtqueue (VIRTIO 1.3, section 2.8).
 //!
-//! One ring of descriptors serves both directions: the driver writes available
-//! ones, the device overwrites them with used ones. Whose a descriptor is, says
-//! a pair of flag bits against a wrap counter that flips with every lap. The
-//! half of a descriptor that holds them (length, id, flags) is one aligned
-//! 64-bit word here, so that it is read and written whole.
+//! There is one ring of descriptors: the driver writes available ones, the device overwrites them with
+//! used ones. Two flag bits and a wrap counter, which changes with every lap, tell them apart. The
+//! second half of a descriptor (length, id, flags) is read and written as one aligned 64-bit word.
+
+mod pop;
 
 use super::flags::{
     AVAIL, DESC, DISABLE, ENABLE, EVENT_FLAGS, EVENT_WRAP, INDIRECT, NEXT, USED, WRITE,
 };
 use super::indirect::Tables;
 use super::shared::{LINE, Memory, Window};
-use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
+use super::slots::{MAX_CHAIN, Slot, Slots, shape};
 use super::{Follower, Ring, RingOptions, Violation, event, fifo::Fifo};
 use crate::Result;
 use crate::memory::{Iova, Region};
@@ -29,20 +29,20 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn new(size: u16) -> Self {
-        // Room for a power of two, so that every index can be masked.
+        // A power of two of descriptors, so that indices can be masked.
         let driver = (16 * usize::from(size).next_power_of_two()).next_multiple_of(LINE);
         Self { driver, device: driver + LINE, len: driver + 2 * LINE }
     }
 }
 
-/// The driver's side of a packed virtqueue.
+/// The driver side of a packed virtqueue.
 #[derive(Debug)]
 pub struct PackedRing {
     pub(super) size: u16,
     event_idx: bool,
     in_order: bool,
 
-    /// Two words a descriptor: address, then length, id and flags.
+    /// Two words per descriptor: the address; length, id and flags.
     pub(super) descriptors: Window<u64>,
     driver_event: Window<u32>,
     device_event: Window<u32>,
@@ -50,33 +50,32 @@ pub struct PackedRing {
     pub(super) free: Fifo,
     pub(super) slots: Slots,
     tables: Option<Tables>,
-    /// Descriptors that hold nothing of ours.
+    /// Number of free descriptors.
     pub(super) free_descriptors: usize,
-    /// Where the next available descriptor goes, and the flags that make it so
-    /// in this lap.
+    /// The place of the next available descriptor, and the flags of available ones in this lap.
     next_avail: u16,
     avail_flags: u64,
-    /// Where the next used descriptor will appear, and the flags that tell.
+    /// The place of the next used descriptor, and the flags of used ones in this lap.
     pub(super) next_used: u16,
     pub(super) used_flags: u64,
-    /// The first descriptor since the last publish: written last, because the
-    /// device looks at the others only once it has seen this one. 0 for none.
+    /// The first descriptor since the last publish, 0 for none. It is written last, as the device only
+    /// reads the others after it.
     held: u64,
     held_at: u16,
     /// Descriptors and chains added since the last publish.
     pub(super) added: u16,
     added_chains: u32,
-    /// Descriptors published since `wants_kick`.
+    /// Descriptors published since the last `wants_kick`.
     unasked: u16,
     /// Chains with the device.
     in_flight: usize,
-    /// `free.taken()` when last published.
+    /// `free.taken()` at the last publish.
     pub(super) taken_published: u32,
-    /// In order: the last buffer of the batch being taken, and its length.
+    /// With IN_ORDER: the last buffer of the batch that is being popped, and its length.
     batch: Option<(u16, u32)>,
     broken: Option<Violation>,
 
-    /// `next_used` and its wrap counter, for those who follow the ring from elsewhere.
+    /// `next_used` and its wrap counter, for followers.
     popped: Arc<AtomicU16>,
 
     layout: Layout,
@@ -93,15 +92,15 @@ impl PackedRing {
         violation
     }
 
-    /// Writes the second half of the descriptor at `next_avail` and goes on.
-    /// `rest` is complete but for the lap's flags.
+    /// Writes the descriptor at `next_avail` and advances. `rest` is its second word without the lap's
+    /// flags.
     #[inline(always)]
     fn put(&mut self, iova: Iova, rest: u64) {
         let at = usize::from(self.next_avail) * 2;
         let rest = rest | self.avail_flags;
         self.descriptors.store(at, iova.0, Relaxed);
         if self.held == 0 {
-            // Never 0 itself: one of the two flags is set in every lap.
+            // `rest` is not 0: one of the two flags is set in every lap.
             (self.held, self.held_at) = (rest, self.next_avail);
         } else {
             self.descriptors.store(at + 1, rest, Relaxed);
@@ -113,218 +112,11 @@ impl PackedRing {
         }
     }
 
-    /// The word at `next_used` if the device has used it.
-    #[inline(always)]
-    fn peek(&self) -> Option<u64> {
-        // The whole half in one acquire load: on x86 a plain one, elsewhere
-        // what orders the packet's data behind it.
-        let word = self.descriptors.load(usize::from(self.next_used) * 2 + 1, Acquire);
-        (word & (AVAIL | USED) == self.used_flags).then_some(word)
-    }
-
-    /// Takes one used chain off the books; the token and what was written.
-    ///
-    /// The length counts whether or not the device set WRITE in the used
-    /// descriptor: QEMU does not (section 2.8.6 asks for it).
-    #[inline(always)]
-    fn complete(&mut self, id: u32, len: u32) -> Result<(u32, u32), Violation> {
-        let (slot, written) = self.slots.used(id, len)?;
-        let (token, taken) = (slot.token, *slot);
-        slot.shape = 0;
-        self.free.put(id as u16);
-        let count = if taken.shape == PLAIN { 1 } else { self.release(taken) };
-        self.free_descriptors += usize::from(count);
-        self.in_flight -= 1;
-        // The device goes on behind the whole chain, whose length we know.
-        self.next_used += count;
-        if self.next_used >= self.size {
-            self.next_used -= self.size;
-            self.used_flags ^= AVAIL | USED;
-        }
-        Ok((token, written))
-    }
-
-    #[cold]
-    fn release(&mut self, slot: Slot) -> u16 {
-        if let (Some(table), Some(tables)) = (slot.table(), &mut self.tables) {
-            tables.put(table);
-        }
-        slot.count()
-    }
-
-    /// One used descriptor stands for all buffers up to the one it names (section 2.8.9).
-    #[inline(always)]
-    fn pop_in_order(
-        &mut self,
-        max: usize,
-        used: &mut impl FnMut(u32, u32),
-    ) -> Result<usize, Violation> {
-        let mut done = 0;
-        while done < max {
-            done += match self.batch {
-                None => self.pop_plain::<true>(max - done, used),
-                Some((last, _)) => self.pop_batch(last, max - done, used),
-            };
-            if done == max {
-                break;
-            }
-            // None left, the begin or end of a batch, or something out of the ordinary.
-            match self.step_in_order(used)? {
-                0 => break,
-                stepped => done += stepped,
-            }
-        }
-        Ok(done)
-    }
-
-    /// Takes single buffers of a batch up to its last, or the first that is anything else: the
-    /// device said nothing of them.
-    #[inline(always)]
-    fn pop_batch(&mut self, last: u16, max: usize, used: &mut impl FnMut(u32, u32)) -> usize {
-        let span = self.free.span();
-        let (mut ids, mut put) = self.free.putting();
-        let mut slots = self.slots.view();
-        let mut done = 0;
-        while done < max {
-            let id = *ids.get(put.wrapping_sub(span) as usize);
-            if id == last {
-                break;
-            }
-            let slot = slots.get(id.into());
-            let Some((token, written)) = slot.take_plain(slot.capacity) else { break };
-            *ids.get(put as usize) = id;
-            put = put.wrapping_add(1);
-            done += 1;
-            used(token, written);
-        }
-        self.free.set_put(put);
-        self.free_descriptors += done;
-        self.in_flight -= done;
-        let next = usize::from(self.next_used) + done;
-        let size = usize::from(self.size);
-        // There are no more in flight than the ring has descriptors.
-        self.next_used = if next >= size { next - size } else { next } as u16;
-        if next >= size {
-            self.used_flags ^= AVAIL | USED;
-        }
-        done
-    }
-
-    /// Takes one buffer or chain, whatever it is; 0 where there is none.
-    #[cold]
-    fn step_in_order(&mut self, used: &mut dyn FnMut(u32, u32)) -> Result<usize, Violation> {
-        {
-            let (last, len) = match self.batch {
-                Some(batch) => batch,
-                None => {
-                    let Some(word) = self.peek() else { return Ok(0) };
-                    let (id, len) = (word >> 32 & 0xffff, word as u32);
-                    self.slots.used(id as u32, len)?;
-                    (id as u16, len)
-                }
-            };
-            let oldest = self.free.oldest();
-            let (token, written) = if oldest == last {
-                self.batch = None;
-                self.complete(oldest.into(), len)?
-            } else {
-                // `last` is in flight and younger, so this ends there.
-                self.batch = Some((last, len));
-                let capacity = self.slots.get_mut(oldest).capacity;
-                self.complete(oldest.into(), capacity)?
-            };
-            used(token, written);
-        }
-        Ok(1)
-    }
-
-    #[inline(always)]
-    fn pop_any_order(
-        &mut self,
-        max: usize,
-        used: &mut impl FnMut(u32, u32),
-    ) -> Result<usize, Violation> {
-        let mut done = 0;
-        while done < max {
-            done += self.pop_plain::<false>(max - done, used);
-            if done == max {
-                break;
-            }
-            // None left, or something out of the ordinary.
-            match self.step(used)? {
-                0 => break,
-                stepped => done += stepped,
-            }
-        }
-        Ok(done)
-    }
-
-    /// Takes one buffer or chain, whatever it is; 0 where there is none.
-    #[cold]
-    fn step(&mut self, used: &mut dyn FnMut(u32, u32)) -> Result<usize, Violation> {
-        let Some(word) = self.peek() else { return Ok(0) };
-        let (token, written) = self.complete((word >> 32) as u32 & 0xffff, word as u32)?;
-        used(token, written);
-        Ok(1)
-    }
-
-    /// Takes single buffers up to the first that is anything else, or the end of
-    /// the lap; `IN_ORDER`: up to the first that is not the oldest.
-    #[inline(always)]
-    fn pop_plain<const IN_ORDER: bool>(
-        &mut self,
-        max: usize,
-        used: &mut impl FnMut(u32, u32),
-    ) -> usize {
-        let span = self.free.span();
-        let (descriptors, flags) = (self.descriptors, self.used_flags);
-        let start = usize::from(self.next_used);
-        let end = usize::from(self.size).min(start + max);
-        let (mut ids, mut put) = self.free.putting();
-        let mut slots = self.slots.view();
-        let mut at = start;
-        while at < end {
-            let word = descriptors.load(at * 2 + 1, Acquire);
-            if word & (AVAIL | USED) != flags {
-                break;
-            }
-            let id = (word >> 32) as u16;
-            if IN_ORDER && id != *ids.get(put.wrapping_sub(span) as usize) {
-                break;
-            }
-            let Some(slot) = slots.checked(id.into()) else { break };
-            let Some((token, written)) = slot.take_plain(word as u32) else { break };
-            *ids.get(put as usize) = id;
-            put = put.wrapping_add(1);
-            at += 1;
-            used(token, written);
-        }
-        self.free.set_put(put);
-        let done = at - start;
-        self.free_descriptors += done;
-        self.in_flight -= done;
-        self.next_used = at as u16;
-        if self.next_used == self.size {
-            self.next_used = 0;
-            self.used_flags ^= AVAIL | USED;
-        }
-        done
-    }
-
-    /// Marks what the device cannot have used yet, or takes the marks off.
-    #[cold]
-    fn mark_unpublished(&mut self, unpublished: bool) {
-        let Self { slots, free, taken_published, .. } = self;
-        let count = free.taken().wrapping_sub(*taken_published);
-        let ids = (0..count).map(|i| free.at(taken_published.wrapping_add(i)));
-        slots.mark_unpublished(ids, unpublished);
-    }
-
     #[inline]
     fn show_position(&self) {
         let wrap = if self.used_flags & AVAIL != 0 { EVENT_WRAP } else { 0 };
         self.popped.store(self.next_used | wrap, Release);
-        // Who finds a descriptor that is written after this must find this, too.
+        // A follower that sees a descriptor written after this must also see this.
         fence(Release);
     }
 
@@ -416,11 +208,11 @@ impl Ring for PackedRing {
         count: usize,
         mut buffer: impl FnMut(usize) -> (u32, Iova, u32),
     ) -> usize {
-        // As many identifiers are free as descriptors, or more.
+        // At least as many identifiers are free as descriptors.
         let count = count.min(self.free_descriptors);
         let (flags, writes) = if writable { (WRITE, u32::MAX) } else { (0, 0) };
-        // Everything the loop needs in registers; the device sees the stores only
-        // once the held word is out.
+        // Locals, so that the loop keeps them in registers. The device ignores these descriptors until
+        // the held word is written.
         let (descriptors, size) = (self.descriptors, usize::from(self.size));
         let (mut ids, mut taken) = self.free.taking();
         let mut slots = self.slots.view();
@@ -517,18 +309,18 @@ impl Ring for PackedRing {
         if new_descriptors == 0 {
             return false;
         }
-        // The descriptors must be out before the device's preference is read: it
-        // writes the preference, then looks at the ring a last time before it sleeps.
+        // The descriptors must be visible before the device's preference is read: the device writes the
+        // preference, then checks the ring once more before it sleeps.
         fence(SeqCst);
         let preference = self.device_event.load(0, Relaxed);
         if !self.event_idx || preference & EVENT_FLAGS != DESC {
             return preference & EVENT_FLAGS != DISABLE;
         }
         if new_descriptors > self.size {
-            // The preference may be of any of the laps since.
+            // More than a lap was published, so the position was passed.
             return true;
         }
-        // In the previous lap's terms where the wrap counters differ (2.8.10).
+        // If the wrap counters differ, the position is in the previous lap (2.8.10).
         let wrap = self.avail_flags & AVAIL != 0;
         let mut at = preference as u16 & !EVENT_WRAP;
         if (preference as u16 & EVENT_WRAP != 0) != wrap {
@@ -548,7 +340,7 @@ impl Ring for PackedRing {
         if let Some(violation) = self.broken {
             return Err(violation);
         }
-        // No more than the device has: wrong flags cannot make this go on.
+        // At most as many as are in flight, whatever flags the device writes.
         let max = max.min(self.in_flight);
         let unpublished = self.held != 0;
         if unpublished {
@@ -593,7 +385,7 @@ impl Ring for PackedRing {
 
     fn enable_interrupts_after(&mut self, n: u16) -> bool {
         let preference = if self.event_idx {
-            // By descriptors: a chain counts as many, so this is never too late.
+            // Counted in descriptors: with chains, the interrupt comes earlier, never later.
             let ahead = usize::from(n).clamp(1, self.in_flight.max(1)) - 1;
             let mut at = usize::from(self.next_used) + ahead;
             let mut wrap = self.used_flags & AVAIL != 0;
@@ -606,7 +398,7 @@ impl Ring for PackedRing {
             ENABLE
         };
         self.driver_event.store(0, preference, Relaxed);
-        // The mirror image of `wants_kick`: our preference first, then a last look.
+        // As in `wants_kick`, from the other side: write the preference, then check once more.
         fence(SeqCst);
         self.has_used()
     }

@@ -1,8 +1,7 @@
-//! Buffers that a device had when it went, for the next: see [`super::Ring::reoffer`].
+//! Reoffering the unused buffers of a lost device to the next one: see [`super::Ring::reoffer`].
 //!
-//! What is outstanding is known from private memory, less what the used ring says; where it stands
-//! among the available ones is not known from the number of used ones, as with a device that keeps
-//! the order.
+//! The unused buffers are those in flight, from private memory, minus the used ones. As the device may
+//! use buffers out of order, their places in the ring do not follow from the number of used ones.
 
 use super::flags::{AVAIL, USED, WRITE};
 use super::packed::PackedRing;
@@ -22,11 +21,11 @@ impl Ids {
         }
         set
     }
-    /// Whether it was not in it, and is now.
+    /// Returns whether the set changed.
     fn insert(&mut self, id: u16) -> bool {
         self.0.get_mut(usize::from(id)).is_some_and(|there| !std::mem::replace(there, true))
     }
-    /// Whether it was in it, and is not now.
+    /// Returns whether the set changed.
     fn remove(&mut self, id: u16) -> bool {
         self.0.get_mut(usize::from(id)).is_some_and(std::mem::take)
     }
@@ -36,7 +35,7 @@ impl Ids {
 }
 
 impl SplitRing {
-    /// The available ring lists the outstanding ones, the oldest first, from where the used ring ends.
+    /// Rewrites the available ring: from the used index on, it lists the unused buffers, oldest first.
     #[cold]
     pub(super) fn reoffer_overwritten(&mut self) {
         let size = self.size;
@@ -46,7 +45,7 @@ impl SplitRing {
         let Some(waiting) = with_device.checked_sub(used) else { return };
         let Some(in_flight) = self.slots.all_plain() else { return };
         let mut left = Ids::of(size, in_flight);
-        // Not those that the device has not seen.
+        // Without those that are not published.
         for at in 0..self.added.wrapping_sub(self.published) {
             left.remove(*self.avail_shadow.get(self.published.wrapping_add(at).into()));
         }
@@ -59,7 +58,7 @@ impl SplitRing {
         if left.iter().count() != usize::from(waiting) {
             return;
         }
-        // By when they were offered, the latest first. An entry that was overwritten is older.
+        // Latest first. Buffers whose entry was overwritten are older.
         let mut heads = Vec::with_capacity(waiting.into());
         for back in 1..=size {
             let head = *self.avail_shadow.get(self.published.wrapping_sub(back).into());
@@ -77,8 +76,8 @@ impl SplitRing {
 }
 
 impl PackedRing {
-    /// Of the descriptors that are not used, the first come back as used under the identifiers whose own
-    /// were overwritten; the others, which are whole, follow.
+    /// Rewrites the unused descriptors: first, used ones with the identifiers whose own descriptors were
+    /// overwritten; then the intact available ones.
     #[cold]
     pub(super) fn reoffer_overwritten(
         &mut self,
@@ -93,7 +92,7 @@ impl PackedRing {
         let with_device = usize::from(self.size)
             .saturating_sub(self.free_descriptors)
             .saturating_sub(self.added.into());
-        // Where the unused ones are, and the flags of used ones there.
+        // The unused places, and the flags of used descriptors there.
         let mut places = Vec::with_capacity(with_device);
         let (mut at, mut flags) = (self.next_used, self.used_flags);
         for _ in 0..with_device {
@@ -127,23 +126,23 @@ impl PackedRing {
             let rest = u64::from(length) | u64::from(id) << 32 | flags;
             self.descriptors.store(usize::from(at) * 2 + 1, rest, Release);
         }
-        // What keeps a descriptor's meaning in another place: length, id, whether it is written to.
+        // The parts of a moved descriptor that remain: length, id, WRITE.
         const KEPT: u64 = u32::MAX as u64 | 0xffff << 32 | WRITE;
         for ((iova, rest), (at, flags)) in whole.into_iter().zip(places) {
-            // Available in this lap: the flag of used ones is that of the lap before.
+            // Available in this lap: USED is that of the previous lap.
             let available = flags ^ USED;
             self.descriptors.store(usize::from(at) * 2, iova, Relaxed);
             self.descriptors.store(usize::from(at) * 2 + 1, rest & KEPT | available, Release);
         }
     }
 
-    /// Whether a descriptor is as it was when it was made available. A device writes the id and
-    /// the length of a used one before its flags, and may end in between.
+    /// Whether an available descriptor is intact. A device writes id and length of a used descriptor
+    /// before its flags, and may end in between.
     fn is_whole(&self, iova: u64, rest: u64, posted: impl Fn(u32) -> Option<Iova>) -> bool {
         let (id, length) = ((rest >> 32) as u16, rest as u32);
         let Some(slot) = self.slots.plain(id) else { return false };
-        // How long a readable buffer was is not known any more; none was empty.
-        let as_it_was = if slot.capacity == 0 { length != 0 } else { length == slot.capacity };
-        as_it_was && posted(slot.token).is_none_or(|there| there.0 == iova)
+        // The length of a readable buffer is not recorded; it was not 0.
+        let intact = if slot.capacity == 0 { length != 0 } else { length == slot.capacity };
+        intact && posted(slot.token).is_none_or(|there| there.0 == iova)
     }
 }

@@ -1,16 +1,15 @@
-//! The only access to ring memory: atomic loads and stores, every index masked.
+//! Access to ring memory: atomic loads and stores with masked indices.
 //!
-//! The device can change any byte at any time, so no reference to plain data is
-//! ever formed. A [`Window`] is a power of two of little-endian words and masks
-//! each index, so that no index, wherever it came from, reaches outside.
+//! The device can change any byte at any time, so there are no references to plain data. A [`Window`]
+//! has a power of two of little-endian words and masks each index, so that no access is out of bounds.
 
 use crate::Result;
 use crate::memory::{Chunk, Iova, Region};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// Distance between things that different sides write: two cache lines, because
-/// processors fetch lines in pairs.
+/// Distance between fields that different sides write: two cache lines, as processors fetch lines in
+/// pairs.
 pub(super) const LINE: usize = 128;
 
 /// A little-endian word of shared memory.
@@ -28,12 +27,12 @@ macro_rules! word {
         impl Word for $value {
             #[inline(always)]
             unsafe fn load(at: *mut Self, order: Ordering) -> Self {
-                // SAFETY: the caller's promise; an atomic tolerates any writer.
+                // SAFETY: guaranteed by the caller; an atomic tolerates any writer.
                 Self::from_le(unsafe { <$atomic>::from_ptr(at) }.load(order))
             }
             #[inline(always)]
             unsafe fn store(at: *mut Self, value: Self, order: Ordering) {
-                // SAFETY: the caller's promise; an atomic tolerates any reader.
+                // SAFETY: guaranteed by the caller; an atomic tolerates any reader.
                 unsafe { <$atomic>::from_ptr(at) }.store(value.to_le(), order);
             }
         }
@@ -63,8 +62,8 @@ impl<T: Word> Window<T> {
     /// The word at `index`, modulo the window's length.
     #[inline(always)]
     pub(super) fn load(self, index: usize, order: Ordering) -> T {
-        // SAFETY: `Memory::window` checked that `mask + 1` aligned words from
-        // `base` lie in the chunk, and its caller keeps that; the index is masked.
+        // SAFETY: `Memory::window` checked that the chunk has `mask + 1` aligned words at `base`, and
+        // its caller keeps the chunk; the index is masked.
         unsafe { T::load(self.base.add(index & self.mask), order) }
     }
 
@@ -76,7 +75,7 @@ impl<T: Word> Window<T> {
     }
 }
 
-/// The memory of one ring; whoever makes windows into it keeps it.
+/// The memory of one ring. Whoever creates windows into it must keep it.
 #[derive(Debug)]
 pub(super) struct Memory {
     chunk: Chunk,
@@ -100,10 +99,10 @@ impl Memory {
         self.chunk.iova().plus(offset as u64)
     }
 
-    /// `count` words (a power of two) from the byte at `offset`.
+    /// `count` words (a power of two) starting at byte `offset`.
     ///
     /// # Safety
-    /// The window and its copies are not used after this memory is dropped.
+    /// The window and its copies must not be used after this memory is dropped.
     pub(super) unsafe fn window<T: Word>(&self, offset: usize, count: usize) -> Window<T> {
         let size = size_of::<T>();
         let base = self.chunk.as_ptr().wrapping_add(offset);
@@ -113,7 +112,7 @@ impl Memory {
         Window { base: base.cast(), mask: count - 1 }
     }
 
-    /// Sets every byte to zero; only while no device looks.
+    /// Zeroes the memory, which no device may access meanwhile.
     pub(super) fn zero(&self) {
         self.chunk.zero();
     }

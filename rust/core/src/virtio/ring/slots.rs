@@ -1,33 +1,32 @@
-//! What the driver remembers of each identifier, in private memory.
+//! The driver's records of the chains in flight, in private memory.
 
 use super::Violation;
 use super::table::{Masked, Table};
 
 /// One descriptor, no table: the shape of nearly every chain.
 pub(super) const PLAIN: u32 = 1;
-/// Set in `shape` while [`super::Ring::pop`] looks at a ring that has
-/// unpublished chains: the device cannot have used those.
+/// Set in `shape` of unpublished chains during [`super::Ring::pop`], as the device cannot have used
+/// them.
 const UNPUBLISHED: u32 = 1 << 15;
-/// Descriptors that a chain may have: fewer than the mark above.
+/// The most descriptors of a chain: less than the bit above.
 pub(super) const MAX_CHAIN: usize = 0x7fff;
 
 /// A chain that is with the device, by its identifier.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Slot {
-    /// What the caller wants back.
+    /// The caller's token.
     pub(super) token: u32,
-    /// Bytes the device may write; 0 when it only reads.
+    /// Bytes that the device may write; 0 if it only reads.
     pub(super) capacity: u32,
-    /// Descriptors taken in the low half (0: no chain is in flight under this
-    /// identifier), 1 + indirect table in the high half. One word, so that the
-    /// usual case is one comparison.
+    /// In the low half the number of descriptors (0: no chain is in flight), in the high half 1 + the
+    /// indirect table. One word, so that the usual case is one comparison.
     pub(super) shape: u32,
     /// The next descriptor of a direct chain in a split ring.
     pub(super) next: u16,
 }
 
 impl Slot {
-    /// Becomes that of a single buffer. `next` keeps its value: nobody looks.
+    /// Sets it to a single buffer. `next` is not used then.
     #[inline(always)]
     pub(super) fn set_plain(&mut self, token: u32, capacity: u32) {
         self.token = token;
@@ -35,9 +34,8 @@ impl Slot {
         self.shape = PLAIN;
     }
 
-    /// Gives up a single buffer: its token and how much was written. `None`,
-    /// and nothing changed, if it is anything else or `len` is too much:
-    /// [`Slots::used`] knows more.
+    /// Takes a single buffer: its token and the bytes written. `None`, without changes, if it is
+    /// anything else or `len` is too large: [`Slots::used`] returns the reason.
     #[inline(always)]
     pub(super) fn take_plain(&mut self, len: u32) -> Option<(u32, u32)> {
         let written = if self.capacity == 0 { 0 } else { len };
@@ -48,7 +46,7 @@ impl Slot {
         Some((self.token, written))
     }
 
-    /// Descriptors taken.
+    /// The number of descriptors.
     pub(super) fn count(&self) -> u16 {
         self.shape as u16
     }
@@ -83,17 +81,16 @@ impl Slots {
         self.slots.view()
     }
 
-    /// The slot of an identifier that is ours.
+    /// The slot of a valid identifier.
     #[inline(always)]
     pub(super) fn get_mut(&mut self, id: u16) -> &mut Slot {
         self.slots.view().into_get(id.into())
     }
 
-    /// The slot of a chain that the device says it has used, and how many bytes
-    /// it wrote: the check of everything a device can get wrong in one entry.
+    /// Checks a used entry of the device. Returns the slot and the number of bytes written.
     ///
-    /// What it reports for a chain that it could only read is not looked at:
-    /// some devices report its length (section 2.7.8.2 allows for them).
+    /// The length of a readable chain is ignored: some devices report the chain's own (section
+    /// 2.7.8.2).
     #[inline(always)]
     pub(super) fn used(&mut self, id: u32, len: u32) -> Result<(&mut Slot, u32), Violation> {
         let size = self.size;
@@ -113,7 +110,7 @@ impl Slots {
         Ok((slot, len.min(capacity)))
     }
 
-    /// Marks (or unmarks) the chains under `ids` as not yet published.
+    /// Marks or unmarks chains as unpublished.
     #[cold]
     pub(super) fn mark_unpublished(&mut self, ids: impl Iterator<Item = u16>, unpublished: bool) {
         for id in ids {
@@ -125,24 +122,24 @@ impl Slots {
         }
     }
 
-    /// Whether a single buffer is in flight under this identifier.
+    /// Whether a single buffer is in flight with this identifier.
     pub(super) fn is_plain(&self, id: u16) -> bool {
         self.plain(id).is_some()
     }
 
-    /// The single buffer that is in flight under this identifier.
+    /// The single buffer in flight with this identifier.
     pub(super) fn plain(&self, id: u16) -> Option<&Slot> {
         let slot = self.slots.get(id.into());
         (id < self.size && slot.shape == PLAIN).then_some(slot)
     }
 
-    /// The identifiers under which single buffers are in flight; `None` where there are chains.
+    /// The identifiers of all single buffers in flight; `None` if there are chains.
     pub(super) fn all_plain(&self) -> Option<Vec<u16>> {
         let used = (0..self.size).filter(|&id| self.slots.get(id.into()).shape != 0);
         used.map(|id| self.is_plain(id).then_some(id)).collect()
     }
 
-    /// Forgets every chain; each token goes to `returned`.
+    /// Removes every chain and passes its token to `returned`.
     pub(super) fn clear(&mut self, mut returned: impl FnMut(u32)) {
         for slot in self.slots.iter_mut() {
             if slot.shape != 0 {

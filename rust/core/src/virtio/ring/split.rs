@@ -1,14 +1,15 @@
-//! The split virtqueue, driver side (VIRTIO 1.3, section 2.7).
+//! The driver side of a split virtqueue (VIRTIO 1.3, section 2.7).
 //!
-//! Three parts: the descriptor table, the available ring (driver area), the
-//! used ring (device area). They lie as the legacy interface wants them (2.7.2:
-//! the first two in a row, the used ring on the next page), which modern
-//! devices take as well and which keeps the sides off each other's lines.
+//! It has three areas: the descriptor table, the available ring (driver area) and the used ring (device
+//! area), in the layout of the legacy interface (2.7.2: the used ring is on a page of its own), which
+//! modern devices accept. Driver and device then write to different cache lines.
+
+mod pop;
 
 use super::follower::SplitSuppression;
 use super::indirect::Tables;
 use super::shared::{Memory, Window};
-use super::slots::{MAX_CHAIN, PLAIN, Slot, Slots, shape};
+use super::slots::{MAX_CHAIN, Slot, Slots, shape};
 use super::table::Table;
 use super::{Follower, MAX_SIZE, Ring, RingOptions, Violation, event, fifo::Fifo};
 use crate::Result;
@@ -20,11 +21,11 @@ use std::sync::atomic::fence;
 /// The alignment of the legacy interface; modern devices need 16, 2 and 4.
 const ALIGN: usize = 4096;
 
-/// Descriptor flags (2.7.5), where they lie in a descriptor's second half.
+/// Descriptor flags (2.7.5), shifted to their place in the second word.
 const NEXT: u64 = 1 << 32;
 const WRITE: u64 = 2 << 32;
 const INDIRECT: u64 = 4 << 32;
-/// `avail.flags` (2.7.6) and `used.flags` (2.7.8): the other side need not notify.
+/// `avail.flags` (2.7.6) and `used.flags` (2.7.8): notifications are suppressed.
 const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
 
@@ -48,7 +49,7 @@ impl Layout {
 /// The fields of the three areas.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Areas {
-    /// Two words a descriptor: address, then length, flags and next.
+    /// Two words per descriptor: the address; length, flags and next.
     descriptors: Window<u64>,
     avail_flags: Window<u16>,
     avail_idx: Window<u16>,
@@ -56,17 +57,17 @@ pub(super) struct Areas {
     used_event: Window<u16>,
     used_flags: Window<u16>,
     pub(super) used_idx: Window<u16>,
-    /// Two words an entry: id, length.
+    /// Two words per entry: id, length.
     used_ring: Window<u32>,
     avail_event: Window<u16>,
 }
 
 impl Areas {
     /// # Safety
-    /// The memory is kept for as long as the result is used.
+    /// The memory must be kept as long as the result is used.
     unsafe fn new(memory: &Memory, layout: Layout, count: usize) -> Self {
         let Layout { avail, used, .. } = layout;
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             Self {
                 descriptors: memory.window(0, count * 2),
@@ -83,7 +84,7 @@ impl Areas {
     }
 }
 
-/// The driver's side of a split virtqueue.
+/// The driver side of a split virtqueue.
 #[derive(Debug)]
 pub struct SplitRing {
     pub(super) size: u16,
@@ -94,18 +95,18 @@ pub struct SplitRing {
     free: Fifo,
     pub(super) slots: Slots,
     tables: Option<Tables>,
-    /// What the available ring holds: an entry that is right already is not
-    /// written, and its cache line stays with the device.
+    /// A copy of the available ring. An entry that does not change is not written, so its cache line
+    /// stays with the device.
     pub(super) avail_shadow: Table<u16>,
-    /// Chains added, published and popped; modulo 2^16.
+    /// Chains added, published and popped, modulo 2^16.
     pub(super) added: u16,
     pub(super) published: u16,
     pub(super) popped: u16,
-    /// Chains published since `wants_kick`.
+    /// Chains published since the last `wants_kick`.
     unasked: u16,
-    /// `free.taken()` when last published.
+    /// `free.taken()` at the last publish.
     taken_published: u32,
-    /// In order: the last buffer of the batch being taken, and its length.
+    /// With IN_ORDER: the last buffer of the batch that is being popped, and its length.
     batch: Option<(u16, u32)>,
     broken: Option<Violation>,
 
@@ -122,188 +123,7 @@ impl SplitRing {
         violation
     }
 
-    /// Frees the descriptors of a chain that is longer than one or has a table.
-    #[cold]
-    fn release(&mut self, head: u16, slot: Slot) {
-        if let (Some(table), Some(tables)) = (slot.table(), &mut self.tables) {
-            tables.put(table);
-        }
-        let mut id = head;
-        for _ in 0..slot.count() {
-            self.free.put(id);
-            id = self.slots.get_mut(id).next;
-        }
-    }
-
-    /// Takes one used chain off the books; the token and what was written.
-    #[inline(always)]
-    fn complete(&mut self, id: u32, len: u32) -> Result<(u32, u32), Violation> {
-        let (slot, written) = self.slots.used(id, len)?;
-        let (token, taken) = (slot.token, *slot);
-        slot.shape = 0;
-        if taken.shape == PLAIN {
-            self.free.put(id as u16);
-        } else {
-            self.release(id as u16, taken);
-        }
-        Ok((token, written))
-    }
-
-    #[inline(always)]
-    pub(super) fn used_entry(&self, index: u16) -> (u32, u32) {
-        let at = usize::from(index) * 2;
-        (self.areas.used_ring.load(at, Relaxed), self.areas.used_ring.load(at + 1, Relaxed))
-    }
-
-    /// One entry stands for all buffers up to the one it names (section 2.7.9).
-    #[inline(always)]
-    fn pop_in_order(
-        &mut self,
-        ready: u16,
-        count: u16,
-        used: &mut impl FnMut(u32, u32),
-    ) -> Result<(), Violation> {
-        let all = self.popped.wrapping_add(ready);
-        let end = self.popped.wrapping_add(count);
-        while self.popped != end {
-            match self.batch {
-                None => self.pop_plain::<true>(end, used),
-                // The last one of all is left: it is looked at whether it ends the batch.
-                Some((last, _)) if end == all => self.pop_batch(last, end.wrapping_sub(1), used),
-                Some((last, _)) => self.pop_batch(last, end, used),
-            }
-            if self.popped == end {
-                break;
-            }
-            // The begin or end of a batch, or something out of the ordinary.
-            self.step_in_order((all, ready), used)?;
-        }
-        Ok(())
-    }
-
-    /// Takes single buffers of a batch up to its last, or the first that is anything else: the
-    /// device said nothing of them.
-    #[inline(always)]
-    fn pop_batch(&mut self, last: u16, end: u16, used: &mut impl FnMut(u32, u32)) {
-        let span = self.free.span();
-        let (mut ids, mut put) = self.free.putting();
-        let mut slots = self.slots.view();
-        let mut popped = self.popped;
-        while popped != end {
-            let id = *ids.get(put.wrapping_sub(span) as usize);
-            if id == last {
-                break;
-            }
-            let slot = slots.get(id.into());
-            let Some((token, written)) = slot.take_plain(slot.capacity) else { break };
-            *ids.get(put as usize) = id;
-            put = put.wrapping_add(1);
-            popped = popped.wrapping_add(1);
-            used(token, written);
-        }
-        self.free.set_put(put);
-        self.popped = popped;
-    }
-
-    /// Takes one buffer or chain, whatever it is, of those that the device has used: where these
-    /// end, and how many there were.
-    #[cold]
-    fn step_in_order(
-        &mut self,
-        (all, ready): (u16, u16),
-        used: &mut dyn FnMut(u32, u32),
-    ) -> Result<(), Violation> {
-        {
-            let left = all.wrapping_sub(self.popped);
-            let (last, len) = match self.batch {
-                Some(batch) => batch,
-                None => {
-                    let (id, len) = self.used_entry(self.popped);
-                    self.slots.used(id, len)?;
-                    (id as u16, len)
-                }
-            };
-            let oldest = self.free.oldest();
-            let (token, written) = if oldest == last {
-                self.batch = None;
-                self.complete(oldest.into(), len)?
-            } else if left == 1 {
-                return Err(Violation::OutOfOrder { id: last.into(), count: ready });
-            } else {
-                self.batch = Some((last, len));
-                let capacity = self.slots.get_mut(oldest).capacity;
-                self.complete(oldest.into(), capacity)?
-            };
-            self.popped = self.popped.wrapping_add(1);
-            used(token, written);
-        }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn pop_any_order(
-        &mut self,
-        count: u16,
-        used: &mut impl FnMut(u32, u32),
-    ) -> Result<(), Violation> {
-        let end = self.popped.wrapping_add(count);
-        while self.popped != end {
-            self.pop_plain::<false>(end, used);
-            if self.popped == end {
-                break;
-            }
-            // Something out of the ordinary.
-            self.step(used)?;
-        }
-        Ok(())
-    }
-
-    /// Takes one buffer or chain, whatever it is.
-    #[cold]
-    fn step(&mut self, used: &mut dyn FnMut(u32, u32)) -> Result<(), Violation> {
-        let (id, len) = self.used_entry(self.popped);
-        let (token, written) = self.complete(id, len)?;
-        self.popped = self.popped.wrapping_add(1);
-        used(token, written);
-        Ok(())
-    }
-
-    /// Takes single buffers up to the first that is anything else; `IN_ORDER`: up to the first that
-    /// is not the oldest.
-    #[inline(always)]
-    fn pop_plain<const IN_ORDER: bool>(&mut self, end: u16, used: &mut impl FnMut(u32, u32)) {
-        let span = self.free.span();
-        let used_ring = self.areas.used_ring;
-        let (mut ids, mut put) = self.free.putting();
-        let mut slots = self.slots.view();
-        let mut popped = self.popped;
-        while popped != end {
-            let at = usize::from(popped) * 2;
-            let (id, len) = (used_ring.load(at, Relaxed), used_ring.load(at + 1, Relaxed));
-            if IN_ORDER && id != u32::from(*ids.get(put.wrapping_sub(span) as usize)) {
-                break;
-            }
-            let Some(slot) = slots.checked(id as usize) else { break };
-            let Some((token, written)) = slot.take_plain(len) else { break };
-            *ids.get(put as usize) = id as u16;
-            put = put.wrapping_add(1);
-            popped = popped.wrapping_add(1);
-            used(token, written);
-        }
-        self.free.set_put(put);
-        self.popped = popped;
-    }
-
-    /// Marks what the device cannot have used yet, or takes the marks off.
-    #[cold]
-    fn mark_unpublished(&mut self, unpublished: bool) {
-        let Self { slots, free, taken_published, .. } = self;
-        let count = free.taken().wrapping_sub(*taken_published);
-        let ids = (0..count).map(|i| free.at(taken_published.wrapping_add(i)));
-        slots.mark_unpublished(ids, unpublished);
-    }
-
-    /// Puts a head into the available ring.
+    /// Adds a chain's head to the available ring.
     #[inline(always)]
     fn offer(&mut self, head: u16) {
         let at = usize::from(self.added);
@@ -385,7 +205,7 @@ impl Ring for SplitRing {
     ) -> usize {
         let count = count.min(self.free.len());
         let (flags, writes) = if writable { (WRITE, u32::MAX) } else { (0, 0) };
-        // Everything the loop needs in registers.
+        // Locals, so that the loop keeps them in registers.
         let (descriptors, avail_ring) = (self.areas.descriptors, self.areas.avail_ring);
         let (mut ids, mut taken) = self.free.taking();
         let mut slots = self.slots.view();
@@ -397,7 +217,7 @@ impl Ring for SplitRing {
             taken = taken.wrapping_add(1);
             slots.get(id.into()).set_plain(token, len & writes);
             let at = usize::from(id) * 2;
-            // Both halves always: the address makes the line ours anyway.
+            // Always both words: the cache line is written anyway.
             descriptors.store(at, iova.0, Relaxed);
             descriptors.store(at + 1, u64::from(len) | flags, Relaxed);
             let shadow = shadows.get(added);
@@ -457,7 +277,7 @@ impl Ring for SplitRing {
             let at = usize::from(id) * 2;
             self.areas.descriptors.store(at, iova.0, Relaxed);
             self.areas.descriptors.store(at + 1, rest | more, Relaxed);
-            // Only the head can come back: shape 0 refuses the others.
+            // Only the head may be reported as used: shape 0 rejects the others.
             let count = if part == 0 { parts } else { 0 };
             *self.slots.get_mut(id) = Slot { token, capacity, shape: shape(count, None), next };
         }
@@ -469,7 +289,7 @@ impl Ring for SplitRing {
     fn publish_quiet(&mut self) {
         if self.published != self.added {
             self.areas.avail_idx.store(0, self.added, Release);
-            // Saturates, and then the answer is yes, as it should be.
+            // If it saturates, `wants_kick` returns true, which is right.
             self.unasked = self.unasked.saturating_add(self.added.wrapping_sub(self.published));
             self.published = self.added;
             self.taken_published = self.free.taken();
@@ -482,8 +302,8 @@ impl Ring for SplitRing {
         if new_chains == 0 {
             return false;
         }
-        // The index must be out before the device's preference is read: it writes the
-        // preference, then looks at the index a last time before it sleeps.
+        // The index must be visible before the device's preference is read: the device writes the
+        // preference, then checks the index once more before it sleeps.
         fence(SeqCst);
         if self.event_idx {
             let new = self.published;
@@ -556,14 +376,14 @@ impl Ring for SplitRing {
         } else {
             self.areas.avail_flags.store(0, 0, Relaxed);
         }
-        // The mirror image of `wants_kick`: our preference first, then a last look.
+        // As in `wants_kick`, from the other side: write the preference, then check once more.
         fence(SeqCst);
         self.areas.used_idx.load(0, Acquire).wrapping_sub(self.popped) >= wanted
     }
 
     fn disable_interrupts(&mut self) {
         if self.event_idx {
-            // Out of reach of all that is in flight: passed once in 65,536 buffers.
+            // Beyond all buffers in flight: passed once in 65,536 buffers.
             self.areas.used_event.store(0, self.popped.wrapping_add(MAX_SIZE), Relaxed);
         } else {
             self.areas.avail_flags.store(0, NO_INTERRUPT, Relaxed);

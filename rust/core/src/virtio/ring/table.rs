@@ -1,7 +1,7 @@
-//! Private tables that are indexed by masking.
+//! Private tables with masked indices.
 
-/// A table of a power of two of entries. Its [`Masked`] view is a pointer and a
-/// mask that loops keep in registers, whatever else they write to.
+/// A table with a power of two of entries. Loops can keep its [`Masked`] view, a pointer and a mask, in
+/// registers.
 #[derive(Debug)]
 pub(super) struct Table<T>(Box<[T]>);
 
@@ -21,8 +21,7 @@ impl<T> Table<T> {
     /// The entry at `index`, modulo the table's length.
     #[inline(always)]
     pub(super) fn get(&self, index: usize) -> &T {
-        // SAFETY: the length is a power of two and not zero (`new`), so a
-        // masked index is inside.
+        // SAFETY: the length is a power of two and not zero (`new`), so a masked index is in bounds.
         unsafe { self.0.get_unchecked(index & (self.0.len() - 1)) }
     }
 
@@ -31,7 +30,7 @@ impl<T> Table<T> {
     }
 }
 
-/// A table's entries while it is borrowed; only made by [`Table::view`].
+/// The entries of a borrowed table; only created by [`Table::view`].
 #[derive(Debug)]
 pub(super) struct Masked<'a, T>(&'a mut [T]);
 
@@ -40,12 +39,12 @@ impl<'a, T> Masked<'a, T> {
     #[inline(always)]
     pub(super) fn get(&mut self, index: usize) -> &mut T {
         let mask = self.0.len() - 1;
-        // SAFETY: the length is a power of two and not zero (`Table::new`), so a
-        // masked index is inside.
+        // SAFETY: the length is a power of two and not zero (`Table::new`), so a masked index is in
+        // bounds.
         unsafe { self.0.get_unchecked_mut(index & mask) }
     }
 
-    /// The same for the time of the borrow.
+    /// The same for the lifetime of the borrow.
     #[inline(always)]
     pub(super) fn into_get(self, index: usize) -> &'a mut T {
         let mask = self.0.len() - 1;
@@ -59,7 +58,7 @@ impl<'a, T> Masked<'a, T> {
         self.0.get_mut(index)
     }
 
-    /// The same for the time of the borrow.
+    /// The same for the lifetime of the borrow.
     #[inline(always)]
     pub(super) fn into_checked(self, index: usize) -> Option<&'a mut T> {
         self.0.get_mut(index)

@@ -1,10 +1,9 @@
-//! The legacy PCI interface over QTest port I/O: that of devices of before VIRTIO 1.0, and of
-//! transitional ones beside the modern one (VIRTIO 1.3, section 4.1.4.10; virtio 0.9.5, 2.2).
+//! The legacy PCI interface over QTest port I/O, of devices before VIRTIO 1.0 and of transitional
+//! devices (VIRTIO 1.3, section 4.1.4.10; virtio 0.9.5, section 2.2).
 //!
-//! One I/O BAR has everything. What is missing is done without: there are 32 feature bits and
-//! no FEATURES_OK; a queue has the size that the device gives it, and lies at a page's number;
-//! the configuration has no generation. Fields have the guest's byte order, which QTest's
-//! client has found to be little-endian when it connected.
+//! One I/O BAR has all registers. There are 32 feature bits and no FEATURES_OK; the device determines
+//! the size of a queue, whose address is a page number; the configuration has no generation. Fields
+//! have the guest's byte order, which the QTest client has checked to be little-endian.
 
 use super::{NO_VECTOR, QueueAddresses, Transport};
 use crate::notify::Doorbell;
@@ -14,14 +13,14 @@ use crate::{Error, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Where a device's legacy registers lie.
+/// The location of a device's legacy registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LegacyRegisters {
     /// The first I/O port of BAR 0.
     pub base: u16,
-    /// Ports that BAR 0 has.
+    /// The number of ports of BAR 0.
     pub length: u16,
-    /// Whether MSI-X is enabled: then two vector registers lie before the configuration.
+    /// Whether MSI-X is enabled: then two vector registers precede the configuration.
     pub msix: bool,
 }
 
@@ -42,35 +41,35 @@ mod register {
     pub const CONFIG_MSIX: u16 = 24;
 }
 
-/// A queue's address is in units of so many bytes, and its used ring is aligned to them.
+/// The unit of a queue's address and the alignment of its used ring.
 const PAGE: u64 = 4096;
-/// How long a device may take to report that it is reset.
+/// How long a reset may take.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
-/// A configuration that differs at each of so many reads is not read consistently.
+/// The most attempts to read the configuration consistently.
 const TRIES: usize = 16;
-/// There are no more queues than MSI-X could have vectors (QEMU's own limit is half of it).
+/// The most queues: the number of MSI-X vectors (QEMU's limit is half of it).
 const MOST_QUEUES: u16 = 2048;
 
-/// A legacy or transitional virtio device on QEMU's PCI bus, driven by its legacy interface.
+/// The legacy interface of a legacy or transitional virtio device on QEMU's PCI bus.
 #[derive(Debug)]
 pub struct LegacyPci {
     qtest: QTest,
     registers: LegacyRegisters,
-    /// Held from a write of the queue select to the last access it selects for.
+    /// Held from a write of the queue select register to the last access that depends on it.
     select: Mutex<()>,
 }
 
 impl LegacyPci {
-    /// The device whose registers lie there.
+    /// The device with these registers.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when they cannot: there are 2^16 ports, and 20 registers or 24.
+    /// [`Error::Invalid`] if they do not fit: there are 2^16 ports, and at least 20 or 24 registers.
     pub fn new(qtest: QTest, registers: LegacyRegisters) -> Result<Self> {
         let LegacyRegisters { base, length, msix } = registers;
         let least = if msix { register::CONFIG_MSIX } else { register::CONFIG };
         if length < least || base.checked_add(length - 1).is_none() {
             return Err(Error::Invalid(format!(
-                "a virtio device's legacy registers are at least {least} ports below 0x10000, not \
+                "a virtio device's legacy registers take at least {least} ports below 0x10000, not \
                  {length} at {base:#x}"
             )));
         }
@@ -95,21 +94,21 @@ impl LegacyPci {
         Ok(guard)
     }
 
-    /// The register where bytes of the device configuration start.
+    /// The register of the byte `offset` of the device configuration.
     fn config_at(&self, offset: usize, len: usize) -> Result<u16> {
         let start = if self.registers.msix { register::CONFIG_MSIX } else { register::CONFIG };
         let room = usize::from(self.registers.length - start);
         match offset.checked_add(len) {
             Some(end) if end <= room => Ok(start + offset as u16),
             _ => Err(Error::Device(format!(
-                "bytes {offset}..{} of the device configuration are wanted, but BAR 0 has room \
-                 for {room}",
+                "cannot access bytes {offset}..{} of the device configuration: BAR 0 has room for \
+                 {room}",
                 offset.saturating_add(len)
             ))),
         }
     }
 
-    /// Reads fields of up to four bytes, each by one access of its width where it is aligned.
+    /// Reads aligned fields of up to four bytes with one access each.
     fn read_config_once(&self, at: u16, out: &mut [u8]) -> Result<()> {
         let mut at = at;
         let mut rest = out;
@@ -124,8 +123,8 @@ impl LegacyPci {
         Ok(())
     }
 
-    /// Sets a vector register, and looks whether the device took it: one without resources
-    /// for it reads back [`NO_VECTOR`] (section 4.1.5.1.2.1).
+    /// Sets a vector register and reads it back: a device without resources for the vector returns
+    /// [`NO_VECTOR`] (section 4.1.5.1.2.1).
     fn set_vector(&self, offset: u16, vector: u16, of_what: &str) -> Result<()> {
         if !self.registers.msix {
             return match vector {
@@ -156,10 +155,10 @@ fn access_width(at: u16, left: usize) -> u8 {
     }
 }
 
-/// The number that a legacy device is told of a queue: that of its first page.
+/// The page number of a queue, which is all that the device gets.
 ///
-/// The device knows no other address: the available ring is right behind the descriptors, and
-/// the used ring on the next page (section 2.7.2).
+/// The available ring must directly follow the descriptors, and the used ring must be on the next page
+/// (section 2.7.2).
 fn page_number(queue: u16, addresses: &QueueAddresses) -> Result<u32> {
     let QueueAddresses { size, descriptors, driver, device, .. } = *addresses;
     let size = u64::from(size);
@@ -168,15 +167,15 @@ fn page_number(queue: u16, addresses: &QueueAddresses) -> Result<u32> {
     let lies = |part: u64, offset: u64| descriptors.0.checked_add(offset) == Some(part);
     if !descriptors.0.is_multiple_of(PAGE) || !lies(driver.0, available) || !lies(device.0, used) {
         return Err(Error::Invalid(format!(
-            "queue {queue} is not laid out for the legacy interface (section 2.7.2): descriptors \
-             at {:#x}, available ring at {:#x}, used ring at {:#x}",
+            "queue {queue} does not have the layout of the legacy interface (section 2.7.2): \
+             descriptors at {:#x}, available ring at {:#x}, used ring at {:#x}",
             descriptors.0, driver.0, device.0
         )));
     }
     u32::try_from(descriptors.0 / PAGE).map_err(|_| {
         Error::Invalid(format!(
-            "queue {queue} lies at IOVA {:#x}, but the legacy interface reaches only the first \
-             2^44 bytes; choose a lower iova for the memory",
+            "queue {queue} is at IOVA {:#x}, but the legacy interface only reaches the first 2^44 \
+             bytes; choose a lower iova for the memory",
             descriptors.0
         ))
     })
@@ -185,7 +184,7 @@ fn page_number(queue: u16, addresses: &QueueAddresses) -> Result<u32> {
 impl Transport for LegacyPci {
     fn reset_queue(&self, queue: u16) -> Result<()> {
         Err(Error::Refused(format!(
-            "queue {queue} cannot be reset alone by the legacy interface (RING_RESET)"
+            "the legacy interface cannot reset the single queue {queue} (RING_RESET)"
         )))
     }
 
@@ -233,7 +232,7 @@ impl Transport for LegacyPci {
         }
     }
 
-    /// There is no generation: what is read twice alike is consistent (section 2.5.4).
+    /// There is no generation: two equal reads are consistent (section 2.5.4).
     fn read_config(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         let at = self.config_at(offset, out.len())?;
         let mut again = vec![0; out.len()];
@@ -246,7 +245,7 @@ impl Transport for LegacyPci {
             out.copy_from_slice(&again);
         }
         Err(Error::Device(format!(
-            "the device configuration changed between each two of {} reads",
+            "the device configuration changed between any two of {} reads",
             TRIES + 1
         )))
     }
@@ -265,7 +264,7 @@ impl Transport for LegacyPci {
         Ok(())
     }
 
-    /// No register says it: queues are counted up to the first that is not there.
+    /// There is no register for it: counts queues up to the first that does not exist.
     fn queue_count(&self) -> Result<u16> {
         for queue in 0..MOST_QUEUES {
             if self.queue_max_size(queue)? == 0 {
@@ -275,7 +274,7 @@ impl Transport for LegacyPci {
         Ok(MOST_QUEUES)
     }
 
-    /// The size that the queue has: the driver cannot choose another.
+    /// The only size of the queue.
     fn queue_max_size(&self, queue: u16) -> Result<u16> {
         let _guard = self.selecting(queue)?;
         self.read16(register::QUEUE_SIZE)
@@ -287,8 +286,7 @@ impl Transport for LegacyPci {
         let size = self.read16(register::QUEUE_SIZE)?;
         if size != addresses.size {
             return Err(Error::Invalid(format!(
-                "queue {queue} has {size} entries, not {}: by the legacy interface the size is \
-                 the device's",
+                "queue {queue} has {size} entries, not {}: a legacy device determines the size",
                 addresses.size
             )));
         }

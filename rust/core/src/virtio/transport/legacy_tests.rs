@@ -47,7 +47,7 @@ fn the_isr_clears_when_read() {
 }
 
 #[test]
-fn the_configuration_is_behind_the_vectors_where_there_are_some() {
+fn the_configuration_follows_the_vectors() {
     for msix in [false, true] {
         let (device, state) = legacy(State::new(msix, 0));
         let mut mac = [0; 6];
@@ -57,7 +57,7 @@ fn the_configuration_is_behind_the_vectors_where_there_are_some() {
         device.read_config(10, &mut mtu).unwrap();
         assert_eq!(u16::from_le_bytes(mtu), 1500);
         let reads = [(0, 4), (4, 2), (0, 4), (4, 2), (10, 2), (10, 2)];
-        assert_eq!(state.lock().unwrap().config_reads, reads, "each field as it is, and twice");
+        assert_eq!(state.lock().unwrap().config_reads, reads, "each field by its width, and twice");
         device.write_config(0, &[1, 2, 3, 4, 5, 6]).unwrap();
         device.write_config(7, &[9]).unwrap();
         device.status().unwrap();
@@ -75,18 +75,18 @@ fn the_configuration_is_behind_the_vectors_where_there_are_some() {
 #[test]
 fn a_configuration_that_changes_is_read_again() {
     let mut state = State::new(true, 0);
-    state.restless = 5;
+    state.changes = 5;
     let (device, state) = legacy(state);
     let mut mac = [0; 6];
     device.read_config(0, &mut mac).unwrap();
     assert_eq!(mac[0], 0x52 + 5);
-    state.lock().unwrap().restless = usize::MAX;
+    state.lock().unwrap().changes = usize::MAX;
     let error = device.read_config(0, &mut mac).unwrap_err();
     assert!(matches!(error, Error::Device(_)), "{error}");
 }
 
 #[test]
-fn queues_are_counted_and_have_the_devices_size() {
+fn queues_are_counted_and_have_fixed_sizes() {
     let (device, _state) = legacy(State::new(true, 0));
     assert_eq!(device.queue_count().unwrap(), 3);
     let sizes = [0, 1, 2, 3].map(|queue| device.queue_max_size(queue).unwrap());
@@ -100,7 +100,7 @@ fn queues_are_counted_and_have_the_devices_size() {
 fn a_queue_is_set_up_by_its_page() {
     let (device, state) = legacy(State::new(true, 0));
     device.setup_queue(0, &laid_out(0x1000, 256, 0)).unwrap();
-    // The last page that 32 bits name, at 2^44 - 4096.
+    // The last page with a 32-bit number, at 2^44 - 4096.
     device.setup_queue(1, &laid_out(0xfff_ffff_f000, 128, NO_VECTOR)).unwrap();
     let state = state.lock().unwrap();
     assert_eq!(state.pages, [1, 0xffff_ffff, 0]);
@@ -108,7 +108,7 @@ fn a_queue_is_set_up_by_its_page() {
 }
 
 #[test]
-fn a_queue_must_be_within_reach_and_laid_out_for_it() {
+fn a_queue_must_be_below_2_44_in_the_legacy_layout() {
     let (device, state) = legacy(State::new(true, 0));
     let error = device.setup_queue(0, &laid_out(1 << 44, 256, 0)).unwrap_err();
     assert!(matches!(error, Error::Invalid(_)), "{error}");
@@ -125,7 +125,7 @@ fn a_queue_must_be_within_reach_and_laid_out_for_it() {
         assert!(error.to_string().contains("2.7.2"), "{error}");
     }
     assert!(state.lock().unwrap().written.is_empty());
-    state.lock().unwrap().stubborn = true;
+    state.lock().unwrap().refuses = true;
     let error = device.setup_queue(0, &good).unwrap_err();
     assert!(error.to_string().contains("did not take page 0x10"), "{error}");
 }
@@ -161,7 +161,7 @@ fn the_doorbell_is_one_register_for_all_queues() {
 }
 
 #[test]
-fn registers_that_cannot_be_there() {
+fn impossible_registers_are_rejected() {
     let (device, _state) = legacy(State::new(true, 0));
     for (base, length, msix) in [(BASE, 16, false), (BASE, 20, true), (0xfff0, 32, true)] {
         let registers = LegacyRegisters { base, length, msix };

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Where a device's register structures lie, as absolute MMIO addresses.
+/// The absolute MMIO addresses of a device's register structures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
     /// The common configuration (section 4.1.4.3).
@@ -20,7 +20,7 @@ pub struct Registers {
     pub device: u64,
     /// The notification area (section 4.1.4.4).
     pub notify: u64,
-    /// Bytes of the device configuration.
+    /// The length of the device configuration in bytes.
     pub device_length: u32,
     /// Bytes between the notification addresses of consecutive `queue_notify_off`.
     pub notify_multiplier: u32,
@@ -48,9 +48,9 @@ mod common {
     pub const QUEUE_RESET: u64 = 58;
 }
 
-/// How long a device may take to report that it is reset.
+/// How long a reset may take.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
-/// A configuration that changes at each of so many reads is not read consistently.
+/// The most attempts to read the configuration consistently.
 const GENERATION_TRIES: usize = 16;
 
 /// A modern virtio device on QEMU's PCI bus.
@@ -58,14 +58,14 @@ const GENERATION_TRIES: usize = 16;
 pub struct ModernPci {
     qtest: QTest,
     registers: Registers,
-    /// Held from a write of a select register to the last access it selects for.
+    /// Held from a write of a select register to the last access that depends on it.
     select: Mutex<()>,
-    /// What the driver accepted last: notifications depend on it.
+    /// The accepted features, which determine the format of notifications.
     accepted: Mutex<Features>,
 }
 
 impl ModernPci {
-    /// The device whose registers lie there.
+    /// The device with these registers.
     #[must_use]
     pub fn new(qtest: QTest, registers: Registers) -> Self {
         Self { qtest, registers, select: Mutex::new(()), accepted: Mutex::default() }
@@ -83,7 +83,7 @@ impl ModernPci {
         self.qtest.write(self.at(offset), 2, u64::from(value))
     }
 
-    /// 64-bit fields are written as two halves (section 4.1.3.1).
+    /// Writes a 64-bit field as two halves (section 4.1.3.1).
     fn write_address(&self, offset: u64, address: Iova) -> Result<()> {
         self.qtest.write(self.at(offset), 4, address.0 & 0xffff_ffff)?;
         self.qtest.write(self.at(offset + 4), 4, address.0 >> 32)
@@ -93,7 +93,7 @@ impl ModernPci {
         let end = offset.checked_add(len);
         if end.is_none_or(|end| end > self.registers.device_length as usize) {
             return Err(Error::Device(format!(
-                "bytes {offset}..{} of the device configuration are wanted, but the device has {}",
+                "cannot access bytes {offset}..{} of the device configuration, which has {}",
                 offset.saturating_add(len),
                 self.registers.device_length
             )));
@@ -123,7 +123,7 @@ impl Transport for ModernPci {
     fn set_driver_features(&self, features: Features) -> Result<()> {
         let _guard = self.select.lock().unwrap_or_else(PoisonError::into_inner);
         for word in 0..4u32 {
-            // A device of before 1.2 knows two words; where there is nothing to say, say nothing.
+            // A device before VIRTIO 1.2 has two words, so write the others only if necessary.
             if word < 2 || features.word(word) != 0 {
                 self.qtest.write(self.at(common::DRIVER_FEATURE_SELECT), 4, word.into())?;
                 self.qtest.write(self.at(common::DRIVER_FEATURE), 4, features.word(word).into())?;
@@ -142,7 +142,7 @@ impl Transport for ModernPci {
         if !status.is_empty() {
             return Ok(());
         }
-        // Section 4.1.4.3.2: after writing 0 the driver waits for a read of 0.
+        // Section 4.1.4.3.2: after writing 0, the driver waits until it reads 0.
         let deadline = Instant::now() + RESET_TIMEOUT;
         loop {
             let now = self.status()?;
@@ -167,7 +167,7 @@ impl Transport for ModernPci {
             if self.qtest.read(self.at(common::CONFIG_GENERATION), 1)? == before {
                 if bytes.len() != out.len() {
                     return Err(Error::Qemu(format!(
-                        "QTest returned {} bytes where {} were asked for",
+                        "QTest returned {} bytes instead of {}",
                         bytes.len(),
                         out.len()
                     )));
@@ -216,12 +216,12 @@ impl Transport for ModernPci {
     fn reset_queue(&self, queue: u16) -> Result<()> {
         let _guard = self.selecting(queue)?;
         self.write16(common::QUEUE_RESET, 1)?;
-        // Section 4.1.4.3.2: it is reset once that reads 0.
+        // Section 4.1.4.3.2: the reset is complete when this reads 0.
         let deadline = Instant::now() + RESET_TIMEOUT;
         while self.read16(common::QUEUE_RESET)? != 0 || self.read16(common::QUEUE_ENABLE)? != 0 {
             if Instant::now() > deadline {
                 return Err(Error::Device(format!(
-                    "queue {queue} was reset but is not reset yet after {RESET_TIMEOUT:?}"
+                    "the reset of queue {queue} is not complete after {RESET_TIMEOUT:?}"
                 )));
             }
             std::thread::sleep(Duration::from_millis(1));

@@ -1,5 +1,4 @@
-//! Notifications as they reach a device whose registers are at the other end of a QTest socket:
-//! no QEMU offers NOTIFICATION_DATA or NOTIF_CONFIG_DATA.
+//! Tests of notifications with a fake device, as no QEMU offers NOTIFICATION_DATA or NOTIF_CONFIG_DATA.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
 use crate::memory::{PageRequest, PageSize, Placement, Region, RegionOptions};
@@ -12,14 +11,14 @@ use std::sync::Arc;
 const COMMON: u64 = 0x1000;
 const NOTIFY: u64 = 0x4000;
 const QUEUE: u16 = 5;
-/// What the device says of its queues.
+/// The notification registers of the device's queues.
 const OFFSET: u64 = 3;
 const CONFIG_DATA: u16 = 0xbeef;
 
-/// What the driver wrote: address, bytes, value.
+/// The driver's writes: address, width, value.
 type Writes = Vec<(u64, u8, u64)>;
 
-/// A driver's way to a device, and what it writes.
+/// A transport to a fake device, and its writes.
 fn device() -> (ModernPci, Arc<Mutex<Writes>>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let written: Arc<Mutex<Writes>> = Arc::default();
@@ -60,7 +59,7 @@ fn serve(mut socket: UnixStream, written: &Mutex<Writes>) {
     }
 }
 
-/// Publishes buffers one by one, around the ring, and says what the notifications were.
+/// Publishes buffers one by one and returns the notifications.
 fn notifications<R: Ring>(accepted: Features, size: u16, count: u16) -> Writes {
     let (device, written) = device();
     device.set_driver_features(accepted).unwrap();
@@ -109,13 +108,13 @@ fn notification_data_of_a_packed_ring_is_the_next_descriptor_and_the_wrap_counte
     let accepted = Features::VERSION_1 | Features::NOTIFICATION_DATA | Features::RING_PACKED;
     assert_eq!(
         notifications::<PackedRing>(accepted, 3, 3),
-        // The first lap's wrap counter is 1; after the third descriptor the second begins.
+        // The wrap counter is 1 in the first lap, which ends after the third descriptor.
         [(at, 4, 0x8001_0005), (at, 4, 0x8002_0005), (at, 4, 0x0000_0005)]
     );
 }
 
 #[test]
-fn the_device_may_say_what_stands_for_the_queue() {
+fn the_device_chooses_the_value_of_a_queue() {
     let at = NOTIFY + 4 * OFFSET;
     let accepted = Features::VERSION_1 | Features::NOTIF_CONFIG_DATA;
     assert_eq!(notifications::<SplitRing>(accepted, 4, 1), [(at, 2, 0xbeef)]);

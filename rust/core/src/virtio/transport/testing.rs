@@ -1,4 +1,4 @@
-//! A legacy device at the other end of a QTest socket: its registers, and what was written.
+//! A fake legacy device at the other end of a QTest socket.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 pub(crate) const BASE: u16 = 0xc040;
 pub(crate) const LENGTH: u16 = 64;
 
-/// What the device is, and what it holds.
+/// The device's properties and registers.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) msix: bool,
@@ -24,19 +24,19 @@ pub(crate) struct State {
     pub(crate) pages: Vec<u32>,
     pub(crate) vectors: Vec<u16>,
     pub(crate) config_vector: u16,
-    /// MSI-X vectors that it has.
+    /// The number of its MSI-X vectors.
     pub(crate) most_vectors: u16,
     pub(crate) status: u8,
     pub(crate) isr: u8,
     pub(crate) config: Vec<u8>,
-    /// Changes its configuration after each of so many reads of it.
-    pub(crate) restless: usize,
+    /// The configuration changes after each of this many reads of it.
+    pub(crate) changes: usize,
     /// Refuses every address.
-    pub(crate) stubborn: bool,
+    pub(crate) refuses: bool,
     pub(crate) selected: usize,
-    /// Every write: the register, its width, the value.
+    /// Every write: register, width, value.
     pub(crate) written: Vec<(u16, u8, u32)>,
-    /// Every read of the configuration: the offset and the width.
+    /// Every read of the configuration: offset and width.
     pub(crate) config_reads: Vec<(u16, u8)>,
 }
 
@@ -54,8 +54,8 @@ impl State {
             status: 0xff,
             isr: 0,
             config: vec![0x52, 0x54, 0, 1, 2, 3, 1, 0, 1, 0, 0xdc, 5],
-            restless: 0,
-            stubborn: false,
+            changes: 0,
+            refuses: false,
             selected: 0,
             written: Vec::new(),
             config_reads: Vec::new(),
@@ -74,8 +74,8 @@ impl State {
             let value = bytes.fold(0, |value, i| {
                 value << 8 | u32::from(*self.config.get(usize::from(offset + i)).unwrap_or(&0xff))
             });
-            if self.restless > 0 {
-                self.restless -= 1;
+            if self.changes > 0 {
+                self.changes -= 1;
                 self.config[0] = self.config[0].wrapping_add(1);
             }
             return value;
@@ -109,7 +109,7 @@ impl State {
         };
         match (register, width) {
             (4, 4) => self.accepted = value,
-            (8, 4) if self.stubborn => {}
+            (8, 4) if self.refuses => {}
             (8, 4) => self.pages[queue] = value,
             (14, 2) => self.selected = value as usize,
             (16, 2) => {}
@@ -125,7 +125,7 @@ impl State {
     }
 }
 
-/// A driver's way to the device, and the device.
+/// A transport to a fake device, and the device.
 pub(crate) fn legacy(state: State) -> (LegacyPci, Arc<Mutex<State>>) {
     let msix = state.msix;
     let state = Arc::new(Mutex::new(state));

@@ -1,4 +1,4 @@
-//! The registers of a device that was, or will be, unplugged: what lies there may be another's.
+//! The transport of an unplugged device, whose addresses may belong to another device.
 
 use super::{QueueAddresses, Transport};
 use crate::notify::Doorbell;
@@ -6,17 +6,19 @@ use crate::virtio::{Features, Status};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// In the place of the transport of such a device: touches no register.
+/// Replaces the transport of an unplugged device. Accesses no register.
 pub struct Unplugged(Arc<dyn Transport>);
 
 impl Unplugged {
-    /// Of this device, whose QEMU goes on.
+    /// Replaces this transport, whose QEMU still runs.
     pub fn new(before: Arc<dyn Transport>) -> Self {
         Self(before)
     }
 
     fn away<T>() -> Result<T> {
-        Err(Error::Timeout("the device is away: it is unplugged, and will be plugged anew".into()))
+        Err(Error::Timeout(
+            "the device is unplugged at the moment and will be plugged again".into(),
+        ))
     }
 }
 
@@ -66,7 +68,7 @@ impl Transport for Unplugged {
     fn set_config_vector(&self, _vector: u16) -> Result<()> {
         Self::away()
     }
-    /// It raises no interrupt; who shares its line may.
+    /// It raises no interrupt, unlike devices on the same line.
     fn take_isr(&self) -> Result<u8> {
         Ok(0)
     }

@@ -1,13 +1,11 @@
-//! The device's side of a virtqueue, in this process: for tests and benchmarks.
+//! The device side of virtqueues in this process, for tests and benchmarks.
 //!
-//! [`SplitDevice`] and [`PackedDevice`] follow the specification from the
-//! device's side, with code of their own: they share nothing with the driver
-//! but the ring's memory. They take chains in the order they were made
-//! available, use them in any order, ask for kicks and answer whether an
-//! interrupt is due. [`View`] and [`Device::fields`] are for telling lies.
+//! [`SplitDevice`] and [`PackedDevice`] share no code with the driver, only the ring's memory. They take
+//! chains in the order in which they were made available, use them in any order, control kicks and
+//! report whether an interrupt is due. [`View`] and [`Device::fields`] allow writing invalid values.
 //!
-//! They are test tools: what would be a driver's bug, an address outside the
-//! region or an endless chain, panics with the reason.
+//! A bug of the driver, such as an address outside the region or an endless chain, panics with the
+//! reason.
 
 mod packed;
 mod split;
@@ -24,7 +22,7 @@ use std::sync::Arc;
 /// One part of a chain: memory that the device reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Where it lies.
+    /// Its address.
     pub iova: Iova,
     /// Its length in bytes.
     pub len: u32,
@@ -37,9 +35,9 @@ pub struct Part {
 pub struct Chain {
     /// Its head descriptor (split) or buffer id (packed).
     pub id: u16,
-    /// Descriptors of the ring that it takes.
+    /// Its number of descriptors in the ring.
     pub descriptors: u16,
-    /// Its parts; those of an indirect table in its place.
+    /// Its parts, those of an indirect table included.
     pub parts: Vec<Part>,
 }
 
@@ -51,49 +49,46 @@ impl Chain {
     }
 }
 
-/// The device's side of a virtqueue.
+/// The device side of a virtqueue.
 pub trait Device: Sized {
-    /// A device that starts at an empty ring. It asks for every kick.
+    /// Creates a device for an empty ring. Kicks are enabled.
     fn new(region: &Arc<Region>, addresses: (Iova, Iova, Iova), options: &RingOptions) -> Self;
 
     /// Takes the next available chain.
     fn take(&mut self) -> Option<Chain>;
 
-    /// Puts a used chain after those used so far; the driver sees it after [`Device::flush`].
+    /// Adds a used chain; the driver sees it after [`Device::flush`].
     fn put(&mut self, chain: &Chain, written: u32) {
         self.put_raw(chain.id.into(), written, chain.descriptors);
     }
 
-    /// Puts several chains, in the order they were taken, as one batch: only
-    /// the last is reported (`VIRTIO_F_IN_ORDER`).
+    /// Adds several used chains, in the order in which they were taken, as one batch of which only the
+    /// last is reported (`VIRTIO_F_IN_ORDER`).
     fn put_batch(&mut self, chains: &[Chain], written: u32);
 
-    /// Puts a used entry with any id and length; goes on by `descriptors` (packed)
-    /// or one entry (split).
+    /// Adds a used entry with any id and length; advances by `descriptors` (packed) or one entry (split).
     fn put_raw(&mut self, id: u32, len: u32, descriptors: u16);
 
-    /// Makes what was put visible. True when the driver wants an interrupt for it.
+    /// Publishes the used entries. Returns whether the driver wants an interrupt for them.
     fn flush(&mut self) -> bool;
 
-    /// Takes up to `max` chains of one descriptor and uses each at once, in
-    /// order, writable ones to their full length, then flushes: what a fast
-    /// device does to the ring. Says how many there were.
+    /// Takes up to `max` chains of one descriptor, uses each at once and in order, writable ones to
+    /// their full length, then flushes, like a fast device. Returns their number.
     fn echo(&mut self, max: usize) -> usize;
 
-    /// Asks for a kick when the next chain becomes available. True when one is already.
+    /// Enables a kick for the next available chain. Returns true if one is available already.
     fn enable_kicks(&mut self) -> bool;
 
-    /// Asks for no kicks.
+    /// Disables kicks.
     fn disable_kicks(&mut self);
 
     /// Access to any byte of the region.
     fn view(&self) -> &View;
 
-    /// Every field that a device may write, as far as memory protects it from others: all of
-    /// the device area, and in a packed ring the descriptors.
+    /// Every field that a device may write: the device area, and the descriptors of a packed ring.
     fn fields(&self) -> Vec<Field>;
 
-    /// Takes everything that is available.
+    /// Takes all available chains.
     fn take_all(&mut self) -> Vec<Chain> {
         std::iter::from_fn(|| self.take()).collect()
     }

@@ -1,4 +1,4 @@
-//! The device's side of a packed virtqueue (VIRTIO 1.3, section 2.8).
+//! The device side of a packed virtqueue (VIRTIO 1.3, section 2.8).
 
 use super::{Chain, Device, Field, Part, View, Width};
 use crate::memory::{Iova, Region};
@@ -13,7 +13,7 @@ const INDIRECT: u16 = 4;
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 
-/// A place in the ring: a descriptor and the lap's wrap counter.
+/// A position in the ring: an index and its wrap counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
     index: u16,
@@ -29,13 +29,13 @@ impl Position {
         self.index = (index % u32::from(size)) as u16;
     }
 
-    /// As event suppression has it: offset, and the wrap counter on top.
+    /// In the format of event suppression: the offset, and the wrap counter in bit 15.
     fn encode(self) -> u16 {
         self.index | u16::from(self.wrap) << 15
     }
 }
 
-/// The device's side of a packed virtqueue.
+/// The device side of a packed virtqueue.
 #[derive(Debug)]
 pub struct PackedDevice {
     view: View,
@@ -46,10 +46,9 @@ pub struct PackedDevice {
     event_idx: bool,
     next_avail: Position,
     next_used: Position,
-    /// Used descriptors not yet visible, each with its second half; the first is
-    /// written last.
+    /// Unpublished used descriptors with their second words.
     unflushed: Vec<(Position, u64)>,
-    /// Where the first of them is.
+    /// The position of the first of them.
     flushed: Position,
 }
 
@@ -140,7 +139,7 @@ impl Device for PackedDevice {
     }
 
     fn flush(&mut self) -> bool {
-        // The first last: the driver looks at the others after it.
+        // The first is written last, as the driver reads the others after it.
         for (i, &(position, word)) in self.unflushed.iter().enumerate().rev() {
             let order = if i == 0 { Release } else { Relaxed };
             self.view.store(self.descriptors.plus(16 * u64::from(position.index) + 8), word, order);
@@ -156,8 +155,7 @@ impl Device for PackedDevice {
         match self.view.load::<u16>(self.driver.plus(2), Relaxed) {
             0 => true,
             2 if self.event_idx => {
-                // Was the position among those that were filled? Walked, not
-                // calculated, as a check on the driver's arithmetic.
+                // Compared one by one, as a check of the driver's arithmetic.
                 while old != new {
                     if old.encode() == preference {
                         return true;
@@ -175,7 +173,7 @@ impl Device for PackedDevice {
         let halves = self.view.words::<u64>(self.descriptors, 2 * size);
         for done in 0..max {
             let half = usize::from(self.next_avail.index) * 2 + 1;
-            // SAFETY: positions are less than `size`, of which `words` checked the room.
+            // SAFETY: positions are less than `size`, which `words` checked.
             let half = unsafe { AtomicU64::from_ptr(halves.add(half)) };
             let word = half.load(Acquire);
             let flags = (word >> 48) as u16;

@@ -1,4 +1,4 @@
-//! The device's side of a split virtqueue (VIRTIO 1.3, section 2.7).
+//! The device side of a split virtqueue (VIRTIO 1.3, section 2.7).
 
 use super::{Chain, Device, Field, Part, View, Width};
 use crate::memory::{Iova, Region};
@@ -11,7 +11,7 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-/// The device's side of a split virtqueue.
+/// The device side of a split virtqueue.
 #[derive(Debug)]
 pub struct SplitDevice {
     view: View,
@@ -20,10 +20,9 @@ pub struct SplitDevice {
     used: Iova,
     size: u16,
     event_idx: bool,
-    /// The next entry to read of the available ring; modulo 2^16.
+    /// The next entry to read from the available ring, modulo 2^16.
     next_avail: u16,
-    /// The next to write of the used ring, `used.idx` as it was last made
-    /// visible, and as it was when an interrupt was last considered.
+    /// The next entry to write to the used ring, and the last published `used.idx`.
     next_used: u16,
     flushed: u16,
 }
@@ -128,7 +127,7 @@ impl Device for SplitDevice {
         fence(SeqCst);
         if self.event_idx {
             let event: u16 = self.view.load(self.avail.plus(4 + 2 * u64::from(self.size)), Relaxed);
-            // Some index in old..new is the event.
+            // Whether the event is in old..new.
             event.wrapping_sub(old) < new.wrapping_sub(old)
         } else {
             self.view.load::<u16>(self.avail, Relaxed) & 1 == 0
@@ -144,7 +143,7 @@ impl Device for SplitDevice {
         let entries = self.view.words::<u32>(self.used.plus(4), 2 * size);
         for _ in 0..count {
             let at = usize::from(self.next_avail) & (size - 1);
-            // SAFETY: `at` is less than `size`, of which `words` checked the room.
+            // SAFETY: `at` is less than `size`, which `words` checked.
             let id = unsafe { AtomicU16::from_ptr(heads.add(at)) }.load(Relaxed);
             let half = (usize::from(id) & (size - 1)) * 2 + 1;
             // SAFETY: as above; `half` is masked.
@@ -176,7 +175,7 @@ impl Device for SplitDevice {
 
     fn disable_kicks(&mut self) {
         if self.event_idx {
-            // Out of reach of all that can be made available.
+            // Beyond all buffers that can be available.
             self.view.store(self.avail_event(), self.next_avail.wrapping_add(0x8000), Relaxed);
         } else {
             self.view.store(self.used, 1u16, Relaxed);

@@ -1,4 +1,4 @@
-//! A region as a device sees it: by device address, every access in bounds or a panic.
+//! Access to a region by device address. Panics if out of bounds.
 
 use crate::memory::{Iova, Region};
 use crate::virtio::ring::shared::Word;
@@ -16,16 +16,16 @@ pub enum Width {
     Eight,
 }
 
-/// A field of a ring that a device can write, for lies.
+/// A field of a ring that a device can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
     /// Its name in the specification.
     pub name: &'static str,
-    /// Which one, in an array.
+    /// Its index in an array.
     pub index: u16,
-    /// Where it lies.
+    /// Its address.
     pub iova: Iova,
-    /// How large it is.
+    /// Its size.
     pub width: Width,
 }
 
@@ -48,7 +48,7 @@ impl View {
         std::ptr::with_exposed_provenance_mut(self.region.address() + offset.unwrap_or_default())
     }
 
-    /// `count` aligned words, for loops that cannot afford a check for each.
+    /// `count` aligned words, for loops without a check per word.
     pub(super) fn words<T: Word>(&self, iova: Iova, count: usize) -> *mut T {
         let at = self.pointer(iova, count * size_of::<T>());
         assert!(at.addr().is_multiple_of(align_of::<T>()), "{iova} is not aligned");
@@ -88,8 +88,8 @@ impl View {
     #[must_use]
     pub fn read(&self, iova: Iova, len: usize) -> Vec<u8> {
         let at = self.pointer(iova, len);
-        // SAFETY: `len` bytes inside the region, which the view keeps; one byte
-        // at a time, atomically, whatever others do to them.
+        // SAFETY: `len` bytes inside the region, which the view keeps; accessed atomically, byte by
+        // byte.
         (0..len).map(|i| unsafe { AtomicU8::from_ptr(at.add(i)) }.load(Ordering::Relaxed)).collect()
     }
 

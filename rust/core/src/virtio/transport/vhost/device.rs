@@ -1,4 +1,4 @@
-//! The device that a driver sees: registers that are kept here, rings that a backend serves.
+//! `VhostDevice`: registers in this process, rings processed by a vhost backend.
 
 use super::registers::{PASSED, Registers};
 use super::{Driver, Vhost, Vring};
@@ -13,65 +13,65 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-/// No queue is larger (section 2.6).
+/// The largest queue size (section 2.6).
 const LARGEST_QUEUE: u16 = 1 << 15;
-/// Where a packed ring begins: at its first descriptor, in a lap whose wrap counter is 1.
+/// The start position of a packed ring: the first descriptor with wrap counter 1, twice.
 const PACKED_START: u32 = 0x8000_8000;
-/// Bit 30 of vhost's features: rings are enabled by a message, and there are protocol features.
+/// Bit 30 of vhost's features: messages enable rings, and there are protocol features.
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
-/// How often a thread that waits for its turn looks, and how often it asks whether to go on.
+/// How often a thread tries to lock the backend, and how often it checks for signals meanwhile.
 const LOOK: Duration = Duration::from_millis(1);
 const SLICE: Duration = Duration::from_millis(100);
 
-/// What a device is made of.
+/// The properties of a [`VhostDevice`].
 #[derive(Clone, Debug)]
 pub struct VhostOptions {
-    /// What is shared with the backend.
+    /// The memory shared with the backend.
     pub region: Arc<Region>,
     /// The device's MAC address.
     pub mac: [u8; 6],
-    /// The MTU that is asked for; without it the device says none.
+    /// The MTU that the device reports, if any.
     pub mtu: Option<u16>,
-    /// Queue pairs.
+    /// The number of queue pairs.
     pub pairs: u16,
-    /// What the backend signals for each queue, by its index; none where nobody waits.
+    /// The eventfds that the backend signals, by queue; empty if the driver polls.
     pub calls: Vec<Arc<EventFd>>,
     /// Signalled when the link goes up or down.
     pub config: Option<Arc<EventFd>>,
-    /// How long a backend may take for what it is asked to do.
+    /// How long a backend may take for one operation.
     pub time: Duration,
-    /// Asked by whoever waits for a backend whether to go on.
+    /// Called during waits for a backend.
     pub patience: Option<Patience>,
 }
 
-/// What the driver said. Locked for a moment only.
-struct Told {
+/// The state that the driver has set. Only locked briefly.
+struct Driven {
     status: Status,
     features: Features,
     /// The queues that were set up.
     rings: BTreeMap<u16, QueueAddresses>,
-    /// The pairs that are served.
+    /// The number of enabled pairs.
     active: u16,
     registers: Registers,
-    /// What the backend of now, or the last one, offers.
+    /// The features that the current or last backend offers.
     offered: u64,
-    /// Whether a backend has ever served the device.
+    /// Whether a backend has ever started.
     served: bool,
 }
 
-/// A backend, and whether it was told all that the driver has said.
+/// A backend, and whether it has the state that the driver has set.
 struct Serving {
     vhost: Box<dyn Vhost>,
     started: bool,
 }
 
-/// A virtio-net device whose rings a [`Vhost`] serves, while there is one.
+/// A virtio-net device whose rings a [`Vhost`] backend processes.
 ///
-/// Its link is up while there is. What the driver says is kept, and told to the next one.
+/// Its link is up while there is a backend. A new backend gets the state that the driver has set.
 pub struct VhostDevice {
     options: VhostOptions,
-    told: Mutex<Told>,
-    /// Held while a backend is told something, for no longer than [`VhostOptions::time`].
+    driven: Mutex<Driven>,
+    /// Locked during an operation of the backend, for at most [`VhostOptions::time`].
     backend: Mutex<Option<Serving>>,
     kicks: Vec<Arc<Kick>>,
     drivers: Mutex<BTreeMap<u16, Arc<dyn Driver>>>,
@@ -82,10 +82,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl VhostDevice {
-    /// A device that this backend will serve, once the driver has set it up.
+    /// A device with this backend, which starts once the driver has set up the device.
     pub fn new(backend: Box<dyn Vhost>, options: VhostOptions) -> Self {
         let VhostOptions { mac, mtu, pairs, .. } = options;
-        let told = Told {
+        let driven = Driven {
             status: Status::empty(),
             features: Features::NONE,
             rings: BTreeMap::new(),
@@ -97,29 +97,33 @@ impl VhostDevice {
         Self {
             kicks: (0..2 * pairs).map(|_| Arc::default()).collect(),
             options,
-            told: Mutex::new(told),
+            driven: Mutex::new(driven),
             backend: Mutex::new(Some(Serving { vhost: backend, started: false })),
             drivers: Mutex::default(),
         }
     }
 
-    /// Tells a queue's driver when its backend goes, and when the next comes.
+    /// Registers the driver of a queue, which is called when backends stop and start.
     pub fn follow(&self, queue: u16, driver: Arc<dyn Driver>) {
         lock(&self.drivers).insert(queue, driver);
     }
 
-    /// The features in force that are a backend's, as vhost numbers them.
+    /// The negotiated features that a backend must offer.
     pub fn demanded(&self) -> u64 {
-        let told = lock(&self.told);
-        if told.status.contains(Status::DRIVER_OK) { (told.features & PASSED).0 as u64 } else { 0 }
+        let driven = lock(&self.driven);
+        if driven.status.contains(Status::DRIVER_OK) {
+            (driven.features & PASSED).0 as u64
+        } else {
+            0
+        }
     }
 
-    /// Kicks that had nobody to go to.
+    /// The number of kicks while there was no backend.
     pub fn kicks_lost(&self) -> u64 {
         self.kicks.iter().map(|kick| kick.lost()).sum()
     }
 
-    /// The backend is gone, and its last write to the rings with it.
+    /// Removes the backend, which is gone and does not access the rings any more.
     pub fn lost(&self) {
         let gone = lock(&self.backend).take();
         self.set_link(false);
@@ -129,14 +133,14 @@ impl VhostDevice {
         for driver in drivers {
             driver.stopped();
         }
-        self.tell();
+        self.signal_config();
     }
 
-    /// There is another backend, which has the features in force. It goes on where the last one ended,
-    /// where the driver has set the device up.
+    /// Sets a new backend, which offers the negotiated features. If the driver has set up the device, the
+    /// backend starts where the last one stopped.
     ///
     /// # Errors
-    /// See [`Vhost`]; there is no backend then.
+    /// See [`Vhost`]; the device has no backend then.
     pub fn returned(&self, vhost: Box<dyn Vhost>) -> Result<()> {
         let mut backend = Serving { vhost, started: false };
         let mut place = lock(&self.backend);
@@ -151,35 +155,35 @@ impl VhostDevice {
         *place = Some(backend);
         drop(place);
         self.set_link(true);
-        self.tell();
+        self.signal_config();
         Ok(())
     }
 
-    /// What the next backend offers, which is there.
+    /// Sets the features that the next backend offers.
     pub fn expect(&self, offered: u64) {
-        lock(&self.told).offered = offered;
+        lock(&self.driven).offered = offered;
     }
 
-    /// Whether a backend serves the rings.
+    /// Whether a backend processes the rings.
     pub fn is_served(&self) -> bool {
-        let told = lock(&self.told);
-        told.registers.link && told.served && told.status.contains(Status::DRIVER_OK)
+        let driven = lock(&self.driven);
+        driven.registers.link && driven.served && driven.status.contains(Status::DRIVER_OK)
     }
 
-    fn tell(&self) {
+    fn signal_config(&self) {
         if let Some(event) = &self.options.config {
             event.signal();
         }
     }
     fn set_link(&self, up: bool) {
-        lock(&self.told).registers.link = up;
+        lock(&self.driven).registers.link = up;
     }
     fn is_running(&self) -> bool {
-        lock(&self.told).status.contains(Status::DRIVER_OK)
+        lock(&self.driven).status.contains(Status::DRIVER_OK)
     }
 
-    /// The backend, for somebody who has something to say to it: one at a time.
-    fn turn(&self) -> Result<MutexGuard<'_, Option<Serving>>> {
+    /// Locks the backend.
+    fn lock_backend(&self) -> Result<MutexGuard<'_, Option<Serving>>> {
         may_wait("the vhost backend");
         let mut asked = Instant::now();
         loop {
@@ -195,10 +199,9 @@ impl VhostDevice {
         }
     }
 
-    /// Says something to the backend, if there is one that is being used. What it cannot be told any
-    /// more is told to the next.
-    fn say(&self, what: impl FnOnce(&mut dyn Vhost) -> Result<()>) -> Result<()> {
-        let mut place = self.turn()?;
+    /// Calls the backend if it has started. After an error, the next backend gets the new state.
+    fn with_backend(&self, what: impl FnOnce(&mut dyn Vhost) -> Result<()>) -> Result<()> {
+        let mut place = self.lock_backend()?;
         let Some(backend) = place.as_mut().filter(|backend| backend.started) else {
             return Ok(());
         };
@@ -212,13 +215,13 @@ impl VhostDevice {
         }
     }
 
-    /// Tells a backend all that the driver has said (QEMU: `docs/interop/vhost-user.rst`, "Starting and
-    /// stopping rings").
+    /// Starts a backend with the state that the driver has set (QEMU: `docs/interop/vhost-user.rst`,
+    /// "Starting and stopping rings").
     fn start(&self, serving: &mut Serving) -> Result<()> {
         let backend = serving.vhost.as_mut();
         let (features, rings, active, mtu) = {
-            let told = lock(&self.told);
-            (told.features, told.rings.clone(), told.active, told.registers.mtu)
+            let driven = lock(&self.driven);
+            (driven.features, driven.rings.clone(), driven.active, driven.registers.mtu)
         };
         backend.begin(self.options.time);
         let mut status = Status::ACKNOWLEDGE | Status::DRIVER;
@@ -234,7 +237,7 @@ impl VhostDevice {
             backend.set_mtu(mtu)?;
         }
         backend.set_memory(&self.options.region)?;
-        // From here on it may look at the rings.
+        // From here on it may access the rings.
         serving.started = true;
         let mut kicks = Vec::with_capacity(rings.len());
         for (&index, addresses) in &rings {
@@ -245,27 +248,27 @@ impl VhostDevice {
             backend.enable_ring(index, index / 2 < active)?;
         }
         backend.set_status(status | Status::DRIVER_OK)?;
-        lock(&self.told).served = true;
-        // Last: some forget a kick of a ring that is not enabled.
+        lock(&self.driven).served = true;
+        // Last, as some backends ignore a kick for a ring that is not enabled.
         kicks.into_iter().for_each(|(index, kick)| self.connect(index, kick));
         Ok(())
     }
 
-    /// From now on the queue's kicks go there; one goes at once.
+    /// Connects the queue's kicks to an eventfd and sends one.
     fn connect(&self, index: u16, kick: Arc<EventFd>) {
         if let Some(doorbell) = self.kicks.get(usize::from(index)) {
             doorbell.connect(kick);
         }
     }
 
-    /// What a backend is told of the features in force.
+    /// The negotiated features in vhost's form.
     fn for_backend(&self, backend: &dyn Vhost, features: Features) -> u64 {
         let several = if self.options.pairs > 1 { Features::MQ.0 as u64 } else { 0 };
         ((features & (PASSED | Features::MTU)).0 as u64 | F_PROTOCOL_FEATURES | several)
             & backend.offered()
     }
 
-    /// Sets one ring up, with eventfds that no other backend has.
+    /// Sets up one ring, with eventfds that no other backend has.
     fn set_ring(
         &self,
         backend: &mut dyn Vhost,
@@ -277,7 +280,7 @@ impl VhostDevice {
         let region = &self.options.region;
         let here = |area: crate::memory::Iova| {
             let offset = region.offset_of(area, 1).ok_or_else(|| {
-                Error::Invalid(format!("queue {index} lies outside the memory, at {area}"))
+                Error::Invalid(format!("queue {index} is outside of the memory, at {area}"))
             })?;
             Ok::<_, Error>((region.address() + offset) as u64)
         };
@@ -293,14 +296,14 @@ impl VhostDevice {
         Ok(kick)
     }
 
-    /// Where a backend goes on.
+    /// The start position of a backend.
     fn position(&self, index: u16, ring: &QueueAddresses, features: Features) -> Result<u32> {
         let driver = lock(&self.drivers).get(&index).cloned();
         let place = driver.and_then(|driver| driver.starting());
         if features.contains(Features::RING_PACKED) {
             return Ok(place.map_or(PACKED_START, |at| u32::from(at) << 16 | u32::from(at)));
         }
-        // Behind the flags of the used ring: how far the last backend has come.
+        // The used index, which follows the flags of the used ring.
         let region = &self.options.region;
         let mut used = [0; 2];
         let offset = region.offset_of(ring.device, 4).unwrap_or(region.size());
@@ -308,10 +311,10 @@ impl VhostDevice {
         Ok(u16::from_le_bytes(used).into())
     }
 
-    /// Has all rings be left alone. An error only where it was interrupted.
+    /// Stops all rings. Only fails if interrupted.
     fn stop(&self) -> Result<()> {
-        let mut place = self.turn()?;
-        let rings: Vec<_> = lock(&self.told).rings.keys().copied().collect();
+        let mut place = self.lock_backend()?;
+        let rings: Vec<_> = lock(&self.driven).rings.keys().copied().collect();
         self.kicks.iter().for_each(|kick| kick.disconnect());
         if let Some(serving) = place.as_mut().filter(|backend| backend.started) {
             let backend = serving.vhost.as_mut();
@@ -325,61 +328,63 @@ impl VhostDevice {
             match stop() {
                 Err(error) if error.is_interruption() => return Err(error),
                 Err(error) if backend.is_gone() => log::debug!("not stopped: {error}"),
-                // It was hung up on. A moment later it knows, and has let go of the memory.
-                Err(error) => log::warn!("its rings may not have been stopped: {error}"),
+                // The connection is closed, so the backend will unmap the memory soon.
+                Err(error) => {
+                    log::warn!("the vhost backend may not have stopped its rings: {error}")
+                }
                 Ok(()) => {}
             }
             serving.started = false;
         }
-        let mut told = lock(&self.told);
-        told.active = 1;
-        told.rings.clear();
+        let mut driven = lock(&self.driven);
+        driven.active = 1;
+        driven.rings.clear();
         Ok(())
     }
 }
 
 impl Transport for VhostDevice {
     fn device_features(&self) -> Result<Features> {
-        let told = lock(&self.told);
-        Ok((Features(told.offered.into()) & PASSED) | told.registers.features())
+        let driven = lock(&self.driven);
+        Ok((Features(driven.offered.into()) & PASSED) | driven.registers.features())
     }
     fn set_driver_features(&self, features: Features) -> Result<()> {
-        lock(&self.told).features = features;
+        lock(&self.driven).features = features;
         Ok(())
     }
     fn status(&self) -> Result<Status> {
-        Ok(lock(&self.told).status)
+        Ok(lock(&self.driven).status)
     }
     fn set_status(&self, status: Status) -> Result<()> {
         if status.is_empty() {
-            // First: a backend that comes meanwhile is told nothing.
-            lock(&self.told).status = status;
+            // First, so that a backend that connects meanwhile does not start.
+            lock(&self.driven).status = status;
             return self.stop();
         }
-        let before = std::mem::replace(&mut lock(&self.told).status, status);
+        let before = std::mem::replace(&mut lock(&self.driven).status, status);
         if !status.contains(Status::DRIVER_OK) || before.contains(Status::DRIVER_OK) {
             return Ok(());
         }
-        let started = self.turn().and_then(|mut place| match place.as_mut() {
-            // It came meanwhile, and was told.
+        let started = self.lock_backend().and_then(|mut place| match place.as_mut() {
+            // Connected and started meanwhile.
             Some(backend) if backend.started => Ok(()),
             Some(backend) => match self.start(backend) {
-                Err(_) if backend.vhost.is_gone() && lock(&self.told).served => Ok(()),
+                Err(_) if backend.vhost.is_gone() && lock(&self.driven).served => Ok(()),
                 other => other,
             },
-            None => Ok(()), // the next is told
+            None => Ok(()), // the next one starts
         });
         if started.is_err() {
-            lock(&self.told).status = before;
+            lock(&self.driven).status = before;
         }
         started
     }
     fn read_config(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        let bytes = lock(&self.told).registers.bytes();
+        let bytes = lock(&self.driven).registers.bytes();
         let found = offset.checked_add(out.len()).and_then(|end| bytes.get(offset..end));
         let found = found.ok_or_else(|| {
             Error::Device(format!(
-                "{} bytes at {offset} of the configuration are wanted, which has {}",
+                "cannot read {} bytes at {offset} of the configuration, which has {}",
                 out.len(),
                 bytes.len()
             ))
@@ -395,19 +400,19 @@ impl Transport for VhostDevice {
     }
     fn enable_pairs(&self, count: u16) -> Result<()> {
         let (before, rings) = {
-            let mut told = lock(&self.told);
-            let rings: Vec<_> = told.rings.keys().copied().collect();
-            (std::mem::replace(&mut told.active, count), rings)
+            let mut driven = lock(&self.driven);
+            let rings: Vec<_> = driven.rings.keys().copied().collect();
+            (std::mem::replace(&mut driven.active, count), rings)
         };
         if !self.is_running() {
             return Ok(());
         }
         let (first, last) = (before.min(count), before.max(count));
-        self.say(|backend| {
+        self.with_backend(|backend| {
             rings.iter().filter(|&&ring| (first..last).contains(&(ring / 2))).try_for_each(
                 |&ring| {
                     backend.enable_ring(ring, ring / 2 < count)?;
-                    // What was published before may have been kicked for in vain.
+                    // The backend may have ignored earlier kicks.
                     self.kicks.get(usize::from(ring)).into_iter().for_each(|kick| kick.ring());
                     Ok(())
                 },
@@ -420,18 +425,18 @@ impl Transport for VhostDevice {
     fn queue_max_size(&self, queue: u16) -> Result<u16> {
         Ok(if queue < 2 * self.options.pairs { LARGEST_QUEUE } else { 0 })
     }
-    /// Told to the backend with all others, when the driver is ready; at once where it is already.
+    /// Applied when the driver sets DRIVER_OK; at once if it is already set.
     fn setup_queue(&self, queue: u16, addresses: &QueueAddresses) -> Result<()> {
         let active = {
-            let mut told = lock(&self.told);
-            told.rings.insert(queue, *addresses);
-            told.active
+            let mut driven = lock(&self.driven);
+            driven.rings.insert(queue, *addresses);
+            driven.active
         };
         if !self.is_running() {
             return Ok(());
         }
-        self.say(|backend| {
-            let features = lock(&self.told).features;
+        self.with_backend(|backend| {
+            let features = lock(&self.driven).features;
             let base = if features.contains(Features::RING_PACKED) { PACKED_START } else { 0 };
             let kick = self.set_ring(backend, queue, addresses, base)?;
             backend.enable_ring(queue, queue / 2 < active)?;
@@ -443,10 +448,10 @@ impl Transport for VhostDevice {
         if let Some(kick) = self.kicks.get(usize::from(queue)) {
             kick.disconnect();
         }
-        if lock(&self.told).rings.remove(&queue).is_none() {
+        if lock(&self.driven).rings.remove(&queue).is_none() {
             return Ok(());
         }
-        let mut place = self.turn()?;
+        let mut place = self.lock_backend()?;
         let Some(backend) = place.as_mut().filter(|backend| backend.started) else {
             return Ok(());
         };
@@ -471,7 +476,7 @@ impl Transport for VhostDevice {
     fn take_isr(&self) -> Result<u8> {
         Ok(0)
     }
-    /// It never is gone for good by itself: another backend may come.
+    /// Always succeeds: another backend may connect.
     fn alive(&self) -> Result<()> {
         Ok(())
     }

@@ -1,16 +1,16 @@
-//! Who drives a ring that a vhost backend serves.
+//! `Driver`: the driver of a ring that a vhost backend processes.
 
-/// Who drives a ring, and wants to know whether a backend serves it. Called from the thread that sees
-/// backends come and go.
+/// The driver of a ring, which is informed when backends stop and start. Called from the thread that
+/// handles backends.
 pub trait Driver: Send + Sync {
-    /// The backend has stopped the ring, or is gone; QEMU, where there is one, will have it, but does
-    /// not know yet. Whether it is a packed ring.
+    /// Called after the backend has stopped the ring or is gone, before QEMU, if any, takes it over.
+    /// Returns whether the ring is packed.
     fn stopped(&self) -> bool {
         false
     }
 
-    /// A backend is about to start. Where it is to go on in a packed ring: the index of a
-    /// descriptor, and in bit 15 the wrap counter of its lap. `None` where the ring itself says it.
+    /// Called before a backend starts. Returns its start position in a packed ring: the index of a
+    /// descriptor with the wrap counter in bit 15. `None` for a split ring, which shows it itself.
     fn starting(&self) -> Option<u16>;
 }
 

@@ -1,10 +1,9 @@
-//! A virtio device whose registers are ours, and whose rings somebody else serves: vhost.
+//! vhost: a virtio device whose registers are in this process and whose rings a backend processes.
 //!
-//! vhost moves frames and nothing else: it has no status register, no configuration and no control
-//! queue. What a driver reads and writes there is kept here ([`VhostDevice`]), and told to the
-//! one that serves the rings as messages ([`Vhost`]), of which there are several kinds that
-//! differ in how a message is said: over a socket (vhost-user), or as an ioctl of `/dev/vhost-net`
-//! or `/dev/vhost-vdpa-N`.
+//! A vhost backend only moves frames: it has no status register, no configuration and no control queue.
+//! [`VhostDevice`] implements these for the driver and configures the backend through [`Vhost`], whose
+//! implementations differ in the transport: messages on a socket (vhost-user), or ioctls of
+//! `/dev/vhost-net` or `/dev/vhost-vdpa-N`.
 
 mod device;
 mod driver;
@@ -20,54 +19,53 @@ use crate::{Owned, Result};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One ring, as whoever serves it has to know it.
+/// A ring's setup for a backend.
 #[derive(Clone, Debug)]
 pub struct Vring {
     /// Its number: even ones receive, odd ones transmit.
     pub index: u16,
-    /// Its areas and its size, in the device's addresses.
+    /// Its size and the device addresses of its areas.
     pub addresses: QueueAddresses,
-    /// The same areas in this process, in the same order: vhost wants these.
+    /// The addresses of the same areas in this process, which vhost uses.
     pub here: [u64; 3],
-    /// Where it goes on: the next available index of a split ring; of a packed one the next available
-    /// descriptor with its lap's wrap counter, and in the upper half the next used one.
+    /// The start position: the next available index of a split ring; for a packed ring the next
+    /// available descriptor with its wrap counter, and in the upper half the next used one.
     pub base: u32,
-    /// What we signal when there is something in it.
+    /// Signalled by us when buffers are available.
     pub kick: Arc<Owned>,
-    /// What is signalled to us; none where we look ourselves.
+    /// Signalled by the backend when buffers are used; none if we poll.
     pub call: Option<Arc<Owned>>,
 }
 
-/// Somebody who serves rings, as vhost speaks to him. Each call waits until it is known to have been
-/// done, as far as he says so.
+/// A vhost backend. Each call waits until the backend has confirmed it, if it can.
 ///
 /// # Errors
-/// Every call: [`crate::Error::Device`] where he refuses, breaks a rule or is gone,
-/// [`crate::Error::Timeout`] where he does not answer, and what the caller's patience returns.
-/// After an error there is nothing more to say to him: he is hung up on.
+/// Every call: [`crate::Error::Device`] if the backend refuses, breaks a rule or is gone,
+/// [`crate::Error::Timeout`] if it does not answer, and the error of the caller's
+/// [`Patience`](crate::qtest::Patience). After an error the connection is closed.
 pub trait Vhost: Send {
-    /// The feature bits that he offers.
+    /// The feature bits that it offers.
     fn offered(&self) -> u64;
-    /// The queue pairs that he has.
+    /// The number of its queue pairs.
     fn pairs(&self) -> u16;
-    /// From here on what follows may take so long in all.
+    /// Limits the total time of the following calls.
     fn begin(&mut self, time: Duration);
-    /// Takes possession, and tells the features in force.
+    /// Takes ownership of the backend and sets the negotiated features.
     fn set_features(&mut self, features: u64) -> Result<()>;
-    /// Shares the memory in which the rings and the buffers lie: the only one.
+    /// Shares the memory of the rings and the buffers.
     fn set_memory(&mut self, region: &Arc<Region>) -> Result<()>;
-    /// Tells the MTU, where he wants to know it.
+    /// Sets the MTU, if the backend supports that.
     fn set_mtu(&mut self, mtu: u16) -> Result<()>;
-    /// Tells the device status, and gives back what has become of it; the same where he has none.
+    /// Sets the device status. Returns the backend's status, or the same if it has none.
     fn set_status(&mut self, status: Status) -> Result<Status>;
-    /// Sets a ring up; it is not served before it is [enabled](Self::enable_ring).
+    /// Sets up a ring, which remains disabled until [`Self::enable_ring`].
     fn set_ring(&mut self, ring: &Vring) -> Result<()>;
-    /// Has a ring be served, or frames of it dropped.
+    /// Enables or disables a ring.
     fn enable_ring(&mut self, index: u16, on: bool) -> Result<()>;
-    /// Has a ring be left alone, and returns when it is.
+    /// Stops a ring; returns when it is stopped.
     fn stop_ring(&mut self, index: u16) -> Result<()>;
-    /// Forgets what was set up, where he can; all rings are stopped.
+    /// Resets the backend, if it supports that; all rings are stopped.
     fn reset(&mut self) -> Result<()>;
-    /// Whether he is gone, as opposed to not having done what he was asked for.
+    /// Whether the backend is gone.
     fn is_gone(&self) -> bool;
 }

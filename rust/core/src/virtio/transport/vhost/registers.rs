@@ -1,9 +1,9 @@
-//! What a vhost backend does not have and a driver looks for: the configuration of a virtio-net
-//! device (VIRTIO 1.3, section 5.1.4), and features that are not the backend's.
+//! The parts of a virtio-net device that a vhost backend lacks: the configuration (VIRTIO 1.3, section
+//! 5.1.4) and some features.
 
 use crate::virtio::Features;
 
-/// Bytes of the configuration, up to `supported_hash_types`.
+/// The length of the configuration in bytes, up to `supported_hash_types`.
 const LENGTH: usize = 24;
 const MAC: usize = 0;
 const STATUS: usize = 6;
@@ -13,10 +13,10 @@ const SPEED: usize = 12;
 const DUPLEX: usize = 16;
 const LINK_UP: u16 = 1;
 
-/// Features that are the backend's to have: they say how frames and rings look.
+/// Features that the backend offers: those about the format of frames and rings.
 ///
-/// Not what a control queue is for, which there is none of; not what says more of the device than the
-/// backend knows; and not address translation, for which there would have to be an IOMMU.
+/// Without those that need a control queue, those about the device's properties, and address
+/// translation, which needs an IOMMU.
 pub(super) const PASSED: Features = Features(
     Features::SEND_OFFLOADS.0
         | (Features::RECEIVE_OFFLOADS.0 & !Features::RSC_EXT.0)
@@ -33,7 +33,7 @@ pub(super) const PASSED: Features = Features(
         | Features::GUEST_HDRLEN.0,
 );
 
-/// What the device says of itself.
+/// The device's properties.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Registers {
     pub mac: [u8; 6],
@@ -43,7 +43,7 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    /// The features that are ours to offer.
+    /// The features that are implemented here.
     pub(super) fn features(&self) -> Features {
         let mtu = self.mtu.map_or(Features::NONE, |_| Features::MTU);
         Features::MAC | Features::STATUS | mtu
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_is_that_of_the_specification() {
+    fn the_configuration_has_the_specified_layout() {
         let mac = [0x52, 0x54, 0, 1, 2, 3];
         let registers = Registers { mac, mtu: Some(9000), pairs: 2, link: true };
         let bytes = registers.bytes();
