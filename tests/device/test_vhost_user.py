@@ -115,10 +115,10 @@ def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, 
         def send_to_a_sleeper(sleeps: int) -> None:
             while port.stats()["rx_sleeps"] == sleeps:
                 time.sleep(0.01)
-            pause(0.3)
+            pause(0.25)
             port.send([frame])
 
-        for rounds in range(1, 4):
+        for _ in range(8):
             sender = threading.Thread(
                 target=send_to_a_sleeper, args=(port.stats()["rx_sleeps"],), daemon=True
             )
@@ -128,7 +128,10 @@ def test_a_frame_wakes_a_waiting_recv(qemu_command: str, testpmd: StartTestpmd, 
             assert burst.tobytes() == [swapped(frame)]
             assert time.thread_time() - used < 0.2, "it polled instead of sleeping"
             sender.join()
-            assert port.stats()["rx_interrupts"] == rounds
+            # A frame that arrives just when `recv` looks for signals (every 0.1 s) needs none.
+            if port.stats()["rx_interrupts"] == 3:
+                break
+        assert port.stats()["rx_interrupts"] == 3
         began = time.monotonic()
         assert len(port.recv(1, timeout=0.2)) == 0
         assert 0.2 <= time.monotonic() - began < PROMPT
