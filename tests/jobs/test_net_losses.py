@@ -20,9 +20,9 @@ from virtnic import net
 from virtnic.testing import FaultyPort
 
 MEGABYTES = os.environ.get("VIRTNIC_NET_MEGABYTES")
-SIZE = int(MEGABYTES) << 20 if MEGABYTES else 256 << 10
-#: Seconds: with such losses the stack sends about 15 kB/s.
-PATIENCE = 90.0 + SIZE / 5_000
+SIZE = int(MEGABYTES or "1") << 20
+#: Seconds: with such losses and delays the stack sends about 50 kB/s.
+PATIENCE = 90.0 + SIZE / 20_000
 #: What the wire does; its delay is that of one direction, in seconds.
 FAULTS: dict[str, dict[str, Any]] = {
     "lossy": {"drop": 0.05, "duplicate": 0.02, "reorder": 0.05},

@@ -108,7 +108,7 @@ pub(super) struct Track {
 }
 
 /// Whether sequence number `a` is before `b`.
-fn before(a: u32, b: u32) -> bool {
+pub(super) fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
 
@@ -159,6 +159,14 @@ impl Track {
         self.sent = Some(end);
         self.sample.get_or_insert((end, now));
         false
+    }
+    /// The sequence number after everything sent.
+    pub(super) fn end(&self) -> Option<u32> {
+        self.sent
+    }
+    /// The sequence number after everything received in order.
+    pub(super) fn next(&self) -> Option<u32> {
+        self.received
     }
     /// The smoothed round-trip time.
     pub(super) fn rtt(&self) -> Option<Duration> {

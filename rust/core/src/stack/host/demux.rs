@@ -28,6 +28,10 @@ pub(super) struct Segment {
     pub(super) ack: Option<u32>,
     /// Bytes of payload.
     pub(super) length: u32,
+    /// The window field.
+    pub(super) window: u16,
+    /// Whether it has SACK blocks: something after `ack` was received.
+    pub(super) sack: bool,
     pub(super) syn: bool,
     pub(super) fin: bool,
     pub(super) rst: bool,
@@ -173,10 +177,27 @@ pub(super) fn segment(body: &[u8]) -> Option<Segment> {
         seq: be32(body, 4)?,
         ack: (flags & 0x10 != 0).then_some(be32(body, 8)?),
         length: length as u32,
+        window: be16(body, 14)?,
+        sack: header > 20 && has_sack(body.get(20..header)?),
         syn: flags & 0x02 != 0,
         fin: flags & 0x01 != 0,
         rst: flags & 0x04 != 0,
     })
+}
+
+/// Whether options of TCP have SACK blocks (RFC 2018).
+fn has_sack(mut options: &[u8]) -> bool {
+    loop {
+        match options {
+            [5, ..] => return true,
+            [1, rest @ ..] => options = rest,
+            [0, ..] | [] | [_] => return false,
+            [_, length, ..] => match options.get(usize::from(*length).max(2)..) {
+                Some(rest) => options = rest,
+                None => return false,
+            },
+        }
+    }
 }
 
 /// The TCP segment of a frame that we send.

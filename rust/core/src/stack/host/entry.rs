@@ -2,6 +2,7 @@
 
 use super::accounts::{SocketCounters, Track};
 use super::ready::Ready;
+use super::recovery::Recovery;
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::{tcp, udp};
 use std::collections::VecDeque;
@@ -110,6 +111,7 @@ pub(super) struct Stream {
     /// Since when sent bytes are unacknowledged.
     pub(super) unacknowledged: Option<Instant>,
     pub(super) track: Track,
+    pub(super) recovery: Recovery,
 }
 
 #[derive(Debug, Default)]
@@ -175,6 +177,11 @@ impl Entry {
             shut_write: false,
         }
     }
+    /// When the end of what a connection sent is to be probed.
+    pub(super) fn probe_at(&self) -> Option<Instant> {
+        let Kind::Stream(stream) = &self.kind else { return None };
+        stream.recovery.probe_at(stream.track.end(), stream.track.rtt())
+    }
     pub(super) fn stream(v6: bool, options: Options) -> Self {
         let stream = Stream {
             parent: None,
@@ -183,6 +190,7 @@ impl Entry {
             heard: Instant::now(),
             unacknowledged: None,
             track: Track::default(),
+            recovery: Recovery::default(),
         };
         Self::new(Kind::Stream(stream), v6, options)
     }

@@ -3,7 +3,7 @@
 //! From the bottom: `packets` and `wire` carry frames; `demux` classifies received ones, so that each
 //! socket has its own smoltcp set and idle sockets cost nothing; `device` is the smoltcp device.
 //! `entry` is one socket, `state` everything behind the host's lock, `turn` the processing of frames
-//! and timers, `addresses` the addresses and the lease. `core` has the thread and the lock;
+//! and timers, `recovery` what is lost on the way, `addresses` the addresses and the lease. `core` has the thread and the lock;
 //! `sockets`, `datagrams` and `calls` are the API.
 //!
 //! The lock is only held for a bounded amount of work in memory, and released while the wire sends or
@@ -21,6 +21,7 @@ mod entry;
 mod packets;
 mod probe;
 mod ready;
+mod recovery;
 mod sockets;
 mod state;
 #[cfg(any(test, feature = "testing"))]

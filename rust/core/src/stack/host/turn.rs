@@ -141,8 +141,11 @@ impl State {
             },
             None => return self.refuse_segment(packet),
         };
+        let largest = self.interface_mtu().saturating_sub(40) as u32;
+        let mut lost = false;
         let Some(entry) = self.sockets.get_mut(&id) else { return };
         if let Kind::Stream(stream) = &mut entry.kind {
+            lost = stream.recovery.received(&segment, stream.track.end(), largest, arrived);
             let (again, early) = stream.track.received(&segment, arrived);
             stream.heard = arrived;
             entry.counters.rx_packets += 1;
@@ -152,8 +155,27 @@ impl State {
             self.counters.out_of_order += u64::from(early);
         }
         self.feed(id, packet);
+        if lost {
+            self.retransmit(id);
+        }
         self.finish(id, Cause::Received);
         self.enqueue(id);
+    }
+
+    /// Makes smoltcp retransmit the first unacknowledged segment of a connection.
+    fn retransmit(&mut self, id: Id) {
+        let Some(entry) = self.sockets.get_mut(&id) else { return };
+        let unsent = entry.tcp().is_none_or(|tcp| tcp.send_queue() == 0);
+        let (Some(local), Some(remote)) = (entry.local, entry.remote) else { return };
+        let Kind::Stream(stream) = &mut entry.kind else { return };
+        // A SYN or a FIN is left to smoltcp's timer.
+        if unsent || !stream.connected {
+            return;
+        }
+        let next = stream.track.next();
+        for bytes in stream.recovery.frames(Flow { local, remote }, self.mac, next) {
+            self.feed(id, Packet { bytes, ..Packet::default() });
+        }
     }
 
     fn refuse_segment(&mut self, packet: Packet) {
@@ -186,7 +208,11 @@ impl State {
             && let Some(segment) = demux::sent_segment(&packet.bytes)
         {
             stream.track.acknowledged(segment.ack);
-            if stream.track.sent(&segment, now) {
+            let again = stream.track.sent(&segment, now);
+            if segment.length > 0 {
+                stream.recovery.sent(again, now);
+            }
+            if again {
                 entry.counters.retransmits += 1;
                 self.counters.retransmits += 1;
             }
@@ -349,6 +375,13 @@ impl State {
         if entry.handle.is_none() {
             return;
         }
+        if cause == Cause::Timer
+            && entry.probe_at().is_some_and(|at| at <= Instant::now())
+            && let Kind::Stream(stream) = &mut entry.kind
+        {
+            stream.recovery.probe(stream.track.end());
+            self.retransmit(id);
+        }
         let mut frames = 0;
         let mut more = false;
         loop {
@@ -434,10 +467,8 @@ impl State {
     fn schedule(&mut self, id: Id, wanted: Option<Time>) {
         let Some(entry) = self.sockets.get(&id) else { return };
         let times_out = entry.times_out().map(|at| self.time(at));
-        let due = match (wanted, times_out) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let probe = entry.probe_at().map(|at| self.time(at));
+        let due = [wanted, times_out, probe].into_iter().flatten().min();
         let Some(entry) = self.sockets.get_mut(&id) else { return };
         if entry.due == due {
             return;
