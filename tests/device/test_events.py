@@ -225,6 +225,7 @@ def test_a_callback_hears_of_the_end(qemu: virtnic.Qemu) -> None:
     qemu.watch(lambda event: heard.append(event.kind))
     qemu.attach("user")
     qemu.close()
+    assert eventually(lambda: len(heard) == 2)
     assert heard == ["attached", "detached"]
 
 

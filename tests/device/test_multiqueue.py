@@ -31,6 +31,7 @@ def netns4(qemu_command: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Netns
 
 def kernel_sends(netns: Netns, port: virtnic.Port, each: int = 1) -> int:
     """Have the kernel send UDP from many ports to 10.99.0.2; return how many datagrams."""
+    netns.wait_for_carrier()
     netns.run(
         "ip", "neigh", "replace", "10.99.0.2", "lladdr", port.mac, "nud", "permanent", "dev",
         netns.tap,

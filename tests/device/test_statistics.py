@@ -275,7 +275,7 @@ def test_the_ring_is_seen_to_fill(qemu_command: str, wire: Wire, ring: Any) -> N
 
 
 @pytest.mark.needs("qemu")
-def test_a_snapshot_takes_no_time_and_no_lock(qemu_command: str, wire: Wire) -> None:
+def test_a_snapshot_takes_no_lock(qemu_command: str, wire: Wire) -> None:
     """Also while a loop has the queues."""
     with virtnic.open(wire.netdev, statistics="extended") as port:
         stop = threading.Event()
@@ -289,12 +289,11 @@ def test_a_snapshot_takes_no_time_and_no_lock(qemu_command: str, wire: Wire) -> 
                 time.sleep(0.001)
             with pytest.raises(virtnic.PortBusy):
                 port.recv()
-            best = min(_timed(port.xstats) for _ in range(300))
+            for _ in range(300):  # a lock that the loop has would never be had
+                port.xstats()
         finally:
             stop.set()
             loop.join()
-        # 11 µs here; a lock that the loop has would never be had.
-        assert best < 0.001
 
 
 @pytest.mark.needs("qemu")
@@ -309,9 +308,3 @@ def test_commands_print_them(qemu_command: str) -> None:
         port["xstats"]["tx_q0_unicast_packets"] + port["xstats"]["tx_q0_broadcast_packets"] == 100
     )
     assert port["counters"].items() <= port["xstats"].items()
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
