@@ -30,6 +30,8 @@ struct Fake {
     resets: Mutex<Vec<u16>>,
     /// Whether it was reset: what it knows of its queues is of the past.
     fresh: AtomicBool,
+    /// Whether a status was written that nobody has read back.
+    posted: AtomicBool,
     /// Whether it leaves commands alone for now.
     busy: AtomicBool,
     kick: Arc<EventFd>,
@@ -44,10 +46,12 @@ impl Transport for Fake {
         Ok(())
     }
     fn status(&self) -> Result<Status> {
+        self.posted.store(false, Ordering::Relaxed);
         Ok(Status::from_bits_retain(self.status.load(Ordering::Relaxed)))
     }
     fn set_status(&self, status: Status) -> Result<()> {
         self.status.store(status.bits(), Ordering::Relaxed);
+        self.posted.store(true, Ordering::Relaxed);
         self.fresh.fetch_or(status.is_empty(), Ordering::Release);
         Ok(())
     }
@@ -123,6 +127,7 @@ impl Rig {
             queues: Mutex::default(),
             resets: Mutex::default(),
             fresh: AtomicBool::new(false),
+            posted: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             kick: Arc::new(EventFd::new().unwrap()),
         });
@@ -507,4 +512,14 @@ fn a_late_change_of_the_queues_is_undone() {
     assert_eq!(rig.came(), [[4, 0, 1, 0], [2, 0, 3, 0], [4, 0, 2, 0]]);
     rig.port().add_vlan(4).unwrap();
     assert_eq!(rig.came(), [[2, 0, 4, 0]], "once");
+}
+
+/// A write returns before the device has done it, and QEMU drops frames that come before DRIVER_OK.
+#[test]
+fn a_started_port_runs() {
+    let rig = Rig::new(Features::NONE, 1);
+    let posted = || rig.fake.posted.load(Ordering::Relaxed);
+    assert!(!posted());
+    rig.port().restart().unwrap();
+    assert!(!posted());
 }

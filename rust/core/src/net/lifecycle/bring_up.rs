@@ -143,7 +143,7 @@ fn bring_up(transport: Arc<dyn Transport>, pool: Arc<Pool>, options: PortOptions
     for pair in &pairs {
         pair.rx.wait_for_it().refill();
     }
-    transport.alive()?;
+    transport.settled()?;
     let setup = Setup {
         config,
         config_vector,

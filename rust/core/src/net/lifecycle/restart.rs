@@ -230,7 +230,7 @@ impl Port {
         for pair in &self.pairs {
             self.resume(pair, transport)?;
         }
-        transport.alive()?;
+        transport.settled()?;
         self.link.store(config.link, Ordering::Relaxed);
         self.restarts.fetch_add(1, Ordering::Relaxed);
         self.device.set_away(false);

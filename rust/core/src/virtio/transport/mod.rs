@@ -77,6 +77,14 @@ pub trait Transport: Send + Sync {
     fn take_isr(&self) -> Result<u8>;
     /// [`crate::Error::QemuDied`] if the device is lost. Cheap.
     fn alive(&self) -> Result<()>;
+    /// Returns once the device has done all that was written before: a write returns earlier, and
+    /// QEMU drops the frames that come between its return and DRIVER_OK.
+    ///
+    /// # Errors
+    /// As for [`Self::status`].
+    fn settled(&self) -> Result<()> {
+        self.status().map(|_| ())
+    }
     /// Called every 100 ms by a caller that waits for the device. An error ends the wait, such as after
     /// a user's Ctrl-C.
     fn patience(&self) -> Result<()> {
