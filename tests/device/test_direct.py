@@ -253,7 +253,7 @@ def test_what_a_backend_is_told(scratch: Path) -> None:
             assert connection.features >> 32 & 1
             assert connection.enabled == dict.fromkeys(range(4), True)
         assert backend.wait(lambda: not connection.started)
-        with pytest.raises(virtnic.QemuError, match="2 queue pairs, and 3 are asked for"):
+        with pytest.raises(virtnic.QemuError, match="2 queue pairs, but 3 are required"):
             direct(backend.path, queues=3)
         with direct(backend.path, properties={"host_mtu": 1400}) as port:
             assert port.mtu == 1400

@@ -45,7 +45,7 @@ def test_a_backend_that_stays_away_ends_its_port_only(
     assert echoes(port)
     ended: list[str] = []
     attachment_of(port).callbacks.add(lambda _: None, lambda: ended.append("ended"))
-    words = "in 3 attempts: " if recover else "went; .*recover=False"
+    words = "in 3 attempts: " if recover else "disconnected; .*recover=False"
     with ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(port.recv, 64, None)
         pmd.kill()

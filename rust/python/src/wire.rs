@@ -82,7 +82,7 @@ impl VhostWire {
         py.detach(|| {
             let mut wire = self.wire();
             let wire = wire.as_mut().ok_or_else(closed)?;
-            wire.say((request, flags), payload, fds, time, Some(patience))
+            wire.send_message((request, flags), payload, fds, time, Some(patience))
         })
         .map_err(failed)
     }
@@ -97,7 +97,7 @@ impl VhostWire {
         let heard = py
             .detach(|| {
                 let mut wire = self.wire();
-                wire.as_mut().ok_or_else(closed)?.hear(time, Some(patience))
+                wire.as_mut().ok_or_else(closed)?.receive_message(time, Some(patience))
             })
             .map_err(failed)?;
         Ok(heard.map(|said| {

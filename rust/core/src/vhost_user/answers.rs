@@ -1,9 +1,8 @@
-//! What a backend may say: the answer to the question that is open, as QEMU takes it.
+//! Checks of a backend's answers before they are forwarded to QEMU.
 //!
-//! QEMU takes whatever comes for the answer to what it asks next. Where that is not what it wants
-//! to hear it hangs up and connects again, and while it makes a netdev it does nothing else, for
-//! ever. So it hears nothing then that would lead to that; at other times only a wrong answer and
-//! a refusal are kept from it.
+//! QEMU takes any message as the answer to its next request. If it does not accept the answer it
+//! disconnects and connects again, forever while it creates a netdev. During that time, no such message
+//! is forwarded; at other times, only wrong answers and refusals are not.
 
 use super::demands::few_pairs;
 use super::message::{Message, REPLY, VERSION, request};
@@ -11,24 +10,24 @@ use super::message::{Message, REPLY, VERSION, request};
 /// QEMU keeps the number of queue pairs in a C `int`.
 const MOST_PAIRS: u64 = i32::MAX as u64;
 
-/// What is known of a backend that is asked something.
+/// The state that determines which answers are acceptable.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Known {
-    /// The queue pairs that there must be.
+    /// The required number of queue pairs.
     pub pairs: u16,
-    /// Whether QEMU makes a netdev meanwhile.
+    /// Whether QEMU is creating a netdev.
     pub strict: bool,
-    /// Whether QEMU sent something last that may have an answer we know nothing of.
+    /// Whether QEMU's last request is unknown and may have an answer.
     pub unsure: bool,
 }
 
 impl Known {
-    /// A request was passed on.
+    /// Records a forwarded request.
     pub(super) fn request(&mut self, message: &Message) {
         self.unsure = !message.wants_reply() && !message.has_no_answer();
     }
 
-    /// Why QEMU must not hear this. `question` is what it waits for an answer to.
+    /// Why an answer must not be forwarded. `question` is QEMU's open request.
     pub(super) fn objection(&self, question: Option<&Message>, answer: &Message) -> Option<String> {
         if !self.strict && !answer.is_reply() {
             return None;
@@ -36,7 +35,7 @@ impl Known {
         let said = request::name(answer.request);
         let Some(question) = question else {
             let wrong = self.strict && !self.unsure;
-            return wrong.then(|| format!("it sent {said}, which nobody had asked for"));
+            return wrong.then(|| format!("it sent {said} without a request"));
         };
         let name = request::name(question.request);
         if answer.request != question.request {
@@ -54,10 +53,10 @@ impl Known {
                 Some(few_pairs(number, self.pairs))
             }
             request::GET_QUEUE_NUM if self.strict && number > MOST_PAIRS => {
-                Some(format!("it says that it has {number} queue pairs"))
+                Some(format!("it reports {number} queue pairs"))
             }
             request::GET_MAX_MEM_SLOTS if self.strict && number == 0 => {
-                Some("it has no place for our memory: GET_MAX_MEM_SLOTS is 0".into())
+                Some("it accepts no memory: GET_MAX_MEM_SLOTS is 0".into())
             }
             _ if number != 0 && !question.is_question() => Some(format!("it refused {name}")),
             _ => None,
@@ -81,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_the_form_that_qemu_takes() {
+    fn an_answer_must_have_the_right_form() {
         use request::GET_FEATURES;
         let known = Known { pairs: 1, strict: true, ..Known::default() };
         assert_eq!(objection(known, GET_FEATURES, &said(GET_FEATURES, 5, 7)), "");
@@ -93,25 +92,25 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_asked_for_is_not_passed_on() {
+    fn a_message_without_a_request_is_rejected() {
         let mut known = Known { strict: true, ..Known::default() };
         let answer = said(request::SET_PROTOCOL_FEATURES, 5, 0);
-        assert!(known.objection(None, &answer).is_some(), "before there was a question");
+        assert!(known.objection(None, &answer).is_some(), "before any request");
         known.request(&Message::ask(request::SET_PROTOCOL_FEATURES));
         let words = known.objection(None, &answer).unwrap_or_default();
-        assert!(words.contains("sent SET_PROTOCOL_FEATURES, which nobody"), "{words}");
-        // Of a request that we do not know nobody can tell.
+        assert!(words.contains("sent SET_PROTOCOL_FEATURES without a request"), "{words}");
+        // An unknown request may have an answer.
         known.request(&Message::ask(999));
         assert_eq!(known.objection(None, &answer), None);
     }
 
     #[test]
-    fn what_qemu_would_refuse_again_and_again_is_refused_here() {
+    fn answers_that_qemu_would_refuse_forever_are_rejected() {
         let known = Known { pairs: 2, strict: true, ..Known::default() };
         for (asked, number, words) in [
-            (request::GET_QUEUE_NUM, 1, "1 queue pair, and 2 are asked for"),
+            (request::GET_QUEUE_NUM, 1, "1 queue pair, but 2 are required"),
             (request::GET_QUEUE_NUM, u64::MAX, "18446744073709551615 queue pairs"),
-            (request::GET_MAX_MEM_SLOTS, 0, "no place for our memory"),
+            (request::GET_MAX_MEM_SLOTS, 0, "accepts no memory"),
             (request::SET_VRING_ENABLE, 1, "it refused SET_VRING_ENABLE"),
         ] {
             let found = objection(known, asked, &said(asked, 5, number));

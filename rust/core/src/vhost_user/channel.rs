@@ -1,8 +1,8 @@
-//! Messages in and out of a non-blocking socket, a part at a time.
+//! Reading and writing messages on a non-blocking socket, in parts.
 //!
-//! Descriptors come with some byte of a message, mostly its first. A read never goes past
-//! the end of a message, so all that come during it are its own. They leave with the first
-//! byte, because a receiver may look for them with the header only.
+//! Descriptors arrive with some byte of a message, mostly the first. A read never goes past the end of a
+//! message, so that the descriptors belong to it. They are sent with the first byte, as a receiver may
+//! expect them with the header.
 
 use super::message::{Fd, HEADER, MAX_FDS, MAX_PAYLOAD, Message, parse_header};
 use rustix::io::Errno;
@@ -15,12 +15,12 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Why nothing more comes from, or goes to, a socket.
+/// Why a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// It was closed between two messages.
+    /// The peer closed it between two messages.
     Gone,
-    /// It was closed within one, or said what nobody may say.
+    /// The peer closed it within a message or broke the protocol.
     Broken(String),
 }
 
@@ -48,7 +48,7 @@ impl Reader {
         Self { header: [0; HEADER], payload: Vec::new(), fds: Vec::new(), got: 0 }
     }
 
-    /// Reads on; `None` when the rest has not come yet.
+    /// Continues to read; `None` if the message is not complete yet.
     pub(super) fn read(&mut self, from: BorrowedFd<'_>) -> Result<Option<Message>, End> {
         loop {
             let into = if self.got < HEADER {
@@ -57,7 +57,7 @@ impl Reader {
                 let (request, flags, size) = parse_header(&self.header);
                 if size > MAX_PAYLOAD {
                     return Err(End::Broken(format!(
-                        "its message {request} has a payload of {size} bytes; {MAX_PAYLOAD} is the most"
+                        "its message {request} has a payload of {size} bytes, more than {MAX_PAYLOAD}"
                     )));
                 }
                 self.payload.resize(size, 0);
@@ -73,7 +73,9 @@ impl Reader {
                 Ok(0) if self.got == 0 => return Err(End::Gone),
                 Ok(0) => {
                     let got = self.got;
-                    return Err(End::Broken(format!("it closed after {got} bytes of a message")));
+                    return Err(End::Broken(format!(
+                        "it disconnected after {got} bytes of a message"
+                    )));
                 }
                 Ok(count) => self.got += count,
                 Err(Errno::AGAIN) => return Ok(None),
@@ -82,7 +84,7 @@ impl Reader {
                 Err(Errno::MFILE) => {
                     return Err(End::Broken(format!(
                         "one of its messages has more than {MAX_FDS} descriptors, or this process \
-                         has none left to take them in"
+                         has too few left"
                     )));
                 }
                 Err(e) => return Err(End::Broken(e.to_string())),
@@ -91,8 +93,7 @@ impl Reader {
     }
 }
 
-/// One recvmsg. [`Errno::MFILE`] when the descriptors did not all fit; those that did are
-/// closed.
+/// Calls recvmsg. [`Errno::MFILE`] if not all descriptors fit; those that did are closed.
 fn receive(from: BorrowedFd<'_>, into: &mut [u8], fds: &mut Vec<Fd>) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -114,25 +115,25 @@ fn receive(from: BorrowedFd<'_>, into: &mut [u8], fds: &mut Vec<Fd>) -> Result<u
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     bytes: Vec<u8>,
-    /// What has not gone yet.
+    /// Descriptors that are not sent yet.
     fds: Vec<Fd>,
     sent: usize,
 }
 
 impl Writer {
-    /// Whether there is something to be written.
+    /// Whether the message is not completely written.
     pub(super) fn busy(&self) -> bool {
         self.sent < self.bytes.len()
     }
 
-    /// The next message; only when the last has gone.
+    /// Sets the next message; only if the last one is written.
     pub(super) fn put(&mut self, message: Message) {
         self.bytes = message.to_bytes();
         self.fds = message.fds;
         self.sent = 0;
     }
 
-    /// Writes on, as far as it goes.
+    /// Continues to write until the socket is full.
     pub(super) fn write(&mut self, to: BorrowedFd<'_>) -> Result<(), End> {
         while self.busy() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];

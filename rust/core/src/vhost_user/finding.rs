@@ -1,4 +1,4 @@
-//! Getting the first backend, in the caller's thread.
+//! Connecting to the first backend, in the caller's thread.
 
 use super::channel::End;
 use super::socket::{GREETING, Source, may_come};
@@ -9,11 +9,11 @@ use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// The longest that a waiting caller is not asked whether to go on.
+/// A waiting caller checks for signals this often.
 pub(super) const SLICE: Duration = Duration::from_millis(100);
 
-/// Gets the first backend: the connection, and what `greet` makes of it, in the time that it is
-/// given. Tries again where the backend is gone by then.
+/// Connects to the first backend and calls `greet` with the connection and the remaining time. Retries
+/// if the backend disconnects.
 pub(super) fn find<T>(
     source: &Source,
     wait: Duration,
@@ -30,9 +30,9 @@ pub(super) fn find<T>(
                     Ok(found) => return Ok(found),
                     Err(End::Gone) => Error::Qemu(format!(
                         "the vhost-user backend at {path} closed the connection without an answer: it \
-                         ended, or serves somebody else"
+                         ended, or serves another client"
                     )),
-                    // It is there and will not get better.
+                    // Retrying would not help.
                     Err(End::Broken(why)) => {
                         return Err(Error::Qemu(format!(
                             "the vhost-user backend at {path}: {why}"
@@ -63,7 +63,7 @@ pub(super) fn find<T>(
     }
 }
 
-/// The error of a backend that is not there.
+/// The error if no backend listens.
 fn absent(source: &Source, wait: Duration, error: Errno) -> Error {
     let within = if wait.is_zero() { String::new() } else { format!(" within {wait:?}") };
     match Error::os("", error) {
@@ -76,7 +76,7 @@ fn absent(source: &Source, wait: Duration, error: Errno) -> Error {
     }
 }
 
-/// A wait that a signal ended is over like any other: `patience` looks at the signal.
+/// Ignores an interruption by a signal, which `patience` handles.
 pub(super) fn uninterrupted(waited: Result<bool>) -> Result<()> {
     match waited {
         Err(Error::Os { errno, .. }) if errno == Errno::INTR.raw_os_error() => Ok(()),

@@ -1,4 +1,4 @@
-//! What users hold.
+//! `Interposer`: the API.
 
 use super::channel::End;
 use super::demands::{Demands, Offer};
@@ -23,70 +23,69 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Where the backend is.
+/// The backend's socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// It listens at this path.
+    /// The backend listens at this path.
     Connect(PathBuf),
-    /// It connects to this path, where we listen.
+    /// The backend connects to this path, where we listen.
     Listen(PathBuf),
 }
 
-/// What has happened so far.
+/// Counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Messages passed to the backend.
+    /// Messages forwarded to the backend.
     pub messages_to_backend: u64,
-    /// Messages passed to QEMU.
+    /// Messages forwarded to QEMU.
     pub messages_to_qemu: u64,
-    /// Times that a QEMU and a backend were joined; all but the first are reconnects.
+    /// How often a QEMU and a backend were connected; all but the first are reconnects.
     pub links: u64,
-    /// Backends that came and did not serve: they lacked something, QEMU hung up on them, or
-    /// they went before their rings were started.
+    /// Backends that connected but were not used: they lacked something, QEMU disconnected, or they
+    /// disconnected before their rings were started.
     pub refusals: u64,
-    /// Links that ended because the backend went, broke the protocol or hung.
+    /// Links that ended because the backend disconnected, broke the protocol or did not answer.
     pub backend_losses: u64,
-    /// Links that ended because QEMU went or broke the protocol.
+    /// Links that ended because QEMU disconnected or broke the protocol.
     pub qemu_losses: u64,
     /// Kick eventfds learnt.
     pub kicks_learnt: u64,
-    /// Kick eventfds not kept, because descriptors are scarce: QEMU kicks instead.
+    /// Kick eventfds not kept because descriptors are scarce: QEMU kicks instead.
     pub kicks_not_kept: u64,
-    /// Call eventfds put in.
+    /// Call eventfds replaced.
     pub calls_replaced: u64,
-    /// Kicks that had nobody to go to.
+    /// Kicks while there was no backend.
     pub kicks_lost: u64,
 }
 
-/// Stands between a QEMU and a vhost-user backend; see the [module](super).
+/// An interposer between a QEMU and a vhost-user backend; see the [module](super).
 ///
-/// While there is no backend, and while a QEMU is served, the socket for QEMU does not exist:
-/// QEMU's chardev must be one that connects again (`reconnect`, `reconnect-ms`). When the
-/// backend goes, QEMU's connection is closed too, so that it sees the loss (the link goes
-/// down); when there is a backend again, QEMU connects anew and sets everything up.
-/// Closed on drop.
+/// The socket for QEMU only exists while there is a backend and no connected QEMU, so QEMU's chardev
+/// must reconnect (`reconnect`, `reconnect-ms`). When the backend is lost, QEMU is disconnected, so that
+/// its link goes down. When a backend connects again, QEMU reconnects and sets everything up. Closed on
+/// drop.
 #[derive(Debug)]
 pub struct Interposer {
     home: Home,
     shared: Arc<Shared>,
     /// Until it is closed.
     attended: Mutex<Option<Arc<Attended>>>,
-    /// The first backend's socket, for those who want to know who it is.
+    /// The first backend's socket, which identifies its process.
     first: Mutex<Option<OwnedFd>>,
 }
 
-/// How a backend is to be treated.
+/// Options of an interposer.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// Queue pairs that it must have.
+    /// The required number of queue pairs.
     pub pairs: u16,
-    /// How often it is looked for when it went.
+    /// How to reconnect to a lost backend.
     pub retry: Retry,
-    /// How long it may leave QEMU without an answer.
+    /// How long the backend may take to answer QEMU.
     pub patience: Duration,
-    /// Signalled when something [changes](Interposer::changed), and left open at the end; without
-    /// it there is one of its own. One for several costs no more descriptors.
+    /// Signalled when something [changes](Interposer::changed), and not closed by the interposer. By
+    /// default, it creates one. Sharing one saves descriptors.
     pub changed: Option<Arc<EventFd>>,
 }
 
@@ -97,17 +96,15 @@ impl Default for Terms {
 }
 
 impl Interposer {
-    /// Gets a connection to the backend at once (waiting up to `wait` for it), then listens
-    /// at `listen` for QEMU; the file gets mode 0600, in a directory
-    /// that others may write to 0660 or 0666.
+    /// Connects to the backend, waiting up to `wait` for it, then listens at `listen` for QEMU. The
+    /// socket file gets mode 0600, in a directory writable by others 0660 or 0666.
     ///
-    /// `calls[i]` is what the backend signals for queue `i`; where there is none, QEMU's
-    /// own eventfd stays.
+    /// The backend signals `calls[i]` for queue `i`; without one, it keeps QEMU's eventfd.
     ///
     /// # Errors
-    /// [`Error::Os`] (ENOENT, ECONNREFUSED when no backend listens), [`Error::Timeout`] when
-    /// none connects, or it does not answer; [`Error::Qemu`] when it answers with something
-    /// else; [`Error::Invalid`] (a path too long, too many queues).
+    /// [`Error::Os`] (ENOENT, ECONNREFUSED if no backend listens); [`Error::Timeout`] if none connects or
+    /// it does not answer; [`Error::Qemu`] if it gives a wrong answer; [`Error::Invalid`] (a path too
+    /// long, too many queues).
     pub fn start(
         listen: &Path,
         backend: Backend,
@@ -117,10 +114,10 @@ impl Interposer {
         Self::start_interruptible(listen, backend, wait, calls, Terms::default(), None)
     }
 
-    /// As [`Self::start`], on other terms; every 100 ms of waiting asks `patience`, in its own thread, whether to go on.
+    /// [`Self::start`] with options; calls `patience` every 100 ms while it waits.
     ///
     /// # Errors
-    /// See [`Self::start`], and what `patience` returns.
+    /// See [`Self::start`], and the error of `patience`.
     pub fn start_interruptible(
         listen: &Path,
         backend: Backend,
@@ -131,7 +128,7 @@ impl Interposer {
     ) -> Result<Self> {
         if calls.len() > MAX_QUEUES {
             return Err(Error::Invalid(format!(
-                "a vhost-user device has up to {MAX_QUEUES} queues, not {}",
+                "a vhost-user device can have up to {MAX_QUEUES} queues, not {}",
                 calls.len()
             )));
         }
@@ -168,31 +165,28 @@ impl Interposer {
         let attempts = Attempts::new(terms.retry);
         let (listen, patience) = (listen.to_owned(), terms.patience);
         let relay = Relay::new(Arc::clone(&shared), source, listen, attempts, patience, demands);
-        let ready = State::Ready { backend: socket.into(), gate, deaf: None };
+        let ready = State::Ready { backend: socket.into(), gate, paused: None };
         let attended = Mutex::new(Some(Arc::new(attend(relay, ready)?)));
         Ok(Self { home: Home::here(), shared, attended, first: Mutex::new(first) })
     }
 
-    /// The kick of a queue: rings for the backend that serves it at the moment.
+    /// The kick of a queue, which goes to the current backend.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a queue that vhost-user has no number for.
+    /// [`Error::Invalid`] for a queue above 255.
     pub fn kick(&self, queue: u16) -> Result<Arc<Kick>> {
         self.shared.vrings.kicks.get(usize::from(queue)).cloned().ok_or_else(|| {
-            Error::Invalid(format!("vhost-user numbers its queues 0 to 255; {queue} is none"))
+            Error::Invalid(format!("the queues of vhost-user are 0 to 255, not {queue}"))
         })
     }
 
-    /// Tells a queue's driver when a backend stops, or is gone, and when the next starts; the driver
-    /// says where that goes on in a packed ring.
+    /// Registers the driver of a queue, which is called when backends stop and start, and which returns
+    /// the start position in a packed ring. `None` removes it.
     ///
-    /// QEMU asks a backend for its position when it stops it. One that died answers nothing,
-    /// and a packed ring does not show the position to those who did not follow it, so QEMU
-    /// sends the next backend to a place where nothing ever happens again. The driver knows:
-    /// behind the last descriptor that the device has used. With a split ring QEMU reads it
-    /// in the ring, and nothing needs to be said.
-    ///
-    /// `None` takes it away.
+    /// QEMU asks a backend for its position when it stops the backend. A dead backend does not answer,
+    /// and a packed ring does not show the position, so QEMU would start the next backend at a wrong one.
+    /// The driver knows it: after the last descriptor that the device has used. The position in a split
+    /// ring is in its memory.
     pub fn follow(&self, queue: u16, driver: Option<Arc<dyn Driver>>) {
         let mut drivers = self.shared.vrings.drivers();
         match driver {
@@ -201,24 +195,24 @@ impl Interposer {
         };
     }
 
-    /// Whether a QEMU and a backend are joined.
+    /// Whether a QEMU and a backend are connected.
     pub fn connected(&self) -> bool {
         self.shared.connected.load(Ordering::Acquire)
     }
 
-    /// Whether the backend serves: its rings are started, and it has said something since.
+    /// Whether the backend processes the rings: they are started, and it has answered since.
     pub fn serving(&self) -> bool {
         self.shared.served.load(Ordering::Acquire)
     }
 
-    /// QEMU is about to make its netdev, and does nothing else until that is done. A backend that
-    /// fails meanwhile is not looked for again: QEMU is told that all is well, so that the
-    /// netdev can be deleted, and [`Self::end_trial`] says why.
+    /// Call before QEMU creates its netdev, which blocks QEMU. If the backend fails meanwhile, the
+    /// interposer does not reconnect but lets QEMU create the netdev, which can then be deleted, and
+    /// [`Self::end_trial`] returns the reason.
     pub fn begin_trial(&self) {
         *self.shared.trial() = Trial::Open;
     }
 
-    /// QEMU has made its netdev; why there is no backend behind it, where that is so.
+    /// Call after QEMU has created its netdev. Returns why the backend failed, if it did.
     pub fn end_trial(&self) -> Option<String> {
         match std::mem::replace(&mut *self.shared.trial(), Trial::Over) {
             Trial::Failed(why) => Some(why),
@@ -226,14 +220,14 @@ impl Interposer {
         }
     }
 
-    /// A backend that returns without some of these features is not refused, but held until
-    /// [`Self::accept_held`]: QEMU chooses a device's features when it is plugged in, so it must
-    /// have a new device when it meets that backend.
+    /// Sets the features that a new backend may lack. Such a backend is not refused but held until
+    /// [`Self::accept_held`]: QEMU chooses a device's features when it is plugged, so it needs a new
+    /// device for that backend.
     pub fn may_lack(&self, features: u64) {
         self.shared.may_lack.store(features, Ordering::Relaxed);
     }
 
-    /// What a backend lacks that is there and held.
+    /// What a held backend lacks.
     pub fn held(&self) -> Option<String> {
         match &*self.shared.held() {
             Held::Waiting(lacking) => Some(lacking.clone()),
@@ -241,7 +235,7 @@ impl Interposer {
         }
     }
 
-    /// QEMU may meet the backend that is held: nothing of it is there that knows more features.
+    /// Lets QEMU connect to the held backend. QEMU must not have a device with the missing features.
     pub fn accept_held(&self) {
         let mut held = self.shared.held();
         if matches!(*held, Held::Waiting(_)) {
@@ -257,23 +251,22 @@ impl Interposer {
         self.attended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why the last backend that came does not serve; `None` where it does, or none has come.
+    /// Why the last backend that connected is not used; `None` if it is, or none has connected.
     pub fn refusal(&self) -> Option<String> {
         self.shared.refusal().clone()
     }
 
-    /// The first backend's socket, once: it says who the backend is.
+    /// Takes the first backend's socket, which identifies its process.
     pub fn take_first(&self) -> Option<OwnedFd> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The feature bits that the backend offered when it came last, before QEMU took
-    /// away or added any.
+    /// The feature bits that the last backend offered, before QEMU changed them.
     pub fn features(&self) -> u64 {
         self.shared.features.load(Ordering::Relaxed)
     }
 
-    /// Why no backend is looked for any more, once that is so: see [`Retry::attempts`].
+    /// Why the interposer has stopped to reconnect, if it has: see [`Retry::attempts`].
     pub fn given_up(&self) -> Option<&str> {
         self.shared.over.get().map(String::as_str)
     }
@@ -284,7 +277,7 @@ impl Interposer {
         &self.shared.changed
     }
 
-    /// What has happened so far.
+    /// The counters.
     pub fn stats(&self) -> Stats {
         let Shared { vrings, to_backend, to_qemu, links, .. } = &*self.shared;
         let Shared { refusals, backend_losses, qemu_losses, .. } = &*self.shared;
@@ -297,19 +290,19 @@ impl Interposer {
             backend_losses: get(backend_losses),
             qemu_losses: get(qemu_losses),
             kicks_learnt: get(&vrings.learnt),
-            kicks_not_kept: get(&vrings.let_go),
+            kicks_not_kept: get(&vrings.not_kept),
             calls_replaced: get(&vrings.replaced),
             kicks_lost: vrings.kicks.iter().map(|kick| kick.lost()).sum(),
         }
     }
 
-    /// Ends the connections, and removes the socket files; nothing that was open
-    /// is, whoever keeps this. Closing twice is fine. Nothing in a forked child.
+    /// Closes the connections and all descriptors, and removes the socket files. Idempotent; does nothing
+    /// in a forked child.
     pub fn close(&self) {
         if !self.home.is_here() {
             return;
         }
-        // It is waited for without the lock, which nobody waits for.
+        // Do not wait with the lock held.
         let attended = self.attended().clone();
         if let Some(attended) = attended {
             attended.stop();
@@ -326,7 +319,7 @@ impl Interposer {
 impl Drop for Interposer {
     fn drop(&mut self) {
         if !self.home.is_here() {
-            // There is no such thread here: the handle's end would detach somebody else's.
+            // The thread does not exist in a forked child.
             let attended = self.attended.get_mut().unwrap_or_else(PoisonError::into_inner);
             std::mem::forget(attended.take());
         }
@@ -334,7 +327,7 @@ impl Drop for Interposer {
     }
 }
 
-/// Asks a backend what it offers, and waits for the answers.
+/// Queries a backend's features and waits for the answers.
 fn greet(
     socket: OwnedFd,
     time: Duration,

@@ -1,13 +1,12 @@
-//! A connection.
+//! A connection that is shut down on drop.
 
 use crate::Owned;
 use rustix::net::{Shutdown, shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// A connection that ends with this value.
+/// A connection that is shut down on drop.
 ///
-/// Closing would not do where a forked child of this process has copies of the descriptor: the
-/// other side would see no end.
+/// Closing is not enough: if a forked child has a copy of the descriptor, the peer would see no end.
 #[derive(Debug)]
 pub(super) struct Line(Owned);
 

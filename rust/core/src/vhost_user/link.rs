@@ -1,11 +1,11 @@
-//! A QEMU and a backend, joined.
+//! `Link`: a connected QEMU and backend.
 
 use super::answers::Known;
 use super::channel::{End, Reader, Writer};
 use super::line::Line;
 use super::message::{Message, request};
 use super::rewrite::Vrings;
-use super::service::{Told, first_pair};
+use super::service::{Setup, first_pair};
 use super::stand_in::StandIn;
 use super::stopping::Stopping;
 use rustix::event::PollFlags;
@@ -14,36 +14,36 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a side may leave a message unread, or a request unanswered, unless it was said
-/// otherwise. The slowest of a backend's tasks, mapping a large memory, takes a second or two.
+/// Default time for a side to read a message or answer a request. A backend's slowest task, mapping a
+/// large memory, takes a second or two.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// So many messages that QEMU has not asked for, one after another, are passed on, for QEMU to judge. It
-/// reads none before it asks something, and more would soon fill its socket.
+/// The most consecutive messages without a request that are forwarded. QEMU does not read them before
+/// its next request, so more would soon fill its socket.
 const MOST_STRAYS: u32 = 64;
-/// When QEMU has said nothing for so long, a device in use has no more rings than were started.
+/// If QEMU has sent nothing for this time, it has started all rings.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Which of the two.
+/// One side of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Qemu,
     Backend,
 }
 
-/// Why a link ended, and by whom.
+/// Why a link ended, and which side caused it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Cut {
     pub side: Side,
     pub end: End,
 }
 
-/// One direction. It holds at most one message: the next is read when that has gone, so
-/// that the sender feels it when the receiver does not read.
+/// One direction. It holds at most one message: the next is read after it was written, so that the
+/// sender blocks if the receiver does not read.
 #[derive(Debug)]
 struct Lane {
     reader: Reader,
     writer: Writer,
-    /// Since when the message waits to be written.
+    /// Since when the message could not be written.
     waiting: Option<Instant>,
     passed: u64,
 }
@@ -54,7 +54,7 @@ impl Lane {
     }
 }
 
-/// A QEMU, the backend it was joined with, and the messages between them.
+/// A connected QEMU and backend, and the messages between them.
 #[derive(Debug)]
 pub(super) struct Link {
     qemu: Line,
@@ -63,36 +63,36 @@ pub(super) struct Link {
     down: Lane,
     /// From the backend to QEMU.
     up: Lane,
-    /// What QEMU waits for an answer to, and since when.
+    /// QEMU's open request, and since when.
     owed: Option<(Message, Instant)>,
-    /// For how long it may.
+    /// The time limit.
     patience: Duration,
-    told: Told,
+    setup: Setup,
     known: Known,
-    /// The rings that the backend serves when it is back.
+    /// The rings that must be started before the backend is used.
     expected: BTreeSet<u32>,
     service: Service,
-    /// When QEMU said something last.
+    /// When QEMU last sent something.
     heard: Instant,
-    /// Messages of the backend since then that QEMU had not asked for.
+    /// Messages of the backend without a request since then.
     strays: u32,
 }
 
-/// Whether the backend serves.
+/// Whether the backend processes the rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Service {
-    /// Its rings were not started yet.
+    /// The rings are not started yet.
     Awaited,
-    /// They were; it is asked whether it got that far, and QEMU waits meanwhile.
+    /// They are; a question of ours, which holds up QEMU, is not answered yet.
     Asked(Instant),
-    /// It answered, at that time; it serves if that is all that it has to say.
+    /// It was answered at this time; nothing else may follow.
     Answered(Instant),
-    /// It did.
+    /// The backend processes the rings.
     Found,
 }
 
 impl Link {
-    /// Joins two connections that do not block.
+    /// Connects the two sides, given non-blocking sockets.
     pub(super) fn new(qemu: Line, backend: Line) -> Self {
         let (down, up) = (Lane::new(Reader::new()), Lane::new(Reader::new()));
         Self {
@@ -102,7 +102,7 @@ impl Link {
             up,
             owed: None,
             patience: PATIENCE,
-            told: Told::default(),
+            setup: Setup::default(),
             known: Known::default(),
             expected: first_pair(),
             service: Service::Awaited,
@@ -111,13 +111,12 @@ impl Link {
         }
     }
 
-    /// Whether QEMU makes a netdev meanwhile, and must not be misled.
+    /// Sets whether QEMU is creating a netdev, so that only acceptable answers are forwarded.
     pub(super) fn set_strict(&mut self, strict: bool) {
         self.known.strict = strict;
     }
 
-    /// Each side has so long for its messages; the backend has so many queue pairs, and serves
-    /// when it has these rings.
+    /// Sets the required queue pairs, the rings that must be started, and the time limit.
     pub(super) fn expecting(
         mut self,
         pairs: u16,
@@ -128,20 +127,20 @@ impl Link {
         self
     }
 
-    /// Leaves QEMU, which has not seen that the backend failed, to one that serves nobody.
+    /// Replaces the backend before QEMU notices that it failed.
     pub(super) fn into_stand_in(self) -> Option<StandIn> {
         let Self { qemu, down, up, owed, .. } = self;
         StandIn::taking_over(qemu, down.reader, up.writer, owed.map(|(message, _)| message))
     }
 
-    /// Whether the backend has started its rings, and said something since.
+    /// Whether the backend has started its rings and answered since.
     pub(super) fn serves(&self) -> bool {
         self.service == Service::Found
     }
 
-    /// What QEMU told the backend.
-    pub(super) fn told(&self) -> &Told {
-        &self.told
+    /// How QEMU has set up the backend.
+    pub(super) fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     pub(super) fn qemu(&self) -> BorrowedFd<'_> {
@@ -151,8 +150,8 @@ impl Link {
         self.backend.as_fd()
     }
 
-    /// What to wait for: at QEMU's socket, and at the backend's. A socket that is waited on
-    /// for nothing must not be polled at all: one that hung up would report that for ever.
+    /// The events to wait for at QEMU's and at the backend's socket. A socket without events must not be
+    /// polled, as it would report a hang-up again and again.
     pub(super) fn interest(&self) -> (PollFlags, PollFlags) {
         let of = |from: &Lane, to: &Lane, held: bool| {
             let mut flags = PollFlags::empty();
@@ -163,11 +162,11 @@ impl Link {
         (of(&self.down, &self.up, self.holds_qemu()), of(&self.up, &self.down, false))
     }
 
-    /// QEMU is gone: has the backend stop its rings, as QEMU would have done, so that it writes to our
-    /// memory no more. Whether it said so in time; `None` while there is some left.
+    /// Stops the backend's rings after QEMU is gone, so that it does not write to our memory any more.
+    /// Returns whether the backend has confirmed that; `None` if it is not complete.
     pub(super) fn stop_rings(&mut self, stopping: &mut Stopping) -> Option<bool> {
         loop {
-            // What QEMU said last may be half on its way.
+            // QEMU's last message may be partly written.
             if self.down.writer.write(self.backend.as_fd()).is_err() {
                 return Some(false);
             }
@@ -181,7 +180,7 @@ impl Link {
                     {
                         stopping.asked = false;
                     }
-                    // Something else may come before; one that says it for ever holds up nobody.
+                    // Another message may come first. The time limit still applies.
                     Ok(_) => return stopping.left(),
                     Err(_) => return Some(false),
                 }
@@ -195,26 +194,26 @@ impl Link {
         }
     }
 
-    /// What to wait for at the backend meanwhile.
+    /// The events to wait for at the backend while it stops.
     pub(super) fn stopping_interest(&self) -> PollFlags {
         if self.down.writer.busy() { PollFlags::OUT } else { PollFlags::IN }
     }
 
-    /// When patience is at an end.
+    /// When [`Self::serve`] must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let asked = self.asked();
         let owed = self.owed.as_ref().map(|(_, since)| *since);
         let late = [owed, self.down.waiting, self.up.waiting, asked].into_iter().flatten();
         let quiet = match self.service {
-            Service::Awaited if self.told.has(&first_pair()) => Some(self.heard + QUIET),
-            // At once: whether it says more is seen by then.
+            Service::Awaited if self.setup.has(&first_pair()) => Some(self.heard + QUIET),
+            // At once: then it is known whether another message follows.
             Service::Answered(_) => Some(self.heard),
             _ => None,
         };
         late.min().map(|since| since + self.patience).into_iter().chain(quiet).min()
     }
 
-    /// Since when it owes us an answer.
+    /// Since when our own question is open.
     fn asked(&self) -> Option<Instant> {
         match self.service {
             Service::Asked(since) | Service::Answered(since) => Some(since),
@@ -222,16 +221,16 @@ impl Link {
         }
     }
 
-    /// Whether QEMU is not listened to: what it asked would be answered to us.
+    /// Whether QEMU's requests are held up, as their answers would be confused with ours.
     fn holds_qemu(&self) -> bool {
         self.asked().is_some()
     }
 
-    /// Asks a backend whose rings were started whether it got that far. GET_FEATURES is
-    /// answered at any time, after all that was said before.
+    /// Sends a question of our own to a backend whose rings are started. It answers GET_FEATURES at any
+    /// time, after everything before.
     fn ask(&mut self, now: Instant) -> Result<(), Cut> {
-        let quiet = now >= self.heard + QUIET && self.told.has(&first_pair());
-        let due = self.service == Service::Awaited && (quiet || self.told.has(&self.expected));
+        let quiet = now >= self.heard + QUIET && self.setup.has(&first_pair());
+        let due = self.service == Service::Awaited && (quiet || self.setup.has(&self.expected));
         if !due || self.owed.is_some() || self.down.writer.busy() {
             return Ok(());
         }
@@ -241,7 +240,7 @@ impl Link {
         written.map_err(|end| Cut { side: Side::Backend, end })
     }
 
-    /// Passes on what there is, one message at most in each direction.
+    /// Forwards at most one message in each direction.
     pub(super) fn serve(
         &mut self,
         vrings: &Vrings,
@@ -252,7 +251,7 @@ impl Link {
         if matches!(self.service, Service::Answered(_)) && !at_backend.contains(PollFlags::IN) {
             self.service = Service::Found;
         }
-        // The backend first: a reply that came before it went is still delivered.
+        // The backend first, so that a reply sent before it disconnected is delivered.
         let asked = matches!(self.service, Service::Asked(_));
         let mut wrong = None;
         let (owed, known, strays) = (&self.owed, &mut self.known, &mut self.strays);
@@ -271,7 +270,7 @@ impl Link {
                     *strays += 1;
                     if *strays > MOST_STRAYS && wrong.is_none() {
                         wrong = Some(format!(
-                            "it sent {strays} messages that nobody had asked for, the last of them {}",
+                            "it sent {strays} messages without a request, the last of them {}",
                             request::name(message.request)
                         ));
                     }
@@ -291,16 +290,16 @@ impl Link {
             Some(Passed { is_reply: true, .. }) => self.owed = None,
             _ => {}
         }
-        // Nothing is taken from QEMU while we have a question of our own.
+        // QEMU is held up while our own question is open.
         let at_qemu = if self.holds_qemu() { PollFlags::empty() } else { at_qemu };
-        let (told, known, mut owed) = (&mut self.told, &mut self.known, None);
+        let (setup, known, mut owed) = (&mut self.setup, &mut self.known, None);
         let request = pass(
             &mut self.down,
             (self.qemu.as_fd(), at_qemu, Side::Qemu),
             (self.backend.as_fd(), at_backend, Side::Backend),
             |message| {
                 vrings.request(message);
-                told.request(message);
+                setup.request(message);
                 known.request(message);
                 if message.wants_reply() {
                     owed = Some((message.words(), now));
@@ -309,7 +308,7 @@ impl Link {
             },
             now,
         );
-        // Also what the backend went too soon to be asked: QEMU waits for the answer.
+        // Even if forwarding failed, as QEMU waits for the answer.
         if owed.is_some() {
             self.owed = owed;
         }
@@ -320,7 +319,7 @@ impl Link {
         self.check(now)
     }
 
-    /// Messages passed so far: to the backend, to QEMU; counted from here on anew.
+    /// Adds the numbers of forwarded messages to the counters.
     pub(super) fn count(&mut self, to_backend: &AtomicU64, to_qemu: &AtomicU64) {
         for (lane, counter) in [(&mut self.down, to_backend), (&mut self.up, to_qemu)] {
             counter.fetch_add(std::mem::take(&mut lane.passed), Ordering::Relaxed);
@@ -334,33 +333,33 @@ impl Link {
             && late(Some(*since))
         {
             let name = request::name(question.request);
-            let end = End::Broken(format!("it answered nothing to {name} for {seconds} s"));
+            let end = End::Broken(format!("it did not answer {name} for {seconds} s"));
             return Err(Cut { side: Side::Backend, end });
         }
         let (side, what) = if late(self.asked()) {
-            (Side::Backend, "answered nothing")
+            (Side::Backend, "answer")
         } else if late(self.down.waiting) {
-            (Side::Backend, "read nothing")
+            (Side::Backend, "read")
         } else if late(self.up.waiting) {
-            (Side::Qemu, "read nothing")
+            (Side::Qemu, "read")
         } else {
             return Ok(());
         };
-        Err(Cut { side, end: End::Broken(format!("it {what} for {seconds} s")) })
+        Err(Cut { side, end: End::Broken(format!("it did not {what} for {seconds} s")) })
     }
 }
 
-/// What has passed.
+/// A message that was read.
 struct Passed {
     is_reply: bool,
-    /// It was for us, and went no further.
+    /// It was for us and not forwarded.
     kept: bool,
 }
 
 type Socket<'a> = (BorrowedFd<'a>, PollFlags, Side);
 
-/// One direction: writes on, and takes the next message when the last has gone. `edit` says whether
-/// it is passed on.
+/// Handles one direction: continues to write, or reads the next message. `edit` returns whether to
+/// forward it.
 fn pass(
     lane: &mut Lane,
     (from, at_from, source): Socket<'_>,
@@ -386,7 +385,7 @@ fn pass(
             }
         }
     }
-    // A writer that gets on has patience anew with each message only: a message is short.
+    // The time limit is per message, as messages are short.
     match lane.writer.busy() {
         true if lane.waiting.is_none() => lane.waiting = Some(now),
         true => {}
@@ -424,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_owes_an_answer_is_let_go() {
+    fn a_backend_that_does_not_answer_is_disconnected() {
         let start = Instant::now();
         for (request, flags) in [(request::GET_QUEUE_NUM, 1), (999, 1 | NEED_REPLY)] {
             let (mut qemu, mut link, mut backend) = link();
@@ -432,12 +431,12 @@ mod tests {
             link.serve(&vrings(), ALL, ALL, start).unwrap();
             assert_eq!(link.deadline(), Some(start + PATIENCE));
             link.serve(&vrings(), ALL, ALL, start + PATIENCE / 2).unwrap();
-            // Half an answer does not help.
+            // Half an answer does not count.
             backend.write_all(&bytes(request, 1 | REPLY, &[0; 8])[..8]).unwrap();
             let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
             assert_eq!(cut.side, Side::Backend);
             assert!(
-                cut.end.to_string().contains("answered nothing to")
+                cut.end.to_string().contains("did not answer ")
                     && cut.end.to_string().contains("for 10 s"),
                 "{}",
                 cut.end
@@ -452,11 +451,11 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_the_backend_did_not_take_any_more_is_answered() {
+    fn a_request_that_the_backend_did_not_receive_is_answered() {
         let (mut qemu, mut link, backend) = link();
         qemu.write_all(&bytes(request::GET_QUEUE_NUM, 1, &[])).unwrap();
         drop(backend);
-        // QEMU's question is seen first.
+        // QEMU's request is read first.
         let cut = link.serve(&vrings(), ALL, PollFlags::empty(), Instant::now()).unwrap_err();
         assert_eq!(cut.side, Side::Backend);
         link.into_stand_in().unwrap().serve().unwrap();
@@ -477,7 +476,7 @@ mod tests {
                 backend.read_exact(&mut message).unwrap();
                 assert_eq!(message[..4], request::GET_VRING_BASE.to_ne_bytes());
                 asked.push(message[12]);
-                // Something else may come before.
+                // Another message may come first.
                 backend.write_all(&bytes(998, 1, &[1])).unwrap();
                 let reply = bytes(request::GET_VRING_BASE, 1 | REPLY, &message[12..]);
                 backend.write_all(&reply).unwrap();
@@ -487,21 +486,21 @@ mod tests {
         assert!(stopped(&mut link, &[0, 3], PATIENCE));
         let (asked, backend) = served.join().unwrap();
         assert_eq!(asked, [0, 3]);
-        // One that does not answer is not waited for for ever.
+        // The wait for one that does not answer is limited.
         assert!(!stopped(&mut link, &[0], Duration::from_millis(20)));
         drop(backend);
         assert!(!stopped(&mut link, &[0], PATIENCE));
     }
 
-    /// A backend that talks of something else for ever holds up nobody but itself.
+    /// Other messages of the backend do not delay the end.
     #[test]
-    fn a_step_of_stopping_ends_whatever_a_backend_says() {
+    fn stopping_ends_whatever_a_backend_sends() {
         let (_qemu, mut link, mut backend) = link();
         let mut stopping = Stopping::of(vec![0], Duration::ZERO);
         for _ in 0..100 {
             backend.write_all(&bytes(998, 1, &[1])).unwrap();
         }
-        assert_eq!(link.stop_rings(&mut stopping), Some(false), "not one message was its answer");
+        assert_eq!(link.stop_rings(&mut stopping), Some(false), "no message was the answer");
         let mut asked = [0; 20];
         backend.read_exact(&mut asked).unwrap();
         let mut stopping = Stopping::of(vec![0], PATIENCE);
@@ -523,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn a_side_that_does_not_read_is_let_go_and_holds_up_its_sender_only() {
+    fn a_side_that_does_not_read_is_disconnected() {
         let start = Instant::now();
         let (mut qemu, mut link, mut backend) = link();
         qemu.set_nonblocking(true).unwrap();
@@ -533,10 +532,10 @@ mod tests {
             sent += count;
             link.serve(&vrings(), ALL, ALL, start).unwrap();
         }
-        // The backend's queue is full, then the lane, then QEMU's queue: no more is read.
+        // The backend's socket, the lane and QEMU's socket are full: no more is read.
         assert_eq!(link.interest().0, PollFlags::empty());
         assert_eq!(link.interest().1, ALL);
-        // It may be an answer to what was sent: we do not know that message.
+        // It may be an answer to the unknown message.
         backend.write_all(&bytes(998, 1, &[1])).unwrap();
         link.serve(&vrings(), ALL, ALL, start + PATIENCE / 2).unwrap();
         let mut reply = [0; 13];
@@ -544,12 +543,11 @@ mod tests {
         assert_eq!(reply[..4], 998u32.to_ne_bytes());
         let cut = link.serve(&vrings(), ALL, ALL, start + PATIENCE).unwrap_err();
         assert_eq!(cut.side, Side::Backend);
-        assert!(cut.end.to_string().contains("read nothing for 10 s"), "{}", cut.end);
+        assert!(cut.end.to_string().contains("did not read for 10 s"), "{}", cut.end);
     }
 
-    /// One that sends without end is cut off for that, and does not serve, whatever it sends.
     #[test]
-    fn a_backend_that_talks_without_end_is_cut_off() {
+    fn a_backend_that_sends_without_end_is_disconnected() {
         for (what, flags) in [(998, 1), (request::GET_FEATURES, 1 | REPLY)] {
             let (mut qemu, mut link, mut backend) = link();
             for ring in [0u32, 1] {
@@ -574,7 +572,7 @@ mod tests {
             }
             let cut = cut.unwrap();
             assert_eq!(cut.side, Side::Backend);
-            assert!(cut.end.to_string().contains("65 messages that nobody had asked for"));
+            assert!(cut.end.to_string().contains("65 messages without a request"));
         }
     }
 }

@@ -1,38 +1,38 @@
-//! What a vhost-user message is (QEMU: `docs/interop/vhost-user.rst`, "Message specification").
+//! vhost-user messages (QEMU: `docs/interop/vhost-user.rst`, "Message specification").
 
 use crate::Owned;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// Bytes of a header: request, flags, size of the payload; 32 bits each, in native order.
+/// The size of a header: request, flags, size of the payload; 32 bits each, in native byte order.
 pub(super) const HEADER: usize = 12;
-/// The longest payload that passes. The longest there is are a few hundred bytes.
+/// The longest accepted payload. The specified ones have at most a few hundred bytes.
 pub(super) const MAX_PAYLOAD: usize = 64 << 10;
-/// The most descriptors with one message. A memory table has up to 8.
+/// The most accepted descriptors of one message. A memory table has up to 8.
 pub(super) const MAX_FDS: usize = 32;
-/// Queues that a message can name: SET_VRING_KICK and SET_VRING_CALL have 8 bits for it.
+/// The number of queues: SET_VRING_KICK and SET_VRING_CALL have 8 bits for the index.
 pub(super) const MAX_QUEUES: usize = 256;
 
 /// Flag of a reply.
 pub(super) const REPLY: u32 = 1 << 2;
-/// Flag of a request that wants a reply where it usually gets none.
+/// Flag of a request that needs a reply although it usually has none.
 pub(super) const NEED_REPLY: u32 = 1 << 3;
 /// The protocol's version, in the flags of every message.
 pub(super) const VERSION: u32 = 1;
 /// In SET_VRING_KICK and SET_VRING_CALL: there is no descriptor.
 pub(super) const NO_FD: u64 = 1 << 8;
-/// Feature 30: there are protocol features, and rings have to be enabled.
+/// Feature 30: there are protocol features, and rings must be enabled.
 pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
-/// Protocol feature 14: kicks and calls may be messages.
+/// Protocol feature 14: kicks and calls can be messages.
 pub(super) const F_INBAND_NOTIFICATIONS: u64 = 1 << 14;
 
 /// Requests, by their numbers.
 pub(super) mod request {
     macro_rules! requests {
         ($($name:ident = $number:literal),* $(,)?) => {
-            $(#[allow(dead_code, reason = "all of them have names")] pub const $name: u32 = $number;)*
+            $(#[allow(dead_code, reason = "complete for `name`")] pub const $name: u32 = $number;)*
 
-            /// What a request is called.
+            /// The name of a request.
             pub fn name(request: u32) -> String {
                 match request {
                     $($number => stringify!($name).to_owned(),)*
@@ -80,7 +80,7 @@ pub(super) mod request {
     }
 }
 
-/// A descriptor on its way: one that came, or one that we keep as well.
+/// A descriptor in a message: a forwarded one, or one that we also keep.
 #[derive(Debug)]
 pub(super) enum Fd {
     Passing(OwnedFd),
@@ -96,7 +96,7 @@ impl AsFd for Fd {
     }
 }
 
-/// A whole message. Its descriptors are closed with it.
+/// A message. Dropping it closes its descriptors.
 #[derive(Debug)]
 pub(super) struct Message {
     pub request: u32,
@@ -111,8 +111,8 @@ impl Message {
         Self { request, flags: VERSION, payload: Vec::new(), fds: Vec::new() }
     }
 
-    /// A request that says a number.
-    pub(super) fn saying(request: u32, number: u64) -> Self {
+    /// A request with a number.
+    pub(super) fn with_number(request: u32, number: u64) -> Self {
         Self { payload: number.to_ne_bytes().to_vec(), ..Self::ask(request) }
     }
 
@@ -122,18 +122,18 @@ impl Message {
         Self { payload, ..Self::ask(request) }
     }
 
-    /// The payload where it is one 64-bit number.
+    /// The payload if it is one 64-bit number.
     pub(super) fn number(&self) -> Option<u64> {
         Some(u64::from_ne_bytes(self.payload.as_slice().try_into().ok()?))
     }
 
-    /// Makes the payload this number.
+    /// Sets the payload to this number.
     pub(super) fn set_number(&mut self, number: u64) {
         self.payload.clear();
         self.payload.extend_from_slice(&number.to_ne_bytes());
     }
 
-    /// The ring that the payload is about: its first 32 bits ("A vring state description").
+    /// The ring index of a vring state description, its first 32 bits.
     pub(super) fn vring(&self) -> Option<u32> {
         Some(u32::from_ne_bytes(*self.payload.first_chunk()?))
     }
@@ -155,12 +155,12 @@ impl Message {
         self.flags & REPLY != 0
     }
 
-    /// Whether QEMU stands still until there is a reply. Where in doubt it is not.
+    /// Whether QEMU blocks until there is a reply. False for unknown messages without [`NEED_REPLY`].
     pub(super) fn wants_reply(&self) -> bool {
         self.flags & NEED_REPLY != 0 || self.is_question()
     }
 
-    /// Whether it is answered with what it asks for, and not with whether it was done.
+    /// Whether the answer has the requested value instead of an error code.
     pub(super) fn is_question(&self) -> bool {
         use request::*;
         matches!(
@@ -176,12 +176,12 @@ impl Message {
         )
     }
 
-    /// Whether its answer is more than one number.
+    /// Whether the answer is more than one number.
     pub(super) fn is_structure(&self) -> bool {
         matches!(self.request, request::GET_CONFIG | request::GET_INFLIGHT_FD)
     }
 
-    /// Whether there is an answer to it only where it says so, by [`NEED_REPLY`].
+    /// Whether it is known when the message has an answer: only with [`NEED_REPLY`], or as a question.
     pub(super) fn has_no_answer(&self) -> bool {
         use request::*;
         matches!(
@@ -202,7 +202,7 @@ impl Message {
         ) || self.is_question()
     }
 
-    /// The same without its descriptors.
+    /// A copy without the descriptors.
     pub(super) fn words(&self) -> Self {
         let (request, flags, payload) = (self.request, self.flags, self.payload.clone());
         Self { request, flags, payload, fds: Vec::new() }
@@ -210,7 +210,7 @@ impl Message {
 
     /// Header and payload.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        // Never more than MAX_PAYLOAD.
+        // At most MAX_PAYLOAD.
         let size = self.payload.len() as u32;
         let mut bytes = Vec::with_capacity(HEADER + self.payload.len());
         for field in [self.request, self.flags, size] {

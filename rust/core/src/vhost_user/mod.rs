@@ -1,32 +1,33 @@
-//! vhost-user backends (QEMU: `docs/interop/vhost-user.rst`): what stands between one and a QEMU, and,
-//! in [`frontend`], what takes QEMU's place.
+//! vhost-user backends (QEMU: `docs/interop/vhost-user.rst`): the interposer between a QEMU and a
+//! backend, and [`frontend`], which replaces QEMU.
 //!
-//! The interposer is between the two to learn the kick eventfds and to put our own call eventfds in.
+//! The interposer learns QEMU's kick eventfds and inserts our own call eventfds.
 //!
-//! QEMU connects to our socket and we to the backend's. Messages and descriptors pass in
-//! both directions as they are, with these exceptions:
+//! QEMU connects to our socket and we connect to the backend's. Messages and descriptors are forwarded
+//! unchanged, with these exceptions:
 //!
 //! | message | what happens |
 //! |---|---|
-//! | SET_VRING_KICK | we keep the eventfd too: our kick is one `write`, and QEMU sleeps on |
-//! | SET_VRING_CALL | the backend gets our eventfd, also where QEMU withdraws its own |
-//! | SET_VRING_BASE | in a packed ring the driver knows better where a new backend goes on |
-//! | GET_VRING_BASE, RESET_OWNER, RESET_DEVICE | the ring stops: its kick is forgotten |
-//! | the answer to GET_VRING_BASE | a packed ring is hidden from QEMU, which would spoil it |
-//! | GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES | without in-band notifications, which would make messages of kicks |
+//! | SET_VRING_KICK | we keep a copy of the eventfd, so that our kick is one `write` and does not wake QEMU |
+//! | SET_VRING_CALL | the backend gets our eventfd, even if QEMU removes its own |
+//! | SET_VRING_BASE | in a packed ring, the driver sets the start position of a new backend |
+//! | GET_VRING_BASE, RESET_OWNER, RESET_DEVICE | the ring stops: its kick eventfd is removed |
+//! | the answer to GET_VRING_BASE | QEMU gets another position of a packed ring, which it would corrupt |
+//! | GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES | in-band notifications, which turn kicks into messages, are removed |
 //!
-//! Back channels, in-flight memory, logs and dirty bitmaps are descriptors in messages, and
-//! pass like any other: their traffic does not come by here.
+//! Back channels, in-flight memory, logs and dirty bitmaps are descriptors in messages and are
+//! forwarded; their traffic does not pass through the interposer.
 //!
-//! QEMU blocks as a whole while a backend does not answer it. So it is let in only when a
-//! backend has answered us, and has what QEMU will insist on (`demands`), one QEMU at a time,
-//! and is let go when the backend owes it an answer for too long, or gives one that QEMU would
-//! not take (`answers`). While QEMU makes its netdev
-//! it would try again for ever, so a backend that fails then is replaced (`stand_in`).
+//! QEMU blocks completely while a backend does not answer. Therefore QEMU can only connect after a
+//! backend has answered us and offers what QEMU requires (`demands`), one QEMU at a time; it is
+//! disconnected if the backend does not answer in time or gives an answer that QEMU would not accept
+//! (`answers`). While QEMU creates its netdev it would retry forever, so a backend that fails then is
+//! replaced (`stand_in`).
 //!
-//! `message` is framing, `channel` one socket, `rewrite` the table above, `link` a QEMU and
-//! a backend, `service` whether the one serves the other, `socket` finding either,
-//! `interposer` what users hold, `relay` what is done for one, `thread` the thread that does it for all.
+//! `message` is the framing, `channel` one socket, `rewrite` the table above, `link` a connected QEMU
+//! and backend, `service` whether the backend processes the rings, `socket` finds backends and accepts
+//! QEMU, `interposer` is the API, `relay` the state machine of one interposer, `thread` the thread of
+//! all.
 
 mod answers;
 mod channel;

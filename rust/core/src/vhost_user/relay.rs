@@ -1,4 +1,4 @@
-//! What the thread does for one interposer.
+//! `Relay`: the state machine of one interposer.
 
 use super::channel::End;
 use super::demands::{Demands, Offer};
@@ -19,67 +19,68 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// The pause after something that should not happen and may happen again.
+/// The pause after an unexpected error that may happen again.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a backend has to stop its rings after QEMU went.
+/// How long a backend may take to stop its rings after QEMU disconnected.
 const STOPPING: Duration = Duration::from_secs(1);
 
-/// One interposer, as the thread sees it.
+/// One interposer.
 #[derive(Debug)]
 pub(super) struct Relay {
     shared: Arc<Shared>,
     source: Source,
-    /// Where QEMU connects to.
+    /// The path that QEMU connects to.
     listen: PathBuf,
     attempts: Attempts,
-    /// How long each side has for its messages.
+    /// The time limit of each side for a message.
     patience: Duration,
-    /// What the next backend must have.
+    /// The requirements for the next backend.
     demands: Demands,
-    /// The rings that the last backend served.
+    /// The rings of the last backend.
     rings: BTreeSet<u32>,
-    /// When QEMU and the backend were joined last.
+    /// When QEMU and the backend were last connected.
     joined: Instant,
-    /// What was logged last, to say it once only.
+    /// The last logged failure, which is logged once.
     last_failure: String,
 }
 
-/// How far we are.
+/// The state of an interposer.
 #[derive(Debug)]
 pub(super) enum State {
     /// There is no backend.
     Away,
-    /// There is one; it has not answered yet.
+    /// A backend is connected and has not answered yet.
     Greeting(Greeting),
-    /// There is one that lacks something: it waits until QEMU is prepared for what is left to demand.
+    /// A backend lacks features: it is held until QEMU is ready for the remaining requirements.
     Held { backend: Owned, demands: Demands },
-    /// There is one, and QEMU may come; not before `deaf`, for want of descriptors.
-    Ready { backend: Owned, gate: Listener, deaf: Option<Instant> },
-    /// They talk.
+    /// A backend is ready and QEMU can connect; not before `paused`, if descriptors were exhausted.
+    Ready { backend: Owned, gate: Listener, paused: Option<Instant> },
+    /// QEMU and the backend are connected.
     Linked(Box<Link>),
-    /// QEMU is gone, for that reason: the backend is told to stop its rings.
+    /// QEMU disconnected, for this reason, and the backend stops its rings.
     Stopping(Box<(Link, Stopping, Cut)>),
-    /// QEMU is to be let out of the command that makes its netdev: it may come; not before `deaf`.
-    Letting { gate: Listener, deaf: Option<Instant> },
-    /// It came.
-    LetOut(StandIn),
-    /// No backend is looked for any more.
+    /// The backend failed while QEMU creates its netdev: QEMU can connect to a stand-in; not before
+    /// `paused`.
+    StandInReady { gate: Listener, paused: Option<Instant> },
+    /// QEMU is connected to a stand-in.
+    StandInLinked(StandIn),
+    /// The last attempt to reconnect has failed.
     Over,
 }
 
 impl State {
-    /// Whether it may be left as it is. A backend that may still write to our memory is waited for, but not
-    /// for long.
+    /// Whether the interposer can be closed now. A backend that may still write to our memory gets a short
+    /// time to stop.
     pub(super) fn may_end(&self) -> bool {
         !matches!(self, Self::Stopping(_))
     }
 }
 
-/// What a step waits for: one of these events at one of these sockets, or this moment.
+/// What a step waits for: events at these sockets, or this time.
 #[derive(Debug)]
 pub(super) struct Interest<'a> {
-    /// Those of a link are QEMU's and the backend's.
+    /// For a link: QEMU's and the backend's.
     pub(super) sockets: [Option<(BorrowedFd<'a>, PollFlags)>; 2],
     pub(super) until: Option<Instant>,
 }
@@ -106,12 +107,12 @@ impl Relay {
         }
     }
 
-    /// What to wait for before the next step.
+    /// What the next step waits for.
     pub(super) fn interest<'a>(&'a self, state: &'a State) -> Interest<'a> {
         let mut sockets: [Option<(BorrowedFd<'a>, PollFlags)>; 2] = [None, None];
         let until = match state {
             State::Away => match self.source.listener() {
-                // Nothing to count: whoever comes is let in when it comes.
+                // Attempts are not counted, so accept a backend whenever it connects.
                 Some(listener) if self.attempts.are_endless() && self.attempts.is_due() => {
                     sockets[0] = Some((listener, PollFlags::IN));
                     None
@@ -119,13 +120,13 @@ impl Relay {
                 _ => Some(self.attempts.due()),
             },
             State::Over => None,
-            State::Letting { gate, deaf } => {
-                if deaf.is_none() {
+            State::StandInReady { gate, paused } => {
+                if paused.is_none() {
                     sockets[0] = Some((gate.as_fd(), PollFlags::IN));
                 }
                 Some(Instant::now() + PAUSE)
             }
-            State::LetOut(qemu) => {
+            State::StandInLinked(qemu) => {
                 sockets[0] = Some((qemu.as_fd(), qemu.interest()));
                 None
             }
@@ -135,16 +136,16 @@ impl Relay {
             }
             State::Held { backend, .. } => {
                 sockets[0] = Some((backend.as_fd(), PollFlags::IN));
-                // Who makes a netdev meanwhile waits for no answer.
+                // A thread that creates a netdev meanwhile does not wake us.
                 let now = Instant::now();
                 Some(if self.shared.is_accepted() { now } else { now + PAUSE })
             }
-            State::Ready { backend, gate, deaf } => {
+            State::Ready { backend, gate, paused } => {
                 sockets[0] = Some((backend.as_fd(), PollFlags::IN));
-                if deaf.is_none() {
+                if paused.is_none() {
                     sockets[1] = Some((gate.as_fd(), PollFlags::IN));
                 }
-                *deaf
+                *paused
             }
             State::Linked(link) => {
                 let (at_qemu, at_backend) = link.interest();
@@ -161,48 +162,50 @@ impl Relay {
         Interest { sockets, until }
     }
 
-    /// One step on, after a wait.
+    /// Makes one step after a wait.
     pub(super) fn step(&mut self, state: State, [first, second]: [PollFlags; 2]) -> State {
         match state {
             State::Away => self.try_for_backend(),
             State::Over => State::Over,
             State::Greeting(mut greeting) => match greeting.proceed() {
                 Ok(None) => State::Greeting(greeting),
-                Ok(Some(offer)) => self.met(greeting.into_socket().into(), &offer),
-                // One that dies has a socket for a moment more.
-                Err(End::Gone) => self.failed("it was there, but it disconnected".into()),
-                Err(end) => self.refused(format!("it was there, but {end}")),
+                Ok(Some(offer)) => self.greeted(greeting.into_socket().into(), &offer),
+                // A dying backend may still accept connections, so this is no refusal.
+                Err(End::Gone) => self.failed("it disconnected without an answer".into()),
+                Err(end) => self.refused(end.to_string()),
             },
-            State::Letting { .. } if !self.shared.trial_failed() => self.again_or_over(),
-            State::Letting { gate, .. } if first.is_empty() => State::Letting { gate, deaf: None },
-            State::Letting { gate, .. } => match gate.accept() {
-                Ok(Some(qemu)) => State::LetOut(StandIn::new(qemu)),
-                Ok(None) => State::Letting { gate, deaf: None },
-                // No descriptors: nothing else is to be done.
-                Err(_) => State::Letting { gate, deaf: Some(Instant::now() + PAUSE) },
+            State::StandInReady { .. } if !self.shared.trial_failed() => self.again_or_over(),
+            State::StandInReady { gate, .. } if first.is_empty() => {
+                State::StandInReady { gate, paused: None }
+            }
+            State::StandInReady { gate, .. } => match gate.accept() {
+                Ok(Some(qemu)) => State::StandInLinked(StandIn::new(qemu)),
+                Ok(None) => State::StandInReady { gate, paused: None },
+                // No descriptors left: try again later.
+                Err(_) => State::StandInReady { gate, paused: Some(Instant::now() + PAUSE) },
             },
-            State::LetOut(mut qemu) => match qemu.serve() {
-                Ok(()) => State::LetOut(qemu),
+            State::StandInLinked(mut qemu) => match qemu.serve() {
+                Ok(()) => State::StandInLinked(qemu),
                 Err(_) => self.again_or_over(),
             },
             State::Held { .. } if !first.is_empty() => {
-                self.shared.hold_no_more();
-                self.refused("it went before QEMU came".into())
+                self.shared.end_hold();
+                self.refused("it disconnected before QEMU connected".into())
             }
             State::Held { backend, demands } => self.held(backend, demands),
             State::Ready { .. } if !first.is_empty() => {
-                // It has nothing to say before QEMU asks.
-                self.refused("it went, or said something, before QEMU came".into())
+                // It has nothing to send before QEMU's first request.
+                self.refused("it disconnected, or sent data, before QEMU connected".into())
             }
             State::Ready { backend, gate, .. } if second.is_empty() => {
-                State::Ready { backend, gate, deaf: None }
+                State::Ready { backend, gate, paused: None }
             }
             State::Ready { backend, gate, .. } => match gate.accept() {
                 Ok(Some(qemu)) => self.joined(qemu, backend),
-                Ok(None) => State::Ready { backend, gate, deaf: None },
+                Ok(None) => State::Ready { backend, gate, paused: None },
                 Err(e) => {
-                    log::warn!("QEMU must wait for its vhost-user backend: {e}");
-                    State::Ready { backend, gate, deaf: Some(Instant::now() + PAUSE) }
+                    log::warn!("QEMU's connection to the vhost-user backend is delayed: {e}");
+                    State::Ready { backend, gate, paused: Some(Instant::now() + PAUSE) }
                 }
             },
             State::Linked(mut link) => {
@@ -220,7 +223,7 @@ impl Relay {
                             let stopping = self.stop_rings();
                             return self.stopping(Box::new((*link, stopping, cut)));
                         }
-                        // QEMU learns of it when the link is dropped.
+                        // Dropping the link disconnects QEMU.
                         self.shared.vrings.stopped();
                         self.parted(&cut, *link)
                     }
@@ -230,7 +233,7 @@ impl Relay {
         }
     }
 
-    /// Tries for a backend, if it is time.
+    /// Tries to connect to a backend if the next attempt is due.
     fn try_for_backend(&mut self) -> State {
         if !self.attempts.is_due() {
             return State::Away;
@@ -245,13 +248,13 @@ impl Relay {
         }
     }
 
-    /// A backend has said what it offers.
-    fn met(&mut self, backend: Owned, offer: &Offer) -> State {
+    /// Decides on a backend whose offer is known.
+    fn greeted(&mut self, backend: Owned, offer: &Offer) -> State {
         self.shared.features.store(offer.features, Ordering::Relaxed);
         let Some(lacking) = self.demands.lacking(offer) else {
             return self.open_gate(backend);
         };
-        match self.demands.without(offer, self.shared.spared()) {
+        match self.demands.without(offer, self.shared.may_lack_now()) {
             Some(demands) => {
                 self.shared.hold(lacking);
                 State::Held { backend, demands }
@@ -260,13 +263,13 @@ impl Relay {
         }
     }
 
-    /// Whether a backend that lacks something waits any longer.
+    /// Decides whether to continue to hold a backend.
     fn held(&mut self, backend: Owned, demands: Demands) -> State {
         let accepted = self.shared.is_accepted();
-        if !accepted && self.shared.spared() != 0 {
+        if !accepted && self.shared.may_lack_now() != 0 {
             return State::Held { backend, demands };
         }
-        self.shared.hold_no_more();
+        self.shared.end_hold();
         if accepted {
             self.demands = demands;
             return self.open_gate(backend);
@@ -274,29 +277,29 @@ impl Relay {
         self.refused("it lacks features that the port uses".into())
     }
 
-    /// What the next backend must have: all that this one was told to use.
+    /// Records what the next backend must offer: everything that this one used.
     fn remember(&mut self, link: &Link) {
-        let told = link.told();
-        if told.features() != 0 {
-            self.demands.features = told.features();
+        let setup = link.setup();
+        if setup.features() != 0 {
+            self.demands.features = setup.features();
         }
-        if link.serves() && told.has(&first_pair()) {
-            self.rings = told.rings();
+        if link.serves() && setup.has(&first_pair()) {
+            self.rings = setup.rings();
         }
     }
 
-    /// Lets QEMU in.
+    /// Lets QEMU connect.
     fn open_gate(&mut self, backend: Owned) -> State {
         match Listener::open(&self.listen, Some(Mode::RUSR | Mode::WUSR)) {
             Ok(gate) => {
                 self.last_failure.clear();
-                State::Ready { backend, gate, deaf: None }
+                State::Ready { backend, gate, paused: None }
             }
             Err(error) => self.failed(error.to_string()),
         }
     }
 
-    /// A backend was there, and will not do.
+    /// A backend connected but cannot be used.
     fn refused(&mut self, why: String) -> State {
         self.shared.refuse(&why);
         self.failed(why)
@@ -311,40 +314,40 @@ impl Relay {
         self.next(self.last_failure.clone())
     }
 
-    /// What comes after a failure before QEMU came: while it makes its netdev it is let in.
+    /// The state after a failure before QEMU connected: a stand-in while it creates its netdev.
     fn next(&mut self, why: String) -> State {
         if !self.shared.fail_trial(why) {
             return self.again_or_over();
         }
         match Listener::open(&self.listen, Some(Mode::RUSR | Mode::WUSR)) {
-            Ok(gate) => State::Letting { gate, deaf: None },
+            Ok(gate) => State::StandInReady { gate, paused: None },
             Err(error) => {
-                log::warn!("QEMU is not let out: {error}");
+                log::warn!("QEMU stays blocked without its vhost-user backend: {error}");
                 self.again_or_over()
             }
         }
     }
 
-    /// Waits before the next attempt, if there is to be one.
+    /// Waits for the next attempt, if any is left.
     fn again_or_over(&mut self) -> State {
         if self.attempts.left() {
             return State::Away;
         }
         let path = self.source.path().display();
         let why = if self.attempts.are_none() {
-            format!("the vhost-user backend {path} went")
+            format!("the vhost-user backend {path} disconnected")
         } else {
             let (attempts, last) = (self.attempts.failures(), &self.last_failure);
             format!("no vhost-user backend from {path} in {attempts} attempts: {last}")
         };
         log::warn!("{why}");
-        let _ = self.shared.over.set(why); // nobody else sets it
+        let _ = self.shared.over.set(why); // not set elsewhere
         self.shared.changed.signal();
         State::Over
     }
 
     fn joined(&mut self, qemu: OwnedFd, backend: Owned) -> State {
-        log::debug!("QEMU is joined with its backend {}", self.source.path().display());
+        log::debug!("QEMU is connected to its backend {}", self.source.path().display());
         self.shared.links.fetch_add(1, Ordering::Relaxed);
         self.joined = Instant::now();
         self.shared.connected.store(true, Ordering::Release);
@@ -357,7 +360,7 @@ impl Relay {
         State::Linked(Box::new(link))
     }
 
-    /// Until it has stopped, a backend whose QEMU is gone may write into buffers.
+    /// Starts to stop the rings of a backend whose QEMU is gone, as it may still write to buffers.
     fn stop_rings(&self) -> Stopping {
         let kicks = (0..).zip(&self.shared.vrings.kicks);
         let rings: Vec<u32> =
@@ -366,14 +369,14 @@ impl Relay {
         Stopping::of(rings, STOPPING)
     }
 
-    /// Goes on with that.
+    /// Continues to stop the rings.
     fn stopping(&mut self, mut parting: Box<(Link, Stopping, Cut)>) -> State {
         let (link, stopping, _) = &mut *parting;
         match link.stop_rings(stopping) {
             None => return State::Stopping(parting),
             Some(true) => {}
             Some(false) => log::warn!(
-                "the vhost-user backend {} did not say that it stopped its rings",
+                "the vhost-user backend {} did not confirm that it stopped its rings",
                 self.source.path().display()
             ),
         }
@@ -381,12 +384,13 @@ impl Relay {
         self.parted(&cut, link)
     }
 
-    /// A step panicked: there is no backend any more, nor will there be one.
+    /// Ends the interposer after a step has panicked.
     pub(super) fn broke(&self) {
         let path = self.source.path().display();
-        let why =
-            format!("the vhost-user backend {path} is left alone after a fault of virtnic's own");
-        let _ = self.shared.over.set(why); // it may be over anyway
+        let why = format!(
+            "the vhost-user backend {path} was disconnected by an internal error of virtnic"
+        );
+        let _ = self.shared.over.set(why); // it may be set already
         self.shared.disconnected();
         self.shared.changed.signal();
     }
@@ -397,36 +401,38 @@ impl Relay {
             Side::Qemu => ("QEMU", &self.shared.qemu_losses),
             Side::Backend => ("the backend", &self.shared.backend_losses),
         };
-        self.shared.serves_no_more();
+        self.shared.stops_serving();
         counter.fetch_add(1, Ordering::Release);
         let path = self.source.path().display();
         match &cut.end {
             End::Gone => log::info!("vhost-user {path}: {who} disconnected"),
-            End::Broken(why) => log::warn!("vhost-user {path}: {who} is cut off: {why}"),
+            End::Broken(why) => log::warn!("vhost-user {path}: disconnected {who}: {why}"),
         }
         if served {
             self.attempts.ended(self.joined.elapsed());
-            self.last_failure = format!("{who} went as soon as it had come");
+            self.last_failure = format!("{who} disconnected right after connecting");
         } else {
             self.attempts.failed();
             self.last_failure = match (&cut.end, cut.side) {
-                (End::Broken(why), Side::Backend) => format!("it came, but {why}"),
-                (End::Gone, Side::Backend) => "it went before its rings were started".into(),
-                (end, Side::Qemu) => format!("QEMU hung up on it while it was set up: {end}"),
+                (End::Broken(why), Side::Backend) => format!("it connected, but {why}"),
+                (End::Gone, Side::Backend) => {
+                    "it disconnected before its rings were started".into()
+                }
+                (end, Side::Qemu) => format!("QEMU disconnected during setup: {end}"),
             };
             self.shared.refuse(&self.last_failure);
         }
         self.shared.disconnected();
         if cut.side == Side::Qemu {
             drop(link);
-            // Where it served that is no fault of the backend, whom another QEMU may want. And a
-            // QEMU that hangs up while it makes its netdev is lost: it does so for ever.
+            // If the rings were in use, the backend is not at fault, and another QEMU may connect. A QEMU
+            // that disconnects while it creates its netdev does so forever.
             return if served { State::Away } else { self.again_or_over() };
         }
         if self.shared.fail_trial(self.last_failure.clone())
             && let Some(qemu) = link.into_stand_in()
         {
-            return State::LetOut(qemu);
+            return State::StandInLinked(qemu);
         }
         self.again_or_over()
     }

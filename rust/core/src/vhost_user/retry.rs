@@ -1,26 +1,26 @@
-//! How a backend that went is looked for.
+//! When to reconnect to a lost backend.
 
 use std::time::{Duration, Instant};
 
-/// No pause is longer.
+/// The longest pause.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// How often, and after which pauses, a backend that went is looked for.
+/// How often and after which pauses to reconnect to a lost backend.
 ///
-/// The first attempt is made at once. A backend that stays for no longer than `longest` counts
-/// as one more attempt that failed: one that goes as soon as it has come costs nothing.
+/// The first attempt is made at once. A backend that stays for at most `longest` counts as a failed
+/// attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
-    /// Attempts in a row that may fail; with 0 it is over when the backend goes. `None`: for ever.
+    /// The number of consecutive failed attempts; with 0, there is no attempt. `None`: no limit.
     pub attempts: Option<u32>,
-    /// The pause after the first that failed; each is twice as long as the one before.
+    /// The pause after the first failed attempt. It doubles with each attempt.
     pub pause: Duration,
     /// The longest pause, at most a day.
     pub longest: Duration,
 }
 
 impl Default for Retry {
-    /// For ever, every 100 ms.
+    /// Forever, every 100 ms.
     fn default() -> Self {
         let pause = Duration::from_millis(100);
         Self { attempts: None, pause, longest: pause }
@@ -28,7 +28,7 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The pause after so many failures in a row.
+    /// The pause after this many consecutive failures.
     fn after(&self, failures: u32) -> Duration {
         match failures.checked_sub(1) {
             None => Duration::ZERO,
@@ -40,13 +40,13 @@ impl Retry {
     }
 }
 
-/// The attempts that were made.
+/// The attempts to reconnect.
 #[derive(Debug)]
 pub(super) struct Attempts {
     retry: Retry,
-    /// How many in a row failed.
+    /// The number of consecutive failed attempts.
     failures: u32,
-    /// When the next is made, at the earliest where we listen.
+    /// The time of the next attempt; the earliest time if the backend connects to us.
     due: Instant,
 }
 
@@ -67,28 +67,28 @@ impl Attempts {
         Instant::now() >= self.due
     }
 
-    /// Whether nobody counts them.
+    /// Whether their number is not limited.
     pub(super) fn are_endless(&self) -> bool {
         self.retry.attempts.is_none()
     }
 
-    /// Whether there is to be none at all.
+    /// Whether no attempt is allowed.
     pub(super) fn are_none(&self) -> bool {
         self.retry.attempts == Some(0)
     }
 
-    /// Whether there is to be another.
+    /// Whether another attempt is allowed.
     pub(super) fn left(&self) -> bool {
         self.retry.attempts.is_none_or(|attempts| self.failures < attempts)
     }
 
-    /// One failed: the next is made after a pause.
+    /// Records a failed attempt: the next is made after a pause.
     pub(super) fn failed(&mut self) {
         self.failures = self.failures.saturating_add(1);
         self.due = Instant::now() + self.retry.after(self.failures);
     }
 
-    /// What came of one has ended after so long: the next is made at once if that was long enough.
+    /// Records the end of a connection: the next attempt is made at once if it lasted long enough.
     pub(super) fn ended(&mut self, lasted: Duration) {
         if lasted > self.retry.longest {
             self.failures = 0;
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn none_are_made_and_as_many_as_you_like() {
+    fn no_attempts_and_unlimited_attempts() {
         let mut none = Attempts::new(Retry { attempts: Some(0), ..Retry::default() });
         none.ended(Duration::MAX);
         assert!(!none.left());

@@ -1,4 +1,4 @@
-//! What is changed in passing, and what is learnt.
+//! Changes of forwarded messages, and the eventfds learnt from them.
 
 use super::message::{F_INBAND_NOTIFICATIONS, Fd, MAX_QUEUES, Message, NO_FD, request};
 use crate::notify::{EventFd, Kick};
@@ -11,23 +11,23 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The wrap counter in a position.
+/// The wrap counter bit of a position.
 const OTHER_LAP: u16 = 1 << 15;
 
-/// Our ends of the queues' notifications, by the index of the queue.
+/// The notifications of the queues, by queue index.
 pub(super) struct Vrings {
     pub kicks: Vec<Arc<Kick>>,
-    /// What the backend signals; `None` leaves QEMU's own in place.
+    /// The eventfds that the backend signals; `None` keeps QEMU's.
     pub calls: Vec<Option<Arc<EventFd>>>,
-    /// Who wants to know of a backend; by queue, few or none.
+    /// The drivers of the queues.
     pub drivers: Mutex<BTreeMap<u16, Arc<dyn Driver>>>,
-    /// Kick eventfds learnt.
+    /// Number of kick eventfds learnt.
     pub learnt: AtomicU64,
-    /// Kick eventfds not kept, because descriptors are scarce.
-    pub let_go: AtomicU64,
-    /// Call eventfds put in.
+    /// Number of kick eventfds not kept because descriptors are scarce.
+    pub not_kept: AtomicU64,
+    /// Number of call eventfds replaced.
     pub replaced: AtomicU64,
-    /// How many descriptors may be open.
+    /// The limit of open descriptors.
     pub most_open: u64,
 }
 
@@ -38,7 +38,7 @@ impl Vrings {
             calls,
             drivers: Mutex::default(),
             learnt: AtomicU64::new(0),
-            let_go: AtomicU64::new(0),
+            not_kept: AtomicU64::new(0),
             replaced: AtomicU64::new(0),
             most_open: most_open(),
         }
@@ -48,12 +48,12 @@ impl Vrings {
         self.drivers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The driver of a queue. What it does is not done with the lock held.
+    /// The driver of a queue. It must not be called with the lock held.
     fn driver(&self, vring: Option<u32>) -> Option<Arc<dyn Driver>> {
         self.drivers().get(&u16::try_from(vring?).ok()?).cloned()
     }
 
-    /// The backend is gone, and its last write to the rings with it.
+    /// Informs the drivers after the backend is gone and does not access the rings any more.
     pub(super) fn stopped(&self) {
         let drivers: Vec<_> = self.drivers().values().cloned().collect();
         for driver in drivers {
@@ -61,7 +61,7 @@ impl Vrings {
         }
     }
 
-    /// Looks at a request on its way from QEMU to the backend.
+    /// Processes a request of QEMU before it is forwarded.
     pub(super) fn request(&self, message: &mut Message) {
         match message.request {
             request::SET_VRING_KICK => self.learn_kick(message),
@@ -79,7 +79,7 @@ impl Vrings {
         }
     }
 
-    /// Looks at a reply on its way from the backend to QEMU.
+    /// Processes a reply of the backend before it is forwarded.
     pub(super) fn reply(&self, message: &mut Message) {
         if message.request == request::GET_PROTOCOL_FEATURES && message.is_reply() {
             without_inband(message);
@@ -93,23 +93,22 @@ impl Vrings {
         }
     }
 
-    /// No queue is served any more.
+    /// Disconnects the kicks of all queues.
     pub(super) fn forget(&self) {
         for kick in &self.kicks {
             kick.disconnect();
         }
     }
 
-    /// Keeps the eventfd that QEMU gives the backend.
+    /// Keeps a copy of the kick eventfd that QEMU passes to the backend.
     fn learn_kick(&self, message: &mut Message) {
         let Some((kick, index)) = message.number().and_then(|number| {
-            // Eight bits.
             let index = (number & 0xff) as usize;
             Some((self.kicks.get(index)?, index))
         }) else {
             return;
         };
-        // The ring was never kicked by it, or the backend is to poll from now on.
+        // Without a descriptor, the backend polls.
         kick.disconnect();
         if message.fds.len() != 1 {
             return;
@@ -119,34 +118,34 @@ impl Vrings {
                 Ok(event) => {
                     message.fds.extend(event.hold().map(Fd::Ours));
                     if event.number().is_some_and(|number| are_scarce(number, self.most_open)) {
-                        self.let_go(index, kick, &event);
+                        self.do_not_keep(index, kick, &event);
                     } else {
                         kick.connect(Arc::new(event));
                         self.learnt.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                // The backend misses it, and says so to QEMU.
-                Err(error) => log::warn!("the kick of queue {index} is lost: {error}"),
+                // The backend reports the missing descriptor to QEMU.
+                Err(error) => log::warn!("the kick eventfd of queue {index} is lost: {error}"),
             },
             other => {
-                log::warn!("queue {index}: the kick that QEMU gave the backend is no eventfd");
+                log::warn!("queue {index}: the kick descriptor that QEMU passed is not an eventfd");
                 message.fds.extend(other);
             }
         }
     }
 
-    /// Does without an eventfd, where descriptors are scarce: QEMU has it too.
-    fn let_go(&self, index: usize, kick: &Kick, event: &EventFd) {
+    /// Does not keep an eventfd, as descriptors are scarce: the backend is kicked through QEMU.
+    fn do_not_keep(&self, index: usize, kick: &Kick, event: &EventFd) {
         kick.connect_otherwise(event);
-        if self.let_go.fetch_add(1, Ordering::Relaxed) == 0 {
+        if self.not_kept.fetch_add(1, Ordering::Relaxed) == 0 {
             log::info!(
                 "this process has a quarter of its descriptors open (RLIMIT_NOFILE, ulimit -n): from \
-                 queue {index} on the backend is kicked through QEMU, which takes longer"
+                 queue {index} on, the backend is kicked through QEMU, which takes longer"
             );
         }
     }
 
-    /// Tells the backend where to go on where we know better than QEMU.
+    /// Replaces QEMU's start position by the driver's.
     fn set_position(&self, message: &mut Message) {
         let driver = self.driver(message.vring());
         if let Some(at) = driver.and_then(|driver| driver.starting()) {
@@ -155,7 +154,7 @@ impl Vrings {
         }
     }
 
-    /// Gives the backend our eventfd in place of QEMU's, or of none.
+    /// Replaces QEMU's call eventfd, or none, by ours.
     fn replace_call(&self, message: &mut Message) {
         let Some(number) = message.number() else { return };
         let index = number & 0xff;
@@ -179,39 +178,37 @@ impl fmt::Debug for Vrings {
     }
 }
 
-/// Lets QEMU find nothing in a packed ring that its backend has stopped: it gets the position with
-/// the wrap counter of the other lap. The next backend gets the right one from the driver.
+/// Inverts the wrap counter of a stopped packed ring's position, so that QEMU finds no buffers there.
+/// The next backend gets the right position from the driver.
 ///
-/// Otherwise QEMU drops what waits there while the link is down, and says so at the wrong place:
-/// the answer's upper half, where used descriptors are written, is 0 with DPDK 22.11, and what
-/// else it may be goes through a mask that is a bit too wide (QEMU 7.2 then aborts).
+/// Otherwise QEMU would drop the buffers while the link is down, and mark them as used at a wrong
+/// place: the upper half of the answer, the used position, is 0 with DPDK 22.11, and QEMU 7.2 masks
+/// other values wrongly and aborts.
 fn hide_from_qemu(message: &mut Message) {
     if let Some(num) = message.vring_num() {
         message.set_vring_num(num ^ u32::from(OTHER_LAP));
     }
 }
 
-/// How many descriptors this process may have open.
+/// The limit of open descriptors of this process.
 fn most_open() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Whether descriptors are to be saved, as the newest says: the kernel gives the lowest number that is
-/// free. What else a vhost-user port has then fits four times as often as all that it can do with.
+/// Whether descriptors are scarce, judging by the newest, as the kernel assigns the lowest free number.
+/// Three quarters of them then remain for the descriptors that a vhost-user port cannot do without.
 fn are_scarce(newest: RawFd, most: u64) -> bool {
     u64::try_from(newest).is_ok_and(|newest| newest >= most / 4)
 }
 
-/// Whether a descriptor that should be an eventfd is an anonymous inode, as eventfds,
-/// timerfds and epoll sets are. Anything else could block a `write`, or answer it with
-/// SIGPIPE; these do neither.
+/// Whether a descriptor is an anonymous inode, such as an eventfd, a timerfd or an epoll set. A write to
+/// anything else could block or raise SIGPIPE.
 fn cannot_block(fd: &OwnedFd) -> bool {
     const FILE_TYPE: u32 = 0o170_000;
     fstat(fd).is_ok_and(|stat| stat.st_mode & FILE_TYPE == 0)
 }
 
-/// Takes the in-band notifications out of a set of protocol features: with them a kick
-/// would be a message of QEMU's.
+/// Removes in-band notifications from a set of protocol features: with them, a kick would be a message.
 fn without_inband(message: &mut Message) {
     if let Some(features) = message.number()
         && features & F_INBAND_NOTIFICATIONS != 0

@@ -1,32 +1,31 @@
-//! Whether a backend serves: what QEMU told it, and that it got to the end of that.
+//! Tracks how QEMU sets up a backend.
 //!
-//! A connection is no service. QEMU sets a backend up by some thirty messages, gives up in
-//! the midst of them where the backend is not what it was, and connects again. A backend
-//! serves when its rings were started (and enabled, where that is asked for), and it has
-//! answered a question that came after that.
+//! QEMU sets up a backend with some thirty messages, and disconnects on the way if the backend is not
+//! what it was. A backend processes its rings once they were started (and enabled, if required) and it
+//! has answered a later request.
 
 use super::message::{F_PROTOCOL_FEATURES, Message, request};
 use std::collections::BTreeSet;
 
-/// The rings of the first queue pair: no device goes without.
+/// The rings of the first queue pair, which every device has.
 const FIRST_PAIR: [u32; 2] = [0, 1];
 
-/// What QEMU has told a backend.
+/// The setup of a backend.
 #[derive(Debug, Default)]
-pub(super) struct Told {
-    /// The features that it is to use.
+pub(super) struct Setup {
+    /// The negotiated features.
     features: u64,
     started: BTreeSet<u32>,
     enabled: BTreeSet<u32>,
 }
 
-impl Told {
-    /// Looks at a request that was passed on.
+impl Setup {
+    /// Records a forwarded request.
     pub(super) fn request(&mut self, message: &Message) {
         match message.request {
             request::SET_FEATURES => self.features = message.number().unwrap_or_default(),
             request::SET_VRING_KICK => {
-                // Without a descriptor the backend is to poll: it starts all the same.
+                // Without a descriptor, the backend polls; the ring is started, too.
                 self.started.extend(message.number().map(|number| (number & 0xff) as u32));
             }
             request::SET_VRING_ENABLE => {
@@ -49,9 +48,9 @@ impl Told {
         self.features
     }
 
-    /// The rings that the backend is to serve.
+    /// The started and enabled rings.
     pub(super) fn rings(&self) -> BTreeSet<u32> {
-        // Without protocol features no ring has to be enabled.
+        // Without protocol features, rings need not be enabled.
         match self.features & F_PROTOCOL_FEATURES {
             0 => self.started.clone(),
             _ => self.started.intersection(&self.enabled).copied().collect(),
@@ -64,7 +63,7 @@ impl Told {
     }
 }
 
-/// The rings of a device of which nothing is known yet.
+/// The rings of the first queue pair.
 pub(super) fn first_pair() -> BTreeSet<u32> {
     FIRST_PAIR.into()
 }
@@ -73,10 +72,10 @@ pub(super) fn first_pair() -> BTreeSet<u32> {
 mod tests {
     use super::*;
 
-    fn tell(told: &mut Told, request: u32, payload: &[u8]) {
+    fn send(setup: &mut Setup, request: u32, payload: &[u8]) {
         let mut message = Message::ask(request);
         message.payload = payload.to_vec();
-        told.request(&message);
+        setup.request(&message);
     }
 
     fn state(ring: u32, num: u32) -> [u8; 8] {
@@ -84,22 +83,22 @@ mod tests {
     }
 
     #[test]
-    fn rings_that_are_started_and_enabled_are_served() {
-        let mut told = Told::default();
+    fn rings_are_started_and_enabled() {
+        let mut setup = Setup::default();
         for ring in FIRST_PAIR {
-            assert!(!told.has(&first_pair()));
-            tell(&mut told, request::SET_VRING_KICK, &u64::from(ring).to_ne_bytes());
+            assert!(!setup.has(&first_pair()));
+            send(&mut setup, request::SET_VRING_KICK, &u64::from(ring).to_ne_bytes());
         }
-        assert!(told.has(&first_pair()), "without protocol features they are enabled");
-        tell(&mut told, request::SET_FEATURES, &F_PROTOCOL_FEATURES.to_ne_bytes());
-        assert!(!told.has(&first_pair()));
+        assert!(setup.has(&first_pair()), "without protocol features they are enabled");
+        send(&mut setup, request::SET_FEATURES, &F_PROTOCOL_FEATURES.to_ne_bytes());
+        assert!(!setup.has(&first_pair()));
         for ring in [0, 1, 2] {
-            tell(&mut told, request::SET_VRING_ENABLE, &state(ring, 1));
+            send(&mut setup, request::SET_VRING_ENABLE, &state(ring, 1));
         }
-        assert!(told.has(&first_pair()) && told.rings() == first_pair());
-        tell(&mut told, request::GET_VRING_BASE, &state(1, 0));
-        assert!(!told.has(&first_pair()));
-        tell(&mut told, request::SET_VRING_ENABLE, &state(0, 0));
-        assert!(told.rings().is_empty());
+        assert!(setup.has(&first_pair()) && setup.rings() == first_pair());
+        send(&mut setup, request::GET_VRING_BASE, &state(1, 0));
+        assert!(!setup.has(&first_pair()));
+        send(&mut setup, request::SET_VRING_ENABLE, &state(0, 0));
+        assert!(setup.rings().is_empty());
     }
 }

@@ -1,51 +1,51 @@
-//! What the thread of an interposer and its users have in common.
+//! The state shared by the thread of an interposer and its users.
 
 use super::rewrite::Vrings;
 use crate::notify::EventFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// Whether QEMU is making its netdev.
+/// Whether QEMU is creating its netdev.
 #[derive(Debug)]
 pub(super) enum Trial {
-    /// It is: a backend that fails now is not looked for again, and QEMU is let out.
+    /// It is: if the backend fails, QEMU gets a stand-in.
     Open,
-    /// It was, and the backend failed: why.
+    /// The backend failed meanwhile, with the reason.
     Failed(String),
-    /// It has its netdev: a backend that goes is looked for.
+    /// It is not: if the backend is lost, the interposer reconnects.
     Over,
 }
 
-/// A backend that lacks something which the port can do without.
+/// A backend that lacks features which the port can do without.
 #[derive(Debug, Default)]
 pub(super) enum Held {
     /// There is none.
     #[default]
     None,
-    /// It waits; what it lacks.
+    /// It waits; with what it lacks.
     Waiting(String),
-    /// QEMU may meet it.
+    /// QEMU may connect to it.
     Accepted,
 }
 
-/// What the thread and the users have in common.
+/// The state shared by the thread and the users.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub vrings: Vrings,
     pub connected: AtomicBool,
     pub served: AtomicBool,
     pub trial: Mutex<Trial>,
-    /// Features that the next backend may lack, once QEMU has been prepared for that.
+    /// Features that the next backend may lack, once QEMU is ready for that.
     pub may_lack: AtomicU64,
     pub held: Mutex<Held>,
-    /// Why the last backend that came does not serve.
+    /// Why the last backend that connected is not used.
     pub refusal: Mutex<Option<String>>,
     pub refusals: AtomicU64,
     pub features: AtomicU64,
     pub changed: Arc<EventFd>,
-    /// It is not ours alone.
+    /// Whether `changed` is also used elsewhere.
     pub changed_is_shared: bool,
-    /// Why no backend is looked for any more.
+    /// Why the interposer has stopped to reconnect.
     pub over: OnceLock<String>,
     pub to_backend: AtomicU64,
     pub to_qemu: AtomicU64,
@@ -63,27 +63,27 @@ impl Shared {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Features that a backend may lack now; none while QEMU waits for it.
-    pub(super) fn spared(&self) -> u64 {
+    /// Features that a backend may lack now; none while QEMU creates its netdev.
+    pub(super) fn may_lack_now(&self) -> u64 {
         match *self.trial() {
             Trial::Over => self.may_lack.load(Ordering::Relaxed),
             _ => 0,
         }
     }
 
-    /// A backend waits until it is accepted.
+    /// Holds a backend until it is accepted.
     pub(super) fn hold(&self, lacking: String) {
         *self.held() = Held::Waiting(lacking);
         self.changed.signal();
     }
 
-    /// Whether the backend that waits was accepted.
+    /// Whether the held backend was accepted.
     pub(super) fn is_accepted(&self) -> bool {
         matches!(*self.held(), Held::Accepted)
     }
 
-    /// It waits no more.
-    pub(super) fn hold_no_more(&self) {
+    /// Ends the hold.
+    pub(super) fn end_hold(&self) {
         *self.held() = Held::None;
     }
 
@@ -93,13 +93,13 @@ impl Shared {
 
     pub(super) fn disconnected(&self) {
         self.vrings.forget();
-        self.serves_no_more();
+        self.stops_serving();
         if self.connected.swap(false, Ordering::AcqRel) {
             self.changed.signal();
         }
     }
 
-    /// The backend has started its rings.
+    /// Records that the backend processes the rings.
     pub(super) fn serves(&self) {
         if !self.served.swap(true, Ordering::AcqRel) {
             *self.refusal() = None;
@@ -107,28 +107,28 @@ impl Shared {
         }
     }
 
-    /// The backend is gone: that is known before it is counted.
-    pub(super) fn serves_no_more(&self) {
+    /// Records that the backend is gone, before its loss is counted.
+    pub(super) fn stops_serving(&self) {
         self.served.store(false, Ordering::Release);
     }
 
-    /// A backend that came does not serve.
+    /// Records that a backend connected but is not used.
     pub(super) fn refuse(&self, why: &str) {
         *self.refusal() = Some(why.to_owned());
         self.refusals.fetch_add(1, Ordering::Relaxed);
         self.changed.signal();
     }
 
-    /// Whether QEMU makes a netdev with this backend.
+    /// Whether QEMU is creating its netdev.
     pub(super) fn trial_is_open(&self) -> bool {
         matches!(*self.trial(), Trial::Open)
     }
-    /// Whether QEMU is to be let out of making its netdev.
+    /// Whether the backend failed while QEMU creates its netdev.
     pub(super) fn trial_failed(&self) -> bool {
         matches!(*self.trial(), Trial::Failed(_))
     }
 
-    /// A backend failed; whether that was while QEMU makes its netdev.
+    /// Records a failure of the backend. Returns whether QEMU is creating its netdev.
     pub(super) fn fail_trial(&self, why: String) -> bool {
         let mut trial = self.trial();
         match *trial {

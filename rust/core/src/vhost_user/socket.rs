@@ -1,4 +1,4 @@
-//! Finding a backend, and letting a QEMU in.
+//! Connecting to backends and accepting QEMU.
 
 use super::channel::{End, Reader, Writer};
 use super::demands::{F_ACCESS_PLATFORM, Offer, PROTOCOL_F_MQ};
@@ -14,12 +14,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long a backend has for the answer to the first question. DPDK 22.11 looks at a new
-/// listening socket up to a second late, and later where others want its processor.
+/// How long a backend may take to answer the first request. DPDK 22.11 serves a new listening socket up
+/// to a second late, and later on a busy processor.
 pub(super) const GREETING: Duration = Duration::from_secs(5);
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// A listening socket; its file goes with it.
+/// A listening socket, whose file is removed on drop.
 #[derive(Debug)]
 pub(super) struct Listener {
     home: Home,
@@ -29,17 +29,17 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`; with a mode for the file, else as the umask has it.
+    /// Listens at `path`. Without `mode`, the file's mode depends on the umask.
     pub(super) fn open(path: &Path, mode: Option<Mode>) -> Result<Self> {
         let (socket, file) = listen_at(path, "vhost-user", mode)?;
         Ok(Self { home: Home::here(), socket: socket.into(), path: path.to_owned(), file })
     }
 
-    /// Takes the next connection; `None` when there is none.
+    /// Accepts the next connection; `None` if there is none.
     pub(super) fn accept(&self) -> Result<Option<OwnedFd>, Errno> {
         match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(socket) => Ok(Some(socket)),
-            // None, or it was gone again before we looked.
+            // There is none, or it was closed already.
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
             Err(e) => Err(e),
         }
@@ -53,7 +53,7 @@ impl AsFd for Listener {
 }
 
 impl Drop for Listener {
-    /// Removes the file first: from then on nobody connects and waits in vain.
+    /// Removes the file before the socket is closed, so that no client connects in between.
     fn drop(&mut self) {
         if self.home.is_here() {
             remove(&self.path, self.file);
@@ -61,12 +61,12 @@ impl Drop for Listener {
     }
 }
 
-/// Where backends come from.
+/// How to get connections to backends.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// They listen there.
+    /// Backends listen there.
     Connect(PathBuf, SocketAddrUnix),
-    /// They connect to us.
+    /// Backends connect to us.
     Listen(Listener),
 }
 
@@ -86,7 +86,7 @@ impl Source {
         }
     }
 
-    /// What becomes readable when there may be a backend; without it, try now and then.
+    /// A descriptor that becomes readable when a backend connects; without it, poll.
     pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Connect(..) => None,
@@ -94,7 +94,7 @@ impl Source {
         }
     }
 
-    /// Tries to get a connection, without waiting. `None` when no backend has come.
+    /// Tries to get a connection without waiting. `None` if no backend has connected to us.
     pub(super) fn attempt(&self) -> Result<Option<OwnedFd>, Errno> {
         match self {
             Self::Connect(_, address) => {
@@ -106,36 +106,33 @@ impl Source {
     }
 }
 
-/// Whether an attempt that failed so may succeed later: nobody is there (yet), or its
-/// queue of connections is full.
+/// Whether another attempt may succeed later: nobody listens yet, or the backlog is full.
 pub(super) fn may_come(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)
 }
 
-/// A connection on which a backend is asked what it offers.
+/// A connection to a backend whose offer is being queried.
 ///
-/// It tells a backend that serves from one that merely has a socket, and QEMU, which would
-/// stand still with the latter, is let in to the former only. Where several queue pairs are
-/// wanted the backend is asked for their number as QEMU asks for it.
+/// QEMU, which would block, only connects to a backend that answers. If several queue pairs are
+/// required, their number is queried as QEMU does.
 #[derive(Debug)]
 pub(super) struct Greeting {
     socket: OwnedFd,
     reader: Reader,
-    /// What was asked last.
+    /// The last request.
     asked: u32,
     features: u64,
     protocol: Option<u64>,
-    /// Whether the number of queue pairs is of interest.
+    /// Whether several queue pairs are required.
     several: bool,
     begun: Instant,
     pub(super) until: Instant,
 }
 
 impl Greeting {
-    /// Asks, and gives so long for the answers.
+    /// Sends the first request; the answers may take `patience`.
     pub(super) fn begin(socket: OwnedFd, patience: Duration, pairs: u16) -> Result<Self, End> {
         let begun = Instant::now();
-        // Too far away for the clock is for ever, or nearly.
         let until = begun.checked_add(patience).unwrap_or(begun + FOREVER);
         let (reader, several) = (Reader::new(), pairs > 1);
         let mut greeting =
@@ -144,7 +141,7 @@ impl Greeting {
         Ok(greeting)
     }
 
-    /// Takes the answers: what it offers; `None` when they have not all come yet.
+    /// Reads answers. Returns the offer; `None` if it is not complete yet.
     pub(super) fn proceed(&mut self) -> Result<Option<Offer>, End> {
         loop {
             let Some(reply) = self.reader.read(self.socket.as_fd())? else {
@@ -153,7 +150,7 @@ impl Greeting {
                 }
                 let seconds = (self.until - self.begun).as_secs_f32();
                 return Err(End::Broken(format!(
-                    "it has a socket, but did not answer {} for {seconds} s",
+                    "it accepts connections, but did not answer {} for {seconds} s",
                     name(self.asked)
                 )));
             };
@@ -175,7 +172,7 @@ impl Greeting {
         }
     }
 
-    /// One answer came. The number of queue pairs, where there is nothing more to ask.
+    /// Processes one answer. After the last, returns the number of queue pairs, if known.
     fn took(&mut self, number: u64) -> Result<Option<Option<u64>>, End> {
         match self.asked {
             request::GET_FEATURES => {
@@ -193,8 +190,8 @@ impl Greeting {
                 if !self.several || number & PROTOCOL_F_MQ == 0 {
                     return Ok(Some(Some(1)));
                 }
-                // Some answer GET_QUEUE_NUM to those only who have this feature; QEMU says anew
-                // which it will have.
+                // Some backends only answer GET_QUEUE_NUM with this feature. QEMU sets its own features
+                // later.
                 let mut chosen = Message::ask(request::SET_PROTOCOL_FEATURES);
                 chosen.set_number(PROTOCOL_F_MQ);
                 self.send(chosen)?;
@@ -215,12 +212,12 @@ impl Greeting {
         writer.put(message);
         writer.write(self.socket.as_fd())?;
         if writer.busy() {
-            return Err(End::Broken("its socket takes no message".into()));
+            return Err(End::Broken("its socket is full".into()));
         }
         Ok(())
     }
 
-    /// What to wait for.
+    /// The events to wait for.
     pub(super) const INTEREST: PollFlags = PollFlags::IN;
 
     pub(super) fn into_socket(self) -> OwnedFd {
@@ -234,7 +231,7 @@ impl AsFd for Greeting {
     }
 }
 
-/// What a question is called.
+/// The name of a request.
 fn name(question: u32) -> &'static str {
     match question {
         request::GET_FEATURES => "GET_FEATURES",

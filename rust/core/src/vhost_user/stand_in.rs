@@ -1,9 +1,9 @@
-//! A backend that serves nobody: it lets QEMU out of a command.
+//! A replacement for a failed backend, so that QEMU can complete a command.
 //!
-//! While QEMU makes a vhost-user netdev it does nothing else, and where it does not come to
-//! terms with the backend it connects again and again, for ever (`net_vhost_user_init` in
-//! QEMU's `net/vhost-user.c`). So where a backend was refused, or went, QEMU meets this one
-//! instead, which agrees to everything. The netdev is then made, and can be deleted again.
+//! While QEMU creates a vhost-user netdev it does nothing else, and if the backend fails it reconnects
+//! forever (`net_vhost_user_init` in QEMU's `net/vhost-user.c`). Therefore, if a backend was refused or
+//! disconnected, QEMU is connected to this one, which accepts everything. QEMU then creates the netdev,
+//! which can be deleted.
 
 use super::channel::{End, Reader, Writer};
 use super::demands::PROTOCOL_F_MQ;
@@ -14,10 +14,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// VERSION_1 (VIRTIO 1.3, section 6).
 const VERSION_1: u64 = 1 << 32;
-/// Regions of memory that every backend has place for.
+/// The number of memory regions that every backend supports.
 const BASELINE_SLOTS: u64 = 8;
 
-/// A QEMU that talks to nobody.
+/// A QEMU without a backend.
 #[derive(Debug)]
 pub(super) struct StandIn {
     qemu: Line,
@@ -30,10 +30,10 @@ impl StandIn {
         Self { qemu: qemu.into(), reader: Reader::new(), writer: Writer::default() }
     }
 
-    /// Goes on where a backend went that QEMU was talking to, with the message that is half read
-    /// and the one that is half written, and answers what that left open. QEMU does not notice: it
-    /// would begin anew, with a watch of the old connection left behind that brings it down later
-    /// (seen on 7.2). `None` where an answer cannot be finished that nobody but the backend knows.
+    /// Continues the connection of a lost backend: with the partly read and the partly written message,
+    /// and the open request, which it answers. A disconnected QEMU would connect again but keep a watch
+    /// of the old connection, which crashes it later (seen on 7.2). `None` if it cannot complete a
+    /// partly written answer.
     pub(super) fn taking_over(
         qemu: Line,
         reader: Reader,
@@ -50,12 +50,12 @@ impl StandIn {
         Some(stand_in)
     }
 
-    /// What to wait for.
+    /// The events to wait for.
     pub(super) fn interest(&self) -> PollFlags {
         if self.writer.busy() { PollFlags::OUT } else { PollFlags::IN }
     }
 
-    /// Answers what there is, one message at most.
+    /// Answers at most one message.
     pub(super) fn serve(&mut self) -> Result<(), End> {
         if self.writer.busy() {
             return self.writer.write(self.qemu.as_fd());
@@ -76,15 +76,15 @@ impl AsFd for StandIn {
     }
 }
 
-/// What QEMU wants to hear; nothing where it wants nothing.
+/// The answer to a message, if it needs one.
 fn answer(message: &Message) -> Option<Message> {
     let number = match message.request {
         request::GET_FEATURES => VERSION_1 | F_PROTOCOL_FEATURES,
         request::GET_PROTOCOL_FEATURES => PROTOCOL_F_MQ,
         request::GET_QUEUE_NUM => MAX_QUEUES as u64,
-        // Of those that the backend said it has, before it went: as many as without that.
+        // The number without CONFIGURE_MEM_SLOTS.
         request::GET_MAX_MEM_SLOTS => BASELINE_SLOTS,
-        // Where the ring stopped: at its start.
+        // The ring's position: its start.
         request::GET_VRING_BASE => message.vring()?.into(),
         _ if message.flags & NEED_REPLY != 0 => 0,
         _ => return None,

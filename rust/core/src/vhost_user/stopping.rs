@@ -1,15 +1,15 @@
-//! A backend whose QEMU is gone, and what it is told then.
+//! Stopping the rings of a backend whose QEMU is gone.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The rings that a backend is to stop.
+/// The progress of stopping a backend's rings.
 #[derive(Debug)]
 pub(super) struct Stopping {
     pub(super) rings: VecDeque<u32>,
-    /// Whether it was told to stop one, and has not answered.
+    /// Whether a request is not answered yet.
     pub(super) asked: bool,
-    /// It has no longer.
+    /// The end of the wait.
     pub(super) until: Instant,
 }
 
@@ -18,7 +18,7 @@ impl Stopping {
         Self { rings: rings.into(), asked: false, until: Instant::now() + patience }
     }
 
-    /// `Some(false)` when the time is over.
+    /// `Some(false)` if the time is over.
     pub(super) fn left(&self) -> Option<bool> {
         (Instant::now() >= self.until).then_some(false)
     }

@@ -1,4 +1,4 @@
-//! A QEMU and a backend, joined without the thread, for tests and fuzzing.
+//! An interposer without a thread, for tests and fuzzing.
 
 use super::link::Link;
 use super::rewrite::Vrings;
@@ -10,9 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The longest payload that passes.
+/// The longest payload of a message.
 pub const MAX_PAYLOAD: usize = super::message::MAX_PAYLOAD;
-/// The most descriptors with one message.
+/// The most descriptors of a message.
 pub const MAX_FDS: usize = super::message::MAX_FDS;
 
 /// The interposer between two sockets whose other ends are the caller's.
@@ -24,8 +24,8 @@ pub struct Joint {
 }
 
 impl Joint {
-    /// Joins a QEMU and a backend: the interposer's ends of two non-blocking sockets. The
-    /// first `calls` queues have a call eventfd of ours.
+    /// Connects a QEMU and a backend, given the interposer's ends of two non-blocking sockets. The first
+    /// `calls` queues have our own call eventfd.
     ///
     /// # Errors
     /// [`crate::Error::Os`].
@@ -36,11 +36,11 @@ impl Joint {
         Ok(Self { vrings: Vrings::new(calls?), link, started: Instant::now() })
     }
 
-    /// Passes on what there is, one message at most in each direction, as if so much time had
-    /// passed since the start. An error ends it.
+    /// Forwards at most one message in each direction, as if `after` had passed since the start. An error
+    /// ends it.
     ///
     /// # Errors
-    /// Who was cut off, and why.
+    /// Which side was disconnected, and why.
     pub fn serve(&mut self, after: Duration) -> Result<(), String> {
         let Some(link) = &mut self.link else { return Err("it has ended".to_owned()) };
         let any = PollFlags::IN | PollFlags::OUT;
@@ -52,12 +52,12 @@ impl Joint {
         })
     }
 
-    /// Rings for every queue.
+    /// Kicks every queue.
     pub fn ring(&self) {
         self.vrings.kicks.iter().for_each(|kick| kick.ring());
     }
 
-    /// Queues that have a kick eventfd.
+    /// The number of queues with a kick eventfd.
     pub fn connected(&self) -> usize {
         self.vrings.kicks.iter().filter(|kick| kick.connected()).count()
     }

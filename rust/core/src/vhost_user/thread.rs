@@ -1,7 +1,7 @@
-//! The one thread of all interposers of this process.
+//! The thread of all interposers of this process.
 //!
-//! It lives while there is an interposer, and costs one eventfd, however many there are. Nothing that it
-//! does for one waits: the others would wait with it.
+//! It runs while there is an interposer and needs one eventfd in total. A step for one interposer never
+//! waits, as it would delay the others.
 
 use super::relay::{Interest, PAUSE, Relay, State};
 use crate::notify::{EventFd, timespec};
@@ -15,21 +15,21 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-/// The thread of now; none while there is no interposer.
+/// The current thread; none without an interposer.
 static NOW: Mutex<Option<Arc<Thread>>> = Mutex::new(None);
 
-/// The thread, as those see it who wait for what it does.
+/// The state shared with the thread.
 #[derive(Debug)]
 pub(super) struct Thread {
     home: Home,
     wake: EventFd,
-    /// Whom it has not taken up yet.
+    /// New tasks.
     coming: Mutex<Vec<Task>>,
     over: AtomicBool,
     handle: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// One interposer's. The connections go before its end is told.
+/// The task of one interposer. Its connections are dropped before `_end` signals the end.
 #[derive(Debug)]
 struct Task {
     state: State,
@@ -37,14 +37,14 @@ struct Task {
     _end: Ending,
 }
 
-/// Tells that an interposer has ended, whatever ended it.
+/// Signals on drop that an interposer has ended.
 #[derive(Debug)]
 struct Ending(Arc<End>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
         *lock(&self.0.ended) = true;
-        self.0.told.notify_all();
+        self.0.changed.notify_all();
     }
 }
 
@@ -53,10 +53,10 @@ impl Drop for Ending {
 struct End {
     stop: AtomicBool,
     ended: Mutex<bool>,
-    told: Condvar,
+    changed: Condvar,
 }
 
-/// An interposer that is attended to.
+/// A handle of an interposer's task.
 #[derive(Debug)]
 pub(super) struct Attended {
     thread: Arc<Thread>,
@@ -67,10 +67,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Attends to one more interposer.
+/// Adds an interposer to the thread, which it starts if necessary.
 ///
 /// # Errors
-/// [`Error::Os`] where the thread cannot be started.
+/// [`Error::Os`] if the thread cannot be started.
 pub(super) fn attend(relay: Relay, state: State) -> Result<Attended> {
     let end = Arc::<End>::default();
     let task = Task { state, relay, _end: Ending(Arc::clone(&end)) };
@@ -93,24 +93,24 @@ pub(super) fn attend(relay: Relay, state: State) -> Result<Attended> {
         .map_err(|e| Error::os("starting the vhost-user interposers' thread", e))?;
     *lock(&thread.handle) = Some(handle);
     if let Some(parents) = now.replace(Arc::clone(&thread)) {
-        // There is no such thread in a forked child: its end would detach somebody else's.
+        // The parent's thread does not exist in a forked child.
         std::mem::forget(parents);
     }
     Ok(Attended { thread, end })
 }
 
 impl Attended {
-    /// Ends it, and waits until its connections are closed; twice is fine.
+    /// Ends the task and waits until its connections are closed. Idempotent.
     pub(super) fn stop(&self) {
         self.end.stop.store(true, Ordering::Release);
         self.thread.wake.signal();
         let mut ended = lock(&self.end.ended);
         while !*ended {
-            ended = self.end.told.wait(ended).unwrap_or_else(PoisonError::into_inner);
+            ended = self.end.changed.wait(ended).unwrap_or_else(PoisonError::into_inner);
         }
         drop(ended);
         if self.thread.over.load(Ordering::Acquire) {
-            // It was the last. A thread that panicked has printed why.
+            // It was the last one. A thread that panicked has printed why.
             if let Some(handle) = lock(&self.thread.handle).take() {
                 let _ = handle.join();
             }
@@ -118,7 +118,7 @@ impl Attended {
         }
     }
 
-    /// Has the thread look at it now.
+    /// Wakes the thread.
     pub(super) fn wake(&self) {
         self.thread.wake.signal();
     }
@@ -139,7 +139,7 @@ impl Thread {
         }
     }
 
-    /// Takes up those who came; returns those who are to go.
+    /// Adds new tasks; removes and returns those that end.
     fn take_up(&self, tasks: &mut Vec<Task>) -> Vec<Task> {
         tasks.append(&mut lock(&self.coming));
         let goes =
@@ -147,7 +147,7 @@ impl Thread {
         tasks.extract_if(.., goes).collect()
     }
 
-    /// Whether nobody is left and nobody comes any more.
+    /// Whether the thread ends: there are no new tasks, and none can be added any more.
     fn is_over(&self) -> bool {
         let mut now = lock(&NOW);
         if !lock(&self.coming).is_empty() {
@@ -160,7 +160,7 @@ impl Thread {
         true
     }
 
-    /// Waits until there is something to do for one of them, and does it.
+    /// Waits for an event of any task and makes its step.
     fn attend(&self, tasks: Vec<Task>) -> Vec<Task> {
         let begun = Instant::now();
         let interests: Vec<Interest<'_>> =
@@ -171,8 +171,7 @@ impl Thread {
             .iter()
             .map(|interest| {
                 interest.sockets.map(|socket| {
-                    // A socket that is waited on for nothing must not be polled at all: one that hung
-                    // up would report that for ever.
+                    // Do not poll a socket without events: it would report a hang-up again and again.
                     let (fd, flags) = socket.filter(|(_, flags)| !flags.is_empty())?;
                     fds.push(PollFd::from_borrowed_fd(fd, flags));
                     Some(fds.len() - 1)
@@ -191,7 +190,7 @@ impl Thread {
             }
         }
         if fds[0].revents().contains(PollFlags::NVAL) {
-            // Somebody else has closed our descriptors: it would never wait again.
+            // Foreign code has closed our descriptor, so that `poll` does not wait any more.
             std::thread::sleep(PAUSE);
         }
         let now = Instant::now();
@@ -211,7 +210,7 @@ impl Thread {
 }
 
 impl Task {
-    /// One step on, where there is something to do. None where that failed as nothing may.
+    /// Makes one step if there are events. `None` if it panicked.
     fn step(self, events: Option<[PollFlags; 2]>) -> Option<Self> {
         let Some(events) = events else { return Some(self) };
         let Self { state, mut relay, _end } = self;

@@ -192,7 +192,7 @@ fn a_backend_with_too_few_queue_pairs_is_refused_before_qemu_comes() {
             Ok(_) => assert!(fits),
             Err(error) => {
                 let text = error.to_string();
-                assert!(!fits && text.contains("has 1 queue pair, and 2 are asked for"), "{text}");
+                assert!(!fits && text.contains("has 1 queue pair, but 2 are required"), "{text}");
             }
         }
     }
@@ -226,8 +226,11 @@ fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
             assert_eq!((answer.request, answer.flags, answer.number()), (question, 5, expected));
         }
         let why = trio.interposer.end_trial().unwrap();
-        let words =
-            if asked.is_some() { "it answered GET_QUEUE_NUM with" } else { "it went before" };
+        let words = if asked.is_some() {
+            "it answered GET_QUEUE_NUM with"
+        } else {
+            "it disconnected before"
+        };
         assert!(why.contains(words), "{why}");
         assert_eq!(trio.interposer.end_trial(), None);
         // With its netdev QEMU goes, and the next backend is for real.
@@ -240,12 +243,13 @@ fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
     trio.backend = trio.host.greet();
     trio.interposer.begin_trial();
     drop(std::mem::replace(&mut trio.backend, Peer::new(pair())));
-    let early = || trio.interposer.refusal().is_some_and(|why| why.contains("before QEMU came"));
+    let early =
+        || trio.interposer.refusal().is_some_and(|why| why.contains("before QEMU connected"));
     until("the loss is noticed", early);
     trio.qemu = Peer::connect(&room.front());
     trio.qemu.send(GET_QUEUE_NUM, 1, &[], &[]);
     assert_eq!(trio.qemu.next().number(), 256);
-    assert!(trio.interposer.end_trial().unwrap().contains("before QEMU came"));
+    assert!(trio.interposer.end_trial().unwrap().contains("before QEMU connected"));
 }
 
 #[test]

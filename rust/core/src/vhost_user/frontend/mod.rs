@@ -1,9 +1,8 @@
-//! Our own front-end: a vhost-user backend serves our rings, and no QEMU is there (QEMU:
+//! A vhost-user front-end: a backend processes our rings without a QEMU (QEMU:
 //! `docs/interop/vhost-user.rst`).
 //!
-//! `wire` is one connection, message by message, for a thread that waits; `session` what a front-end
-//! says there; `supervised` a device that has a backend for as long as there is one, and looks
-//! for the next when it went.
+//! `wire` is one connection with blocking calls; `session` the messages of a front-end; `supervised` a
+//! device that reconnects when its backend is lost.
 
 mod session;
 mod supervised;
@@ -11,4 +10,4 @@ mod wire;
 
 pub use session::Session;
 pub use supervised::{FrontEnd, FrontEndOptions, FrontEndStats};
-pub use wire::{Said, Wire};
+pub use wire::{Received, Wire};

@@ -1,4 +1,4 @@
-//! What a front-end says to a backend.
+//! `Session`: the messages of a front-end to a backend.
 
 use super::super::channel::End;
 use super::super::demands::PROTOCOL_F_MQ;
@@ -17,40 +17,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Protocol features that are used where they are offered: acknowledgements, an MTU, a reset, a status.
+/// Protocol features that are used if offered: acknowledgements, MTU, reset, status.
 const REPLY_ACK: u64 = 1 << 3;
 const NET_MTU: u64 = 1 << 4;
 const RESET_DEVICE: u64 = 1 << 13;
 const STATUS: u64 = 1 << 16;
 const USED: u64 = PROTOCOL_F_MQ | REPLY_ACK | NET_MTU | RESET_DEVICE | STATUS;
-/// Queues have eight bits for their numbers.
+/// Queue numbers have eight bits.
 const MOST_PAIRS: u64 = 128;
 
-/// A connection on which a backend has said what it offers.
+/// A connection to a backend whose features are known.
 #[derive(Debug)]
 pub struct Session {
     wire: Wire,
-    /// What errors call it.
+    /// The backend's name in errors.
     name: String,
     offered: u64,
-    /// The protocol features in force.
+    /// The negotiated protocol features.
     protocol: u64,
     pairs: u16,
-    /// Whether rings are enabled by a message.
+    /// Whether a message enables rings.
     enables: bool,
     until: Instant,
     patience: Option<Patience>,
     stop: Option<Arc<EventFd>>,
-    /// Why there is nothing more to say.
+    /// Why the connection ended.
     over: Option<End>,
     messages: Arc<AtomicU64>,
 }
 
 impl Session {
-    /// Asks a backend what it offers, and takes possession of it; `name` is what errors call it.
+    /// Queries a backend's features and takes ownership of it. `name` is its name in errors.
     ///
     /// # Errors
-    /// As of [`Vhost`]'s calls.
+    /// As for calls of [`Vhost`].
     pub(super) fn greet(
         socket: OwnedFd,
         name: &str,
@@ -83,17 +83,17 @@ impl Session {
         if self.offered & F_PROTOCOL_FEATURES != 0 {
             let offered = self.number(request::GET_PROTOCOL_FEATURES)?;
             let chosen = offered & USED;
-            self.tell(Message::saying(request::SET_PROTOCOL_FEATURES, chosen))?;
+            self.request(Message::with_number(request::SET_PROTOCOL_FEATURES, chosen))?;
             self.protocol = chosen;
             if chosen & PROTOCOL_F_MQ != 0 {
                 let pairs = self.number(request::GET_QUEUE_NUM)?;
                 self.pairs = pairs.min(MOST_PAIRS) as u16;
             }
         }
-        self.tell(Message::ask(request::SET_OWNER))
+        self.request(Message::ask(request::SET_OWNER))
     }
 
-    /// Why there is nothing more to say, in words.
+    /// The error for the end of the connection.
     fn error(&self, end: &End, doing: u32) -> Error {
         let (name, doing) = (&self.name, request::name(doing));
         Error::Device(match end {
@@ -104,9 +104,9 @@ impl Session {
         })
     }
 
-    /// Notes an end, and hangs up.
+    /// Records the end and disconnects.
     fn end(&mut self, end: End, doing: u32) -> Error {
-        self.wire.hang_up();
+        self.wire.disconnect();
         let error = self.error(&end, doing);
         self.over.get_or_insert(end);
         error
@@ -123,13 +123,13 @@ impl Session {
                 Error::Timeout(said)
             }
             Failure::Stopped(error) => {
-                self.end(End::Broken("it was left in the middle of a message".to_owned()), doing);
+                self.end(End::Broken("a message was interrupted".to_owned()), doing);
                 error
             }
         }
     }
 
-    /// One message, and the answer where there is one.
+    /// Sends a message and receives the answer, if there is one.
     fn exchange(&mut self, message: Message) -> Result<Option<Message>> {
         if let Some(end) = &self.over {
             return Err(self.error(end, message.request));
@@ -157,7 +157,7 @@ impl Session {
             Some(format!("it answered {name} with {} bytes", answer.payload.len()))
         } else if !answer.fds.is_empty() {
             let count = answer.fds.len();
-            Some(format!("it answered {name} with {count} descriptors that nobody had asked for"))
+            Some(format!("it answered {name} with {count} unexpected descriptors"))
         } else {
             None
         };
@@ -167,14 +167,14 @@ impl Session {
         }
     }
 
-    /// A question whose answer is a number.
+    /// Sends a request whose answer is a number.
     fn number(&mut self, question: u32) -> Result<u64> {
         let answer = self.exchange(Message::ask(question))?;
         Ok(answer.and_then(|answer| answer.number()).unwrap_or_default())
     }
 
-    /// Says something, and waits until it is known to have been done, where the backend tells that.
-    fn tell(&mut self, mut message: Message) -> Result<()> {
+    /// Sends a request and waits for the acknowledgement, if the backend supports that.
+    fn request(&mut self, mut message: Message) -> Result<()> {
         let asked = message.request;
         if self.protocol & REPLY_ACK != 0 {
             message.flags |= NEED_REPLY;
@@ -190,21 +190,21 @@ impl Session {
 
     fn with_fd(&mut self, request: u32, number: u64, fd: Option<&Arc<Owned>>) -> Result<()> {
         let number = if fd.is_some() { number } else { number | NO_FD };
-        let mut message = Message::saying(request, number);
+        let mut message = Message::with_number(request, number);
         message.fds.extend(fd.cloned().map(Fd::Ours));
-        self.tell(message)
+        self.request(message)
     }
 
-    /// What becomes readable, or hung up on, when the backend goes.
+    /// The socket, to detect that the backend disconnects.
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.wire.socket()
     }
 }
 
-/// Why a backend was not met.
+/// Why greeting a backend failed.
 #[derive(Debug)]
 pub(super) struct Failed {
-    /// Where it is the backend's fault.
+    /// The end of the connection, if the backend caused the failure.
     pub end: Option<End>,
     pub error: Error,
 }
@@ -220,11 +220,11 @@ impl Vhost for Session {
         self.until = after(time);
     }
     fn set_features(&mut self, features: u64) -> Result<()> {
-        self.tell(Message::saying(request::SET_FEATURES, features))?;
+        self.request(Message::with_number(request::SET_FEATURES, features))?;
         self.enables = features & F_PROTOCOL_FEATURES != 0;
         Ok(())
     }
-    /// "Memory regions description": one region, at its device's address, ours, and offset 0.
+    /// "Memory regions description": one region with its IOVA, size, our address, and offset 0.
     fn set_memory(&mut self, region: &Arc<Region>) -> Result<()> {
         let mut message = Message::ask(request::SET_MEM_TABLE);
         for word in [1, 0] {
@@ -234,19 +234,19 @@ impl Vhost for Session {
             message.payload.extend_from_slice(&u64::to_ne_bytes(word));
         }
         message.fds.push(Fd::Ours(region.share()?));
-        self.tell(message)
+        self.request(message)
     }
     fn set_mtu(&mut self, mtu: u16) -> Result<()> {
         if self.protocol & NET_MTU == 0 {
             return Ok(());
         }
-        self.tell(Message::saying(request::NET_SET_MTU, mtu.into()))
+        self.request(Message::with_number(request::NET_SET_MTU, mtu.into()))
     }
     fn set_status(&mut self, status: Status) -> Result<Status> {
         if self.protocol & STATUS == 0 {
             return Ok(status);
         }
-        self.tell(Message::saying(request::SET_STATUS, status.bits().into()))?;
+        self.request(Message::with_number(request::SET_STATUS, status.bits().into()))?;
         if status.is_empty() {
             return Ok(status);
         }
@@ -256,15 +256,15 @@ impl Vhost for Session {
     fn set_ring(&mut self, ring: &Vring) -> Result<()> {
         let Vring { index, addresses, here, base, kick, call } = ring;
         let index = *index;
-        self.tell(Message::of_vring(request::SET_VRING_NUM, index, addresses.size.into()))?;
-        self.tell(Message::of_vring(request::SET_VRING_BASE, index, *base))?;
+        self.request(Message::of_vring(request::SET_VRING_NUM, index, addresses.size.into()))?;
+        self.request(Message::of_vring(request::SET_VRING_BASE, index, *base))?;
         // "A vring address description": descriptors, used ring, available ring, log.
         let [descriptors, driver, device] = *here;
         let mut message = Message::of_vring(request::SET_VRING_ADDR, index, 0);
         for word in [descriptors, device, driver, 0] {
             message.payload.extend_from_slice(&word.to_ne_bytes());
         }
-        self.tell(message)?;
+        self.request(message)?;
         self.with_fd(request::SET_VRING_KICK, index.into(), Some(kick))?;
         self.with_fd(request::SET_VRING_CALL, index.into(), call.as_ref())
     }
@@ -272,7 +272,7 @@ impl Vhost for Session {
         if !self.enables {
             return Ok(());
         }
-        self.tell(Message::of_vring(request::SET_VRING_ENABLE, index, on.into()))
+        self.request(Message::of_vring(request::SET_VRING_ENABLE, index, on.into()))
     }
     fn stop_ring(&mut self, index: u16) -> Result<()> {
         let answer = self.exchange(Message::of_vring(request::GET_VRING_BASE, index, 0))?;
@@ -286,7 +286,7 @@ impl Vhost for Session {
     }
     fn reset(&mut self) -> Result<()> {
         if self.protocol & RESET_DEVICE != 0 {
-            self.tell(Message::ask(request::RESET_DEVICE))?;
+            self.request(Message::ask(request::RESET_DEVICE))?;
         }
         self.set_status(Status::empty()).map(drop)
     }

@@ -1,4 +1,4 @@
-//! A device that has a backend for as long as there is one.
+//! `FrontEnd`: a device that reconnects when its backend is lost.
 
 use super::super::channel::End;
 use super::super::demands::few_pairs;
@@ -23,42 +23,42 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often a backend that is held back is looked at.
+/// How often a held backend is checked.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How a front-end is to be, beside its device.
+/// Options of a front-end.
 #[derive(Clone, Debug)]
 pub struct FrontEndOptions {
-    /// Where the backend is.
+    /// The backend's socket.
     pub backend: Backend,
-    /// How long to wait for the first.
+    /// How long to wait for the first backend.
     pub wait: Duration,
-    /// How often it is looked for when it went.
+    /// How to reconnect to a lost backend.
     pub retry: Retry,
-    /// Signalled when something [changes](FrontEnd::changed), and left open at the end; without it
-    /// there is one of its own.
+    /// Signalled when something [changes](FrontEnd::changed), and not closed by the front-end. By
+    /// default, it creates one.
     pub changed: Option<Arc<EventFd>>,
     /// The device.
     pub device: VhostOptions,
 }
 
-/// What has happened so far.
+/// Counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FrontEndStats {
     /// Messages sent.
     pub messages: u64,
-    /// Backends that served; all but the first are reconnects.
+    /// Backends that were used; all but the first are reconnects.
     pub links: u64,
-    /// Backends that came and did not serve.
+    /// Backends that connected but were not used.
     pub refusals: u64,
-    /// Backends that served and went, broke the protocol or hung.
+    /// Used backends that disconnected, broke the protocol or did not answer.
     pub losses: u64,
-    /// Kicks that had nobody to go to.
+    /// Kicks while there was no backend.
     pub kicks_lost: u64,
 }
 
-/// What the thread and the users have in common.
+/// The state shared by the thread and the users.
 #[derive(Debug)]
 struct Shared {
     device: Arc<VhostDevice>,
@@ -84,21 +84,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A virtio-net device of ours whose rings a vhost-user backend serves.
+/// A virtio-net device whose rings a vhost-user backend processes.
 ///
-/// It is driven as any other ([`FrontEnd::transport`]); when its backend goes the link goes down, and
-/// the frames wait in the rings for the next. Closed on drop.
+/// It is driven like any other ([`FrontEnd::transport`]). When the backend is lost, the link goes down,
+/// and frames wait in the rings for the next backend. Closed on drop.
 #[derive(Debug)]
 pub struct FrontEnd {
     home: Home,
     shared: Arc<Shared>,
-    /// What the thread begins with.
+    /// The thread's initial state, before it is started.
     seed: Mutex<Option<Seed>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     first: Mutex<Option<OwnedFd>>,
 }
 
-/// What it takes to look after a backend.
+/// The initial state of the thread.
 #[derive(Debug)]
 struct Seed {
     source: Source,
@@ -108,18 +108,18 @@ struct Seed {
 }
 
 impl FrontEnd {
-    /// Meets the backend at once, waiting up to [`FrontEndOptions::wait`] for it. It is told of the rings
-    /// when the driver has set the device up, and looked after from [`Self::watch`] on.
+    /// Connects to the backend, waiting up to [`FrontEndOptions::wait`] for it. The backend gets the rings
+    /// once the driver has set up the device. It is supervised after [`Self::watch`].
     ///
     /// # Errors
-    /// [`Error::Os`] (ENOENT, ECONNREFUSED when no backend listens), [`Error::Timeout`] when none
-    /// connects, or it does not answer; [`Error::Qemu`] where it will not do: it answers with
-    /// something else, hangs up, or has too few queue pairs; [`Error::Invalid`].
+    /// [`Error::Os`] (ENOENT, ECONNREFUSED if no backend listens); [`Error::Timeout`] if none connects or
+    /// it does not answer; [`Error::Qemu`] if it gives a wrong answer, disconnects or has too few queue
+    /// pairs; [`Error::Invalid`].
     pub fn start(options: FrontEndOptions) -> Result<Self> {
         let FrontEndOptions { backend, wait, retry, changed, device } = options;
         if usize::from(device.pairs) * 2 > MAX_QUEUES {
             return Err(Error::Invalid(format!(
-                "a vhost-user device has up to {} queue pairs, not {}",
+                "a vhost-user device can have up to {} queue pairs, not {}",
                 MAX_QUEUES / 2,
                 device.pairs
             )));
@@ -143,7 +143,7 @@ impl FrontEnd {
                 }
                 Ok(session) => Ok(Ok(session)),
                 Err(Failed { error: Error::Timeout(_), .. }) => Ok(Err(End::Broken(format!(
-                    "it has a socket, but did not answer for {} s",
+                    "it accepts connections, but did not answer for {} s",
                     time.as_secs_f32()
                 )))),
                 Err(Failed { end: Some(end), error }) if !error.is_interruption() => Ok(Err(end)),
@@ -190,57 +190,58 @@ impl FrontEnd {
         Arc::<VhostDevice>::clone(&self.shared.device)
     }
 
-    /// Tells a queue's driver when a backend goes, and when the next comes; before [`Self::watch`].
+    /// Registers the driver of a queue, which is called when backends stop and start. Before
+    /// [`Self::watch`].
     pub fn follow(&self, queue: u16, driver: Arc<dyn Driver>) {
         self.shared.device.follow(queue, driver);
     }
 
-    /// From now on the backend is looked after. Twice is fine.
+    /// Starts to supervise the backend. Idempotent.
     ///
     /// # Errors
-    /// [`Error::Os`] where the thread cannot be started.
+    /// [`Error::Os`] if the thread cannot be started.
     pub fn watch(&self) -> Result<()> {
         let mut thread = lock(&self.thread);
         let Some(seed) = lock(&self.seed).take() else { return Ok(()) };
         let Seed { source, socket, attempts } = seed;
         let shared = Arc::clone(&self.shared);
-        let keeper = Keeper { shared, source, attempts, last_failure: String::new() };
-        let handle = background("virtnic-vhost", move || keeper.run(socket))
+        let supervisor = Supervisor { shared, source, attempts, last_failure: String::new() };
+        let handle = background("virtnic-vhost", move || supervisor.run(socket))
             .map_err(|e| Error::os("starting a vhost-user front-end's thread", e))?;
         *thread = Some(handle);
         Ok(())
     }
 
-    /// Whether there is a backend.
+    /// Whether a backend is connected.
     pub fn connected(&self) -> bool {
         self.shared.connected.load(Ordering::Acquire)
     }
-    /// Whether a backend serves the rings.
+    /// Whether a backend processes the rings.
     pub fn serving(&self) -> bool {
         self.connected() && self.shared.device.is_served()
     }
-    /// A backend that returns without some of these features is not refused, but held until the
-    /// driver has reset the device, to negotiate anew.
+    /// Sets the features that a new backend may lack. Such a backend is not refused but held until the
+    /// driver has reset the device to negotiate again.
     pub fn may_lack(&self, features: u64) {
         self.shared.may_lack.store(features, Ordering::Relaxed);
     }
-    /// What a backend lacks that is there and held.
+    /// What a held backend lacks.
     pub fn held(&self) -> Option<String> {
         lock(&self.shared.held).clone()
     }
-    /// Why the last backend that came does not serve; `None` where it does, or none has come.
+    /// Why the last backend that connected is not used; `None` if it is, or none has connected.
     pub fn refusal(&self) -> Option<String> {
         lock(&self.shared.refusal).clone()
     }
-    /// The first backend's socket, once: it says who the backend is.
+    /// Takes the first backend's socket, which identifies its process.
     pub fn take_first(&self) -> Option<OwnedFd> {
         lock(&self.first).take()
     }
-    /// The feature bits that the backend offered when it came last.
+    /// The feature bits that the last backend offered.
     pub fn features(&self) -> u64 {
         self.shared.offered.load(Ordering::Relaxed)
     }
-    /// Why no backend is looked for any more, once that is so.
+    /// Why the front-end has stopped to reconnect, if it has.
     pub fn given_up(&self) -> Option<&str> {
         self.shared.over.get().map(String::as_str)
     }
@@ -249,7 +250,7 @@ impl FrontEnd {
     pub fn changed(&self) -> &Arc<EventFd> {
         &self.shared.changed
     }
-    /// What has happened so far.
+    /// The counters.
     pub fn stats(&self) -> FrontEndStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Shared { messages, links, refusals, losses, device, .. } = &*self.shared;
@@ -262,8 +263,8 @@ impl FrontEnd {
         }
     }
 
-    /// Hangs up, and removes the socket file where there is one. After the driver has ended. Closing
-    /// twice is fine. Nothing in a forked child.
+    /// Disconnects and removes the socket file, if any. The driver must have ended. Idempotent; does
+    /// nothing in a forked child.
     pub fn close(&self) {
         if !self.home.is_here() {
             return;
@@ -289,8 +290,7 @@ impl FrontEnd {
 impl Drop for FrontEnd {
     fn drop(&mut self) {
         if !self.home.is_here() {
-            // There is no such thread here: the handle's end would detach somebody else's; and a listening
-            // socket's file is the parent's.
+            // The thread does not exist in a forked child, and the socket file is the parent's.
             std::mem::forget(lock(&self.thread).take());
             std::mem::forget(lock(&self.seed).take());
         }
@@ -298,18 +298,18 @@ impl Drop for FrontEnd {
     }
 }
 
-/// The thread that looks after one device's backend.
-struct Keeper {
+/// The thread that supervises a device's backend.
+struct Supervisor {
     shared: Arc<Shared>,
     source: Source,
     attempts: Attempts,
     last_failure: String,
 }
 
-/// It is to end.
+/// The front-end was closed.
 struct Stopped;
 
-impl Keeper {
+impl Supervisor {
     fn run(mut self, first: OwnedFd) {
         let mut socket = first;
         loop {
@@ -346,15 +346,15 @@ impl Keeper {
         shared.losses.fetch_add(1, Ordering::Release);
         shared.changed.signal();
         self.attempts.ended(lasted);
-        self.last_failure = "the backend went as soon as it had come".into();
+        self.last_failure = "the backend disconnected right after connecting".into();
     }
 
-    /// The next backend that serves; `None` where no more is looked for.
+    /// Connects to the next backend; `None` after the last attempt.
     fn next(&mut self) -> Result<Option<OwnedFd>, Stopped> {
         while self.attempts.left() {
             self.pause()?;
             let failure = match self.source.attempt() {
-                Ok(Some(socket)) => match self.meet(socket)? {
+                Ok(Some(socket)) => match self.start(socket)? {
                     Ok(socket) => return Ok(Some(socket)),
                     Err(why) => {
                         *lock(&self.shared.refusal) = Some(why.clone());
@@ -374,23 +374,23 @@ impl Keeper {
         }
         let path = &self.shared.path;
         let why = if self.attempts.are_none() {
-            format!("the vhost-user backend {path} went")
+            format!("the vhost-user backend {path} disconnected")
         } else {
             let (attempts, last) = (self.attempts.failures(), &self.last_failure);
             format!("no vhost-user backend from {path} in {attempts} attempts: {last}")
         };
         log::warn!("{why}");
-        let _ = self.shared.over.set(why); // nobody else sets it
+        let _ = self.shared.over.set(why); // not set elsewhere
         self.shared.changed.signal();
         Ok(None)
     }
 
-    /// Waits for the next attempt, or for a backend that connects to us.
+    /// Waits for the time of the next attempt, or for a backend to connect to us.
     fn pause(&self) -> Result<(), Stopped> {
         loop {
             let left = self.attempts.due().saturating_duration_since(Instant::now());
             let waited = match self.source.listener() {
-                // Nothing to count: whoever comes is let in when it comes.
+                // Attempts are not counted, so accept a backend whenever it connects.
                 Some(listener) if self.attempts.are_endless() && left.is_zero() => {
                     let come = wait_either(listener, PollFlags::IN, Some(&self.shared.stop), None);
                     come.map_err(|_| Stopped)
@@ -406,15 +406,15 @@ impl Keeper {
         }
     }
 
-    /// Meets a backend, and has it serve; else says why it does not.
-    fn meet(&self, socket: OwnedFd) -> Result<Result<OwnedFd, String>, Stopped> {
+    /// Greets and starts a backend. The inner error says why it is not used.
+    fn start(&self, socket: OwnedFd) -> Result<Result<OwnedFd, String>, Stopped> {
         let shared = &self.shared;
         let (stop, messages) = (Some(Arc::clone(&shared.stop)), Arc::clone(&shared.messages));
         let session =
             match Session::greet(socket, &shared.path, GREETING, shared.patience, stop, messages) {
                 Ok(session) => session,
                 Err(Failed { end: _, error: Error::Closed(_) }) => return Err(Stopped),
-                Err(Failed { error, .. }) => return Ok(Err(format!("it was there, but {error}"))),
+                Err(Failed { error, .. }) => return Ok(Err(error.to_string())),
             };
         let socket = match session.socket().try_clone_to_owned() {
             Ok(socket) => socket,
@@ -432,7 +432,7 @@ impl Keeper {
         match shared.device.returned(Box::new(session)) {
             Ok(()) => {}
             Err(Error::Closed(_)) => return Err(Stopped),
-            Err(error) => return Ok(Err(format!("it came, but {error}"))),
+            Err(error) => return Ok(Err(error.to_string())),
         }
         *lock(&shared.refusal) = None;
         shared.connected.store(true, Ordering::Release);
@@ -441,16 +441,18 @@ impl Keeper {
         Ok(Ok(socket))
     }
 
-    /// Keeps a backend waiting that lacks what is in force, as long as the driver can do without but has
-    /// not negotiated anew; else says what it lacks.
+    /// Holds a backend that lacks negotiated features which the driver can do without, until the driver
+    /// has negotiated again. The inner error says what it lacks.
     fn hold(&self, socket: &OwnedFd, offered: u64) -> Result<Result<(), String>, Stopped> {
         let shared = &self.shared;
         let missing = || shared.device.demanded() & !offered;
         if missing() == 0 {
             return Ok(Ok(()));
         }
-        let lacking =
-            format!("it is there, but without {}, which the port uses", Features(missing().into()));
+        let lacking = format!(
+            "it is there, but without {}, which the port needs",
+            Features(missing().into())
+        );
         if missing() & !shared.may_lack.load(Ordering::Relaxed) != 0 {
             return Ok(Err(lacking));
         }
@@ -461,7 +463,7 @@ impl Keeper {
             match wait_either(socket.as_fd(), PollFlags::RDHUP, Some(&shared.stop), Some(LOOK)) {
                 Ok(false) if missing() == 0 => break Ok(Ok(())),
                 Ok(false) => {}
-                Ok(true) => break Ok(Err("it went before it could serve".to_owned())),
+                Ok(true) => break Ok(Err("it disconnected while it was held".to_owned())),
                 Err(_) => break Err(Stopped),
             }
         };

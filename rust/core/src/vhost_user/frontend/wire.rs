@@ -1,4 +1,4 @@
-//! One connection, for a thread that waits.
+//! `Wire`: one connection with blocking calls.
 
 use super::super::channel::{End, Reader, Writer};
 use super::super::message::{Fd, MAX_FDS, MAX_PAYLOAD, Message};
@@ -14,17 +14,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The longest that a waiting caller is not asked whether to go on.
+/// A waiting caller checks for signals this often.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// Why a message was not sent, or none came.
+/// Why a message was not sent or received.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The peer is gone, or broke the protocol.
+    /// The peer disconnected or broke the protocol.
     End(End),
-    /// Its time is over.
+    /// The time is over.
     Late,
-    /// What the caller's patience returned, or somebody had it stopped.
+    /// An error of the caller's patience, or the front-end was closed.
     Stopped(Error),
 }
 
@@ -34,7 +34,7 @@ impl From<End> for Failure {
     }
 }
 
-/// How long to wait, and who may end that earlier.
+/// The limits of a wait.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait<'a> {
     pub until: Instant,
@@ -42,20 +42,20 @@ pub(super) struct Wait<'a> {
     pub stop: Option<&'a EventFd>,
 }
 
-/// A message, with the descriptors that came with it.
+/// A received message.
 #[derive(Debug)]
-pub struct Said {
-    /// What it is about.
+pub struct Received {
+    /// The request number.
     pub request: u32,
-    /// The protocol's version, whether it is a reply, whether it wants one.
+    /// The protocol version, and whether it is a reply or needs one.
     pub flags: u32,
-    /// What follows the header.
+    /// The bytes after the header.
     pub payload: Vec<u8>,
-    /// Descriptors.
+    /// The descriptors.
     pub fds: Vec<OwnedFd>,
 }
 
-/// A connection to a backend, over which whole messages go and come.
+/// A connection to a backend.
 #[derive(Debug)]
 pub struct Wire {
     socket: Owned,
@@ -67,10 +67,10 @@ impl Wire {
         Self { socket: socket.into(), reader: Reader::new() }
     }
 
-    /// Connects to a backend that listens there.
+    /// Connects to the backend that listens at `path`.
     ///
     /// # Errors
-    /// [`Error::Os`] where none does, [`Error::Invalid`] for a path that no socket can have.
+    /// [`Error::Os`] if none does, [`Error::Invalid`] for a path that is too long for a socket.
     pub fn connect(path: &Path) -> Result<Self> {
         let address = address(path)?;
         let socket = unconnected()
@@ -81,12 +81,12 @@ impl Wire {
         Ok(Self::new(socket))
     }
 
-    /// Sends a message as it is, whatever it says; descriptors go with its first byte.
+    /// Sends a message without checking it; descriptors go with its first byte.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for one that is too long, [`Error::Timeout`], [`Error::Closed`] where the
-    /// peer is gone, and what `patience` returns.
-    pub fn say(
+    /// [`Error::Invalid`] if it is too long, [`Error::Timeout`], [`Error::Closed`] if the peer
+    /// disconnected, and the error of `patience`.
+    pub fn send_message(
         &mut self,
         (request, flags): (u32, u32),
         payload: Vec<u8>,
@@ -96,7 +96,7 @@ impl Wire {
     ) -> Result<()> {
         if payload.len() > MAX_PAYLOAD || fds.len() > MAX_FDS {
             return Err(Error::Invalid(format!(
-                "a message has up to {MAX_PAYLOAD} bytes and {MAX_FDS} descriptors, not {} and {}",
+                "a message can have up to {MAX_PAYLOAD} bytes and {MAX_FDS} descriptors, not {} and {}",
                 payload.len(),
                 fds.len()
             )));
@@ -104,18 +104,22 @@ impl Wire {
         let fds = fds.into_iter().map(Fd::Ours).collect();
         let wait = Wait { until: after(time), patience, stop: None };
         self.send(Message { request, flags, payload, fds }, wait).map_err(|failure| match failure {
-            Failure::End(end) => Error::Closed(format!("the backend took no message: {end}")),
-            Failure::Late => Error::Timeout(format!("the backend read nothing for {time:?}")),
+            Failure::End(end) => Error::Closed(format!("sending to the backend failed: {end}")),
+            Failure::Late => Error::Timeout(format!("the backend did not read for {time:?}")),
             Failure::Stopped(error) => error,
         })
     }
 
-    /// The next message; `None` where none came in time.
+    /// Receives the next message; `None` if none arrives in time.
     ///
     /// # Errors
-    /// [`Error::Closed`] where the peer is gone, [`Error::Device`] where it broke the protocol, and
-    /// what `patience` returns.
-    pub fn hear(&mut self, time: Duration, patience: Option<Patience>) -> Result<Option<Said>> {
+    /// [`Error::Closed`] if the peer disconnected, [`Error::Device`] if it broke the protocol, and the
+    /// error of `patience`.
+    pub fn receive_message(
+        &mut self,
+        time: Duration,
+        patience: Option<Patience>,
+    ) -> Result<Option<Received>> {
         let wait = Wait { until: after(time), patience, stop: None };
         let message = match self.receive(wait) {
             Ok(message) => message,
@@ -125,7 +129,7 @@ impl Wire {
                 return Err(Error::Closed("the backend closed the connection".to_owned()));
             }
             Err(Failure::End(End::Broken(why))) => {
-                return Err(Error::Device(format!("the backend is wrong: {why}")));
+                return Err(Error::Device(format!("the backend broke the protocol: {why}")));
             }
         };
         let Message { request, flags, payload, fds } = message;
@@ -133,7 +137,7 @@ impl Wire {
             Fd::Passing(fd) => Some(fd),
             Fd::Ours(_) => None,
         });
-        Ok(Some(Said { request, flags, payload, fds: fds.collect() }))
+        Ok(Some(Received { request, flags, payload, fds: fds.collect() }))
     }
 
     pub(super) fn send(&mut self, message: Message, wait: Wait<'_>) -> Result<(), Failure> {
@@ -171,9 +175,9 @@ impl Wire {
         }
     }
 
-    /// Hangs up: whoever waits for the peer's end sees it, too.
-    pub(super) fn hang_up(&self) {
-        let _ = shutdown(&self.socket, Shutdown::Both); // it may be gone already
+    /// Disconnects, which also ends other threads' waits for the peer.
+    pub(super) fn disconnect(&self) {
+        let _ = shutdown(&self.socket, Shutdown::Both); // the peer may have disconnected
     }
 
     /// Its socket.
@@ -182,13 +186,13 @@ impl Wire {
     }
 }
 
-/// When so much time will have passed; a day from now where that is beyond the clock.
+/// The end of a wait, at most a day from now.
 pub(super) fn after(time: Duration) -> Instant {
     const DAY: Duration = Duration::from_secs(86_400);
     Instant::now() + time.min(DAY)
 }
 
-/// Waits for events of a socket, until somebody has it stopped; whether there are some.
+/// Waits for events of a socket. Returns whether there are any; fails if `stop` is signalled.
 pub(super) fn wait_either(
     socket: BorrowedFd<'_>,
     what: PollFlags,
