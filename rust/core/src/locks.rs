@@ -20,22 +20,17 @@
 //!
 //! - A doorbell never waits: a kick that the QTest socket does not take is kept by the connection
 //!   ([`QTest::kick`](crate::qtest::QTest::kick)). It is rung with the queue's lock held, so that
-//!   no
-//!   kick overtakes another.
+//!   no kick overtakes another.
 //! - Round trips to QEMU (resetting or setting up a queue, a command) are made by marking the pair
-//!   under
-//!   its locks, releasing them, asking QEMU with only `changing` held, and locking again to take
-//!   buffers back.
+//!   under its locks, releasing them, asking QEMU with only `changing` held, and locking again to
+//!   take buffers back.
 //! - Waits of the first class that may run in a Python thread call
 //!   [`Patience`](crate::qtest::Patience), which runs signal handlers. A handler may call the
-//!   object
-//!   that is being waited for: `changing` and `asking` know their owner and return `Busy`, and a
-//!   port
-//!   closed in this way, or by a loop's progress function, is closed at the end of the interrupted
-//!   change or claim.
+//!   object that is being waited for: `changing` and `asking` know their owner and return `Busy`,
+//!   and a port closed in this way, or by a loop's progress function, is closed at the end of the
+//!   interrupted change or claim.
 //! - Threads that restore devices (the loop, a supervisor) never wait for one: a callback of the
-//!   program
-//!   that calls the device there gets `Busy` ([`brings_devices_back`]).
+//!   program that calls the device there gets `Busy` ([`brings_devices_back`]).
 //! - Threads of the core (`virtnic-qtest`, `virtnic-intx`, `virtnic-buffers`, …) never take the
 //!   interpreter lock.
 //!

@@ -1,8 +1,7 @@
-//! Descriptors that close their own file only.
+//! Descriptors that only close their own file.
 //!
-//! A program may close descriptors that are not its own, and ours among them: what turns it into a
-//! daemon does, and so does `os.closerange`. Their numbers are soon another file's. Who has one of ours
-//! for long would close that one at its end.
+//! Foreign code may close our descriptors: code that daemonises the program does, and `os.closerange`.
+//! Their numbers are then reused, and closing ours at the end would close another file.
 
 use rustix::fs::fstat;
 use std::mem::ManuallyDrop;
@@ -10,24 +9,24 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// Numbers that are looked after among ourselves; the others by their files alone.
-const LOOKED_AFTER: usize = 1 << 16;
+/// Numbers with an entry in [`OWNERS`]. Higher ones are only identified by their files.
+const TRACKED: usize = 1 << 16;
 const NOBODY: u32 = 0;
 
-/// Who of ours had a number last. All eventfds are of one file, so the file does not tell them apart.
-static OWNERS: [AtomicU32; LOOKED_AFTER] = [const { AtomicU32::new(NOBODY) }; LOOKED_AFTER];
+/// Our last owner of each number. All eventfds share one inode, so the file does not tell them apart.
+static OWNERS: [AtomicU32; TRACKED] = [const { AtomicU32::new(NOBODY) }; TRACKED];
 static LAST: AtomicU32 = AtomicU32::new(NOBODY);
 
-/// A descriptor that we have for long. Its end closes it, unless its number is another's by now.
+/// A long-lived descriptor. Dropping it closes it unless its number belongs to another file by now.
 #[derive(Debug)]
 pub struct Owned {
-    /// Always there, but inside of `drop`.
+    /// Only taken in `drop`.
     fd: ManuallyDrop<OwnedFd>,
     owner: u32,
     file: Option<File>,
 }
 
-/// Device, inode, and what kind of file it is.
+/// Device, inode and mode of a file.
 type File = (u64, u64, u32);
 
 fn file_of(fd: BorrowedFd<'_>) -> Option<File> {
@@ -35,7 +34,7 @@ fn file_of(fd: BorrowedFd<'_>) -> Option<File> {
 }
 
 impl Owned {
-    /// Takes over one that was just opened.
+    /// Takes over a newly opened descriptor.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
         let mut owner = NOBODY;
@@ -75,15 +74,17 @@ impl AsFd for Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // Forgotten before it is closed: who gets the number next says so after that.
+        // Cleared before the close, so that the next owner of the number sets it afterwards.
         let ours = owner_of(self.fd.as_fd())
             .is_none_or(|last| last.compare_exchange(self.owner, NOBODY, Relaxed, Relaxed).is_ok());
         if ours && file_of(self.fd.as_fd()) == self.file {
-            // SAFETY: nothing uses it after this.
+            // SAFETY: not used after this.
             unsafe { ManuallyDrop::drop(&mut self.fd) };
         } else {
             let number = self.fd.as_raw_fd();
-            log::debug!("descriptor {number} was closed by somebody else, and is left alone");
+            log::debug!(
+                "descriptor {number} was closed by foreign code, so it is not closed again"
+            );
         }
     }
 }
@@ -96,11 +97,11 @@ mod tests {
     use rustix::io::fcntl_getfd;
     use std::os::fd::FromRawFd;
 
-    /// One that somebody closes.
-    fn closed_by_somebody(fd: OwnedFd) -> (Owned, i32) {
+    /// A descriptor that was closed elsewhere.
+    fn closed_elsewhere(fd: OwnedFd) -> (Owned, i32) {
         let owned = Owned::new(fd);
         let number = owned.as_raw_fd();
-        // SAFETY: that is what this test is about; the number is taken again below.
+        // SAFETY: the case under test; `owned` must not close the number again.
         drop(unsafe { OwnedFd::from_raw_fd(number) });
         (owned, number)
     }
@@ -110,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn it_closes_what_it_is_and_nothing_else() {
+    fn it_only_closes_its_own_file() {
         let owned = Owned::new(event());
         let again = owned.try_clone().unwrap();
         drop(owned);
         fcntl_getfd(&again).unwrap();
-        // Other tests open descriptors, too: the number is taken at once, or another time.
+        // Other tests open descriptors, too, so repeat until the number is reused here.
         for _ in 0..1000 {
-            let (stale, number) = closed_by_somebody(event());
+            let (stale, number) = closed_elsewhere(event());
             let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
             let taken = file.as_raw_fd() == number;
             drop(stale);
@@ -129,9 +130,9 @@ mod tests {
     }
 
     #[test]
-    fn one_of_ours_is_told_from_another() {
+    fn our_own_eventfds_are_distinguished() {
         for _ in 0..1000 {
-            let (stale, number) = closed_by_somebody(event());
+            let (stale, number) = closed_elsewhere(event());
             let fresh = Owned::new(event());
             let taken = fresh.as_raw_fd() == number;
             drop(stale);

@@ -1,17 +1,15 @@
-//! Child processes that die with us, even when we are killed; and which process is "us".
+//! Child processes that end with this process, even if it is killed; and detection of forks.
 //!
-//! The kernel's parent-death signal is bound to the *thread* that forked, so all
-//! children are started by one thread that lives as long as the process. It does not reach
-//! those that run as another user than we do by then: see `lifeline`.
+//! The kernel's parent-death signal is bound to the *thread* that forked, so one thread, which lives as
+//! long as the process, starts all children. The signal does not reach children of another user: see
+//! `lifeline`.
 //!
-//! What a child gets of our surroundings is what QEMU needs: the environment that the caller
-//! chooses, the working directory, limits and umask; but no signal blocked or ignored, and no
-//! descriptor.
+//! A child inherits what QEMU needs: the environment that the caller chooses, the working directory,
+//! limits and umask; but no blocked or ignored signals and no descriptors.
 //!
-//! A process that forks without exec (Python's `multiprocessing` does) has a copy of every
-//! object, but none of the threads, and the copies share what lies outside the process:
-//! sockets, eventfds, packet memory, QEMU. Whoever owns such a thing keeps a [`Home`], and
-//! does nothing anywhere else.
+//! A process that forks without exec (such as Python's `multiprocessing`) has a copy of every object but
+//! none of the threads, and shares resources outside the process: sockets, eventfds, packet memory,
+//! QEMU. The owner of such a resource keeps a [`Home`] and does nothing in a forked child.
 
 mod lifeline;
 mod signals;
@@ -37,27 +35,27 @@ use std::time::{Duration, Instant};
 
 use lifeline::Lifeline;
 
-/// How long a dropped child may take to die; a process in an uninterruptible system
-/// call can take longer, and is left to the kernel then.
+/// How long to wait for the end of a dropped child. One in an uninterruptible system call can take
+/// longer.
 const REAP: Duration = Duration::from_secs(5);
-/// How often a child is looked at where there is no descriptor to wait with.
+/// How often a child is checked without a descriptor to wait for.
 const LOOK: Duration = Duration::from_millis(5);
-/// The exit code reported when somebody else reaped the child.
+/// The exit code if foreign code has reaped the child.
 const UNKNOWN: i32 = 255;
 
-/// How many forks, each in the child of the one before, led to this process.
+/// The number of forks that led to this process.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-/// Tells a forked child that it is one; call it there, before anything else of this crate.
+/// Call in a forked child, before anything else of this crate.
 ///
-/// From then on every object that was made before the fork leaves the parent's things alone:
-/// its calls return [`Error::Closed`], and its end does nothing outside this process.
+/// From then on, the calls of objects from before the fork return [`Error::Closed`], and dropping them
+/// does not affect the parent's resources.
 pub fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     lifeline::let_go();
 }
 
-/// The process in which something was made.
+/// The process that created an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Home(u32);
 
@@ -68,25 +66,25 @@ impl Home {
         Self(GENERATION.load(Ordering::Relaxed))
     }
 
-    /// Whether this is that process, and not a forked child of it. One load and one comparison.
+    /// Whether this is that process and not a forked child. One load and one comparison.
     #[inline]
     #[must_use]
     pub fn is_here(self) -> bool {
-        // Relaxed: it changes before the child has a second thread.
+        // Relaxed, as it changes before the child has a second thread.
         self.0 == GENERATION.load(Ordering::Relaxed)
     }
 
-    /// An error in a forked child; `what` is what it must not use.
+    /// Fails in a forked child; `what` is the object in the message.
     ///
     /// # Errors
     /// [`Error::Closed`].
     #[inline]
     pub fn check(self, what: &str) -> Result<()> {
-        if self.is_here() { Ok(()) } else { Err(elsewhere(what)) }
+        if self.is_here() { Ok(()) } else { Err(in_child(what)) }
     }
 }
 
-/// Starts a thread of our own, which leaves the process's signals to the program's threads.
+/// Starts a background thread with all signals blocked, as they are for the program's threads.
 pub(crate) fn background<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -95,7 +93,7 @@ pub(crate) fn background<T: Send + 'static>(
     std::thread::Builder::new().name(name.into()).spawn(work)
 }
 
-/// The same for a thread that ends before its starter goes on.
+/// The same for a scoped thread.
 pub(crate) fn background_scoped<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: String,
@@ -106,7 +104,7 @@ pub(crate) fn background_scoped<'scope, T: Send + 'scope>(
 }
 
 #[cold]
-fn elsewhere(what: &str) -> Error {
+fn in_child(what: &str) -> Error {
     Error::Closed(format!("{what} belongs to the process that opened it; this is a forked child"))
 }
 
@@ -115,15 +113,15 @@ fn elsewhere(what: &str) -> Error {
 pub struct Child {
     home: Home,
     pid: Pid,
-    /// Its end, once it was reaped. Until then its number is nobody else's; signals are sent
-    /// with the lock held and only before that.
+    /// Its exit code, once it was reaped. Until then its number is not reused, so signals are only sent
+    /// before, with the lock held.
     end: Mutex<Option<i32>>,
 }
 
 /// Environment variables and their values.
 pub type Environment = Vec<(OsString, OsString)>;
 
-/// What the spawning thread is asked for, and where the answer goes.
+/// A request to the spawning thread.
 struct Job {
     argv: Vec<OsString>,
     environment: Environment,
@@ -131,14 +129,12 @@ struct Job {
     answer: mpsc::SyncSender<Result<Child>>,
 }
 
-/// The spawning thread, and the process it is a thread of: a process that forks without
-/// exec (Python's multiprocessing does) has no such thread in the copy.
+/// The spawning thread and its process, as the thread does not exist in a forked child.
 static SPAWNER: Mutex<Option<(Pid, mpsc::Sender<Job>)>> = Mutex::new(None);
 
-/// Starts `argv[0]` (a path or a name in PATH) with stdin from and stdout to
-/// `/dev/null`, stderr to the given descriptor, no environment but the one given, default
-/// signals, and in its own process group (a terminal's Ctrl-C does not reach it). It is killed
-/// when this process ends, whoever the two run as by then.
+/// Starts `argv[0]` (a path or a name in PATH) with stdin and stdout on `/dev/null`, the given stderr
+/// and environment, default signals, and its own process group (a terminal's Ctrl-C does not reach it).
+/// It is killed when this process ends, even if their users differ by then.
 ///
 /// # Errors
 /// [`crate::Error::Os`]; [`crate::Error::Invalid`] for an empty `argv`.
@@ -146,7 +142,7 @@ pub fn spawn(argv: Vec<OsString>, environment: Environment, stderr: OwnedFd) -> 
     let (answer, result) = mpsc::sync_channel(1);
     let gone = || Error::Os {
         what: "starting a child process".into(),
-        message: "the thread that does it is gone".into(),
+        message: "the thread that starts children has ended".into(),
         errno: 0,
     };
     spawner()?.send(Job { argv, environment, stderr, answer }).map_err(|_| gone())?;
@@ -166,18 +162,18 @@ fn spawner() -> Result<mpsc::Sender<Job>> {
     background("virtnic-spawner", move || {
         let mut lifeline = Lifeline::new();
         for job in jobs {
-            // If nobody waits for it any more, the child is dropped, which ends it.
+            // If nobody waits any more, the child is dropped, which ends it.
             let child = start(&job.argv, job.environment, job.stderr, us, lifeline.name());
             let _ = job.answer.send(child);
         }
     })
     .map_err(|e| Error::os("starting the thread that starts children", e))?;
-    // One inherited by a fork is not dropped: its channel belongs to a thread that is not here.
+    // Do not drop one from before a fork: the thread of its channel does not exist here.
     std::mem::forget(spawner.replace((us, sender.clone())));
     Ok(sender)
 }
 
-/// Starts a child. In the spawning thread only.
+/// Starts a child. Only in the spawning thread.
 fn start(
     argv: &[OsString],
     environment: Environment,
@@ -187,7 +183,7 @@ fn start(
 ) -> Result<Child> {
     let [program, arguments @ ..] = argv else {
         return Err(Error::Invalid(
-            "there is no program to start: the argument list is empty".into(),
+            "cannot start a child process: the argument list is empty".into(),
         ));
     };
     let mut command = Command::new(program);
@@ -214,26 +210,26 @@ fn start(
         signals::reset();
         Ok(())
     };
-    // SAFETY: the closure runs between fork and exec, where only async-signal-safe things
-    // are allowed: it makes system calls, and neither allocates nor locks.
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it
+    // makes system calls, and neither allocates nor locks.
     unsafe { command.pre_exec(prepare) };
     let what = || format!("starting {}", program.to_string_lossy());
     let child = command.spawn().map_err(|e| Error::os(what(), e))?;
     Ok(Child { home: Home::here(), pid: Pid::from_child(&child), end: Mutex::new(None) })
 }
 
-/// Keeps the first three descriptors over exec. Where this process has closed its own, what a
-/// child is to have there was opened under just that number, and is close-on-exec still.
+/// Clears close-on-exec of the first three descriptors: if this process had closed its own, the child's
+/// were opened with these numbers and are still close-on-exec.
 fn keep_standard_streams() {
     for number in 0..3 {
-        // SAFETY: it changes a flag of a descriptor that is the child's alone.
+        // SAFETY: it changes a flag of a descriptor of the child.
         unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
     }
 }
 
-/// Makes every descriptor but the first three close-on-exec. Ours are, but the process may
-/// have inherited others, and a QEMU that holds somebody's pipe keeps it from ending.
-/// Without /proc there is nothing to do. In the child, before exec: no allocation.
+/// Makes all descriptors except the first three close-on-exec. Ours are, but others may be inherited,
+/// and a QEMU with a copy of a pipe would keep it open. Does nothing without /proc. Runs in the child
+/// before exec: no allocation.
 fn close_others_on_exec() {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(directory) = open(c"/proc/self/fd", flags, Mode::empty()) else { return };
@@ -246,16 +242,16 @@ fn close_others_on_exec() {
             n.checked_mul(10)?.checked_add(digit)
         });
         if let Some(number) = number.filter(|n| *n > 2) {
-            // SAFETY: the number was just listed among our open descriptors, and the child
-            // has one thread, so nobody closes it meanwhile.
+            // SAFETY: the number was just listed as open, and the child has one thread, so it is not
+            // closed meanwhile.
             let fd = unsafe { BorrowedFd::borrow_raw(number) };
             let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
         }
     }
 }
 
-/// Lets a child have as many descriptors as it may: a limit that we were given says nothing
-/// about how many QEMU needs for its ports. In the child, before exec: no allocation.
+/// Raises the limit of descriptors to its maximum, as QEMU may need more than we do. Runs in the child
+/// before exec: no allocation.
 fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
@@ -271,11 +267,11 @@ impl Child {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Waits for its end: the exit code, or minus the signal; `None` after the timeout.
-    /// 255 when somebody else reaped it (`SIGCHLD` ignored, or `waitpid(-1)`).
+    /// Waits for its end. Returns the exit code, or minus the signal; `None` after the timeout; 255 if
+    /// foreign code reaped it (`SIGCHLD` ignored, or `waitpid(-1)`).
     ///
     /// # Errors
-    /// [`crate::Error::Os`], with errno EINTR when a signal came, for the caller to look at.
+    /// [`crate::Error::Os`], with errno EINTR after a signal, which the caller handles.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Option<i32>> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
@@ -286,10 +282,10 @@ impl Child {
             if left == Some(Duration::ZERO) {
                 return Ok(None);
             }
-            // For as long as the wait: many children cost no descriptors.
+            // Only open during the wait, so that many children need no descriptors.
             match pidfd_open(self.pid, PidfdFlags::empty()) {
                 Ok(pidfd) => match wait_readable(pidfd.as_fd(), left) {
-                    // Closed by whoever believes that the number is still that of another file.
+                    // Foreign code has closed the descriptor.
                     Err(Error::Os { errno, .. }) if errno == Errno::BADF.raw_os_error() => {
                         std::thread::sleep(left.map_or(LOOK, |left| left.min(LOOK)));
                     }
@@ -297,13 +293,13 @@ impl Child {
                         other?;
                     }
                 },
-                // No descriptor left, no pidfd in this kernel, or it has been reaped.
+                // No descriptor left, no pidfd in this kernel, or it was reaped.
                 Err(_) => std::thread::sleep(left.map_or(LOOK, |left| left.min(LOOK))),
             }
         }
     }
 
-    /// Takes its end if it has ended, without waiting.
+    /// Reaps it if it has ended, without waiting.
     fn reap(&self) -> Result<Option<i32>> {
         let mut end = lock(&self.end);
         if end.is_none() {
@@ -319,7 +315,7 @@ impl Child {
                     })
                 }
                 Err(Errno::CHILD) => {
-                    log::warn!("somebody else reaped child {}; its exit code is lost", self.pid());
+                    log::warn!("foreign code reaped child {}; its exit code is lost", self.pid());
                     Some(UNKNOWN)
                 }
                 Err(e) => return Err(Error::os(format!("waiting for child {}", self.pid()), e)),
@@ -328,33 +324,33 @@ impl Child {
         Ok(*end)
     }
 
-    /// Whether its number is its own: nobody else has reaped it.
+    /// Whether its number is still its own: foreign code has not reaped it.
     fn is_child(&self) -> bool {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         !matches!(waitid(WaitId::Pid(self.pid), options), Err(Errno::CHILD))
     }
 
-    /// Kills what is left of the process group of a child that has ended: the QEMU of a script
-    /// that did not `exec` it.
+    /// Kills the rest of the process group of a child that has ended, such as the QEMU of a script that
+    /// did not `exec` it.
     fn end_group(&self) {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         if let Ok(Some(_)) = waitid(WaitId::Pid(self.pid), options) {
-            // Not reaped yet, so the group's number is nobody else's.
+            // Not reaped yet, so the group's number is not reused.
             let _ = kill_process_group(self.pid, Signal::KILL);
         }
     }
 
-    /// Sends SIGTERM, to its process group; nothing in a forked child, whose child it is not.
+    /// Sends SIGTERM to its process group. Does nothing in a forked child of ours.
     ///
-    /// Returns whether we may: not when it runs as another user than we do by now.
+    /// Returns whether that is permitted: not if it runs as another user by now.
     pub fn terminate(&self) -> bool {
         self.signal(Signal::TERM)
     }
 
-    /// Sends SIGKILL, to its process group too (QEMU's own helpers); nothing in a forked
-    /// child, whose child it is not.
+    /// Sends SIGKILL to its process group, which includes QEMU's helpers. Does nothing in a forked child
+    /// of ours.
     ///
-    /// Returns whether we may, as [`Child::terminate`] does.
+    /// Returns whether that is permitted, like [`Child::terminate`].
     pub fn kill(&self) -> bool {
         self.signal(Signal::KILL)
     }
@@ -367,11 +363,11 @@ impl Child {
         if end.is_some() || !self.is_child() {
             return true;
         }
-        // Not reaped, so neither the process's number nor the group's is anybody else's.
+        // Not reaped, so the numbers of the process and the group are not reused.
         if kill_process_group(self.pid, signal).is_ok() && signal != Signal::KILL {
-            return true; // once is enough for those who have a handler
+            return true; // a handler must not run twice
         }
-        // It may have ended meanwhile, which is no error.
+        // It may have ended meanwhile, which is not an error.
         kill_process(self.pid, signal) != Err(Errno::PERM)
     }
 }
@@ -383,7 +379,7 @@ impl Drop for Child {
         }
         if !self.kill() {
             log::warn!(
-                "child {} runs as another user than we do: it stays until we end",
+                "child {} runs as another user, so it is only killed when this process ends",
                 self.pid()
             );
             return;
@@ -392,12 +388,12 @@ impl Drop for Child {
         while let Some(left) = REAP.checked_sub(started.elapsed()) {
             match self.wait(Some(left)) {
                 Ok(Some(_)) => return,
-                // A signal, which is not ours to look at here.
+                // A signal, which is handled elsewhere.
                 Err(Error::Os { errno, .. }) if errno == Errno::INTR.raw_os_error() => {}
                 Ok(None) | Err(_) => break,
             }
         }
-        log::warn!("child {} does not die; it was sent SIGKILL", self.pid());
+        log::warn!("child {} has not ended after SIGKILL", self.pid());
     }
 }
 
@@ -427,7 +423,7 @@ mod tests {
         assert_eq!(child.wait(Some(Duration::from_millis(10))).unwrap(), None);
         child.terminate();
         assert_eq!(child.wait(LONG).unwrap(), Some(-15));
-        // After its end signals go nowhere.
+        // Signals after its end have no effect.
         child.terminate();
         child.kill();
     }
@@ -445,13 +441,13 @@ mod tests {
         drop(child);
         assert!(started.elapsed() < Duration::from_secs(5));
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
-        // The helper holds the other end of the pipe: an end means it is gone too.
+        // The helper has the other end of the pipe, so end of file means that it has ended.
         assert_eq!(stderr.read(&mut byte).unwrap(), 0);
     }
 
     #[test]
-    fn it_is_in_a_group_of_its_own_without_our_descriptors() {
-        // One that the child would inherit.
+    fn it_has_its_own_group_and_none_of_our_descriptors() {
+        // A descriptor that the child would inherit.
         let open = std::fs::File::open("/dev/zero").unwrap();
         fcntl_setfd(&open, FdFlags::empty()).unwrap();
         let (child, mut stderr) = shell("cut -d' ' -f5 /proc/self/stat >&2; ls -l /proc/$$/fd >&2");
@@ -464,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn it_has_as_many_descriptors_as_it_may() {
+    fn its_limit_of_descriptors_is_raised() {
         let most = getrlimit(Resource::Nofile).maximum;
         let (child, mut stderr) = shell("ulimit -Sn >&2");
         assert_eq!(child.wait(LONG).unwrap(), Some(0));
@@ -474,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn its_environment_is_the_one_given() {
+    fn it_has_the_given_environment() {
         let (reader, writer) = std::io::pipe().unwrap();
         let argv = ["/bin/sh", "-c", "env >&2"].map(OsString::from).to_vec();
         let child = spawn(argv, vec![("A".into(), "b c".into())], writer.into()).unwrap();
@@ -494,11 +490,11 @@ mod tests {
     const WINDOW: u64 = 1 << (libc::SIGWINCH - 1);
 
     #[test]
-    fn its_signals_are_the_usual_ones() {
+    fn it_has_default_signals() {
         let _blocked = signals::Blocked::all();
         // SAFETY: SIGWINCH does nothing by default either.
         unsafe { libc::signal(libc::SIGWINCH, libc::SIG_IGN) };
-        // One that is started from here as usual has what is to be kept from ours.
+        // A child of `Command` inherits the ignored signal; ours does not.
         let script = "exec cat /proc/self/status >&2";
         let usual = Command::new("sh").args(["-c", script]).output().unwrap().stderr;
         let usual = String::from_utf8(usual).unwrap();
@@ -511,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn our_threads_leave_signals_to_others() {
+    fn background_threads_block_signals() {
         let status = || std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let before = set(&status(), "SigBlk");
         let text = background("test", status).unwrap().join().unwrap();
@@ -520,15 +516,15 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_script_ends_what_it_started() {
+    fn the_end_of_a_script_ends_its_children() {
         let (child, mut stderr) = shell("sleep 100 & exit 3");
         assert_eq!(child.wait(LONG).unwrap(), Some(3));
-        // It holds the other end of the pipe: an end means it is gone.
+        // The child has the other end of the pipe, so end of file means that it has ended.
         assert_eq!(stderr.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]
-    fn several_threads_may_wait() {
+    fn several_threads_can_wait() {
         let (child, _stderr) = shell("sleep 0.1; exit 3");
         std::thread::scope(|scope| {
             let waiters: Vec<_> = (0..4).map(|_| scope.spawn(|| child.wait(LONG))).collect();
@@ -539,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_started_is_an_error() {
+    fn a_failed_start_is_an_error() {
         let stderr = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let error = spawn(vec!["/nonexistent/program".into()], Vec::new(), stderr()).unwrap_err();
         assert!(matches!(error, Error::Os { errno: 2, .. }), "{error:?}");

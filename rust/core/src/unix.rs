@@ -1,4 +1,4 @@
-//! UNIX sockets at which others connect to us: QEMU, and vhost-user backends.
+//! UNIX sockets for QEMU and vhost-user backends.
 
 use crate::{Error, Result};
 use rustix::fs::{FileType, Mode, OFlags, chmod, fchmod, fstat, open, stat, unlink};
@@ -7,45 +7,44 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-/// Device and inode of a socket's file: what is removed must be ours.
+/// Device and inode of a socket's file, so that only our own is removed.
 pub(crate) type FileId = (u64, u64);
 
-/// The address that a path is; an error when no socket can have it.
+/// The address of a path.
 pub(crate) fn address(path: &Path) -> Result<SocketAddrUnix> {
     SocketAddrUnix::new(path).map_err(|_| {
         Error::Invalid(format!(
-            "{} is no path of a socket: 1 to 107 bytes without a zero byte",
+            "{} cannot be the path of a socket, which has 1 to 107 bytes and no zero byte",
             path.display()
         ))
     })
 }
 
-/// A socket that is not connected to anything and does not block.
+/// A new non-blocking socket.
 pub(crate) fn unconnected() -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-/// Makes the socket file and listens; `what` is what the socket is called in an error.
+/// Creates the socket file and listens; `what` is the socket's name in errors.
 ///
-/// Takes over the path from a process that is no more, killed perhaps: a socket file at which
-/// nobody listens.
+/// Replaces a socket file at which nobody listens, such as that of a killed process.
 ///
-/// The file's mode is the one given, else as the umask has it, and besides it is open to
-/// those who may write to its directory: see [`admit`].
+/// The file's mode is the given one, or depends on the umask, extended to those who may write to its
+/// directory: see [`admit`].
 pub(crate) fn listen_at(path: &Path, what: &str, mode: Option<Mode>) -> Result<(OwnedFd, FileId)> {
     let address = address(path)?;
     let context = |e: Errno| match e {
         Errno::ADDRINUSE => {
             Error::os(format!("{} exists; remove it or use another path", path.display()), e)
         }
-        _ => Error::os(format!("making the {what} socket {}", path.display()), e),
+        _ => Error::os(format!("creating the {what} socket {}", path.display()), e),
     };
     clear(path, &address);
     let socket = unconnected().map_err(context)?;
     if let Some(mode) = mode {
-        // Linux gives the file the socket's own mode (less the umask): there is no moment in
-        // which others may connect.
+        // Linux creates the file with the socket's mode (less the umask), so nobody else can connect in
+        // between.
         fchmod(&socket, mode).map_err(context)?;
     }
     bind(&socket, &address).map_err(context)?;
@@ -63,7 +62,7 @@ pub(crate) fn listen_at(path: &Path, what: &str, mode: Option<Mode>) -> Result<(
     }
 }
 
-/// Removes a socket's file at which nobody listens.
+/// Removes a socket file at which nobody listens.
 fn clear(path: &Path, address: &SocketAddrUnix) {
     let is_socket = |mode| FileType::from_raw_mode(mode) == FileType::Socket;
     if stat(path).is_ok_and(|found| is_socket(found.st_mode))
@@ -73,16 +72,16 @@ fn clear(path: &Path, address: &SocketAddrUnix) {
     }
 }
 
-/// Removes a socket's file unless somebody put another in its place.
+/// Removes a socket file unless it was replaced.
 pub(crate) fn remove(path: &Path, file: FileId) {
     if stat(path).is_ok_and(|found| (found.st_dev, found.st_ino) == file) {
         let _ = unlink(path);
     }
 }
 
-/// Opens a socket's file to those who may write to its directory, such as one that is shared
-/// with a QEMU of another user. They could put a socket of their own in its place as well;
-/// with the sticky bit they could not, and nothing is changed.
+/// Extends a socket file's mode to those who may write to its directory, such as one shared with a QEMU
+/// of another user. They could also replace the file; with the sticky bit they could not, so nothing is
+/// changed then.
 fn admit(path: &Path, file: FileId) -> Result<(), Errno> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = Mode::from_raw_mode(stat(parent.unwrap_or(Path::new(".")))?.st_mode);
@@ -96,7 +95,7 @@ fn admit(path: &Path, file: FileId) -> Result<(), Errno> {
     if others.is_empty() || directory.contains(Mode::SVTX) {
         return Ok(());
     }
-    // By a descriptor, so that no link in its place leads us to another file.
+    // By a descriptor, so as not to follow a link in its place.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = open(path, flags, Mode::empty())?;
     let found = fstat(&handle)?;
@@ -115,7 +114,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
-    /// A directory of that mode, removed at the end.
+    /// A directory with a mode, removed on drop.
     struct Directory(PathBuf);
 
     impl Directory {
@@ -123,7 +122,7 @@ mod tests {
             let name = format!("vu-{}-{name}-{mode:o}", std::process::id());
             let path = std::env::temp_dir().join(name);
             create_dir(&path).unwrap();
-            // Not less the umask.
+            // Independent of the umask.
             set_permissions(&path, Permissions::from_mode(mode)).unwrap();
             Self(path)
         }
@@ -136,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_write_the_directory_may_connect() {
+    fn the_mode_follows_the_directory() {
         let usual = Mode::RUSR | Mode::WUSR;
         for (directory, socket) in
             [(0o700, 0o600), (0o755, 0o600), (0o2770, 0o660), (0o777, 0o666), (0o1777, 0o600)]
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_taken_over() {
+    fn the_file_of_a_killed_process_is_replaced() {
         let place = Directory::new("left", 0o700);
         let path = place.0.join("s");
         let (listener, _) = listen_at(&path, "test", None).unwrap();
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_ours_is_left_alone() {
+    fn a_file_that_is_not_ours_is_not_removed() {
         let place = Directory::new("ours", 0o700);
         let path = place.0.join("s");
         let (_listener, file) = listen_at(&path, "test", None).unwrap();

@@ -6,15 +6,15 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock, TryLockError};
 use std::time::Duration;
 
-/// How often, and with which pauses, [`Descriptor::take`] waits for users.
+/// The number of attempts and the pause of [`Descriptor::take`] while there are users.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// An open descriptor, or none any more.
+/// A descriptor that may be closed.
 ///
-/// A closed object may be referenced for long: by a variable, an exception, a reference cycle. Its
-/// kernel resources are freed when it is closed, not when it is dropped. A use costs an uncontended
-/// lock: users share it, and [`Self::take`] is called once.
+/// A closed object may be referenced for a long time: by a variable, an exception, a reference cycle.
+/// Its kernel resources are freed when it is closed, not when it is dropped. A use takes an uncontended
+/// read lock.
 #[derive(Debug)]
 pub(crate) struct Descriptor(RwLock<Option<Arc<Owned>>>);
 
@@ -23,7 +23,7 @@ impl Descriptor {
         Self(RwLock::new(Some(Arc::new(fd.into()))))
     }
 
-    /// Uses it for a call that does not wait. [`Errno::BADF`] if it is closed.
+    /// Calls `call`, which must not wait. [`Errno::BADF`] if it is closed.
     #[inline]
     pub(crate) fn with<T>(
         &self,
@@ -35,20 +35,20 @@ impl Descriptor {
         }
     }
 
-    /// Keeps it open as long as the result exists: for a wait. `None` if it is closed.
+    /// The descriptor for a wait: it stays open as long as the result exists. `None` if it is closed.
     pub(crate) fn share(&self) -> Option<Arc<Owned>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Closes it now, or when the last [share](Self::share) is dropped.
+    /// Closes it if `when` returns true: now, or when the last [share](Self::share) is dropped.
     ///
-    /// If a peer blocks a user in a call that should not wait, it stays open: see
+    /// It stays open if a peer blocks a user in a call that should not wait: see
     /// [`EventFd`](super::EventFd).
     pub(crate) fn take(&self, when: impl FnOnce() -> bool) {
         self.change(|fd| if when() { fd.take() } else { None });
     }
 
-    /// Sets one again, if there was none.
+    /// Sets a new descriptor if there is none.
     pub(crate) fn fill(&self, fd: OwnedFd) {
         self.change(|old| match old {
             Some(_) => Some(Arc::new(fd.into())),
@@ -59,7 +59,7 @@ impl Descriptor {
         });
     }
 
-    /// What `change` returns is closed without the lock.
+    /// Changes the descriptor. The one that `change` returns is closed without the lock.
     fn change(&self, change: impl FnOnce(&mut Option<Arc<Owned>>) -> Option<Arc<Owned>>) {
         for _ in 0..TRIES {
             let mut fd = match self.0.try_write() {
@@ -75,7 +75,7 @@ impl Descriptor {
             drop(old);
             return;
         }
-        log::warn!("a descriptor was in use at the end, and stays open until its object goes");
+        log::warn!("a descriptor is in use, so it stays open until its object is dropped");
     }
 }
 
@@ -87,7 +87,7 @@ mod tests {
     use rustix::io::{fcntl_getfd, write};
 
     #[test]
-    fn it_is_closed_when_the_last_who_shares_it_lets_go() {
+    fn it_is_closed_when_the_last_share_is_dropped() {
         let descriptor = Descriptor::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
         let shared = descriptor.share().unwrap();
         descriptor.take(|| false);
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(
             write(&shared, &1u64.to_ne_bytes()).unwrap(),
             8,
-            "it is open where it is shared"
+            "it is open while it is shared"
         );
         assert_eq!(Arc::strong_count(&shared), 1);
     }

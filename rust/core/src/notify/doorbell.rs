@@ -1,4 +1,4 @@
-//! What a kick is made of.
+//! Doorbells: how a kick reaches the device.
 
 use super::EventFd;
 use crate::Result;
@@ -6,17 +6,17 @@ use crate::qtest::QTest;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a notification of a modern device says (VIRTIO 1.3, section 4.1.5.2).
+/// The format of a modern device's notifications (VIRTIO 1.3, section 4.1.5.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notification {
-    /// What stands for the queue (NOTIF_CONFIG_DATA); its index without.
+    /// The value that identifies the queue (NOTIF_CONFIG_DATA); by default its index.
     pub value: Option<u16>,
-    /// Whether the ring's position is said as well (NOTIFICATION_DATA).
+    /// Whether it contains the ring's position (NOTIFICATION_DATA).
     pub data: bool,
 }
 
 impl Notification {
-    /// How many bytes are written, and which number.
+    /// The width in bytes and the value to write.
     #[must_use]
     pub fn of(self, queue: u16, next: u16) -> (u8, u64) {
         let queue = u64::from(self.value.unwrap_or(queue));
@@ -24,36 +24,36 @@ impl Notification {
     }
 }
 
-/// How a queue's device side is told that buffers are available.
+/// How to notify a queue's device that buffers are available.
 #[derive(Clone, Debug)]
 pub enum Doorbell {
-    /// An MMIO write over QTest; nobody waits for the socket, nor for the reply.
+    /// An MMIO write over QTest, without waiting for the socket or the reply.
     Mmio {
         /// The connection.
         qtest: QTest,
         /// The queue's notification address.
         address: u64,
-        /// What is written there.
+        /// The format of the value.
         notification: Notification,
     },
-    /// The same by a 16-bit port write, for the legacy interface.
+    /// A 16-bit port write over QTest, for the legacy interface.
     Port {
         /// The connection.
         qtest: QTest,
-        /// The device's one notification register.
+        /// The device's notification register.
         port: u16,
     },
-    /// The device polls this eventfd.
+    /// The device waits for this eventfd.
     Event(Arc<EventFd>),
-    /// The device polls an eventfd that comes and goes with it; where we do not have that, this other
-    /// way leads to it.
+    /// The device waits for an eventfd that changes with it; the second doorbell is used if we do not
+    /// have the eventfd.
     Kick(Arc<Kick>, Box<Doorbell>),
-    /// The device is told in some other way, or polls (tests).
+    /// Nothing: the device polls (tests).
     Silent,
 }
 
 impl Doorbell {
-    /// This one; where a device is to be reached `otherwise` at times, by that.
+    /// A copy, with `otherwise` as the second doorbell of a [`Doorbell::Kick`].
     pub(crate) fn or(&self, otherwise: impl FnOnce() -> Result<Self>) -> Result<Self> {
         match self {
             Self::Kick(kick, _) => Ok(Self::Kick(Arc::clone(kick), Box::new(otherwise()?))),
@@ -61,12 +61,11 @@ impl Doorbell {
         }
     }
 
-    /// Rings it for this queue (VIRTIO 1.3, section 4.1.5.2), whose ring has come to `next`
-    /// (section 2.9). Never waits, so that it can be rung with the queue's lock held: no kick
-    /// overtakes an earlier one.
+    /// Rings for a queue (VIRTIO 1.3, section 4.1.5.2) with the ring position `next` (section 2.9). Never
+    /// waits, so that it can be called with the queue's lock held and kicks stay in order.
     ///
-    /// One that is not delivered is no news: the connection has ended, which [`QTest::watch`]
-    /// and every waiting call report.
+    /// A failure is only logged: the connection has ended, which [`QTest::watch`] and every waiting call
+    /// report.
     #[inline]
     pub fn ring(&self, queue: u16, next: u16) {
         let kicked = match self {
@@ -87,32 +86,32 @@ impl Doorbell {
     }
 }
 
-/// An eventfd that a device polls for one queue, while there is such a device.
+/// The kick of one queue, whose eventfd changes with the device.
 ///
-/// Ringing it costs one `write` and an uncontended lock, which is a twentieth of it: the
-/// only other who locks is whoever exchanges the eventfd, when the device comes or goes.
-/// The lock is held over the `write`, so that after [`Kick::disconnect`] has returned
-/// nobody writes to the old eventfd any more. The `write` does not block ([`EventFd::signal`]).
+/// Ringing takes one `write` and an uncontended lock, which costs a twentieth of the `write`: it is only
+/// contended while the device changes. The lock is held during the `write`, so that nothing is written
+/// to the old eventfd after [`Kick::disconnect`] has returned. The `write` does not block
+/// ([`EventFd::signal`]).
 #[derive(Debug, Default)]
 pub struct Kick {
-    way: Mutex<Way>,
+    target: Mutex<Target>,
     lost: AtomicU64,
 }
 
-/// How a device is reached.
+/// How to reach the device.
 #[derive(Debug, Default)]
-enum Way {
-    /// There is none.
+enum Target {
+    /// There is no device.
     #[default]
-    Nobody,
+    None,
     /// By its eventfd.
     Event(Arc<EventFd>),
-    /// By whoever else has its eventfd.
+    /// By another doorbell.
     Otherwise,
 }
 
 impl Kick {
-    /// Rings; counts where there is nobody to ring for, or no eventfd to ring by.
+    /// Rings; counts a lost kick if there is no device or no eventfd.
     #[inline]
     pub fn ring(&self) {
         self.ring_or(|| {
@@ -120,13 +119,13 @@ impl Kick {
         });
     }
 
-    /// The same, where the device can be reached `otherwise` when its eventfd is not kept here.
+    /// Rings, or calls `otherwise` if the device's eventfd is not kept here.
     #[inline]
     pub fn ring_or(&self, otherwise: impl FnOnce()) {
         match &*self.lock() {
-            Way::Event(event) => return event.signal(),
-            Way::Otherwise => {}
-            Way::Nobody => {
+            Target::Event(event) => return event.signal(),
+            Target::Otherwise => {}
+            Target::None => {
                 self.lost.fetch_add(1, Ordering::Relaxed);
                 return;
             }
@@ -134,40 +133,38 @@ impl Kick {
         otherwise();
     }
 
-    /// From now on this eventfd is rung. It is rung once right away: what was published
-    /// while there was none has to be noticed, up to the moment in which there is one.
+    /// Sets the eventfd and signals it once, for buffers published before.
     pub fn connect(&self, event: Arc<EventFd>) {
-        let mut way = self.lock();
+        let mut target = self.lock();
         event.signal();
-        *way = Way::Event(event);
+        *target = Target::Event(event);
     }
 
-    /// The same for a device whose eventfd is not kept: from now on it is reached otherwise.
+    /// Signals the eventfd once without keeping it: the device is reached by another doorbell.
     pub fn connect_otherwise(&self, event: &EventFd) {
-        let mut way = self.lock();
+        let mut target = self.lock();
         event.signal();
-        *way = Way::Otherwise;
+        *target = Target::Otherwise;
     }
 
-    /// From now on rings are only counted.
+    /// Removes the device: kicks are only counted.
     pub fn disconnect(&self) {
-        *self.lock() = Way::Nobody;
+        *self.lock() = Target::None;
     }
 
-    /// Whether there is a device to ring for.
+    /// Whether there is a device.
     pub fn connected(&self) -> bool {
-        !matches!(*self.lock(), Way::Nobody)
+        !matches!(*self.lock(), Target::None)
     }
 
-    /// How often it was rung while there was nobody to ring for.
+    /// The number of kicks without a device.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
     #[inline]
-    fn lock(&self) -> MutexGuard<'_, Way> {
-        // Each change under the lock is one assignment: a panic leaves nothing half done.
-        self.way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_notification_says_the_queue_and_where_the_ring_is() {
+    fn a_notification_contains_the_queue_and_the_position() {
         let plain = Notification::default();
         assert_eq!(plain.of(3, 0xabcd), (2, 3));
         assert_eq!(Notification { data: true, ..plain }.of(3, 0x8005), (4, 0x8005_0003));
@@ -193,14 +190,14 @@ mod tests {
         assert_eq!((kick.connected(), kick.lost()), (false, 1));
         let event = Arc::new(EventFd::new().unwrap());
         kick.connect(Arc::clone(&event));
-        assert_eq!(event.drain(), 1, "the first ring is for what was published before");
+        assert_eq!(event.drain(), 1, "the first kick is for buffers published before");
         kick.ring();
         Doorbell::Kick(Arc::new(Kick::default()), Box::new(Doorbell::Silent)).ring(0, 0);
         assert_eq!((event.drain(), kick.lost()), (1, 1));
         kick.disconnect();
         kick.ring();
         assert_eq!((event.drain(), kick.lost()), (0, 2));
-        // The caller's handle is the last: nothing is kept.
+        // Only the caller's reference is left.
         assert_eq!(Arc::strong_count(&event), 1);
     }
 

@@ -1,13 +1,12 @@
-//! An eventfd, non-blocking, close-on-exec.
+//! `EventFd`: a non-blocking, close-on-exec eventfd.
 //!
-//! Whoever holds the descriptor too (QEMU, a backend) shares its file status flags, and can
-//! clear `O_NONBLOCK` under our feet. So no call here relies on the flag alone: a read says
-//! itself that it must not wait, and a write looks first at the flag and, where it is gone,
-//! whether the count has room. Between that look and the write a peer would have to clear the
-//! flag or fill the count to hold a thread, and could not hold it against a signal.
+//! A peer with a copy of the descriptor (QEMU, a backend) shares its file status flags and can clear
+//! `O_NONBLOCK`. Therefore no call relies on the flag alone: reads use RWF_NOWAIT, and a write first
+//! checks the flag or, without it, that the count has room. To block a thread, a peer would have to
+//! clear the flag or fill the count between check and write, and a signal still interrupts the thread.
 //!
-//! It is closed with what it tells of, whoever still refers to it, but not where its number was
-//! handed out: see [`EventFd::close`].
+//! It is closed with the object that signals it, even if there are other references, unless its number
+//! was lent: see [`EventFd::close`].
 
 use super::descriptor::Descriptor;
 use crate::{Error, Owned, Result};
@@ -20,27 +19,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// preadv2(2): from where the file stands, which is all that an eventfd knows.
+/// The offset of preadv2(2) for the current file position.
 const HERE: u64 = u64::MAX;
 
 /// A Linux eventfd (eventfd(2)) in non-blocking mode.
 #[derive(Debug)]
 pub struct EventFd {
     fd: Descriptor,
-    /// Its number was handed out. Written where the descriptor is used, read where it is taken.
+    /// Whether its number was lent. Written with the descriptor's read lock, read with its write lock.
     lent: AtomicBool,
 }
 
 impl EventFd {
-    /// A new one with count 0.
+    /// Creates one with count 0.
     ///
     /// # Errors
-    /// [`crate::Error::Os`] when the process has no descriptors left.
+    /// [`crate::Error::Os`] if the process has no descriptors left.
     pub fn new() -> Result<Self> {
         Ok(Self { fd: Descriptor::new(make()?), lent: AtomicBool::new(false) })
     }
 
-    /// Takes over a descriptor received from somebody else; sets it non-blocking.
+    /// Takes over a received descriptor and makes it non-blocking.
     ///
     /// # Errors
     /// [`crate::Error::Os`].
@@ -51,11 +50,11 @@ impl EventFd {
         Ok(Self { fd: Descriptor::new(fd), lent: AtomicBool::new(false) })
     }
 
-    /// Adds one; wakes whoever waits. Does not block, whatever the descriptor's flags are.
+    /// Adds one and wakes waiters. Does not block, even if O_NONBLOCK was cleared.
     pub fn signal(&self) {
         let _ = self.fd.with(|fd| {
-            // A count at its maximum has no room: it is signalled already. Reading the flags takes
-            // a third of the time that poll(2) does.
+            // At its maximum the count is signalled already. Reading the flags takes a third of the
+            // time of poll(2).
             let nonblocking = fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
             if nonblocking || is_ready(fd.as_fd(), PollFlags::OUT) {
                 write(fd, &1u64.to_ne_bytes())
@@ -65,14 +64,14 @@ impl EventFd {
         });
     }
 
-    /// Sets the count to zero; says what it was (0: was not signalled). Does not block,
-    /// whatever the descriptor's flags are.
+    /// Sets the count to zero and returns the old one (0: it was not signalled). Does not block, even if
+    /// O_NONBLOCK was cleared.
     pub fn drain(&self) -> u64 {
         let mut count = [0; 8];
         let got = self.fd.with(|fd| {
             let into = &mut [IoSliceMut::new(&mut count)];
             match preadv2(fd, into, HERE, ReadWriteFlags::NOWAIT) {
-                // A descriptor that is no eventfd, or a kernel that does not know the flag here.
+                // Not an eventfd, or a kernel without this flag for it.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) if is_ready(fd.as_fd(), PollFlags::IN) => {
                     read(fd, &mut count)
                 }
@@ -85,11 +84,11 @@ impl EventFd {
         }
     }
 
-    /// Waits until it is signalled; `None` waits for ever. `false` after the timeout.
-    /// Does not drain. One that is closed counts as signalled: what it told of is over.
+    /// Waits until it is signalled; `None` waits forever. Returns `false` after the timeout. Does not
+    /// drain. A closed one counts as signalled.
     ///
     /// # Errors
-    /// [`crate::Error::Os`] with errno EINTR when a signal came, for the caller to look at.
+    /// [`crate::Error::Os`] with errno EINTR after a signal, which the caller handles.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<bool> {
         match self.fd.share() {
             Some(fd) => wait_readable(fd.as_fd(), timeout),
@@ -97,16 +96,16 @@ impl EventFd {
         }
     }
 
-    /// Its number; it is good for as long as this is not closed. `None` once it is.
+    /// Its number, which is valid until it is closed. `None` if it is closed.
     pub fn number(&self) -> Option<RawFd> {
         self.fd.with(|fd| Ok(fd.as_raw_fd())).ok()
     }
 
-    /// Its number, for whoever waits by means of his own: from now on it is open as long as this
-    /// lives. Of one that was closed, that of another, which is signalled for good.
+    /// Its number for a caller that waits by its own means: from now on it is open as long as `self`
+    /// exists. If it was closed, the number of another eventfd, which stays signalled.
     ///
     /// # Errors
-    /// [`crate::Error::Os`] when the process has no descriptors left.
+    /// [`crate::Error::Os`] if the process has no descriptors left.
     pub fn lend(&self) -> Result<RawFd> {
         loop {
             let lent = self.fd.with(|fd| {
@@ -120,28 +119,26 @@ impl EventFd {
         }
     }
 
-    /// The descriptor for a wait, open as long as the answer lives. Of one that was closed, another,
-    /// which is signalled for good.
+    /// The descriptor for a wait, open as long as the result exists. If it was closed, another one, which
+    /// stays signalled.
     ///
     /// # Errors
-    /// [`crate::Error::Os`] when the process has no descriptors left.
+    /// [`crate::Error::Os`] if the process has no descriptors left.
     pub fn borrow(&self) -> Result<Arc<Owned>> {
         self.fd.share().map_or_else(|| signalled().map(|fd| Arc::new(fd.into())), Ok)
     }
 
-    /// The descriptor, open as long as the answer lives. `None` once it is closed.
+    /// The descriptor, open as long as the result exists. `None` if it is closed.
     pub fn hold(&self) -> Option<Arc<Owned>> {
         self.fd.share()
     }
 
-    /// There is nothing to wait for any more: signals it, and gives the descriptor back as soon
-    /// as nobody [waits](Self::wait) for it, [borrows](Self::borrow) or [holds](Self::hold) it. Twice
-    /// is fine.
+    /// Signals it for the last time, and closes it as soon as nobody [waits](Self::wait) for it,
+    /// [borrows](Self::borrow) or [holds](Self::hold) it. Idempotent.
     ///
-    /// One that was [lent](Self::lend) stays open, and readable, as long as this lives. Its number
-    /// may be in a `select` of another thread, which would sleep on if it were closed, or in an
-    /// event loop, which the kernel would take it from without a word; and the number would soon
-    /// be another file's.
+    /// One that was [lent](Self::lend) stays open and readable as long as `self` exists. Its number may
+    /// be in a `select` of another thread, which a close does not wake, or in an epoll set, from which a
+    /// close silently removes it; and the number could soon refer to another file.
     pub fn close(&self) {
         self.signal();
         self.fd.take(|| !self.lent.load(Ordering::Relaxed));
@@ -153,7 +150,7 @@ fn make() -> Result<OwnedFd> {
         .map_err(|e| Error::os("making an eventfd", e))
 }
 
-/// One that is signalled from the beginning.
+/// Creates one that is signalled.
 fn signalled() -> Result<OwnedFd> {
     let fd = make()?;
     write(&fd, &1u64.to_ne_bytes()).map_err(|e| Error::os("signalling an eventfd", e))?;
@@ -166,7 +163,7 @@ fn is_ready(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }
 
-/// A duration as poll(2) takes it; one too long for it means for ever.
+/// A timeout of poll(2); `None`, forever, if it is too long.
 pub(crate) fn timespec(timeout: Option<Duration>) -> Option<Timespec> {
     timeout.and_then(|t| Timespec::try_from(t).ok())
 }
@@ -178,7 +175,7 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Re
     }
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     match poll(&mut fds, timespec(timeout).as_ref()) {
-        // virtnic does not close it during a wait, so it was closed from outside.
+        // virtnic does not close it during a wait, so foreign code did.
         Ok(_) if fds[0].revents().contains(PollFlags::NVAL) => Err(Error::os(
             "waiting for a descriptor of virtnic that was closed from outside (os.closerange, or a \
              library that daemonises the program)",
@@ -222,9 +219,9 @@ mod tests {
         assert_eq!(event.drain(), 0);
     }
 
-    /// `O_NONBLOCK` belongs to the open file, so a peer that was given the eventfd can clear it.
+    /// `O_NONBLOCK` belongs to the open file, so a peer with a copy of the descriptor can clear it.
     #[test]
-    fn a_peer_that_makes_it_blocking_holds_nobody() {
+    fn a_peer_that_clears_o_nonblock_does_not_block_us() {
         let event = Arc::new(EventFd::new().unwrap());
         let peer = event.hold().unwrap().try_clone().unwrap();
         rustix::io::ioctl_fionbio(&peer, false).unwrap();
@@ -241,7 +238,7 @@ mod tests {
         });
         let ended = finished.recv_timeout(Duration::from_secs(5));
         if ended.is_err() {
-            // Let it go, so that the failure is one.
+            // End the wait, so that the test fails.
             write(event.hold().unwrap(), &1u64.to_ne_bytes()).unwrap();
         }
         ended.expect("no call waits for the peer");
@@ -249,18 +246,18 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_one_is_signalled_for_good_and_open_no_more() {
+    fn a_closed_one_counts_as_signalled() {
         let event = EventFd::new().unwrap();
         let number = event.number();
         let held = event.hold().unwrap();
         event.close();
         assert_eq!((number.is_some(), event.number()), (true, None));
-        assert!(wait_readable(held.as_fd(), Some(Duration::ZERO)).unwrap(), "who waits is woken");
+        assert!(wait_readable(held.as_fd(), Some(Duration::ZERO)).unwrap(), "waiters are woken");
         event.signal();
         assert_eq!(event.drain(), 0);
         assert!(event.wait(None).unwrap());
         event.close();
-        // Who asks now gets one that says that it is over.
+        // From now on another one, which stays signalled.
         let borrowed = event.borrow().unwrap();
         assert!(wait_readable(borrowed.as_fd(), Some(Duration::ZERO)).unwrap());
         assert_eq!((event.number(), Arc::strong_count(&borrowed)), (None, 1));

@@ -1,7 +1,7 @@
-//! How we tell the device, and how it tells us.
+//! Notifications between driver and device.
 //!
-//! An [`EventFd`] carries an interrupt to us. A [`Doorbell`] carries a kick to
-//! the device: a QTest write that nobody waits for, or a write to an eventfd.
+//! The device signals an [`EventFd`] as an interrupt. The driver rings a [`Doorbell`] as a kick: a QTest
+//! write without waiting for the reply, or a write to an eventfd.
 
 mod descriptor;
 mod doorbell;

@@ -1,11 +1,10 @@
-//! A pipe that ends all children when this process does, whoever they run as.
+//! A pipe that ends all children with this process, even those of another user.
 //!
-//! The parent-death signal is sent in the name of the parent as it dies: one that has dropped
-//! its privileges since may not signal the children that it started with them, and they stay for
-//! ever. The owner of a descriptor is signalled in the name of whoever became its owner
-//! (fcntl(2), "F_SETOWN"), and a child does that for itself. So each child has the reading end
-//! of a pipe open that signals its process group when the last writing end is closed, which is
-//! ours: one descriptor, however many children there are.
+//! The parent-death signal needs the parent's permission at its end: a parent that has dropped its
+//! privileges may not signal its children, which would remain. The signal to the owner of a descriptor
+//! needs the permission of whoever called F_SETOWN (fcntl(2)), which is the child itself. So each child
+//! has the reading end of a pipe that signals its process group when the last writing end, ours, is
+//! closed. One descriptor serves all children.
 
 use rustix::fs::{Mode, fchmod, fstat};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -13,26 +12,26 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-/// Until then the end of one reader signalled all the others (Linux 0ddad21d3e99).
+/// The first usable kernel: in earlier ones, the end of one reader signalled the others (Linux
+/// 0ddad21d3e99).
 const KERNEL: (u32, u32) = (5, 6);
 const NONE: RawFd = -1;
 
 /// The writing end, for a forked child to close its copy.
 static WRITER: AtomicI32 = AtomicI32::new(NONE);
-/// Which pipe it is: somebody else may close it, and have another file of that number.
+/// The pipe's inode, as foreign code may close the descriptor and reuse its number.
 static PIPE: AtomicU64 = AtomicU64::new(0);
 
-/// The writing end, which lives as long as the process, by the name that a child opens it by.
+/// The path by which a child opens the pipe. The writing end is open as long as the process runs.
 #[derive(Debug)]
 pub(super) struct Lifeline(Option<CString>);
 
 impl Lifeline {
-    /// One for all children of this process. Where there is none, children still have the
-    /// parent-death signal.
+    /// Creates the pipe for all children. Without it, children still have the parent-death signal.
     pub(super) fn new() -> Self {
         let made = kernel().is_some_and(|version| version >= KERNEL).then(|| {
             let (_reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            // A child that is started as another user opens it as well.
+            // A child that is started as another user opens it, too.
             fchmod(&writer, Mode::from_raw_mode(0o666))?;
             Ok(writer)
         });
@@ -45,14 +44,14 @@ impl Lifeline {
                 Self(name)
             }
             Some(Err::<_, rustix::io::Errno>(e)) => {
-                log::debug!("children get no pipe that tells of our end: {e}");
+                log::debug!("children get no pipe that signals our end: {e}");
                 Self(None)
             }
             None => Self(None),
         }
     }
 
-    /// Made anew where somebody else has closed it.
+    /// The path. Creates a new pipe if foreign code has closed the descriptor.
     pub(super) fn name(&mut self) -> Option<CString> {
         if self.0.is_some() && !is_still(WRITER.load(Ordering::Relaxed)) {
             *self = Self::new();
@@ -61,11 +60,11 @@ impl Lifeline {
     }
 }
 
-/// Has this process group killed when the pipe's writing end is closed. In a child that leads
-/// its group, before exec: no allocation. Without /proc there is nothing to do.
+/// Lets the kernel kill this process group when the pipe's writing end is closed. Runs in a child that
+/// leads its group, before exec: no allocation. Does nothing without /proc.
 pub(super) fn hold(name: &CStr) {
-    // Not close-on-exec: the program holds it without knowing.
-    // SAFETY: the name is a C string, and the descriptor is handed to no one.
+    // Not close-on-exec, so that the program keeps it.
+    // SAFETY: the name is a C string, and the descriptor is not used elsewhere.
     unsafe {
         let reader = libc::open(name.as_ptr(), libc::O_RDONLY | libc::O_NONBLOCK);
         if reader >= 0 {
@@ -76,24 +75,24 @@ pub(super) fn hold(name: &CStr) {
     }
 }
 
-/// Asks for another signal than SIGIO: fcntl(2).
+/// Selects another signal than SIGIO: fcntl(2).
 const F_SETSIG: libc::c_int = 10;
 
-/// Closes a forked child's copy of the writing end: its parent's end counts, not its own.
+/// Closes a forked child's copy of the writing end, as only the parent's end counts.
 pub(super) fn let_go() {
     let writer = WRITER.swap(NONE, Ordering::Relaxed);
     if is_still(writer) {
-        // SAFETY: it came from an OwnedFd that was given up for this, and is taken once.
+        // SAFETY: it is from `OwnedFd::into_raw_fd`, and taken once.
         drop(unsafe { OwnedFd::from_raw_fd(writer) });
     }
 }
 
-/// Whether this is the pipe.
+/// Whether the descriptor is still that of the pipe.
 fn is_still(writer: RawFd) -> bool {
     if writer < 0 {
         return false;
     }
-    // SAFETY: it is not -1, and a number that is closed, or another's by now, is only looked at.
+    // SAFETY: it is not -1, and `fstat` does no harm to a closed number or another file.
     let writer = unsafe { BorrowedFd::borrow_raw(writer) };
     fstat(writer).is_ok_and(|found| found.st_ino == PIPE.load(Ordering::Relaxed))
 }

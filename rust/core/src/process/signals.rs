@@ -1,32 +1,30 @@
-//! The signals of children, which are those of a program that a shell starts, and of our own
-//! threads, which leave signals to the program's.
+//! Signals: default actions in children, all blocked in our own threads.
 
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
 
-/// Gives every signal its default action and lets all of them through. In a child, before exec.
+/// Resets every signal to its default action and unblocks all. Runs in a child before exec.
 ///
-/// What is blocked or ignored stays so over exec. A program that blocks SIGTERM to wait for it, or
-/// ignores SIGCHLD to have no zombies, does not mean its children: QEMU would not end when it is
-/// told to, and would wait in vain for helpers of its own.
+/// Blocked and ignored signals are inherited over exec. With SIGTERM blocked, QEMU would not end on
+/// request; with SIGCHLD ignored, it would wait forever for its helpers.
 pub(super) fn reset() {
     for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: it takes no memory of ours. The two signals that cannot be changed and those of
-        // the C library are refused, which leaves them as they are.
+        // SAFETY: it accesses no memory. It fails for the two signals that cannot be changed and those
+        // of the C library.
         unsafe { libc::signal(number, libc::SIG_DFL) };
     }
     let mut none = MaybeUninit::uninit();
-    // SAFETY: the first call initializes the set, which is ours, and the second reads it.
+    // SAFETY: the first call initializes the set and the second reads it.
     unsafe {
         libc::sigemptyset(none.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), null_mut());
     }
 }
 
-/// As long as it lives, the calling thread takes no signals, and neither do those it starts.
+/// Blocks all signals in the calling thread, and in threads that it starts, until it is dropped.
 ///
-/// The kernel gives a process's signal to any thread that does not block it. A program that
-/// blocks one in its own threads, to take it with sigwait(3), would be ended by it in ours.
+/// The kernel delivers a signal to any thread that does not block it. If a program blocks one in its
+/// own threads, for sigwait(3), it would end the process in ours.
 pub(super) struct Blocked {
     before: libc::sigset_t,
 }
@@ -34,8 +32,8 @@ pub(super) struct Blocked {
 impl Blocked {
     pub(super) fn all() -> Self {
         let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: both sets are ours. The second call reads the one that the first initialized
-        // and writes the other; it only fails for an unknown way to change the mask.
+        // SAFETY: the first call initializes `all`; the second reads it and writes `before`. It only
+        // fails for an unknown operation.
         unsafe {
             libc::sigfillset(all.as_mut_ptr());
             libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
@@ -46,7 +44,7 @@ impl Blocked {
 
 impl Drop for Blocked {
     fn drop(&mut self) {
-        // SAFETY: it reads the set, which was initialized when this was made.
+        // SAFETY: it reads the set, which `all` has initialized.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, null_mut()) };
     }
 }
