@@ -1,4 +1,4 @@
-//! What users hold: one method for each command, arguments checked first.
+//! `QTest`: one method per command, with checked arguments.
 
 use super::connection::Connection;
 use super::patience::Patience;
@@ -7,25 +7,25 @@ use super::stepping;
 use super::sync::{Mutex, lock};
 use super::wire::{Answer, Command, MAX_IRQ, READ_CHUNK, WRITE_CHUNK, push_hex};
 use crate::notify::EventFd;
+use crate::unix::{address, unconnected};
 use crate::{Error, Result};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::connect;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Reads that go to QEMU in one piece; it reads its socket 1,024 bytes at a time.
+/// The most reads sent to QEMU at once, which reads its socket 1,024 bytes at a time.
 const BATCH: usize = 128;
-/// How often a socket that is not there yet is tried again.
+/// Time between two attempts to connect to a socket that does not exist yet.
 const RETRY: Duration = Duration::from_millis(2);
 
 /// A connection to QEMU's QTest socket; clones share it.
 ///
-/// Any thread may use it. Replies are matched to requests in order. When the
-/// connection ends, every waiting and later call returns [`crate::Error::QemuDied`]
-/// and each eventfd given to [`QTest::watch`] is signalled. It is closed when the
+/// Any thread may use it. When the connection ends, every waiting and later call returns
+/// [`crate::Error::QemuDied`], and the eventfds of [`QTest::watch`] are signalled. It is closed when the
 /// last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct QTest {
@@ -33,8 +33,7 @@ pub struct QTest {
     threads: Arc<Threads>,
 }
 
-/// The threads of a connection. Only users own this, the threads do not: when the
-/// last user is gone, the threads go.
+/// The threads of a connection. Only users own this, so the threads end with the last user.
 #[derive(Debug)]
 struct Threads {
     connection: Arc<Connection>,
@@ -58,7 +57,7 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if !self.connection.home.is_here() {
-            // There are no such threads here: a handle's end would detach somebody else's.
+            // The threads do not exist in a forked child.
             let handles = self.handles.get_mut().unwrap_or_else(PoisonError::into_inner);
             std::mem::forget(std::mem::take(handles));
             return;
@@ -68,21 +67,21 @@ impl Drop for Threads {
 }
 
 impl QTest {
-    /// Connects to the socket, retrying until it is there or the timeout is over, and
-    /// waits until QEMU answers. `timeout` is also how long a reply may take.
+    /// Connects to the socket, retrying until it exists, and waits until QEMU answers. `timeout` is also
+    /// the limit for a reply.
     ///
     /// # Errors
     /// [`crate::Error::Timeout`], [`crate::Error::Os`], [`crate::Error::QemuDied`];
-    /// [`crate::Error::Invalid`] for a path that no socket can have.
+    /// [`crate::Error::Invalid`] for a path that is too long for a socket.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
         Self::connect_interruptible(path, timeout, None)
     }
 
-    /// Like [`Self::connect`]; every call on this connection that waits longer than
-    /// 100 ms asks `patience`, in its own thread, whether to go on.
+    /// Like [`Self::connect`]; every waiting call of this connection also calls `patience` every 100 ms,
+    /// in its own thread.
     ///
     /// # Errors
-    /// See [`Self::connect`], and what `patience` returns.
+    /// See [`Self::connect`], and the error of `patience`.
     pub fn connect_interruptible(
         path: &Path,
         timeout: Duration,
@@ -93,11 +92,11 @@ impl QTest {
         Self::greet(path, socket, timeout, deadline, patience)
     }
 
-    /// Like [`Self::connect_interruptible`], to a QEMU that is known to listen: where nobody does, it
-    /// has ended.
+    /// Like [`Self::connect_interruptible`], to a QEMU that has been listening: if nobody listens, it has
+    /// ended.
     ///
     /// # Errors
-    /// See [`Self::connect_interruptible`]; [`crate::Error::QemuDied`] at once where nobody listens.
+    /// See [`Self::connect_interruptible`]; [`crate::Error::QemuDied`] at once if nobody listens.
     pub fn connect_to_running(
         path: &Path,
         timeout: Duration,
@@ -112,7 +111,7 @@ impl QTest {
                     path.display()
                 )));
             }
-            // Others are connecting, or a signal came.
+            // The backlog is full, or a signal arrived.
             Err(_) => open(path, deadline, patience)?,
         };
         Self::greet(path, socket, timeout, deadline, patience)
@@ -158,16 +157,16 @@ impl QTest {
     /// Port input of `width` 1, 2 or 4 bytes.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] for a width or port that QEMU would abort on; [`crate::Error::QemuDied`];
-    /// [`crate::Error::Timeout`]; [`crate::Error::Qemu`] for a FAIL or ERR reply, also to an
-    /// earlier write. So for all below.
+    /// [`crate::Error::Invalid`] for a width on which QEMU would abort; [`crate::Error::QemuDied`];
+    /// [`crate::Error::Timeout`]; [`crate::Error::Qemu`] for a FAIL or ERR reply, also to an earlier
+    /// write. The same applies to the methods below.
     pub fn port_in(&self, port: u16, width: u8) -> Result<u32> {
         check_port_width(width)?;
         Ok(number(self.connection.ask(Command::In { port, width })?)? as u32)
     }
 
-    /// Port output of `width` 1, 2 or 4 bytes; returns once written, not once done.
-    /// A FAIL is reported by the next call that waits.
+    /// Port output of `width` 1, 2 or 4 bytes; returns once it is sent, not once it is done. The next
+    /// call that waits reports a FAIL.
     ///
     /// # Errors
     /// See [`Self::port_in`].
@@ -186,8 +185,8 @@ impl QTest {
         number(self.connection.ask(Command::Read { address, width })?)
     }
 
-    /// MMIO write of `width` 1, 2, 4 or 8 bytes; returns once written, not once done.
-    /// One system call, no heap allocation.
+    /// MMIO write of `width` 1, 2, 4 or 8 bytes; returns once it is sent, not once it is done. One system
+    /// call, no heap allocation.
     ///
     /// # Errors
     /// See [`Self::port_in`].
@@ -198,9 +197,8 @@ impl QTest {
         self.connection.post(Command::Write { address, width, value })
     }
 
-    /// [`Self::write`] of a queue's doorbell, which never waits, whatever QEMU does: where the
-    /// socket is full it is kept, once for each queue, and sent before anything that is asked later. So
-    /// it may be called with a queue's lock held.
+    /// [`Self::write`] to a queue's doorbell, which never waits: if the socket is full, the kick is kept,
+    /// once per queue, and sent before later requests. It can be called with a queue's lock held.
     ///
     /// # Errors
     /// [`crate::Error::QemuDied`], [`crate::Error::Closed`], [`crate::Error::Invalid`] as above.
@@ -252,7 +250,7 @@ impl QTest {
         let mut out = Vec::with_capacity(len);
         while out.len() < len {
             let part = (len - out.len()).min(READ_CHUNK);
-            // In range: `check_range` looked at the end of the whole.
+            // In range: `check_range` checked the end.
             let command = Command::ReadBytes { address: address + out.len() as u64, len: part };
             match self.connection.ask(command)? {
                 Answer::Bytes(bytes) => out.extend_from_slice(&bytes),
@@ -280,7 +278,7 @@ impl QTest {
         Ok(())
     }
 
-    /// Waits until everything written before is done.
+    /// Waits until all earlier writes are done.
     ///
     /// # Errors
     /// See [`Self::port_in`].
@@ -288,15 +286,15 @@ impl QTest {
         self.connection.ask(Command::Endianness).map(drop)
     }
 
-    /// Asks for `IRQ raise/lower` lines of one device (on a PC: `ioapic`). Once per QEMU.
-    /// QEMU aborts when the path names an object that is not a device.
+    /// Enables `IRQ raise/lower` lines for one device (on a PC: `ioapic`). Once per QEMU. QEMU aborts if
+    /// the path is that of an object other than a device.
     ///
     /// # Errors
     /// See [`Self::port_in`].
     pub fn intercept(&self, path: &str) -> Result<()> {
         if path.is_empty() || path.len() > 255 || !path.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Error::Invalid(format!(
-                "{path:?} is no QOM path: 1 to 255 printable ASCII characters without blanks"
+                "{path:?} is not a QOM path: 1 to 255 printable ASCII characters without blanks"
             )));
         }
         let mut line = Command::Intercept.line().bytes().to_vec();
@@ -309,8 +307,8 @@ impl QTest {
         }
     }
 
-    /// Signals `event` each time interrupt line `line` is raised (and now, if it is),
-    /// until `event` is dropped. QEMU has 24 lines on a PC; one above 1,023 is ignored.
+    /// Signals `event` each time interrupt line `line` is raised, and now if it is, until `event` is
+    /// dropped. A PC has 24 lines; lines above 1,023 are ignored.
     pub fn on_irq(&self, line: u32, event: &Arc<EventFd>) {
         if line >= MAX_IRQ {
             log::warn!("there is no interrupt line {line}; its eventfd will not be signalled");
@@ -318,26 +316,26 @@ impl QTest {
         self.connection.pipeline.on_irq(line, event);
     }
 
-    /// Whether an interrupt line is raised. Exact after a call that waited: a reply
-    /// comes after the `IRQ` lines its command caused.
+    /// Whether an interrupt line is raised. Exact after a call that waited, as a reply arrives after the
+    /// `IRQ` lines that its command caused.
     pub fn irq_level(&self, line: u32) -> bool {
         self.connection.pipeline.level(line)
     }
 
-    /// Signals the eventfds of a line again if it is still raised; says whether it is.
-    /// INTx is level-triggered and shared: who has served his device and finds the line
-    /// still raised calls this, so that the others look at theirs.
+    /// Signals the eventfds of a line again if it is still raised. Returns whether it is. INTx is
+    /// level-triggered and shared: after handling its device, a driver calls this so that the drivers of
+    /// other devices on the line check theirs.
     pub fn irq_signal_again(&self, line: u32) -> bool {
         self.connection.pipeline.signal_again(line)
     }
 
-    /// Signals `event` when the connection ends (at once if it has), until `event` is dropped.
+    /// Signals `event` when the connection ends, or at once if it has, until `event` is dropped.
     pub fn watch(&self, event: &Arc<EventFd>) {
         self.connection.pipeline.watch(event);
     }
 
-    /// Steps the virtual clock by `ns`, or to the next timer; returns its time, ns. (accel=qtest)
-    /// Newer QEMUs refuse a step of 0, and one to the next timer where there is none.
+    /// Steps the virtual clock by `ns`, or to the next timer; returns its time in ns (accel=qtest). Newer
+    /// QEMUs refuse a step of 0, and one to the next timer if there is none.
     ///
     /// # Errors
     /// See [`Self::port_in`].
@@ -350,20 +348,19 @@ impl QTest {
         number(self.connection.ask(Command::ClockStep { ns })?)
     }
 
-    /// Steps the virtual clock in real time every `period` from a thread, until the
-    /// connection closes. A second call changes the period.
+    /// Steps the virtual clock in real time every `period` in a thread, until the connection closes. A
+    /// second call changes the period.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] for a period of 0; [`crate::Error::Os`] when no thread can be
-    /// started; [`crate::Error::Qemu`] when the accelerator is not qtest.
+    /// [`crate::Error::Invalid`] for a period of 0; [`crate::Error::Os`] if no thread can be started;
+    /// [`crate::Error::Qemu`] if the accelerator is not qtest.
     pub fn run_clock(&self, period: Duration) -> Result<()> {
         if period.is_zero() {
             return Err(Error::Invalid("the period of the clock must be longer than 0".into()));
         }
-        // Says whether the accelerator is qtest. Not 0: newer QEMUs refuse a step that
-        // does not advance the time.
+        // Fails unless the accelerator is qtest. Not 0, as newer QEMUs refuse that.
         self.clock_step(Some(1))?;
-        // The lock is held from the first look to the start, so that only one starts.
+        // Locked from the check to the start, so that only one thread is started.
         let mut handles = lock(&self.threads.handles);
         if !self.connection.clock.set(period) {
             return Ok(());
@@ -380,15 +377,15 @@ impl QTest {
         }
     }
 
-    /// Asks the patience that the connection was made with, for a wait for something else.
+    /// Calls the connection's [`Patience`], during a wait for something else.
     ///
     /// # Errors
-    /// What it returns.
+    /// Its error.
     pub fn patience(&self) -> Result<()> {
         self.connection.patience.map_or(Ok(()), |ask| ask())
     }
 
-    /// Why the connection ended, where it has.
+    /// Why the connection ended, if it has.
     pub fn death(&self) -> Option<String> {
         if let Err(error) = self.connection.home.check("the QTest connection") {
             return Some(error.to_string());
@@ -410,24 +407,17 @@ impl QTest {
     }
 }
 
-/// Connects, or says why that may succeed later.
+/// Connects. The inner error is one after which another attempt may succeed.
 fn attempt(path: &Path) -> Result<Result<OwnedFd, Errno>> {
-    let address = SocketAddrUnix::new(path).map_err(|_| {
-        Error::Invalid(format!(
-            "{} is no path of a socket: 1 to 107 bytes without a zero byte",
-            path.display()
-        ))
-    })?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
-    match socket.and_then(|socket| connect(&socket, &address).map(|()| socket)) {
+    let address = address(path)?;
+    match unconnected().and_then(|socket| connect(&socket, &address).map(|()| socket)) {
         Ok(socket) => Ok(Ok(socket)),
         Err(why @ (Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)) => Ok(Err(why)),
         Err(e) => Err(Error::os(format!("connecting to the QTest socket {}", path.display()), e)),
     }
 }
 
-/// Connects to a socket that may not be there yet.
+/// Connects to a socket that may not exist yet.
 fn open(path: &Path, deadline: Option<Instant>, patience: Option<Patience>) -> Result<OwnedFd> {
     loop {
         let why = match attempt(path)? {
@@ -455,7 +445,7 @@ fn number(answer: Answer) -> Result<u64> {
     }
 }
 
-/// Cannot be: `Command::answer` yields what each command asks for.
+/// Cannot happen: `Command::answer` returns the right kind for each command.
 fn unexpected(answer: &Answer) -> Error {
     Error::Qemu(format!("a reply of the wrong kind: {answer:?}"))
 }
@@ -463,7 +453,9 @@ fn unexpected(answer: &Answer) -> Error {
 fn check_port_width(width: u8) -> Result<()> {
     match width {
         1 | 2 | 4 => Ok(()),
-        _ => Err(Error::Invalid(format!("a port access is 1, 2 or 4 bytes wide, not {width}"))),
+        _ => {
+            Err(Error::Invalid(format!("a port access must be 1, 2 or 4 bytes wide, not {width}")))
+        }
     }
 }
 
@@ -471,7 +463,9 @@ fn check_port_width(width: u8) -> Result<()> {
 fn check_access(address: u64, width: u8) -> Result<()> {
     match width {
         1 | 2 | 4 | 8 => check_range(address, usize::from(width)),
-        _ => Err(Error::Invalid(format!("an MMIO access is 1, 2, 4 or 8 bytes wide, not {width}"))),
+        _ => Err(Error::Invalid(format!(
+            "an MMIO access must be 1, 2, 4 or 8 bytes wide, not {width}"
+        ))),
     }
 }
 

@@ -1,9 +1,9 @@
-//! When QEMU's virtual clock is stepped: see [`super::stepping`].
+//! The timing of steps of QEMU's virtual clock: see [`super::stepping`].
 
 use super::sync::{Condvar, Mutex, lock, wait};
 use std::time::{Duration, Instant};
 
-/// When the clock thread steps, and whether it shall go on.
+/// The period of the clock thread, and its end.
 #[derive(Debug)]
 pub(super) struct Clock {
     state: Mutex<ClockState>,
@@ -23,25 +23,25 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// Sets the period; says whether the thread must be started.
+    /// Sets the period. Returns whether the thread must be started.
     pub(super) fn set(&self, period: Duration) -> bool {
         let first = lock(&self.state).period.replace(period).is_none();
         self.changed.notify_all();
         first
     }
 
-    /// Takes back a first [`Self::set`]: the thread could not be started, or ended.
+    /// Undoes a first [`Self::set`]: the thread could not be started, or ended.
     pub(super) fn unset(&self) {
         lock(&self.state).period = None;
     }
 
-    /// Makes the thread go.
+    /// Ends the thread.
     pub(super) fn stop(&self) {
         lock(&self.state).stopped = true;
         self.changed.notify_all();
     }
 
-    /// Sleeps for a period that begins at `since`; `false` when the thread shall go.
+    /// Sleeps until one period after `since`. Returns false if the thread has to end.
     pub(super) fn sleep(&self, since: Instant) -> bool {
         let mut state = lock(&self.state);
         loop {

@@ -1,4 +1,4 @@
-//! The socket and the thread that reads it.
+//! The socket and its reading thread.
 
 use super::clock::Clock;
 use super::patience::Patience;
@@ -22,12 +22,12 @@ impl Signal for EventFd {
     }
 }
 
-/// What the callers and the threads of one connection share.
+/// The state shared by the callers and threads of a connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) home: Home,
-    /// Reading blocks, in the reading thread only; writing never does. It goes with the connection,
-    /// whoever still refers to this.
+    /// Blocks for reads in the reading thread, never for writes. Closed with the connection, even if
+    /// there are other references.
     socket: Descriptor,
     pub(super) pipeline: Pipeline<EventFd>,
     pub(super) clock: Clock,
@@ -60,7 +60,7 @@ impl Connection {
 
     /// Reads until the end.
     fn read(&self) {
-        // As long as this thread reads: its number is no other's meanwhile.
+        // Shared, so that its number is not reused while this thread reads.
         let Some(socket) = self.socket.share() else { return };
         let mut splitter = Splitter::default();
         let mut buffer = [0; 4096];
@@ -81,8 +81,8 @@ impl Connection {
         self.end(End::Died(why));
     }
 
-    /// Ends the connection; the threads see it and go. The first reason counts.
-    /// In a forked child the connection is its parent's, and goes on.
+    /// Ends the connection and its threads. Only the first reason counts. Does nothing in a forked child,
+    /// as the connection is the parent's.
     pub(super) fn end(&self, end: End) {
         if !self.home.is_here() {
             return;
@@ -97,17 +97,17 @@ impl Connection {
             log::info!("the QTest connection ended: {why}");
         }
         self.clock.stop();
-        // Wakes the reading thread, and a writer in poll, who close it when they go.
+        // Wakes the reading thread and a writer in poll, which close the socket when they end.
         let _ = self.socket.with(|socket| shutdown(socket, Shutdown::Both));
         self.socket.take(|| true);
     }
 
-    /// When the patience with one call that starts now is over.
+    /// The deadline of a call that starts now.
     pub(super) fn deadline(&self) -> Option<Instant> {
         Instant::now().checked_add(self.timeout)
     }
 
-    /// Sends a command; nobody waits for its reply.
+    /// Sends a command without waiting for its reply.
     #[inline]
     pub(super) fn post(&self, command: Command) -> Result<()> {
         self.submit(&[command], None, command.line().bytes(), self.deadline(), self.patience)
@@ -118,8 +118,8 @@ impl Connection {
         self.submit(&[command], None, line, self.deadline(), self.patience)
     }
 
-    /// Sends a command for whose reply nobody waits, now or as soon as it can be written. Never waits:
-    /// the caller may hold any lock.
+    /// Sends a command now, or as soon as it can be written. Never waits, so the caller may hold any
+    /// lock.
     #[inline]
     pub(super) fn kick(&self, command: Command) -> Result<()> {
         self.home.check("the QTest connection")?;
@@ -157,8 +157,8 @@ impl Connection {
         Ok(answers)
     }
 
-    /// Sends a command and waits for its reply, however long that takes: for our own
-    /// threads, which end with the connection.
+    /// Sends a command and waits for its reply without a limit, for our own threads, which end with the
+    /// connection.
     pub(super) fn ask_for_ever(&self, command: Command) -> Result<Answer> {
         let ticket = Ticket::new(1);
         self.submit(&[command], Some(&ticket), command.line().bytes(), None, None)?;
@@ -175,7 +175,7 @@ impl Connection {
     ) -> Result<()> {
         self.home.check("the QTest connection")?;
         let submitted = self.submit_in_turn(commands, ticket, lines, deadline, patience);
-        // Kicks may have come during the turn.
+        // Kicks may have been kept during the turn.
         self.pipeline.go_on(|lines| self.write_now(lines));
         submitted
     }
@@ -200,8 +200,7 @@ impl Connection {
                 Err(error)
             }
             Err((written, error)) => {
-                // Whoever writes next would have his line glued to half of ours, and
-                // QEMU aborts on that.
+                // The next line would follow half of ours, and QEMU aborts on a malformed line.
                 let why = match written {
                     0 => error.to_string(),
                     n => format!("{error} ({n} of {} bytes written)", lines.len()),
@@ -212,8 +211,7 @@ impl Connection {
         }
     }
 
-    /// Writes what it can without waiting; says how many bytes. What is wrong with the socket is found by
-    /// the thread that reads it.
+    /// Writes without waiting. Returns the number of bytes. The reading thread detects socket errors.
     fn write_now(&self, lines: &[u8]) -> usize {
         loop {
             match self.send(lines) {
@@ -229,7 +227,7 @@ impl Connection {
         self.socket.with(|socket| send(socket, lines, flags))
     }
 
-    /// Writes everything; an error says how much was written.
+    /// Writes everything. An error includes the number of bytes written.
     fn write(&self, lines: &[u8], deadline: Option<Instant>) -> Result<(), (usize, Error)> {
         may_wait("the QTest socket");
         let mut written = 0;
@@ -243,10 +241,10 @@ impl Connection {
                         let text = "QEMU does not read its QTest socket; its main loop is blocked or stopped";
                         return Err((written, Error::Timeout(text.into())));
                     }
-                    // Where it has ended, the next attempt says so.
+                    // If the connection has ended, the next attempt fails.
                     let Some(socket) = self.socket.share() else { continue };
                     let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
-                    // An interrupted or failed poll is tried again, until the deadline.
+                    // An interrupted or failed poll is repeated until the deadline.
                     let _ = poll(&mut fds, crate::notify::timespec(left).as_ref());
                 }
                 Err(Errno::PIPE | Errno::CONNRESET | Errno::BADF) => {

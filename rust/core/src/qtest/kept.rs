@@ -1,13 +1,13 @@
-//! Kicks that could not be written at once: see [`super::kicks`].
+//! Kicks that could not be written yet: see [`super::kicks`].
 
 use super::wire::Command;
 
-/// What is to be written as soon as something can be.
+/// Lines to write as soon as possible.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    /// The rest of a line of which a part was written; it has its place.
+    /// The rest of a partly written line, which has a slot already.
     pub(super) rest: Vec<u8>,
-    /// Each for another queue, the oldest first. None has a place yet.
+    /// At most one kick per queue, oldest first, without slots.
     pub(super) kicks: Vec<Command>,
 }
 
@@ -16,7 +16,7 @@ impl Kept {
         self.rest.is_empty() && self.kicks.is_empty()
     }
 
-    /// Keeps a kick, in the place of an earlier one of the same queue.
+    /// Keeps a kick. Replaces an earlier one of the same queue.
     pub(super) fn keep(&mut self, kick: Command) {
         match self.kicks.iter_mut().find(|kept| kept.kicks_the_queue_of(&kick)) {
             Some(kept) => *kept = kick,
@@ -24,7 +24,7 @@ impl Kept {
         }
     }
 
-    /// The kick was not written after all; it is the oldest.
+    /// Puts back the oldest kick, which was not written.
     pub(super) fn put_back(&mut self, kick: Command) {
         if !self.kicks.iter().any(|kept| kept.kicks_the_queue_of(&kick)) {
             self.kicks.insert(0, kick);
@@ -32,17 +32,17 @@ impl Kept {
     }
 }
 
-/// What goes out before the lines of somebody who waited for his turn.
+/// Kept lines, written before the lines of the next writer.
 #[derive(Debug, Default)]
 pub(super) struct Before {
-    /// All of it; empty where nothing was kept.
+    /// The bytes; mostly empty.
     pub(super) lines: Vec<u8>,
     pub(super) rest: usize,
     pub(super) kicks: Vec<Command>,
 }
 
 impl Before {
-    /// How many of its lines have taken a place.
+    /// The number of slots of its lines.
     pub(super) fn places(&self) -> usize {
         self.kicks.len()
     }

@@ -1,12 +1,12 @@
-//! Kicks: writes for which nobody waits, not even for the socket.
+//! Kicks: writes that never wait, not even for the socket.
 //!
-//! A queue is kicked with its lock held, by threads that may hold Python's interpreter lock too. So
-//! a kick is written where that is possible at once, and else kept: for whoever is writing now,
-//! or for the thread that reads, after the next reply. One of the two always comes. A socket is
-//! full of lines without a reply, and each has its place in the queue of requests.
+//! A thread kicks a queue with the queue's lock held, and possibly Python's interpreter lock. A kick
+//! that cannot be written at once is kept: for the thread that is writing, or for the reading thread
+//! after the next reply. There is always one of the two, as a full socket contains lines without a
+//! reply, and each has its slot in the queue of requests.
 //!
-//! At most one kick is kept for each queue: the device looks at the ring itself, and a later kick says
-//! all that an earlier one did. What is written after a kick was rung comes after it.
+//! At most one kick per queue is kept, as the device reads the ring itself and a later kick replaces an
+//! earlier one. Kicks are written before later requests.
 
 use super::kept::{Before, Kept};
 use super::pipeline::{Pipeline, Signal, Slot, State};
@@ -15,7 +15,7 @@ use super::wire::Command;
 use crate::Result;
 
 impl<S> State<S> {
-    /// Takes all that was kept, with a place for each kick.
+    /// Takes all kept lines and adds a slot for each kick.
     pub(super) fn take_kept(&mut self) -> Before {
         if self.kept.is_empty() {
             return Before::default();
@@ -29,7 +29,7 @@ impl<S> State<S> {
         Before { lines, rest, kicks }
     }
 
-    /// Nothing of it was written; its places were given back.
+    /// Keeps lines again that were not written and whose slots were removed.
     pub(super) fn keep_again(&mut self, before: Before) {
         let Before { mut lines, rest, kicks } = before;
         lines.truncate(rest);
@@ -41,10 +41,10 @@ impl<S> State<S> {
 }
 
 impl<S: Signal> Pipeline<S> {
-    /// Kicks. `write` writes what it can without waiting, and says how many bytes that was.
+    /// Kicks. `write` writes without waiting and returns the number of bytes written.
     ///
     /// # Errors
-    /// The end's.
+    /// The error of the connection's end.
     #[inline]
     pub(super) fn kick(&self, kick: Command, write: impl FnMut(&[u8]) -> usize) -> Result<()> {
         let mut state = lock(&self.state);
@@ -56,8 +56,7 @@ impl<S: Signal> Pipeline<S> {
         Ok(())
     }
 
-    /// Writes kicks that were kept, as far as that is possible without waiting. To be called after
-    /// each turn, and after each reply.
+    /// Writes kept kicks as far as possible without waiting. Called after each turn and each reply.
     pub(super) fn go_on(&self, write: impl FnMut(&[u8]) -> usize) {
         let state = lock(&self.state);
         if !state.kept.is_empty() {
@@ -70,7 +69,7 @@ impl<S: Signal> Pipeline<S> {
         mut state: MutexGuard<'a, State<S>>,
         mut write: impl FnMut(&[u8]) -> usize,
     ) {
-        // Who is writing looks again at the end of his turn, and a reply makes room.
+        // A thread that is writing calls `go_on` after its turn; after a reply there is room.
         while !state.writing && !state.is_full() && state.end.is_none() && !state.kept.is_empty() {
             let rest = std::mem::take(&mut state.kept.rest);
             let kick = if rest.is_empty() { Some(state.kept.kicks.remove(0)) } else { None };
@@ -90,13 +89,13 @@ impl<S: Signal> Pipeline<S> {
             }
             match kick {
                 Some(kick) if written == 0 => {
-                    // Nobody took a place behind it: it was our turn.
+                    // It was our turn, so the slot is still the last one.
                     state.outstanding.pop_back();
                     state.kept.put_back(kick);
                 }
                 _ => state.kept.rest = bytes.get(written..).unwrap_or_default().to_vec(),
             }
-            // The thread that reads saw that it was our turn, if there was a reply meanwhile.
+            // After a reply, continue: the reading thread did not write during our turn.
             if state.replies == replies {
                 break;
             }

@@ -1,7 +1,7 @@
-//! Models of every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p virtnic --release --lib loom`.
+//! Loom models: `RUSTFLAGS="--cfg loom" cargo test -p virtnic --release --lib loom`.
 //!
-//! The socket holds one line; the pipeline is the real one. A kick that is lost leaves QEMU waiting
-//! for it, which loom reports as a deadlock.
+//! The socket holds one line; the pipeline is the real one. If a kick is lost, QEMU waits for it
+//! forever, which loom reports as a deadlock.
 
 #![allow(clippy::unwrap_used)]
 
@@ -35,7 +35,7 @@ impl Socket {
         self.changed.notify_all();
         bytes.len()
     }
-    /// As somebody who may wait.
+    /// Writes, waiting if necessary.
     fn write(&self, bytes: &[u8]) {
         let mut line = lock(&self.line);
         while line.is_some() {
@@ -78,12 +78,12 @@ impl World {
         self.pipeline.kick(kick, |line| self.socket.write_now(line)).unwrap();
     }
 
-    /// As `Connection::submit`, and the wait for the reply.
+    /// Like `Connection::submit`, and waits for the reply.
     fn ask(&self) -> Result<Vec<Answer>> {
         let ticket = Ticket::new(1);
         let command = Command::In { port: 7, width: 2 };
         let mut turn = self.pipeline.begin(&[command], Some(&ticket), None, None)?;
-        // Whole lines, as a reader finds them.
+        // In whole lines.
         let before = String::from_utf8(turn.before().to_vec()).unwrap();
         before.split_inclusive('\n').for_each(|line| self.socket.write(line.as_bytes()));
         turn.wrote_before();
@@ -93,7 +93,7 @@ impl World {
         self.pipeline.finish(&ticket, command, None, None)
     }
 
-    /// QEMU and the thread that reads: answers until each of these lines has come.
+    /// QEMU and the reading thread: answers until each of these lines has arrived.
     fn serve(&self, wanted: &[String]) {
         let mut seen: Vec<String> = Vec::new();
         while !wanted.iter().all(|line| seen.contains(line)) {
@@ -117,7 +117,7 @@ fn spawn(world: &Arc<World>, body: impl FnOnce(&World) + 'static) -> thread::Joi
     thread::spawn(move || body(&world))
 }
 
-/// Nobody waits, and the last kick of each queue arrives.
+/// The last kick of each queue arrives, without another request.
 #[test]
 fn loom_a_full_socket_loses_no_kick() {
     model(|| {
@@ -132,10 +132,9 @@ fn loom_a_full_socket_loses_no_kick() {
     });
 }
 
-/// A kick that comes while another writes, or waits for his turn, is written all the same, and what is
-/// asked gets its own reply.
+/// A kick during another thread's turn or wait arrives, and the request gets its own reply.
 #[test]
-fn loom_a_kick_beside_a_question() {
+fn loom_a_kick_beside_a_request() {
     model(|| {
         let world = World::new();
         let last = [line_of(kick_of(0, 2)), line_of(Command::In { port: 7, width: 2 })];

@@ -1,13 +1,12 @@
-//! The QTest wire client: port I/O, MMIO, interrupts and the virtual clock
-//! over one socket (QEMU: `docs/devel/testing/qtest.rst`, `system/qtest.c`).
+//! The QTest client: port I/O, MMIO, interrupts and the virtual clock over one socket (QEMU:
+//! `docs/devel/testing/qtest.rst`, `system/qtest.c`).
 //!
-//! QEMU aborts on a malformed line, so only whole, valid lines leave here, and
-//! bad arguments are refused before anything is written.
+//! QEMU aborts on a malformed line, so only complete, valid lines are written, and arguments are checked
+//! first.
 //!
-//! Five parts: `wire` (lines and replies, pure functions), `pipeline` (which
-//! reply belongs to whom, interrupts, the end; no I/O, so that loom can model
-//! it), `kicks` (writes that never wait), `connection` (the socket and the thread
-//! that reads it), `client` (what users hold).
+//! `wire` formats and parses lines (pure functions), `pipeline` matches replies with requests and
+//! handles interrupts and the end (no I/O, so that loom can model it), `kicks` are writes that never
+//! wait, `connection` is the socket and its reading thread, `client` the API.
 
 mod client;
 mod clock;

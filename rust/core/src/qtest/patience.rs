@@ -1,7 +1,7 @@
-//! Whether a wait for QEMU goes on.
+//! `Patience`: ends waits for QEMU.
 
 use crate::Result;
 
-/// Asked again and again by a thread that waits for QEMU: an error ends the wait
-/// (a user's Ctrl-C), and is what the waiting call returns.
+/// Called regularly by a thread that waits for QEMU. An error, such as after a user's Ctrl-C, ends the
+/// wait and is returned by the waiting call.
 pub type Patience = fn() -> Result<()>;

@@ -1,8 +1,8 @@
-//! Which reply belongs to whom, which interrupt wakes whom, and the end.
+//! Matches replies with requests, dispatches interrupts, and handles the end of the connection.
 //!
-//! QTest replies carry no request ids: they come in the order of the requests.
-//! So a request takes its place in the queue before its line is written, and the
-//! thread that reads pops a place for each reply. No I/O happens here.
+//! QTest replies have no request ids but arrive in the order of the requests. A request gets a slot in
+//! the queue before its line is written, and the reading thread removes one slot per reply. No I/O
+//! happens here.
 
 use super::kept::{Before, Kept};
 use super::patience::Patience;
@@ -15,23 +15,22 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// Requests that may be without a reply at a time. QEMU has read them or they lie
-/// in the socket's buffer; one that wants more waits, so memory is bounded.
+/// The most requests without a reply; more wait, so that memory is bounded.
 pub(super) const MAX_OUTSTANDING: usize = 1024;
-/// How often a waiting thread asks its [`Patience`].
+/// How often a waiting thread calls its [`Patience`].
 const SLICE: Duration = Duration::from_millis(100);
 
-/// What an interrupt or the end signals; an eventfd, or a fake in a model.
+/// Signalled by an interrupt or the end: an eventfd, or a fake in a model.
 pub(super) trait Signal {
     fn signal(&self);
 }
 
-/// Why there is no connection any more.
+/// Why the connection ended.
 #[derive(Clone, Debug)]
 pub(super) enum End {
     /// We closed it.
     Closed,
-    /// QEMU is gone, or broke the protocol.
+    /// QEMU ended or broke the protocol.
     Died(String),
 }
 
@@ -44,11 +43,11 @@ impl End {
     }
 }
 
-/// A request's place in the queue.
+/// A request without a reply yet.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) command: Command,
-    /// Who waits; nobody for a posted write.
+    /// The waiting caller; none for a posted write.
     pub(super) ticket: Option<Arc<Ticket>>,
 }
 
@@ -89,7 +88,7 @@ impl Ticket {
     }
 }
 
-/// The refusals of posted writes since somebody was last told.
+/// The refusals of posted writes that are not reported yet.
 #[derive(Debug)]
 struct Refusals {
     first: String,
@@ -106,23 +105,23 @@ impl fmt::Display for Refusals {
 #[derive(Debug)]
 pub(super) struct State<S> {
     pub(super) outstanding: VecDeque<Slot>,
-    /// Whether a thread is between taking its places and having written its lines.
+    /// Whether a thread has slots whose lines it is still writing.
     pub(super) writing: bool,
-    /// Threads that wait for their turn to write, or for room.
+    /// Number of threads that wait for their turn to write, or for room.
     pub(super) queueing: usize,
-    /// Kicks that could not be written at once.
+    /// Kicks that could not be written yet.
     pub(super) kept: Kept,
-    /// Replies so far, to tell whether there was one.
+    /// Number of replies, to detect a new one.
     pub(super) replies: u64,
     refusals: Option<Refusals>,
     pub(super) end: Option<End>,
     watchers: Vec<Weak<S>>,
     lines: Vec<(u32, Weak<S>)>,
-    /// One bit for each interrupt line that is raised.
+    /// A bit for each interrupt line, set while it is raised.
     levels: [u64; MAX_IRQ as usize / 64],
 }
 
-/// The state machine. See the module's description.
+/// The state machine: see the [module](self).
 #[derive(Debug)]
 pub(super) struct Pipeline<S> {
     pub(super) state: Mutex<State<S>>,
@@ -130,32 +129,32 @@ pub(super) struct Pipeline<S> {
 }
 
 impl<S> State<S> {
-    /// Whether there is no place for another request.
+    /// Whether there is no room for another request.
     pub(super) fn is_full(&self) -> bool {
         self.outstanding.len() >= MAX_OUTSTANDING
     }
 }
 
-/// The right to write the lines of the places just taken.
+/// The right to write the lines of the slots just added.
 #[derive(Debug)]
 pub(super) struct Turn<'a, S> {
     pipeline: &'a Pipeline<S>,
     places: usize,
-    /// Kicks that were kept: they go first.
+    /// Kept kicks, which are written first.
     before: Before,
 }
 
 impl<S> Turn<'_, S> {
-    /// Lines to be written before those of the caller; mostly none.
+    /// Lines to write before those of the caller; mostly none.
     pub(super) fn before(&self) -> &[u8] {
         &self.before.lines
     }
-    /// These were written.
+    /// Call after these lines were written.
     pub(super) fn wrote_before(&mut self) {
         self.before = Before::default();
     }
 
-    /// Gives the places back: not a byte of what is left of their lines was written.
+    /// Removes the slots, as nothing of their lines was written.
     pub(super) fn cancel(mut self) {
         let mut state = lock(&self.pipeline.state);
         let places = self.places + self.before.places();
@@ -179,8 +178,8 @@ impl<S> Drop for Turn<'_, S> {
     }
 }
 
-/// Waits in slices, asking `patience` after each; `None` when the time is over.
-/// `done` is looked at with the lock held.
+/// Waits until `done`, which is called with the lock held. Calls `patience` after each [`SLICE`].
+/// Returns `None` after the deadline.
 fn interruptible<'a, T>(
     mutex: &'a Mutex<T>,
     condition: &Condvar,
@@ -230,10 +229,10 @@ impl<S: Signal> Pipeline<S> {
         Self { state: Mutex::new(state), turn: Condvar::new() }
     }
 
-    /// Waits for our turn to write and takes a place for each command.
+    /// Waits for our turn to write and adds a slot for each command.
     ///
     /// # Errors
-    /// The end's; [`Error::Timeout`] when QEMU answers nothing for so long.
+    /// The error of the connection's end; [`Error::Timeout`] after the deadline.
     pub(super) fn begin(
         &self,
         commands: &[Command],
@@ -285,7 +284,7 @@ impl<S: Signal> Pipeline<S> {
     /// Waits for the replies of a ticket whose lines were written.
     ///
     /// # Errors
-    /// The end's, [`Error::Timeout`], and [`Error::Qemu`] when one of them was refused.
+    /// The error of the connection's end; [`Error::Timeout`]; [`Error::Qemu`] if one was refused.
     pub(super) fn finish(
         &self,
         ticket: &Ticket,
@@ -320,10 +319,10 @@ impl<S: Signal> Pipeline<S> {
         }
     }
 
-    /// Takes in one line from QEMU.
+    /// Processes one line from QEMU.
     ///
     /// # Errors
-    /// How the line breaks the protocol. The caller ends the connection.
+    /// How the line breaks the protocol. The caller then ends the connection.
     pub(super) fn deliver(&self, incoming: &Incoming<'_>) -> Result<(), String> {
         let rest = match incoming {
             Incoming::Irq { line, raised } => {
@@ -337,9 +336,9 @@ impl<S: Signal> Pipeline<S> {
         state.replies = state.replies.wrapping_add(1);
         let Some(slot) = state.outstanding.pop_front() else {
             return Err(match state.end {
-                // What was on its way when the end came is nobody's.
+                // Ignore replies after the end.
                 Some(_) => return Ok(()),
-                None => "QEMU sent a reply that nobody asked for".to_owned(),
+                None => "QEMU sent a reply without a request".to_owned(),
             });
         };
         let queueing = state.queueing > 0;
@@ -347,7 +346,7 @@ impl<S: Signal> Pipeline<S> {
             Ok(rest) => match slot.command.answer(rest) {
                 Ok(answer) => Ok(answer),
                 Err(violation) => {
-                    // Its ticket must be found by `die`.
+                    // `die` ends its ticket.
                     state.outstanding.push_front(slot);
                     return Err(violation);
                 }
@@ -396,7 +395,7 @@ impl<S: Signal> Pipeline<S> {
         }
     }
 
-    /// Whether an interrupt line is raised, as far as QEMU's lines were read.
+    /// Whether an interrupt line is raised, according to the lines read so far.
     pub(super) fn level(&self, line: u32) -> bool {
         lock(&self.state)
             .levels
@@ -415,7 +414,7 @@ impl<S: Signal> Pipeline<S> {
         raised
     }
 
-    /// Signals `event` whenever the line is raised, and at once if it is.
+    /// Signals `event` whenever the line is raised; at once if it is raised now.
     pub(super) fn on_irq(&self, line: u32, event: &Arc<S>) {
         let mut state = lock(&self.state);
         state.lines.retain(|(_, e)| e.strong_count() > 0);
@@ -425,7 +424,7 @@ impl<S: Signal> Pipeline<S> {
         }
     }
 
-    /// Signals `event` at the end; at once if that was.
+    /// Signals `event` when the connection ends; at once if it has ended.
     pub(super) fn watch(&self, event: &Arc<S>) {
         let mut state = lock(&self.state);
         if state.end.is_some() {
@@ -434,14 +433,14 @@ impl<S: Signal> Pipeline<S> {
             return;
         }
         state.watchers.retain(|e| e.strong_count() > 0);
-        // One that several ports have is there once, however many come and go.
+        // Several ports may share an eventfd; keep it once.
         if !state.watchers.iter().any(|e| std::ptr::addr_eq(e.as_ptr(), Arc::as_ptr(event))) {
             state.watchers.push(Arc::downgrade(event));
         }
     }
 
-    /// Ends it: wakes every waiter and every watcher. The first reason counts.
-    /// Says whether this was the first.
+    /// Ends the connection: wakes all waiters and watchers. Only the first call counts. Returns whether
+    /// this was the first.
     pub(super) fn die(&self, end: End) -> bool {
         let mut state = lock(&self.state);
         if state.end.is_some() {
@@ -462,7 +461,7 @@ impl<S: Signal> Pipeline<S> {
         true
     }
 
-    /// Why it ended, where it has.
+    /// Why it ended, if it has.
     pub(super) fn end(&self) -> Option<End> {
         lock(&self.state).end.clone()
     }
@@ -486,8 +485,7 @@ mod loom_tests {
         }
     }
 
-    /// A socket whose far side answers each request with its own port number:
-    /// what was written, in the order in which it was written.
+    /// A socket whose peer answers each request with its port number: the requests written, in order.
     #[derive(Default)]
     struct Peer {
         requests: Mutex<VecDeque<u16>>,
@@ -498,7 +496,7 @@ mod loom_tests {
         Command::In { port: n, width: 2 }
     }
 
-    /// What a caller does: take places, write, wait.
+    /// A caller: adds a slot, writes, waits.
     fn ask(pipeline: &Pipeline<Bell>, peer: &Peer, n: u16) -> Result<Vec<Answer>> {
         let ticket = Ticket::new(1);
         let turn = pipeline.begin(&[port(n)], Some(&ticket), None, None)?;
@@ -508,7 +506,7 @@ mod loom_tests {
         pipeline.finish(&ticket, port(n), None, None)
     }
 
-    /// What the reading thread does, for so many replies.
+    /// The reading thread, for this many replies.
     fn serve(pipeline: &Pipeline<Bell>, peer: &Peer, replies: usize) {
         for _ in 0..replies {
             let mut requests = lock(&peer.requests);
@@ -549,10 +547,10 @@ mod loom_tests {
         });
     }
 
-    /// Two callers, one reply, then the end: whoever has no reply gets the end's
-    /// error, nobody sleeps on, the watcher is signalled exactly once.
+    /// Two callers, one reply, then the end: the other caller gets the error of the end, and the watcher
+    /// is signalled once.
     #[test]
-    fn loom_the_end_wakes_everybody() {
+    fn loom_the_end_wakes_all() {
         model(|| {
             let pipeline = Arc::new(Pipeline::new());
             let peer = Arc::new(Peer::default());
@@ -580,7 +578,7 @@ mod loom_tests {
         });
     }
 
-    /// An eventfd registered while its line is raised misses nothing.
+    /// An eventfd that is registered while its line is raised is signalled once.
     #[test]
     fn loom_a_raised_line_is_not_missed() {
         model(|| {

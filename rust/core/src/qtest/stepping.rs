@@ -1,8 +1,8 @@
 //! Steps QEMU's virtual clock in real time, for the qtest accelerator.
 //!
-//! With that accelerator the virtual clock stands still; slirp's timers and the
-//! device's own need it to run. A step is as long as the time that really passed,
-//! and the next begins only when QEMU has answered the last, so steps never pile up.
+//! With that accelerator, the virtual clock stands still, but timers of slirp and of the device need it.
+//! A step is as long as the elapsed time, and the next starts after QEMU's reply to the last, so steps
+//! do not accumulate.
 
 use super::connection::Connection;
 use super::wire::Command;
@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The longest single step: QEMU runs each timer on the way, and must be able to
-/// answer others in between.
+/// The longest single step, as QEMU runs all timers of a step before it answers other requests.
 const LONGEST_STEP: Duration = Duration::from_secs(1);
 
-/// Starts the thread; [`Clock::set`](super::clock::Clock::set) was called before.
+/// Starts the thread, after [`Clock::set`](super::clock::Clock::set).
 pub(super) fn start(connection: &Arc<Connection>) -> Result<JoinHandle<()>, std::io::Error> {
     let connection = Arc::clone(connection);
     background("virtnic-clock", move || run(&connection))

@@ -7,13 +7,12 @@ use std::sync::PoisonError;
 pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Locks. A thread that panicked with the lock held is no reason to panic too:
-/// every change under these locks is a single step.
+/// Locks, ignoring poison: every change under these locks is a single step.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits on a condition, at most so long where a time is given.
+/// Waits on a condition variable, up to the timeout.
 pub(super) fn wait<'a, T>(
     condition: &Condvar,
     guard: MutexGuard<'a, T>,

@@ -1,4 +1,4 @@
-//! The reading side of a connection without its socket, for tests and fuzzing.
+//! The reading side of a connection without a socket, for tests and fuzzing.
 
 use super::pipeline::{End, Pipeline, Ticket};
 use super::wire::{Answer, Command, MAX_LINE, READ_CHUNK, Splitter, parse};
@@ -8,28 +8,28 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The most bytes that a peer can make a connection keep.
+/// The most bytes of a peer that a connection keeps.
 pub const MOST_HELD: usize = MAX_LINE;
 
-/// A request of whose answer something is known.
+/// A request and its expected answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// A read of so many bytes (1, 2, 4 or 8): a number that fits them.
+    /// A read of 1, 2, 4 or 8 bytes: a number of this width.
     Read(u8),
-    /// A read of up to [`Self::LONGEST`] bytes: so many of them.
+    /// A read of up to [`Self::LONGEST`] bytes: this many bytes.
     Bytes(usize),
-    /// A write that nobody waits for: nothing.
+    /// A write without waiting: nothing.
     Posted,
     /// A step of the clock: a number below 2^63.
     Clock,
 }
 
 impl Request {
-    /// Bytes that one request may ask for.
+    /// The most bytes of one request.
     pub const LONGEST: usize = READ_CHUNK;
 }
 
-/// What a peer sends, and who waits for it.
+/// A peer's data and the requests that wait for it.
 #[derive(Debug)]
 pub struct Inbox {
     pipeline: Pipeline<EventFd>,
@@ -45,10 +45,10 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Takes a place in the queue for a request.
+    /// Adds a request to the queue.
     ///
     /// # Errors
-    /// As a caller of [`super::QTest`] gets them.
+    /// As for calls of [`super::QTest`].
     pub fn ask(&mut self, request: Request) -> Result<()> {
         let command = match request {
             Request::Read(width) => Command::Read { address: 0, width },
@@ -62,10 +62,10 @@ impl Inbox {
         Ok(())
     }
 
-    /// What the reading thread does with what it has read.
+    /// Processes received bytes like the reading thread.
     ///
     /// # Errors
-    /// How the protocol was broken; that has ended the connection.
+    /// How the protocol was broken, which ends the connection.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), String> {
         let Self { pipeline, splitter, .. } = self;
         let fed = splitter.feed(bytes, |line| pipeline.deliver(&parse(line)?));
@@ -75,7 +75,7 @@ impl Inbox {
         fed
     }
 
-    /// Bytes of an unfinished line.
+    /// The number of bytes of an incomplete line.
     #[must_use]
     pub fn held(&self) -> usize {
         self.splitter.held()
@@ -95,8 +95,7 @@ impl Inbox {
         self.pipeline.level(line)
     }
 
-    /// What each caller that waits has got by now, in the order of the requests: a number,
-    /// or bytes; [`Error::Timeout`] for nothing yet.
+    /// The replies so far, in the order of the requests; [`Error::Timeout`] without a reply.
     pub fn answers(&mut self) -> Vec<(Request, Result<Reply>)> {
         let Self { pipeline, waiting, .. } = self;
         let answer = |(request, command, ticket): (_, _, Arc<Ticket>)| {
@@ -112,7 +111,7 @@ impl Inbox {
     }
 }
 
-/// What an answer carries.
+/// A reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// A number.

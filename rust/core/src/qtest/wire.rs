@@ -1,19 +1,18 @@
-//! Lines: what is written and how replies parse. Pure functions.
+//! Formatting of requests and parsing of replies. Pure functions.
 
 use std::fmt;
 
-/// The longest line QEMU may send: `OK 0x` and two digits for each byte of
-/// [`READ_CHUNK`], with room to spare for an error message.
+/// The longest accepted line: `OK 0x` and two digits for each byte of [`READ_CHUNK`], with room for an
+/// error message.
 pub(super) const MAX_LINE: usize = 2 * READ_CHUNK + 64;
-/// Bytes that one `read` command asks for.
+/// The most bytes of one `read` command.
 pub(super) const READ_CHUNK: usize = 4096;
-/// Bytes that one `write` command carries.
+/// The most bytes of one `write` command.
 pub(super) const WRITE_CHUNK: usize = 2048;
-/// Interrupt lines that can be followed; QEMU's own limit is 256.
+/// The number of interrupt lines; QEMU's own limit is 256.
 pub(super) const MAX_IRQ: u32 = 1024;
 
-/// A request. Small and `Copy`, so that it is kept until its reply comes and an
-/// error can quote it.
+/// A request. Small and `Copy`: it is kept until its reply arrives, so that an error can quote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     In { port: u16, width: u8 },
@@ -27,7 +26,7 @@ pub(super) enum Command {
     Endianness,
 }
 
-/// The letter QEMU uses for a width.
+/// QEMU's letter for a width.
 fn letter(width: u8) -> u8 {
     match width {
         1 => b'b',
@@ -38,8 +37,8 @@ fn letter(width: u8) -> u8 {
 }
 
 impl Command {
-    /// The line that is sent, newline included. For [`Command::WriteBytes`] and
-    /// [`Command::Intercept`] only its beginning: the caller appends what follows.
+    /// The line with its newline. For [`Command::WriteBytes`] and [`Command::Intercept`] only its start:
+    /// the caller appends the rest.
     pub(super) fn line(&self) -> Line {
         let mut line = Line::default();
         match *self {
@@ -82,8 +81,8 @@ impl Command {
         line
     }
 
-    /// Whether both are kicks of one queue (VIRTIO 1.3, section 4.1.5.2: its number is in the low 16
-    /// bits), so that the later says all that the earlier does.
+    /// Whether both are kicks of the same queue (VIRTIO 1.3, section 4.1.5.2: its number is in the low 16
+    /// bits), so that the later one replaces the earlier one.
     pub(super) fn kicks_the_queue_of(&self, other: &Self) -> bool {
         match (*self, *other) {
             (Self::Write { address, value, .. }, Self::Write { address: at, value: other, .. }) => {
@@ -93,7 +92,7 @@ impl Command {
         }
     }
 
-    /// What an `OK` reply means, or why it cannot be the reply to this command.
+    /// Parses an `OK` reply, or returns why it cannot be the reply to this command.
     pub(super) fn answer(&self, rest: &str) -> Result<Answer, String> {
         let bits = match *self {
             Self::In { width, .. } | Self::Read { width, .. } => u32::from(width) * 8,
@@ -137,7 +136,7 @@ impl fmt::Display for Command {
     }
 }
 
-/// What a reply carries.
+/// A parsed reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Done,
@@ -145,7 +144,7 @@ pub(super) enum Answer {
     Bytes(Vec<u8>),
 }
 
-/// A short line, built without touching the heap.
+/// A short line, built without a heap allocation.
 #[derive(Clone, Copy)]
 pub(super) struct Line {
     bytes: [u8; Self::CAPACITY],
@@ -159,7 +158,7 @@ impl Default for Line {
 }
 
 impl Line {
-    /// More than the longest: `write` with two 64-bit numbers is 47 bytes.
+    /// Longer than any line: `write` with two 64-bit numbers has 47 bytes.
     const CAPACITY: usize = 64;
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -181,7 +180,7 @@ impl Line {
         self
     }
 
-    /// A blank and the number with 0x in front.
+    /// Appends a blank and the number with the prefix 0x.
     fn hex(&mut self, value: u64) -> &mut Self {
         self.word(b" 0x");
         let digits = (64 - (value | 1).leading_zeros()).div_ceil(4);
@@ -203,20 +202,20 @@ pub(super) fn push_hex(out: &mut Vec<u8>, data: &[u8]) {
     }
 }
 
-/// A line that QEMU sent.
+/// A parsed line from QEMU.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Incoming<'a> {
     /// An interrupt line changed.
     Irq { line: u32, raised: bool },
-    /// A command was done; what follows `OK`.
+    /// A command succeeded; with the text after `OK`.
     Ok(&'a str),
-    /// A command was refused: the whole line.
+    /// A command was refused; with the whole line.
     Refused(&'a str),
 }
 
 /// Parses a line (without its newline).
 pub(super) fn parse(line: &[u8]) -> Result<Incoming<'_>, String> {
-    let malformed = || format!("QEMU sent a line that is no QTest reply: `{}`", quote(line));
+    let malformed = || format!("QEMU sent a line that is not a QTest reply: `{}`", quote(line));
     let text = std::str::from_utf8(line).map_err(|_| malformed())?;
     if text == "OK" {
         return Ok(Incoming::Ok(""));
@@ -270,7 +269,7 @@ fn bytes(text: &str, len: usize) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// A peer's words for a message: printable, and not too many.
+/// Printable, shortened text from a peer, for messages.
 pub(super) fn quote(bytes: &[u8]) -> String {
     const SHOWN: usize = 100;
     let mut text = String::new();
@@ -286,17 +285,17 @@ pub(super) fn quote(bytes: &[u8]) -> String {
     text
 }
 
-/// Cuts what comes from the socket into lines, in bounded memory.
+/// Splits received bytes into lines, with bounded memory.
 #[derive(Debug, Default)]
 pub(super) struct Splitter {
     partial: Vec<u8>,
 }
 
 impl Splitter {
-    /// Hands each line that is complete to `each`.
+    /// Calls `each` with each complete line.
     ///
     /// # Errors
-    /// What `each` returns, or that a line is too long.
+    /// The error of `each`, or that a line is too long.
     pub(super) fn feed(
         &mut self,
         mut input: &[u8],
@@ -317,7 +316,7 @@ impl Splitter {
         self.hold(input)
     }
 
-    /// Bytes of a line whose end has not come.
+    /// The number of bytes of an incomplete line.
     #[cfg(all(any(test, feature = "testing"), not(loom)))]
     pub(super) fn held(&self) -> usize {
         self.partial.len()
@@ -399,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reply_is_refused() {
+    fn other_lines_are_rejected() {
         let bad: [&[u8]; 10] = [
             b"",
             b"ok",
@@ -440,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_found_wherever_the_input_is_cut() {
+    fn lines_are_found_however_the_input_is_split() {
         let input = b"OK\nIRQ raise 5\nOK 0x12\nFAIL x\n";
         for cut in 0..=input.len() {
             for again in cut..=input.len() {
@@ -460,7 +459,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, in whatever pieces: no panic, and the pieces do not matter.
+        /// Random input in random pieces: no panic, and the pieces do not matter.
         #[test]
         fn the_pieces_do_not_matter(
             input in vec(prop_oneof![any::<u8>(), Just(b'\n'), Just(b' '), Just(b'0')], 0..400),
@@ -488,9 +487,9 @@ mod tests {
             prop_assert_eq!(lines, whole);
         }
 
-        /// An answer's text is anybody's.
+        /// Random answers are accepted or rejected.
         #[test]
-        fn any_answer_is_taken_or_refused(rest in "(0x)?[0-9a-fx+ -]{0,20}", width in 0..4u32) {
+        fn any_answer_is_accepted_or_rejected(rest in "(0x)?[0-9a-fx+ -]{0,20}", width in 0..4u32) {
             let width = 1u8 << width;
             if let Ok(answer) = (Command::Read { address: 0, width }).answer(&rest) {
                 let Answer::Number(value) = answer else { panic!("{answer:?}") };
@@ -507,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_cut_off() {
+    fn an_endless_line_is_rejected() {
         let mut splitter = Splitter::default();
         let mut fed = 0;
         let error = loop {
