@@ -112,6 +112,18 @@ matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools $(STAMPS)/tox ## One ta
 containers: setup-containers $(STAMPS)/extension $(STAMPS)/tools ## Program, QEMU and backend in containers with a Debian root each
 	$(TOOLS) $(BIN)/python tools/containers $(ARGS)
 
+.PHONY: site
+site: setup-site $(STAMPS)/extension $(STAMPS)/site ## The documentation as a site, in build/site/html; ARGS=--look: pictures of it by Chromium
+	$(TOOLS) $(BIN)/python -m website $(ARGS)
+
+.PHONY: wheels
+wheels: setup-lint $(STAMPS)/wheels ## Wheels for x86_64 and aarch64, glibc and musl, stable ABI and free-threaded, checked: in dist/
+	$(TOOLS) $(BIN)/python -m wheels $(ARGS)
+
+.PHONY: wheels-test
+wheels-test: setup-matrix $(STAMPS)/wheels ## Install what is in dist/ in bare Debian systems, as an ordinary user, and send a ping
+	$(TOOLS) $(BIN)/python -m wheels --no-build --try $(ARGS)
+
 ##@ House
 
 .PHONY: clean
@@ -127,7 +139,7 @@ help: ## This list
 
 # --- Set-up: each step does nothing when nothing changed --------------------------
 
-.PHONY: setup-demo setup-lint setup-test setup-matrix setup-containers
+.PHONY: setup-demo setup-lint setup-test setup-matrix setup-containers setup-site
 setup-demo:
 	@.ci/system qemu hugepages
 setup-lint:
@@ -137,6 +149,8 @@ setup-test:
 	@.ci/system qemu test hugepages
 setup-matrix:
 	@.ci/system qemu test matrix hugepages
+setup-site:
+	@.ci/system qemu browser
 setup-containers:
 	@.ci/system qemu test matrix hugepages
 
@@ -158,4 +172,12 @@ $(STAMPS)/tools: $(STAMPS)/venv
 
 $(STAMPS)/tox: $(STAMPS)/venv
 	$(PIP) --group matrix
+	@touch $@
+
+$(STAMPS)/site: $(STAMPS)/venv
+	$(PIP) --group site
+	@touch $@
+
+$(STAMPS)/wheels: $(STAMPS)/venv
+	$(PIP) --group wheels
 	@touch $@

@@ -1,0 +1,48 @@
+"""Dead links of the built site: each link to a page of its own, with its anchor, is looked up."""
+
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class _Page(HTMLParser):
+    """What a page links to, and what it may be linked to by."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note links, sources and names."""
+        for name, value in attrs:
+            if value is None:
+                continue
+            if name in ("href", "src"):
+                self.links.append(value)
+            elif name == "id" or (name == "name" and tag == "a"):
+                self.anchors.add(value)
+
+
+def dead(site: Path) -> Iterator[str]:
+    """Return a line for each link that leads nowhere."""
+    pages = {file: _Page(file.read_text()) for file in site.rglob("*.html")}
+    for file, page in pages.items():
+        if file.name == "404.html":
+            continue  # its links are those of the place where it is shown
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            wanted = (file.parent / unquote(parts.path)).resolve() if parts.path else file
+            if wanted.is_dir():
+                wanted /= "index.html"
+            name = file.relative_to(site)
+            if not wanted.exists():
+                yield f"{name} links to {link}, which is not there"
+            elif parts.fragment and wanted in pages:
+                anchor = unquote(parts.fragment)
+                if anchor not in pages[wanted].anchors and not anchor.startswith("__"):
+                    yield f"{name} links to {link}, which has no such place"

@@ -1,0 +1,1 @@
+"""The wheels: built for each platform, checked, and tried in bare systems."""
