@@ -203,9 +203,11 @@ impl Sender<'_> {
             // SAFETY: the buffer has the template.
             unsafe { template.write(variations, seal, to) };
             *next += 1;
-            *turn += *stride;
-            if *turn >= templates.len() {
-                *turn -= templates.len();
+            if *stride != 0 {
+                *turn += *stride;
+                if *turn >= templates.len() {
+                    *turn -= templates.len();
+                }
             }
             template.bytes.len() as u32
         })?;

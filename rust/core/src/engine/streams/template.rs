@@ -29,7 +29,7 @@ pub(super) struct Template {
     pub bytes: Vec<u8>,
     places: Vec<Written>,
     signature: Vec<Written>,
-    sums: [Option<Sum>; 2],
+    sums: Vec<Sum>,
     /// What a receiver compares: bytes in front of the signature, those that differ as zero.
     body: Vec<u8>,
     /// Which bytes of the body differ.
@@ -44,14 +44,26 @@ struct Written {
     keep: u64,
     /// Which bits count in the checksum of the IPv4 header, and in that of TCP or UDP.
     cover: [u64; 2],
-    /// Whether it ends between the two bytes of a number that is summed.
-    odd: bool,
+    counts: Counts,
+}
+
+/// How a field counts in the checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counts {
+    /// In none.
+    Not,
+    /// Each that it counts in has all of it, and it ends with a number that is summed.
+    Whole,
+    /// In part, or it ends between the two bytes of such a number.
+    Otherwise,
 }
 
 /// A checksum.
 #[derive(Clone, Copy, Debug)]
 struct Sum {
     at: usize,
+    /// 0: of the IPv4 header; 1: of TCP or UDP.
+    which: usize,
     /// The sum of what does not change.
     rest: u16,
     is_udp: bool,
@@ -66,7 +78,7 @@ fn halves(word: u64) -> u64 {
 
 #[inline(always)]
 fn folded(mut sum: u64) -> u16 {
-    sum = (sum & 0xffff) + (sum >> 16);
+    // Of less than 32 bits, as are the sums of all fields of a frame.
     sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
@@ -74,13 +86,25 @@ fn folded(mut sum: u64) -> u16 {
 impl Written {
     #[inline(always)]
     fn add(&self, word: u64, sums: &mut [u64; 2]) {
+        match self.counts {
+            Counts::Not => {}
+            Counts::Whole => {
+                let sum = halves(word);
+                sums[0] += if self.cover[0] == 0 { 0 } else { sum };
+                sums[1] += if self.cover[1] == 0 { 0 } else { sum };
+            }
+            Counts::Otherwise => self.add_part(word, sums),
+        }
+    }
+
+    #[cold]
+    fn add_part(&self, word: u64, sums: &mut [u64; 2]) {
+        const LOW: u64 = 0x00ff_00ff_00ff_00ff;
         for (sum, cover) in sums.iter_mut().zip(self.cover) {
             let covered = word & cover;
-            *sum += if self.odd {
+            *sum += if self.span.end() % 2 == 1 {
                 // Behind the end of a number its first byte is the next one's second (RFC 1071).
-                halves(
-                    (covered & 0x00ff_00ff_00ff_00ff) << 8 | covered >> 8 & 0x00ff_00ff_00ff_00ff,
-                )
+                halves((covered & LOW) << 8 | covered >> 8 & LOW)
             } else {
                 halves(covered)
             };
@@ -157,11 +181,26 @@ impl Template {
                 )));
             }
         }
-        let written = |span: &Span| Written {
-            span: *span,
-            keep: span.word(bytes) & !span.mask,
-            cover: covers(span, &layout),
-            odd: span.end() % 2 == 1,
+        // A UDP checksum of zero means that there is none (RFC 768).
+        let is_udp = layout.transport.is_some_and(|found| found.is_udp);
+        let said = checksums.map(|span| {
+            span.filter(|span| span.end() <= bytes.len()).map(|span| span.word(bytes) as u16)
+        });
+        let is_none = [said[0].is_none(), said[1].is_none_or(|said| is_udp && said == 0)];
+        let written = |span: &Span| {
+            let mut cover = covers(span, &layout);
+            for (cover, is_none) in cover.iter_mut().zip(is_none) {
+                *cover = if is_none { 0 } else { *cover };
+            }
+            let all = Span::new(span.offset, span.width).mask;
+            let counts = match cover {
+                [0, 0] => Counts::Not,
+                _ if span.end().is_multiple_of(2) && cover.iter().all(|&c| c == 0 || c == all) => {
+                    Counts::Whole
+                }
+                _ => Counts::Otherwise,
+            };
+            Written { span: *span, keep: span.word(bytes) & !span.mask, cover, counts }
         };
         let places: Vec<_> = spans.iter().map(written).collect();
         let parts = [(0, 2), (2, 8), (10, 8)].map(|(at, width)| Span::new(usable + at, width));
@@ -170,18 +209,15 @@ impl Template {
         for place in places.iter().chain(&signature) {
             place.add(place.span.word(bytes), &mut differs);
         }
-        let sum = |index: usize| {
-            let span = checksums[index].filter(|span| span.end() <= bytes.len())?;
-            let said = span.word(bytes) as u16;
-            let is_udp = index == 1 && layout.transport.is_some_and(|found| found.is_udp);
-            // Zero means that there is none (RFC 768).
-            let is_none = is_udp && said == 0;
-            let is_followed = places.iter().chain(&signature).any(|place| place.cover[index] != 0);
-            // Less what differs, of which the complement is added (RFC 1624).
-            let rest = folded(u64::from(!said) + u64::from(!folded(differs[index])));
-            (is_followed && !is_none).then_some(Sum { at: span.offset, rest, is_udp })
-        };
-        let sums = [sum(0), sum(1)];
+        let mut sums = Vec::with_capacity(2);
+        for (which, span) in checksums.iter().enumerate() {
+            let (Some(span), Some(said)) = (span, said[which]) else { continue };
+            if places.iter().chain(&signature).any(|place| place.cover[which] != 0) {
+                // Less what differs, of which the complement is added (RFC 1624).
+                let rest = folded(u64::from(!said) + u64::from(!folded(differs[which])));
+                sums.push(Sum { at: span.offset, which, rest, is_udp: which == 1 && is_udp });
+            }
+        }
         let start = layout.payload.min(usable);
         let mut body = bytes[start..usable].to_vec();
         let blanks: Vec<_> = spans
@@ -217,8 +253,8 @@ impl Template {
                 unsafe { place.put(value, to, &mut sums) };
             }
         }
-        for (sum, differs) in self.sums.iter().zip(sums) {
-            let Some(sum) = sum else { continue };
+        for sum in &self.sums {
+            let differs = if sum.which == 0 { sums[0] } else { sums[1] };
             let mut checksum = !folded(u64::from(sum.rest) + differs);
             if sum.is_udp && checksum == 0 {
                 checksum = 0xffff;
