@@ -32,7 +32,7 @@ OPENING = {
     "watch": (["watch", "--seconds", "0"], "--port"),
     "capture": (["capture", "-w", os.devnull, "--seconds", "0"], "--port"),
     "replay": (["replay", "CAPTURE", "--seconds", "0"], "--port"),
-    "measure": (["measure", "soak", "--seconds", "0"], "--tx"),
+    "measure": (["measure", "latency", "--sizes", "64", "--seconds", "0"], "--tx"),
 }
 #: The commands that open no port.
 OTHERS = {"qemu-args", "completions", "help", "check"}
