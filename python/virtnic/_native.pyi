@@ -325,9 +325,9 @@ class IvshmemServer:
 
 @final
 class FrontEnd:
-    """A virtio-net device without QEMU, whose rings are served by a vhost-user backend.
+    """A virtio-net device without QEMU, whose rings a vhost-user backend processes.
 
-    A :class:`PortDriver` drives it. Its link is up while there is a backend.
+    A :class:`PortDriver` drives it. Its link is up while a backend is connected.
     """
 
     def __new__(
@@ -363,17 +363,17 @@ class FrontEnd:
         """
     @property
     def connected(self) -> bool:
-        """Whether there is a backend."""
+        """Whether a backend is connected."""
     @property
     def serving(self) -> bool:
-        """Whether a backend serves the rings."""
+        """Whether a backend processes the rings."""
     @property
     def refusal(self) -> str | None:
-        """Why the last backend does not serve; None if it does, or none has come."""
+        """Why the last backend is not used; None if it is, or none has connected."""
     def spare(self, port: PortDriver) -> None:
-        """Hold a backend that comes back without features that the port can do without.
+        """Hold a new backend that only lacks features that the port can do without.
 
-        Any other is refused. It waits until the port has renegotiated.
+        It waits until the port has renegotiated. A backend that lacks others is refused.
         """
     @property
     def held(self) -> str | None:
@@ -382,30 +382,30 @@ class FrontEnd:
         """Return a descriptor of the first backend's socket, once; the caller closes it."""
     @property
     def features(self) -> int:
-        """The feature bits that the backend offered when it last connected."""
+        """The feature bits that the last backend offered."""
     @property
     def given_up(self) -> str | None:
-        """Why it stopped looking for a backend; None while it still does."""
+        """Why it has stopped to reconnect; None if it has not."""
     @property
     def changed(self) -> EventFd:
         """Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change."""
     def watch(self) -> None:
-        """Start watching the backend: notice when it goes, and look for the next.
+        """Start to supervise the backend: reconnect when it is lost.
 
         Raises OSError if the thread cannot be started.
         """
     def stats(self) -> dict[str, int]:
         """Return counters.
 
-        ``messages`` (sent), ``links`` (backends that served), ``refusals`` (backends that came
-        and did not serve), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
+        ``messages`` (sent), ``links`` (backends used), ``refusals`` (connected backends
+        that were not used), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
         """
     def close(self) -> None:
         """Close the connection and remove the socket, if any; call after the port has stopped."""
 
 @final
 class VhostWire:
-    """A connection to a vhost-user backend. Whole messages go and come, whatever they say."""
+    """A connection to a vhost-user backend, for any messages."""
 
     def __new__(cls, path: str) -> VhostWire:
         """Connect to a backend that listens there.
@@ -420,26 +420,26 @@ class VhostWire:
         fds: Sequence[int] = (),
         timeout: float = 5.0,
     ) -> None:
-        """Send a message as it is; descriptors go with its first byte, and stay the caller's.
+        """Send a message without checking it; descriptors go with its first byte and stay open.
 
-        Raises ValueError for one that is too long, TimeoutError, ConnectionError where the
-        backend is gone.
+        Raises ValueError if it is too long, TimeoutError, ConnectionError if the backend
+        disconnected.
         """
     def receive(self, timeout: float = 5.0) -> tuple[int, int, bytes, list[int]] | None:
-        """Return the next message; None where none came in time.
+        """Return the next message; None if none arrives in time.
 
-        Its request, flags, payload and descriptors, which are the caller's to close. Raises
-        ConnectionError where the backend is gone, DeviceError where it broke the protocol.
+        A tuple of request, flags, payload and descriptors, which the caller closes. Raises
+        ConnectionError if the backend disconnected, DeviceError if it broke the protocol.
         """
     def close(self) -> None:
-        """Hang up. Twice is fine."""
+        """Disconnect. Idempotent."""
 
 @final
 class Interposer:
-    """Relays between a QEMU and a vhost-user backend.
+    """Forwards messages between a QEMU and a vhost-user backend.
 
-    QEMU's chardev connects to ``listen`` and must be set to reconnect: the socket exists only while
-    a backend answers and no QEMU is connected.
+    QEMU's chardev connects to ``listen`` and must reconnect: the socket only exists while a backend
+    answers and no QEMU is connected.
     """
 
     def __new__(
@@ -473,19 +473,19 @@ class Interposer:
         """Whether a QEMU and a backend are connected through it."""
     @property
     def serving(self) -> bool:
-        """Whether the backend serves: its rings are started, and it has sent something since."""
+        """Whether the backend processes the rings: they are started, and it has answered since."""
     @property
     def refusal(self) -> str | None:
-        """Why the last backend does not serve; None if it does, or none has come."""
+        """Why the last backend is not used; None if it is, or none has connected."""
     def begin_trial(self) -> None:
-        """Begin a trial before QEMU creates its netdev, so that a failing backend ends it."""
+        """Call before QEMU creates its netdev, so that a failing backend does not block QEMU."""
     def end_trial(self) -> str | None:
-        """Return why no backend is behind the netdev that QEMU has created; None if one is."""
+        """Call after QEMU has created its netdev; return why the backend failed, else None."""
     def spare(self, port: PortDriver) -> None:
-        """Hold a backend that comes back without features that the port can do without.
+        """Hold a new backend that only lacks features that the port can do without.
 
-        Any other is refused. QEMU negotiates a device's features when it is plugged in, so the
-        device is replugged; :meth:`accept_held` is called once the old one is gone.
+        A backend that lacks others is refused. QEMU chooses a device's features when it is plugged,
+        so the device is replugged; :meth:`accept_held` is called once the old one is gone.
         """
     @property
     def held(self) -> str | None:
@@ -496,20 +496,20 @@ class Interposer:
         """Return a descriptor of the first backend's socket, once; the caller closes it."""
     @property
     def features(self) -> int:
-        """The feature bits that the backend offered when it last connected."""
+        """The feature bits that the last backend offered."""
     @property
     def given_up(self) -> str | None:
-        """Why it stopped looking for a backend; None while it still does."""
+        """Why it has stopped to reconnect; None if it has not."""
     @property
     def changed(self) -> EventFd:
         """Signalled when ``connected``, ``serving``, ``refusal``, ``held``, ``given_up`` change."""
     def kick(self, queue: int) -> None:
-        """Kick the backend that currently serves a queue, as a port does."""
+        """Kick a queue's current backend, as a port does."""
     def stats(self) -> dict[str, int]:
         """Return counters.
 
         ``messages_to_backend``, ``messages_to_qemu``, ``links`` (how often the two were connected),
-        ``refusals`` (backends that came and did not serve), ``backend_losses``, ``qemu_losses``,
+        ``refusals`` (connected backends that were not used), ``backend_losses``, ``qemu_losses``,
         ``kicks_learnt``, ``kicks_not_kept`` (eventfds closed because descriptors are scarce: the
         backend is kicked through QEMU), ``calls_replaced``, ``kicks_lost`` (kicks without a
         backend).

@@ -1,25 +1,23 @@
-//! `FrontEnd`: a device implemented here, served by a vhost-user backend.
+//! `FrontEnd`: a device without QEMU, whose rings a vhost-user backend processes.
 
 use crate::driver::PortDriver;
 use crate::errors::to_py;
 use crate::eventfd::{EventFd, patience as interruptible, raise};
 use crate::memory::Memory;
 use crate::port::address;
-use crate::time::span;
-use crate::vhost_user::{Pauses, retry_of};
+use crate::time::duration;
+use crate::vhost_user::{Pauses, backend_at, counters, retry_of};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
-use virtnic::vhost_user::Backend;
 use virtnic::vhost_user::frontend::FrontEndOptions;
 use virtnic::virtio::transport::vhost::VhostOptions;
 
-/// A virtio-net device without QEMU, whose rings are served by a vhost-user backend.
+/// A virtio-net device without QEMU, whose rings a vhost-user backend processes.
 ///
-/// A :class:`PortDriver` drives it. Its link is up while there is a backend.
+/// A :class:`PortDriver` drives it. Its link is up while a backend is connected.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct FrontEnd(Arc<virtnic::vhost_user::frontend::FrontEnd>);
 
@@ -60,12 +58,12 @@ impl FrontEnd {
             pairs,
             calls: calls.iter().map(|call| Arc::clone(call.inner())).collect(),
             config: config.map(|event| Arc::clone(event.inner())),
-            time: span(Some(patience))?.unwrap_or(Duration::MAX),
+            time: duration(patience)?,
             patience: Some(interruptible),
         };
         let options = FrontEndOptions {
-            backend: if server { Backend::Listen(backend) } else { Backend::Connect(backend) },
-            wait: span(Some(wait))?.unwrap_or(Duration::MAX),
+            backend: backend_at(backend, server),
+            wait: duration(wait)?,
             retry: retry_of(retry)?,
             changed: changed.map(|event| Arc::clone(event.inner())),
             device,
@@ -75,24 +73,24 @@ impl FrontEnd {
             .map_err(raise)
     }
 
-    /// Whether there is a backend.
+    /// Whether a backend is connected.
     #[getter]
     fn connected(&self) -> bool {
         self.0.connected()
     }
-    /// Whether a backend serves the rings.
+    /// Whether a backend processes the rings.
     #[getter]
     fn serving(&self) -> bool {
         self.0.serving()
     }
-    /// Why the last backend does not serve; None if it does, or none has come.
+    /// Why the last backend is not used; None if it is, or none has connected.
     #[getter]
     fn refusal(&self) -> Option<String> {
         self.0.refusal()
     }
-    /// Hold a backend that comes back without features that the port can do without.
+    /// Hold a new backend that only lacks features that the port can do without.
     ///
-    /// Any other is refused. It waits until the port has renegotiated.
+    /// It waits until the port has renegotiated. A backend that lacks others is refused.
     fn spare(&self, port: &PortDriver) {
         // vhost-user has 64 features.
         self.0.may_lack(port.started().dispensable().0 as u64);
@@ -106,12 +104,12 @@ impl FrontEnd {
     fn take_first(&self) -> Option<i32> {
         self.0.take_first().map(IntoRawFd::into_raw_fd)
     }
-    /// The feature bits that the backend offered when it last connected.
+    /// The feature bits that the last backend offered.
     #[getter]
     fn features(&self) -> u64 {
         self.0.features()
     }
-    /// Why it stopped looking for a backend; None while it still does.
+    /// Why it has stopped to reconnect; None if it has not.
     #[getter]
     fn given_up(&self) -> Option<&str> {
         self.0.given_up()
@@ -121,7 +119,7 @@ impl FrontEnd {
     fn changed(&self) -> EventFd {
         Arc::clone(self.0.changed()).into()
     }
-    /// Start watching the backend: notice when it goes, and look for the next.
+    /// Start to supervise the backend: reconnect when it is lost.
     ///
     /// Raises OSError if the thread cannot be started.
     fn watch(&self) -> PyResult<()> {
@@ -130,21 +128,18 @@ impl FrontEnd {
 
     /// Return counters.
     ///
-    /// ``messages`` (sent), ``links`` (backends that served), ``refusals`` (backends that came
-    /// and did not serve), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
+    /// ``messages`` (sent), ``links`` (backends used), ``refusals`` (connected backends
+    /// that were not used), ``backend_losses``, ``kicks_lost`` (kicks without a backend).
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.stats();
-        let dict = PyDict::new(py);
-        for (name, value) in [
+        let named = [
             ("messages", stats.messages),
             ("links", stats.links),
             ("refusals", stats.refusals),
             ("backend_losses", stats.losses),
             ("kicks_lost", stats.kicks_lost),
-        ] {
-            dict.set_item(name, value)?;
-        }
-        Ok(dict)
+        ];
+        counters(py, &named)
     }
 
     /// Close the connection and remove the socket, if any; call after the port has stopped.

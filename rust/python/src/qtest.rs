@@ -1,13 +1,12 @@
 //! `QTest`: the connection to QEMU's QTest socket.
 
 use crate::eventfd::{EventFd, patience, raise};
-use crate::time::span;
+use crate::time::duration;
 use crate::views::Bytes;
 use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// A connection to QEMU's QTest socket, usable from any thread.
 ///
@@ -71,7 +70,7 @@ impl QTest {
     #[new]
     #[pyo3(signature = (path, timeout=5.0))]
     fn new(py: Python<'_>, path: PathBuf, timeout: f64) -> PyResult<Self> {
-        let timeout = span(Some(timeout))?.unwrap_or(Duration::MAX);
+        let timeout = duration(timeout)?;
         py.detach(|| virtnic::qtest::QTest::connect_to_running(&path, timeout, Some(patience)))
             .map(Self)
             .map_err(raise)
@@ -192,7 +191,7 @@ impl QTest {
 
     /// Step the virtual clock in real time from a thread, every ``period`` seconds.
     fn run_clock(&self, py: Python<'_>, period: f64) -> PyResult<()> {
-        let period = span(Some(period))?.unwrap_or(Duration::MAX);
+        let period = duration(period)?;
         py.detach(|| self.0.run_clock(period)).map_err(raise)
     }
 

@@ -16,3 +16,8 @@ pub(crate) fn span(seconds: Option<f64>) -> PyResult<Option<Duration>> {
         ))),
     }
 }
+
+/// A timeout in seconds that is not None.
+pub(crate) fn duration(seconds: f64) -> PyResult<Duration> {
+    Ok(span(Some(seconds))?.unwrap_or(Duration::MAX))
+}

@@ -1,21 +1,20 @@
-//! `Interposer`: between QEMU and a vhost-user backend.
+//! `Interposer`: the interposer between QEMU and a vhost-user backend.
 
 use crate::driver::PortDriver;
 use crate::errors::to_py;
 use crate::eventfd::{EventFd, raise};
-use crate::time::span;
+use crate::time::duration;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use virtnic::vhost_user::{Backend, Retry, Terms};
 
-/// Relays between a QEMU and a vhost-user backend.
+/// Forwards messages between a QEMU and a vhost-user backend.
 ///
-/// QEMU's chardev connects to ``listen`` and must be set to reconnect: the socket exists only while
-/// a backend answers and no QEMU is connected.
+/// QEMU's chardev connects to ``listen`` and must reconnect: the socket only exists while a backend
+/// answers and no QEMU is connected.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct Interposer(Arc<virtnic::vhost_user::Interposer>);
 
@@ -26,14 +25,30 @@ impl Interposer {
     }
 }
 
-/// How often a backend is looked for: attempts, seconds before the second, the longest pause.
+/// When to reconnect: the number of attempts, the first and the longest pause in seconds.
 pub(crate) type Pauses = (u32, f64, f64);
 
-/// The same; without it, for ever.
+/// When to reconnect; by default forever.
 pub(crate) fn retry_of(pauses: Option<Pauses>) -> PyResult<Retry> {
     let Some((attempts, first, longest)) = pauses else { return Ok(Retry::default()) };
-    let pause = |seconds| Ok::<_, PyErr>(span(Some(seconds))?.unwrap_or(Duration::MAX));
-    Ok(Retry { attempts: Some(attempts), pause: pause(first)?, longest: pause(longest)? })
+    Ok(Retry { attempts: Some(attempts), pause: duration(first)?, longest: duration(longest)? })
+}
+
+/// The backend's socket: the backend connects to it if we are the server.
+pub(crate) fn backend_at(path: PathBuf, server: bool) -> Backend {
+    if server { Backend::Listen(path) } else { Backend::Connect(path) }
+}
+
+/// Counters by name.
+pub(crate) fn counters<'py>(
+    py: Python<'py>,
+    named: &[(&str, u64)],
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, value) in named {
+        dict.set_item(name, value)?;
+    }
+    Ok(dict)
 }
 
 #[pymethods]
@@ -56,12 +71,11 @@ impl Interposer {
         patience: f64,
         changed: Option<PyRef<'_, EventFd>>,
     ) -> PyResult<Self> {
-        let answers = span(Some(patience))?.unwrap_or(Duration::MAX);
+        let (answers, wait) = (duration(patience)?, duration(wait)?);
         let retry = retry_of(retry)?;
         let changed = changed.map(|event| Arc::clone(event.inner()));
         let terms = Terms { pairs, retry, patience: answers, changed };
-        let wait = span(Some(wait))?.unwrap_or(Duration::MAX);
-        let backend = if server { Backend::Listen(backend) } else { Backend::Connect(backend) };
+        let backend = backend_at(backend, server);
         let calls: Vec<_> =
             calls.into_iter().map(|call| call.map(|event| Arc::clone(event.inner()))).collect();
         py.detach(|| {
@@ -84,32 +98,32 @@ impl Interposer {
         self.0.connected()
     }
 
-    /// Whether the backend serves: its rings are started, and it has sent something since.
+    /// Whether the backend processes the rings: they are started, and it has answered since.
     #[getter]
     fn serving(&self) -> bool {
         self.0.serving()
     }
 
-    /// Why the last backend does not serve; None if it does, or none has come.
+    /// Why the last backend is not used; None if it is, or none has connected.
     #[getter]
     fn refusal(&self) -> Option<String> {
         self.0.refusal()
     }
 
-    /// Begin a trial before QEMU creates its netdev, so that a failing backend ends it.
+    /// Call before QEMU creates its netdev, so that a failing backend does not block QEMU.
     fn begin_trial(&self) {
         self.0.begin_trial();
     }
 
-    /// Return why no backend is behind the netdev that QEMU has created; None if one is.
+    /// Call after QEMU has created its netdev; return why the backend failed, else None.
     fn end_trial(&self) -> Option<String> {
         self.0.end_trial()
     }
 
-    /// Hold a backend that comes back without features that the port can do without.
+    /// Hold a new backend that only lacks features that the port can do without.
     ///
-    /// Any other is refused. QEMU negotiates a device's features when it is plugged in, so the
-    /// device is replugged; :meth:`accept_held` is called once the old one is gone.
+    /// A backend that lacks others is refused. QEMU chooses a device's features when it is plugged,
+    /// so the device is replugged; :meth:`accept_held` is called once the old one is gone.
     fn spare(&self, port: &PortDriver) {
         // vhost-user has 64 features.
         self.0.may_lack(port.started().dispensable().0 as u64);
@@ -131,13 +145,13 @@ impl Interposer {
         self.0.take_first().map(IntoRawFd::into_raw_fd)
     }
 
-    /// The feature bits that the backend offered when it last connected.
+    /// The feature bits that the last backend offered.
     #[getter]
     fn features(&self) -> u64 {
         self.0.features()
     }
 
-    /// Why it stopped looking for a backend; None while it still does.
+    /// Why it has stopped to reconnect; None if it has not.
     #[getter]
     fn given_up(&self) -> Option<&str> {
         self.0.given_up()
@@ -149,7 +163,7 @@ impl Interposer {
         Arc::clone(self.0.changed()).into()
     }
 
-    /// Kick the backend that currently serves a queue, as a port does.
+    /// Kick a queue's current backend, as a port does.
     fn kick(&self, queue: u16) -> PyResult<()> {
         self.0.kick(queue).map(|kick| kick.ring()).map_err(to_py)
     }
@@ -157,14 +171,13 @@ impl Interposer {
     /// Return counters.
     ///
     /// ``messages_to_backend``, ``messages_to_qemu``, ``links`` (how often the two were connected),
-    /// ``refusals`` (backends that came and did not serve), ``backend_losses``, ``qemu_losses``,
+    /// ``refusals`` (connected backends that were not used), ``backend_losses``, ``qemu_losses``,
     /// ``kicks_learnt``, ``kicks_not_kept`` (eventfds closed because descriptors are scarce: the
     /// backend is kicked through QEMU), ``calls_replaced``, ``kicks_lost`` (kicks without a
     /// backend).
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.0.stats();
-        let dict = PyDict::new(py);
-        for (name, value) in [
+        let named = [
             ("messages_to_backend", stats.messages_to_backend),
             ("messages_to_qemu", stats.messages_to_qemu),
             ("links", stats.links),
@@ -175,10 +188,8 @@ impl Interposer {
             ("kicks_not_kept", stats.kicks_not_kept),
             ("calls_replaced", stats.calls_replaced),
             ("kicks_lost", stats.kicks_lost),
-        ] {
-            dict.set_item(name, value)?;
-        }
-        Ok(dict)
+        ];
+        counters(py, &named)
     }
 
     /// Close the connections and remove the sockets.
@@ -187,7 +198,7 @@ impl Interposer {
     }
 }
 
-/// Tells a queue of a port whether a backend serves it.
+/// The driver of a port's queue, which a vhost backend informs when it stops and starts.
 pub(crate) struct Served(pub(crate) Arc<virtnic::net::Outage>);
 
 impl virtnic::vhost_user::Driver for Served {

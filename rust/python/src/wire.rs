@@ -1,22 +1,21 @@
-//! `VhostWire`: a connection to a vhost-user backend, message by message.
+//! `VhostWire`: a connection to a vhost-user backend.
 
 use crate::errors::{to_py, without_numbers};
 use crate::eventfd::{patience, raise};
-use crate::time::span;
+use crate::time::duration;
 use pyo3::exceptions::{PyConnectionError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use virtnic::Error;
 use virtnic::vhost_user::frontend::Wire;
 
-/// A message: its request, its flags, its payload, and descriptors, which are the caller's to close.
-type Heard<'py> = (u32, u32, Bound<'py, PyBytes>, Vec<RawFd>);
+/// A message: request, flags, payload, and descriptors, which the caller closes.
+type Received<'py> = (u32, u32, Bound<'py, PyBytes>, Vec<RawFd>);
 
-/// A connection to a vhost-user backend. Whole messages go and come, whatever they say.
+/// A connection to a vhost-user backend, for any messages.
 #[pyclass(frozen, module = "virtnic._native")]
 pub(crate) struct VhostWire(Mutex<Option<Wire>>);
 
@@ -24,7 +23,7 @@ fn closed() -> Error {
     Error::Closed("the connection was closed here".to_owned())
 }
 
-/// The exception of an error: that the peer is gone is none of a port's.
+/// The exception of an error. A lost peer is a ConnectionError, not an error of a port.
 fn failed(error: Error) -> PyErr {
     match error {
         Error::Closed(why) => PyConnectionError::new_err(without_numbers(why)),
@@ -38,17 +37,13 @@ impl VhostWire {
     }
 }
 
-fn time(seconds: f64) -> PyResult<Duration> {
-    Ok(span(Some(seconds))?.unwrap_or(Duration::MAX))
-}
-
-/// Copies of descriptors, which are the sender's again once the message has gone.
+/// Duplicates descriptors, so that the sender keeps its own.
 fn copies(fds: &[RawFd]) -> PyResult<Vec<Arc<virtnic::Owned>>> {
     let copy = |&fd: &RawFd| {
         if fd < 0 {
-            return Err(PyOSError::new_err(format!("{fd} is no descriptor")));
+            return Err(PyOSError::new_err(format!("{fd} is not a descriptor")));
         }
-        // SAFETY: borrowed for the time of this call; one that is not open is an error of dup.
+        // SAFETY: only borrowed during this call; `dup` fails if it is not open.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
         let copied = borrowed.try_clone_to_owned().map(|fd| Arc::new(virtnic::Owned::new(fd)));
         copied.map_err(|e| to_py(Error::os(format!("sending descriptor {fd}"), e)))
@@ -63,10 +58,10 @@ impl VhostWire {
         Wire::connect(&path).map(|wire| Self(Mutex::new(Some(wire)))).map_err(to_py)
     }
 
-    /// Send a message as it is; descriptors go with its first byte, and stay the caller's.
+    /// Send a message without checking it; descriptors go with its first byte and stay open.
     ///
-    /// Raises ValueError for one that is too long, TimeoutError, ConnectionError where the
-    /// backend is gone.
+    /// Raises ValueError if it is too long, TimeoutError, ConnectionError if the backend
+    /// disconnected.
     #[pyo3(signature = (request, flags, payload=Vec::new(), fds=Vec::new(), timeout=5.0),
            text_signature = "(self, request, flags, payload=b'', fds=(), timeout=5.0)")]
     fn send(
@@ -78,7 +73,7 @@ impl VhostWire {
         fds: Vec<RawFd>,
         timeout: f64,
     ) -> PyResult<()> {
-        let (fds, time) = (copies(&fds)?, time(timeout)?);
+        let (fds, time) = (copies(&fds)?, duration(timeout)?);
         py.detach(|| {
             let mut wire = self.wire();
             let wire = wire.as_mut().ok_or_else(closed)?;
@@ -87,26 +82,26 @@ impl VhostWire {
         .map_err(failed)
     }
 
-    /// Return the next message; None where none came in time.
+    /// Return the next message; None if none arrives in time.
     ///
-    /// Its request, flags, payload and descriptors, which are the caller's to close. Raises
-    /// ConnectionError where the backend is gone, DeviceError where it broke the protocol.
+    /// A tuple of request, flags, payload and descriptors, which the caller closes. Raises
+    /// ConnectionError if the backend disconnected, DeviceError if it broke the protocol.
     #[pyo3(signature = (timeout=5.0))]
-    fn receive<'py>(&self, py: Python<'py>, timeout: f64) -> PyResult<Option<Heard<'py>>> {
-        let time = time(timeout)?;
-        let heard = py
+    fn receive<'py>(&self, py: Python<'py>, timeout: f64) -> PyResult<Option<Received<'py>>> {
+        let time = duration(timeout)?;
+        let received = py
             .detach(|| {
                 let mut wire = self.wire();
                 wire.as_mut().ok_or_else(closed)?.receive_message(time, Some(patience))
             })
             .map_err(failed)?;
-        Ok(heard.map(|said| {
-            let fds = said.fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
-            (said.request, said.flags, PyBytes::new(py, &said.payload), fds)
+        Ok(received.map(|message| {
+            let fds = message.fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
+            (message.request, message.flags, PyBytes::new(py, &message.payload), fds)
         }))
     }
 
-    /// Hang up. Twice is fine.
+    /// Disconnect. Idempotent.
     fn close(&self) {
         *self.wire() = None;
     }
