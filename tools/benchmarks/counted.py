@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from virtnic import _native
-from virtnic.loops import make_frame
 
 from .ringside import IN_ORDER, MRG_RXBUF, Format, Ringside
 
@@ -54,7 +53,7 @@ class Setup:
     statistics: Literal["basic", "sizes", "extended"] = "basic"
 
 
-LOOPS = ("drop", "reflect", "generate", "stream_field", "stream_signed", "run")
+LOOPS = ("drop", "reflect", "generate", "run")
 PYTHON = ("send", "send_burst", "recv", "recv_bytes")
 CALLS = ("send_one", "recv_none", "xstats")
 SETUPS = {
@@ -109,22 +108,6 @@ class Cases:
         return Case(
             self._gone, lambda count: _native.generate(self._port, load, None, until(count))
         )
-
-    def _stream(self, *, signed: bool) -> Case:
-        """A stream with one field."""
-        field = (None, 26, 4, "increment", [None, 1, 1000])  # the source address
-        streams = [([make_frame(FRAME)], None, 1, signed, [field])]
-        ports = (self._port, None)
-        return Case(
-            self._gone,
-            lambda count: _native.measure(ports, streams, (0.0, 0.0), True, until(count)),
-        )
-
-    def stream_field(self) -> Case:
-        return self._stream(signed=False)
-
-    def stream_signed(self) -> Case:
-        return self._stream(signed=True)
 
     def run(self) -> Case:
         return Case(
