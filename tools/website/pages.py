@@ -22,7 +22,7 @@ _LANGUAGES = {".py": "python", ".rs": "rust", ".pyi": "python", ".toml": "toml",
 #: Public modules besides `virtnic` itself, each with a page of the reference.
 MODULES = (
     "virtnic.aio", "virtnic.aio.net", "virtnic.capture", "virtnic.check", "virtnic.net",
-    "virtnic.testing", "virtnic.vhost_user", "virtnic.integrations.aiohttp",
+    "virtnic.measure", "virtnic.testing", "virtnic.vhost_user", "virtnic.integrations.aiohttp",
     "virtnic.integrations.httpcore", "virtnic.integrations.httpx", "virtnic.integrations.scapy",
 )  # fmt: skip
 
