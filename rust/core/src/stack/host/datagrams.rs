@@ -15,6 +15,20 @@ const UNRESOLVED: Duration = Duration::from_secs(3);
 /// The most datagrams of a socket that wait for their next hops.
 const WAITING: usize = 64;
 
+/// Sets the peer of a socket, and its own address if it has none.
+pub(super) fn connect(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Result<()> {
+    state.check()?;
+    if to.is_ipv6() != v6 {
+        return Err(refuse(libc::EAFNOSUPPORT, format!("{to} has the other address family")));
+    }
+    let source = state.source(to.ip())?;
+    if state.entry(id)?.local.is_none() {
+        state.bind(id, SocketAddr::new(source, 0))?;
+    }
+    state.entry(id)?.remote = Some(to);
+    Ok(())
+}
+
 /// Sends one datagram of `length` bytes, filled in by `write`. Returns `None` if too many wait.
 pub(super) fn send(
     state: &mut State,

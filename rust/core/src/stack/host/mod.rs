@@ -3,8 +3,9 @@
 //! From the bottom: `packets` and `wire` carry frames; `demux` classifies received ones, so that each
 //! socket has its own smoltcp set and idle sockets cost nothing; `device` is the smoltcp device.
 //! `entry` is one socket, `state` everything behind the host's lock, `turn` the processing of frames
-//! and timers, `recovery` what is lost on the way, `addresses` the addresses and the lease. `core` has the thread and the lock;
-//! `sockets`, `datagrams` and `calls` are the API.
+//! and timers, `life` the end of connections, `recovery` the retransmission of what was lost,
+//! `addresses` the addresses and the lease. `core` has the thread and the lock; `sockets`, with
+//! `streams` and `datagrams`, and `calls` are the API.
 //!
 //! The lock is only held for a bounded amount of work in memory, and released while the wire sends or
 //! receives. A caller sends in its own thread; the host's thread receives and runs timers. It sleeps
@@ -12,18 +13,21 @@
 
 mod accounts;
 mod addresses;
+mod area;
 mod calls;
 mod core;
 mod datagrams;
 mod demux;
 mod device;
 mod entry;
+mod life;
 mod packets;
 mod probe;
 mod ready;
 mod recovery;
 mod sockets;
 mod state;
+mod streams;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
@@ -33,10 +37,11 @@ mod wire;
 
 pub use accounts::{HostCounters, SocketCounters};
 pub use addresses::Network;
+pub use area::Area;
 pub use calls::Connection;
 pub use core::Host;
 pub use entry::{Congestion, Options};
 pub use packets::{Packet, Packets};
-pub use sockets::{Area, Half, Socket, Transport};
+pub use sockets::{Half, Socket, Transport};
 pub use state::HostOptions;
 pub use wire::{Abilities, Fed, PairWire, Wire};
