@@ -245,6 +245,13 @@ class QTest:
         """Port output, 16 bits; does not wait."""
     def outl(self, port: int, value: int) -> None:
         """Port output, 32 bits; does not wait."""
+    def indexed_in(self, selector: int, index: int, port: int, width: int) -> int:
+        """Port input of a register that is selected first, by writing its index to a 32-bit port.
+
+        No other access comes between the two, not even that of a signal handler.
+        """
+    def indexed_out(self, selector: int, index: int, port: int, width: int, value: int) -> None:
+        """Port output to such a register; does not wait."""
     def readb(self, address: int) -> int:
         """MMIO read, 8 bits."""
     def readw(self, address: int) -> int:

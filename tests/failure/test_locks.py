@@ -329,3 +329,74 @@ def test_a_signal_handler_closes_while_qemus_output_is_read() -> None:
         print("ended")
         """)
     )
+
+
+#: Ports of a QEMU: a signal comes right before the first input by the main thread.
+INTERRUPTED = textwrap.dedent("""
+    class Ports:
+        def __init__(self, ports):
+            self._ports = ports
+        def __getattr__(self, name):
+            def access(*arguments):
+                main = threading.current_thread() is threading.main_thread()
+                if main and name.startswith("in") and not told:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                    [None for _ in range(1000)]  # whoever runs a handler has done so by now
+                return getattr(self._ports, name)(*arguments)
+            return access
+    """)
+
+
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+def test_a_signal_handler_closes_in_the_middle_of_an_access_to_the_bus(machine: str) -> None:
+    """A thread that closes windows of bridges makes accesses of its own, and is waited for."""
+    program(
+        INTERRUPTED
+        + textwrap.dedent(f"""
+        qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None), machine={machine!r})
+        port, other, told = qemu.attach("user"), qemu.attach("user"), []
+        def handle(*_):
+            if not told:
+                told.append(1)
+                port.close()
+        signal.signal(signal.SIGUSR1, handle)
+        bus = host_of(qemu).devices.bus
+        host = {{"pc": 0x12378086, "q35": 0x29c08086}}[{machine!r}]
+        bus.config._ports = Ports(bus.config._ports)
+        place = type(bus.functions[0].bdf)(0, 0, 0)
+        assert bus.config.read32(place, 0) == host, "another register was read"
+        assert told and port.closed and qemu.ports == (other,), qemu.ports
+        again = qemu.attach("user")
+        assert virtnic.Stack(again).dhcp() and virtnic.Stack(other).dhcp()
+        qemu.close()
+        """)
+    )
+
+
+def test_a_signal_handler_closes_while_another_port_is_attached() -> None:
+    """Wherever that is: the addresses that one gives back and the other takes stay right."""
+    program(
+        textwrap.dedent("""
+        qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None), machine="q35")
+        there = [qemu.attach("user") for _ in range(3)]
+        closed = []
+        def handle(*_):
+            if there:
+                closed.append(there.pop())
+                closed[-1].close()
+        signal.signal(signal.SIGALRM, handle)
+        for number in range(24):
+            signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.0017 * number)
+            there.insert(0, qemu.attach("user"))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert set(qemu.ports) == set(there), (number, qemu.ports)
+            if len(there) > 3:
+                there.pop().close()
+        assert len(closed) > 5, closed
+        for port in there:
+            virtnic.Stack(port).dhcp()
+            port.close()
+        assert not [f for f in host_of(qemu).devices.bus.functions if f.device in (0x1000, 0x1041)]
+        qemu.close()
+        """)
+    )

@@ -62,9 +62,9 @@ def test_a_bus_without_end() -> None:
 
 def test_a_bus_that_answers_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(FakeBus):
-        def inl(self, port: int) -> int:
+        def _in(self, port: int, width: int) -> int:
             pause(0.02)
-            return super().inl(port)
+            return super()._in(port, width)
 
     fake = Slow()
     for slot in range(2, 32):

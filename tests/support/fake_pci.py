@@ -158,23 +158,13 @@ class FakeBus:
         function = self.find(a >> 16 & 0xFF, a >> 11 & 0x1F, a >> 8 & 7)
         return function, (a & 0xFC) + (port & 3)
 
-    def inb(self, port: int) -> int:
-        return self._in(port, 1)
+    def indexed_in(self, selector: int, index: int, port: int, width: int) -> int:
+        self._out(selector, 4, index)
+        return self._in(port, width)
 
-    def inw(self, port: int) -> int:
-        return self._in(port, 2)
-
-    def inl(self, port: int) -> int:
-        return self._in(port, 4)
-
-    def outb(self, port: int, value: int) -> None:
-        self._out(port, 1, value)
-
-    def outw(self, port: int, value: int) -> None:
-        self._out(port, 2, value)
-
-    def outl(self, port: int, value: int) -> None:
-        self._out(port, 4, value)
+    def indexed_out(self, selector: int, index: int, port: int, width: int, value: int) -> None:
+        self._out(selector, 4, index)
+        self._out(port, width, value)
 
 
 def virtio_capability(

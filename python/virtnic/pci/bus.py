@@ -6,7 +6,7 @@ import functools
 import logging
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from virtnic._native import QemuError
 from virtnic.pci.bars import Bar, BarKind, Range
@@ -26,13 +26,15 @@ from virtnic.pci.windows import Addresses
 from virtnic.teardown import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from virtnic.pci.function import Function
 
 __all__ = ["PciBus"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _COMMAND = 0x04
 #: What is read where no function answers.
@@ -65,6 +67,9 @@ class PciBus:
         self._ram = ram
         self._reserved = tuple(reserved)
         self._lock = threading.RLock()
+        #: Held while addresses are taken or freed, where no signal handler runs: one that runs in
+        #: the middle of a method has the other lock, too.
+        self._changing = threading.Lock()
         self._native_hotplug = False
         self._forget_everything()
 
@@ -135,7 +140,7 @@ class PciBus:
                 function.bar(index)
             self._switch_off(function)
             function = self._forget_addresses(function)
-            ranges = uninterrupted(functools.partial(self._take_all, function, fixed))
+            ranges = self._change(functools.partial(self._take_all, function, fixed))
             placed = tuple(
                 replace(bar, address=ranges[bar.index].start if bar.index in ranges else None)
                 for bar in function.bars
@@ -153,6 +158,15 @@ class PciBus:
                         f"BAR {index} of {function} was set to {address:#x} but holds {held:#x}"
                     )
             return function
+
+    def _change(self, function: Callable[[], T]) -> T:
+        """Call what takes or frees addresses, as a whole."""
+
+        def run() -> T:
+            with self._changing:
+                return function()
+
+        return uninterrupted(run)
 
     def _take_all(self, function: Function, fixed: Mapping[int, int]) -> dict[int, Range]:
         """Allocate addresses for all BARs, or for none."""
@@ -242,13 +256,13 @@ class PciBus:
         with self._lock:
             known = self._functions.get(function.bdf)
             if known is not None:
-                uninterrupted(functools.partial(self._remove, known))
+                self._change(functools.partial(self._remove, known))
 
     def _remove(self, known: Function) -> None:
         self._free_all(known)
         if known.is_bridge:
             self._forwarding.discard(known.bdf)
-        del self._functions[known.bdf]
+        self._functions.pop(known.bdf, None)
 
     def route_intx(self, function: Function) -> int:
         """Return the IO-APIC line of a function's interrupt pin.
@@ -269,7 +283,7 @@ class PciBus:
         self.config.write16(function.bdf, _COMMAND, 0)
 
     def _forget_addresses(self, function: Function) -> Function:
-        uninterrupted(functools.partial(self._free_all, function))
+        self._change(functools.partial(self._free_all, function))
         bare = replace(function, bars=tuple(replace(bar, address=None) for bar in function.bars))
         self._functions[function.bdf] = bare
         return bare

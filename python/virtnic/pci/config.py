@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -36,25 +35,17 @@ COMMAND_INTX_DISABLE = 1 << 10
 
 
 class PortIO(Protocol):
-    """Port I/O as :class:`virtnic._native.QTest` offers it: input waits, output does not."""
+    """Port I/O as :class:`virtnic._native.QTest` offers it: input waits, output does not.
 
-    def inb(self, port: int, /) -> int:
-        """Read 8 bits."""
+    Registers are selected first, by writing an index to a 32-bit port. No other access comes
+    between the two.
+    """
 
-    def inw(self, port: int, /) -> int:
-        """Read 16 bits."""
+    def indexed_in(self, selector: int, index: int, port: int, width: int, /) -> int:
+        """Select a register and read 1, 2 or 4 bytes."""
 
-    def inl(self, port: int, /) -> int:
-        """Read 32 bits."""
-
-    def outb(self, port: int, value: int, /) -> None:
-        """Write 8 bits."""
-
-    def outw(self, port: int, value: int, /) -> None:
-        """Write 16 bits."""
-
-    def outl(self, port: int, value: int, /) -> None:
-        """Write 32 bits."""
+    def indexed_out(self, selector: int, index: int, port: int, width: int, value: int, /) -> None:
+        """Select a register and write 1, 2 or 4 bytes."""
 
 
 class Bdf(NamedTuple):
@@ -69,14 +60,14 @@ class Bdf(NamedTuple):
 
 
 class ConfigSpace:
-    """The first 256 bytes of every function's configuration space.
+    """The first 256 bytes of every function's configuration space. Usable from any thread.
 
-    Selecting a register and accessing it are two port accesses; a lock keeps each pair together.
+    It has no lock: a signal handler that runs in the middle of an access makes its own, and may
+    wait for a thread that does.
     """
 
     def __init__(self, ports: PortIO) -> None:
         self._ports = ports
-        self._lock = threading.RLock()
         self._deadline = math.inf
 
     @contextlib.contextmanager
@@ -85,36 +76,41 @@ class ConfigSpace:
 
         QTest limits the time of each access. This limits the sum, where a peer decides the number.
         """
+        before = self._deadline
         self._deadline = time.monotonic() + seconds
         try:
             yield
         finally:
-            self._deadline = math.inf
+            self._deadline = before
 
     def read16(self, bdf: Bdf, offset: int) -> int:
         """Read 16 bits at an even offset."""
-        with self._lock:
-            return self._ports.inw(self._select(bdf, offset, 2))
+        return self._read(bdf, offset, 2)
 
     def read32(self, bdf: Bdf, offset: int) -> int:
         """Read 32 bits at an offset divisible by four."""
-        with self._lock:
-            return self._ports.inl(self._select(bdf, offset, 4))
+        return self._read(bdf, offset, 4)
 
     def write16(self, bdf: Bdf, offset: int, value: int) -> None:
         """Write 16 bits at an even offset; does not wait."""
-        _check(value, 2)
-        with self._lock:
-            self._ports.outw(self._select(bdf, offset, 2), value)
+        self._write(bdf, offset, 2, value)
 
     def write32(self, bdf: Bdf, offset: int, value: int) -> None:
         """Write 32 bits at an offset divisible by four; does not wait."""
-        _check(value, 4)
-        with self._lock:
-            self._ports.outl(self._select(bdf, offset, 4), value)
+        self._write(bdf, offset, 4, value)
 
-    def _select(self, bdf: Bdf, offset: int, width: int) -> int:
-        """Select the register's word; return the data port of its first byte."""
+    def _read(self, bdf: Bdf, offset: int, width: int) -> int:
+        index = self._index(bdf, offset, width)
+        return self._ports.indexed_in(_ADDRESS_PORT, index, _DATA_PORT + (offset & 3), width)
+
+    def _write(self, bdf: Bdf, offset: int, width: int, value: int) -> None:
+        index = self._index(bdf, offset, width)
+        if not 0 <= value < 1 << 8 * width:
+            raise ValueError(f"{value:#x} does not fit {8 * width} bits")
+        self._ports.indexed_out(_ADDRESS_PORT, index, _DATA_PORT + (offset & 3), width, value)
+
+    def _index(self, bdf: Bdf, offset: int, width: int) -> int:
+        """Return what selects the register's word."""
         if time.monotonic() > self._deadline:
             raise TimeoutError(
                 "QEMU answers too slowly: its PCI bus could not be scanned in reasonable time"
@@ -127,12 +123,4 @@ class ConfigSpace:
                 f"{width} bytes at offset {offset:#x} are not an aligned part of the "
                 "256 bytes of configuration space"
             )
-        self._ports.outl(
-            _ADDRESS_PORT, _ENABLE | bus << 16 | slot << 11 | function << 8 | offset & 0xFC
-        )
-        return _DATA_PORT + (offset & 3)
-
-
-def _check(value: int, width: int) -> None:
-    if not 0 <= value < 1 << 8 * width:
-        raise ValueError(f"{value:#x} does not fit {8 * width} bits")
+        return _ENABLE | bus << 16 | slot << 11 | function << 8 | offset & 0xFC

@@ -39,8 +39,8 @@ _POWER_OFF = 0x00C0 | 0x0300 | 0x0400
 
 def acpi_hotplug(ports: PortIO, chipset: Chipset) -> bool:
     """Whether the machine has the ACPI hotplug registers."""
-    ports.outl(chipset.acpi_hotplug + _SELECT, 0)
-    return ports.inl(chipset.acpi_hotplug + _SELECT) == 0
+    selector = chipset.acpi_hotplug + _SELECT
+    return ports.indexed_in(selector, 0, selector, 4) == 0
 
 
 def eject_acpi(ports: PortIO, chipset: Chipset, function: Function, buses: int) -> None:
@@ -56,9 +56,8 @@ def eject_acpi(ports: PortIO, chipset: Chipset, function: Function, buses: int) 
     slot = 1 << function.bdf.slot
     answered = False
     for bus in range(buses):
-        ports.outl(base + _SELECT, bus)
-        if ports.inl(base + _DOWN) & slot:
-            ports.outl(base + _EJECT, slot)
+        if ports.indexed_in(base + _SELECT, bus, base + _DOWN, 4) & slot:
+            ports.indexed_out(base + _SELECT, bus, base + _EJECT, 4, slot)
             answered = True
     if not answered:
         raise QemuError(

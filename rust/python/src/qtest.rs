@@ -106,6 +106,37 @@ impl QTest {
         self.port_out(py, port, 4, value.0)
     }
 
+    /// Port input of a register that is selected first, by writing its index to a 32-bit port.
+    ///
+    /// No other access comes between the two, not even that of a signal handler.
+    fn indexed_in(
+        &self,
+        py: Python<'_>,
+        selector: Int<16>,
+        index: Int<32>,
+        port: Int<16>,
+        width: u8,
+    ) -> PyResult<u32> {
+        // `Int` has checked the sizes; so below.
+        let (selector, index, port) = (selector.0 as u16, index.0 as u32, port.0 as u16);
+        py.detach(|| self.0.indexed_in(selector, index, port, width)).map_err(raise)
+    }
+
+    /// Port output to such a register; does not wait.
+    fn indexed_out(
+        &self,
+        py: Python<'_>,
+        selector: Int<16>,
+        index: Int<32>,
+        port: Int<16>,
+        width: u8,
+        value: Int<32>,
+    ) -> PyResult<()> {
+        let (selector, index, port) = (selector.0 as u16, index.0 as u32, port.0 as u16);
+        py.detach(|| self.0.indexed_out(selector, index, port, width, value.0 as u32))
+            .map_err(raise)
+    }
+
     /// MMIO read, 8 bits.
     fn readb(&self, py: Python<'_>, address: Int<64>) -> PyResult<u64> {
         self.mmio_read(py, address, 1)

@@ -5,7 +5,7 @@ use super::patience::Patience;
 use super::pipeline::End;
 use super::stepping;
 use super::sync::{Mutex, lock};
-use super::wire::{Answer, Command, MAX_IRQ, READ_CHUNK, WRITE_CHUNK, push_hex};
+use super::wire::{Answer, Command, MAX_IRQ, READ_CHUNK, WRITE_CHUNK, lines_of, push_hex};
 use crate::notify::EventFd;
 use crate::unix::{address, unconnected};
 use crate::{Error, Result};
@@ -174,6 +174,39 @@ impl QTest {
         check_port_width(width)?;
         check_value(width, u64::from(value))?;
         self.connection.post(Command::Out { port, width, value })
+    }
+
+    /// Port input of a register that is selected first: `index` is written to the 32-bit port
+    /// `selector`. Both go to QEMU in one piece, so no other access comes between, not even one
+    /// of the same thread (a signal handler's).
+    ///
+    /// # Errors
+    /// See [`Self::port_in`].
+    pub fn indexed_in(&self, selector: u16, index: u32, port: u16, width: u8) -> Result<u32> {
+        check_port_width(width)?;
+        let select = Command::Out { port: selector, width: 4, value: index };
+        match self.ask_batch(&[select, Command::In { port, width }])?.pop() {
+            Some(answer) => Ok(number(answer)? as u32),
+            None => Err(unexpected(&Answer::Done)),
+        }
+    }
+
+    /// Port output to such a register; returns once written, not once done.
+    ///
+    /// # Errors
+    /// See [`Self::port_in`].
+    pub fn indexed_out(
+        &self,
+        selector: u16,
+        index: u32,
+        port: u16,
+        width: u8,
+        value: u32,
+    ) -> Result<()> {
+        check_port_width(width)?;
+        check_value(width, u64::from(value))?;
+        let select = Command::Out { port: selector, width: 4, value: index };
+        self.connection.post_all(&[select, Command::Out { port, width, value }])
     }
 
     /// MMIO read of `width` 1, 2, 4 or 8 bytes.
@@ -399,11 +432,7 @@ impl QTest {
     }
 
     fn ask_batch(&self, commands: &[Command]) -> Result<Vec<Answer>> {
-        let mut lines = Vec::with_capacity(commands.len() * 32);
-        for command in commands {
-            lines.extend_from_slice(command.line().bytes());
-        }
-        self.connection.ask_many(commands, &lines, self.connection.deadline())
+        self.connection.ask_many(commands, &lines_of(commands), self.connection.deadline())
     }
 }
 

@@ -3,7 +3,7 @@
 use super::clock::Clock;
 use super::patience::Patience;
 use super::pipeline::{End, Pipeline, Signal, Ticket};
-use super::wire::{Answer, Command, Splitter, parse};
+use super::wire::{Answer, Command, Splitter, lines_of, parse};
 use crate::locks::may_wait;
 use crate::notify::{Descriptor, EventFd};
 use crate::process::{Home, background};
@@ -111,6 +111,11 @@ impl Connection {
     #[inline]
     pub(super) fn post(&self, command: Command) -> Result<()> {
         self.submit(&[command], None, command.line().bytes(), self.deadline(), self.patience)
+    }
+
+    /// The same for several commands, in one piece.
+    pub(super) fn post_all(&self, commands: &[Command]) -> Result<()> {
+        self.submit(commands, None, &lines_of(commands), self.deadline(), self.patience)
     }
 
     /// The same for a command whose line is longer.

@@ -59,6 +59,11 @@ fn each_method_sends_its_line() {
             "OK\n",
             "OK 42\n",
             "OK little\n",
+            "OK\n",
+            "OK 0x8086\n",
+            "OK\n",
+            "OK\n",
+            "OK little\n",
         ],
     );
     assert_eq!(qtest.port_in(0xcfc, 2).unwrap(), 0x1af4);
@@ -69,6 +74,9 @@ fn each_method_sends_its_line() {
     qtest.write_bytes(0x1000, &[1, 0xab]).unwrap();
     qtest.intercept("ioapic").unwrap();
     assert_eq!(qtest.clock_step(Some(42)).unwrap(), 42);
+    qtest.flush().unwrap();
+    assert_eq!(qtest.indexed_in(0xcf8, 0x8000_0000, 0xcfe, 2).unwrap(), 0x8086);
+    qtest.indexed_out(0xcf8, 0x8000_0004, 0xcfc, 1, 7).unwrap();
     qtest.flush().unwrap();
     qtest.close();
     assert_eq!(
@@ -83,8 +91,48 @@ fn each_method_sends_its_line() {
             "irq_intercept_in ioapic\n",
             "clock_step 0x2a\n",
             "endianness\n",
+            "outl 0xcf8 0x80000000\n",
+            "inw 0xcfe\n",
+            "outl 0xcf8 0x80000004\n",
+            "outb 0xcfc 0x7\n",
+            "endianness\n",
         ]
     );
+}
+
+/// Many threads read registers through one selector; each gets its own.
+#[test]
+fn nobody_comes_between_a_selector_and_its_register() {
+    let (qtest, peer) = pair(LONG);
+    let device = thread::spawn(move || {
+        let (reader, mut writer) = (BufReader::new(peer.try_clone().unwrap()), peer);
+        let mut selected = String::new();
+        for line in reader.lines().map_while(Result::ok) {
+            let answer = match line.strip_prefix("outl 0xcf8 ") {
+                Some(index) => {
+                    index.clone_into(&mut selected);
+                    "OK\n".to_owned()
+                }
+                None => format!("OK {selected}\n"),
+            };
+            if writer.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    thread::scope(|scope| {
+        for thread in 1..=4_u32 {
+            let qtest = &qtest;
+            scope.spawn(move || {
+                for n in 0..200 {
+                    let index = thread << 16 | n;
+                    assert_eq!(qtest.indexed_in(0xcf8, index, 0xcfc, 4).unwrap(), index);
+                }
+            });
+        }
+    });
+    qtest.close();
+    device.join().unwrap();
 }
 
 #[test]
@@ -95,6 +143,9 @@ fn what_qemu_would_abort_on_is_never_written() {
         qtest.port_out(0, 3, 0),
         qtest.port_out(0, 1, 0x100),
         qtest.port_out(0, 2, 0x1_0000),
+        qtest.indexed_in(0, 0, 0, 8).map(drop),
+        qtest.indexed_out(0, 0, 0, 3, 0),
+        qtest.indexed_out(0, 0, 0, 1, 0x100),
         qtest.read(0, 0).map(drop),
         qtest.read(u64::MAX, 2).map(drop),
         qtest.read_many(&[(0, 4), (0, 5)]).map(drop),

@@ -195,6 +195,15 @@ fn hex_digit(nibble: u8) -> u8 {
     if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 }
 }
 
+/// The lines of several commands.
+pub(super) fn lines_of(commands: &[Command]) -> Vec<u8> {
+    let mut lines = Vec::with_capacity(commands.len() * 32);
+    for command in commands {
+        lines.extend_from_slice(command.line().bytes());
+    }
+    lines
+}
+
 /// Appends bytes as hexadecimal digits.
 pub(super) fn push_hex(out: &mut Vec<u8>, data: &[u8]) {
     for byte in data {
