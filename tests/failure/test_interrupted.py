@@ -30,7 +30,9 @@ from support.interrupting import TRIES, alarm, interrupted_at, moments_of, sampl
 from virtnic.cli import main
 from virtnic.pci import find_virtio_nets
 
-pytestmark = [pytest.mark.needs("qemu"), pytest.mark.timeout(120 + 2 * (TRIES or 5000))]
+#: Seconds that preparing, interrupting and finishing once may take, on a busy machine too.
+ONCE = 10
+pytestmark = [pytest.mark.needs("qemu"), pytest.mark.timeout(120 + ONCE * (TRIES or 5000))]
 
 
 @dataclass

@@ -8,12 +8,14 @@ one did not finish, and nothing else; every frame is accounted for. The backend 
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import virtnic
 from peers.ring_backend import RingBackend
 from support.frames import number_of, numbered
+from support.negotiated import accepted, offered
 from virtnic.nic.options import Ring
 from virtnic.testing import set_link
 
@@ -200,3 +202,65 @@ def test_a_backend_that_is_driven_by_kicks_is_kicked_again(
             backend.wait_up()
         # The kick that every new eventfd gets is over.
         assert backend.wait_for(lambda: backend.rings[1].kicks > 0, PATIENCE)
+
+
+IN_ORDER = 1 << 35
+
+
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_a_backend_that_keeps_the_order_dies_behind_a_batch(scratch: Path, taken_back: bool) -> None:
+    """One used descriptor stands for several; the next backend goes on behind all of them."""
+    path = scratch / "order"
+    memory = virtnic.Memory("8M", hugepages=None)
+    with (
+        RingBackend(path, packed=True, more_features=IN_ORDER) as backend,
+        virtnic.open(
+            f"vhost-user,path={path}",
+            frontend="direct",
+            memory=memory,
+            ring="packed",
+            queue_size=SIZE,
+            features={"IN_ORDER": True},
+        ) as port,
+    ):
+        backend.wait_up()
+        taken: list[int | None] = []
+        for lap in range(5):
+            first = lap * 1_000
+            assert port.send([numbered(SOURCE, first + n) for n in range(100)]) == 100
+            buffers = list(backend.available())
+            batch = buffers[:60]
+            taken += [number_of(backend.read(buffer)) for buffer in batch]
+            backend.finish_batch(1, batch)
+            backend.signal(1)
+            if taken_back:
+                port.reclaim()
+            backend.die()
+            backend.wait_up(lap + 2)
+            taken += collect(backend, 40)
+            assert taken[-100:] == list(range(first, first + 100))
+            port.reclaim()
+            assert port.stats()["tx_completed"] == len(taken) == port.stats()["tx_packets"]
+    assert memory.buffers_free == memory.buffers
+    path.unlink(missing_ok=True)
+
+
+def test_in_order_is_not_accepted_unless_asked_for(qemu_command: str, scratch: Path) -> None:
+    """A backend tells late what it took; by default the next one is not given it once more."""
+    path = scratch / "order"
+    options: dict[str, Any] = {"memory": virtnic.Memory("8M", hugepages=None), "ring": "packed"}
+    with RingBackend(path, packed=True, more_features=IN_ORDER):
+        netdev = f"vhost-user,path={path}"
+        with virtnic.open(netdev, frontend="direct", **options) as direct:
+            assert "IN_ORDER" in offered(direct) - accepted(direct)
+        try:
+            port = virtnic.open(netdev, properties={"in_order": True}, **options)
+        except virtnic.QemuError as error:
+            assert "in_order" in str(error) and "not found" in str(error)  # an older QEMU
+            return
+        with port:
+            assert "IN_ORDER" in offered(port) - accepted(port)
+        asked = {"IN_ORDER": True}
+        with virtnic.open(netdev, properties={"in_order": True}, features=asked, **options) as port:
+            assert "IN_ORDER" in accepted(port)
+    path.unlink(missing_ok=True)

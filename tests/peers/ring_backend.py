@@ -81,11 +81,13 @@ def place(packed: int) -> tuple[int, bool]:
 class RingBackend(ScriptedBackend):
     """A vhost-user backend that listens at a path, for one QEMU at a time."""
 
-    def __init__(self, path: Path, *, packed: bool = False, pairs: int = 1) -> None:
+    def __init__(
+        self, path: Path, *, packed: bool = False, pairs: int = 1, more_features: int = 0
+    ) -> None:
         self.rings: dict[int, Vring] = {}
         self._regions: list[Region] = []
         self._packed = False
-        features = PROTOCOL_FEATURES | VERSION_1 | (RING_PACKED if packed else 0)
+        features = PROTOCOL_FEATURES | VERSION_1 | (RING_PACKED if packed else 0) | more_features
         super().__init__(path, features=features, pairs=pairs)
 
     # Coming and going.
@@ -275,6 +277,18 @@ class RingBackend(ScriptedBackend):
                 entry = at + 4 + 8 * (index % ring.size)
                 struct.pack_into("<II", memory, entry, buffer.ident, length)
                 self._store(memory, at + 2, index + 1 & 0xFFFF)
+
+    def finish_batch(self, number: int, buffers: list[Buffer]) -> None:
+        """Give buffers of a packed ring back by one used descriptor (IN_ORDER)."""
+        with self._changed:
+            ring = self.rings[number]
+            behind = ring.used
+            for buffer in buffers:
+                behind = self._next(ring, *behind)
+                if buffer is not buffers[-1]:
+                    ring.taken.remove(buffer)
+            self.finish(number, buffers[-1])
+            ring.used = behind
 
     def begin_to_finish(self, number: int, buffer: Buffer, length: int = 0) -> None:
         """Return a buffer of a packed ring, except for the flags that mark it used."""

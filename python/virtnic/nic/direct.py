@@ -22,7 +22,13 @@ from virtnic.errors import NetdevUnavailable, QemuError, message_of
 from virtnic.nic.attachment import Driven
 from virtnic.nic.backend import RING_PACKED, retry_of
 from virtnic.nic.callbacks import Callbacks
-from virtnic.nic.options import offload_features, one_of, unicast, with_queues
+from virtnic.nic.options import (
+    offload_features,
+    one_of,
+    order_features,
+    unicast,
+    with_queues,
+)
 from virtnic.nic.port import Port
 from virtnic.qemu import loop, parse
 from virtnic.qemu.backends import process_of, queue_size_for
@@ -174,9 +180,8 @@ def open_direct(wanted: PortRequest, memory: Memory, owned: bool) -> Port:
     try:
         connection = _Connection(driven)
         connection.meet(spec, mac, pairs, mtu, wanted.recover)
-        # A backend that polls looks at no event index; one write less to a shared line. In order,
-        # DPDK tells late what it has taken: a next backend would be given it once more.
-        features: dict[str, bool | None] = {"EVENT_IDX": False, "IN_ORDER": False}
+        # A backend that polls looks at no event index; one write less to a shared line.
+        features: dict[str, bool | None] = {"EVENT_IDX": False} | order_features(spec)
         if wanted.ring is not None:
             features["RING_PACKED"] = wanted.ring == "packed"
         features |= offload_features(spec, wanted.offload)

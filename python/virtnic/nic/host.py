@@ -22,6 +22,7 @@ from virtnic.nic.options import (
     device_request,
     merge_features,
     offload_features,
+    order_features,
     one_of,
     usual_size,
     with_queues,
@@ -171,9 +172,8 @@ class Host(Owner):
                 wires = self.devices.routing.connect(attachment, function, pairs)
                 before = machine.process.stderr_position()
                 entries = queue_size or usual_size(spec, device, attachment.by_legacy)
-                preferences |= merge_features(spec, self.memory, entries) | offload_features(
-                    spec, wanted.offload
-                )
+                preferences |= merge_features(spec, self.memory, entries)
+                preferences |= offload_features(spec, wanted.offload) | order_features(spec)
                 undo.add(functools.partial(_stop, attachment))
                 driver = attachment.started = PortDriver(
                     memory=self.memory,

@@ -156,6 +156,15 @@ def offload_features(spec: Spec, offload: bool | None) -> dict[str, bool | None]
     return dict.fromkeys(_SEND_OFFLOADS, False)
 
 
+def order_features(spec: Spec) -> dict[str, bool | None]:
+    """Return which features to refuse that keep the order of buffers.
+
+    In order, a vhost-user backend reports late what it has taken (DPDK does): if it dies, the next
+    one gets that once more.
+    """
+    return {"IN_ORDER": False} if spec.type == "vhost-user" else {}
+
+
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raise ValueError for a value that is not allowed."""
     if value not in allowed:

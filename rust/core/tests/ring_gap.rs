@@ -74,3 +74,96 @@ fn what_lies_in_a_gap_is_used_with_the_length_of_gaps() {
         assert_eq!(got, [(0, 9), (1, 7), (2, 9), (3, 9), (4, 9), (5, 7)], "from {start}");
     }
 }
+
+/// A ring whose device keeps the order and died; descriptors are counted from where it was.
+struct InOrder {
+    ring: PackedRing,
+    view: View,
+    start: u16,
+    got: Vec<(u32, u32)>,
+}
+
+impl InOrder {
+    /// Goes `start` descriptors into the ring and makes six available.
+    fn new(start: u16) -> Self {
+        let region = region();
+        let options = RingOptions { in_order: true, ..RingOptions::new(SIZE) };
+        let mut ring = PackedRing::new(&region, &options).unwrap();
+        let mut device = PackedDevice::new(&region, ring.addresses(), &options);
+        for token in 0..u32::from(start) {
+            assert_eq!(ring.add(true, 1, |_| (token, Iova(1 << 36), 60)), 1);
+            ring.publish();
+            assert_eq!(device.echo(1), 1);
+            assert_eq!(ring.pop(1, |_, _| ()), Ok(1));
+        }
+        assert_eq!(ring.add(true, 6, |i| (i as u32, Iova(1 << 36), 60)), 6);
+        ring.publish();
+        Self { ring, view: View::new(&region), start, got: Vec::new() }
+    }
+
+    fn descriptor(&self, index: u16) -> Iova {
+        self.ring.addresses().0.plus(u64::from((self.start + index) % SIZE) * 16)
+    }
+
+    /// Writes the length and id of a used descriptor that stands for all up to `last`.
+    fn begin(&self, first: u16, last: u16) {
+        let id = self.view.read(self.descriptor(last).plus(12), 2);
+        self.view.write(self.descriptor(first).plus(8), &7u32.to_le_bytes());
+        self.view.write(self.descriptor(first).plus(12), &id);
+    }
+
+    /// The same, and its flags.
+    fn finish(&self, first: u16, last: u16) {
+        self.begin(first, last);
+        let flags = USED[usize::from((self.start + first) / SIZE % 2 == 0)];
+        self.view.write(self.descriptor(first).plus(14), &flags.to_le_bytes());
+    }
+
+    fn pop(&mut self, max: usize) -> usize {
+        let Self { ring, got, .. } = self;
+        ring.pop(max, |token, len| got.push((token, len))).unwrap()
+    }
+
+    /// Where the next device goes on.
+    fn position(&mut self) -> u16 {
+        self.ring.reoffer(9, |_| None);
+        let follower = self.ring.follower();
+        let position = follower.close_gaps().unwrap();
+        assert_eq!(follower.position(), position);
+        position
+    }
+}
+
+/// One used descriptor stands for four: whoever goes on behind the first of them would use buffers
+/// that the driver has back, and the driver would wait for ever where no flags are written.
+#[test]
+fn behind_a_batch_of_a_device_that_keeps_the_order() {
+    for start in 0..4 * SIZE {
+        for popped in 0..=4 {
+            let mut it = InOrder::new(start);
+            it.finish(0, 3);
+            assert_eq!(it.pop(popped), popped);
+            assert_eq!(it.position(), place(start, 4), "from {start}, {popped} popped");
+            it.finish(4, 5);
+            it.pop(usize::MAX);
+            let got = [(0, 60), (1, 60), (2, 60), (3, 7), (4, 60), (5, 7)];
+            assert_eq!(it.got, got, "from {start}, {popped} popped");
+        }
+    }
+}
+
+/// It had written the id and the length of a batch but not the flags: the first buffer is lost, the
+/// others are the next device's.
+#[test]
+fn within_a_batch_of_a_device_that_keeps_the_order() {
+    for start in 0..4 * SIZE {
+        let mut it = InOrder::new(start);
+        it.finish(0, 1);
+        it.begin(2, 4);
+        assert_eq!(it.position(), place(start, 3), "from {start}");
+        it.finish(3, 5);
+        it.pop(usize::MAX);
+        let got = [(0, 60), (1, 7), (2, 9), (3, 60), (4, 60), (5, 7)];
+        assert_eq!(it.got, got, "from {start}");
+    }
+}

@@ -101,6 +101,12 @@ impl Fifo {
     /// The oldest taken identifier, if all are put back in order.
     #[inline(always)]
     pub(super) fn oldest(&self) -> u16 {
-        self.at(self.tail.wrapping_sub(self.size))
+        self.outstanding(0)
+    }
+
+    /// The identifier that was taken `n` after that one.
+    #[inline(always)]
+    pub(super) fn outstanding(&self, n: u32) -> u16 {
+        self.at(self.tail.wrapping_sub(self.size).wrapping_add(n))
     }
 }

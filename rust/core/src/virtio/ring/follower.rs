@@ -32,7 +32,9 @@ enum Followed {
     },
     Packed {
         descriptors: Window<u64>,
-        /// The driver's `next_used` and its wrap counter.
+        /// Whether one used descriptor may report a batch (VIRTIO 1.3, section 2.8.9).
+        in_order: bool,
+        /// Where the driver expects the next used descriptor, and its wrap counter.
         popped: Arc<AtomicU16>,
         /// The device event suppression area.
         suppression: Window<u32>,
@@ -92,13 +94,14 @@ impl Follower {
     }
 
     pub(super) fn of_packed(
-        size: u16,
+        (size, in_order): (u16, bool),
         descriptors: Window<u64>,
         popped: &Arc<AtomicU16>,
         suppression: Window<u32>,
         memory: &Arc<Memory>,
     ) -> Self {
-        let ring = Followed::Packed { descriptors, popped: Arc::clone(popped), suppression };
+        let ring =
+            Followed::Packed { descriptors, in_order, popped: Arc::clone(popped), suppression };
         Self { ring, size, gap: 0, _memory: Some(Arc::clone(memory)) }
     }
 
@@ -188,21 +191,28 @@ impl Follower {
 
     /// The driver's position in a packed ring, and the position after the last used descriptor.
     fn after_last_used(&self) -> Option<(Position, Position)> {
-        let Followed::Packed { descriptors, popped, .. } = &self.ring else { return None };
+        let Followed::Packed { descriptors, in_order, popped, .. } = &self.ring else {
+            return None;
+        };
         let mut found = None;
         // The driver may pop meanwhile. Without a device that comes to an end.
         for _ in 0..ATTEMPTS {
             let before = popped.load(Acquire);
             let start = Position::of(before);
             let (mut here, mut end) = (start, start);
-            for _ in 0..self.size {
-                let flags = descriptors.load(usize::from(here.at) * 2 + 1, Acquire);
-                let used = flags & (AVAIL | USED) == here.used();
-                if !used && flags & (AVAIL | USED) != here.available() {
+            let mut left = self.size;
+            while left > 0 {
+                let rest = descriptors.load(usize::from(here.at) * 2 + 1, Acquire);
+                let used = rest & (AVAIL | USED) == here.used();
+                if !used && rest & (AVAIL | USED) != here.available() {
                     break;
                 }
                 here = here.next(self.size);
+                left -= 1;
                 if used {
+                    if *in_order {
+                        self.skip_batch(*descriptors, (rest >> 32) as u16, &mut here, &mut left);
+                    }
                     end = here;
                 }
             }
@@ -212,5 +222,23 @@ impl Follower {
             }
         }
         found
+    }
+
+    /// Moves to the position after the descriptor that made the last buffer of a batch available.
+    /// The device has not written the descriptors between that and the used one.
+    fn skip_batch(&self, descriptors: Window<u64>, last: u16, here: &mut Position, left: &mut u16) {
+        let mut at = *here;
+        for after in 1..=*left {
+            let rest = descriptors.load(usize::from(at.at) * 2 + 1, Acquire);
+            if rest & (AVAIL | USED) != at.available() {
+                break;
+            }
+            at = at.next(self.size);
+            if (rest >> 32) as u16 == last {
+                *here = at;
+                *left -= after;
+                break;
+            }
+        }
     }
 }

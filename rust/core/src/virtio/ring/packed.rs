@@ -68,14 +68,14 @@ pub struct PackedRing {
     /// Descriptors published since the last `wants_kick`.
     unasked: u16,
     /// Chains with the device.
-    in_flight: usize,
+    pub(super) in_flight: usize,
     /// `free.taken()` at the last publish.
     pub(super) taken_published: u32,
     /// With IN_ORDER: the last buffer of the batch that is being popped, and its length.
-    batch: Option<(u16, u32)>,
+    pub(super) batch: Option<(u16, u32)>,
     broken: Option<Violation>,
 
-    /// `next_used` and its wrap counter, for followers.
+    /// The position of the next used descriptor and its wrap counter, for followers.
     popped: Arc<AtomicU16>,
 
     layout: Layout,
@@ -114,8 +114,9 @@ impl PackedRing {
 
     #[inline]
     fn show_position(&self) {
-        let wrap = if self.used_flags & AVAIL != 0 { EVENT_WRAP } else { 0 };
-        self.popped.store(self.next_used | wrap, Release);
+        let (at, flags, _) = self.after_batch();
+        let wrap = if flags & AVAIL != 0 { EVENT_WRAP } else { 0 };
+        self.popped.store(at | wrap, Release);
         // A follower that sees a descriptor written after this must also see this.
         fence(Release);
     }
@@ -418,8 +419,10 @@ impl Ring for PackedRing {
     }
 
     fn reoffer(&mut self, length: u32, posted: impl Fn(u32) -> Option<Iova>) {
-        if self.broken.is_none() && !self.in_order {
-            self.reoffer_overwritten(length, posted);
+        match self.broken {
+            Some(_) => {}
+            None if self.in_order => self.reoffer_in_order(length, posted),
+            None => self.reoffer_overwritten(length, posted),
         }
     }
 
@@ -429,7 +432,7 @@ impl Ring for PackedRing {
 
     fn follower(&self) -> Follower {
         Follower::of_packed(
-            self.size,
+            (self.size, self.in_order),
             self.descriptors,
             &self.popped,
             self.device_event,

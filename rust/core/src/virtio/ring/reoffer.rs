@@ -136,6 +136,63 @@ impl PackedRing {
         }
     }
 
+    /// The number of outstanding buffers in the batch being popped: the device has used them.
+    #[cold]
+    fn left_of_batch(&self, last: u16) -> u32 {
+        let mut outstanding = 0..self.in_flight as u32;
+        outstanding.position(|n| self.free.outstanding(n) == last).map_or(0, |at| at as u32 + 1)
+    }
+
+    /// The position of the next used descriptor, its flags, and the number of buffers in the batch
+    /// before that. Chains count as one descriptor.
+    #[inline]
+    pub(super) fn after_batch(&self) -> (u16, u64, u32) {
+        let Some((last, _)) = self.batch else { return (self.next_used, self.used_flags, 0) };
+        let left = self.left_of_batch(last);
+        let at = u32::from(self.next_used) + left;
+        match at.checked_sub(self.size.into()) {
+            Some(at) => (at as u16, self.used_flags ^ (AVAIL | USED), left),
+            None => (at as u16, self.used_flags, left),
+        }
+    }
+
+    /// The same for a device with `IN_ORDER`: the position says which buffer is outstanding. An
+    /// overwritten descriptor is marked as used, with its own identifier; later ones are intact.
+    #[cold]
+    pub(super) fn reoffer_in_order(&mut self, length: u32, posted: impl Fn(u32) -> Option<Iova>) {
+        if self.slots.all_plain().is_none() {
+            return;
+        }
+        let with_device = u32::from(self.size)
+            .saturating_sub(self.free_descriptors as u32)
+            .saturating_sub(self.added.into());
+        let (mut at, mut flags, mut n) = self.after_batch();
+        // The last buffer of the used batch at this position.
+        let mut batch = None;
+        while n < with_device {
+            let id = self.free.outstanding(n);
+            let iova = self.descriptors.load(usize::from(at) * 2, Relaxed);
+            let rest = self.descriptors.load(usize::from(at) * 2 + 1, Acquire);
+            if batch.is_none() && rest & (AVAIL | USED) == flags {
+                batch = Some((rest >> 32) as u16);
+            }
+            match batch {
+                Some(last) if last == id => batch = None,
+                Some(_) => {}
+                None if (rest >> 32) as u16 == id && self.is_whole(iova, rest, &posted) => return,
+                None => {
+                    let rest = u64::from(length) | u64::from(id) << 32 | flags;
+                    self.descriptors.store(usize::from(at) * 2 + 1, rest, Release);
+                }
+            }
+            n += 1;
+            at += 1;
+            if at == self.size {
+                (at, flags) = (0, flags ^ (AVAIL | USED));
+            }
+        }
+    }
+
     /// Whether an available descriptor is intact. A device writes id and length of a used descriptor
     /// before its flags, and may end in between.
     fn is_whole(&self, iova: u64, rest: u64, posted: impl Fn(u32) -> Option<Iova>) -> bool {
