@@ -208,7 +208,9 @@ IN_ORDER = 1 << 35
 
 
 @pytest.mark.parametrize("taken_back", [False, True])
-def test_a_backend_that_keeps_the_order_dies_behind_a_batch(scratch: Path, taken_back: bool) -> None:
+def test_a_backend_that_keeps_the_order_dies_behind_a_batch(
+    scratch: Path, taken_back: bool
+) -> None:
     """One used descriptor stands for several; the next backend goes on behind all of them."""
     path = scratch / "order"
     memory = virtnic.Memory("8M", hugepages=None)

@@ -34,3 +34,16 @@ def test_its_own_end_is_not_taken_for_a_foreign_close(
         assert not thread.is_deaf
     assert not caplog.records
     assert not ender.is_alive()
+
+
+def test_a_later_thread_with_its_number_is_not_taken_for_it() -> None:
+    """Who closed when its end had been interrupted was refused as if he were a callback."""
+    hold = loop.Hold()
+    ended = hold.take()
+    hold.release()
+    taken: list[bool] = []
+    for _ in range(8):
+        other = threading.Thread(target=lambda: taken.append(ended.inside))
+        other.start()
+        other.join(30)
+    assert taken == [False] * 8

@@ -274,6 +274,13 @@ class LoopThread:
             return
         self._ident, self._thread = threading.get_ident(), threading.current_thread()
         try:
+            self._serve()
+        finally:
+            self._ident = 0  # a later thread may get the same number
+
+    def _serve(self) -> None:
+        """Make the loop and run it until the end."""
+        try:
             self._selector = selectors.EpollSelector()
             # An event loop that cannot create its socket pair complains when it is collected.
             for end in socket.socketpair():

@@ -135,8 +135,7 @@ class Nics:
         crashes = spec.type == "vhost-user" and quirks.has(
             self._monitor.version, "vhost-user-msix-crash"
         )
-        handle = self._reserve(spec, queue_vectors=not crashes)
-        plugging(handle)
+        handle = self._reserve(spec, plugging, queue_vectors=not crashes)
         chardev = None
         try:
             if spec.socket is not None:
@@ -340,7 +339,9 @@ class Nics:
             with contextlib.suppress(QemuError, TimeoutError):
                 self.remove(handle, eject, _SECOND_TRY)
 
-    def _reserve(self, spec: Spec, *, queue_vectors: bool) -> NicHandle:
+    def _reserve(
+        self, spec: Spec, plugging: Callable[[NicHandle], object], *, queue_vectors: bool
+    ) -> NicHandle:
         with self._lock:
             for slot in self._slots:
                 if slot not in self._used:
@@ -356,6 +357,8 @@ class Nics:
                         queue_vectors,
                         peer,
                     )
+                    # Before the slot is taken: whoever is interrupted then can free it.
+                    plugging(handle)
                     self._used[slot] = handle
                     return handle
         raise ValueError(f"all {len(self._slots)} slots of this machine are in use; detach a port")
