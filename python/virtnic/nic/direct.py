@@ -181,7 +181,7 @@ def open_direct(wanted: PortRequest, memory: Memory, owned: bool) -> Port:
         connection = _Connection(driven)
         connection.meet(spec, mac, pairs, mtu, wanted.recover)
         # A backend that polls looks at no event index; one write less to a shared line.
-        features: dict[str, bool | None] = {"EVENT_IDX": False} | order_features(spec)
+        features: dict[str, bool | None] = {"EVENT_IDX": False, **order_features(spec)}
         if wanted.ring is not None:
             features["RING_PACKED"] = wanted.ring == "packed"
         features |= offload_features(spec, wanted.offload)

@@ -22,8 +22,8 @@ from virtnic.nic.options import (
     device_request,
     merge_features,
     offload_features,
-    order_features,
     one_of,
+    order_features,
     usual_size,
     with_queues,
 )
