@@ -184,6 +184,27 @@ def test_a_signal_handler_closes_what_it_interrupts() -> None:
     )
 
 
+def test_a_signal_handler_changes_what_is_being_restarted() -> None:
+    """It is refused at once: the device that it would wait for is brought back by its thread."""
+    program(
+        "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
+        "queue, seen = port.queue(0), []\n"
+        "def handle(*_):\n"
+        "    for call in (lambda: port.set_mac('52:54:00:00:00:01'), queue.stop, queue.start):\n"
+        "        began = time.monotonic()\n"
+        "        try: call()\n"
+        "        except virtnic.PortBusy: seen.append(time.monotonic() - began)\n"
+        "signal.signal(signal.SIGTERM, handle)\n"
+        "running = stopped(port.qemu.pid, 0.6)\n"
+        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "port.restart()\n"
+        "running.wait()\n"
+        "assert len(seen) == 3 and max(seen) < 5.0, seen\n"
+        "assert port.send([FRAME]) == 1\n"
+        "port.close()\n"
+    )
+
+
 def test_a_progress_function_closes_its_own_port() -> None:
     """The loop that calls it has the queues."""
     program(
@@ -399,4 +420,57 @@ def test_a_signal_handler_closes_while_another_port_is_attached() -> None:
         assert not [f for f in host_of(qemu).devices.bus.functions if f.device in (0x1000, 0x1041)]
         qemu.close()
         """)
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "lambda: qemu.attach('user')",
+        "port.restart",
+        "lambda: port.set_mac('52:54:00:00:00:01')",
+        "port.queue(0).stop",
+    ],
+)
+def test_a_signal_handler_closes_what_is_recovered(call: str) -> None:
+    """SIGTERM for all processes: QEMU dies, and the handler waits for who recovers it."""
+    program(
+        "qemu = virtnic.Qemu(virtnic.Memory('8M', hugepages=None), recover=True)\n"
+        "port = qemu.attach('user')\n"
+        "def handle(*_):\n"
+        "    os.kill(qemu.pid, signal.SIGKILL)\n"
+        "    time.sleep(0.5)\n"
+        "    qemu.close()\n"
+        "signal.signal(signal.SIGTERM, handle)\n"
+        "os.kill(qemu.pid, signal.SIGSTOP)\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        f"try: ({call})()\n"
+        "except (virtnic.VirtnicError, TimeoutError) as error: print(repr(error))\n"
+        "assert qemu.closed and port.closed\n"
+    )
+
+
+@pytest.mark.parametrize("call", ["lambda: qemu.attach('user')", "port.restart"])
+@pytest.mark.parametrize("own", [False, True], ids=["attached", "opened"])
+def test_a_signal_handler_closes_beside_another_thread(call: str, own: bool) -> None:
+    """Each waits for what the other one has: the lock of the ports, a change of the port."""
+    program(
+        "memory = virtnic.Memory('8M', hugepages=None)\n"
+        + (
+            "port = virtnic.open('user', memory=memory); qemu = port.qemu\n"
+            if own
+            else "qemu = virtnic.Qemu(memory); port = qemu.attach('user')\n"
+        )
+        + "def handle(*_):\n"
+        "    global thread\n"
+        "    thread = threading.Thread(target=port.close); thread.start()\n"
+        "    time.sleep(0.3)\n"
+        "    port.close()\n"
+        "signal.signal(signal.SIGTERM, handle)\n"
+        "running = stopped(qemu.pid, 1.2)\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        f"try: ({call})()\n"
+        "except (virtnic.VirtnicError, TimeoutError) as error: print(repr(error))\n"
+        "running.wait(); thread.join(); port.close(); qemu.close()\n"
+        "assert memory.buffers_free == memory.buffers\n"
     )

@@ -302,6 +302,34 @@ def test_the_end_of_a_port_ends_what_scapy_does(
     assert ("QEMU" in caplog.text) == (end == "kill")
 
 
+def test_a_signal_handler_closes_a_socket_that_receives(small: virtnic.Memory) -> None:
+    """In the middle of it: it does not wait for what it interrupted."""
+
+    class Interrupted:
+        def __init__(self, port: virtnic.Port) -> None:
+            self._port = port
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._port, name)
+
+        def recv(self, *arguments: Any, **options: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            [None for _ in range(1000)]  # the handler has run by now
+            return self._port.recv(*arguments, **options)
+
+    with virtnic.open("user", memory=small) as port:
+        socket = VirtnicSocket(port)
+        before = signal.signal(signal.SIGUSR1, lambda *_: socket.close())
+        try:
+            socket.port = Interrupted(port)  # type: ignore[assignment]
+            with pytest.raises(EOFError):
+                socket.recv_raw()
+            assert socket.closed
+            assert socket.pending
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_request_whose_port_ends_does_not_wait(small: virtnic.Memory) -> None:
     with virtnic.open("user", memory=small) as port:
         sock = VirtnicSocket(port)

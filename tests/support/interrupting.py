@@ -59,6 +59,15 @@ def _goes_on(frame: FrameType) -> bool:
     return name == "YIELD_VALUE" or (name == "RESUME" and code[at + 1] & 3 >= 1)
 
 
+def _in_del(frame: FrameType | None) -> bool:
+    """Whether it runs for a ``__del__``: what is raised there is lost, wherever it comes from."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _ctrl_c() -> None:
     raise KeyboardInterrupt
 
@@ -82,8 +91,7 @@ class _Moments:
             self.count += 1
 
     def begun(self, frame: FrameType, event: str, arg: Any) -> Any:
-        # What is raised in __del__ is lost, wherever it comes from.
-        if not frame.f_code.co_filename.startswith(_OURS) or frame.f_code.co_name == "__del__":
+        if not frame.f_code.co_filename.startswith(_OURS) or _in_del(frame):
             return None
         frame.f_trace_lines, frame.f_trace_opcodes = False, True
         if not _goes_on(frame):

@@ -28,7 +28,7 @@ class _Program(ctypes.Structure):
 
 
 #: Older libpcaps compile one at a time.
-_compiling = threading.Lock()
+_compiling = threading.RLock()
 
 
 @functools.cache

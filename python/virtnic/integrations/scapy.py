@@ -68,7 +68,7 @@ class VirtnicSocket(SuperSocket):
         self._backlog = backlog
         self._send_timeout = send_timeout
         self._frames: deque[tuple[bytes, int | None]] = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close it
         self._unsent = 0
         self._before = port.stats()
         port.set_timestamps()
@@ -129,6 +129,8 @@ class VirtnicSocket(SuperSocket):
             except virtnic.VirtnicError:
                 if not self._frames:
                     raise
+            if self.closed:
+                raise EOFError("the socket was closed")
             if not self._frames:
                 return None, None, None
             frame, taken = self._frames.popleft()
@@ -143,7 +145,7 @@ class VirtnicSocket(SuperSocket):
         if room <= 0:
             return
         burst = self.port.recv(min(room, 4096))
-        if not burst:
+        if not burst or self.closed:
             return
         if not self._frames:
             self._kept.signal()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from virtnic.nic.attachment import Attachment
     from virtnic.pci import Function
     from virtnic.qemu import Machine
+    from virtnic.teardown import Latch
 
 __all__ = ["Devices"]
 
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 #: BAR of an ivshmem device that is the shared memory (QEMU: docs/specs/ivshmem-spec).
 _SHARED_MEMORY_BAR = 2
+#: Seconds between checks whether a thread that waits is to stop.
+_LOOK = 0.05
 #: Seconds for the interposer to notice that QEMU is gone.
 PARTING = 2.0
 
@@ -44,6 +47,17 @@ class Devices:
         self.config = ConfigVector()
         #: Closed ports whose devices could not be removed, and may still write to their buffers.
         self._lingering: list[PortDriver] = []
+
+    def take(self, stop: Latch) -> bool:
+        """Take the lock, for a thread that may be told to stop; whether it was taken.
+
+        Who tells it waits for its end, perhaps in a signal handler that has interrupted the lock's
+        holder.
+        """
+        while not self.lock.acquire(timeout=_LOOK):
+            if stop.is_set():
+                return False
+        return True
 
     @property
     def attached(self) -> list[tuple[Attachment, NetPort]]:

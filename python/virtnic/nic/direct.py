@@ -86,10 +86,10 @@ class DirectPort(Port):
         if os.getpid() != self._pid:
             return
         loop.check_outside()
-        with self._close_lock:
-            self._finish()
-
-    def _finish(self) -> None:
+        if self._driven.undo and self._driven.started is not None:
+            # Without the lock of the rest: this may wait for a change of the port, which a signal
+            # handler has interrupted that closes it, too.
+            self._driven.stop()
         self._driven.undo.run()
         _live.discard(self)
 
@@ -97,8 +97,10 @@ class DirectPort(Port):
         driven = getattr(self, "_driven", None)
         if driven is None or not driven.undo or os.getpid() != self._pid:
             return
-        self._warn_unclosed()
-        close_later(driven.undo.run)
+        try:
+            self._warn_unclosed()  # may raise, if warnings are errors
+        finally:
+            close_later(driven.undo.run)
 
 
 class _Connection:

@@ -231,6 +231,11 @@ class Host(Owner):
         if self.machine.is_forked:
             return
         loop.check_outside()
+        for attachment in self.devices.attachments.copy():
+            if attachment.port is port:
+                # Without the lock: this may wait for a change of the port, which a signal handler
+                # has interrupted that detaches it, too.
+                attachment.stop()
         with self.devices.lock:
             for attachment in self.devices.attachments:
                 if attachment.port is port:
@@ -244,6 +249,9 @@ class Host(Owner):
             return
         loop.check_outside()
         self.closing = True
+        for attachment, _port in self.devices.attached:
+            # The threads that are waited for below do not wait for a change of a port any more.
+            attachment.driver.refuse()
         if self.supervisor is not None:
             self.supervisor.close()
         attachments = self.devices.attachments

@@ -7,7 +7,6 @@ and `Port.qemu` a `Qemu`. In two files they would import each other.
 from __future__ import annotations
 
 import atexit
-import threading
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast, overload
@@ -82,7 +81,6 @@ class Port(Closing, SendAll, Receiving):
     def _begin(self, driven: Driven) -> None:
         """Set the driven device, of QEMU or not."""
         self._driven = driven
-        self._close_lock = threading.RLock()  # a signal handler may close as well
 
     @property
     def qemu(self) -> Qemu:
@@ -140,13 +138,12 @@ class Port(Closing, SendAll, Receiving):
         belongs to the parent.
         """
         if self._attachment.machine.is_forked:
-            return  # the lock may be held by a thread that does not exist here
-        loop.check_outside()  # the lock's holder may be waiting for this thread
-        with self._close_lock:
-            if self._attachment.owns_qemu:
-                self._qemu.close()
-            else:
-                self._qemu.detach(self)
+            return  # a lock may be held by a thread that does not exist here
+        loop.check_outside()  # a lock's holder may be waiting for this thread
+        if self._attachment.owns_qemu:
+            self._qemu.close()
+        else:
+            self._qemu.detach(self)
 
     def __repr__(self) -> str:
         if self.closed:
@@ -466,13 +463,16 @@ class Qemu(Closing):
 
     def __del__(self) -> None:
         host: Host | None = getattr(self, "_host", None)
-        if host is None or host.machine.is_over or host.machine.is_forked:
+        if host is None:
             return
+        over = False
         try:
-            if not host.closing:
+            over = host.machine.is_over or host.machine.is_forked
+            if not over and not host.closing:
                 self._warn_unclosed()  # may raise, if warnings are errors
         finally:
-            close_later(self.close)
+            if not over:
+                close_later(self.close)
 
     def __repr__(self) -> str:
         return f"<Qemu {self._host.machine.state}>"

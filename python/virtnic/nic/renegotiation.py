@@ -124,7 +124,9 @@ class Renegotiation:
 
     def _attempt(self, attachment: Attachment) -> bool:
         """Replug the device once the backend is there; return whether the work is done."""
-        with self._devices.lock:
+        if not self._devices.take(self._stop):
+            return True
+        try:
             port = attachment.made()
             if port is None or port.closed:
                 return True
@@ -145,6 +147,8 @@ class Renegotiation:
             self._devices.replug(attachment)
             now = _accepted(port)
             self.lost += [name for name in before if name not in now]
+        finally:
+            self._devices.lock.release()
         if attachment.driver.link != attachment.callbacks.link:
             attachment.link_changed()
         return True

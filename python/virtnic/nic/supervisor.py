@@ -100,7 +100,7 @@ class Supervisor:
         if devices is None or devices.machine.closed or _whole(devices):
             return
         began = time.monotonic()
-        _set_aside(devices)
+        _set_aside(devices, self._stop)
         if began - self._recovered > self._policy.backoff_max:
             self._failures = 0
         else:
@@ -109,7 +109,7 @@ class Supervisor:
             if self._failures and self._stop.wait(self._policy.pause(self._failures)):
                 return
             try:
-                _restore(devices, self._feed)
+                _restore(devices, self._feed, self._stop)
             except (VirtnicError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 self._failures += 1
                 # As text: a kept log record would keep all that the error refers to.
@@ -132,9 +132,11 @@ def _whole(devices: Devices) -> bool:
     return alive and not any(port.away for _, port in devices.attached)
 
 
-def _set_aside(devices: Devices) -> None:
+def _set_aside(devices: Devices, stop: Latch) -> None:
     """Make sure that QEMU is gone, and suspend the ports."""
-    with devices.lock:
+    if not devices.take(stop):
+        return
+    try:
         devices.machine.qtest.close()
         process = devices.machine.process
         assert isinstance(process, Process)  # only a QEMU started here is restarted
@@ -145,12 +147,14 @@ def _set_aside(devices: Devices) -> None:
         for attachment in returning:
             _await_parting(attachment.backend)
             attachment.driver.suspend()
+    finally:
+        devices.lock.release()
     process.wait_told(_REPORT)  # events come in order: the loop's thread may be reporting the death
     for attachment in down:
         attachment.link_changed()
 
 
-def _restore(devices: Devices, feed: Feed) -> None:
+def _restore(devices: Devices, feed: Feed, stop: Latch) -> None:
     """Start another QEMU, unless one runs, and attach the suspended ports.
 
     Raises the first port's error, after trying all.
@@ -158,7 +162,9 @@ def _restore(devices: Devices, feed: Feed) -> None:
     machine = devices.machine
     failures = []
     back = []
-    with devices.lock:
+    if not devices.take(stop):
+        return
+    try:
         if machine.closed:
             return
         if machine.qtest.death is not None or not machine.process.alive:
@@ -179,6 +185,8 @@ def _restore(devices: Devices, feed: Feed) -> None:
                 back.append(attachment)
         if machine.keeps_little:
             machine.keep_little()
+    finally:
+        devices.lock.release()
     if back or not returning:
         feed.put("qemu-back")
     for attachment in back:

@@ -151,8 +151,21 @@ impl Port {
     }
     /// Begins a change, when no other is under way.
     pub(in crate::net) fn change(&self) -> Result<Change<'_>> {
+        let _turn = self.changing.enter(|| {
+            self.device.transport().patience()?;
+            // Whoever closes may wait for this thread, and have interrupted the change under way.
+            self.device.check_resettable()
+        })?;
+        Ok(Change { port: self, _turn })
+    }
+    /// The change that stops the port; also of one that refuses others.
+    pub(in crate::net) fn last_change(&self) -> Result<Change<'_>> {
         let _turn = self.changing.enter(|| self.device.transport().patience())?;
         Ok(Change { port: self, _turn })
+    }
+    /// An error if this thread is in a change, which a signal handler or callback interrupts.
+    pub(in crate::net) fn not_changing(&self) -> Result<()> {
+        self.changing.not_mine()
     }
     pub(in crate::net) fn settings(&self) -> MutexGuard<'_, Settings> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -38,7 +38,7 @@ impl Port {
             return Ok(());
         }
         // Not while it is being brought up again.
-        match self.change() {
+        match self.last_change() {
             Ok(_change) => self.shut_down(),
             Err(Error::Busy(_)) => {
                 self.ending.store(true, Ordering::Release);

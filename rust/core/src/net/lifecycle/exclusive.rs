@@ -28,13 +28,7 @@ impl Exclusive {
         may_wait("another change of the port");
         let mut owner = self.owner();
         while *owner != 0 {
-            if *owner == this_thread() {
-                return Err(Error::Busy(
-                    "this thread is changing the port already: a signal handler or callback \
-                     interrupted that; call it afterwards"
-                        .to_owned(),
-                ));
-            }
+            not_mine(*owner)?;
             let waited =
                 self.free.wait_timeout(owner, SLICE).unwrap_or_else(PoisonError::into_inner);
             owner = waited.0;
@@ -48,9 +42,28 @@ impl Exclusive {
         Ok(Turn { of: self })
     }
 
+    /// An error if this thread holds it: what it waits for does not happen meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub(in crate::net) fn not_mine(&self) -> Result<()> {
+        not_mine(*self.owner())
+    }
+
     fn owner(&self) -> MutexGuard<'_, usize> {
         self.owner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_mine(owner: usize) -> Result<()> {
+    if owner != this_thread() {
+        return Ok(());
+    }
+    Err(Error::Busy(
+        "this thread is changing the port already: a signal handler or callback interrupted that; \
+         call it afterwards"
+            .to_owned(),
+    ))
 }
 
 /// Held by this thread, until dropped.
@@ -76,7 +89,9 @@ mod tests {
         let lock = Exclusive::default();
         let turn = lock.enter(|| Ok(())).unwrap();
         assert!(matches!(lock.enter(|| Ok(())), Err(Error::Busy(_))));
+        assert!(matches!(lock.not_mine(), Err(Error::Busy(_))));
         drop(turn);
+        lock.not_mine().unwrap();
         lock.enter(|| Ok(())).unwrap();
     }
 

@@ -35,6 +35,9 @@ impl Port {
     /// Retries while the attempt fails because the device is away.
     pub(in crate::net) fn persist<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
         loop {
+            if self.device.is_away() {
+                self.not_changing()?; // it would wait for itself
+            }
             self.device.await_back()?;
             match attempt() {
                 Err(_) if self.device.is_away() => {}
