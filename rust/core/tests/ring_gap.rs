@@ -115,7 +115,7 @@ impl InOrder {
     /// The same, and its flags.
     fn finish(&self, first: u16, last: u16) {
         self.begin(first, last);
-        let flags = USED[usize::from((self.start + first) / SIZE % 2 == 0)];
+        let flags = USED[usize::from(((self.start + first) / SIZE).is_multiple_of(2))];
         self.view.write(self.descriptor(first).plus(14), &flags.to_le_bytes());
     }
 

@@ -165,7 +165,8 @@ impl Port {
             self.device.set_away(false);
             self.device.fail(format!("the device was reset, but not brought up again: {error}"));
         }
-        result
+        // Where it was closed meanwhile, that is why.
+        result.or_else(|error| self.device.check_resettable().and(Err(error)))
     }
 
     /// [`Self::restart`] if the device needs it (DEVICE_NEEDS_RESET, section 2.1); whether it did.
