@@ -75,11 +75,6 @@ impl Socket {
     pub fn transport(&self) -> Transport {
         self.transport
     }
-    /// Whether it is an IPv6 socket.
-    #[must_use]
-    pub fn is_v6(&self) -> bool {
-        self.v6
-    }
 
     fn with<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let mut state = self.shared.lock()?;

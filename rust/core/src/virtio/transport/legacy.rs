@@ -5,13 +5,12 @@
 //! the size of a queue, whose address is a page number; the configuration has no generation. Fields
 //! have the guest's byte order, which the QTest client has checked to be little-endian.
 
-use super::{NO_VECTOR, QueueAddresses, Transport};
+use super::{NO_VECTOR, QueueAddresses, Transport, await_reset};
 use crate::notify::Doorbell;
 use crate::qtest::QTest;
 use crate::virtio::{Features, Status};
 use crate::{Error, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 /// The location of a device's legacy registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +42,6 @@ mod register {
 
 /// The unit of a queue's address and the alignment of its used ring.
 const PAGE: u64 = 4096;
-/// How long a reset may take.
-const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most attempts to read the configuration consistently.
 const TRIES: usize = 16;
 /// The most queues: the number of MSI-X vectors (QEMU's limit is half of it).
@@ -216,20 +213,7 @@ impl Transport for LegacyPci {
         if !status.is_empty() {
             return Ok(());
         }
-        let deadline = Instant::now() + RESET_TIMEOUT;
-        loop {
-            let now = self.status()?;
-            if now.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(Error::Device(format!(
-                    "the device was reset but still reports status {:#x} after {RESET_TIMEOUT:?}",
-                    now.bits()
-                )));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        await_reset(|| self.status())
     }
 
     /// There is no generation: two equal reads are consistent (section 2.5.4).

@@ -10,9 +10,10 @@ pub mod vhost;
 pub use unplugged::Unplugged;
 
 use super::{Features, Status};
-use crate::Result;
 use crate::memory::Iova;
 use crate::notify::Doorbell;
+use crate::{Error, Result};
+use std::time::{Duration, Instant};
 
 /// The MSI-X vector for "none" (section 4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
@@ -30,6 +31,27 @@ pub struct QueueAddresses {
     pub device: Iova,
     /// MSI-X table index, or [`NO_VECTOR`].
     pub vector: u16,
+}
+
+/// How long a reset may take.
+const RESET_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waits until the device reports an empty status (section 4.1.4.3.2).
+fn await_reset(status: impl Fn() -> Result<Status>) -> Result<()> {
+    let deadline = Instant::now() + RESET_TIMEOUT;
+    loop {
+        let now = status()?;
+        if now.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Device(format!(
+                "the device was reset but still reports status {:#x} after {RESET_TIMEOUT:?}",
+                now.bits()
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Access to one virtio device's registers.

@@ -1,6 +1,6 @@
 //! The modern PCI transport (VIRTIO 1.3, section 4.1.4) over QTest MMIO.
 
-use super::{QueueAddresses, Transport};
+use super::{QueueAddresses, RESET_TIMEOUT, Transport, await_reset};
 use crate::memory::Iova;
 use crate::notify::{Doorbell, Notification};
 use crate::qtest::QTest;
@@ -48,8 +48,6 @@ mod common {
     pub const QUEUE_RESET: u64 = 58;
 }
 
-/// How long a reset may take.
-const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most attempts to read the configuration consistently.
 const GENERATION_TRIES: usize = 16;
 
@@ -142,21 +140,7 @@ impl Transport for ModernPci {
         if !status.is_empty() {
             return Ok(());
         }
-        // Section 4.1.4.3.2: after writing 0, the driver waits until it reads 0.
-        let deadline = Instant::now() + RESET_TIMEOUT;
-        loop {
-            let now = self.status()?;
-            if now.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(Error::Device(format!(
-                    "the device was reset but still reports status {:#x} after {RESET_TIMEOUT:?}",
-                    now.bits()
-                )));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        await_reset(|| self.status())
     }
 
     fn read_config(&self, offset: usize, out: &mut [u8]) -> Result<()> {
