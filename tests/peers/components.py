@@ -34,7 +34,8 @@ def _netns() -> bool:
     return subprocess.run(probe, check=False, capture_output=True).returncode == 0
 
 
-def _netem() -> bool:
+def has_netem() -> bool:
+    """Whether the kernel can make a link lossy and slow (tc-netem(8))."""
     if not _netns() or shutil.which("tc") is None:
         return False
     probe = ["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem"]
@@ -77,7 +78,6 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "root": (_root, "run as root"),
     "netns": (_netns, "run as root with iproute2 installed and /dev/net/tun present"),
-    "netem": (_netem, "run as root on a kernel with sch_netem"),
     "gevent": (lambda: find_spec("gevent") is not None, "pip install gevent"),
     "openssl": (_program("openssl"), "apt-get install openssl"),
     "shtab": (lambda: find_spec("shtab") is not None, "pip install 'virtnic[cli]'"),
