@@ -1,4 +1,4 @@
-"""How much is lost, how late frames are, and how many pass: streams from one port to another.
+"""Throughput, latency and frame loss: streams sent from one port to another.
 
 >>> streams = [measure.Stream(64, rate="1Mpps", fields=[measure.Increment("ip.src", 1000)])]
 >>> result = measure.run(tx=a, rx=b, streams=streams, seconds=10)

@@ -1,4 +1,4 @@
-"""Latencies and samples: numbers that runs find."""
+"""Latency histograms, and samples of the counts over time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NS = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long frames took from the moment at which each was due to its reception, in seconds."""
+    """Times from when each frame was due until it was received, in seconds."""
 
     count: int
     minimum: float
@@ -27,32 +27,32 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Latencies, counted: each is right to three digits, the longest exactly.
+    """A histogram of latencies, with three significant digits; the longest latency is exact.
 
-    Two of them add up exactly.
+    ``+`` adds two histograms exactly.
     """
 
-    #: In ascending order: the longest latency of a step in nanoseconds, and how many there are.
+    #: In ascending order: the longest latency of a step in nanoseconds, and the step's count.
     steps: tuple[tuple[int, int], ...] = ()
-    #: The shortest and the longest latency, nanoseconds; all latencies together.
+    #: The shortest latency, the longest, and the sum of all, in nanoseconds.
     least: int = 0
     most: int = 0
     total: int = 0
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of latencies."""
         return sum(count for _, count in self.steps)
 
     @property
     def mean(self) -> float:
-        """The mean, seconds; 0 where there is none."""
+        """The mean in seconds; 0 if the histogram is empty."""
         return self.total / self.count * _NS if self.steps else 0.0
 
     def percentile(self, percent: float) -> float:
-        """Return the latency, in seconds, that so many percent do not exceed.
+        """Return the latency in seconds that ``percent`` percent of the frames do not exceed.
 
-        0 where there is none. Raises ValueError.
+        0 if the histogram is empty. Raises ValueError.
         """
         if not 0 <= percent <= 100:
             raise ValueError(f"a percentile is from 0 to 100, not {percent}")
@@ -83,7 +83,7 @@ class Histogram:
         )
 
     def __add__(self, other: Histogram) -> Histogram:
-        """Return both together."""
+        """Return the sum of both histograms."""
         if not (self.steps and other.steps):
             return self if self.steps else other
         counts = dict(self.steps)
@@ -99,11 +99,11 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What had been counted at a moment of a run; what is under way counts as sent only."""
+    """The counts at one time of a run. Frames in flight are counted as sent only."""
 
-    #: Since counting began.
+    #: Seconds since the end of the warm-up.
     seconds: float
-    #: Frames sent; those with a signature; of these, different ones that had arrived.
+    #: Frames sent; frames sent with a signature; those of them that had arrived.
     sent: int
     signed: int
     received: int
@@ -111,6 +111,6 @@ class Sample:
     reordered: int
     corrupt: int
     foreign: int
-    #: Of the frames that arrived since the sample before, seconds.
+    #: Latencies of the frames that arrived since the previous sample, in seconds.
     latency_mean: float
     latency_max: float

@@ -1,4 +1,4 @@
-"""A report: one HTML file without references to anything outside."""
+"""A report as a single self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def page(
     results: Sequence[tuple[str, Result]],
     throughputs: Sequence[Throughput] = (),
 ) -> str:
-    """Return a report as HTML: named results, and throughputs if there are any."""
+    """Return a report as HTML, with named results and optionally throughputs."""
     body: list[str] = []
     plots: list[Plot] = []
     if throughputs:

@@ -1,4 +1,4 @@
-"""Plots as SVG: one picture without references to anything outside."""
+"""Plots as self-contained SVG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Plot", "latency_plot", "rate_plot", "throughput_plot"]
 _WIDTH, _HEIGHT = 760, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 30, 58, 52
 _COLOURS = ("#1f6fb4", "#d1495b", "#2e8b57", "#8a5fb5", "#c77d0a", "#456")
-#: Where the axis of percentiles has marks.
+#: Tick marks of the percentile axis.
 _PERCENTILES = (0, 50, 90, 99, 99.9, 99.99, 99.999)
 
 Points = list[tuple[float, float]]
@@ -26,7 +26,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot, which a notebook shows."""
+    """A plot that notebooks display."""
 
     svg: str
 
@@ -34,13 +34,13 @@ class Plot:
         return self.svg
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file. Raises OSError."""
+        """Write the plot to a file. Raises OSError."""
         with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - any path-like
             file.write(self.svg)
 
 
 def seconds_text(seconds: float) -> str:
-    """Return a time with the unit that suits it."""
+    """Return a time with a suitable unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -48,7 +48,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def count_text(count: float) -> str:
-    """Return a number with the prefix that suits it."""
+    """Return a number with a suitable prefix."""
     for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{prefix}"
@@ -56,7 +56,7 @@ def count_text(count: float) -> str:
 
 
 def _ticks(most: float) -> list[float]:
-    """Return round numbers from 0 to the most."""
+    """Return round tick values from 0 to the maximum."""
     if most <= 0:
         return [0.0, 1.0]
     step = 10 ** math.floor(math.log10(most / 4))
@@ -115,7 +115,7 @@ def _plot(
 
 
 def latency_plot(named: Sequence[tuple[str, Histogram]]) -> Plot:
-    """Return latencies by percentile: the axis has the same room for each further nine."""
+    """Plot latency by percentile; 90, 99, 99.9 and so on are equally spaced."""
     most = max((histogram.count for _, histogram in named), default=0)
     marks = [mark for mark in _PERCENTILES if mark == 0 or 1 / (1 - mark / 100) <= most * 1.0001]
     marks = marks if len(marks) > 1 else [0, 50]
@@ -130,11 +130,11 @@ def latency_plot(named: Sequence[tuple[str, Histogram]]) -> Plot:
 
 
 def rate_plot(name: str, samples: Sequence[Sample]) -> Plot:
-    """Return frames a second over time: sent, received, and those not (yet) received."""
+    """Plot frames per second over time: sent, received, and not (yet) received."""
     sent: Points = []
     received: Points = []
     missing: Points = []
-    # So many samples together that a line has about 200 points.
+    # Group the samples so that a line has about 200 points.
     stride = max(1, len(samples) // 200)
     began, was_sent, was_received, was_missing = 0.0, 0, 0, 0
     for sample in samples[stride - 1 :: stride]:
@@ -154,7 +154,7 @@ def rate_plot(name: str, samples: Sequence[Sample]) -> Plot:
 
 
 def throughput_plot(named: Sequence[tuple[str, float]]) -> Plot:
-    """Return the throughput over sizes, in frames a second."""
+    """Plot throughput by frame size, in frames per second."""
     points = [(float(number), rate) for number, (_, rate) in enumerate(named)]
     ticks = [(float(number), size) for number, (size, _) in enumerate(named)]
     labels = ("bytes on the wire", "frames a second")

@@ -1,4 +1,4 @@
-"""What a run found."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FlowResult:
     received: int
     duplicates: int
     reordered: int
-    #: Seconds; 0 where none arrived.
+    #: Seconds; 0 if no frame arrived.
     latency_mean: float
     latency_max: float
 
@@ -39,22 +39,22 @@ class StreamResult:
     """The frames of one stream."""
 
     name: str
-    #: Whether its frames had signatures; else only what was sent is known.
+    #: Whether its frames had signatures. If not, only the frames sent are counted.
     flow: bool
     sent: int
     #: Bytes sent, without checksums.
     bytes: int
-    #: Different frames that arrived; those that did not.
+    #: Frames that arrived, each counted once; frames that did not.
     received: int
     lost: int
-    #: Frames that arrived once more; that arrived behind one that was sent later in their flow.
+    #: Further copies of frames; frames that arrived after one that was sent later in their flow.
     duplicates: int
     reordered: int
-    #: Frames that arrived so late that nobody knows whether they had come before: also in `lost`.
+    #: Frames that arrived so late that they may be duplicates; also counted in `lost`.
     stale: int
-    #: Frames that were due and not sent: the generator could not keep up.
+    #: Frames that were due but not sent, because the generator could not keep up.
     unsent: int
-    #: Frames that were sent more than 10 µs after they were due; the longest such delay, seconds.
+    #: Frames sent more than 10 µs after they were due; the longest such delay in seconds.
     late: int
     latest: float
     histogram: Histogram = field(repr=False)
@@ -62,78 +62,78 @@ class StreamResult:
 
     @property
     def latency(self) -> Latency:
-        """How long its frames took."""
+        """The latencies of its frames."""
         return self.histogram.latency
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run found. Frames of the warm-up are in none of it."""
+    """The result of a run. Frames of the warm-up are not included."""
 
-    #: For how long frames were sent.
+    #: How long frames were sent, in seconds, without the warm-up.
     seconds: float
-    #: Frames sent; of streams with ``flow``; of these, those that arrived and those that did not.
+    #: Frames sent; those with a signature; of these, those that arrived and those that did not.
     sent: int
     signed: int
     received: int
     lost: int
-    #: Frames that arrived once more; that arrived behind one that was sent later in their flow.
+    #: Further copies of frames; frames that arrived after one that was sent later in their flow.
     duplicates: int
     reordered: int
-    #: Frames with wrong bits: also in `lost`. Frames that are not of this run.
+    #: Frames with bit errors, also counted in `lost`; frames that are not of this run.
     corrupt: int
     foreign: int
-    #: Frames that arrived so late that nobody knows whether they had come before: also in `lost`.
+    #: Frames that arrived so late that they may be duplicates; also counted in `lost`.
     stale: int
-    #: Frames that the peer had not taken from the transmit ring at the end: also in `lost`.
+    #: Frames that the peer had not taken from the transmit ring at the end; also in `lost`.
     untaken: int
-    #: Frames that were due and not sent: the generator could not keep up.
+    #: Frames that were due but not sent, because the generator could not keep up.
     unsent: int
-    #: Frames that were sent more than 10 µs after they were due; the longest such delay, seconds.
+    #: Frames sent more than 10 µs after they were due; the longest such delay in seconds.
     late: int
     latest: float
     #: Bytes sent, without checksums.
     bytes: int
-    #: Whether Ctrl-C ended it.
+    #: Whether Ctrl-C ended the run.
     interrupted: bool
     streams: tuple[StreamResult, ...] = field(repr=False)
-    #: How it went, up to 1,000 of them.
+    #: Up to 1,000 samples of the counts over time.
     samples: tuple[Sample, ...] = field(repr=False)
     histogram: Histogram = field(repr=False)
 
     @property
     def loss(self) -> float:
-        """Which part of the frames with a signature was lost, 0 to 1."""
+        """The fraction of the frames with a signature that was lost, 0 to 1."""
         return self.lost / self.signed if self.signed else 0.0
 
     @property
     def pps(self) -> float:
-        """Frames sent a second."""
+        """Frames sent per second."""
         return self.sent / self.seconds if self.seconds else 0.0
 
     @property
     def received_pps(self) -> float:
-        """Different frames received a second of sending."""
+        """Frames received, each counted once, per second of sending."""
         return self.received / self.seconds if self.seconds else 0.0
 
     @property
     def l1_bps(self) -> float:
-        """Bits sent a second, with checksums, preambles and gaps."""
+        """Bits sent per second, including checksums, preambles and gaps."""
         bits = 8 * (self.bytes + (CHECKSUM + L1_OVERHEAD) * self.sent)
         return bits / self.seconds if self.seconds else 0.0
 
     @property
     def latency(self) -> Latency:
-        """How long frames took from the moment at which each was due."""
+        """The latencies of all frames."""
         return self.histogram.latency
 
     def plot(self) -> Plot:
-        """Return the latencies by percentile, which a notebook shows."""
+        """Return a plot of latency by percentile, which notebooks display."""
         return latency_plot([("latency", self.histogram)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it in numbers, text and lists: see :data:`SCHEMA`."""
-        # The members of slotted dataclasses, without copies of the histograms' many steps.
+        """Return the result as a dictionary for JSON: see :data:`SCHEMA`."""
+        # Not dataclasses.asdict(), which would copy all steps of the histograms.
         found: dict[str, Any] = {"version": 1}
         for each in dataclasses.fields(self):
             if each.name not in ("streams", "samples", "histogram"):
@@ -146,7 +146,7 @@ class Result:
         return found
 
     def to_json(self, *, indent: int | None = None) -> str:
-        """Return it as JSON: see :data:`SCHEMA`."""
+        """Return the result as JSON: see :data:`SCHEMA`."""
         return json.dumps(self.to_dict(), indent=indent)
 
 
@@ -173,5 +173,5 @@ def _stream_dict(stream: StreamResult) -> dict[str, Any]:
     return found
 
 
-#: Flows of a stream that are in the JSON; :attr:`StreamResult.flows` has all.
+#: The most flows of a stream that the JSON has; :attr:`StreamResult.flows` has all.
 MOST_FLOWS = 10_000

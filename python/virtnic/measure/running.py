@@ -1,4 +1,4 @@
-"""``run``: streams are sent, and what arrives is counted."""
+"""``run``: sends streams and counts the frames that arrive."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-#: More samples than this are thinned out.
+#: The most samples kept; beyond this they are thinned out.
 _SAMPLES = 1000
 _NS = 1e-9
 
 
 class _Samples:
-    """Samples of a run, not too many."""
+    """A bounded number of samples of a run."""
 
     def __init__(self) -> None:
         self.kept: list[Sample] = []
@@ -51,26 +51,26 @@ def run(
     progress: Callable[[Sample], object] | None = None,
     cpus: Iterable[int] = (),
 ) -> Result:
-    """Send streams by ``tx``, and count what of them arrives at ``rx``.
+    """Send streams from ``tx`` and count the frames that arrive at ``rx``.
 
-    ``rx`` may be ``tx``, where the peer sends frames back; None sends and counts nothing. Loss,
-    duplicates and order are exact to the frame, whatever the peer does to them, as each frame says
-    which one it is; frames of others are counted apart. A latency is the time from the moment at
-    which a frame was due, by its stream's rate, to its reception: what the generator or the peer
-    delays is part of it (no coordinated omission), and ``late`` and ``unsent`` of the result say
-    what the generator itself could not keep up with. Without a rate frames are due when they are
-    sent.
+    ``rx`` may be the same port as ``tx`` if the peer sends frames back; with None, frames are only
+    sent. Each frame carries its sequence number, so lost, duplicate and reordered frames are
+    counted exactly, and frames from other senders are counted separately. Latency is the time from
+    when a frame was due, according to its stream's rate, until it was received. It includes delays
+    of the generator as well as of the peer (no coordinated omission); ``late`` and ``unsent`` of
+    the result show how far the generator itself fell behind. Without a rate, frames are due when
+    they are sent.
 
-    ``seconds``: for how long, or None for as long as ``packets`` frames take, or until Ctrl-C or
-    until ``progress`` returns False: it is called 20 times a second. Ctrl-C does not raise: it ends
-    the sending, and what was found is returned; a second one raises. ``warmup``: for so many
-    seconds frames are sent before, which do not count. ``drain``: so long is waited for the last
-    frames. ``verify``: also compare what is in the frames in front of their signatures, behind all
-    headers. All queue pairs that the ports use are used (as many of both), with a thread for each;
-    ``cpus`` are their processors. Nobody else can use these queues meanwhile.
+    ``seconds``: how long to send; None: until ``packets`` frames are sent, until Ctrl-C, or until
+    ``progress``, which is called 20 times a second, returns False. Ctrl-C does not raise: the run
+    ends and its result is returned; a second Ctrl-C raises. ``warmup``: seconds of sending before
+    counting begins. ``drain``: how many seconds to wait for the last frames. ``verify``: also
+    compare the payload between the headers and the signature. All queue pairs that the ports use
+    are used, the same number on both, with one thread for each; ``cpus`` are the processors of
+    these threads. Nothing else can use these queues during the run.
 
-    Raises ValueError for what cannot be sent, MemoryUnavailable, PortClosed, QemuDied, DeviceError
-    with a note of what was counted until then, PortBusy.
+    Raises ValueError for streams that cannot be sent, MemoryUnavailable, PortBusy, and PortClosed,
+    QemuDied or DeviceError with a note of the counts so far.
     """
     chosen: Sequence[Stream] = [streams] if isinstance(streams, Stream) else [*streams]
     if not chosen:

@@ -1,4 +1,4 @@
-"""``throughput``: the highest rate that loses no more than it may (RFC 2544, section 26.1)."""
+"""``throughput``: the highest rate within the permitted loss (RFC 2544, section 26.1)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Throughput", "Trial", "throughput"]
 
-#: Trials without a rate, which say what can be sent at all.
+#: Trials without a rate, to find out how fast frames can be sent at all.
 _FLAT_OUT = 3
-#: A search that has not ended after so many trials of a second or so is given up.
+#: A search that has not ended after this many trials is given up.
 _MOST_TRIALS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One try of a rate."""
+    """One trial at a rate."""
 
-    #: Frames a second that were to be sent.
+    #: The intended rate in frames per second.
     rate: float
     sent: int
     received: int
-    #: Which part of the frames that were due did not arrive, those that were not sent among them.
+    #: The fraction of the frames that were due but did not arrive, whether sent or not.
     loss: float
-    #: Frames that were due and not sent.
+    #: Frames that were due but not sent.
     unsent: int
 
 
@@ -44,23 +44,23 @@ class Throughput:
 
     #: Bytes on the wire, or ``"imix"``.
     size: int | Literal["imix"]
-    #: The highest rate found, frames a second; 0 where even the lowest rate loses too much.
+    #: The highest passing rate in frames per second; 0 if even the lowest rate loses too much.
     pps: float
-    #: The least rate found that loses more; infinite where none did.
+    #: The lowest failing rate; infinite if none failed.
     limit: float
-    #: Whether the generator, and not what is measured, was what could do no more.
+    #: Whether the generator was the limit, not the peer.
     by_generator: bool
     #: ``"mlrsearch"`` or ``"bisection"``.
     method: str
     trials: tuple[Trial, ...] = field(repr=False)
-    #: Of the last trial that passed; None where none did.
+    #: Latencies of the last trial that passed; None if none did.
     result: Result | None = field(repr=False)
-    #: Mean bytes of a frame, without checksum.
+    #: Mean length of a frame in bytes, without checksum.
     length: float = 60.0
 
     @property
     def l1_bps(self) -> float:
-        """Bits a second, with checksums, preambles and gaps."""
+        """Bits per second, including checksums, preambles and gaps."""
         return 8 * (self.length + CHECKSUM + L1_OVERHEAD) * self.pps
 
 
@@ -84,7 +84,7 @@ class _Search:
         self.interrupted = False
 
     def try_rate(self, rate: float | None, seconds: float | None = None) -> tuple[Trial, Result]:
-        """Send at a rate, and say what was lost. Raises KeyboardInterrupt."""
+        """Send at a rate and return what was lost. Raises KeyboardInterrupt."""
         stream = Stream(self.size, rate=rate, fields=self.fields)
         result = run(
             tx=self.ports[0],
@@ -110,7 +110,7 @@ class _Search:
         return trial, result
 
     def passes(self, rate: float, loss: float) -> bool:
-        """Whether a rate loses no more than may be."""
+        """Whether a rate stays within the permitted loss."""
         trial, result = self.try_rate(rate)
         good = trial.loss <= loss
         if good and (self.best is None or rate >= self.best[0]):
@@ -134,18 +134,18 @@ def throughput(
     progress: Callable[[Trial], object] | None = None,
     cpus: Iterable[int] = (),
 ) -> tuple[Throughput, ...]:
-    """Search the highest rate at which no more than ``loss`` (0 to 1) of the frames is lost.
+    """Find the highest rate at which no more than ``loss`` (0 to 1) of the frames are lost.
 
-    For each size in turn: bytes on the wire, or ``"imix"``. A trial takes ``seconds``; frames that
-    were due and not sent are lost, too, so that nobody gets the credit for what the generator left
-    out (``by_generator`` says where it was the limit). ``least`` and ``most``: between which rates,
-    frames a second; without ``most``, what the generator can send when nothing holds it.
-    ``precision``: how near, relative to the rate. ``flows``: so many UDP source addresses in turn;
-    or ``fields``.
+    ``sizes`` are searched one after the other: bytes on the wire, or ``"imix"``. A trial takes
+    ``seconds``. Frames that were due but not sent count as lost, so a slow generator does not
+    raise the result; ``by_generator`` is True where it was the limit. ``least`` and ``most`` bound
+    the search, in frames per second; without ``most``, the upper bound is the generator's highest
+    rate. ``precision``: the width of the result, relative to the rate. ``flows``: the number of
+    IPv4 source addresses to use in turn; ``fields``: other fields to vary instead.
 
-    ``method``: ``"mlrsearch"`` is FD.io's library (extra ``measure``; draft-ietf-bmwg-mlrsearch),
-    which repeats trials and so is not fooled by one bad second; ``"bisection"`` halves the interval
-    and needs the fewest trials; ``"auto"`` takes the library where it is installed.
+    ``method``: ``"mlrsearch"`` uses FD.io's library (extra ``measure``; draft-ietf-bmwg-mlrsearch),
+    which repeats trials, so that one disturbed trial does not spoil the result; ``"bisection"``
+    halves the interval and needs the fewest trials; ``"auto"`` uses the library if installed.
 
     Raises as :func:`run` does, KeyboardInterrupt, and ModuleNotFoundError for ``"mlrsearch"``
     without the library.
@@ -173,7 +173,7 @@ def throughput(
     found = []
     for size in wanted:
         search = _Search((tx, rx), size, varied, seconds, options, progress)
-        # The best of three: what else runs on this machine may hold one back.
+        # The best of several trials: other programs on this machine may slow one down.
         tries = range(_FLAT_OUT if most is None else 0)
         top = most or max(search.try_rate(None)[0].rate for _ in tries)
         by = _by_bisection if library is None else _by_library
@@ -199,7 +199,7 @@ def throughput(
 
 
 def _library(method: str) -> Any:
-    """Return the library, or None for bisection."""
+    """Return the MLRsearch library, or None for bisection."""
     if method == "bisection":
         return None
     try:
@@ -218,7 +218,7 @@ def _library(method: str) -> Any:
 def _by_bisection(
     search: _Search, _: Any, loss: float, precision: float, rates: tuple[float, float]
 ) -> tuple[float, float]:
-    """Return the highest rate that passes, and the least that does not."""
+    """Return the highest passing rate and the lowest failing rate, by bisection."""
     low, high = rates
     if search.passes(high, loss):
         return high, math.inf
@@ -236,10 +236,10 @@ def _by_bisection(
 def _by_library(
     search: _Search, library: Any, loss: float, precision: float, rates: tuple[float, float]
 ) -> tuple[float, float]:
-    """Return the same, by the rules of MLRsearch."""
+    """Return the highest passing rate and the lowest failing rate, by MLRsearch."""
 
     class Measurer(library.AbstractMeasurer):  # type: ignore[misc]
-        """Trials for the library."""
+        """Runs the trials that the library asks for."""
 
         def measure(self, intended_duration: float, intended_load: float) -> Any:
             trial, result = search.try_rate(intended_load, intended_duration)

@@ -1,4 +1,4 @@
-"""What is sent: frames, and the fields that differ from one to the next."""
+"""Streams to send: frames, and the fields that vary from frame to frame."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ __all__ = ["Field", "Increment", "List", "Random", "Stream", "compiled"]
 
 _MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
-#: Where a field is: a name, or the offset of its first byte and how many bytes it has (1 to 8).
+#: The position of a field: its name, or its offset and its width (1 to 8), in bytes.
 Position = str | tuple[int, int]
-#: What is in a field: a number, or an address as people write it.
+#: The value of a field: a number, or an address as text.
 Value = int | str
 
 
 @dataclass(frozen=True, slots=True)
 class Increment:
-    """A field that has ``count`` values in turn: ``start``, ``start + step``, and so on.
+    """A field that takes ``count`` values in turn: ``start``, ``start + step``, and so on.
 
     ``field``: ``eth.src``, ``eth.dst``, ``vlan.id``, ``ip.src``, ``ip.dst``, ``ipv6.src``,
     ``ipv6.dst``, ``udp.sport``, ``udp.dport``, ``tcp.sport``, ``tcp.dport``, ``payload`` (its first
-    eight bytes), or ``(offset, bytes)``. ``start``: a number or an address; without it, what the
-    frame has. The last 64 bits of an IPv6 address count.
+    eight bytes), or ``(offset, bytes)``. ``start``: a number or an address; by default, the value
+    in the frame. Of an IPv6 address, the last 64 bits are incremented.
     """
 
     field: Position
@@ -45,7 +45,7 @@ class Increment:
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """A field that has these values in turn: numbers, or addresses as text."""
+    """A field that takes these values in turn: numbers, or addresses as text."""
 
     field: Position
     values: Sequence[Value]
@@ -53,10 +53,10 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Random:
-    """A field that has any value from ``low`` to ``high``: the same ones for the same ``seed``.
+    """A field with random values from ``low`` to ``high``; the same ``seed`` gives the same values.
 
-    Without these, any that fits; of a MAC address the last three bytes differ, of an IPv4 address
-    too, and of an IPv6 address the last 64 bits.
+    Without ``low`` and ``high``, any value that fits. In MAC and IPv4 addresses only the last three
+    bytes vary then, in IPv6 addresses the last 64 bits.
     """
 
     field: Position
@@ -70,20 +70,20 @@ Field = Increment | List | Random
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Frames that are sent in turn, again and again, at a rate.
+    """Frames that are sent cyclically at a rate.
 
-    ``frame``: one frame, or several; or bytes on the wire (with checksum) of a UDP frame that is
-    made, or ``"imix"`` for 7, 4 and 1 frames of 64, 594 and 1,518 bytes.
+    ``frame``: one frame or several; or a number: a UDP frame of this many bytes on the wire (with
+    checksum) is built; or ``"imix"``: 7, 4 and 1 frames of 64, 594 and 1,518 bytes.
 
-    ``rate``: frames a second, or text such as ``"1Mpps"`` or ``"1Gbit/s"``; as many as are taken
-    without. ``burst``: so many are sent at one moment, as the rate allows. ``fields`` differ from
-    frame to frame, and the checksums of IPv4, TCP and UDP follow them; where frames have no UDP
-    checksum (zero) they get none.
+    ``rate``: frames per second, or text such as ``"1Mpps"`` or ``"1Gbit/s"``; without it, frames
+    are sent as fast as the peer takes them. ``burst``: the number of frames due at the same time;
+    the rate stays the same. ``fields``: the fields that vary from frame to frame. The checksums of
+    IPv4, TCP and UDP are updated; a UDP checksum of zero (none) stays zero.
 
-    ``flow``: each frame has a signature in its last 18 bytes, with its number and its time, so that
-    :func:`run` counts it. Frames of one flow have the same values in the fields that increment or
-    are in a list; up to 1,048,576 flows are told apart. Without it the frames are a load beside
-    what is measured.
+    ``flow``: the last 18 bytes of each frame are a signature with its number and time, by which
+    :func:`run` recognises it. Frames with the same values in all :class:`Increment` and
+    :class:`List` fields are one flow; up to 1,048,576 flows are counted separately. Without
+    ``flow``, the frames are background load that is not measured.
     """
 
     frame: Frame | Iterable[Frame] | int | Literal["imix"]
@@ -94,7 +94,7 @@ class Stream:
     name: str = ""
 
     def frames(self, tx: virtnic.Port, rx: virtnic.Port | None) -> list[bytes]:
-        """Return the frames that it sends from ``tx`` to ``rx``. Raises ValueError."""
+        """Return the frames to send from ``tx`` to ``rx``. Raises ValueError."""
         if self.frame == "imix":
             return [_made(length, tx, rx) for length in IMIX]
         if isinstance(self.frame, int):
@@ -118,7 +118,7 @@ class Stream:
         return frames
 
     def per_second(self, frames: Sequence[bytes]) -> float | None:
-        """Return its rate in frames a second."""
+        """Return the rate in frames per second."""
         if self.rate is None:
             return None
         return parse_rate(self.rate, sum(map(len, frames)) / len(frames) + CHECKSUM)
@@ -131,7 +131,7 @@ def _made(length: int, tx: virtnic.Port, rx: virtnic.Port | None) -> bytes:
 
 
 def _number(value: Value | None) -> int | None:
-    """Return the number that an address is."""
+    """Return an address as a number."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         if value is not None and not 0 <= value < 1 << 128:
             raise ValueError(f"a value of a field is 0 or more and below 2**128, not {value}")
@@ -164,7 +164,7 @@ def _compiled_field(field: Field) -> tuple[str | None, int, int, str, list[int |
 
 
 def compiled(stream: Stream, tx: virtnic.Port, rx: virtnic.Port | None) -> tuple[Any, ...]:
-    """Return what the core wants of a stream. Raises ValueError, TypeError."""
+    """Return a stream in the form that the core takes. Raises ValueError, TypeError."""
     if not isinstance(stream, Stream):
         raise TypeError(f"streams are measure.Stream, not {stream!r}")
     frames = stream.frames(tx, rx)
