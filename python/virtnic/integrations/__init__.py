@@ -1,1 +1,1 @@
-"""What fits virtnic into other programs: one module for each, each behind an extra."""
+"""Adapters that let other libraries use virtnic, one module for each, each with its own extra."""

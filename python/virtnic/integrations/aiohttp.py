@@ -1,6 +1,6 @@
 """aiohttp on a stack: ``ClientSession(connector=StackConnector(stack))`` (extra ``aiohttp``).
 
-A server needs nothing of this: ``web.SockSite(runner, stack.stack.create_server(("", 80)))``.
+A server does not need this: ``web.SockSite(runner, stack.stack.create_server(("", 80)))``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["StackConnector", "StackResolver"]
 
 
 class StackResolver(AbstractResolver):
-    """Resolves names by the name servers of a stack."""
+    """Resolves names with the name servers of a stack."""
 
     def __init__(self, stack: Stack) -> None:
         """Take a stack of :mod:`virtnic.aio.net`."""
@@ -42,16 +42,16 @@ class StackResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do nothing: the stack is its owner's."""
+        """Do nothing: the caller closes the stack."""
 
 
 class StackConnector(TCPConnector):
-    """A connector whose connections, and the names they are made to, are those of a stack."""
+    """A connector that connects and resolves names through a stack."""
 
     def __init__(self, stack: Stack, **options: Any) -> None:
         """Take a stack of :mod:`virtnic.aio.net`, and the options of ``aiohttp.TCPConnector``.
 
-        All but ``resolver`` and ``socket_factory``, which are the stack's.
+        The options ``resolver`` and ``socket_factory`` are set by this class.
         """
 
         def make(info: Any) -> Any:

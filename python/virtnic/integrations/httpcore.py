@@ -1,6 +1,7 @@
-"""httpcore on a stack, by ``StackBackend(stack)`` (extra ``http``).
+"""httpcore on a stack: ``StackBackend(stack)`` (extra ``http``).
 
-Names, connections and TLS are those of the stack. For httpx see :mod:`virtnic.integrations.httpx`.
+Names are resolved and connections made by the stack. For httpx, see
+:mod:`virtnic.integrations.httpx`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _RECORD = 1 << 14
 
 
 @contextlib.contextmanager
-def _told(late: type[Exception], failed: type[Exception]) -> Iterator[None]:
-    """Raise the exceptions of httpcore."""
+def _translated(late: type[Exception], failed: type[Exception]) -> Iterator[None]:
+    """Translate exceptions to those of httpcore."""
     try:
         yield
     except TimeoutError as error:
@@ -45,7 +46,7 @@ _WRITING = httpcore.WriteTimeout, httpcore.WriteError
 
 
 class StackBackend(httpcore.NetworkBackend):
-    """Makes the connections of a pool on a :class:`virtnic.net.Stack`."""
+    """Connects through a :class:`virtnic.net.Stack`, for a connection pool."""
 
     def __init__(self, stack: net.Stack) -> None:
         """Take the stack, which must be open as long as the pool is used."""
@@ -61,7 +62,7 @@ class StackBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         """Connect. Raises ConnectTimeout, ConnectError."""
         source = None if local_address is None else (local_address, 0)
-        with _told(*_CONNECTING):
+        with _translated(*_CONNECTING):
             connection = self._stack.create_connection((host, port), timeout, source)
             for option in socket_options or ():
                 connection.setsockopt(*option)
@@ -69,7 +70,7 @@ class StackBackend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection, with TLS once that has begun."""
+    """A connection, with or without TLS."""
 
     def __init__(self, connection: net.Socket) -> None:
         self._connection = connection
@@ -77,24 +78,24 @@ class _Stream(httpcore.NetworkStream):
         self._tls: ssl.SSLObject | None = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with _told(*_READING):
+        with _translated(*_READING):
             if self._tls is not None:
-                return self._through(functools.partial(self._tls.read, max_bytes), timeout)
+                return self._call_tls(functools.partial(self._tls.read, max_bytes), timeout)
             self._connection.settimeout(timeout)
             return self._connection.recv(max_bytes)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with _told(*_WRITING):
+        with _translated(*_WRITING):
             if self._tls is None:
                 self._connection.settimeout(timeout)
                 self._connection.sendall(buffer)
                 return
             left = memoryview(buffer)
             while left:
-                left = left[self._through(functools.partial(self._tls.write, left), timeout) :]
+                left = left[self._call_tls(functools.partial(self._tls.write, left), timeout) :]
 
-    def _through(self, call: Callable[[], _T], timeout: float | None) -> _T:
-        """Call something of TLS, and carry what it says and wants to hear."""
+    def _call_tls(self, call: Callable[[], _T], timeout: float | None) -> _T:
+        """Call a TLS function; send and receive the records that it needs."""
         deadline = Deadline(timeout)
         while True:
             try:
@@ -126,8 +127,8 @@ class _Stream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         tls = ssl_context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
         try:
-            with _told(*_CONNECTING):
-                self._through(tls.do_handshake, timeout)
+            with _translated(*_CONNECTING):
+                self._call_tls(tls.do_handshake, timeout)
         except BaseException:
             self.close()
             raise
@@ -144,13 +145,13 @@ class _Stream(httpcore.NetworkStream):
             return connection.getpeername()
         if info == "socket":
             return connection
-        if info == "is_readable":  # of one that is idle: the server has ended it
+        if info == "is_readable":  # if idle: the server has closed it
             return connection.fileno() < 0 or bool(select.select([connection], [], [], 0)[0])
         return None
 
 
 class AsyncStackBackend(httpcore.AsyncNetworkBackend):
-    """Makes the connections of an asynchronous pool on a :class:`virtnic.aio.net.Stack`."""
+    """Connects through a :class:`virtnic.aio.net.Stack`, for an asynchronous connection pool."""
 
     def __init__(self, stack: aio.net.Stack) -> None:
         """Take the stack, which must be open as long as the pool is used."""
@@ -166,7 +167,7 @@ class AsyncStackBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect. Raises ConnectTimeout, ConnectError."""
         source = None if local_address is None else (local_address, 0)
-        with _told(*_CONNECTING):
+        with _translated(*_CONNECTING):
             async with asyncio.timeout(timeout):
                 streams = await self._stack.open_connection(host, port, local_addr=source)
             connection = streams[1].get_extra_info("socket")
@@ -175,23 +176,23 @@ class AsyncStackBackend(httpcore.AsyncNetworkBackend):
         return _AsyncStream(*streams)
 
     async def sleep(self, seconds: float) -> None:
-        """Pause, before another attempt."""
+        """Sleep before the next attempt."""
         await asyncio.sleep(seconds)
 
 
 class _AsyncStream(httpcore.AsyncNetworkStream):
-    """asyncio's streams of a connection."""
+    """A connection as a pair of asyncio streams."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with _told(*_READING):
+        with _translated(*_READING):
             async with asyncio.timeout(timeout):
                 return await self._reader.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with _told(*_WRITING):
+        with _translated(*_WRITING):
             async with asyncio.timeout(timeout):
                 self._writer.write(buffer)
                 await self._writer.drain()
@@ -208,7 +209,7 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
         try:
-            with _told(*_CONNECTING):
+            with _translated(*_CONNECTING):
                 async with asyncio.timeout(timeout):
                     await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
         except BaseException:

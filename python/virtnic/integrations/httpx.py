@@ -18,7 +18,7 @@ __all__ = ["AsyncStackTransport", "StackTransport"]
 
 
 class StackTransport(httpx.HTTPTransport):
-    """A transport whose connections are those of a :class:`virtnic.net.Stack`."""
+    """A transport that connects through a :class:`virtnic.net.Stack`."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class StackTransport(httpx.HTTPTransport):
 
 
 class AsyncStackTransport(httpx.AsyncHTTPTransport):
-    """The same for ``httpx.AsyncClient`` and a :class:`virtnic.aio.net.Stack`."""
+    """A transport for ``httpx.AsyncClient`` that uses a :class:`virtnic.aio.net.Stack`."""
 
     def __init__(
         self,

@@ -39,13 +39,13 @@ class VirtnicSocket(SuperSocket):
 
     ``sr``, ``sr1``, ``sniff``, ``AsyncSniffer(opened_socket=)``, ``bridge_and_sniff``, answering
     machines, automatons and scapy's ``select`` work as with scapy's own sockets. The time of a
-    received packet is when the port took it from its ring; VLAN tags stay in the frame. Up to
-    ``backlog`` frames are kept while scapy is busy; further ones stay in the port's ring, and the
-    sender drops those that find it full.
+    received packet is when the port took it from its ring; VLAN tags stay in the frame. While
+    scapy is busy, up to ``backlog`` frames are kept. Further frames stay in the port's ring; when
+    that is full, the sender drops frames.
 
     ``recv`` does not wait; it returns None if there is no packet. Closing the port ends ``sniff``
-    like the end of a file; if QEMU died, scapy warns and says how. ``send`` then raises PortClosed
-    or QemuDied.
+    like the end of a file. If QEMU died, scapy logs a warning with the cause. After either,
+    ``send`` raises PortClosed or QemuDied.
 
     Closing the socket does not close the port.
     """
