@@ -5,8 +5,8 @@ r"""TCP, UDP and name resolution for asyncio, on any port: see :mod:`virtnic.net
 ...     writer.write(b"GET / HTTP/1.0\r\n\r\n")
 ...     print(await reader.read())
 
-Readers, writers, transports and servers are asyncio's own, on sockets of the stack: flow control,
-half-close, TLS and cancellation are as with sockets of the kernel.
+Readers, writers, transports and servers are asyncio's own, on sockets of the stack. Flow control,
+half-close, TLS and cancellation work as with kernel sockets.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ __all__ = ["Stack"]
 
 _T = TypeVar("_T")
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
-#: Bytes that a StreamReader holds before it stops reading: asyncio's own default.
+#: Bytes that a StreamReader buffers before it stops reading: asyncio's default.
 _LIMIT = 1 << 16
 
 
 class Stack(Owner):
     """A TCP/IP stack on a port, for asyncio.
 
-    ``stack`` is the :class:`virtnic.net.Stack` underneath. Use it with ``async with``, or ``await``
-    it and ``await close()``. Belongs to the event loop in which it was opened, which must be
-    asyncio's own: uvloop would use the descriptor of a socket as if it were the kernel's.
+    ``stack`` is the underlying :class:`virtnic.net.Stack`. Use it with ``async with``, or ``await``
+    it and ``await close()``. It belongs to the event loop in which it was opened. That must be
+    asyncio's own: uvloop would read and write a socket's descriptor as if it were a kernel socket.
     """
 
     def __init__(
         self, port: PacketPort | Port | BlockingStack, **options: Unpack[StackOptions]
     ) -> None:
-        """Take a port, with the options of :class:`virtnic.net.Stack`; or such a stack.
+        """Take a port and the options of :class:`virtnic.net.Stack`, or an open stack.
 
-        ``port`` may be a :class:`virtnic.aio.Port` too. The stack is made when it is awaited or
-        entered. Raises TypeError.
+        ``port`` may also be a :class:`virtnic.aio.Port`. The stack is created when this object is
+        awaited or entered. Raises TypeError.
         """
         check_names("virtnic.aio.net.Stack()", StackOptions.__optional_keys__, options)
         if options and isinstance(port, BlockingStack):
@@ -98,13 +98,13 @@ class Stack(Owner):
         await self.close()
 
     async def close(self) -> None:
-        """Close the stack: reset its connections, close its sockets. Not the port."""
+        """Close the stack: reset its connections and close its sockets. The port stays open."""
         if self._stack is not None:
             await in_thread(running(), self._stack.close)
 
     @property
     def stack(self) -> BlockingStack:
-        """The stack underneath, whose calls block. Raises RuntimeError before it is opened."""
+        """The underlying stack, whose calls block. Raises RuntimeError before it is opened."""
         if self._stack is None:
             raise RuntimeError("the stack is not open: use `async with` or `await` it first")
         return self._stack
@@ -152,7 +152,7 @@ class Stack(Owner):
         return self.stack.connections()
 
     async def _call(self, call: Callable[..., _T], *arguments: Any) -> _T:
-        """Call in a thread of the event loop; a cancelled call ends by itself, and is forgotten."""
+        """Call in the loop's executor. If cancelled, the call runs on and its result is dropped."""
         return await _event_loop().run_in_executor(None, call, *arguments)
 
     async def dhcp(self, timeout: float | None = 10.0) -> Lease:
@@ -179,11 +179,11 @@ class Stack(Owner):
         port: str | int | None,
         *,
         family: int = 0,
-        type: int = 0,  # noqa: A002 - as asyncio's own
+        type: int = 0,  # noqa: A002 - asyncio's name
         proto: int = 0,
         flags: int = 0,
     ) -> list[Info]:
-        """Resolve a name by the stack's name servers, like ``loop.getaddrinfo``.
+        """Resolve a name with the stack's name servers, like ``loop.getaddrinfo``.
 
         Raises socket.gaierror.
         """
@@ -209,7 +209,7 @@ class Stack(Owner):
         """Connect over TCP; return asyncio's transport and the protocol.
 
         The addresses of a name are tried with staggered starts, the families alternating
-        (RFC 8305). ``sock`` is a connected socket of the stack, in place of ``host`` and ``port``.
+        (RFC 8305). ``sock`` is a connected socket of the stack, instead of ``host`` and ``port``.
         The other options are those of ``loop.create_connection``.
 
         Raises OSError, socket.gaierror, ssl.SSLError.
@@ -267,10 +267,10 @@ class Stack(Owner):
         ssl_shutdown_timeout: float | None = None,
         start_serving: bool = True,
     ) -> asyncio.Server:
-        """Listen on one address and port; return asyncio's server: ``loop.create_server``.
+        """Listen on one address and port; return asyncio's server, like ``loop.create_server``.
 
-        Without a host, all addresses of one family, IPv4 unless ``family`` says otherwise. ``sock``
-        is a bound socket of the stack, in place of them. Raises OSError.
+        Without a host, listen on all addresses of one family: ``family``, by default IPv4.
+        ``sock`` is a bound socket of the stack, instead of ``host`` and ``port``. Raises OSError.
         """
         options = _tls(ssl, None, ssl_handshake_timeout, ssl_shutdown_timeout)
         sock = self._listening(host, port, family, sock, backlog, reuse_port)
@@ -331,9 +331,9 @@ class Stack(Owner):
         allow_broadcast: bool = False,
         sock: Socket | None = None,
     ) -> tuple[asyncio.DatagramTransport, _P]:
-        """Make a UDP endpoint: return asyncio's transport, like ``loop.create_datagram_endpoint``.
+        """Create a UDP endpoint; return its transport, like ``loop.create_datagram_endpoint``.
 
-        ``sock`` is a UDP socket of the stack, in place of the addresses.
+        ``sock`` is a UDP socket of the stack, instead of the addresses.
 
         Raises OSError, socket.gaierror.
         """
@@ -394,7 +394,7 @@ class Stack(Owner):
         backlog: int,
         reuse_port: bool,
     ) -> Socket:
-        """Return a socket to accept from: the given one, or a new one."""
+        """Return a listening socket: the given one, or a new one."""
         _event_loop()
         if sock is None:
             host = host or ""
@@ -440,7 +440,7 @@ class Stack(Owner):
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """Return the running event loop, if it waits for descriptors and leaves the rest to sockets."""
+    """Return the running event loop. Raises RuntimeError unless it is asyncio's own."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -460,7 +460,7 @@ def _tls(
     handshake: float | None,
     shutdown: float | None,
 ) -> dict[str, Any]:
-    """Return asyncio's options for TLS; without TLS none."""
+    """Return asyncio's TLS options; an empty dictionary without TLS."""
     if not ssl:
         if handshake is not None or shutdown is not None:
             raise ValueError("ssl_handshake_timeout and ssl_shutdown_timeout need ssl=")
