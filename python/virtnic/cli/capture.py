@@ -87,7 +87,7 @@ def _rotation(text: str) -> tuple[int, int | None]:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Run the loop, and print what the file has."""
+    """Run the loop, and print the counts of the file."""
     from dataclasses import asdict
 
     from virtnic.capture import Filter, Writer

@@ -1,4 +1,4 @@
-"""Frames given to a command: a capture file, or hexadecimal digits."""
+"""Frames from a command's options: a capture file, or hexadecimal digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``virtnic measure``: throughput, latency, loss, and all of them over hours."""
+"""``virtnic measure``: measures throughput, latency and loss; ``soak`` runs for hours."""
 
 from __future__ import annotations
 
@@ -186,9 +186,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from virtnic.cli.measured import Report
     from virtnic.cli.session import opened_ports
 
-    # The ports that a session opens.
+    # The session opens the ports listed here.
     arguments.port = [arguments.tx, *([arguments.rx] if arguments.rx else [])]
-    # An error before hours of measuring, where the file cannot be written.
+    # Open the file first, so that an error is reported before hours of measuring.
     file = None if arguments.html is None else open(arguments.html, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     try:
         with opened_ports(arguments) as opened:
@@ -282,7 +282,7 @@ def _loss(
             report.result(name, result)
             if report.interrupted:
                 return
-            # RFC 2544, 26.3: until two trials in a row lose nothing.
+            # RFC 2544, 26.3: stop after two successive trials without loss.
             clean = 0 if result.lost else clean + 1
             if clean == 2:
                 break

@@ -1,4 +1,4 @@
-"""``virtnic proxy``: SOCKS5 and HTTP for programs of this machine, through a port."""
+"""``virtnic proxy``: a SOCKS5 and HTTP proxy that connects through a port."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _listen(text: str) -> tuple[str, int]:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Serve until the end."""
+    """Serve until Ctrl-C, SIGTERM or the end of ``--seconds``."""
     import asyncio
     import signal
 
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Return a listening socket of the kernel."""
+    """Return a listening kernel socket."""
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -176,7 +176,7 @@ async def _serve(
     left = float("inf") if arguments.seconds is None else arguments.seconds
     try:
         while stop.signal is None and not serving.done() and left > 0:
-            stack.socket().close()  # raises where the port has ended
+            stack.socket().close()  # raises if the port has ended
             await asyncio.wait([serving], timeout=min(_SLICE, left))
             left -= _SLICE
     finally:

@@ -89,7 +89,7 @@ def _speed(text: str) -> float | str:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    """Run the loop, and print how punctual it was."""
+    """Run the loop, and print how many frames were late."""
     from virtnic.capture import read, replay
     from virtnic.capture.replaying import Replayed, parse_speed
     from virtnic.cli.loops import looping
