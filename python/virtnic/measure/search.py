@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Throughput", "Trial", "throughput"]
 
 #: Trials without a rate, to find out how fast frames can be sent at all.
-_FLAT_OUT = 3
+_UNPACED_TRIALS = 3
 #: A search that has not ended after this many trials is given up.
 _MOST_TRIALS = 60
 
@@ -174,7 +174,7 @@ def throughput(
     for size in wanted:
         search = _Search((tx, rx), size, varied, seconds, options, progress)
         # The best of several trials: other programs on this machine may slow one down.
-        tries = range(_FLAT_OUT if most is None else 0)
+        tries = range(_UNPACED_TRIALS if most is None else 0)
         top = most or max(search.try_rate(None)[0].rate for _ in tries)
         by = _by_bisection if library is None else _by_library
         pps, limit = by(search, library, loss, precision, (least, max(top, 2 * least)))
