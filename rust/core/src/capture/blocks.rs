@@ -1,41 +1,40 @@
-//! The blocks of a pcapng file (draft-ietf-opsawg-pcapng) that a capture of ours has, in this
-//! machine's order of bytes.
+//! The four types of pcapng blocks (draft-ietf-opsawg-pcapng) that we write, in native byte order.
 //!
-//! By hand, for the four of them: of the crates that write the format, `pcap-file` has no release
-//! since 2023 but candidates, and `pcap-parser`, which reads for us, allocates for each packet.
+//! They are written by hand: of the crates that write pcapng, `pcap-file` has had only release
+//! candidates since 2023, and `pcap-parser`, which we use for reading, allocates for each packet.
 
-/// Types of blocks.
+/// Block types.
 const SECTION: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;
 const STATISTICS: u32 = 5;
 const PACKET: u32 = 6;
-/// Ethernet, of the registry of link types.
+/// The link type of Ethernet.
 const ETHERNET: u16 = 1;
-/// Options that any block may have, and the end of a block's.
+/// Options that any block may have: a comment, and the end of the options.
 const END: u16 = 0;
 const COMMENT: u16 = 1;
 
-/// Begins a block of a type and returns where it begins.
+/// Begins a block and returns its offset.
 fn begin(out: &mut Vec<u8>, kind: u32) -> usize {
     let at = out.len();
     out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(&[0; 4]); // its length, by `end`
+    out.extend_from_slice(&[0; 4]); // the length, set by `end`
     at
 }
 
-/// Writes the length of a block at both ends of it.
+/// Writes the length of a block at its start and its end.
 fn end(out: &mut Vec<u8>, at: usize) {
     let length = (out.len() - at + 4) as u32;
     out[at + 4..at + 8].copy_from_slice(&length.to_ne_bytes());
     out.extend_from_slice(&length.to_ne_bytes());
 }
 
-/// Fills up with zeros to four bytes.
+/// Pads with zeros to a multiple of four bytes.
 fn pad(out: &mut Vec<u8>, length: usize) {
     out.extend_from_slice(&[0; 3][..(4 - length % 4) % 4]);
 }
 
-/// Adds an option; a text that is too long for one is cut.
+/// Adds an option. Values too long for an option are truncated.
 fn option(out: &mut Vec<u8>, code: u16, value: &[u8]) {
     let value = &value[..value.len().min(u16::MAX.into())];
     out.extend_from_slice(&code.to_ne_bytes());
@@ -44,19 +43,19 @@ fn option(out: &mut Vec<u8>, code: u16, value: &[u8]) {
     pad(out, value.len());
 }
 
-/// A time in two halves, the upper first.
+/// Writes a time as two 32-bit halves, the upper first.
 fn time(out: &mut Vec<u8>, nanoseconds: u64) {
     out.extend_from_slice(&((nanoseconds >> 32) as u32).to_ne_bytes());
     out.extend_from_slice(&(nanoseconds as u32).to_ne_bytes());
 }
 
-/// Section Header Block: the file's first.
+/// Section Header Block: the first block of a file.
 pub(super) fn section(out: &mut Vec<u8>, comment: Option<&str>) {
     let at = begin(out, SECTION);
     out.extend_from_slice(&0x1a2b_3c4d_u32.to_ne_bytes());
     out.extend_from_slice(&1_u16.to_ne_bytes());
     out.extend_from_slice(&0_u16.to_ne_bytes());
-    out.extend_from_slice(&u64::MAX.to_ne_bytes()); // the section's length is not told
+    out.extend_from_slice(&u64::MAX.to_ne_bytes()); // section length not specified
     if let Some(comment) = comment {
         option(out, COMMENT, comment.as_bytes());
     }
@@ -66,15 +65,15 @@ pub(super) fn section(out: &mut Vec<u8>, comment: Option<&str>) {
     end(out, at);
 }
 
-/// What an Interface Description Block says.
+/// The contents of an Interface Description Block.
 pub(super) struct Described<'a> {
     pub(super) name: &'a str,
     pub(super) description: &'a str,
     pub(super) mac: [u8; 6],
-    /// Bits a second.
+    /// Bits per second.
     pub(super) speed: Option<u64>,
     pub(super) filter: Option<&'a str>,
-    /// Bytes of a frame that are kept at most; 0 for all.
+    /// The most bytes kept of each frame; 0: all.
     pub(super) snap: u32,
 }
 
@@ -92,9 +91,9 @@ pub(super) fn interface(out: &mut Vec<u8>, said: &Described<'_>) {
     if let Some(speed) = said.speed {
         option(out, 8, &speed.to_ne_bytes());
     }
-    option(out, 9, &[9]); // times are nanoseconds
+    option(out, 9, &[9]); // if_tsresol: nanoseconds
     if let Some(filter) = said.filter {
-        let mut value = vec![0]; // as text
+        let mut value = vec![0]; // a libpcap expression
         value.extend_from_slice(filter.as_bytes());
         option(out, 11, &value);
     }
@@ -102,7 +101,7 @@ pub(super) fn interface(out: &mut Vec<u8>, said: &Described<'_>) {
     end(out, at);
 }
 
-/// What an Enhanced Packet Block says beside the frame.
+/// The contents of an Enhanced Packet Block besides the frame.
 pub(super) struct Captured<'a> {
     pub(super) interface: u32,
     /// Nanoseconds since 1970.
@@ -131,14 +130,14 @@ pub(super) fn packet(out: &mut Vec<u8>, said: &Captured<'_>, frame: &[u8]) {
     end(out, at);
 }
 
-/// What an Interface Statistics Block says.
+/// The contents of an Interface Statistics Block.
 pub(super) struct Totals {
     pub(super) interface: u32,
-    /// When the capture began, and now.
+    /// When the capture began, and the current time.
     pub(super) from: u64,
     pub(super) to: u64,
-    /// Frames that passed the interface; of these, those that found no room in memory, those that
-    /// the filter let pass, and those in the file or an earlier one of the capture.
+    /// Frames that passed the interface; of these, frames dropped for lack of memory, frames that
+    /// the filter accepted, and frames written to this or an earlier file of the capture.
     pub(super) seen: u64,
     pub(super) dropped: u64,
     pub(super) accepted: u64,

@@ -1,19 +1,19 @@
-//! Files that are compressed, by gzip or Zstandard, are read as what they contain.
+//! Decompresses gzip and Zstandard files while they are read.
 
 use flate2::read::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Chain, Cursor, Read, Result};
 
-/// Bytes at the start of a file that are looked at.
+/// Bytes at the start of a file that are examined.
 const HEAD: usize = 64 << 10;
-/// The memory that a Zstandard file may ask for, bytes: more than `zstd` uses of itself (`--long`).
+/// The largest window of a Zstandard file, in bytes; that of `zstd --long` is the same.
 const WINDOW: u64 = 128 << 20;
 
-/// A file, its first bytes again in front.
+/// A file whose first bytes are read again.
 type Rewound<R> = Chain<Cursor<Vec<u8>>, R>;
 
-/// What a file contains.
+/// Returns a reader of the decompressed contents of a file.
 pub(super) fn open(file: File) -> Result<Box<dyn Read + Send>> {
     let (head, file) = rewound(file)?;
     match head.as_slice() {
@@ -23,14 +23,14 @@ pub(super) fn open(file: File) -> Result<Box<dyn Read + Send>> {
     }
 }
 
-/// Reads the first bytes, and puts them back: whoever reads next has them in one piece.
+/// Reads the first bytes, and returns a source whose first read returns them in one piece.
 fn rewound<R: Read>(mut source: R) -> Result<(Vec<u8>, Rewound<R>)> {
     let mut head = Vec::new();
     source.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
     Ok((head.clone(), Cursor::new(head).chain(source)))
 }
 
-/// The contents of Zstandard frames, one after the other.
+/// The contents of successive Zstandard frames.
 struct Frames<R: Read>(Option<StreamingDecoder<BufReader<R>, ruzstd::decoding::FrameDecoder>>);
 
 impl<R: Read> Frames<R> {

@@ -1,14 +1,14 @@
-//! Which frames are wanted: a program of libpcap's, which libpcap runs.
+//! Selects frames by a BPF program that libpcap compiled and runs.
 
 use crate::{Error, Result};
 
-/// `bpf_filter` of libpcap: a program, a frame, its length, and how much of it is there. Not 0 where
-/// the frame is wanted.
+/// libpcap's `bpf_filter`. Arguments: program, frame, length on the wire, captured length. Returns
+/// 0 if the frame does not match.
 pub type RawFilter = unsafe extern "C" fn(*const u64, *const u8, u32, u32) -> u32;
 
-/// Bytes of an instruction (`struct bpf_insn`).
+/// The size of an instruction (`struct bpf_insn`) in bytes.
 const INSTRUCTION: usize = 8;
-/// Instructions that a program has at most, as in the kernel (`BPF_MAXINSNS`).
+/// The most instructions in a program, as in the kernel (`BPF_MAXINSNS`).
 const MOST: usize = 4096;
 
 /// A compiled filter.
@@ -20,15 +20,15 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A program, what runs it, and what it was compiled from.
+    /// Makes a filter from a program, the address of `bpf_filter`, and the source expression.
     ///
     /// # Safety
-    /// At the address must be libpcap's `bpf_filter`, which stays there; the program must be one
-    /// that libpcap compiled.
+    /// The address must be that of libpcap's `bpf_filter`, and stay valid; the program must have
+    /// been compiled by libpcap.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an address where there is no function, and for a program with no or too
-    /// many instructions.
+    /// [`Error::Invalid`] for an address in the first page, and for a program with no or too many
+    /// instructions.
     pub unsafe fn at(address: usize, program: &[u8], text: &str) -> Result<Self> {
         let count = program.len() / INSTRUCTION;
         if address < 4096
@@ -45,21 +45,21 @@ impl Filter {
             word.copy_from_slice(bytes);
             u64::from_ne_bytes(word)
         };
-        // SAFETY: the caller vouches for what is there.
+        // SAFETY: the caller guarantees that the function is there.
         let function = unsafe { std::mem::transmute::<usize, RawFilter>(address) };
         let program = program.chunks_exact(INSTRUCTION).map(word).collect();
         Ok(Self { function, program, text: text.to_owned() })
     }
 
-    /// What it was compiled from.
+    /// The expression that the filter was compiled from.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether a frame of that length is wanted, of which these are the first bytes.
+    /// Whether a frame matches, given its first bytes and its length on the wire.
     pub(super) fn wants(&self, frame: &[u8], length: u32) -> bool {
         let held = frame.len().min(u32::MAX as usize) as u32;
-        // SAFETY: a program that libpcap compiled, and private memory of that length.
+        // SAFETY: libpcap compiled the program, and the frame is private memory of that length.
         unsafe { (self.function)(self.program.as_ptr(), frame.as_ptr(), length, held) != 0 }
     }
 }

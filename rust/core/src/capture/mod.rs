@@ -1,8 +1,9 @@
-//! Frames in files: what ports send and receive is written, and files are read and replayed.
+//! Capture files: writes the frames that ports send and receive, and reads files for replay.
 //!
-//! `writer` has a thread that empties the taps of ports into a pcapng file, of which `blocks` are
-//! the blocks and `filter` says which frames go into it. `reader` reads pcapng and classic pcap, plain
-//! or `compressed`, by the crate `pcap-parser`; `tape` reads ahead for who replays a file.
+//! `writer` has a thread that moves frames from the taps of ports to a pcapng file. `blocks`
+//! encodes the blocks of the file, and `filter` selects frames. `reader` reads pcapng and classic
+//! pcap, plain or `compressed`, with the crate `pcap-parser`. `tape` reads a file ahead for a
+//! replay.
 
 mod blocks;
 mod compressed;

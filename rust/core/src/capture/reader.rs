@@ -1,6 +1,7 @@
-//! Reads pcapng and classic pcap, either order of bytes, in memory that does not grow with the file.
+//! Reads pcapng and classic pcap files in either byte order. Memory use does not depend on the size
+//! of the file.
 //!
-//! A file is no better than a peer: whatever is in it, the answer is a frame, the end, or an error.
+//! Files are untrusted input: any contents lead to a frame, the end of the file, or an error.
 
 use super::compressed;
 use crate::{Error, Result};
@@ -14,57 +15,57 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes in memory to begin with, and for the longest block.
+/// The initial size of the buffer, and its largest, which limits the size of a block. In bytes.
 const BUFFER: usize = 256 << 10;
 const MOST: usize = 16 << 20;
-/// Interfaces that a section has at most.
+/// The most interfaces in a section.
 const INTERFACES: usize = 65_536;
-/// Nanoseconds in a second.
+/// Nanoseconds per second.
 const SECOND: i128 = 1_000_000_000;
 
-/// Which way a frame went.
+/// The direction of a frame, as seen by the capturing host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// To whoever captured it.
+    /// Received by the capturing host.
     Received,
-    /// From there.
+    /// Sent by the capturing host.
     Sent,
 }
 
-/// What a file says of a frame.
+/// The metadata of a frame in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// When it was captured, nanoseconds since 1970; `None` where the file does not say.
+    /// When it was captured, in nanoseconds since 1970; `None` if the file has no time.
     pub timestamp: Option<i64>,
-    /// Which of the section's interfaces it passed, from 0.
+    /// The index of its interface in the section, from 0.
     pub interface: u32,
-    /// The kind of its first header; 1 is Ethernet (the registry of link types).
+    /// The link type of its interface; 1 is Ethernet.
     pub link_type: u32,
-    /// Its bytes on the wire, of which the file may have fewer.
+    /// Its length on the wire in bytes; the file may have fewer.
     pub length: u32,
-    /// Which way it went, where the file says so.
+    /// Its direction, if the file has it.
     pub direction: Option<Direction>,
-    /// Somebody's remark.
+    /// Its comment.
     pub comment: Option<String>,
 }
 
-/// How an interface counts time.
+/// An interface of the section, with its time resolution.
 #[derive(Clone, Copy, Debug)]
 struct Interface {
     link_type: u32,
-    /// Units a second.
+    /// Units of its times per second.
     units: i128,
     /// Seconds to add.
     offset: i64,
 }
 
-/// A capture file that is being read.
+/// Reads a capture file.
 pub struct Reader {
     name: String,
     blocks: Box<dyn PcapReaderIterator + Send>,
-    trouble: Trouble,
+    failure: ReadFailure,
     interfaces: Vec<Interface>,
-    /// Frames so far.
+    /// Frames read so far.
     count: u64,
     ended: bool,
 }
@@ -82,7 +83,7 @@ impl Reader {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`Error::Os`]; [`Error::Invalid`] for what is no capture.
+    /// [`Error::Os`]; [`Error::Invalid`] if the file is not a capture.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let failed = |cause| Error::os(format!("reading {name}"), cause);
@@ -92,15 +93,15 @@ impl Reader {
         Self::new(&name, content)
     }
 
-    /// Reads what has this name in errors.
+    /// Reads from any source; `name` is its name in errors.
     ///
     /// # Errors
     /// As for [`Self::open`].
     pub fn new(name: &str, source: impl Read + Send + 'static) -> Result<Self> {
-        let trouble = Trouble::default();
-        let source = Telling { source, trouble: trouble.clone() };
+        let failure = ReadFailure::default();
+        let source = RecordingSource { source, failure: failure.clone() };
         let blocks = create_reader(BUFFER, source).map_err(|error| match error {
-            PcapError::ReadError => trouble.error(name),
+            PcapError::ReadError => failure.error(name),
             PcapError::Eof => Error::Invalid(format!("{name} is empty: no capture")),
             _ => Error::Invalid(format!(
                 "{name} is no capture: it begins as neither pcap nor pcapng does (compressed ones \
@@ -110,21 +111,21 @@ impl Reader {
         Ok(Self {
             name: name.to_owned(),
             blocks,
-            trouble,
+            failure,
             interfaces: Vec::new(),
             count: 0,
             ended: false,
         })
     }
 
-    /// What it is called in errors.
+    /// Its name in errors.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Appends the next frame to `out` and returns what is said of it; `None` at the end, and after
-    /// an error.
+    /// Appends the next frame to `out` and returns its metadata; `None` at the end and after an
+    /// error.
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::Os`]: the rest cannot be read.
@@ -150,7 +151,7 @@ impl Reader {
                 Err(PcapError::Eof) => return Ok(None),
                 Err(PcapError::Incomplete(_) | PcapError::BufferTooSmall) => None,
                 Err(PcapError::UnexpectedEof) => return Err(cut(&self.name, count)),
-                Err(PcapError::ReadError) => return Err(self.trouble.error(&self.name)),
+                Err(PcapError::ReadError) => return Err(self.failure.error(&self.name)),
                 Err(_) => return Err(wrong(&self.name, count, "the block there is malformed")),
             };
             match taken {
@@ -166,18 +167,18 @@ impl Reader {
         }
     }
 
-    /// Has more of the file in memory; false at its end.
+    /// Reads more of the file into memory; false at its end.
     fn fill(&mut self) -> Result<bool> {
         let before = self.blocks.data().len();
         let read = self.blocks.refill().map_err(|_| ());
-        read.map_err(|()| self.trouble.error(&self.name))?;
+        read.map_err(|()| self.failure.error(&self.name))?;
         if self.blocks.data().len() > before {
             return Ok(true);
         }
         if self.blocks.reader_exhausted() {
             return if before == 0 { Ok(false) } else { Err(cut(&self.name, self.count)) };
         }
-        // It is full of one block.
+        // A single block fills the buffer.
         if before >= MOST || !self.blocks.grow((2 * before).clamp(BUFFER, MOST)) {
             let why = format!("the block there is malformed, or has more than {MOST} bytes");
             return Err(wrong(&self.name, self.count, &why));
@@ -198,7 +199,7 @@ fn unpacked(name: &str, cause: &std::io::Error) -> Error {
     Error::Invalid(format!("{name} is compressed, and cannot be unpacked: {cause}"))
 }
 
-/// Looks at a block, and copies its frame where it has one.
+/// Parses a block, and copies its frame if it has one.
 fn look_at(
     block: &PcapBlockOwned<'_>,
     interfaces: &mut Vec<Interface>,
@@ -272,7 +273,7 @@ fn clamped(nanoseconds: i128) -> i64 {
 impl Interface {
     fn of_header(header: &PcapHeader) -> Self {
         let units = if header.is_nanosecond_precision() { SECOND } else { SECOND / 1000 };
-        // Above are bits that say whether frames have their check sequence.
+        // The upper bits say whether frames include their frame check sequence.
         Self { link_type: header.network.0 as u32 & 0xffff, units, offset: 0 }
     }
 
@@ -317,11 +318,11 @@ fn comment(options: &[PcapNGOption<'_>]) -> Option<String> {
     Some(String::from_utf8_lossy(found.as_bytes().ok()?).into_owned())
 }
 
-/// Why a file could not be read, for what the crate leaves out of its error.
+/// Keeps the cause of a failed read, which the crate's error does not include.
 #[derive(Clone, Default)]
-struct Trouble(Arc<Mutex<Option<std::io::Error>>>);
+struct ReadFailure(Arc<Mutex<Option<std::io::Error>>>);
 
-impl Trouble {
+impl ReadFailure {
     fn error(&self, name: &str) -> Error {
         let cause = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         match cause {
@@ -332,17 +333,17 @@ impl Trouble {
     }
 }
 
-/// Keeps the error of a read.
-struct Telling<R> {
+/// A source that stores the error of a failed read.
+struct RecordingSource<R> {
     source: R,
-    trouble: Trouble,
+    failure: ReadFailure,
 }
 
-impl<R: Read> Read for Telling<R> {
+impl<R: Read> Read for RecordingSource<R> {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         self.source.read(into).map_err(|cause| {
             let kind = cause.kind();
-            *self.trouble.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+            *self.failure.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
             kind.into()
         })
     }

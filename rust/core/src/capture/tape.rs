@@ -1,4 +1,4 @@
-//! A file that is read ahead, for who replays it.
+//! Reads a capture file ahead for a replay.
 
 use super::reader::Reader;
 use crate::engine::{TimedFrame, TimedFrames};
@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-/// Frames, and bytes, that are read together at most.
+/// The most frames, and about the most bytes, in a chunk.
 const FRAMES: usize = 1024;
 const BYTES: usize = 256 << 10;
-/// So many of these are read ahead.
+/// Chunks that are read ahead.
 const AHEAD: usize = 8;
 /// The link type of Ethernet.
 const ETHERNET: u32 = 1;
@@ -25,17 +25,17 @@ pub struct Tape {
 }
 
 impl Tape {
-    /// Begins to read a file that is to be replayed so many times. With `parts` frames of which
-    /// the file has not all bytes are replayed as they are; else they are an error.
+    /// Starts to read a file that is replayed `times` times. With `parts`, truncated frames are
+    /// replayed as they are; without, they are an error.
     ///
     /// # Errors
-    /// As for [`Reader::open`]; [`Error::Os`] where there is no thread.
+    /// As for [`Reader::open`]; [`Error::Os`] if no thread can be created.
     pub fn new(path: PathBuf, times: u64, parts: bool) -> Result<Self> {
         let first = Reader::open(&path)?;
         let (sender, receiver) = sync_channel(AHEAD);
         let thread = background("virtnic-replay", move || {
             if let Err(error) = read(first, path, times, parts, &sender) {
-                // Nobody: the replay has ended.
+                // Sending fails if the replay has ended.
                 let _ = sender.send(Err(error));
             }
         });
@@ -68,7 +68,7 @@ fn read(
     parts: bool,
     to: &SyncSender<Result<TimedFrames>>,
 ) -> Result<()> {
-    // When the pass began, and the frame before was due.
+    // When this pass begins, and when the previous frame is due.
     let (mut start, mut last) = (0_u64, 0_u64);
     for pass in 0..times {
         if pass > 0 {
@@ -98,7 +98,7 @@ fn read(
             count += 1;
             if let Some(timestamp) = frame.timestamp {
                 let since = timestamp.saturating_sub(*first.get_or_insert(timestamp));
-                // Frames that are out of order are sent in that of the file.
+                // Frames with decreasing timestamps are sent in the order of the file.
                 last = last.max(start.saturating_add(u64::try_from(since).unwrap_or(0)));
             }
             if length == 0 {
@@ -116,7 +116,7 @@ fn read(
         if count == 0 {
             return Err(Error::Invalid(format!("{} has no frames", reader.name())));
         }
-        // As long after the last frame as one comes after the other on average.
+        // The next pass begins one average gap after the last frame.
         last += (last - start) / (count - 1).max(1);
         start = last;
     }

@@ -1,9 +1,10 @@
-//! Writes what ports send and receive to a pcapng file, in a thread of its own.
+//! Writes the frames that ports send and receive to a pcapng file, in a separate thread.
 //!
-//! The ports' queues copy frames into rings of fixed size ([`QueueTap`]), which the thread empties in the
-//! order of their times. It never holds a queue up: what finds no room is counted, and the counts
-//! are in the file's Interface Statistics Blocks. When the file cannot be written, the ports are
-//! left alone, what is there is cut to whole blocks, and [`Writer::close`] says why.
+//! The ports' queues copy frames into rings of fixed size ([`QueueTap`]). The thread takes them
+//! from the rings in the order of their times. Queues never wait for it: frames that do not fit are
+//! dropped and counted, and the counts are in the file's Interface Statistics Blocks. If the file
+//! cannot be written, the ports continue, the file is truncated after its last complete block, and
+//! [`Writer::close`] returns the error.
 
 use super::blocks::{self, Captured, Described, Totals};
 use super::filter::Filter;
@@ -19,76 +20,76 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Bytes that are kept for one call of the system.
+/// Bytes that are written with one system call.
 const CHUNK: usize = 1 << 20;
-/// Frames between two looks at whether to stop.
+/// Frames between two checks for a stop.
 const STRIDE: usize = 1 << 14;
-/// An empty ring is looked at again after so long; what came until then is in the file.
-const NAP: Duration = Duration::from_millis(2);
-/// Between two looks at whether the thread has ended.
-const LOOK: Duration = Duration::from_micros(500);
-/// What is written of a capture that nobody closed, is written in so long.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// Comments that wait for a frame, at most.
+/// The time between polls of empty rings. Before waiting, everything is written to the file.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+/// The time between checks whether the thread has ended.
+const END_CHECK_INTERVAL: Duration = Duration::from_micros(500);
+/// How long dropping an open capture waits for it to be written.
+const DROP_PATIENCE: Duration = Duration::from_secs(2);
+/// The most comments that wait for a frame.
 const COMMENTS: usize = 1024;
 
-/// Where to, and what.
+/// The options of a capture.
 #[derive(Debug)]
 pub struct Options {
-    /// The file, which is made anew.
+    /// The file, which is overwritten.
     pub path: PathBuf,
-    /// Bytes of each frame that are kept, at most.
+    /// The most bytes kept of each frame.
     pub snap: u32,
-    /// When another file is begun.
+    /// When to begin another file.
     pub rotation: Option<Rotation>,
-    /// A remark at the start of each file.
+    /// A comment at the start of each file.
     pub comment: Option<String>,
-    /// Which frames are kept; all without.
+    /// Which frames are kept; `None`: all.
     pub filter: Option<Filter>,
 }
 
-/// Several files instead of one, `NAME_00001.pcapng` and so on.
+/// Writes several files instead of one: `NAME_00001.pcapng` and so on.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation {
-    /// Another is begun once one has so many bytes.
+    /// The size of a file in bytes at which another is begun.
     pub bytes: u64,
-    /// So many are kept, the newest; all without.
+    /// How many of the newest files are kept; `None`: all.
     pub files: Option<u64>,
 }
 
-/// A port, as the file describes it.
+/// A port and its description in the file.
 #[derive(Debug)]
 pub struct Interface {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What else is to say.
+    /// Its description.
     pub description: String,
     /// Its MAC address.
     pub mac: [u8; 6],
-    /// Bits a second, where it is known.
+    /// Bits per second, if known.
     pub speed: Option<u64>,
-    /// What it moves; [`snap`] says how much of each frame.
+    /// Taps of its queues; [`snap`] is the length of each frame that they copy.
     pub taps: Vec<QueueTap>,
 }
 
-/// What became of the frames.
+/// Counts of the frames of a capture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Frames that the ports moved.
+    /// Frames that the ports sent or received.
     pub seen: u64,
-    /// Those that found no room in memory, or that came after the file could not be written.
+    /// Frames dropped because the buffer was full or the file could not be written any more.
     pub dropped: u64,
-    /// Those that the filter did not want.
+    /// Frames that the filter rejected.
     pub filtered: u64,
-    /// Those that are in a file, or soon will be.
+    /// Frames written to a file, or waiting in the thread's buffer.
     pub written: u64,
-    /// Bytes of files.
+    /// Bytes written to files.
     pub bytes: u64,
-    /// Files.
+    /// Files begun.
     pub files: u64,
 }
 
-/// How much of each frame the taps have to copy: a filter has to see all of it.
+/// How many bytes of each frame the taps copy: all of them if there is a filter.
 #[must_use]
 pub fn snap(options: &Options) -> u32 {
     if options.filter.is_some() { u32::MAX } else { options.snap }
@@ -117,7 +118,7 @@ impl Shared {
     }
 }
 
-/// A capture that is being written, until it is closed.
+/// A running capture.
 #[derive(Debug)]
 pub struct Writer {
     home: Home,
@@ -127,11 +128,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes the file and begins.
+    /// Creates the file and starts the capture.
     ///
     /// # Errors
-    /// [`Error::Os`] when the file or the thread cannot be made; [`Error::Invalid`] for a rotation
-    /// of too few bytes, or without a port.
+    /// [`Error::Os`] if the file or the thread cannot be created; [`Error::Invalid`] if a rotation
+    /// has too few bytes, or if there is no port.
     pub fn start(options: Options, interfaces: Vec<Interface>) -> Result<Self> {
         if interfaces.is_empty() {
             return Err(Error::Invalid("there is no port to capture from".to_owned()));
@@ -154,7 +155,7 @@ impl Writer {
         Ok(Self { home: Home::here(), shared, taps, thread: Mutex::new(Some(thread)) })
     }
 
-    /// What became of the frames so far.
+    /// The counts so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -174,7 +175,7 @@ impl Writer {
         }
     }
 
-    /// Whether it ended because the file could not be written.
+    /// Whether the capture ended because the file could not be written.
     #[must_use]
     pub fn failed(&self) -> bool {
         self.shared.failed.load(Ordering::Acquire)
@@ -183,7 +184,7 @@ impl Writer {
     /// Adds a comment to the next frame that is written.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where many others wait for a frame.
+    /// [`Error::Invalid`] if too many comments already wait for a frame.
     pub fn comment(&self, text: &str) -> Result<()> {
         let mut comments = self.shared.comments();
         if comments.len() == COMMENTS {
@@ -193,11 +194,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what has come and ends; false when that takes longer than `patience`, as where the
-    /// file is a pipe that nobody reads. Twice is fine.
+    /// Writes the remaining frames and ends the capture. Returns false if that takes longer than
+    /// `patience`, for example because the file is a pipe that is not read. Idempotent.
     ///
     /// # Errors
-    /// [`Error::Os`] where the file could not be written, once.
+    /// [`Error::Os`] if the file could not be written; returned once.
     pub fn close(&self, patience: Duration) -> Result<bool> {
         if !self.home.is_here() {
             return Ok(true);
@@ -211,7 +212,7 @@ impl Writer {
                 if since.elapsed() >= patience {
                     return Ok(false);
                 }
-                std::thread::sleep(LOOK);
+                std::thread::sleep(END_CHECK_INTERVAL);
             }
         }
         if let Some(thread) = place.take()
@@ -226,7 +227,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        match self.close(FAREWELL) {
+        match self.close(DROP_PATIENCE) {
             Ok(true) => {}
             Ok(false) => log::warn!("a capture that nobody closed cannot be written"),
             Err(error) => log::warn!("{error}"),
@@ -234,7 +235,7 @@ impl Drop for Writer {
     }
 }
 
-/// One port's share of the work.
+/// A port and its counts.
 #[derive(Debug)]
 struct Source {
     said: Interface,
@@ -242,18 +243,18 @@ struct Source {
     written: u64,
 }
 
-/// What the thread has.
+/// The state of the thread.
 #[derive(Debug)]
 struct Work {
     options: Options,
     sources: Vec<Source>,
     shared: Arc<Shared>,
     file: File,
-    /// Where that is, and the files before.
+    /// The path of `file`, and those of earlier files.
     path: PathBuf,
     earlier: VecDeque<PathBuf>,
     number: u64,
-    /// Bytes of this file that are written, and those that are not yet.
+    /// The size of this file in bytes, and the bytes that are still to be written.
     size: u64,
     out: Vec<u8>,
     frame: Vec<u8>,
@@ -290,7 +291,7 @@ impl Work {
             tap.stop();
         }
         if let Err(error) = result {
-            // What a full disk took of the last chunk ends within a block.
+            // A full disk may have taken only a part of the last chunk, and so of a block.
             let _ = self.file.set_len(self.size);
             let _ = self.file.seek(std::io::SeekFrom::End(0));
             self.shared.fail(error);
@@ -313,11 +314,11 @@ impl Work {
             if stopping {
                 return Ok(());
             }
-            std::thread::park_timeout(NAP);
+            std::thread::park_timeout(POLL_INTERVAL);
         }
     }
 
-    /// Takes frames from the rings, the oldest first; says how many.
+    /// Takes frames from the rings, oldest first; returns how many.
     fn drain(&mut self) -> Result<usize> {
         for moved in 0..STRIDE {
             let mut oldest: Option<(u64, usize, usize)> = None;
@@ -373,7 +374,7 @@ impl Work {
         Ok(())
     }
 
-    /// Describes the ports, at the start of a file.
+    /// Writes the description of the ports at the start of a file.
     fn head(&mut self) {
         let filter = self.options.filter.as_ref().map(Filter::text);
         let snap = if self.options.snap == u32::MAX { 0 } else { self.options.snap };
@@ -385,7 +386,7 @@ impl Work {
         }
     }
 
-    /// Says what was counted, at the end of a file.
+    /// Writes the counts at the end of a file.
     fn finish(&mut self) -> Result<()> {
         for (number, source) in self.sources.iter().enumerate() {
             let counts = source.said.taps.iter().map(|tap| tap.reader.counts());
@@ -445,7 +446,7 @@ fn create(path: &Path) -> Result<File> {
     File::create(path).map_err(|cause| Error::os(format!("making {}", path.display()), cause))
 }
 
-/// The name of a file, by its number where there are several.
+/// The path of a file; with rotation, its name includes its number.
 fn path_of(options: &Options, number: u64) -> PathBuf {
     if options.rotation.is_none() {
         return options.path.clone();
