@@ -1,8 +1,8 @@
-//! Streams sent by one port and received by another, or by the same: what was lost, came twice or out
-//! of order, and how late each frame was after the time at which it was due.
+//! Measures loss, duplicates, reordering and latency of streams sent by one port and received by
+//! another, or by the same port.
 //!
-//! The frames carry their numbers and times (`streams`), so that nothing depends on what the peer
-//! says. Both ends have one clock. Each queue pair has a thread, which sends and receives in turn.
+//! The frames carry their numbers and times (`streams`), so the counts do not depend on the peer.
+//! Sender and receiver share a clock. Each queue pair has a thread that sends and receives in turn.
 
 mod recorder;
 mod tracker;
@@ -25,85 +25,84 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tracker::Tracker;
 
-/// Streams and queues are told apart by so many numbers.
+/// The most combinations of stream and queue that signatures can distinguish.
 const MOST_SOURCES: usize = 1 << 16;
-/// Of how long a wait for the last frames nobody looks whether all have arrived.
+/// While waiting for the last frames: the time between checks whether all have arrived.
 const GLANCE: Duration = Duration::from_millis(1);
 
-/// What is measured, and how.
+/// The parameters of a measurement.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is sent.
+    /// The streams to send.
     pub streams: Vec<Stream>,
-    /// For so long frames are sent that do not count.
+    /// How long frames are sent before counting begins.
     pub warmup: Duration,
-    /// For so long frames are waited for that have not arrived when the last was sent.
+    /// How long to wait for outstanding frames after the last one was sent.
     pub drain: Duration,
-    /// Whether the bytes in front of each signature are compared with what was sent.
+    /// Whether the payload before each signature is compared with what was sent.
     pub verify: bool,
 }
 
-/// What a run has counted so far.
+/// The counts of a run so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Glance {
-    /// Since counting began.
+    /// Time since counting began.
     pub elapsed: Duration,
-    /// Frames sent, of all streams.
+    /// Frames sent in all streams.
     pub sent: u64,
-    /// Frames sent of streams with signatures.
+    /// Frames sent in streams with signatures.
     pub signed: u64,
-    /// Of those, different ones that arrived.
+    /// Frames with signatures that arrived, each counted once.
     pub received: u64,
-    /// That arrived again.
+    /// Further copies of frames that had already arrived.
     pub duplicates: u64,
-    /// That arrived behind a later one of their flow.
+    /// Frames that arrived after a later frame of their flow.
     pub reordered: u64,
-    /// Frames that had wrong bits.
+    /// Frames with bit errors.
     pub corrupt: u64,
-    /// Frames that were not of this run.
+    /// Frames that are not of this run.
     pub foreign: u64,
-    /// Since the glance before: the mean latency and the longest, nanoseconds.
+    /// The mean and the longest latency since the previous glance, in nanoseconds.
     pub latency: (u64, u64),
 }
 
-/// What a run has counted of one stream.
+/// The counts of one stream.
 #[derive(Clone, Debug)]
 pub struct StreamOutcome {
-    /// Its flows; without signatures only [`FlowCounts::sent`] of one flow counts.
+    /// Its flows. Without signatures, there is one flow, and only [`FlowCounts::sent`] is valid.
     pub flows: Vec<FlowCounts>,
     /// Bytes sent.
     pub bytes: u64,
-    /// Frames that were due and not sent when the run ended.
+    /// Frames that were due but had not been sent when the run ended.
     pub unsent: u64,
-    /// Frames that were sent more than 10 µs after they were due, and the longest such delay,
-    /// nanoseconds.
+    /// Frames that were sent more than 10 µs after they were due.
     pub late: u64,
-    /// The longest delay.
+    /// The longest delay of a late frame, in nanoseconds.
     pub latest: u64,
-    /// Frames from so long ago that nobody knows whether they had arrived before.
+    /// Frames that arrived so late that they may be duplicates.
     pub stale: u64,
-    /// How long frames took after they were due, nanoseconds.
+    /// Times from when each frame was due until it was received, in nanoseconds.
     pub latencies: Histogram<u64>,
 }
 
-/// What a run has counted.
+/// The counts of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// For how long frames were sent that count.
+    /// How long frames were sent after the warm-up.
     pub sending: Duration,
-    /// Of each stream.
+    /// The counts of each stream.
     pub streams: Vec<StreamOutcome>,
     /// As in [`Glance`].
     pub corrupt: u64,
     /// As in [`Glance`].
     pub foreign: u64,
-    /// Frames sent in the warm-up that arrived.
+    /// Frames of the warm-up that arrived.
     pub early: u64,
     /// Frames that the device had not taken at the end.
     pub untaken: u64,
 }
 
-/// What one sending queue said at its end.
+/// The final counts of a stream in one sending queue.
 #[derive(Debug, Default)]
 struct Ended {
     bytes: u64,
@@ -112,25 +111,25 @@ struct Ended {
     latest: u64,
 }
 
-/// A run.
+/// A measurement that can be run once.
 #[derive(Debug)]
 pub struct Measurement {
     plan: Plan,
     key: Key,
     programs: Vec<Program>,
     lanes: usize,
-    /// One for each queue of each stream.
+    /// One tracker for each queue of each stream.
     trackers: Vec<Mutex<Tracker>>,
-    /// The first that counts, and the first that was not sent, for each of these.
+    /// For each tracker: the number of the first frame that counts, and of the first not sent.
     begins: Vec<AtomicU64>,
     ends: Vec<AtomicU64>,
     ended: Vec<Mutex<Ended>>,
     recorders: Vec<Mutex<Recorder>>,
     epoch: Instant,
-    /// Nanoseconds after that: when counting began, and when sending ended.
+    /// When counting began, and when sending ended, in nanoseconds after `epoch`.
     from: AtomicU64,
     to: AtomicU64,
-    /// Queues that send.
+    /// The number of queues that are still sending.
     sending: AtomicUsize,
     stop: AtomicBool,
     untaken: AtomicU64,
@@ -141,10 +140,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Measurement {
-    /// Of streams that a port sends; `rx` is who receives.
+    /// Prepares a measurement of streams sent by one port and received by `rx`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what cannot be sent.
+    /// [`Error::Invalid`] for streams that cannot be sent.
     pub fn new(tx: &Port, rx: Option<&Port>, plan: Plan) -> Result<Self> {
         let lanes = pairs_of(&[tx, rx.unwrap_or(tx)])?.max(1);
         let longest = tx.pool().largest_frame();
@@ -189,17 +188,18 @@ impl Measurement {
         })
     }
 
-    /// Nanoseconds since the start.
+    /// Nanoseconds since `epoch`.
     #[inline]
     fn now(&self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
     }
 
-    /// Sends and receives until the control ends it, and waits for what is under way. Once only. The
-    /// ports are those of [`Self::new`].
+    /// Sends and receives until `control` ends the run, then waits for outstanding frames. Call it
+    /// once, with the ports given to [`Self::new`].
     ///
     /// # Errors
-    /// [`Error::MemoryUnavailable`] without buffers; what ended a port; [`Error::Busy`].
+    /// [`Error::MemoryUnavailable`] if no buffers are free; [`Error::Busy`]; the error of a port
+    /// that failed.
     pub fn run(&self, tx: &Port, rx: Option<&Port>, control: Control<'_>) -> Result<Report> {
         let ports = [tx, rx.unwrap_or(tx)];
         if pairs_of(&ports)? != self.lanes {
@@ -247,7 +247,7 @@ impl Measurement {
                 counts = true;
                 self.begin(&mut source, lane, now);
             }
-            // The warm-up is not of the frames that were asked for.
+            // Frames of the warm-up do not count towards the requested number.
             let most = if counts { control.left(report.sent) } else { usize::MAX };
             let sent = source.turn(now, most, |stream, end| {
                 self.ends[stream * self.lanes + lane].store(end, Release);
@@ -308,7 +308,7 @@ impl Measurement {
         }
     }
 
-    /// From here on everything counts.
+    /// Begins counting for one queue.
     fn begin(&self, source: &mut Source<'_>, lane: usize, now: u64) {
         for (stream, sender) in source.senders.iter_mut().enumerate() {
             let number = stream * self.lanes + lane;
@@ -319,14 +319,14 @@ impl Measurement {
         self.from.fetch_min(now, Relaxed);
     }
 
-    /// Nothing more is sent by this queue.
+    /// Ends sending for one queue, and stores its counts.
     fn end(&self, source: &Source<'_>, lane: usize) {
         let now = self.now();
         self.stop.store(true, Relaxed);
         self.tell_ends(source, lane);
         for (stream, sender) in source.senders.iter().enumerate() {
             let due = sender.pacer.due(now).unwrap_or(0);
-            // What is due within this turn is not behind.
+            // Up to a burst may have become due since the last turn; that is not a backlog.
             let unsent = due.saturating_sub(sender.next);
             *lock(&self.ended[stream * self.lanes + lane]) = Ended {
                 bytes: sender.bytes,
@@ -339,7 +339,7 @@ impl Measurement {
         self.sending.fetch_sub(1, Release);
     }
 
-    /// How many frames one sent, of one stream, since counting began.
+    /// The number of frames that a queue has sent of a stream since counting began.
     fn sent_by(&self, source: usize) -> u64 {
         let begin = self.begins[source].load(Acquire);
         self.ends[source].load(Acquire).saturating_sub(begin)
@@ -353,7 +353,7 @@ impl Measurement {
         })
     }
 
-    /// What was counted so far.
+    /// The counts so far.
     pub fn glance(&self) -> Glance {
         let mut glance = Glance::default();
         let from = self.from.load(Relaxed);
@@ -386,10 +386,10 @@ impl Measurement {
         glance
     }
 
-    /// What was counted, at the end.
+    /// The final counts.
     ///
     /// # Errors
-    /// None that can be expected.
+    /// Not expected to fail.
     pub fn outcome(&self) -> Result<Outcome> {
         let span = self.to.load(Relaxed).saturating_sub(self.from.load(Relaxed));
         let mut outcome = Outcome {

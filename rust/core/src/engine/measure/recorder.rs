@@ -1,4 +1,4 @@
-//! What one receive queue saw.
+//! Records the frames that one receive queue receives.
 
 use super::tracker::{Arrival, Tracker};
 use crate::engine::streams::{Key, Program, SIGNATURE, Sight};
@@ -8,44 +8,44 @@ use hdrhistogram::Histogram;
 use std::sync::atomic::{AtomicU64, Ordering::Acquire};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Latencies from a nanosecond to an hour, three digits of each.
+/// Histograms have latencies from 1 ns to one hour, with three significant digits.
 const LONGEST: u64 = 3_600_000_000_000;
 const DIGITS: u8 = 3;
 
-/// Latencies, counted.
+/// An empty histogram of latencies.
 pub(super) fn histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, LONGEST, DIGITS)
         .map_err(|error| Error::Invalid(format!("a histogram: {error}")))
 }
 
-/// What is received of a run, for all queues.
+/// What the receive queues of a run have in common.
 #[derive(Debug)]
 pub(super) struct Expected<'a> {
     pub key: Key,
     pub programs: &'a [Program],
-    /// One for each queue of each stream.
+    /// One tracker for each queue of each stream.
     pub trackers: &'a [Mutex<Tracker>],
-    /// No frame has this number or a higher one, for each of these.
+    /// For each tracker: the number after the last frame sent.
     pub below: &'a [AtomicU64],
-    /// Queues that send.
+    /// The number of sending queues.
     pub lanes: usize,
-    /// Whether the bytes in front of the signature are compared.
+    /// Whether the payload before the signature is compared.
     pub verify: bool,
 }
 
-/// What one receive queue saw.
+/// The counts of one receive queue.
 #[derive(Debug)]
 pub(super) struct Recorder {
-    /// Latencies of each stream.
+    /// A histogram for each stream.
     pub latencies: Vec<Histogram<u64>>,
-    /// Frames of all kinds, and their bytes.
+    /// All frames received, and their bytes.
     pub frames: u64,
     pub bytes: u64,
     /// Frames without a signature of this run.
     pub foreign: u64,
-    /// Frames with one, and with wrong bits in it or in front of it.
+    /// Frames of this run with bit errors in the signature or in the payload.
     pub corrupt: u64,
-    /// Since somebody looked: frames, their latencies together and the longest.
+    /// Since the last glance: number of frames, sum of latencies, longest latency.
     pub lately: (u64, u64, u64),
     scratch: Vec<u8>,
 }
@@ -63,7 +63,7 @@ impl Recorder {
         })
     }
 
-    /// Looks at the frames of a burst, which were taken at `now`; false for none of this run.
+    /// Records a burst received at `now`. Returns whether any frame was of this run.
     pub(super) fn see(&mut self, expected: &Expected<'_>, burst: &Burst, now: u64) -> bool {
         let mut held: Option<(usize, MutexGuard<'_, Tracker>)> = None;
         let mut any = false;
@@ -95,7 +95,8 @@ impl Recorder {
             return false;
         };
         let mut bytes = [0; SIGNATURE];
-        // SAFETY: these bytes are of a frame of the burst; copied once, as others may write there.
+        // SAFETY: the bytes are within a frame of the burst. They are copied once, because the
+        // device may change them at any time.
         unsafe { std::ptr::copy_nonoverlapping(data.add(end), bytes.as_mut_ptr(), SIGNATURE) };
         let mark = match expected.key.read(bytes) {
             Sight::Ours(mark) => mark,
@@ -117,14 +118,14 @@ impl Recorder {
             return true;
         };
         if held.as_ref().is_none_or(|(number, _)| *number != source) {
-            *held = None; // one at a time
+            *held = None; // unlock before locking another
             let tracker = expected.trackers[source].lock();
             *held = Some((source, tracker.unwrap_or_else(PoisonError::into_inner)));
         }
         let Some((_, tracker)) = held else { return true };
         let read = |to: &mut [u8]| {
             let Some(from) = end.checked_sub(to.len()) else { return false };
-            // SAFETY: these bytes are of the frame, too, in front of the signature.
+            // SAFETY: the bytes are within the same frame, before the signature.
             unsafe { std::ptr::copy_nonoverlapping(data.add(from), to.as_mut_ptr(), to.len()) };
             true
         };

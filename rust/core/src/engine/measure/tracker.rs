@@ -1,45 +1,45 @@
-//! Which frames of a stream have arrived, of those that one queue sent: exact to the frame.
+//! Tracks exactly which frames of a stream have arrived, out of those that one queue sent.
 
 use std::collections::VecDeque;
 
-/// Frames in a page.
+/// Frames per page.
 const PAGE: u64 = 4096;
 const WORDS: usize = (PAGE / 64) as usize;
-/// Pages in which some frames are missing, of which so many are remembered: 128 MiB of them.
+/// The most pages that are kept. Their bitmaps take up to 128 MiB.
 const MOST_PAGES: usize = 1 << 18;
 
-/// What a frame was.
+/// The classification of a frame that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// The first with its number.
+    /// The first frame with its number.
     New,
-    /// It had arrived before.
+    /// A frame with this number had arrived before.
     Duplicate,
-    /// It is from so long ago that nobody knows whether it had arrived before.
+    /// It arrived so late that it may be a duplicate.
     Stale,
     /// It was sent before counting began.
     Early,
 }
 
-/// What became of the frames of a flow.
+/// The counts of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowCounts {
     /// Frames sent.
     pub sent: u64,
-    /// Different frames that arrived.
+    /// Frames that arrived, each counted once.
     pub received: u64,
-    /// Frames that arrived once more.
+    /// Further copies of frames that had already arrived.
     pub duplicates: u64,
-    /// Frames that arrived behind one that was sent later.
+    /// Frames that arrived after one that was sent later.
     pub reordered: u64,
-    /// All latencies together, nanoseconds.
+    /// The sum of all latencies, in nanoseconds.
     pub latency_sum: u64,
-    /// The longest latency, nanoseconds.
+    /// The longest latency, in nanoseconds.
     pub latency_max: u64,
 }
 
 impl FlowCounts {
-    /// Adds what another queue counted.
+    /// Adds the counts of another queue.
     pub(super) fn add(&mut self, other: &Self) {
         self.sent += other.sent;
         self.received += other.received;
@@ -50,7 +50,7 @@ impl FlowCounts {
     }
 }
 
-/// Frames of a page that have arrived: none, some, or all.
+/// The frames of a page that have arrived. A bitmap exists only if some have arrived, but not all.
 #[derive(Debug, Default)]
 struct Page {
     seen: Option<Box<[u64; WORDS]>>,
@@ -58,7 +58,7 @@ struct Page {
 }
 
 impl Page {
-    /// Notes a frame; false where it was noted before.
+    /// Marks a frame as arrived; false if it was marked before.
     #[inline]
     fn note(&mut self, at: u64) -> bool {
         if u64::from(self.count) == PAGE {
@@ -78,23 +78,23 @@ impl Page {
     }
 }
 
-/// The frames that one queue sent of a stream.
+/// Tracks the frames of a stream that one queue sends.
 #[derive(Debug)]
 pub(super) struct Tracker {
-    /// Its number, and how many queues share the stream.
+    /// The number of the queue, and how many queues share the stream.
     lane: u64,
     lanes: u64,
-    /// The first frame that counts; `None` before there is one.
+    /// The first frame that counts; `None` before counting begins.
     first: Option<u64>,
     /// The first frame of the first page.
     base: u64,
     pages: VecDeque<Page>,
-    /// Pages with missing frames.
+    /// The most pages to keep.
     most: usize,
-    /// For each flow, the number behind the latest frame that arrived.
+    /// For each flow, the number after the latest frame that has arrived.
     latest: Vec<u64>,
     pub flows: Vec<FlowCounts>,
-    /// Of all flows, without what was sent.
+    /// The sum of all flows, except `sent`.
     pub total: FlowCounts,
     /// See [`Arrival::Stale`].
     pub stale: u64,
@@ -119,18 +119,18 @@ impl Tracker {
         }
     }
 
-    /// Counts from this frame on.
+    /// Begins counting with this frame.
     pub(super) fn begin(&mut self, first: u64) {
         (self.first, self.base) = (Some(first), first);
     }
 
-    /// The number that the frame has among those of all queues.
+    /// The frame's number in the stream, across all queues.
     #[inline]
     pub(super) fn whole(&self, number: u64) -> u64 {
         self.lane + self.lanes * number
     }
 
-    /// A frame with this number has arrived, so late after it was due.
+    /// Records the arrival of a frame, `latency` nanoseconds after it was due.
     #[inline]
     pub(super) fn arrived(&mut self, number: u64, latency: u64) -> Arrival {
         if self.first.is_none_or(|first| number < first) {
@@ -171,12 +171,12 @@ impl Tracker {
         Arrival::New
     }
 
-    /// Lets complete pages go, and the oldest where there are too many.
+    /// Removes complete pages, and the oldest pages if there are too many.
     #[inline]
     fn forget(&mut self) {
         let is_whole = |page: &Page| u64::from(page.count) == PAGE;
-        // The first page is the oldest of which a frame is missing: a duplicate of one before it
-        // cannot be told from one that is late, so some complete ones are kept.
+        // Frames before the first page cannot be told from duplicates, so some complete pages are
+        // kept to recognise duplicates.
         while self.pages.len() > self.most
             || self.pages.len() > KEPT && self.pages.front().is_some_and(is_whole)
         {
@@ -185,7 +185,7 @@ impl Tracker {
         }
     }
 
-    /// What became of each flow's frames, where those below `end` were sent.
+    /// The counts of each flow, given that the frames below `end` were sent.
     pub(super) fn account(&self, end: u64) -> Vec<FlowCounts> {
         let mut flows = self.flows.clone();
         let first = self.first.unwrap_or(end).min(end);
@@ -200,7 +200,7 @@ impl Tracker {
     }
 }
 
-/// Complete pages that are kept so that duplicates in them are told.
+/// Complete pages that are kept to recognise duplicates.
 const KEPT: usize = 1 << 14;
 
 #[cfg(test)]
@@ -210,7 +210,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::{HashMap, HashSet};
 
-    /// What it should say, found the slow way.
+    /// Computes the expected counts in a simple, slow way.
     fn model(arrivals: &[u64], lane: u64, lanes: u64, count: u64) -> Vec<FlowCounts> {
         let mut flows = vec![FlowCounts::default(); count as usize];
         let (mut seen, mut last) = (HashSet::new(), HashMap::new());
@@ -230,7 +230,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_counts_as_one_would_by_hand(
+        fn counts_equal_those_of_a_simple_model(
             arrivals in prop::collection::vec(0u64..30_000, 0..600),
             lanes in 1u64..4, count in 1u64..20,
         ) {
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_whole_takes_no_memory_and_knows_duplicates() {
+    fn a_complete_page_takes_no_memory_and_recognises_duplicates() {
         let mut tracker = Tracker::new(0, 1, 1);
         tracker.begin(10);
         assert_eq!(tracker.arrived(9, 0), Arrival::Early);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn where_pages_are_too_many_the_oldest_go_and_what_comes_of_them_is_told() {
+    fn beyond_the_most_pages_the_oldest_are_removed_and_their_frames_are_stale() {
         let mut tracker = Tracker::new(0, 1, 1);
         tracker.most = 2;
         tracker.begin(0);
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_of_a_flow_follows_from_the_numbers() {
+    fn frames_sent_per_flow_follow_from_the_numbers() {
         for (lanes, count) in [(1u64, 7u64), (2, 6), (3, 7), (4, 2)] {
             for lane in 0..lanes {
                 let mut tracker = Tracker::new(lane as usize, lanes as usize, count);

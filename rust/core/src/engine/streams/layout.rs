@@ -1,23 +1,23 @@
-//! Where a frame has its headers.
+//! Finds the headers of a frame.
 
 /// EtherTypes.
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
-/// Protocols of IP.
+/// IP protocol numbers.
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Where the headers of a frame are, as far as it has them.
+/// Offsets of the headers that a frame has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// The outermost VLAN tag's number.
+    /// The tag control information of the outermost VLAN tag.
     pub vlan: Option<usize>,
-    /// The IPv4 header, and where its options end.
+    /// The start of the IPv4 header, and its end including options.
     pub ip4: Option<(usize, usize)>,
     pub ip6: Option<usize>,
     pub transport: Option<Transport>,
-    /// What is behind all headers.
+    /// The first byte after all headers.
     pub payload: usize,
 }
 
@@ -26,12 +26,12 @@ pub(super) struct Layout {
 pub(super) struct Transport {
     pub is_udp: bool,
     pub at: usize,
-    /// Where the segment or datagram ends; padding may follow.
+    /// The end of the segment or datagram; padding may follow.
     pub end: usize,
 }
 
 impl Transport {
-    /// Where its checksum is.
+    /// The offset of its checksum.
     pub(super) fn checksum(&self) -> usize {
         self.at + if self.is_udp { 6 } else { 16 }
     }

@@ -1,9 +1,9 @@
-//! Streams of frames: a template, fields that differ from frame to frame, a rate, and a signature by
-//! which a receiver recognises each frame.
+//! Streams of frames: a template, fields that vary from frame to frame, a rate, and a signature by
+//! which the receiver recognises each frame.
 //!
-//! What a frame has in its fields depends on its number only, so that several queues can share a
-//! stream, and a receiver knows what was sent. Checksums are not calculated anew: each template knows
-//! the sum of what does not change.
+//! The fields of a frame depend only on its number, so several queues can share a stream, and the
+//! receiver can compute what was sent. Checksums are updated incrementally: each template stores
+//! the sum of its constant part.
 
 mod layout;
 mod pattern;
@@ -16,16 +16,16 @@ pub(super) use signature::{Key, SIGNATURE, Sight};
 pub(super) use source::Source;
 pub(super) use template::{Program, divisor};
 
-/// Frames that are sent in turn.
+/// A stream: frames that are sent cyclically.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    /// What is sent, one after the other, from the front again; with one, always that.
+    /// The frames to send in turn.
     pub frames: Vec<Vec<u8>>,
-    /// What differs.
+    /// The fields that vary.
     pub fields: Vec<Field>,
-    /// Frames a second; as fast as the device takes them without.
+    /// Frames per second; `None`: as fast as the device takes them.
     pub rate: Option<f64>,
-    /// So many frames are sent at one moment, as the rate allows.
+    /// The number of frames that are due at the same time.
     pub burst: u64,
     /// Whether each frame has a signature: its last 18 bytes.
     pub flow: bool,

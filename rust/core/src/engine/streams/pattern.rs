@@ -1,22 +1,22 @@
-//! What differs from frame to frame: where, and how.
+//! Fields that vary from frame to frame: their position and their values.
 
 use super::layout::Layout;
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// The 64-bit golden ratio, by which splitmix64 counts.
+/// The increment of splitmix64: the golden ratio in 64 bits.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Bytes of a frame that differ.
+/// A field that varies.
 #[derive(Clone, Debug)]
 pub struct Field {
-    /// Where they are.
+    /// Its position.
     pub place: Place,
-    /// What is in them.
+    /// Its values.
     pub pattern: Pattern,
 }
 
-/// Where a field is.
+/// The position of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// By name: `eth.src`, `eth.dst`, `vlan.id`, `ip.src`, `ip.dst`, `ipv6.src`, `ipv6.dst`,
@@ -24,34 +24,34 @@ pub enum Place {
     Named(String),
     /// By position.
     At {
-        /// Of its first byte.
+        /// The offset of its first byte.
         offset: usize,
-        /// Bytes, 1 to 8.
+        /// Its width in bytes, 1 to 8.
         width: usize,
     },
 }
 
-/// What is in a field.
+/// The values of a field.
 #[derive(Clone, Debug)]
 pub enum Pattern {
-    /// `count` numbers in turn, each so much more than the one before.
+    /// `count` numbers in turn, each greater by `step` than the one before.
     Increment {
-        /// The first; without it what the template has.
+        /// The first number; `None`: the value in the template.
         first: Option<u128>,
-        /// How much more.
+        /// The difference between successive numbers.
         step: u64,
-        /// How many.
+        /// How many numbers.
         count: u64,
     },
-    /// These in turn.
+    /// These numbers in turn.
     List(Vec<u128>),
-    /// Any from `low` to `high`, as the seed and the number of the frame say.
+    /// Numbers from `low` to `high` that depend on the seed and the number of the frame.
     Random {
-        /// The least.
+        /// The lowest.
         low: Option<u128>,
-        /// The most.
+        /// The highest.
         high: Option<u128>,
-        /// Another seed, other numbers.
+        /// The seed of the random numbers.
         seed: u64,
     },
 }
@@ -62,7 +62,7 @@ pub(super) struct Span {
     pub offset: usize,
     /// 1 to 8.
     pub width: usize,
-    /// Which bits of them, counted from the last byte's lowest.
+    /// The bits that vary, in the big-endian number.
     pub mask: u64,
 }
 
@@ -76,7 +76,7 @@ impl Span {
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.offset < other.end() && other.offset < self.end()
     }
-    /// What a frame has there.
+    /// The number that a frame has in this span.
     pub(super) fn word(&self, frame: &[u8]) -> u64 {
         let bytes = frame.get(self.offset..self.end()).unwrap_or_default();
         bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte))
@@ -91,8 +91,8 @@ impl Place {
         }
     }
 
-    /// Where it is in a frame of which `usable` bytes may differ: the bytes that count, and (of an
-    /// IPv6 address) those in front of them.
+    /// Finds the field in a frame of which the first `usable` bytes may vary. Returns its span; for
+    /// an IPv6 address, the lower 64 bits and the upper 64 bits.
     fn find(&self, layout: &Layout, usable: usize) -> Result<(Span, Option<Span>)> {
         let (offset, width) = match self {
             Self::At { offset, width } => {
@@ -154,8 +154,7 @@ fn named(name: &str, layout: &Layout, usable: usize) -> Result<(Option<usize>, u
     })
 }
 
-/// The numbers in one span, as a function of the frame's number, which a queue counts on by its
-/// stride.
+/// Generates the numbers of one span. From one frame to the next, a queue advances by its stride.
 #[derive(Clone, Debug)]
 pub(super) enum Variation {
     Increment { first: u64, step: u64, index: u64, count: u64, stride: u64 },
@@ -164,7 +163,7 @@ pub(super) enum Variation {
 }
 
 impl Variation {
-    /// The next frame's number.
+    /// The number for the next frame.
     #[inline(always)]
     pub(super) fn next(&mut self) -> u64 {
         match self {
@@ -198,7 +197,7 @@ impl Variation {
         }
     }
 
-    /// As the queue number `lane` of `lanes` has it.
+    /// The part of queue `lane` out of `lanes` queues.
     pub(super) fn of_lane(&self, lane: u64, lanes: u64) -> Self {
         let mut own = self.clone();
         match &mut own {
@@ -217,7 +216,7 @@ impl Variation {
         own
     }
 
-    /// After how many frames it begins again; `None` where never.
+    /// The number of frames after which the values repeat; `None` if they do not.
     pub(super) fn period(&self) -> Option<u64> {
         match self {
             Self::Increment { count, .. } => Some(*count),
@@ -228,16 +227,16 @@ impl Variation {
 }
 
 impl Field {
-    /// Where it is in a frame, the lesser span first.
+    /// Its spans in a frame, that of the lower bits first.
     pub(super) fn spans(&self, layout: &Layout, usable: usize) -> Result<Vec<Span>> {
         let (span, front) = self.place.find(layout, usable)?;
         let mut spans = vec![span];
-        // Only where the front half of an address is not the template's.
+        // The upper half of an address is only written if it was given.
         spans.extend(front.filter(|_| self.front().is_some()));
         Ok(spans)
     }
 
-    /// What there is in front of the lesser 64 bits, of an IPv6 address, where it was given.
+    /// The upper 64 bits of the given IPv6 addresses, if any were given.
     fn front(&self) -> Option<Vec<u64>> {
         let high = |value: &u128| (*value >> 64) as u64;
         let given = match &self.pattern {
@@ -248,7 +247,7 @@ impl Field {
         (!given.is_empty()).then_some(given)
     }
 
-    /// The numbers for each of the spans that [`Self::spans`] found in `frame`.
+    /// The values for each of the spans that [`Self::spans`] found in `frame`.
     pub(super) fn variations(&self, spans: &[Span], frame: &[u8]) -> Result<Vec<Variation>> {
         let shown = self.place.shown();
         let Some(&span) = spans.first() else { return Ok(Vec::new()) };
@@ -296,7 +295,7 @@ impl Field {
                     )));
                 }
                 let (low, high) = (fits(low)?, fits(high)?);
-                let span = (high - low).wrapping_add(1); // 0 where it is everything
+                let span = (high - low).wrapping_add(1); // 0: all 64-bit numbers
                 let state = seed.wrapping_mul(0xd6e8_feb8_6659_fd93);
                 Variation::Random { state, stride: GOLDEN, low, span }
             }
@@ -308,8 +307,8 @@ impl Field {
         Ok(found)
     }
 
-    /// Between which numbers a random one is where nothing is said: all; of addresses those of the
-    /// template's network.
+    /// The default range of random numbers: all that fit. In MAC and IPv4 addresses, only the last
+    /// three bytes vary.
     fn usual(&self, span: Span, frame: &[u8]) -> (u128, u128) {
         let varied = match &self.place {
             Place::Named(name) if name.starts_with("eth") || name.starts_with("ip.") => 0xff_ffff,

@@ -1,35 +1,35 @@
-//! What the last bytes of a frame say of it: of which stream it is, its number, and when it was due.
+//! The signature in the last bytes of a frame: its stream, its number, and when it was due.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// Bytes of a signature: a check, two bytes; stream and number; time and run.
+/// Bytes of a signature: checksum (2), stream and number (8), time and run (8).
 pub(in crate::engine) const SIGNATURE: usize = 18;
 
 const TIME: u64 = (1 << 48) - 1;
 const NUMBER: u64 = (1 << 48) - 1;
-/// Odd, and without 16 equal bits in a row: a flipped bit always changes the check.
+/// Odd, and without 16 equal bits in a row, so that a flipped bit always changes the checksum.
 const FACTORS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f];
 
-/// What makes the signatures of one run different from all others.
+/// Distinguishes the signatures of a run from those of other runs.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::engine) struct Key {
     run: u16,
     secret: u64,
 }
 
-/// What a signature says.
+/// The contents of a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) struct Mark {
-    /// Which stream, and which queue of it.
+    /// The stream and its sending queue.
     pub source: u16,
-    /// Counted by that queue from 0.
+    /// The frame's number in that queue, from 0.
     pub number: u64,
-    /// Nanoseconds; the highest bits are left out.
+    /// The low 48 bits of the time at which it was due, in nanoseconds.
     pub time: u64,
 }
 
 impl Mark {
-    /// Nanoseconds between the frame's time and `now`; `None` where that is before.
+    /// Nanoseconds from the frame's time to `now`; `None` if `now` is earlier.
     #[inline]
     pub(in crate::engine) fn age(self, now: u64) -> Option<u64> {
         let age = now.wrapping_sub(self.time) & TIME;
@@ -37,14 +37,14 @@ impl Mark {
     }
 }
 
-/// What the last bytes of a received frame are.
+/// The result of reading the last bytes of a received frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Sight {
     /// A signature of this run.
     Ours(Mark),
-    /// One with a wrong bit.
+    /// A signature of this run with bit errors.
     Corrupt,
-    /// None.
+    /// Not a signature of this run.
     Foreign,
 }
 
@@ -60,7 +60,7 @@ impl Key {
         (mixed.wrapping_add(self.secret) >> 48) as u16
     }
 
-    /// The three parts of a signature: check, stream and number, time and run.
+    /// The three parts of a signature: checksum; stream and number; time and run.
     #[inline]
     pub(in crate::engine) fn seal(self, mark: Mark) -> [u64; 3] {
         let first = u64::from(mark.source) << 48 | mark.number & NUMBER;
@@ -78,7 +78,7 @@ impl Key {
         });
         let check = u16::from_be_bytes([c, d]);
         if b as u16 != self.run {
-            // Where only the run is wrong, the rest says so.
+            // If a single bit of the run is wrong, the checksum matches with the right run.
             let with_ours = b & !0xffff | u64::from(self.run);
             let is_near = (b as u16 ^ self.run).is_power_of_two();
             let is_ours = is_near && check == self.check(a, with_ours);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_is_seen_wherever_it_is() {
+    fn every_single_bit_error_is_detected() {
         for number in [0, 1, 77, NUMBER] {
             let key = Key::new();
             let mark = Mark { source: 3, number, time: 123_456_789 };
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_signature_is_foreign_nearly_always() {
+    fn random_bytes_are_nearly_always_foreign() {
         let key = Key::new();
         let ours = (0..100_000u64).filter(|i| {
             let noise = [i.wrapping_mul(FACTORS[1]), i.wrapping_mul(FACTORS[0]), i << 40 | i];
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_age_of_a_frame_is_right_where_the_time_begins_again() {
+    fn the_age_of_a_frame_is_right_when_the_time_wraps() {
         let mark = Mark { source: 0, number: 0, time: TIME - 5 };
         assert_eq!(mark.age(TIME + 10), Some(15));
         assert_eq!(mark.age(TIME - 6), None);

@@ -1,4 +1,4 @@
-//! A transmit queue with streams in it: which frame is due, and its sending.
+//! Sends streams through a transmit queue, each frame when it is due.
 
 use super::pattern::Variation;
 use super::signature::{Key, Mark};
@@ -9,27 +9,27 @@ use crate::memory::Pool;
 use crate::net::{Claim, Port, Replay, TxQueue};
 use crate::{Error, Result};
 
-/// A frame that is sent later than this after it was due is counted, nanoseconds.
+/// Nanoseconds after the time at which it was due from which on a frame counts as late.
 const LATE: u64 = 10_000;
 
-/// When the frames of one queue are due.
+/// Computes when the frames of one queue are due.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::engine) struct Pacer {
-    /// Nanoseconds from one frame to the next; `None` where all are due at once.
+    /// Nanoseconds from one frame to the next; `None`: all are due at once.
     gap: Option<f64>,
     burst: u64,
     start: f64,
 }
 
 impl Pacer {
-    /// Of the queue number `lane` of `lanes`, from `start` on, nanoseconds.
+    /// For queue `lane` out of `lanes` queues, beginning at `start` (nanoseconds).
     pub(in crate::engine) fn new(program: &Program, lane: u64, lanes: u64, start: u64) -> Self {
         let gap = program.gap.map(|gap| gap * lanes as f64);
         let offset = program.gap.unwrap_or(0.0) * (lane * program.burst) as f64;
         Self { gap, burst: program.burst, start: start as f64 + offset }
     }
 
-    /// When the frame with this number is due.
+    /// When the frame `number` is due.
     #[inline(always)]
     pub(in crate::engine) fn time(&self, number: u64) -> Option<u64> {
         let gap = self.gap?;
@@ -37,7 +37,7 @@ impl Pacer {
         Some((self.start + gap * first as f64) as u64)
     }
 
-    /// How many frames are due by now, in all.
+    /// The total number of frames due by `now`.
     #[inline]
     pub(in crate::engine) fn due(&self, now: u64) -> Option<u64> {
         let gap = self.gap?;
@@ -50,7 +50,7 @@ impl Pacer {
     }
 }
 
-/// One stream's part in one queue.
+/// The part of a stream that one queue sends.
 #[derive(Debug)]
 pub(in crate::engine) struct Sender<'a> {
     program: &'a Program,
@@ -58,34 +58,34 @@ pub(in crate::engine) struct Sender<'a> {
     pub pacer: Pacer,
     /// The next frame's number.
     pub next: u64,
-    /// The next template, and how many of all queues' are between two of this one's.
+    /// The index of the next template, and the step to the one after it.
     turn: usize,
     stride: usize,
-    /// The first of its templates among all.
+    /// The number of its first template among those of all streams.
     from: u32,
-    /// What its signatures say.
+    /// Stream and queue, for the signatures.
     source: u16,
-    /// Frames that were sent late, and the longest such delay.
+    /// Frames that were sent late, and the longest delay.
     pub late: u64,
     pub latest: u64,
     /// Bytes sent.
     pub bytes: u64,
 }
 
-/// A transmit queue with streams in it, until dropped.
+/// Claims a transmit queue and sends streams through it, until dropped.
 pub(in crate::engine) struct Source<'a> {
     port: &'a Port,
     tx: Claim<'a, TxQueue>,
     key: Key,
     pub senders: Vec<Sender<'a>>,
-    /// Which template is in which buffer.
+    /// The number of the template in each buffer.
     held: Vec<u32>,
-    /// The stream whose turn it is to be first.
+    /// The stream that is first in the next turn.
     first: usize,
 }
 
 impl<'a> Source<'a> {
-    /// Claims the queue number `lane` of `lanes`, with buffers of its own.
+    /// Claims queue `lane` out of `lanes` queues, with its own buffers.
     pub(in crate::engine) fn new(
         port: &'a Port,
         lane: usize,
@@ -132,8 +132,8 @@ impl<'a> Source<'a> {
         Ok(Self { port, tx, key, senders, held: vec![0; count], first: 0 })
     }
 
-    /// Sends what is due, at most `most` frames; their number. `about_to` is told, before frames of
-    /// a stream are sent, below which number they are.
+    /// Sends the frames that are due, at most `most`, and returns how many. Before frames of a
+    /// stream are sent, `about_to` is called with the stream and the number after the last of them.
     #[inline]
     pub(in crate::engine) fn turn(
         &mut self,
@@ -161,7 +161,7 @@ impl<'a> Source<'a> {
         Ok(total)
     }
 
-    /// Frames that the device has not taken.
+    /// The number of frames that the device has not taken.
     pub(in crate::engine) fn waiting(&mut self) -> Result<usize> {
         self.tx.reclaim().map_err(|error| self.port.fault(error))?;
         Ok(self.tx.in_flight())
@@ -229,8 +229,8 @@ impl Drop for Source<'_> {
     }
 }
 
-/// So many buffers, or as many as there are beside those that are kept for receiving; of jumbo
-/// buffers half of those that are free at most.
+/// Takes `wanted` buffers, or fewer if only those reserved for receiving are left. Of jumbo
+/// buffers, takes at most half of the free ones.
 fn take(pool: &Pool, wanted: usize, long: bool) -> Result<Vec<u32>> {
     let mut ids = Vec::with_capacity(wanted);
     let (spare, jumbos) = pool.spare();

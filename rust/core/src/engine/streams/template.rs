@@ -1,4 +1,4 @@
-//! A frame with fields that differ, and checksums that follow.
+//! A frame with varying fields, whose checksums are updated with them.
 
 use super::Stream;
 use super::layout::{Layout, Transport};
@@ -7,32 +7,32 @@ use super::signature::{Key, Mark, SIGNATURE};
 use crate::{Error, Result};
 use std::ptr;
 
-/// More flows than this are not told apart.
+/// The most flows that are counted separately.
 const MOST_FLOWS: u64 = 1 << 20;
 
-/// All that is to know of a stream, the same for all queues.
+/// A stream prepared for sending; all queues share it.
 #[derive(Debug)]
 pub(in crate::engine) struct Program {
     pub(super) templates: Vec<Template>,
     pub(super) variations: Vec<Variation>,
-    /// Nanoseconds from one frame to the next, of all queues together.
+    /// Nanoseconds from one frame to the next, for all queues together.
     pub(super) gap: Option<f64>,
     pub(super) burst: u64,
     pub(super) signed: bool,
-    /// After so many frames the fields begin again.
+    /// The number of frames after which the fields repeat.
     pub flows: u64,
 }
 
-/// A frame as it is sent.
+/// A frame to send, with its varying fields.
 #[derive(Debug)]
 pub(super) struct Template {
     pub bytes: Vec<u8>,
     places: Vec<Written>,
     signature: Vec<Written>,
     sums: Vec<Sum>,
-    /// What a receiver compares: bytes in front of the signature, those that differ as zero.
+    /// The payload that a receiver compares, up to the signature; varying bytes are zero.
     body: Vec<u8>,
-    /// Which bytes of the body differ.
+    /// The ranges of the body that vary.
     blanks: Vec<(usize, usize)>,
 }
 
@@ -40,31 +40,31 @@ pub(super) struct Template {
 #[derive(Clone, Copy, Debug)]
 struct Written {
     span: Span,
-    /// The bits beside the mask.
+    /// The bits of the template outside the mask.
     keep: u64,
-    /// Which bits count in the checksum of the IPv4 header, and in that of TCP or UDP.
+    /// The bits covered by the checksum of the IPv4 header, and by that of TCP or UDP.
     cover: [u64; 2],
     counts: Counts,
 }
 
-/// How a field counts in the checksums.
+/// How the checksums cover a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counts {
-    /// In none.
+    /// No checksum covers it.
     Not,
-    /// Each that it counts in has all of it, and it ends with a number that is summed.
+    /// Each checksum covers all of it or none, and it ends at a 16-bit boundary.
     Whole,
-    /// In part, or it ends between the two bytes of such a number.
-    Otherwise,
+    /// A checksum covers a part of it, or it ends between two 16-bit boundaries.
+    Partial,
 }
 
 /// A checksum.
 #[derive(Clone, Copy, Debug)]
 struct Sum {
     at: usize,
-    /// 0: of the IPv4 header; 1: of TCP or UDP.
+    /// 0: that of the IPv4 header; 1: that of TCP or UDP.
     which: usize,
-    /// The sum of what does not change.
+    /// The sum of the constant part.
     rest: u16,
     is_udp: bool,
 }
@@ -78,7 +78,7 @@ fn halves(word: u64) -> u64 {
 
 #[inline(always)]
 fn folded(mut sum: u64) -> u16 {
-    // Of less than 32 bits, as are the sums of all fields of a frame.
+    // The sum has fewer than 32 bits, so two steps are enough.
     sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
@@ -93,7 +93,7 @@ impl Written {
                 sums[0] += if self.cover[0] == 0 { 0 } else { sum };
                 sums[1] += if self.cover[1] == 0 { 0 } else { sum };
             }
-            Counts::Otherwise => self.add_part(word, sums),
+            Counts::Partial => self.add_part(word, sums),
         }
     }
 
@@ -103,7 +103,7 @@ impl Written {
         for (sum, cover) in sums.iter_mut().zip(self.cover) {
             let covered = word & cover;
             *sum += if self.span.end() % 2 == 1 {
-                // Behind the end of a number its first byte is the next one's second (RFC 1071).
+                // The field ends at an odd offset, so its bytes are swapped (RFC 1071).
                 halves((covered & LOW) << 8 | covered >> 8 & LOW)
             } else {
                 halves(covered)
@@ -112,7 +112,7 @@ impl Written {
     }
 
     /// # Safety
-    /// The frame at `to` is the caller's to write, and as long as the template.
+    /// The caller must have exclusive access to the frame at `to`, as long as the template.
     #[inline(always)]
     unsafe fn put(&self, value: u64, to: *mut u8, sums: &mut [u64; 2]) {
         let word = value & self.span.mask | self.keep;
@@ -122,15 +122,15 @@ impl Written {
     }
 }
 
-/// Writes the lowest `width` bytes of a word, the highest of them first.
+/// Writes the lowest `width` bytes of a word in big-endian order.
 ///
 /// # Safety
-/// `width` bytes at `to` are the caller's to write.
+/// The caller must have exclusive access to `width` bytes at `to`.
 #[inline(always)]
 unsafe fn store(to: *mut u8, width: usize, word: u64) {
     let bytes = (word << (64 - 8 * width)).to_be_bytes();
     let [a, b, c, d, e, f, ..] = bytes;
-    // SAFETY: the caller's promise; arrays of bytes lie anywhere.
+    // SAFETY: by the contract of this function; byte arrays need no alignment.
     unsafe {
         match width {
             2 => to.cast::<[u8; 2]>().write([a, b]),
@@ -181,7 +181,7 @@ impl Template {
                 )));
             }
         }
-        // A UDP checksum of zero means that there is none (RFC 768).
+        // A UDP checksum of zero means no checksum (RFC 768).
         let is_udp = layout.transport.is_some_and(|found| found.is_udp);
         let said = checksums.map(|span| {
             span.filter(|span| span.end() <= bytes.len()).map(|span| span.word(bytes) as u16)
@@ -198,7 +198,7 @@ impl Template {
                 _ if span.end().is_multiple_of(2) && cover.iter().all(|&c| c == 0 || c == all) => {
                     Counts::Whole
                 }
-                _ => Counts::Otherwise,
+                _ => Counts::Partial,
             };
             Written { span: *span, keep: span.word(bytes) & !span.mask, cover, counts }
         };
@@ -213,7 +213,7 @@ impl Template {
         for (which, span) in checksums.iter().enumerate() {
             let (Some(span), Some(said)) = (span, said[which]) else { continue };
             if places.iter().chain(&signature).any(|place| place.cover[which] != 0) {
-                // Less what differs, of which the complement is added (RFC 1624).
+                // Subtract the varying part by adding its complement (RFC 1624).
                 let rest = folded(u64::from(!said) + u64::from(!folded(differs[which])));
                 sums.push(Sum { at: span.offset, which, rest, is_udp: which == 1 && is_udp });
             }
@@ -231,10 +231,10 @@ impl Template {
         Ok((Self { bytes: bytes.to_vec(), places, signature, sums, body, blanks }, variations))
     }
 
-    /// Writes what differs into a buffer that has the template.
+    /// Writes the varying fields into a buffer that holds the template.
     ///
     /// # Safety
-    /// The buffer at `to` is the caller's, and holds the template.
+    /// The caller must have exclusive access to the buffer at `to`, which holds the template.
     #[inline(always)]
     pub(super) unsafe fn write(
         &self,
@@ -244,12 +244,12 @@ impl Template {
     ) {
         let mut sums = [0, 0];
         for (variation, place) in variations.iter_mut().zip(&self.places) {
-            // SAFETY: the caller's promise.
+            // SAFETY: by the contract of this function.
             unsafe { place.put(variation.next(), to, &mut sums) };
         }
         if let Some((key, mark)) = seal {
             for (value, place) in key.seal(mark).into_iter().zip(&self.signature) {
-                // SAFETY: the caller's promise.
+                // SAFETY: by the contract of this function.
                 unsafe { place.put(value, to, &mut sums) };
             }
         }
@@ -265,14 +265,14 @@ impl Template {
     }
 
     /// # Safety
-    /// The buffer at `to` is the caller's, and has room for the template.
+    /// The caller must have exclusive access to the buffer at `to`, with room for the template.
     pub(super) unsafe fn copy(&self, to: *mut u8) {
-        // SAFETY: the caller's promise; the template is private memory.
+        // SAFETY: by the contract of this function; the template is private memory.
         unsafe { ptr::copy_nonoverlapping(self.bytes.as_ptr(), to, self.bytes.len()) };
     }
 }
 
-/// Which bits of a span count in which checksum.
+/// The bits of a span that each checksum covers.
 fn covers(span: &Span, layout: &Layout) -> [u64; 2] {
     let inside = |from: usize, to: usize| {
         let bytes = (0..span.width).filter(|at| (from..to).contains(&(span.offset + at)));
@@ -280,7 +280,7 @@ fn covers(span: &Span, layout: &Layout) -> [u64; 2] {
     };
     let header = layout.ip4.map_or(0, |(at, end)| inside(at, end));
     let Some(Transport { at, end, .. }) = layout.transport else { return [header, 0] };
-    // The pseudo-header has both addresses.
+    // The pseudo-header contains both addresses.
     let addresses = match (layout.ip4, layout.ip6) {
         (Some((ip, _)), _) => inside(ip + 12, ip + 20),
         (_, Some(ip)) => inside(ip + 8, ip + 40),
@@ -329,13 +329,13 @@ impl Program {
     pub(in crate::engine) fn is_signed(&self) -> bool {
         self.signed
     }
-    /// The longest frame.
+    /// The length of the longest frame.
     pub(super) fn longest(&self) -> usize {
         self.templates.iter().map(|template| template.bytes.len()).max().unwrap_or(0)
     }
 
-    /// Whether the bytes in front of the signature of the frame `number`, of which `read` copies so
-    /// many, are those that were sent.
+    /// Whether the payload of the frame `number`, up to its signature, is what was sent. `read`
+    /// fills a slice with the last bytes before the signature.
     pub(in crate::engine) fn is_whole(
         &self,
         number: u64,
@@ -358,7 +358,7 @@ impl Program {
     }
 }
 
-/// The least common multiple, up to [`MOST_FLOWS`].
+/// The least common multiple; `None` above [`MOST_FLOWS`].
 fn common_multiple(a: u64, b: u64) -> Option<u64> {
     a.checked_mul(b / divisor(a, b)).filter(|&flows| flows <= MOST_FLOWS)
 }

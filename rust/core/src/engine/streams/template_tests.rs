@@ -14,7 +14,7 @@ fn summed(parts: &[&[u8]]) -> u16 {
     folded(sum)
 }
 
-/// A frame of UDP or TCP, tagged or not, with right checksums and some padding.
+/// A UDP or TCP frame, tagged or not, with correct checksums and some padding.
 fn frame(six: bool, udp: bool, tagged: bool, payload: usize, padding: usize) -> Vec<u8> {
     let mut segment: Vec<u8> = (0..payload + if udp { 8 } else { 20 }).map(|i| i as u8).collect();
     let at = if udp { 6 } else { 16 };
@@ -55,7 +55,7 @@ fn frame(six: bool, udp: bool, tagged: bool, payload: usize, padding: usize) -> 
     frame
 }
 
-/// Whether all checksums of a frame are right.
+/// Whether all checksums of a frame are correct.
 fn is_right(frame: &[u8]) -> bool {
     let layout = Layout::of(frame);
     let header = layout.ip4.is_none_or(|(at, end)| summed(&[&frame[at..end]]) == 0xffff);
