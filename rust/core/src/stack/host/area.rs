@@ -1,4 +1,4 @@
-//! Memory of the program, to send from and to receive into.
+//! Memory of the program that is sent from or received into.
 
 /// Bytes of the program, which other threads may read and write at any time.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! What becomes of a connection: established, handed to its listener, closed, reset, removed.
+//! State changes of connections: established, queued for accepting, closed, reset, removed.
 
 use super::demux::Flow;
 use super::entry::{Entry, Id, Kind};
@@ -204,10 +204,11 @@ impl State {
         }
     }
 
-    /// Whether nobody has a connection any more, and nothing more of it can be sent.
+    /// Whether a closed connection can be removed: the program has closed it, and nothing of it is
+    /// still to be sent.
     ///
-    /// A reset that found no way out, as where the peer's MAC address is not known, is not sent again
-    /// (RFC 9293, section 3.10.5): only one that waits for room in the device.
+    /// A reset that could not be sent, for example because the peer's MAC address is unknown, is not
+    /// retried (RFC 9293, section 3.10.5). Only a reset that waits for room in the device is kept.
     fn is_over(&self, id: Id) -> bool {
         self.sockets.get(&id).is_some_and(|entry| {
             let gone = entry.tcp().is_none_or(|tcp| tcp.remote_endpoint().is_none());

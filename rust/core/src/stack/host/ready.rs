@@ -1,9 +1,10 @@
 //! A descriptor that `select`, `poll` and `epoll` can wait on for reading and for writing.
 //!
-//! It is one end of a pair of connected UNIX sockets. *Readable*: there is a byte in it that we sent from
-//! the other end. *Not writable*: its send buffer is made smaller than what is in it for good, which the
-//! other end does not read. The other end is shut down for reading: who takes the descriptor for that of a
-//! connection and writes to it, by `write` or `sendfile`, gets EPIPE and no bytes are lost unnoticed.
+//! It is one end of a connected pair of UNIX sockets. To make it readable, we send a byte from the
+//! other end. Its send buffer always contains some bytes, which the other end never reads. To make
+//! it not writable, we set the size of the send buffer below their number. The other end is shut
+//! down for reading, so a program that writes to the descriptor, as if it were the connection, gets
+//! EPIPE instead of losing data.
 
 use crate::{Error, Result};
 use rustix::net::{
@@ -12,13 +13,13 @@ use rustix::net::{
 };
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// What is in it for good: as many bytes as the smallest send buffer takes.
+/// Written repeatedly at the start, until the smallest send buffer is full.
 const FILLING: [u8; 2048] = [0; 2048];
-/// The smallest buffer takes fewer bytes; more rounds than this are not made.
+/// A limit on the number of these writes; the smallest send buffer needs fewer.
 const ROUNDS: usize = 64;
-/// The kernel makes this the least that there is; what is in it is then too much to be writable.
+/// The size while it is not writable. The kernel raises this to its minimum.
 const SMALL: usize = 1;
-/// Several times what is in it, as the kernel counts that: with its own overhead, in quarters.
+/// The size while it is writable: several times what the bytes in it use, with kernel overhead.
 const LARGE: usize = 1 << 17;
 
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Ready {
     pub(super) fn number(&self) -> RawFd {
         self.given.as_raw_fd()
     }
-    /// Says what is possible from now on.
+    /// Sets whether it is readable and writable.
     pub(super) fn set(&mut self, readable: bool, writable: bool) {
         if readable != self.readable {
             self.readable = readable;
@@ -59,7 +60,7 @@ impl Ready {
         }
         if writable != self.writable {
             self.writable = writable;
-            // Writable again: the kernel wakes who waits.
+            // When it becomes writable, the kernel wakes the waiters.
             let _ = size(&self.given, if writable { LARGE } else { SMALL });
         }
     }
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_and_writing_are_told_apart() {
+    fn readable_and_writable_are_independent() {
         let mut ready = Ready::new().unwrap();
         assert_eq!(look(&ready), (false, true));
         for _ in 0..3 {

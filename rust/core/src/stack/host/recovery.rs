@@ -1,11 +1,15 @@
-//! Recovery from losses of what a connection sent, beyond what smoltcp does.
+//! Loss recovery for the segments that a connection sends, in addition to smoltcp's own.
 //!
-//! smoltcp retransmits one segment after three duplicate acknowledgements, and the rest only after a
-//! timeout of at least one second. Here a loss is noticed where the second segment of a window was
-//! lost as well (a partial acknowledgement, RFC 6582), where too few segments are in flight for three
-//! duplicates (early retransmit, RFC 5827), where duplicates carry data or SACK blocks, and at the end
-//! of a flight (a probe after two round trips, RFC 8985, section 7). smoltcp is then given duplicates
-//! of the last acknowledgement, after which it retransmits its first unacknowledged segment.
+//! smoltcp retransmits one segment after three duplicate acknowledgements, and other segments only
+//! after a timeout of at least one second. This module detects further losses:
+//!
+//! - several lost segments in one window, by partial acknowledgements (RFC 6582);
+//! - with too few segments in flight for three duplicates: early retransmit (RFC 5827);
+//! - duplicate acknowledgements that carry data or SACK blocks;
+//! - lost segments at the end of a flight, by a probe after two round trips (RFC 8985, section 7).
+//!
+//! It then passes duplicates of the last acknowledgement to smoltcp, which makes smoltcp retransmit
+//! its first unacknowledged segment.
 
 use super::accounts::before;
 use super::demux::{Flow, Segment};
@@ -16,29 +20,30 @@ use std::time::{Duration, Instant};
 
 /// Duplicate acknowledgements after which smoltcp retransmits.
 const DUPLICATES: u32 = 3;
-/// How long a peer may delay an acknowledgement, and how long a probe may be delayed at most: smoltcp's
-/// own timeout comes after one second.
+/// How long a peer may delay an acknowledgement.
 const DELAYED: Duration = Duration::from_millis(60);
+/// The longest time before a probe: less than smoltcp's own timeout of one second.
 const LATEST: Duration = Duration::from_millis(900);
 
 #[derive(Debug, Default)]
 pub(super) struct Recovery {
-    /// The highest acknowledgement, and the window field that came last.
+    /// The highest acknowledgement number, and the latest window field.
     last: Option<(u32, u16)>,
     duplicates: u32,
-    /// The end of what was sent when a loss was noticed. Once that is acknowledged, the recovery is over.
+    /// The sequence number after everything sent when the loss was detected. Recovery ends once it
+    /// is acknowledged.
     point: Option<u32>,
-    /// A retransmission that was asked for here has not been sent yet.
+    /// Whether a requested retransmission has not been sent yet.
     asked: bool,
-    /// Since when the first unacknowledged segment is on its way, about; `None`: there is none.
+    /// About when the first unacknowledged segment was sent; `None`: everything is acknowledged.
     moved: Option<Instant>,
-    /// Whether there was a probe since the last acknowledgement of something new.
+    /// Whether a probe was sent since new data was last acknowledged.
     probed: bool,
 }
 
 impl Recovery {
-    /// Looks at a received segment. `sent` is the sequence number after everything sent, `largest` the
-    /// length of a full segment. Returns whether the first unacknowledged segment was lost.
+    /// Processes a received segment. `sent` is the sequence number after everything sent, `largest`
+    /// the length of a full segment. Returns whether the first unacknowledged segment was lost.
     pub(super) fn received(
         &mut self,
         segment: &Segment,
@@ -76,16 +81,16 @@ impl Recovery {
         true
     }
 
-    /// Notes that a segment with data was sent; `again`: retransmitted.
+    /// Records that a segment with data was sent; `again`: it was a retransmission.
     pub(super) fn sent(&mut self, again: bool, now: Instant) {
         self.moved.get_or_insert(now);
         if again && !std::mem::take(&mut self.asked) {
-            // A timeout: smoltcp sends everything again by itself.
+            // After a timeout, smoltcp itself retransmits everything.
             self.point = None;
         }
     }
 
-    /// When the end of a flight is to be probed.
+    /// When to send a probe for the end of a flight.
     pub(super) fn probe_at(&self, sent: Option<u32>, rtt: Option<Duration>) -> Option<Instant> {
         let (last, _) = self.last?;
         if self.probed || sent? == last {
@@ -94,24 +99,24 @@ impl Recovery {
         Some(self.moved? + (rtt? * 2 + DELAYED).min(LATEST))
     }
 
-    /// Notes that the end of a flight is probed.
+    /// Records that a probe is sent.
     pub(super) fn probe(&mut self, sent: Option<u32>) {
         self.probed = true;
         self.point = self.point.or(sent);
     }
 
-    /// The frames after which smoltcp retransmits; `next` is the next sequence number of the peer.
+    /// Returns frames that make smoltcp retransmit; `next` is the peer's next sequence number.
     pub(super) fn frames(&mut self, flow: Flow, mac: Mac, next: Option<u32>) -> Vec<Vec<u8>> {
         let (Some((ack, window @ 1..)), Some(next)) = (self.last, next) else { return Vec::new() };
         self.asked = true;
-        // A changed window makes smoltcp count duplicates anew.
+        // A changed window makes smoltcp restart its count of duplicates.
         [window ^ 1, window, window, window, window]
             .map(|window| acknowledgement(flow, mac, next, ack, window))
             .into()
     }
 }
 
-/// A frame with an acknowledgement from the peer of a flow.
+/// Builds a frame with an acknowledgement from the peer of a flow.
 fn acknowledgement(flow: Flow, mac: Mac, seq: u32, ack: u32, window: u16) -> Vec<u8> {
     let mut frame = [mac.0, mac.0].concat();
     match (flow.remote.ip(), flow.local.ip()) {
@@ -163,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn three_duplicates_and_then_each_partial_acknowledgement() {
+    fn a_loss_is_detected_by_three_duplicates_and_by_partial_acknowledgements() {
         let mut recovery = Recovery::default();
         let found: Vec<bool> =
             [1000, 1000, 1000, 1000, 1000].map(|n| lost(&mut recovery, ack(n), 10_000)).into();
@@ -171,7 +176,7 @@ mod tests {
         assert!(lost(&mut recovery, ack(3000), 12_000));
         assert!(!lost(&mut recovery, ack(3000), 12_000));
         assert!(lost(&mut recovery, ack(9000), 12_000));
-        // The point is what had been sent when the loss was noticed.
+        // Recovery ends with what had been sent when the loss was detected.
         assert!(!lost(&mut recovery, ack(10_000), 12_000));
         assert!(!lost(&mut recovery, ack(11_000), 12_000));
     }
@@ -191,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn few_segments_need_few_duplicates_and_windows_and_data_are_none() {
+    fn few_segments_need_few_duplicates_and_window_updates_do_not_count() {
         let mut recovery = Recovery::default();
         assert!(!lost(&mut recovery, ack(1000), 3000));
         assert!(!lost(&mut recovery, Segment { window: 600, ..ack(1000) }, 3000));
         assert!(!lost(&mut recovery, Segment { window: 600, length: 5, ..ack(1000) }, 3000));
         assert!(!lost(&mut recovery, ack(900), 3000));
         assert!(lost(&mut recovery, Segment { sack: true, length: 5, ..ack(1000) }, 3000));
-        // Everything is acknowledged: it is not lost.
+        // With everything acknowledged, nothing is lost.
         let mut recovery = Recovery::default();
         assert_eq!([3000; 5].map(|n| lost(&mut recovery, ack(n), 3000)), [false; 5]);
     }

@@ -1,4 +1,4 @@
-//! TCP: connecting, sending, receiving.
+//! TCP connections: connect, send and receive.
 
 use super::area::Area;
 use super::core::Host;

@@ -408,7 +408,7 @@ impl State {
             self.enqueue(id);
             self.schedule(id, None);
         } else {
-            // Avoid a busy loop: it is due but did nothing.
+            // It is due but did nothing: wait, to avoid a busy loop.
             self.schedule(id, wanted.map(|at| if at <= now { now + REST } else { at }));
         }
     }
