@@ -13,7 +13,7 @@ use std::time::Duration;
 use virtnic::capture::{self, Direction, Filter, Frame, Interface, Options, Rotation};
 use virtnic::engine::{self, Lateness, Pace};
 
-/// The address of libpcap's `bpf_filter`, a program of its, and what that was compiled from.
+/// The address of libpcap's `bpf_filter`, a compiled program, and its source expression.
 type Program = (usize, Vec<u8>, String);
 
 /// A capture that is being written, by a thread of the core.
@@ -37,7 +37,7 @@ impl CaptureWriter {
         filter: Option<Program>,
     ) -> PyResult<Self> {
         let filter = filter.map(|(address, program, text)| {
-            // SAFETY: Python's `virtnic.capture` had libpcap compile the program, and keeps the
+            // SAFETY: `virtnic.capture` in Python compiled the program with libpcap, and keeps the
             // library loaded.
             unsafe { Filter::at(address, &program, &text) }
         });
@@ -95,7 +95,7 @@ impl CaptureWriter {
 }
 
 impl Drop for CaptureWriter {
-    /// A capture that nobody closed: its thread is waited for without the interpreter.
+    /// Waits for the thread of an unclosed capture, detached from the interpreter.
     fn drop(&mut self) {
         Python::try_attach(|py| {
             py.detach(|| match self.0.close(Duration::from_secs(2)) {
@@ -183,7 +183,7 @@ impl CaptureReader {
         slf
     }
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<CapturedFrame>> {
-        // Without the interpreter: the file may be a pipe.
+        // Detached from the interpreter, because reading a pipe may block.
         let next = py.detach(|| {
             let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let Some((reader, bytes)) = &mut *open else { return Ok(None) };

@@ -15,8 +15,8 @@ use virtnic::net::Port;
 #[derive(FromPyObject)]
 pub(crate) struct Until(pub Option<f64>, pub Option<u64>, pub Option<Py<PyAny>>, pub Vec<usize>);
 
-/// Runs a loop without the interpreter; checks signals and calls `progress` 20 times a second.
-/// If QEMU died, its port adds how.
+/// Runs a loop detached from the interpreter. Checks signals and calls `progress` 20 times a
+/// second. If QEMU died, the error includes how.
 pub(crate) fn run_loop<'py>(
     py: Python<'py>,
     ports: &[&NetPort],
@@ -27,7 +27,7 @@ pub(crate) fn run_loop<'py>(
     let mut tell = |py: Python<'_>, report: &Report| {
         py.check_signals()?;
         match progress {
-            // Only False ends the loop, so that a function without a return value works.
+            // Only False ends the loop, so `progress` need not return anything.
             Some(progress) => Ok(!progress
                 .bind(py)
                 .call1((to_dict(py, report)?,))?
@@ -40,8 +40,8 @@ pub(crate) fn run_loop<'py>(
     to_dict(py, &report)
 }
 
-/// The same with another function that is told how it goes, and says whether it goes on. The limits
-/// are seconds, packets and processors.
+/// Like [`run_loop`], but `progress` is a Rust function that returns whether to continue. The
+/// limits are seconds, packets and processors.
 pub(crate) fn run_told(
     py: Python<'_>,
     ports: &[&NetPort],
@@ -53,7 +53,7 @@ pub(crate) fn run_told(
     let duration = span(*seconds)?;
     let mut failure = None;
     let mut tick = |report: &Report| {
-        // Where the interpreter is shutting down, the loop ends too.
+        // The loop also ends when the interpreter is shutting down.
         let told = Python::try_attach(|py| tell(py, report)).unwrap_or(Ok(false));
         Ok(match told {
             Ok(go_on) => go_on,
@@ -190,8 +190,8 @@ pub(crate) fn run<'py>(
     address: usize,
     until: Until,
 ) -> PyResult<Bound<'py, PyDict>> {
-    // SAFETY: Python's `packet_function` checked, as far as possible, that it is a function of
-    // this type, and keeps it alive during the call.
+    // SAFETY: `packet_function` in Python checked, as far as possible, that the function has this
+    // type, and keeps it alive during the call.
     let function = unsafe { PacketFunction::at(address) }.map_err(to_py)?;
     let ports: Vec<&NetPort> = ports.iter().map(Py::get).collect();
     let cores: Vec<&Port> = ports.iter().map(|port| port.core()).collect();

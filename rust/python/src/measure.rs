@@ -13,11 +13,11 @@ use virtnic::engine::{
     StreamOutcome,
 };
 
-/// A field: a name, or a position with a width; "increment", "list" or "random"; its numbers.
+/// A field: its name, or its offset and width; "increment", "list" or "random"; its numbers.
 #[derive(FromPyObject)]
 pub(crate) struct GivenField(Option<String>, usize, usize, String, Vec<Option<u128>>);
 
-/// A stream: frames, frames a second, burst, whether frames are signed, fields.
+/// A stream: frames, frames per second, burst, whether frames are signed, fields.
 #[derive(FromPyObject)]
 pub(crate) struct GivenStream<'py>(Bound<'py, PyList>, Option<f64>, u64, bool, Vec<GivenField>);
 
@@ -89,7 +89,7 @@ pub(crate) fn measure<'py>(
             None => Ok(true),
         });
         match told {
-            // What is under way is waited for all the same.
+            // Frames in flight are still waited for.
             Ok(go_on) => Ok(go_on || std::mem::replace(&mut over, true)),
             Err(error) if error.is_instance_of::<PyKeyboardInterrupt>(py) && !interrupted => {
                 interrupted = true;
@@ -107,13 +107,13 @@ pub(crate) fn measure<'py>(
     Ok(dict)
 }
 
-/// What had been counted when a port ended, as a note of the exception.
+/// Adds the counts so far to the exception of a port that ended, as a note.
 fn with_counts(py: Python<'_>, error: PyErr, glance: &Glance) -> PyErr {
     let note = format!(
         "until then {} frames were sent and {} of {} with a signature had arrived",
         glance.sent, glance.received, glance.signed
     );
-    // An exception without notes is as good.
+    // If the note cannot be added, the exception is raised without it.
     let _ = error.value(py).call_method1("add_note", (note,));
     error
 }
