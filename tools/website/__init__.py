@@ -1,1 +1,1 @@
-"""The documentation site: docs/ with the reference of API and commands, as HTML in build/site."""
+"""Builds the documentation site: docs/ and the reference of API and commands, in build/site."""

@@ -1,8 +1,8 @@
 """Build the documentation site in build/site/html: ``make site``.
 
-Warnings, dead links and pages that docs/README.md does not list are failures. With --look,
-pages are opened in headless Chromium at the width of a phone and of a desktop; the pictures are
-in build/site/pictures.
+Warnings, dead links and pages that docs/README.md does not list are errors. With --look, pages
+are opened in headless Chromium at the width of a phone and of a desktop; the screenshots are in
+build/site/pictures.
 """
 
 import argparse
@@ -63,7 +63,7 @@ show_if_no_docstring = false
 
 
 def nav(sections: list[Section]) -> str:
-    """Write the menu in TOML."""
+    """Return the menu in TOML."""
     parts = ['{ "Home" = "index.md" }']
     for section in sections:
         pages = ", ".join(f"{{ {json.dumps(t)} = {json.dumps(f)} }}" for t, f in section.pages)
@@ -72,7 +72,7 @@ def nav(sections: list[Section]) -> str:
 
 
 def build() -> None:
-    """Gather the pages and build. Raises RuntimeError with what is wrong."""
+    """Collect the pages and build the site. Raises RuntimeError with what is wrong."""
     sections = Pages(BUILD / "pages").gather()
     paths = json.dumps(str(TOP / "python"))
     config = BUILD / "zensical.toml"
@@ -84,7 +84,7 @@ def build() -> None:
 
 
 def main() -> int:
-    """Build and check; return the status."""
+    """Build and check the site; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="make site ARGS='…'",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""Dead links of the built site: each link to a page of its own, with its anchor, is looked up."""
+"""Finds dead links in the built site: checks each internal link and its anchor."""
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class _Page(HTMLParser):
-    """What a page links to, and what it may be linked to by."""
+    """The links of a page, and its anchors."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class _Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note links, sources and names."""
+        """Collect links, sources and anchors."""
         for name, value in attrs:
             if value is None:
                 continue
@@ -27,11 +27,11 @@ class _Page(HTMLParser):
 
 
 def dead(site: Path) -> Iterator[str]:
-    """Return a line for each link that leads nowhere."""
+    """Yield a line for each dead link."""
     pages = {file: _Page(file.read_text()) for file in site.rglob("*.html")}
     for file, page in pages.items():
         if file.name == "404.html":
-            continue  # its links are those of the place where it is shown
+            continue  # shown for any missing page, so its links have no fixed base
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:

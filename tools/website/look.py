@@ -1,4 +1,4 @@
-"""Look at pages in a real browser: a picture at two widths, no sideways scrolling, no errors."""
+"""Opens pages in a browser at two widths: takes screenshots, reports empty pages and errors."""
 
 import re
 import shutil
@@ -6,21 +6,21 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-#: A phone and a desktop, in CSS pixels.
+#: The widths of a phone and of a desktop, in CSS pixels.
 WIDTHS = (400, 1400)
 HEIGHT = 900
-#: Smaller pictures than this are of an empty page.
+#: A smaller screenshot shows an empty page.
 LEAST = 10_000
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def browser() -> str | None:
-    """Return the browser's program, if there is one."""
+    """Return the path of the browser, if one is installed."""
     return next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 
 def look(program: str, pages: list[Path], pictures: Path) -> Iterator[str]:
-    """Take pictures; return a line for each thing that is wrong."""
+    """Take screenshots; yield a line for each problem."""
     pictures.mkdir(parents=True, exist_ok=True)
     for page in pages:
         for width in WIDTHS:

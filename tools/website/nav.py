@@ -1,4 +1,4 @@
-"""Which pages the site has, and in which order: those of docs/README.md and the reference."""
+"""The pages of the site and their order: those of docs/README.md, then the reference."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ _ENTRY = re.compile(r"^- \[([^]]+)\]\(([^)#]+\.md)\)")
 
 @dataclass
 class Section:
-    """A heading of the index and its pages: title and file, relative to docs/."""
+    """A heading of the index with its pages: title, and file relative to docs/."""
 
     title: str
     pages: list[tuple[str, str]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Gather the pages: docs/, the sources that they link to, and what is generated."""
+"""Collects the pages: docs/, the sources that they link to, and generated pages."""
 
 import inspect
 import os
@@ -14,12 +14,12 @@ from virtnic.cli.parser import COMMANDS
 
 from .nav import DOCS, TOP, Section, sections
 
-#: Links within the checkout: the text, the path and the anchor.
+#: Links within the repository: text, path and anchor.
 _LINK = re.compile(r"\[([^]]*)\]\((?!https?:|mailto:|#)([^)#\s]*)(#[^)\s]*)?\)")
 _EXAMPLE = re.compile(r"(?:^(?:>>>|\.\.\.).*\n?)+", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".rs": "rust", ".pyi": "python", ".toml": "toml", ".md": "markdown"}
 
-#: Public modules besides `virtnic` itself, each with a page of the reference.
+#: Public modules besides `virtnic` itself. Each has a page in the reference.
 MODULES = (
     "virtnic.aio", "virtnic.aio.net", "virtnic.capture", "virtnic.check", "virtnic.net",
     "virtnic.measure", "virtnic.testing", "virtnic.vhost_user", "virtnic.integrations.aiohttp",
@@ -28,11 +28,11 @@ MODULES = (
 
 
 class Pages:
-    """The pages in one folder, as the site's generator wants them."""
+    """Writes all pages to one directory, in the layout that the site generator needs."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        #: Files of the checkout that are shown as pages of their own.
+        #: Files of the repository that get their own pages.
         self._sources: set[Path] = set()
 
     def gather(self) -> list[Section]:
@@ -54,7 +54,7 @@ class Pages:
         return listed
 
     def _copy(self, page: Path, target: Path) -> None:
-        """Copy a page, with links to files of the checkout made links of the site."""
+        """Copy a page, and convert links to files of the repository to links of the site."""
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(self._linked(page.read_text(), page, target))
 
@@ -72,7 +72,7 @@ class Pages:
         return _LINK.sub(replace, text)
 
     def _target(self, wanted: Path) -> Path:
-        """Return where the site has a file of the checkout."""
+        """Return the location of a repository file in the site."""
         if wanted == DOCS / "README.md":
             return self.place / "index.md"
         if wanted.is_relative_to(DOCS):
@@ -83,7 +83,7 @@ class Pages:
         return self.place / "source" / f"{wanted.relative_to(TOP)}.md"
 
     def _show_sources(self) -> None:
-        """Make a page of each source file that is linked to; of a folder, the list of its files."""
+        """Write a page for each linked source file; for a folder, a list of its files."""
         for source in sorted(self._sources):
             target = self._target(source)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class Pages:
             target.write_text(f"---\nsearch:\n  exclude: true\n---\n\n# {name}\n\n{body}\n")
 
     def _api(self) -> Iterator[tuple[str, str]]:
-        """Write the reference of the API; the stub has the words of what is compiled."""
+        """Write the API reference; docstrings of the binding are taken from the stub."""
         folder = self.place / "api"
         folder.mkdir()
         names = "\n".join(f"- [`{name}`][virtnic.{name}]" for name in virtnic.__all__)
@@ -109,7 +109,7 @@ class Pages:
             yield module, f"api/{module}.md"
 
     def _commands(self) -> Iterator[tuple[str, str]]:
-        """Write what `--help` prints."""
+        """Write a page with the output of `--help`."""
         parts = ["# Options of the commands", _help()]
         for name in COMMANDS:
             parts += [f"## virtnic {name}", _help(name)]
@@ -118,7 +118,7 @@ class Pages:
 
 
 def _fenced(example: re.Match[str]) -> str:
-    """Mark the session of an interpreter as code."""
+    """Put an interpreter session into a code block."""
     return f"```pycon\n{example[0]}\n```\n"
 
 

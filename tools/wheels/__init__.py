@@ -1,1 +1,1 @@
-"""The wheels: built for each platform, checked, and tried in bare systems."""
+"""Builds the wheels for each platform, checks them, and tests them in minimal systems."""

@@ -1,8 +1,8 @@
-"""Build the wheels and the sources, check them, and try them in bare systems.
+"""Build the wheels and the source distribution, check them, and test them in minimal systems.
 
-Each wheel is for one architecture and one C library; the one of the stable ABI serves every
-Python from 3.11 on, the other the free-threaded 3.14. What this machine cannot build or try is
-listed as such, and is a failure with CI=true.
+Each wheel is for one architecture and one C library. The stable ABI wheels work with every Python
+from 3.11 on, the others with free-threaded Python 3.14. Steps that this machine cannot run are
+listed as such, and are failures with CI=true.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from . import build, checks, trial
 
-#: Where the wheels go: what `pip install --find-links` and an upload take.
+#: The output directory, for `pip install --find-links` and for uploading.
 DIST = build.TOP / "dist"
 
 
 @dataclass
 class Row:
-    """One line of the table."""
+    """A row of the table of results."""
 
     name: str
     result: str
@@ -72,7 +72,7 @@ def say(text: str) -> None:
 
 
 def attempt(name: str, job: Callable[[], tuple[str, int]]) -> Row:
-    """Run a job that returns what is wrong and a size."""
+    """Run a job that returns its errors and a size."""
     say(f"{name} …")
     began = time.monotonic()
     try:
@@ -86,7 +86,7 @@ def attempt(name: str, job: Callable[[], tuple[str, int]]) -> Row:
 
 
 def wanted(options: argparse.Namespace) -> list[tuple[build.Platform, str]]:
-    """Return platforms and ABIs that were asked for."""
+    """Return the requested platforms and ABIs."""
     platforms = [each for each in build.PLATFORMS if each.name in options.platform]
     return [(platform, abi) for abi in options.abi for platform in platforms]
 
@@ -97,13 +97,13 @@ def built(platform: build.Platform, abi: str) -> tuple[str, int]:
 
 
 def checked(file: Path, all_checks: tuple[Callable[[Path], str], ...]) -> tuple[str, int]:
-    """Return what the checks found wrong, and the size."""
+    """Return the errors that the checks found, and the size."""
     found = [f"{check.__name__}: {wrong}" for check in all_checks if (wrong := check(file))]
     return "; ".join(found), file.stat().st_size
 
 
 def main() -> int:
-    """Do what was asked, and print the table."""
+    """Run the requested steps, and print the table of results."""
     options = arguments()
     rows: list[Row] = []
     with build.directory(DIST):

@@ -1,4 +1,4 @@
-"""Build a wheel for a platform, with zig as the linker, so that old C libraries will do."""
+"""Build a wheel for a platform, with zig as the linker, so that it works with old C libraries."""
 
 import os
 import shutil
@@ -13,25 +13,25 @@ from . import linked
 
 TOP = Path(__file__).resolve().parents[2]
 
-#: The stable ABI serves every Python from 3.11 on, but none that is free-threaded.
+#: The stable ABI works with every Python from 3.11 on, except free-threaded ones.
 STABLE, FREE_THREADED = "abi3", "cp314t"
 
 
 @dataclass(frozen=True)
 class Platform:
-    """What a wheel is for: an architecture and the oldest C library that it runs with."""
+    """The platform of a wheel: an architecture and the oldest C library that it works with."""
 
     architecture: str
     library: str
 
     @property
     def name(self) -> str:
-        """The platform's name, as wheels have it."""
+        """The platform tag in the names of wheels."""
         return f"{self.library}_{self.architecture}"
 
     @property
     def target(self) -> str:
-        """The name that Rust has for it."""
+        """The Rust target triple."""
         system = "musl" if self.library.startswith("musl") else "gnu"
         return f"{self.architecture}-unknown-linux-{system}"
 
@@ -64,7 +64,7 @@ def build(platform: Platform, abi: str, out: Path) -> Path:
 
 
 def sdist(out: Path) -> Path:
-    """Pack the sources and return the path."""
+    """Build the source distribution and return its path."""
     for old in out.glob("*.tar.gz"):
         old.unlink()
     _run([sys.executable, "-m", "maturin", "sdist", "--out", str(out)], env=_environment())
@@ -73,11 +73,11 @@ def sdist(out: Path) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """No path of this machine goes into a wheel: the compiler names sources by shorter ones."""
+    """Return an environment in which the compiler keeps paths of this machine out of the wheel."""
     cargo = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
     names = [f"--remap-path-prefix={TOP}=virtnic", f"--remap-path-prefix={cargo}=cargo"]
     names += [f"--remap-path-prefix={place}=crates" for place in _registries(cargo)]
-    # The separator allows for spaces in paths.
+    # This separator allows spaces in paths.
     flags = [*filter(None, os.environ.get("CARGO_ENCODED_RUSTFLAGS", "").split("\x1f")), *names]
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     return {
@@ -89,14 +89,14 @@ def _environment() -> dict[str, str]:
 
 
 def _registries(cargo: Path) -> Iterator[Path]:
-    """Sources of crates; the last prefix that fits counts, so the longest come last."""
+    """Yield the source directories of crates, the longest paths last: the last match is used."""
     yield from sorted((cargo / "registry/src").glob("*"))
 
 
 def _has_target(target: str) -> None:
-    """Have Rust's library for a target, or raise RuntimeError with what to do."""
+    """Check that Rust's library for a target is installed. Raises RuntimeError with what to do."""
     if shutil.which("rustup") is None:
-        return  # the system's Rust: cargo says what is missing
+        return  # Rust without rustup: cargo reports what is missing
     done = subprocess.run(
         ["rustup", "target", "add", target], check=False, capture_output=True, text=True
     )
@@ -112,7 +112,7 @@ def _run(argv: list[str], env: dict[str, str]) -> None:
 
 @contextmanager
 def directory(out: Path) -> Iterator[Path]:
-    """Have a place for the wheels; remove what an interrupted build leaves there."""
+    """Create a directory for the wheels; remove the files of an interrupted build."""
     out.mkdir(parents=True, exist_ok=True)
     try:
         yield out

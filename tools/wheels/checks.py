@@ -1,4 +1,4 @@
-"""Checks of a wheel before anybody installs it: each returns what is wrong, or nothing."""
+"""Checks of a built wheel. Each check returns what is wrong, or an empty string."""
 
 import os
 import re
@@ -14,14 +14,14 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 
 from .build import TOP
 
-#: Bytes that a wheel may have. Optimising all but the core for size saves a tenth, at the
-#: expense of speed.
+#: The largest size of a wheel in bytes. Optimising everything but the core for size would save a
+#: tenth, but cost speed.
 LARGEST = 2_000_000
 _GLIBC = re.compile(r"manylinux_(\d+)_(\d+)")
 
 
 def _tool(*arguments: str) -> str:
-    """Run a checker of the Python packaging tools; its words are what is wrong."""
+    """Run a packaging tool; return its output if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments], check=False, capture_output=True, text=True
     )
@@ -29,29 +29,29 @@ def _tool(*arguments: str) -> str:
 
 
 def metadata(wheel: Path) -> str:
-    """Twine's check: the README renders, the metadata are complete."""
+    """Run twine's check: the README renders, and the metadata are complete."""
     return _tool("twine", "check", "--strict", str(wheel))
 
 
 def contents(wheel: Path) -> str:
-    """check-wheel-contents: one top level, no stray files."""
-    # Two top levels are meant: the package and the launcher that starts before its imports.
+    """Run check-wheel-contents: no stray files."""
+    # Two top-level names are intended: the package, and the launcher that runs before its imports.
     return _tool("check_wheel_contents", "--toplevel", "virtnic,_virtnic", str(wheel))
 
 
 def stable_abi(wheel: Path) -> str:
-    """abi3audit: no symbol of CPython outside the stable ABI that the name promises."""
+    """Run abi3audit: no CPython symbol outside the stable ABI in the wheel's name."""
     return _tool("abi3audit", "--strict", str(wheel)) if "-abi3-" in wheel.name else ""
 
 
 def size(wheel: Path) -> str:
-    """Return an error above the limit."""
+    """Check that the wheel is not too large."""
     found = wheel.stat().st_size
     return f"{found:,} bytes, more than {LARGEST:,}" if found > LARGEST else ""
 
 
 def paths(wheel: Path) -> str:
-    """No file holds a path of this machine."""
+    """Check that no file contains a path of this machine."""
     home = str(Path.home())
     wanted = [each.encode() for each in {str(TOP), home, os.environ.get("CARGO_HOME", home)}]
     with zipfile.ZipFile(wheel) as archive:
@@ -65,14 +65,14 @@ def paths(wheel: Path) -> str:
 
 
 def bill(wheel: Path) -> str:
-    """A software bill of materials is there."""
+    """Check that there is a software bill of materials."""
     with zipfile.ZipFile(wheel) as archive:
         found = [name for name in archive.namelist() if name.endswith(".cyclonedx.json")]
     return "" if found else "no software bill of materials"
 
 
 def library(wheel: Path) -> str:
-    """The module is stripped, and needs no C library newer than the wheel's name says."""
+    """Check that the module is stripped, and needs no newer C library than the wheel's tag."""
     bad = []
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
@@ -103,7 +103,7 @@ def _needs(elf: ELFFile) -> Iterator[tuple[int, int]]:
 
 
 def sources(archive: Path) -> str:
-    """The sources hold what is needed to build, and neither tests nor documentation."""
+    """Check that the sources are complete for building, without tests and documentation."""
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     missing = {"pyproject.toml", "Cargo.lock", "README.md", "LICENSE-MIT", "LICENSE-APACHE"} - names

@@ -1,7 +1,7 @@
-"""The software bill of materials of a wheel: only the crates that are linked into it.
+"""The software bill of materials of a wheel, with only the crates that are linked into it.
 
-maturin's lists the ones that the build ran as well (procedural macros and what they use), and
-names our own by their folder on the machine that built them.
+The one from maturin also lists crates that only the build used (procedural macros and their
+dependencies), and contains the directory of our own crates on the build machine.
 """
 
 import json
@@ -27,7 +27,7 @@ def crates(target: str) -> set[tuple[str, str]]:
 
 
 def only_linked(bill: dict[str, Any], wanted: set[tuple[str, str]]) -> dict[str, Any]:
-    """Return the bill without what is not linked and without paths of the machine."""
+    """Return the bill without crates that are not linked and without paths of this machine."""
     kept = [each for each in bill["components"] if (each["name"], each["version"]) in wanted]
     refs = {each["bom-ref"] for each in kept} | {bill["metadata"]["component"]["bom-ref"]}
     edges = [
@@ -36,7 +36,7 @@ def only_linked(bill: dict[str, Any], wanted: set[tuple[str, str]]) -> dict[str,
         if edge["ref"] in refs
     ]
     made = {**bill, "components": kept, "dependencies": edges}
-    made.pop("serialNumber", None)  # the same sources have the same bill
+    made.pop("serialNumber", None)  # keep the bill reproducible
     made["metadata"] = {k: v for k, v in bill["metadata"].items() if k != "timestamp"}
     written = json.dumps(made)
     for ref in refs:
@@ -47,7 +47,7 @@ def only_linked(bill: dict[str, Any], wanted: set[tuple[str, str]]) -> dict[str,
 
 
 def _without_paths(fields: dict[str, Any]) -> dict[str, Any]:
-    """Cut the folder from the package URLs of our own crates."""
+    """Remove the directory from the package URLs of our own crates."""
     url = fields.get("purl")
     if isinstance(url, str):
         fields["purl"] = url.partition("?download_url=file")[0]
@@ -55,7 +55,7 @@ def _without_paths(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def rewrite_sbom(wheel: Path, target: str) -> None:
-    """Put the bill of what is linked into a wheel, in place of maturin's."""
+    """Replace maturin's bill in a wheel by one with only the linked crates."""
     with tempfile.TemporaryDirectory(dir=wheel.parent) as place:
         _wheel("unpack", "--dest", place, str(wheel))
         (root,) = Path(place).iterdir()

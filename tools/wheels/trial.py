@@ -1,8 +1,8 @@
-"""Install a wheel in a bare system, as a new user would, and send a ping.
+"""Install a wheel in a minimal system, as a new user would, and send a ping.
 
-The systems are Debian releases that mmdebstrap makes, with Python, pip and QEMU from their own
-packages and nothing of this machine but its kernel. pip runs in them without a network: what
-virtnic depends on is downloaded before.
+The systems are Debian releases made by mmdebstrap, with their own packages of Python, pip and
+QEMU. Only the kernel is that of this machine. pip runs in them without a network, so virtnic's
+dependencies are downloaded before.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from matrix.qemus import SUITES, make_root
 
-#: An ordinary user's number in those systems.
+#: The ID of an unprivileged user in these systems.
 USER = 65534
 SETUP = """
 set -eu
@@ -31,13 +31,13 @@ venv/bin/virtnic ping --count 2 --json 10.0.2.2
 
 @dataclass(frozen=True)
 class Place:
-    """A system to try wheels in."""
+    """A system to test wheels in."""
 
     suite: str
 
     @property
     def name(self) -> str:
-        """What it is called in the table."""
+        """The name in the table of results."""
         return f"Debian {self.suite}"
 
 
@@ -46,7 +46,7 @@ PACKAGES = ("python3", "python3-venv", "qemu-system-x86")
 
 
 def run(place: Place, dist: Path, roots: Path) -> tuple[str, int]:
-    """Try the wheels; return what is wrong, and nothing about sizes."""
+    """Test the wheels; return what is wrong, and 0 as the size."""
     if os.geteuid() != 0 or shutil.which("bwrap") is None or shutil.which("mmdebstrap") is None:
         return "not here: wants root, bwrap and mmdebstrap", 0
     suite = next(suite for suite in SUITES if suite.name == place.suite)
@@ -68,7 +68,7 @@ def run(place: Place, dist: Path, roots: Path) -> tuple[str, int]:
 
 
 def _download_dependencies(root: Path, wheels: Path) -> None:
-    """Fetch what virtnic[cli] depends on, for the root's Python."""
+    """Download the dependencies of virtnic[cli] for the root's Python."""
     (python,) = [
         each
         for each in (root / "usr/bin").glob("python3.*")
@@ -85,7 +85,7 @@ def _download_dependencies(root: Path, wheels: Path) -> None:
 
 
 def _inside(root: Path, wheels: Path) -> list[str]:
-    """Return what runs a command in a root as an ordinary user, with a network of its own."""
+    """Return a command prefix that enters a root, unprivileged and in a separate network."""
     user = str(USER)
     return [
         "bwrap", "--die-with-parent", "--unshare-all", "--uid", user, "--gid", user,
