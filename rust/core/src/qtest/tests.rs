@@ -21,7 +21,7 @@ fn pair(timeout: Duration) -> (QTest, UnixStream) {
     (QTest::from_socket(OwnedFd::from(ours), timeout, None).unwrap(), theirs)
 }
 
-/// A QEMU that answers the n-th line with the n-th script entry, then reads on.
+/// A fake QEMU that answers the n-th line with the n-th entry of a script, then only reads.
 fn scripted(
     timeout: Duration,
     script: &'static [&'static str],
@@ -100,9 +100,9 @@ fn each_method_sends_its_line() {
     );
 }
 
-/// Many threads read registers through one selector; each gets its own.
+/// Many threads read registers through one selector; each reads the one it selected.
 #[test]
-fn nobody_comes_between_a_selector_and_its_register() {
+fn selecting_and_accessing_a_register_is_atomic() {
     let (qtest, peer) = pair(LONG);
     let device = thread::spawn(move || {
         let (reader, mut writer) = (BufReader::new(peer.try_clone().unwrap()), peer);
@@ -136,7 +136,7 @@ fn nobody_comes_between_a_selector_and_its_register() {
 }
 
 #[test]
-fn what_qemu_would_abort_on_is_never_written() {
+fn commands_that_abort_qemu_are_never_sent() {
     let (qtest, mut peer) = pair(LONG);
     let refused = [
         qtest.port_in(0, 8).map(drop),
@@ -162,7 +162,7 @@ fn what_qemu_would_abort_on_is_never_written() {
     for (n, result) in refused.into_iter().enumerate() {
         assert!(matches!(result, Err(Error::Invalid(_))), "{n}: {result:?}");
     }
-    // No bytes are no request: QEMU would abort on a length of 0.
+    // An empty transfer sends no request, because QEMU aborts on a length of 0.
     assert!(qtest.read_bytes(0, 0).unwrap().is_empty());
     qtest.write_bytes(0, &[]).unwrap();
     qtest.close();
@@ -172,7 +172,7 @@ fn what_qemu_would_abort_on_is_never_written() {
 }
 
 #[test]
-fn replies_are_found_wherever_they_are_cut() {
+fn replies_may_be_split_anywhere() {
     let reply = b"IRQ raise 3\nOK\nIRQ lower 3\nIRQ raise 3\nOK 0x00ab\n";
     for cut in 1..reply.len() {
         let (qtest, mut peer) = pair(LONG);
@@ -235,7 +235,7 @@ fn broken_protocol_ends_the_connection_at_once() {
 }
 
 #[test]
-fn a_peer_that_sends_for_ever_is_cut_off() {
+fn an_endless_line_ends_the_connection() {
     let (qtest, mut peer) = pair(LONG);
     let flood = thread::spawn(move || while peer.write_all(&[b'A'; 4096]).is_ok() {});
     let error = qtest.port_in(0x80, 1).unwrap_err();
@@ -244,7 +244,7 @@ fn a_peer_that_sends_for_ever_is_cut_off() {
 }
 
 #[test]
-fn a_flood_of_interrupts_delays_nobody_for_ever() {
+fn a_flood_of_interrupts_does_not_block_a_call() {
     let (qtest, mut peer) = pair(LONG);
     let reader = peer.try_clone().unwrap();
     let flood = thread::spawn(move || {
@@ -279,7 +279,7 @@ fn the_end_wakes_every_waiter() {
     }
     assert!(event.wait(Some(LONG)).unwrap());
     assert!(started.elapsed() < Duration::from_secs(1));
-    // A watcher that comes late is told at once.
+    // A watcher that is added after the end is called at once.
     let late = Arc::new(EventFd::new().unwrap());
     qtest.watch(&late);
     assert_eq!(late.drain(), 1);
@@ -333,7 +333,7 @@ fn a_refusal_names_the_command() {
 }
 
 #[test]
-fn a_late_reply_is_not_taken_for_the_next() {
+fn a_late_reply_is_not_matched_with_the_next_request() {
     let (qtest, mut peer) = pair(SHORT);
     assert!(matches!(qtest.port_in(1, 1), Err(Error::Timeout(_))));
     let answer = thread::spawn(move || {
@@ -352,7 +352,7 @@ fn a_late_reply_is_not_taken_for_the_next() {
 #[test]
 fn unanswered_commands_are_bounded() {
     let (qtest, mut peer) = pair(SHORT);
-    // Reads everything, so the socket never fills, and answers nothing.
+    // The peer reads everything, so the socket never fills, but does not answer.
     let sink = thread::spawn(move || {
         let mut bytes = [0; 4096];
         let mut lines = 0;
@@ -405,9 +405,9 @@ fn a_full_socket_is_a_timeout_and_then_works_again() {
 }
 
 #[test]
-fn half_a_line_poisons_the_connection() {
+fn a_partly_written_line_ends_the_connection() {
     let mut poisoned = 0;
-    // Where the socket's buffer ends depends on what lies in it before the long lines.
+    // Vary what is sent before the long lines, so that the socket's buffer ends at any byte.
     for short_lines in 0..4 {
         let (ours, _peer) = UnixStream::pair().unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&ours, 1).unwrap();
@@ -436,7 +436,7 @@ fn half_a_line_poisons_the_connection() {
 }
 
 #[test]
-fn patience_ends_a_wait() {
+fn the_check_function_ends_a_wait() {
     fn interrupted() -> crate::Result<()> {
         Err(Error::Busy("enough".into()))
     }
@@ -457,7 +457,7 @@ fn interrupts_reach_every_eventfd_of_a_line() {
     peer.write_all(b"IRQ raise 11\n").unwrap();
     assert!(a.wait(Some(LONG)).unwrap() && b.wait(Some(LONG)).unwrap());
     assert!(qtest.irq_level(11) && !qtest.irq_level(10));
-    // Who comes while the line is raised hears of it; so does who is called again.
+    // An eventfd that is added while the line is raised is signalled, also when added again.
     let late = Arc::new(EventFd::new().unwrap());
     qtest.on_irq(11, &late);
     assert_eq!(late.drain(), 1);
@@ -470,7 +470,7 @@ fn interrupts_reach_every_eventfd_of_a_line() {
 }
 
 #[test]
-fn many_reads_go_out_together() {
+fn many_reads_are_sent_together() {
     let (qtest, mut peer) = pair(LONG);
     let reads: Vec<(u64, u8)> = (0..300).map(|n| (n * 4, 4)).collect();
     let answer = thread::spawn(move || {
@@ -488,7 +488,7 @@ fn many_reads_go_out_together() {
 }
 
 #[test]
-fn long_transfers_are_cut_in_pieces() {
+fn long_transfers_are_split() {
     let (qtest, mut peer) = pair(LONG);
     let answer = thread::spawn(move || {
         let mut reader = BufReader::new(peer.try_clone().unwrap());
@@ -536,7 +536,7 @@ fn the_clock_runs_in_real_time_and_steps_never_pile_up() {
             steps += 1;
             line.clear();
             if steps == 3 {
-                // A QEMU that is busy: no second step may come meanwhile.
+                // QEMU is busy: no second step may be sent meanwhile.
                 thread::sleep(Duration::from_millis(50));
                 assert!(reader.buffer().is_empty());
                 assert_eq!(rustix::io::ioctl_fionread(&peer).unwrap(), 0);
@@ -590,11 +590,11 @@ fn connecting_waits_for_the_socket_and_for_an_answer() {
     let qtest = QTest::connect(&path, LONG).unwrap();
     let listener = peer.join().unwrap();
     qtest.close();
-    // It listens and nobody answers: another client has QEMU.
+    // It accepts but does not answer, because another client is connected to QEMU.
     let error = QTest::connect(&path, SHORT).unwrap_err();
     assert!(matches!(&error, Error::Timeout(why) if why.contains("another client")), "{error}");
     drop(listener);
-    // It listened, and has ended; or was not there at all.
+    // The listener has ended, or never existed.
     for path in [&path, &directory.join("nobody")] {
         let started = Instant::now();
         let error = QTest::connect_to_running(path, LONG, None).unwrap_err();
