@@ -1,5 +1,5 @@
-//! Forwarding to a peer whose ring is full: frames stay where they came in, and are dropped only
-//! for a peer that takes nothing for a long time.
+//! Forwarding to a peer whose ring is full: frames stay in the receive ring, and are dropped only
+//! if the peer takes no frames for a long time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -14,11 +14,12 @@ use virtnic::virtio::ring::testing::{Device, PackedDevice, SplitDevice};
 
 const KIND: Kind = Kind { event_idx: false, in_order: false, merge: false };
 const RING: u64 = SIZE as u64;
-/// Never given up, and at once.
+/// Waits for the peer without limit.
 const ENDLESS: Forwarding = Forwarding { mode: Mode::Io, backpressure: Some(Duration::MAX) };
+/// Drops frames as soon as the peer's ring is full.
 const NONE: Forwarding = Forwarding { mode: Mode::Io, backpressure: Some(Duration::ZERO) };
 
-/// Two ports of one memory or of two, and the frames that came through.
+/// Two ports with shared or separate memory, and the frames that were forwarded.
 struct Wire<D> {
     a: Rig<D>,
     b: Rig<D>,
@@ -34,12 +35,12 @@ impl<D: Format> Wire<D> {
         Self { a, b, next: 0, came: Vec::new() }
     }
 
-    /// Lets the device of `a` receive numbered frames, as many as its ring has buffers for.
+    /// The device of `a` delivers numbered frames, up to the number of available buffers.
     fn arrive(&mut self, most: usize) -> u64 {
         fill(&mut self.a.rx, most, &mut self.next)
     }
 
-    /// Lets the device of `b` take frames.
+    /// The device of `b` takes frames.
     fn take(&mut self, most: usize) {
         for _ in 0..most {
             let Some(chain) = self.b.tx.take() else { break };
@@ -50,7 +51,7 @@ impl<D: Format> Wire<D> {
         self.b.tx.flush();
     }
 
-    /// Forwards until so many frames were sent, or the loop says that it holds some.
+    /// Forwards until `packets` frames were sent, or frames are held back.
     fn forward(&self, forwarding: Forwarding, packets: Option<u64>) -> Report {
         let mut tick = |report: &Report| Ok(report.held == 0);
         let control = Control::new(Some(Duration::from_secs(30)), packets, &mut tick);
@@ -81,7 +82,7 @@ fn fill<D: Format>(rx: &mut D, most: usize, next: &mut u32) -> u64 {
     count as u64
 }
 
-/// With split rings and packed ones, within one memory and between two.
+/// Runs a test with split and packed rings, with shared and separate memory.
 fn each(test: fn(Wire<SplitDevice>), packed: fn(Wire<PackedDevice>)) {
     for apart in [false, true] {
         test(Wire::new(apart));
@@ -92,12 +93,12 @@ fn each(test: fn(Wire<SplitDevice>), packed: fn(Wire<PackedDevice>)) {
 fn stay<D: Format>(mut wire: Wire<D>) {
     assert_eq!(wire.arrive(usize::MAX), RING);
     assert_eq!(wire.forward(ENDLESS, Some(RING)).sent, RING);
-    // The ring of b is full; all buffers of a's are there again.
+    // The ring of b is full, and all buffers of a are filled again.
     assert_eq!(wire.arrive(usize::MAX), RING);
     let stuck = wire.forward(ENDLESS, None);
     assert_eq!((stuck.received, stuck.sent, stuck.ring_full), (0, 0, 0), "{stuck:?}");
     assert!(stuck.held > 0);
-    // Room for ten lets ten pass, and no more.
+    // Exactly ten frames are forwarded when there is room for ten.
     wire.take(10);
     let some = wire.forward(ENDLESS, None);
     assert_eq!((some.received, some.sent, some.ring_full), (10, 10, 0), "{some:?}");
@@ -111,7 +112,7 @@ fn stay<D: Format>(mut wire: Wire<D>) {
 }
 
 #[test]
-fn frames_stay_in_the_receive_ring_until_there_is_room() {
+fn frames_stay_in_the_receive_ring_until_the_peer_has_room() {
     each(stay, stay);
 }
 
@@ -119,7 +120,7 @@ fn pass<D: Format>(mut wire: Wire<D>) {
     wire.arrive(usize::MAX);
     wire.forward(ENDLESS, Some(RING));
     wire.arrive(usize::MAX);
-    // Nobody takes what goes to b; what comes from there passes, all of it.
+    // No frame for b is taken, but all frames from b are forwarded.
     for _ in 0..3 {
         assert_eq!(fill(&mut wire.b.rx, usize::MAX, &mut wire.next), RING);
         let back = wire.forward(ENDLESS, Some(RING));
@@ -131,20 +132,20 @@ fn pass<D: Format>(mut wire: Wire<D>) {
 }
 
 #[test]
-fn a_peer_that_takes_nothing_does_not_stop_the_other_direction() {
+fn a_stalled_peer_does_not_stop_the_other_direction() {
     each(pass, pass);
 }
 
 fn drop_late<D: Format>(mut wire: Wire<D>) {
     wire.arrive(usize::MAX);
     wire.forward(NONE, Some(RING));
-    // Who has waited long enough drops, and counts.
+    // After the time limit, frames are dropped and counted.
     wire.arrive(usize::MAX);
     let mut tick = |report: &Report| Ok(report.received == 0);
     let control = Control::new(Some(Duration::from_secs(30)), None, &mut tick);
     let late = engine::forward(&wire.a.port, &wire.b.port, NONE, control).unwrap();
     assert_eq!((late.received, late.sent, late.ring_full), (RING, 0, RING), "{late:?}");
-    // With room again, nothing is dropped any more.
+    // When there is room again, no more frames are dropped.
     wire.take(usize::MAX);
     assert_eq!(wire.arrive(usize::MAX), RING);
     let again = wire.forward(NONE, Some(RING));
@@ -153,7 +154,7 @@ fn drop_late<D: Format>(mut wire: Wire<D>) {
 }
 
 #[test]
-fn frames_for_a_peer_that_is_gone_are_dropped_and_counted() {
+fn frames_for_a_closed_peer_are_dropped_and_counted() {
     each(drop_late, drop_late);
 }
 
@@ -170,7 +171,7 @@ fn drop_at_once<D: Format>(mut wire: Wire<D>) {
 }
 
 #[test]
-fn without_it_what_does_not_fit_is_dropped_at_once() {
+fn without_backpressure_frames_that_do_not_fit_are_dropped_at_once() {
     each(drop_at_once, drop_at_once);
 }
 

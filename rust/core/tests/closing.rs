@@ -1,4 +1,4 @@
-//! A port that is closed gives everything back to its memory, whoever still uses it or keeps it.
+//! A closed port frees everything in its memory, even if it is in use or still referenced.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -10,7 +10,7 @@ use device::{Format, Kind, Rig, SIZE, accounted, pool};
 use virtnic::net::{FrameBuffer, FrameSource, Port};
 use virtnic::virtio::ring::testing::{PackedDevice, SplitDevice};
 
-/// Frames, before the last of which another thread closes the port.
+/// A source of frames during whose last frame another thread closes the port.
 struct Closing<'a> {
     port: &'a Port,
     left: usize,
@@ -39,7 +39,7 @@ fn sent_late<D: Format>(kind: Kind) {
 }
 
 #[test]
-fn frames_of_a_port_that_is_closed_meanwhile_are_not_queued() {
+fn frames_are_not_queued_if_the_port_is_closed_meanwhile() {
     for kind in Kind::ALL {
         sent_late::<SplitDevice>(kind);
         sent_late::<PackedDevice>(kind);
@@ -48,7 +48,7 @@ fn frames_of_a_port_that_is_closed_meanwhile_are_not_queued() {
 
 fn kept<D: Format>(kind: Kind) {
     let pool = pool();
-    // Their rings would not fit the memory side by side.
+    // The memory has no room for the rings of all these ports at once.
     let ports: Vec<Port> = (0..200)
         .map(|_| {
             let rig = Rig::<D>::new(&pool, kind);
@@ -63,7 +63,7 @@ fn kept<D: Format>(kind: Kind) {
 }
 
 #[test]
-fn closed_ports_that_are_kept_have_no_rings() {
+fn closed_ports_free_their_rings() {
     for kind in Kind::ALL {
         kept::<SplitDevice>(kind);
         kept::<PackedDevice>(kind);

@@ -1,4 +1,4 @@
-//! Clients of the ivshmem server that aim at it, or at the memory that it hands out.
+//! Hostile clients of the ivshmem server, which attack it or the memory that it shares.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -25,10 +25,10 @@ use virtnic::memory::{PageRequest, PageSize, Placement, Region, RegionOptions};
 
 const LONG: Duration = Duration::from_secs(10);
 const VECTORS: u16 = 4;
-/// Messages of an introduction: version, peer number, each vector, memory.
+/// Messages that a new client gets: version, peer number, each vector, memory.
 const MESSAGES: usize = 3 + VECTORS as usize;
 
-/// One test at a time: they count this process's descriptors.
+/// Serialises the tests, because they count this process's descriptors.
 static TURN: Mutex<()> = Mutex::new(());
 
 struct Room {
@@ -73,7 +73,7 @@ impl Room {
         socket
     }
 
-    /// A client that behaves gets everything.
+    /// Checks that a well-behaved client gets everything.
     fn introduce(&self) -> OwnedFd {
         let socket = self.connect();
         let mut memory = None;
@@ -83,7 +83,7 @@ impl Room {
         memory.expect("the memory comes last")
     }
 
-    /// Whoever has gone is forgotten: no descriptor is left.
+    /// Checks that no descriptor of a disconnected client is left.
     fn settle(&self) {
         let began = Instant::now();
         while open() > self.open {
@@ -107,7 +107,7 @@ fn message(socket: &UnixStream) -> Option<(i64, Option<OwnedFd>)> {
 }
 
 #[test]
-fn a_client_that_goes_after_any_message() {
+fn a_client_that_disconnects_after_any_message() {
     let room = Room::new("goes", PageRequest::Exactly(PageSize::Base));
     for how in [None, Some(Shutdown::Write), Some(Shutdown::Read), Some(Shutdown::Both)] {
         for after in 0..=MESSAGES {
@@ -126,7 +126,7 @@ fn a_client_that_goes_after_any_message() {
 }
 
 #[test]
-fn a_client_that_talks_is_thrown_out_and_its_descriptors_are_closed() {
+fn a_client_that_sends_is_disconnected_and_its_descriptors_are_closed() {
     let room = Room::new("talks", PageRequest::Exactly(PageSize::Base));
     let (pipe, _writer) = std::io::pipe().unwrap();
     for count in [0, 1, 7, 8, 9, 100_000] {
@@ -139,11 +139,11 @@ fn a_client_that_talks_is_thrown_out_and_its_descriptors_are_closed() {
                 assert!(control.push(SendAncillaryMessage::ScmRights(&mine)));
             }
             let bytes = vec![0xff; count];
-            // Only a message of at least one byte carries descriptors.
+            // Descriptors need a message of at least one byte.
             let flags = SendFlags::NOSIGNAL;
             let _ = sendmsg(&socket, &[IoSlice::new(&bytes)], &mut control, flags);
             if count > 0 {
-                // The introduction, or a part of it, and then an end.
+                // The initial messages, or a part of them, then the end.
                 let came = std::iter::from_fn(|| message(&socket)).count();
                 assert!(came <= MESSAGES);
             }
@@ -154,7 +154,7 @@ fn a_client_that_talks_is_thrown_out_and_its_descriptors_are_closed() {
     room.settle();
 }
 
-/// What the server has no use for, at each moment of an introduction: closed, and not followed.
+/// Descriptors that a client sends during the initial messages are closed and not used.
 #[test]
 fn descriptors_of_every_kind_at_every_message_are_closed() {
     let room = Room::new("kinds", PageRequest::Exactly(PageSize::Base));
@@ -190,7 +190,7 @@ fn descriptors_of_every_kind_at_every_message_are_closed() {
             }
         }
     }
-    // The socket itself, in itself: only the end of both frees it.
+    // A socket sent through itself is only freed when both ends are closed.
     {
         let client = room.connect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -208,7 +208,7 @@ fn descriptors_of_every_kind_at_every_message_are_closed() {
 fn clients_that_never_read_cost_a_bounded_number_of_descriptors() {
     let room = Room::new("crowd", PageRequest::Exactly(PageSize::Base));
     let crowd: Vec<_> = (0..300).map(|_| room.connect()).collect();
-    // 256 are let in; the others hear nothing, only the end.
+    // 256 clients are accepted; the others are disconnected without a message.
     let refused = crowd.iter().skip(256).filter(|socket| message(socket).is_none()).count();
     assert_eq!(refused, 44);
     assert!(open() <= room.open + 300 + 256, "{}", open());
@@ -218,7 +218,7 @@ fn clients_that_never_read_cost_a_bounded_number_of_descriptors() {
     assert_eq!(room.server.vectors(), usize::from(VECTORS));
 }
 
-/// Whoever has the descriptor can write what it likes, but not take the memory away.
+/// A client with the descriptor can write to the memory, but not shrink it.
 fn cannot_be_shrunk(pages: PageRequest, name: &str) {
     let room = Room::new(name, pages);
     let memory = room.introduce();
@@ -228,7 +228,7 @@ fn cannot_be_shrunk(pages: PageRequest, name: &str) {
         let refused = ftruncate(&memory, length);
         assert!(matches!(refused, Err(Errno::PERM | Errno::INVAL | Errno::FBIG)), "{refused:?}");
     }
-    // Nor grown by writing behind its end, nor sealed against us, nor unsealed.
+    // It cannot be grown by writing after its end, sealed against us, or unsealed.
     assert!(fallocate(&memory, FallocateFlags::empty(), size, 2 << 20).is_err());
     for seals in [SealFlags::WRITE, SealFlags::FUTURE_WRITE, SealFlags::empty()] {
         assert_eq!(fcntl_add_seals(&memory, seals), Err(Errno::PERM));
@@ -241,7 +241,7 @@ fn cannot_be_shrunk(pages: PageRequest, name: &str) {
     let mut bytes = [0; 4];
     room.region.read(0, &mut bytes).unwrap();
     assert_eq!(&bytes, b"here");
-    // A hole can be punched; what is there then is zeros, not a SIGBUS: there are free pages.
+    // A hole can be punched, but reads as zeros and causes no SIGBUS, because pages are free.
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     fallocate(&memory, hole, 0, size).unwrap();
     room.region.read(0, &mut bytes).unwrap();

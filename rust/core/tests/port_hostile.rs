@@ -1,5 +1,6 @@
-//! A port whose device lies: a catalogue of every field of both ring formats and of the
-//! packet header, for both directions; memory that changes while it is read; and what a loop passes on to another.
+//! Ports with a hostile device: invalid values in every field of both ring formats and of the
+//! packet header, in both directions; memory that changes while it is read; and forwarding from
+//! such a port to another.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -7,7 +8,7 @@
 mod catalogue;
 #[path = "port_hostile/device.rs"]
 mod device;
-#[path = "port_hostile/onward.rs"]
-mod onward;
+#[path = "port_hostile/forwarding.rs"]
+mod forwarding;
 #[path = "port_hostile/scribble.rs"]
 mod scribble;

@@ -1,7 +1,7 @@
-//! A QEMU that breaks the QTest protocol, at each of its replies and in every way.
+//! A fake QEMU that violates the QTest protocol, at each of its replies and in every way.
 //!
-//! Whatever it says or leaves unsaid: an error, in the time that the caller gave, and no more
-//! read from it than a reply may have.
+//! The call must fail with an error within its timeout, and must read no more from the peer than
+//! the longest reply.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -19,12 +19,12 @@ use virtnic::qtest::QTest;
 use virtnic::{Error, Result};
 
 const TIMEOUT: Duration = Duration::from_millis(200);
-/// Two timeouts, and patience with a busy machine.
+/// Two timeouts, and a margin for a busy machine.
 const BOUND: Duration = Duration::from_secs(4);
-/// What a peer can send that is taken from it: a reply's length and a socket's buffer.
+/// The most bytes that the client may take from a peer: a reply and a socket buffer.
 const TAKEN: usize = 1 << 20;
 
-/// A call, and the reply that would be right.
+/// A call and its correct reply.
 type Call = (&'static str, fn(&QTest) -> Result<()>, &'static str);
 
 const CALLS: [Call; 9] = [
@@ -39,19 +39,19 @@ const CALLS: [Call; 9] = [
     ("clock_step", |q| q.clock_step(Some(1)).map(drop), "OK 1\n"),
 ];
 
-/// What comes in place of a reply.
+/// What is sent instead of a correct reply.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Break {
     Close,
-    /// So many bytes of the right reply, then the end, or silence.
+    /// This many bytes of the correct reply, then the end of the connection, or nothing more.
     CutAndClose(usize),
     CutAndSilence(usize),
     Say(&'static [u8]),
-    /// Again and again, until it is cut off or the call is over.
+    /// Bytes that are repeated until the connection or the call ends.
     ForEver(&'static [u8]),
-    /// The right reply, and one more.
+    /// The correct reply, followed by another one.
     Twice,
-    /// It no longer reads, and says nothing.
+    /// Nothing; the peer does not read either.
     StopsReading,
 }
 
@@ -101,7 +101,7 @@ impl Drop for Room {
     }
 }
 
-/// Ends the other thread, also when a check fails.
+/// Stops the other thread when dropped, also if a check fails.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -110,7 +110,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Plays QEMU up to its `nth` reply, which is broken. Bytes that were taken from it.
+/// Acts as QEMU, with a fault at its `nth` reply. Returns how many bytes were taken from it.
 fn qemu(socket: &UnixStream, nth: usize, right: &str, how: Break, over: &AtomicBool) -> usize {
     let mut reader = BufReader::new(socket.try_clone().unwrap());
     let mut writer = socket.try_clone().unwrap();
@@ -149,7 +149,7 @@ fn qemu(socket: &UnixStream, nth: usize, right: &str, how: Break, over: &AtomicB
             }
         }
     }
-    // Neither reads nor closes until the call is over.
+    // Does not read or close until the call has ended.
     while !over.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -161,7 +161,7 @@ fn check(room: &Room, name: &str, call: fn(&QTest) -> Result<()>, right: &str, h
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
     let (over, taken) = (AtomicBool::new(false), AtomicUsize::new(0));
-    // The first reply, to `endianness`, was right: else there would be no connection.
+    // The first reply, to `endianness`, was correct, or there would be no connection.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (socket, _) = listener.accept().unwrap();
@@ -176,12 +176,12 @@ fn check(room: &Room, name: &str, call: fn(&QTest) -> Result<()>, right: &str, h
         drop(ended);
         let what = format!("{name}, {how:?}: {result:?}");
         match &result {
-            // The right reply came first; the second call finds what was too much.
+            // The correct reply came first; the second call finds the extra reply.
             Ok(()) => assert!(how == Break::Twice, "{what}"),
             Err(Error::Timeout(_) | Error::QemuDied(_) | Error::Qemu(_)) => {}
             Err(_) => panic!("{what}"),
         }
-        // Where it was only one reply too many, or a refusal, the next may still be answered.
+        // After one extra reply, or an error reply, the next call may still succeed.
         let may_go_on = matches!(how, Break::Say(_) | Break::Twice);
         assert!(again.is_err() || may_go_on, "{what}, then {again:?}");
         assert!(elapsed < BOUND, "{what}: {elapsed:?}");
@@ -194,7 +194,7 @@ fn check(room: &Room, name: &str, call: fn(&QTest) -> Result<()>, right: &str, h
         drop(qtest);
         assert!(began.elapsed() < BOUND);
     });
-    // Interrupts may come for ever: they are read, and nothing is kept of them.
+    // Interrupt messages without end are read and discarded.
     if !matches!(how, Break::ForEver(bytes) if bytes.starts_with(b"IRQ")) {
         assert!(taken.into_inner() <= TAKEN, "{name}, {how:?}");
     }
@@ -237,10 +237,10 @@ fn the_first_reply_broken_in_every_way() {
     }
 }
 
-/// QTest passes no descriptors; what comes with a reply, or with a part of one, is closed.
+/// QTest passes no descriptors. Descriptors sent with a reply, or a part of one, are closed.
 #[test]
 fn descriptors_that_come_with_replies_are_closed() {
-    // A process of its own would be cleaner; these have names that no other test opens.
+    // Other tests run in this process, so use files that no other test opens.
     let mine = || {
         let links = std::fs::read_dir("/proc/self/fd").unwrap();
         links.filter(|link| names_ours(&link.as_ref().unwrap().path())).count()
@@ -256,7 +256,7 @@ fn descriptors_that_come_with_replies_are_closed() {
             let mut line = String::new();
             while reader.read_line(&mut line).unwrap_or(0) > 0 {
                 let reply = if line.starts_with("endianness") { "OK little\n" } else { "OK 0x1\n" };
-                // Some with the first half of it, many with the other.
+                // Some descriptors with the first half of the reply, many with the second.
                 for (part, count) in [(&reply[..3], 1), (&reply[3..], 253)] {
                     let fds = vec![file.as_fd(); count];
                     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];

@@ -1,7 +1,7 @@
-//! QTest, the ivshmem server and child processes against a real QEMU whose vCPU is parked.
+//! QTest, the ivshmem server and child processes with a real QEMU whose vCPU is halted.
 //!
-//! The QEMU is `$VIRTNIC_QEMU`, else `qemu-system-x86_64`. Without one the tests say that
-//! they were skipped, and fail where `CI=true`.
+//! The QEMU is `$VIRTNIC_QEMU`, or `qemu-system-x86_64`. Without a QEMU the tests print that they
+//! are skipped; with `CI=true` they fail.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -61,7 +61,7 @@ fn qemu() -> Option<OsString> {
     None
 }
 
-/// 64 KiB of firmware that parks the vCPU: cli; hlt; jmp back.
+/// 64 KiB of firmware that halts the vCPU: cli; hlt; jmp back.
 fn firmware(directory: &Path) -> PathBuf {
     let mut code = vec![0xff; 0x1_0000];
     code[0xfff0..0xfff4].copy_from_slice(&[0xfa, 0xf4, 0xeb, 0xfd]);
@@ -71,7 +71,7 @@ fn firmware(directory: &Path) -> PathBuf {
 }
 
 struct Qemu {
-    // In this order: the connection first, the directory last.
+    // Dropped in this order: the connection first, the directory last.
     qtest: QTest,
     child: Child,
     stderr: PathBuf,
@@ -156,7 +156,7 @@ fn port_io_and_mmio() {
     qemu.config_address(0, 0);
     assert_eq!(qemu.qtest.port_in(0xcfc, 2).unwrap(), 0x8086);
     assert_eq!(qemu.qtest.port_in(0xcfe, 1).unwrap(), 0x37);
-    // RAM, in every width, and bytes across the pieces of a long transfer.
+    // RAM, in every access width, and a long transfer that is split.
     let (at, value) = (0x10_0000, 0x0123_4567_89ab_cdef);
     qemu.qtest.write(at, 8, value).unwrap();
     assert_eq!(qemu.qtest.read(at, 8).unwrap(), value);
@@ -167,7 +167,7 @@ fn port_io_and_mmio() {
     let data: Vec<u8> = (0..10_000u32).map(|n| (n * 7) as u8).collect();
     qemu.qtest.write_bytes(at + 1, &data).unwrap();
     assert_eq!(qemu.qtest.read_bytes(at + 1, data.len()).unwrap(), data);
-    // What no device answers, at both ends of the address space.
+    // Addresses without a device, at both ends of the address space.
     assert_eq!(qemu.qtest.read(u64::MAX, 1).unwrap() & !0xff, 0);
     qemu.qtest.port_in(0xffff, 4).unwrap();
     qemu.qtest.flush().unwrap();
@@ -175,7 +175,7 @@ fn port_io_and_mmio() {
 }
 
 #[test]
-fn refusals_come_back() {
+fn errors_of_qemu_are_returned() {
     let Some(qemu) = start("tcg", &[]) else { return };
     let error = qemu.qtest.clock_step(Some(1)).unwrap_err();
     assert!(matches!(&error, Error::Qemu(why) if why.contains("FAIL")), "{error}");
@@ -198,14 +198,14 @@ fn interrupts_of_the_ioapic_arrive() {
     qemu.qtest.port_out(0x3f9, 1, 0x02).unwrap();
     assert!(event.wait(Some(LONG)).unwrap());
     assert!(qemu.qtest.irq_level(4));
-    // Reading the identification register lowers it, which the reply comes after.
+    // Reading the identification register lowers it, before the reply is sent.
     assert_eq!(qemu.qtest.port_in(0x3fa, 1).unwrap() & 0xf, 0x2);
     assert!(!qemu.qtest.irq_level(4));
     assert!(!qemu.qtest.irq_signal_again(4));
 }
 
 #[test]
-fn its_death_is_noticed_at_once() {
+fn the_death_of_qemu_is_detected_at_once() {
     let Some(qemu) = start("tcg", &[]) else { return };
     let event = Arc::new(EventFd::new().unwrap());
     qemu.qtest.watch(&event);
@@ -267,7 +267,7 @@ fn the_clock_runs_with_the_qtest_accelerator() {
     let started = Instant::now();
     qemu.qtest.run_clock(Duration::from_millis(2)).unwrap();
     std::thread::sleep(Duration::from_millis(300));
-    // Two steps of 1 ns and one of 1,000 are not the clock's.
+    // The test's own two steps of 1 ns and one of 1,000 ns do not count.
     let now = qemu.qtest.clock_step(Some(1)).unwrap();
     let (ran, real) = (Duration::from_nanos(now - before - 1002), started.elapsed());
     assert!(ran <= real && real - ran < Duration::from_millis(100), "{ran:?} of {real:?}");
@@ -287,7 +287,7 @@ fn region() -> Arc<Region> {
     .unwrap()
 }
 
-/// A server that listens, with so many vectors in use.
+/// A listening server with `vectors` vectors in use.
 fn serve(path: &Path, memory: Arc<Region>, vectors: u16) -> Server {
     let server = Server::new(path, memory);
     server.listen().unwrap();
@@ -297,7 +297,8 @@ fn serve(path: &Path, memory: Arc<Region>, vectors: u16) -> Server {
     server
 }
 
-/// A QEMU with an ivshmem device, placed. Each of our vectors is a peer that has one.
+/// A QEMU with an ivshmem device whose BARs are placed. Each of our vectors is a peer with one
+/// vector.
 fn with_ivshmem(server: &Path) -> Option<Qemu> {
     let chardev = format!("socket,id=iv,path={}", server.display());
     let device = "ivshmem-doorbell,chardev=iv,vectors=1";
@@ -322,7 +323,7 @@ fn ivshmem_shares_the_memory_and_rings_our_eventfds() {
         let mut bytes = [0; 9];
         memory.read(4096, &mut bytes).unwrap();
         assert_eq!(&bytes, b"from QEMU");
-        // Each doorbell rings its own eventfd.
+        // Each doorbell signals its own eventfd.
         let last = vectors - 1;
         let event = server.vector(last).unwrap();
         qemu.ring(Server::doorbell_value(last));
@@ -332,7 +333,7 @@ fn ivshmem_shares_the_memory_and_rings_our_eventfds() {
         for other in 0..last {
             assert_eq!(server.vector(other).unwrap().drain(), 0);
         }
-        // A doorbell that nobody has does nothing.
+        // A doorbell of a peer that does not exist does nothing.
         qemu.ring(Server::doorbell_value(vectors));
         qemu.ring(77 << 16);
         qemu.qtest.flush().unwrap();
@@ -341,10 +342,10 @@ fn ivshmem_shares_the_memory_and_rings_our_eventfds() {
     }
 }
 
-/// The very first thing this QEMU does is ring the last doorbell: our eventfds have to be
-/// there when the device is, not some time later.
+/// The first thing this QEMU does is ring the last doorbell, so our eventfds must be connected as
+/// soon as the device exists.
 #[test]
-fn doorbells_work_from_the_first_moment() {
+fn doorbells_work_as_soon_as_the_device_exists() {
     let directory = Directory::new();
     let path = directory.0.join("ivshmem");
     let server = serve(&path, region(), 512);
@@ -375,16 +376,16 @@ fn one_server_serves_several_qemus_again_and_again() {
         first.qtest.flush().unwrap();
         second.qtest.flush().unwrap();
         assert_eq!(event.drain(), 2);
-        // IVPosition: none has a number of ours.
+        // IVPosition: no QEMU has one of our peer numbers.
         let numbers = [&first, &second].map(|q| q.qtest.read(DOORBELL_BAR + 8, 4).unwrap());
         assert_eq!(numbers, [0, 0]);
         second.child.kill();
     }
 }
 
-/// A QEMU hears of vectors that are made while it runs, when nobody listens any more too.
+/// A running QEMU is told of new vectors, even if the server no longer listens.
 #[test]
-fn vectors_come_while_qemu_runs() {
+fn vectors_are_added_while_qemu_runs() {
     let directory = Directory::new();
     let path = directory.0.join("ivshmem");
     let server = serve(&path, region(), 1);
@@ -394,7 +395,7 @@ fn vectors_come_while_qemu_runs() {
     for count in [1, 2, 300] {
         let new: Vec<_> = (0..count).map(|_| server.take_vector().unwrap()).collect();
         let began = Instant::now();
-        // The last is heard of last. Until then a doorbell that nobody has does nothing.
+        // The last vector is announced last. Until then, its doorbell does nothing.
         let (last, event) = new.last().unwrap();
         while event.drain() == 0 {
             assert!(began.elapsed() < LONG);
@@ -408,14 +409,14 @@ fn vectors_come_while_qemu_runs() {
             assert_eq!(event.drain(), 1, "vector {vector} of {count}");
         }
     }
-    // Given back ones are known to it already.
+    // QEMU already knows vectors that were released.
     let before = server.vectors();
     server.give_vector(7);
     let (again, event) = server.take_vector().unwrap();
     qemu.ring(Server::doorbell_value(again));
     qemu.qtest.flush().unwrap();
     assert_eq!((again, event.drain(), server.vectors()), (7, 1, before));
-    // What it knows goes on without the connection.
+    // Known vectors keep working without the connection.
     server.hang_up();
     qemu.ring(Server::doorbell_value(again));
     qemu.qtest.flush().unwrap();
@@ -440,13 +441,13 @@ fn a_qemu_outlives_the_server() {
 
 const PARENT: &str = "VIRTNIC_TEST_PARENT";
 
-/// Not a test of its own: `a_killed_parent_takes_its_child_along` runs it in another process.
+/// Not a test itself: `a_child_ends_when_its_parent_is_killed` runs it in another process.
 #[test]
-fn parent_to_be_killed() {
+fn parent_that_is_killed() {
     if std::env::var_os(PARENT).is_none() {
         return;
     }
-    // Started from a thread that ends at once, which must not end the child.
+    // Start the child from a thread that ends at once. That must not end the child.
     let qemu = std::thread::spawn(|| start("tcg", &[])).join().unwrap().unwrap();
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(qemu.child.wait(Some(Duration::ZERO)).unwrap(), None);
@@ -456,12 +457,12 @@ fn parent_to_be_killed() {
 }
 
 #[test]
-fn a_killed_parent_takes_its_child_along() {
+fn a_child_ends_when_its_parent_is_killed() {
     if qemu().is_none() {
         return;
     }
     let mut parent = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "parent_to_be_killed", "--nocapture"])
+        .args(["--exact", "parent_that_is_killed", "--nocapture"])
         .env(PARENT, "1")
         .stdout(Stdio::piped())
         .spawn()

@@ -1,5 +1,5 @@
-//! Both ring formats against the in-process devices, and what is theirs alone:
-//! batches in order, sizes that are no power of two, laps of the wrap counter.
+//! Both ring formats with the in-process devices, including in-order batches, sizes that are not a
+//! power of two, and wrap counters.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -49,7 +49,7 @@ proptest! {
     }
 }
 
-/// Several times round the largest ring there is.
+/// Goes round the largest possible ring several times.
 fn largest<R: Ring, D: Device>() {
     let options = RingOptions::new(32_768);
     let region = region();
@@ -79,7 +79,7 @@ fn the_largest_rings() {
 }
 
 #[test]
-fn sizes_that_a_format_cannot_have() {
+fn invalid_ring_sizes_are_refused() {
     let region = region();
     for size in [0, 3, 1000, 32_769] {
         let error = SplitRing::new(&region, &RingOptions::new(size)).unwrap_err();
@@ -110,7 +110,7 @@ fn areas_are_aligned_and_apart() {
     }
 }
 
-/// More chains than a ring has indirect tables: the others go direct.
+/// With more chains than a ring has indirect tables, the others use direct descriptors.
 fn tables_run_out<R: Ring, D: Device>() {
     let options = RingOptions { indirect: true, ..RingOptions::new(512) };
     let region = region();
@@ -142,7 +142,7 @@ fn chains_without_a_free_table_go_direct() {
     tables_run_out::<PackedRing, PackedDevice>();
 }
 
-/// A thousand quiet publishes, more than an index can count, and one question.
+/// Publishes without checking for a kick until the index has wrapped, then checks once.
 fn asks_late<R: Ring, D: Device>(event_idx: bool) {
     let options = RingOptions { event_idx, ..RingOptions::new(128) };
     let region = region();
@@ -163,15 +163,15 @@ fn asks_late<R: Ring, D: Device>(event_idx: bool) {
 }
 
 #[test]
-fn a_kick_is_not_lost_by_asking_late() {
+fn a_kick_is_not_lost_by_a_late_check() {
     for event_idx in [false, true] {
         asks_late::<SplitRing, SplitDevice>(event_idx);
         asks_late::<PackedRing, PackedDevice>(event_idx);
     }
 }
 
-/// A queue between two threads that sleep whenever they may: a kick or an
-/// interrupt that is not asked for, or not given, ends in a timeout.
+/// A queue between two threads that sleep whenever they can. A kick or an interrupt that is not
+/// enabled, or not sent, leads to a timeout.
 fn both_sides_sleep<R: Ring + Send, D: Device>(event_idx: bool, after: u16) {
     const BUFFERS: u32 = 100_000;
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -203,7 +203,7 @@ fn both_sides_sleep<R: Ring + Send, D: Device>(event_idx: bool, after: u16) {
         });
         let (mut sent, mut received, mut sleeps) = (0, 0, 0u32);
         while received < BUFFERS {
-            // Bursts of every size, so that each side finds the other at any point.
+            // Use bursts of every size, so that the sides meet in every state.
             let burst = (sent % 67 + 1).min(BUFFERS - sent) as usize;
             sent += ring.add(true, burst, |i| (sent + i as u32, Iova(1 << 36), 60)) as u32;
             if ring.publish() {

@@ -1,4 +1,4 @@
-//! Packed rings whose device died, or was taken over, and left gaps.
+//! Packed rings with gaps between used descriptors, left by a device that died or was replaced.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -10,11 +10,11 @@ use virtnic::virtio::ring::testing::{Device, PackedDevice, View};
 use virtnic::virtio::ring::{PackedRing, Ring, RingOptions};
 
 const SIZE: u16 = 8;
-/// The flags of a used descriptor, by the wrap counter of its lap (VIRTIO 1.3, 2.8.1).
+/// The flags of a used descriptor, by its wrap counter (VIRTIO 1.3, 2.8.1).
 const USED: [u16; 2] = [0, 0x8080];
 
-/// Goes `start` descriptors into the ring, makes six available, and lets a device use those of
-/// `used` only. Returns where the next device has to go on, and what the driver gets.
+/// Advances the ring by `start` descriptors, makes six available, and lets a device use only those
+/// in `used`. Returns where the next device must continue, and what the driver gets.
 fn after(start: u16, used: &[u16], gap: u32) -> (u16, Vec<(u32, u32)>) {
     let region = region();
     let options = RingOptions::new(SIZE);
@@ -49,14 +49,14 @@ fn after(start: u16, used: &[u16], gap: u32) -> (u16, Vec<(u32, u32)>) {
     (position, got)
 }
 
-/// An index `count` behind the start, with its wrap counter in bit 15.
+/// The index `count` descriptors after the start, with its wrap counter in bit 15.
 fn place(start: u16, count: u16) -> u16 {
     let (at, lap) = ((start + count) % SIZE, (start + count) / SIZE);
     at | if lap % 2 == 0 { 0x8000 } else { 0 }
 }
 
 #[test]
-fn without_gaps_nothing_is_given_up() {
+fn without_gaps_no_descriptor_is_given_up() {
     for start in 0..4 * SIZE {
         assert_eq!(after(start, &[], 0), (place(start, 0), vec![]));
         assert_eq!(after(start, &[0, 1], 0), (place(start, 2), vec![(0, 7), (1, 7)]));
@@ -64,7 +64,7 @@ fn without_gaps_nothing_is_given_up() {
 }
 
 #[test]
-fn what_lies_in_a_gap_is_used_with_the_length_of_gaps() {
+fn descriptors_in_a_gap_are_used_with_the_gap_length() {
     for start in 0..4 * SIZE {
         let (position, got) = after(start, &[0, 3, 4], 0);
         assert_eq!(position, place(start, 5), "from {start}");
@@ -75,7 +75,7 @@ fn what_lies_in_a_gap_is_used_with_the_length_of_gaps() {
     }
 }
 
-/// A ring whose device keeps the order and died; descriptors are counted from where it was.
+/// A ring whose in-order device died. Descriptors are counted from its position.
 struct InOrder {
     ring: PackedRing,
     view: View,
@@ -84,7 +84,7 @@ struct InOrder {
 }
 
 impl InOrder {
-    /// Goes `start` descriptors into the ring and makes six available.
+    /// Advances the ring by `start` descriptors and makes six available.
     fn new(start: u16) -> Self {
         let region = region();
         let options = RingOptions { in_order: true, ..RingOptions::new(SIZE) };
@@ -105,14 +105,14 @@ impl InOrder {
         self.ring.addresses().0.plus(u64::from((self.start + index) % SIZE) * 16)
     }
 
-    /// Writes the length and id of a used descriptor that stands for all up to `last`.
+    /// Writes the length and id of a used descriptor for a batch that ends at `last`.
     fn begin(&self, first: u16, last: u16) {
         let id = self.view.read(self.descriptor(last).plus(12), 2);
         self.view.write(self.descriptor(first).plus(8), &7u32.to_le_bytes());
         self.view.write(self.descriptor(first).plus(12), &id);
     }
 
-    /// The same, and its flags.
+    /// Also writes its flags.
     fn finish(&self, first: u16, last: u16) {
         self.begin(first, last);
         let flags = USED[usize::from(((self.start + first) / SIZE).is_multiple_of(2))];
@@ -124,7 +124,7 @@ impl InOrder {
         ring.pop(max, |token, len| got.push((token, len))).unwrap()
     }
 
-    /// Where the next device goes on.
+    /// Where the next device continues.
     fn position(&mut self) -> u16 {
         self.ring.reoffer(9, |_| None);
         let follower = self.ring.follower();
@@ -134,10 +134,11 @@ impl InOrder {
     }
 }
 
-/// One used descriptor stands for four: whoever goes on behind the first of them would use buffers
-/// that the driver has back, and the driver would wait for ever where no flags are written.
+/// One used descriptor stands for a batch of four. A device that continued after the first of them
+/// would use buffers that were returned to the driver, and the driver would wait for ever for flags
+/// in the batch.
 #[test]
-fn behind_a_batch_of_a_device_that_keeps_the_order() {
+fn a_new_device_continues_after_an_in_order_batch() {
     for start in 0..4 * SIZE {
         for popped in 0..=4 {
             let mut it = InOrder::new(start);
@@ -152,10 +153,10 @@ fn behind_a_batch_of_a_device_that_keeps_the_order() {
     }
 }
 
-/// It had written the id and the length of a batch but not the flags: the first buffer is lost, the
-/// others are the next device's.
+/// The device had written the id and length of a batch, but not its flags. The first buffer is
+/// lost; the next device uses the others.
 #[test]
-fn within_a_batch_of_a_device_that_keeps_the_order() {
+fn a_new_device_continues_within_an_in_order_batch() {
     for start in 0..4 * SIZE {
         let mut it = InOrder::new(start);
         it.finish(0, 1);

@@ -1,5 +1,5 @@
-//! Devices that lie in the rings: every answer is a result or a [`Violation`],
-//! in bounded time, and a poisoned ring does nothing more until it is reset.
+//! Devices that write invalid data to the rings. Every call returns a result or a [`Violation`] in
+//! bounded time, and after a violation a ring does nothing more until it is reset.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -28,8 +28,8 @@ fn with_four<R: Ring, D: Device>(in_order: bool) -> (R, D, Vec<Chain>) {
     (ring, device, chains)
 }
 
-/// The violation, and that the ring has stopped for good, and that a reset
-/// brings it back with exactly the tokens it still had.
+/// Returns the violation. Checks that the ring has stopped, and that a reset returns exactly the
+/// tokens that it still had.
 fn refused<R: Ring>(mut ring: R, taken: usize) -> Violation {
     let mut tokens = HashSet::new();
     let violation = ring.pop(usize::MAX, |token, _| assert!(tokens.insert(token))).unwrap_err();
@@ -92,7 +92,7 @@ fn an_id_out_of_range() {
     id_out_of_range::<PackedRing, PackedDevice>(&[8, 0x8000, 0xffff]);
 }
 
-/// A size that is no power of two has room for more slots than identifiers.
+/// If the size is not a power of two, there are more slots than ids.
 #[test]
 fn an_id_between_the_size_and_the_next_power_of_two() {
     let options = RingOptions::new(5);
@@ -141,7 +141,7 @@ fn not_published<R: Ring, D: Device>() {
     for in_order in [false, true] {
         let (mut ring, mut device, chains) = with_four::<R, D>(in_order);
         ring.add(true, 1, |_| (4, BUFFER.0, BUFFER.1));
-        // Rightly used ones are taken all the same.
+        // Correctly used buffers are still returned.
         device.put(&chains[0], 7);
         device.flush();
         assert_eq!(ring.pop(8, |token, _| assert_eq!(token, 0)), Ok(1));
@@ -158,7 +158,7 @@ fn a_buffer_that_was_added_but_not_published() {
 }
 
 #[test]
-fn the_middle_of_a_chain() {
+fn an_id_in_the_middle_of_a_chain() {
     let options = RingOptions::new(8);
     let region = region();
     let mut ring = SplitRing::new(&region, &options).unwrap();
@@ -202,7 +202,7 @@ fn length_of_readable<R: Ring, D: Device>() {
     assert_eq!(ring.pop(1, |token, len| assert_eq!((token, len), (3, 0))), Ok(1));
 }
 
-/// Historic devices report what they read (section 2.7.8.2): not worth a port.
+/// Some old devices report the length that they read (section 2.7.8.2), so this is not a violation.
 #[test]
 fn the_length_of_a_buffer_that_is_only_read_does_not_matter() {
     length_of_readable::<SplitRing, SplitDevice>();
@@ -212,14 +212,14 @@ fn the_length_of_a_buffer_that_is_only_read_does_not_matter() {
 #[test]
 fn an_in_order_batch_that_ends_outside_itself() {
     let (ring, mut device, chains) = with_four::<SplitRing, SplitDevice>(true);
-    // Two are reported as used, up to the fourth.
+    // Two are reported as used, although the batch ends at the fourth.
     device.put_raw(chains[3].id.into(), 7, 1);
     device.put_raw(chains[3].id.into(), 7, 1);
     device.flush();
     assert_eq!(refused(ring, 1), Violation::OutOfOrder { id: 3, count: 2 });
 }
 
-/// Lies in any fields, between honest work, on any kind of ring.
+/// Writes random fields between correct operations, on every kind of ring.
 fn lies<R: Ring, D: Device>(options: RingOptions, plan: &[(usize, u64, u8)]) {
     let region = region();
     let mut ring = R::new(&region, &options).unwrap();
@@ -245,7 +245,7 @@ fn lies<R: Ring, D: Device>(options: RingOptions, plan: &[(usize, u64, u8)]) {
             device.echo(usize::from(work >> 5));
         }
         let field = fields[field % fields.len()];
-        // Small values go further than random ones: near what is there now.
+        // Values close to the current one find more than random values.
         let value = match value % 4 {
             0 => value,
             1 => device.view().get(field).wrapping_add(value >> 60),
@@ -274,7 +274,7 @@ fn lies<R: Ring, D: Device>(options: RingOptions, plan: &[(usize, u64, u8)]) {
             }
         }
     }
-    // Nothing that went in is lost, whatever the device did.
+    // No token is lost, whatever the device did.
     ring.reset(|token| assert!(out.remove(&token), "{token} was not out"));
     assert!(out.is_empty());
     assert_eq!(ring.free(), usize::from(options.size));

@@ -1,4 +1,4 @@
-//! The split ring against an independent device side: rust-vmm's `virtio-queue`.
+//! The split ring with an independent device side: rust-vmm's `virtio-queue`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -13,7 +13,7 @@ use virtnic::virtio::ring::testing::{Chain, Device, Field, Part, SplitDevice, Vi
 use virtnic::virtio::ring::{RingOptions, SplitRing};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-/// `virtio-queue` behind the interface of our own devices.
+/// Adapts `virtio-queue` to the interface of our own devices.
 struct RustVmm {
     memory: GuestMemoryMmap,
     queue: Queue,
@@ -23,10 +23,10 @@ struct RustVmm {
     size: u16,
     event_idx: bool,
     unflushed: Vec<(u16, u32)>,
-    /// For the run-up only: it is a thousand times faster.
+    /// Used only to advance the indices before a test; a thousand times faster.
     echo: SplitDevice,
     echoed: u16,
-    /// Last: the memory above is only borrowed from it.
+    /// Must be the last field, because the memory above borrows from it.
     _region: Arc<Region>,
 }
 
@@ -39,8 +39,8 @@ impl Device for RustVmm {
         const READ_WRITE: i32 = 3;
         const SHARED: i32 = 1;
         let base = std::ptr::with_exposed_provenance_mut(region.address());
-        // SAFETY: the region is mapped there, readable and writable, and kept
-        // by `_region` for as long as this device.
+        // SAFETY: the region is mapped there, readable and writable, and `_region` keeps it
+        // mapped as long as this device exists.
         let mapping = unsafe { MmapRegion::build_raw(base, region.size(), READ_WRITE, SHARED) };
         let guest = GuestRegionMmap::new(mapping.unwrap(), GuestAddress(region.iova().0)).unwrap();
         let memory = GuestMemoryMmap::from_regions(vec![guest]).unwrap();
@@ -102,7 +102,7 @@ impl Device for RustVmm {
             self.queue.add_used(&self.memory, id, len).unwrap();
         }
         let due = self.queue.needs_notification(&self.memory).unwrap();
-        // `virtio-queue` does not look at VIRTQ_AVAIL_F_NO_INTERRUPT.
+        // `virtio-queue` ignores VIRTQ_AVAIL_F_NO_INTERRUPT.
         due && (self.event_idx || self.view.read(self.avail, 2) == [0, 0])
     }
 
@@ -121,7 +121,7 @@ impl Device for RustVmm {
     fn disable_kicks(&mut self) {
         self.queue.disable_notification(&self.memory).unwrap();
         if self.event_idx {
-            // It leaves the last event where it is; the model wants silence.
+            // `virtio-queue` keeps the last avail_event; the model expects no more kicks.
             let event = self.queue.next_avail().wrapping_add(0x8000);
             let at = self.used.plus(4 + 8 * u64::from(self.size));
             self.view.write(at, &event.to_le_bytes());
@@ -158,7 +158,7 @@ proptest! {
         bits in 3u32..7,
         steps in steps(150),
     ) {
-        // Without the feature, by a device that happens to work in order.
+        // Without IN_ORDER, with a device that uses buffers in order anyway.
         let behaviour = Behaviour { in_order: true, exact: true, start: 0 };
         run::<SplitRing, RustVmm>(RingOptions::new(1 << bits), behaviour, &steps);
     }

@@ -1,4 +1,4 @@
-//! The vhost-user interposer between scripted peers, kind and hostile.
+//! The vhost-user interposer between scripted peers, both correct and hostile.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
@@ -69,7 +69,7 @@ fn messages_and_descriptors_pass_both_ways_as_they_are() {
             });
         }
     }
-    // A message is there a moment before it is counted.
+    // A message is delivered slightly before it is counted.
     let counted = || {
         let stats = trio.interposer.stats();
         (stats.messages_to_backend, stats.messages_to_qemu, stats.links)
@@ -83,7 +83,7 @@ fn messages_and_descriptors_pass_both_ways_as_they_are() {
 }
 
 #[test]
-fn descriptors_may_come_with_any_byte_and_leave_with_the_first() {
+fn descriptors_may_arrive_with_any_byte_and_are_sent_with_the_first() {
     let room = Room::new("bytes");
     let trio = Trio::new(&room, Vec::new());
     let files = files(2);
@@ -97,7 +97,7 @@ fn descriptors_may_come_with_any_byte_and_leave_with_the_first() {
         assert_eq!(passed.payload, [3; 8]);
         assert_eq!(passed.fds.len(), 2, "sent with byte {at}");
     }
-    // Two messages in one write stay two, with the descriptors at the right one.
+    // Two messages in one write stay separate, with the descriptors at the right one.
     let mut two = frame(UNKNOWN, 1, &[]);
     two.extend_from_slice(&message);
     trio.qemu.send_bytes(&frame(UNKNOWN, 1, &[1]), &[]).unwrap();
@@ -145,7 +145,7 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     assert_eq!(backends.drain(), 2);
     assert!(!trio.interposer.kick(0).unwrap().connected());
 
-    // Another queue stops, then this one.
+    // Stop another queue, then this one.
     trio.qemu.send(GET_VRING_BASE, 1, &[0; 8], &[]);
     trio.backend.next();
     assert!(kick.connected());
@@ -154,7 +154,7 @@ fn a_kick_is_one_write_to_the_eventfd_of_qemu() {
     doorbell.ring(1, 0);
     assert_eq!((backends.drain(), kick.connected(), kick.lost()), (0, false, 2));
 
-    // A new one takes the place of the old; a withdrawn one leaves none.
+    // A new eventfd replaces the old one; withdrawing it leaves none.
     let newer = EventFd::new().unwrap();
     let newer_fd = newer.hold().unwrap();
     trio.down(SET_VRING_KICK, 1, &[qemus_fd.as_fd()]);
@@ -183,7 +183,7 @@ fn the_backend_interrupts_us_and_not_qemu() {
     let trio = Trio::new(&room, vec![Some(Arc::clone(&ours)), None]);
     let qemus = EventFd::new().unwrap();
     let qemus_fd = qemus.hold().unwrap();
-    // Also where QEMU withdraws its own, and where it never should have sent two.
+    // Also if QEMU withdraws its own eventfd, or sends two by mistake.
     for (number, fds) in [
         (0, vec![qemus_fd.as_fd()]),
         (NO_FD, vec![]),
@@ -194,7 +194,7 @@ fn the_backend_interrupts_us_and_not_qemu() {
         assert_eq!((passed.number(), passed.fds.len()), (0, 1));
         assert!(same_eventfd(passed.fds[0].as_fd(), &ours));
     }
-    // None was asked for: QEMU's stays.
+    // For a queue without a replacement, QEMU's eventfd is forwarded.
     for queue in [1, 2, 255] {
         let passed = trio.down(SET_VRING_CALL, queue, &[qemus_fd.as_fd()]);
         assert_eq!(passed.number(), queue);
@@ -206,7 +206,7 @@ fn the_backend_interrupts_us_and_not_qemu() {
 }
 
 #[test]
-fn the_driver_says_where_a_new_backend_goes_on() {
+fn the_driver_sets_where_a_new_backend_continues() {
     let room = Room::new("base");
     let trio = Trio::new(&room, Vec::new());
     let state = |index: u32, num: u32| u64::from(num) << 32 | u64::from(index);
@@ -221,7 +221,7 @@ fn the_driver_says_where_a_new_backend_goes_on() {
     assert_eq!(trio.down(SET_VRING_BASE, state(1, 7), &[]).number(), state(1, 7));
 }
 
-/// A driver that counts what it is told.
+/// A driver that counts the calls of its functions.
 #[derive(Default)]
 struct Told {
     stopped: AtomicUsize,
@@ -241,7 +241,7 @@ impl Driver for Told {
 }
 
 #[test]
-fn qemu_finds_nothing_in_a_packed_ring_that_stopped() {
+fn qemu_finds_no_buffers_in_a_stopped_packed_ring() {
     let room = Room::new("where");
     let trio = Trio::new(&room, Vec::new());
     trio.interposer.follow(1, Some(Arc::new(Told { packed: true, ..Told::default() })));
@@ -251,18 +251,18 @@ fn qemu_finds_nothing_in_a_packed_ring_that_stopped() {
         (state(1, 0x8022), state(1, 0x0022)),
         (state(1, 0x8021_0022), state(1, 0x8021_8022)),
         (state(2, 0x8022), state(2, 0x8022)), // a split ring
-        (state(3, 0x8022), state(3, 0x8022)), // nobody's
+        (state(3, 0x8022), state(3, 0x8022)), // a ring without a driver
     ] {
         trio.backend.send(GET_VRING_BASE, 1 | 4, &answer.to_ne_bytes(), &[]);
         assert_eq!(trio.qemu.next().number(), passed);
     }
-    // No state at all.
+    // A reply without a state.
     trio.backend.send(GET_VRING_BASE, 1 | 4, &1u32.to_ne_bytes(), &[]);
     assert_eq!(trio.qemu.next().payload, 1u32.to_ne_bytes());
 }
 
 #[test]
-fn the_driver_is_told_before_qemu_has_the_ring() {
+fn the_driver_is_notified_before_qemu_gets_the_ring() {
     let room = Room::new("told");
     let mut trio = Trio::new(&room, Vec::new());
     let drivers = [0; 2].map(|_| Arc::<Told>::default());
@@ -270,26 +270,26 @@ fn the_driver_is_told_before_qemu_has_the_ring() {
         trio.interposer.follow(queue, Some(driver.clone()));
     }
     let told = || drivers.each_ref().map(|driver| driver.stopped.load(Ordering::SeqCst));
-    // A ring that is stopped: when the backend has, not when it is asked to.
+    // A stopped ring: the driver is notified on the backend's reply, not on the request.
     trio.down(GET_VRING_BASE, 1, &[]);
     assert_eq!(told(), [0, 0]);
     trio.backend.send(GET_VRING_BASE, 1 | 4, &1u64.to_ne_bytes(), &[]);
     trio.qemu.next();
     assert_eq!(told(), [0, 1]);
-    // A ring that nobody has, and a reply to something else.
+    // Rings without a driver, and a reply to another request.
     for (request, ring) in [(GET_VRING_BASE, 2u64), (GET_VRING_BASE, u64::MAX), (UNKNOWN, 0)] {
         trio.backend.send(request, 1 | 4, &ring.to_ne_bytes(), &[]);
         trio.qemu.next();
     }
     assert_eq!(told(), [0, 1]);
-    // A backend that is gone: all of them, before QEMU sees the end.
+    // A lost backend: all drivers are notified before QEMU is disconnected.
     trio.backend = Peer::new(pair());
     assert!(trio.qemu.ended());
     assert_eq!(told(), [1, 2]);
     trio.again(&room);
     trio.down(SET_VRING_BASE, 0, &[]);
     assert_eq!(drivers.each_ref().map(|d| d.starting.load(Ordering::SeqCst)), [1, 0]);
-    // A QEMU that is gone has no ring any more.
+    // A disconnected QEMU has no rings, so no driver is notified.
     trio.qemu = Peer::new(pair());
     assert!(trio.backend.ended());
     assert_eq!(told(), [1, 2]);
@@ -304,12 +304,12 @@ fn in_band_notifications_are_not_offered() {
     trio.backend.send(GET_PROTOCOL_FEATURES, 5, &0xffff_ffffu64.to_ne_bytes(), &[]);
     assert_eq!(trio.qemu.next().number(), 0xffff_bfff);
     assert_eq!(trio.down(SET_PROTOCOL_FEATURES, 0x4001, &[]).number(), 1);
-    // Bit 14 of anything else is its own affair.
+    // Bit 14 of other values is not changed.
     assert_eq!(trio.down(UNKNOWN, 0x4001, &[]).number(), 0x4001);
 }
 
 #[test]
-fn qemu_sees_that_the_backend_went_and_comes_again_when_it_is_back() {
+fn qemu_is_disconnected_with_the_backend_and_reconnects_after_it() {
     let room = Room::new("loss");
     let ours = event();
     let mut trio = Trio::new(&room, vec![Some(Arc::clone(&ours))]);
@@ -319,7 +319,7 @@ fn qemu_sees_that_the_backend_went_and_comes_again_when_it_is_back() {
     let kick = trio.interposer.kick(0).unwrap();
     assert!(kick.connected());
 
-    // The backend dies: first its socket, then its process.
+    // The backend ends: first its listening socket, then its connection.
     let Trio { host, backend, qemu, interposer } = trio;
     drop(host);
     drop(backend);
@@ -327,7 +327,7 @@ fn qemu_sees_that_the_backend_went_and_comes_again_when_it_is_back() {
     until("the loss is told", || !interposer.connected() && !kick.connected());
     assert!(interposer.changed().wait(Some(LONG)).unwrap());
     assert!(interposer.changed().drain() > 0);
-    // QEMU, which would stand still with a backend that is not there, is not let in.
+    // QEMU is not accepted yet, because it would hang without a backend.
     std::thread::sleep(Duration::from_millis(250));
     assert!(std::os::unix::net::UnixStream::connect(room.front()).is_err());
 
@@ -349,10 +349,10 @@ fn pair() -> std::os::unix::net::UnixStream {
 }
 
 #[test]
-fn the_backend_sees_that_qemu_went() {
+fn the_backend_is_disconnected_with_qemu() {
     let room = Room::new("qemu");
     let mut trio = Trio::new(&room, Vec::new());
-    // One QEMU at a time: the socket is not there for a second one, which would hang.
+    // One QEMU at a time: the socket is removed, because a second QEMU would hang.
     assert!(room.files() == ["back"]);
     for round in 1..=3 {
         trio.qemu = Peer::new(pair());
@@ -368,7 +368,7 @@ fn the_backend_sees_that_qemu_went() {
 }
 
 #[test]
-fn a_reply_that_came_before_the_backend_went_is_delivered() {
+fn a_reply_sent_before_the_backend_disconnected_is_delivered() {
     let room = Room::new("last");
     let trio = Trio::new(&room, Vec::new());
     trio.backend.send(UNKNOWN, 5, &[4; 40_000], &[]);
@@ -394,7 +394,7 @@ fn back_pressure_loses_nothing_and_costs_nothing() {
                 qemu.send(UNKNOWN, 1, &payload, &[file.as_fd()]);
             }
         });
-        // Much more than the sockets hold: the sender stands still, and so does our thread.
+        // This is much more than the sockets hold, so the sender blocks and our thread sleeps.
         std::thread::sleep(Duration::from_millis(100));
         let before = busy();
         std::thread::sleep(Duration::from_millis(400));
@@ -411,12 +411,12 @@ fn back_pressure_loses_nothing_and_costs_nothing() {
 }
 
 #[test]
-fn a_qemu_that_went_while_the_backend_does_not_read_is_no_busy_loop() {
+fn a_disconnected_qemu_causes_no_busy_loop_if_the_backend_does_not_read() {
     let room = Room::new("stuck");
     let trio = Trio::new(&room, Vec::new());
     trio.qemu.0.set_nonblocking(true).unwrap();
     let message = frame(UNKNOWN, 1, &[1; 60_000]);
-    // Until the backend's queue, our one message and QEMU's queue are full for a while.
+    // Send until the backend's queue, our one message and QEMU's queue have been full for a while.
     let (mut full, mut sent) = (0, 0);
     while full < 20 {
         match (&trio.qemu.0).write(&message[sent % message.len()..]) {
@@ -454,9 +454,9 @@ fn waiting_costs_nothing() {
     assert!(rest() <= Duration::from_millis(20), "without a backend");
 }
 
-/// Whatever one side says, the other is told the end at worst, and the next pair is served.
+/// Whatever one side sends, the other is at worst disconnected, and the next pair is served.
 #[test]
-fn a_side_that_lies_is_cut_off() {
+fn a_peer_that_breaks_the_protocol_is_disconnected() {
     let room = Room::new("lies");
     let mut trio = Trio::new(&room, vec![Some(event()); 2]);
     let many = files(40);
@@ -499,7 +499,7 @@ fn a_side_that_lies_is_cut_off() {
 }
 
 #[test]
-fn odd_notification_messages_are_passed_on_for_the_backend_to_judge() {
+fn unusual_notification_messages_are_forwarded() {
     let room = Room::new("odd");
     let trio = Trio::new(&room, vec![Some(event())]);
     let kick = trio.interposer.kick(0).unwrap();
@@ -507,7 +507,7 @@ fn odd_notification_messages_are_passed_on_for_the_backend_to_judge() {
     let good_fd = good.hold().unwrap();
     trio.down(SET_VRING_KICK, 0, &[good_fd.as_fd()]);
     assert!(kick.connected());
-    // No descriptor, two, or one that could block us or kill us with SIGPIPE.
+    // No descriptor, two descriptors, or one whose use could block or raise SIGPIPE.
     let (reader, writer) = std::io::pipe().unwrap();
     let (socket, other) = std::os::unix::net::UnixStream::pair().unwrap();
     drop((reader, other));
@@ -525,7 +525,7 @@ fn odd_notification_messages_are_passed_on_for_the_backend_to_judge() {
         assert!(!kick.connected());
         kick.ring();
     }
-    // Payloads of a wrong size name no queue.
+    // Payloads of a wrong size are forwarded, and select no queue.
     trio.down(SET_VRING_KICK, 0, &[good_fd.as_fd()]);
     let looked_into =
         [SET_VRING_BASE, SET_VRING_KICK, SET_VRING_CALL, SET_PROTOCOL_FEATURES, GET_VRING_BASE];
@@ -538,13 +538,13 @@ fn odd_notification_messages_are_passed_on_for_the_backend_to_judge() {
         }
     }
     assert!(kick.connected());
-    // A file that was taken for an eventfd would have grown.
+    // If the file had been used as an eventfd, it would have grown.
     assert_eq!(rustix::fs::fstat(&file[0]).unwrap().st_size, 0);
 }
 
-/// Random bytes, and random messages of the kinds that are looked into.
+/// Sends random bytes, and random messages of the types that the interposer inspects.
 #[test]
-fn noise() {
+fn random_bytes_and_random_messages() {
     let room = Room::new("noise");
     let mut trio = Trio::new(&room, vec![Some(event()), None, Some(event())]);
     let file = files(3);

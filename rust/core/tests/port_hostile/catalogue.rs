@@ -1,8 +1,9 @@
-//! Each field that a device can write, each way to lie in it, and what becomes of the port.
+//! Every field that a device can write, with every kind of invalid value, and the effect on the
+//! port.
 //!
-//! A lie is either none of the driver's business (the field is not its to read, or says
-//! nothing that could be wrong) or breaks the port with words that name the rule. In both
-//! cases every buffer is back after the port has stopped.
+//! An invalid value either has no effect (the driver does not read the field, or every value is
+//! valid), or breaks the port with an error that names the rule. In both cases all buffers are
+//! returned when the port has stopped.
 
 use super::device::{Format, HEADER, Kind, Rig, SIZE, areas, pool};
 use virtnic::Error;
@@ -12,32 +13,32 @@ use virtnic::virtio::ring::testing::{Chain, PackedDevice, SplitDevice, Width};
 const POSTED: u32 = 2048 + HEADER as u32;
 const FRAME: u32 = 60;
 
-/// What a lie does.
+/// The effect of an invalid value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
-    /// Nothing: traffic goes on.
+    /// None: traffic continues.
     None,
-    /// The port is broken, and says this.
+    /// The port breaks, with an error that contains this.
     Breaks(&'static str),
 }
 
 use Effect::{Breaks, None as Nothing};
 
-/// One way to lie. `Used` is an entry for the oldest buffer of which id and length are
-/// changed; the others set a field or an area as it is.
+/// One way to write invalid values. `Used` writes an entry for the oldest buffer with changed id
+/// and length; the others set a field or an area directly.
 #[derive(Clone, Copy, Debug)]
 enum Lie {
-    /// All fields of this name get the value.
+    /// Sets all fields of this name.
     Field(&'static str, u64),
-    /// `used.idx` is moved by so much.
+    /// Adds this to `used.idx`.
     Index(u16),
-    /// Of the three areas this one gets this byte everywhere, up to so many bytes from an offset.
+    /// Fills one of the three areas with a byte, from an offset up to a number of bytes.
     Area(usize, usize, usize, u8),
-    /// Id and length of a used entry, from what would be right.
+    /// Computes id and length of a used entry from the correct ones.
     Used(fn(u32) -> u32, fn(u32) -> u32),
-    /// An entry twice.
+    /// Writes an entry twice.
     Twice,
-    /// The next used descriptor's flags are those of a used one of this lap, but for these bits.
+    /// Sets the flags of the next used descriptor to the correct ones, with these bits flipped.
     Flags(u16),
 }
 
@@ -46,21 +47,21 @@ const USED: u16 = 1 << 15;
 
 const SAME: fn(u32) -> u32 = |value| value;
 
-/// What is true of both directions of a split ring.
+/// Both directions of a split ring.
 const SPLIT: &[(Lie, Effect)] = &[
-    // used.flags and avail_event: only ever a kick more or less.
+    // used.flags and avail_event: at most one kick more or less.
     (Lie::Field("used.flags", 0), Nothing),
     (Lie::Field("used.flags", 1), Nothing),
     (Lie::Field("used.flags", 0xffff), Nothing),
     (Lie::Field("used.avail_event", 0), Nothing),
     (Lie::Field("used.avail_event", 0x7fff), Nothing),
     (Lie::Field("used.avail_event", 0xffff), Nothing),
-    // used.idx: past what the device has, or backwards.
+    // used.idx: beyond the available buffers, or backwards.
     (Lie::Index(SIZE + 1), Breaks("used.idx went from")),
     (Lie::Index(0x8000), Breaks("used.idx went from")),
     (Lie::Index(0xffff), Breaks("used.idx went from")),
     (Lie::Index(0), Nothing),
-    // used.ring: entries behind used.idx are not looked at.
+    // used.ring: entries beyond used.idx are not read.
     (Lie::Field("used.ring.id", 0xffff_ffff), Nothing),
     (Lie::Field("used.ring.len", 0xffff_ffff), Nothing),
     (Lie::Used(|_| SIZE as u32, SAME), Breaks("out of range")),
@@ -79,7 +80,7 @@ const SPLIT: &[(Lie, Effect)] = &[
 ];
 
 const PACKED: &[(Lie, Effect)] = &[
-    // Device event suppression: only ever a kick more or less. Driver's: we never read it.
+    // Device event suppression: at most one kick more or less. Driver event suppression: not read.
     (Lie::Field("device_event.desc", 0xffff), Nothing),
     (Lie::Field("device_event.desc", 0x7fff), Nothing),
     (Lie::Field("device_event.flags", 0), Nothing),
@@ -88,12 +89,12 @@ const PACKED: &[(Lie, Effect)] = &[
     (Lie::Field("device_event.flags", 3), Nothing),
     (Lie::Field("device_event.flags", 0xffff), Nothing),
     (Lie::Area(1, 0, 4, 0xff), Nothing),
-    // A descriptor that is not used: its address, length and id say nothing.
+    // A descriptor that is not used: its address, length and id have no meaning.
     (Lie::Field("desc.addr", u64::MAX), Nothing),
     (Lie::Field("desc.addr", 0), Nothing),
     (Lie::Field("desc.len", 0xffff_ffff), Nothing),
     (Lie::Field("desc.id", 0xffff), Nothing),
-    // Flags that are not AVAIL = USED = wrap counter: not used.
+    // A descriptor is only used if AVAIL = USED = wrap counter.
     (Lie::Flags(AVAIL), Nothing),
     (Lie::Flags(USED), Nothing),
     (Lie::Flags(AVAIL | USED), Nothing),
@@ -106,7 +107,7 @@ const PACKED: &[(Lie, Effect)] = &[
     (Lie::Twice, Breaks("not a buffer that is with the device")),
 ];
 
-/// Only where the device writes into buffers.
+/// Receive rings, where the device writes into buffers.
 const RECEIVE: &[(Lie, Effect)] = &[
     (Lie::Used(SAME, |_| POSTED), Nothing),
     (Lie::Used(SAME, |_| POSTED + 1), Breaks("takes only 2060")),
@@ -117,7 +118,7 @@ const RECEIVE: &[(Lie, Effect)] = &[
     (Lie::Used(SAME, |_| 12), Nothing),
 ];
 
-/// Where it only reads, some devices report what they read (section 2.7.8.2).
+/// Transmit rings, where some devices report the length that they read (section 2.7.8.2).
 const TRANSMIT: &[(Lie, Effect)] =
     &[(Lie::Used(SAME, |_| 1), Nothing), (Lie::Used(SAME, |_| u32::MAX), Nothing)];
 
@@ -127,12 +128,12 @@ struct Case<D> {
     receive: bool,
     /// Buffers used before.
     used: usize,
-    /// What the device has, oldest first.
+    /// Chains that the device holds, oldest first.
     held: std::collections::VecDeque<Chain>,
 }
 
 impl<D: Format> Case<D> {
-    /// A port whose rings have been round `used` buffers, with all that it posts at the device.
+    /// A port whose rings have processed `used` buffers; the device holds everything available.
     fn new(kind: Kind, receive: bool, used: usize) -> Self {
         let pool = pool();
         let (burst, rig) = (Burst::new(pool.clone()), Rig::new(&pool, kind));
@@ -142,7 +143,7 @@ impl<D: Format> Case<D> {
             case.honest();
             case.act().unwrap();
         }
-        // Nothing of what is to come may depend on what is in the ring then.
+        // The test must not depend on the previous contents of the ring.
         case.offer();
         case
     }
@@ -151,7 +152,7 @@ impl<D: Format> Case<D> {
         if self.receive { &mut self.rig.rx } else { &mut self.rig.tx }
     }
 
-    /// Gives the device something, and has it take all there is.
+    /// Sends, and lets the device take everything available.
     fn offer(&mut self) {
         if !self.receive {
             while self.held.len() < 8 {
@@ -165,11 +166,11 @@ impl<D: Format> Case<D> {
         self.held.extend(taken);
     }
 
-    /// Uses the oldest buffer as a device should.
+    /// Uses the oldest buffer correctly.
     fn honest(&mut self) {
         let chain = self.held.pop_front().unwrap();
         let written = if self.receive {
-            // A header that says one buffer.
+            // A header with num_buffers = 1.
             let header = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
             self.device().view().write(chain.parts[0].iova, &header);
             HEADER as u32 + FRAME
@@ -180,7 +181,7 @@ impl<D: Format> Case<D> {
         self.device().flush();
     }
 
-    /// What a program does next; the frames it got.
+    /// Receives and sends like a program. Returns the frames received.
     fn act(&mut self) -> virtnic::Result<usize> {
         if self.receive {
             let got = self.rig.port.recv(64, &mut self.burst);
@@ -234,12 +235,12 @@ impl<D: Format> Case<D> {
         }
     }
 
-    /// What AVAIL and USED are in a descriptor that is used in this lap.
+    /// AVAIL and USED of a used descriptor in this lap.
     fn used_flags(&self) -> u16 {
         if (self.used / usize::from(SIZE)).is_multiple_of(2) { AVAIL | USED } else { 0 }
     }
 
-    /// Sets the flags of the packed descriptor that is to be used next.
+    /// Sets the flags of the next packed descriptor to be used.
     fn set_flags(&mut self, flags: u16) {
         let next = (self.used % usize::from(SIZE)) as u16;
         let fields = self.device().fields();
@@ -248,7 +249,7 @@ impl<D: Format> Case<D> {
     }
 }
 
-/// Tells one lie and looks at what becomes of the port.
+/// Writes one invalid value and checks the effect on the port.
 fn check<D: Format>(kind: Kind, receive: bool, used: usize, lie: Lie, effect: Effect) {
     let what = format!("{lie:?}, receive {receive}, after {used}, {kind:?}, {}", D::PACKED);
     let mut case = Case::<D>::new(kind, receive, used);
@@ -259,7 +260,7 @@ fn check<D: Format>(kind: Kind, receive: bool, used: usize, lie: Lie, effect: Ef
             result.unwrap_or_else(|error| panic!("{what}: {error}"));
             case.honest();
             case.act().unwrap_or_else(|error| panic!("{what}: {error}"));
-            // Kicks and interrupts are asked about without harm.
+            // Checking for kicks and interrupts is still safe.
             for _ in 0..4 {
                 let _ = case.rig.port.send(&mut &[[0u8; 60]][..]).unwrap();
             }
@@ -268,7 +269,7 @@ fn check<D: Format>(kind: Kind, receive: bool, used: usize, lie: Lie, effect: Ef
             let error = result.expect_err(&what);
             assert!(matches!(error, Error::Device(_)), "{what}: {error:?}");
             assert!(error.to_string().contains(words), "{what}: {error}");
-            // For good, in both directions, with the reason.
+            // The port stays broken in both directions, with the reason.
             for again in [
                 case.rig.port.recv(64, &mut case.burst).map(drop),
                 case.rig.port.send(&mut &[[0u8; 60]][..]).map(drop),
@@ -284,7 +285,7 @@ fn check<D: Format>(kind: Kind, receive: bool, used: usize, lie: Lie, effect: Ef
     case.rig.finish();
 }
 
-/// At the start, within the second lap, and where a lap ends.
+/// Positions at the start, within the second lap, and at the end of a lap.
 const LAPS: [usize; 4] = [0, 5, SIZE as usize - 1, SIZE as usize + 7];
 
 fn catalogue<D: Format>(both: &[(Lie, Effect)]) {
@@ -309,10 +310,10 @@ fn every_field_of_a_packed_ring() {
     catalogue::<PackedDevice>(PACKED);
 }
 
-/// A packed device may use any descriptor at any time: flags that say so are believed, for the
-/// id and length that stand there, which are those of a buffer that it has.
+/// A packed device may use any descriptor at any time. If only the flags are changed, the driver
+/// accepts the descriptor, since its id and length are those of a buffer that the device holds.
 #[test]
-fn a_packed_descriptor_of_which_only_the_flags_change() {
+fn a_packed_descriptor_with_only_its_flags_changed() {
     for used in LAPS {
         let mut case = Case::<PackedDevice>::new(Kind::ALL[0], true, used);
         case.set_flags(case.used_flags());
@@ -321,8 +322,8 @@ fn a_packed_descriptor_of_which_only_the_flags_change() {
     }
 }
 
-/// The header of a received frame (section 5.1.6): only `num_buffers` is read, and only where
-/// buffers are merged. Hash and offload fields are not negotiated, so they mean nothing.
+/// The header of a received frame (section 5.1.6): only `num_buffers` is read, and only with
+/// MRG_RXBUF. Hash and offload features are not negotiated, so their fields have no meaning.
 fn header<D: Format>() {
     let fields = [
         ("flags", 0, 1),
@@ -377,7 +378,7 @@ fn every_field_of_the_packet_header() {
     header::<PackedDevice>();
 }
 
-/// The header of a sent frame is the driver's at each send, whatever was in the buffer.
+/// The driver writes the whole header of each frame it sends, whatever the buffer contained.
 fn sent_header<D: Format>() {
     let pool = pool();
     let mut rig = Rig::<D>::new(&pool, Kind::ALL[1]);
@@ -388,7 +389,7 @@ fn sent_header<D: Format>() {
         assert!(!part.writable && part.len == FRAME + HEADER as u32);
         let bytes = rig.tx.view().read(part.iova, HEADER + 1);
         assert_eq!((&bytes[..HEADER], bytes[HEADER]), (&[0; HEADER][..], round as u8));
-        // The device must only read it, and does not keep to that.
+        // The device writes to a buffer that it must only read.
         rig.tx.view().write(part.iova, &[0xff; HEADER + 60]);
         rig.tx.put(&chain, 0);
         rig.tx.flush();

@@ -1,4 +1,4 @@
-//! A device that exists only as its rings: a port on a transport that agrees to everything.
+//! A port with fake registers that accept everything, and the device side of its rings.
 
 use std::sync::{Arc, Mutex};
 use virtnic::Result;
@@ -13,7 +13,7 @@ use virtnic::virtio::{Features, Status};
 pub const SIZE: u16 = 64;
 pub const HEADER: usize = 12;
 
-/// Which rings, and whether frames may be spread over buffers.
+/// The kind of rings, and whether a frame may span several buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
     pub event_idx: bool,
@@ -30,7 +30,7 @@ impl Kind {
     ];
 }
 
-/// The two formats, each with its device.
+/// A ring format with its device.
 pub trait Format: Device + Send {
     const PACKED: bool;
 }
@@ -43,7 +43,7 @@ impl Format for virtnic::virtio::ring::testing::PackedDevice {
     const PACKED: bool = true;
 }
 
-/// Registers that believe what they are told.
+/// Registers that accept every value.
 struct Registers {
     features: Features,
     status: Mutex<Status>,
@@ -112,13 +112,13 @@ pub fn pool() -> Arc<Pool> {
     Region::new(&options).unwrap().pool()
 }
 
-/// A started port and the device's side of its queues: receive, transmit.
+/// A started port, and the device side of its receive and transmit queues.
 pub struct Rig<D> {
     pub port: Port,
     pub pool: Arc<Pool>,
     pub rx: D,
     pub tx: D,
-    /// Where each queue's memory lies.
+    /// The addresses of each queue's areas.
     pub queues: [QueueAddresses; 2],
 }
 
@@ -127,7 +127,7 @@ impl<D: Format> Rig<D> {
         Self::with(pool, kind, Features::NONE)
     }
 
-    /// With further features, such as offloads.
+    /// Creates a port with additional features, such as offloads.
     pub fn with(pool: &Arc<Pool>, kind: Kind, more: Features) -> Self {
         let mut offered = Features::VERSION_1 | more;
         for (wanted, feature) in [
@@ -146,7 +146,7 @@ impl<D: Format> Rig<D> {
             queues: Mutex::default(),
         });
         let mut options = PortOptions::default();
-        // All of them: some are taken only by who asks.
+        // Request all features: some are only negotiated on request.
         options.preferences.insist = offered;
         let port = Port::start(registers.clone(), pool.clone(), options).unwrap();
         let queue = |index: u16| {
@@ -165,7 +165,7 @@ impl<D: Format> Rig<D> {
         Self { port, pool: pool.clone(), rx, tx, queues }
     }
 
-    /// Stops the port: every buffer is back.
+    /// Stops the port, and checks that all buffers are returned.
     pub fn finish(self) {
         self.port.stop();
         drop(self.port);
@@ -178,7 +178,7 @@ pub fn accounted(pool: &Pool) {
     assert_eq!(pool.jumbo_free(), pool.jumbo_count(), "jumbo buffers are missing");
 }
 
-/// The areas of a queue that the driver writes and those that the device does, in bytes.
+/// The sizes in bytes of the areas that the driver and the device write.
 pub fn areas(packed: bool, at: &QueueAddresses) -> [(Iova, usize); 3] {
     let size = usize::from(at.size);
     let descriptors = (at.descriptors, 16 * size);
@@ -189,7 +189,7 @@ pub fn areas(packed: bool, at: &QueueAddresses) -> [(Iova, usize); 3] {
     }
 }
 
-/// Numbers that look random and come again with the same seed.
+/// Pseudo-random numbers; the same seed gives the same numbers.
 #[derive(Debug)]
 pub struct Random(pub u64);
 

@@ -1,5 +1,5 @@
-//! Memory that changes while it is read: a second thread writes at random over the rings and
-//! the headers while bursts are received and sent, and while the engine's loops run.
+//! Memory that changes while it is read: a second thread overwrites random parts of the rings and
+//! headers while bursts are received and sent, and while the engine's loops run.
 
 use super::device::{Format, HEADER, Kind, Random, Rig, accounted, areas, pool};
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use virtnic::net::{Burst, Port};
 use virtnic::virtio::ring::testing::{PackedDevice, SplitDevice, View};
 use virtnic::{Error, Result};
 
-/// How long one port is tormented at most; most break sooner.
+/// How long one port is tested at most; most break sooner.
 pub(super) const ROUND: Duration = Duration::from_millis(30);
 
-/// What is written to.
+/// The parts of memory that are overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Aim {
     /// All areas of both queues.
     Everything,
-    /// What the device reports: the used ring, or the descriptors.
+    /// The areas that the device writes: the used ring, or the descriptors.
     Reports,
-    /// What nobody may be harmed by: event suppression, and what only the driver writes.
+    /// Areas whose contents may have no effect: event suppression, and areas of the driver.
     Hints,
 }
 
@@ -35,7 +35,7 @@ pub(super) fn targets<D: Format>(rig: &Rig<D>, aim: Aim) -> Vec<(Iova, usize)> {
         Aim::Hints if D::PACKED => {
             queues.flat_map(|[_, driver, device]| [driver, device]).collect()
         }
-        // avail.flags; used_event behind the ring; used.flags; avail_event behind the ring.
+        // avail.flags; used_event after the ring; used.flags; avail_event after the ring.
         Aim::Hints => rig
             .queues
             .iter()
@@ -52,7 +52,7 @@ pub(super) fn targets<D: Format>(rig: &Rig<D>, aim: Aim) -> Vec<(Iova, usize)> {
     }
 }
 
-/// Writes until it is told to stop: at random, and small changes of what is there.
+/// Writes random values, and small changes of the current ones, until it is stopped.
 pub(super) fn scribble(
     view: &View,
     targets: &[(Iova, usize)],
@@ -86,8 +86,8 @@ pub(super) fn scribble(
     }
 }
 
-/// The device's side, which goes on whatever it reads: headers say one buffer, or, one of
-/// `honest` times, a lie.
+/// The device side, which continues whatever it reads. Headers have num_buffers = 1, but about one
+/// in `honest` has a random value.
 pub(super) fn serve<D: Format>(
     rx: &mut D,
     tx: &mut D,
@@ -109,7 +109,7 @@ pub(super) fn serve<D: Format>(
     }
 }
 
-/// The same for a device that is honest, in rings of which only hints change.
+/// The device side for a correct device, with rings in which only hints change.
 pub(super) fn serve_honestly<D: Format>(rx: &mut D, tx: &mut D, stop: &AtomicBool) {
     let header = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
     while !stop.load(Ordering::Relaxed) {
@@ -125,7 +125,7 @@ pub(super) fn serve_honestly<D: Format>(rx: &mut D, tx: &mut D, stop: &AtomicBoo
     }
 }
 
-/// What a program does with a port.
+/// What the program does with the port.
 type Work = fn(&Port, Instant) -> Result<u64>;
 
 pub(super) fn by_bursts(port: &Port, until: Instant) -> Result<u64> {
@@ -168,7 +168,7 @@ const WORKS: [(&str, Work); 5] = [
     ("exchange", |port, until| by_loop(until, |c| engine::exchange(port, &load(), c))),
 ];
 
-/// Ends the other threads, also when a check fails.
+/// Stops the other threads when dropped, also if a check fails.
 pub(super) struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -177,7 +177,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// One port under attack: packets and whether it broke.
+/// Tests one port. Returns the number of packets, and whether the port broke.
 fn torment<D: Format>(
     pool: &Arc<Pool>,
     kind: Kind,
@@ -200,7 +200,7 @@ fn torment<D: Format>(
         let over = Over(&stop);
         let began = Instant::now();
         let result = work(&port, began + ROUND);
-        // A peer that lies does not stop because we do; an honest device does.
+        // A hostile peer does not stop when we do; a correct device does.
         let over = if aim == Aim::Hints {
             drop(over);
             device.join().unwrap();
@@ -246,7 +246,7 @@ fn rounds<D: Format>(aim: Aim, rounds: u64) {
     }
 }
 
-/// `VIRTNIC_ROUNDS=1000 cargo test …` goes on for longer.
+/// The number of rounds; for a longer test: `VIRTNIC_ROUNDS=1000 cargo test …`.
 pub(super) fn wanted() -> u64 {
     std::env::var("VIRTNIC_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(8)
 }
@@ -272,7 +272,7 @@ fn reports_change_under_a_packed_ring() {
 }
 
 #[test]
-fn hints_that_change_harm_nobody() {
+fn changing_hints_have_no_effect() {
     rounds::<SplitDevice>(Aim::Hints, wanted());
     rounds::<PackedDevice>(Aim::Hints, wanted());
 }

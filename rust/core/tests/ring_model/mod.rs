@@ -1,8 +1,7 @@
-//! What a virtqueue must do, step by step, beside a real ring and a real device.
+//! A model of a virtqueue that runs in step with a real ring and a real device.
 //!
-//! The model knows which tokens are where (added, available, held by the
-//! device, used), which kicks and interrupts are due, and how many descriptors
-//! are free. Every step is checked against it.
+//! The model tracks the state of each token (added, available, held by the device, used), which
+//! kicks and interrupts are due, and how many descriptors are free. Every step is compared with it.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -13,7 +12,7 @@ use virtnic::memory::{Iova, PageRequest, PageSize, Placement, Region, RegionOpti
 use virtnic::virtio::ring::testing::{Chain, Device, Part};
 use virtnic::virtio::ring::{Ring, RingOptions};
 
-/// A region for one test at a time; rings give their part back.
+/// A region that tests use one at a time; rings free their part of it.
 pub fn region() -> Arc<Region> {
     static REGION: OnceLock<Arc<Region>> = OnceLock::new();
     let make = || {
@@ -32,41 +31,41 @@ pub fn region() -> Arc<Region> {
     Arc::clone(REGION.get_or_init(make))
 }
 
-/// One step. Counts are taken modulo what makes sense at that point.
+/// One step. Counts are reduced modulo what is possible at that point.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// Buffers of one descriptor.
+    /// Adds buffers of one descriptor.
     Add { count: usize, writable: bool, len: u32 },
-    /// One chain, its parts' lengths.
+    /// Adds one chain, with the lengths of its parts.
     Chain { readable: Vec<u32>, writable: Vec<u32> },
-    /// `quiet` leaves the kick for the next publish that is not.
+    /// Publishes. `quiet` leaves the kick to the next publish without `quiet`.
     Publish { quiet: bool },
-    /// The device takes up to so many.
+    /// The device takes up to this many chains.
     Take(usize),
-    /// The device uses up to so many of those it took, out of order by `pick`.
+    /// The device uses up to this many of the chains it took, in the order given by `pick`.
     Use { count: usize, pick: Vec<usize>, fill: u32, batch: bool, flush: bool },
-    /// The driver takes up to so many.
+    /// The driver pops up to this many chains.
     Pop(usize),
-    /// The driver asks for interrupts.
+    /// The driver enables interrupts.
     Interrupts(Preference),
-    /// The device asks for kicks.
+    /// The device enables kicks.
     Kicks(bool),
     /// The queue is reset.
     Reset,
 }
 
-/// What the driver asks for.
+/// The interrupts that the driver enables.
 #[derive(Clone, Copy, Debug)]
 pub enum Preference {
     /// None.
     Off,
     /// The next.
     Next,
-    /// After so many more.
+    /// After this many more chains.
     After(u16),
 }
 
-/// Steps at random, weighted so that rings fill and empty.
+/// Random steps, weighted so that rings become full and empty.
 pub fn steps(max: usize) -> impl Strategy<Value = Vec<Step>> {
     let len = 1u32..4096;
     let lens = |max| prop::collection::vec(1u32..4096, 0..max);
@@ -101,15 +100,15 @@ pub fn steps(max: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..max)
 }
 
-/// How the device behaves.
+/// The behaviour of the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Behaviour {
     /// Uses chains in the order it took them.
     pub in_order: bool,
-    /// Whether interrupts by chains can be predicted to the chain: a packed
-    /// ring counts descriptors instead.
+    /// Whether the model can predict interrupts exactly. A packed ring counts descriptors instead of
+    /// chains, so it cannot there.
     pub exact: bool,
-    /// Chains to send through before the steps begin, to get near a wrap.
+    /// Chains to process before the steps begin, to get close to a wrap.
     pub start: usize,
 }
 
@@ -124,14 +123,14 @@ struct Sent {
 enum Asked {
     Never,
     Always,
-    /// When the numbered chain is used; maybe from `from` on.
+    /// When the chain with this number is used, or possibly from `from` on.
     At {
         from: usize,
         chain: usize,
     },
 }
 
-/// A ring, a device, and what is true of them.
+/// A ring, its device, and the model of their state.
 struct Model<R, D> {
     options: RingOptions,
     behaviour: Behaviour,
@@ -145,7 +144,7 @@ struct Model<R, D> {
     unflushed: VecDeque<(u32, u32, usize)>,
     used: VecDeque<(u32, u32, usize)>,
     free: usize,
-    /// Chains published, asked about, taken, visibly used, popped, since the reset.
+    /// Chains since the reset: published, checked for a kick, taken, visibly used, popped.
     published: usize,
     asked: usize,
     taken: usize,
@@ -153,8 +152,8 @@ struct Model<R, D> {
     popped: usize,
     kicks: Asked,
     interrupts: Asked,
-    /// Descriptors published since the device asked and since the driver looked,
-    /// and used since the driver asked.
+    /// Descriptors published since the device enabled kicks and since the driver checked for one, and
+    /// used since the driver enabled interrupts.
     since_kicks: usize,
     since_asked: usize,
     since_interrupts: usize,
@@ -268,7 +267,7 @@ impl<R: Ring, D: Device> Model<R, D> {
         };
         let kick = self.ring.publish();
         assert!(kick || !due, "a kick is lost");
-        // A position in a packed ring comes again every other lap.
+        // A position in a packed ring repeats every second lap.
         let unclear = !self.behaviour.exact
             && self.since_kicks.max(self.since_asked) > usize::from(self.options.size);
         self.since_asked = 0;
@@ -336,7 +335,7 @@ impl<R: Ring, D: Device> Model<R, D> {
                 assert!(interrupted || !must, "lost: {chain} of {old}..{new}");
                 assert!(!interrupted || may, "too early: {from}..{chain} of {old}..{new}");
                 if interrupted && !self.behaviour.exact {
-                    // It came, if before its time because of longer chains.
+                    // The interrupt was sent, possibly early because of longer chains.
                     self.interrupts = Asked::At { from, chain: usize::MAX };
                 }
             }
@@ -378,7 +377,7 @@ impl<R: Ring, D: Device> Model<R, D> {
         assert!(already || waiting < n, "{waiting} used, {n} wanted, and it says to wait");
         assert!(!already || waiting > 0, "nothing is used, and it says not to wait");
         self.since_interrupts = 0;
-        // Chains of several descriptors: a packed ring may be past it already, and said so.
+        // With chains of several descriptors, a packed ring may have passed the event already.
         let past = already && !self.behaviour.exact && n > 1;
         let chain = if past { usize::MAX } else { self.popped + n - 1 };
         let from = if self.behaviour.exact { chain } else { self.popped };
@@ -440,7 +439,7 @@ impl<R: Ring, D: Device> Model<R, D> {
         self.check();
     }
 
-    /// Everything comes back, and the ring is as empty as at first.
+    /// Checks that all tokens are returned and the ring is as empty as at the start.
     fn drain(&mut self) {
         self.publish(false);
         self.take(usize::MAX);

@@ -1,5 +1,5 @@
-//! Descriptors of every kind, at every request, from both sides: passed on as they are, for
-//! the other side to judge; none is kept, followed, waited for or changed.
+//! Descriptors of every kind, with every request, from both sides. They are forwarded unchanged;
+//! the interposer does not keep, use, wait for or modify them.
 
 use super::peers::{LONG, Peer, Room, Trio, frame, inode, open_descriptors, until};
 use super::{SET_MEM_TABLE, SET_VRING_CALL, SET_VRING_KICK, UNKNOWN, event};
@@ -12,10 +12,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 use virtnic::notify::EventFd;
 
-/// Requests that there are (1 to 44), and some that there are not.
+/// Existing requests (1 to 44), and some that do not exist.
 const REQUESTS: std::ops::Range<u32> = 0..48;
 
-/// One of each, by name.
+/// One descriptor of each kind, by name.
 fn kinds() -> Vec<(&'static str, OwnedFd)> {
     let path = |name: &str, flags| open(name, flags | OFlags::CLOEXEC, Mode::empty()).unwrap();
     let full = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
@@ -39,13 +39,13 @@ fn kinds() -> Vec<(&'static str, OwnedFd)> {
     ]
 }
 
-/// What comes in place of what was sent: a kick that cannot be kept.
+/// Whether a descriptor is not forwarded: a kick that is not a descriptor of an eventfd itself.
 fn lost(request: u32, name: &str) -> bool {
     request == SET_VRING_KICK && name == "a reference to an eventfd"
 }
 
 #[test]
-fn descriptors_of_every_kind_pass_with_every_request() {
+fn descriptors_of_every_kind_are_forwarded_with_every_request() {
     let room = Room::new("kinds");
     let trio = Trio::new(&room, Vec::new());
     let kinds = kinds();
@@ -70,7 +70,7 @@ fn descriptors_of_every_kind_pass_with_every_request() {
                     assert_eq!(came.payload, [0; 8]);
                     if request == SET_VRING_KICK && to.is(&trio.backend) {
                         assert_eq!(kick.connected(), count == 1 && learnt(name), "{name}");
-                        // Nobody is held by what somebody else gave us.
+                        // Descriptors from one side never block the other.
                         let began = Instant::now();
                         (0..4).for_each(|_| kick.ring());
                         assert!(began.elapsed() < LONG / 10, "{name}");
@@ -79,15 +79,15 @@ fn descriptors_of_every_kind_pass_with_every_request() {
             }
         }
     }
-    // None is kept but the last kick, which was none to keep.
+    // No descriptor is kept.
     until("all are closed", || open_descriptors() == before);
     assert_eq!(trio.down(UNKNOWN, 7, &[]).number(), 7);
 }
 
-/// A memory table of QEMU's is the backend's to judge: regions without a descriptor,
-/// descriptors without a region, a file that is shorter than said.
+/// The backend checks QEMU's memory tables: regions without a descriptor, descriptors without a
+/// region, a file that is shorter than its region.
 #[test]
-fn memory_tables_of_wrong_sizes_pass() {
+fn malformed_memory_tables_are_forwarded() {
     let room = Room::new("table");
     let trio = Trio::new(&room, Vec::new());
     let short = memfd_create("short", MemfdFlags::CLOEXEC).unwrap();
@@ -116,9 +116,9 @@ fn memory_tables_of_wrong_sizes_pass() {
     until("all are closed", || open_descriptors() == before);
 }
 
-/// In the middle of every request, with every kind of descriptor on the way.
+/// Disconnects in the middle of every request, with every kind of descriptor in transit.
 #[test]
-fn a_side_that_goes_in_the_middle_leaves_no_descriptor() {
+fn disconnecting_within_a_message_leaks_no_descriptor() {
     let room = Room::new("middle");
     let mut trio = Trio::new(&room, vec![Some(event())]);
     let kinds = kinds();
@@ -143,7 +143,7 @@ fn a_side_that_goes_in_the_middle_leaves_no_descriptor() {
     }
 }
 
-/// A call that QEMU withdraws, or gives as something else, is replaced by ours.
+/// A call descriptor that QEMU withdraws, or sends as another kind, is replaced by ours.
 #[test]
 fn calls_of_every_kind_are_replaced() {
     let room = Room::new("calls");

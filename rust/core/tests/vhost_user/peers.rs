@@ -1,4 +1,4 @@
-//! Scripted ends of a vhost-user connection, and the room in which they meet.
+//! Scripted peers of a vhost-user connection, and a directory for their sockets.
 
 use rustix::fs::fstat;
 use rustix::net::{
@@ -18,10 +18,10 @@ use virtnic::vhost_user::{Backend, Interposer, Retry, Terms};
 pub const LONG: Duration = Duration::from_secs(10);
 pub const FEATURES: u64 = 1 << 30 | 1 << 34;
 
-/// One test at a time: they count this process's descriptors.
+/// Serialises the tests, because they count this process's descriptors.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A directory of its own, and the promise that no descriptor is left behind.
+/// A temporary directory. When dropped, checks that no descriptor was leaked.
 pub struct Room {
     path: PathBuf,
     open: usize,
@@ -98,7 +98,7 @@ impl Message {
     pub fn number(&self) -> u64 {
         u64::from_ne_bytes(self.payload.as_slice().try_into().unwrap())
     }
-    /// Which file each descriptor is; eventfds all share one inode, so see [`same_eventfd`].
+    /// The inode of each descriptor. All eventfds share one inode, see [`same_eventfd`].
     pub fn inodes(&self) -> Vec<u64> {
         self.fds.iter().map(inode).collect()
     }
@@ -108,7 +108,7 @@ pub fn inode(fd: impl AsFd) -> u64 {
     fstat(fd).unwrap().st_ino
 }
 
-/// Whether a signal at one is seen at the other. Leaves both drained.
+/// Whether a signal on one is received on the other. Drains both.
 pub fn same_eventfd(one: BorrowedFd<'_>, other: &EventFd) -> bool {
     other.drain();
     EventFd::from_fd(one.try_clone_to_owned().unwrap()).unwrap().signal();
@@ -126,7 +126,7 @@ pub fn frame(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Either end.
+/// One end of a connection.
 #[derive(Debug)]
 pub struct Peer(pub UnixStream);
 
@@ -154,7 +154,7 @@ impl Peer {
         self.send(request, 1, &number.to_ne_bytes(), fds);
     }
 
-    /// All bytes in one go, with the descriptors.
+    /// Sends all bytes with one call, together with the descriptors.
     pub fn send_bytes(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(250))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -166,7 +166,7 @@ impl Peer {
         Ok(())
     }
 
-    /// A message the way DPDK and QEMU read it: descriptors with the header only.
+    /// Receives a message as DPDK and QEMU do: descriptors come with the header only.
     pub fn receive(&self) -> Option<Message> {
         let mut header = [0; 12];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
@@ -202,13 +202,13 @@ impl Peer {
         self.receive().expect("a message, not the end")
     }
 
-    /// Whether the other side has closed; what came before is thrown away.
+    /// Whether the other side has closed; discards what was received before.
     pub fn ended(&self) -> bool {
         while self.receive().is_some() {}
         true
     }
 
-    /// Answers the interposer's first question.
+    /// Answers the interposer's first request.
     pub fn greet(self) -> Self {
         let asked = self.next();
         assert_eq!((asked.request, asked.flags, asked.payload.len()), (1, 1, 0));
@@ -217,7 +217,7 @@ impl Peer {
     }
 }
 
-/// A backend's socket.
+/// A listening socket of a backend.
 pub struct Host(pub UnixListener);
 
 impl Host {
@@ -228,13 +228,13 @@ impl Host {
     pub fn accept(&self) -> Peer {
         Peer::new(self.0.accept().unwrap().0)
     }
-    /// The next connection that asks for the features, answered.
+    /// Accepts connections until one requests the features, and answers it.
     pub fn greet(&self) -> Peer {
         self.accept().greet()
     }
 }
 
-/// An interposer with a QEMU and a backend.
+/// An interposer with a fake QEMU and a fake backend.
 pub struct Trio {
     pub host: Host,
     pub backend: Peer,
@@ -263,14 +263,14 @@ impl Trio {
         Self { host, backend, qemu, interposer }
     }
 
-    /// Joins a new QEMU with a new backend after one of them has gone.
+    /// Connects a new QEMU and a new backend after one of them has disconnected.
     pub fn again(&mut self, room: &Room) {
         self.backend = self.host.greet();
         self.qemu = Peer::connect(&room.front());
         until("the two are joined", || self.interposer.connected());
     }
 
-    /// Has QEMU start the rings of the first pair: from then on the backend serves.
+    /// QEMU starts the rings of the first pair; after that, the backend counts as serving.
     pub fn serve(&self) {
         const SET_VRING_KICK: u32 = 12;
         for ring in 0..2 {
@@ -284,7 +284,7 @@ impl Trio {
         until("it serves", || self.interposer.serving());
     }
 
-    /// A message from QEMU as the backend gets it.
+    /// Sends a message from QEMU; returns it as the backend receives it.
     pub fn down(&self, request: u32, number: u64, fds: &[BorrowedFd<'_>]) -> Message {
         self.qemu.send_number(request, number, fds);
         let message = self.backend.next();

@@ -11,7 +11,7 @@ fn hang_up(peer: &Peer) {
 }
 
 #[test]
-fn without_attempts_it_is_over_when_the_backend_goes() {
+fn without_retries_the_interposer_ends_with_the_backend() {
     let room = Room::new("off");
     let retry = Retry { attempts: Some(0), ..Retry::default() };
     let Trio { host, backend, qemu, interposer } = Trio::with(&room, Vec::new(), retry);
@@ -22,7 +22,7 @@ fn without_attempts_it_is_over_when_the_backend_goes() {
     let why = interposer.given_up().unwrap();
     assert!(why.contains("/back disconnected"), "{why}");
     assert!(interposer.changed().drain() > 0 && !interposer.connected());
-    // Nobody comes to the backend that listens again, nor is QEMU let in.
+    // The interposer does not connect to the new backend, and does not accept QEMU.
     host.0.set_nonblocking(true).unwrap();
     std::thread::sleep(3 * SHORT);
     assert!(host.0.accept().is_err() && !room.front().exists());
@@ -30,7 +30,7 @@ fn without_attempts_it_is_over_when_the_backend_goes() {
 }
 
 #[test]
-fn attempts_that_fail_end_it_and_say_why() {
+fn failed_retries_end_it_with_the_reason() {
     let room = Room::new("few");
     let retry = Retry { attempts: Some(4), pause: SHORT, longest: 2 * SHORT };
     let trio = Trio::with(&room, Vec::new(), retry);
@@ -41,14 +41,14 @@ fn attempts_that_fail_end_it_and_say_why() {
     drop((host, backend));
     assert!(qemu.ended());
     until("it is over", || interposer.given_up().is_some());
-    // The first at once, then pauses of 5, 10 and 10 ms.
+    // The first attempt is made at once, the others after 5, 10 and 10 ms.
     assert!(started.elapsed() >= 5 * SHORT, "{:?}", started.elapsed());
     let why = interposer.given_up().unwrap();
     assert!(why.contains("/back in 4 attempts: ") && why.contains("refused"), "{why}");
 }
 
 #[test]
-fn a_backend_that_comes_back_in_time_is_taken_and_counted_anew() {
+fn a_backend_that_returns_in_time_resets_the_retries() {
     let room = Room::new("intime");
     let retry = Retry { attempts: Some(3), pause: 20 * SHORT, longest: 20 * SHORT };
     let mut trio = Trio::with(&room, Vec::new(), retry);
@@ -63,7 +63,7 @@ fn a_backend_that_comes_back_in_time_is_taken_and_counted_anew() {
 }
 
 #[test]
-fn a_backend_that_goes_as_soon_as_it_has_come_is_given_up() {
+fn a_backend_that_repeatedly_disconnects_at_once_is_given_up() {
     let room = Room::new("fickle");
     let retry = Retry { attempts: Some(3), pause: SHORT, longest: LONG };
     let mut trio = Trio::with(&room, Vec::new(), retry);
@@ -85,7 +85,7 @@ fn a_backend_that_goes_as_soon_as_it_has_come_is_given_up() {
 }
 
 #[test]
-fn who_must_come_has_as_long_as_the_pauses_take() {
+fn a_connecting_backend_has_as_long_as_all_pauses_together() {
     let room = Room::new("listening");
     let retry = Retry { attempts: Some(3), pause: SHORT, longest: SHORT };
     let interposer = std::thread::scope(|scope| {
@@ -106,15 +106,15 @@ fn who_must_come_has_as_long_as_the_pauses_take() {
 }
 
 #[test]
-fn a_backend_that_never_serves_is_given_up_however_long_it_stays() {
+fn a_backend_that_never_serves_is_given_up() {
     let room = Room::new("idle");
     let retry = Retry { attempts: Some(2), pause: SHORT, longest: SHORT };
     let mut trio = Trio::with(&room, Vec::new(), retry);
-    std::thread::sleep(3 * SHORT); // long enough, had it served
+    std::thread::sleep(3 * SHORT); // would count as success if it had served
     hang_up(&trio.backend);
     trio.again(&room);
     std::thread::sleep(3 * SHORT);
-    // It is QEMU that does not like it.
+    // This time QEMU disconnects.
     hang_up(&trio.qemu);
     until("it is over", || trio.interposer.given_up().is_some());
     let why = trio.interposer.given_up().unwrap();
@@ -124,7 +124,7 @@ fn a_backend_that_never_serves_is_given_up_however_long_it_stays() {
 }
 
 #[test]
-fn a_backend_that_lacks_what_was_in_use_never_meets_qemu() {
+fn a_backend_without_the_features_in_use_is_refused() {
     const SET_FEATURES: u32 = 2;
     let room = Room::new("lacks");
     let retry = Retry { attempts: Some(3), pause: SHORT, longest: SHORT };

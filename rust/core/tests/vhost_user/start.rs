@@ -1,4 +1,4 @@
-//! Backends that are there, late, not at all, or not what they seem.
+//! Starting with backends that are present, late, missing, or not vhost-user backends.
 
 use super::peers::{Host, LONG, Peer, Room, Trio, frame, until};
 use super::{UNKNOWN, pair};
@@ -9,7 +9,7 @@ use virtnic::Error;
 use virtnic::vhost_user::{Backend, Interposer, Terms};
 
 #[test]
-fn a_backend_that_is_not_there() {
+fn a_missing_backend() {
     let room = Room::new("none");
     let start =
         |wait| Interposer::start(&room.front(), Backend::Connect(room.back()), wait, Vec::new());
@@ -20,7 +20,7 @@ fn a_backend_that_is_not_there() {
     assert!(text.contains("start it first, or wait for it with wait=SECONDS"), "{text}");
     assert!(room.files().is_empty());
 
-    // Its socket file was left behind.
+    // Only its socket file is left.
     drop(Host::new(&room.back()));
     let started = Instant::now();
     let error = start(Duration::from_millis(150)).unwrap_err();
@@ -28,7 +28,7 @@ fn a_backend_that_is_not_there() {
     assert!(error.to_string().contains("within 150ms"), "{error}");
     assert!(started.elapsed() >= Duration::from_millis(150));
 
-    // What is there is no socket, or none of ours.
+    // The path is not a socket, or a socket of another type.
     std::fs::write(room.front(), "").unwrap();
     let listen = Backend::Connect(room.front());
     assert!(Interposer::start(&room.back(), listen, LONG, Vec::new()).is_err());
@@ -40,7 +40,7 @@ fn a_backend_that_is_not_there() {
     let error = Interposer::start(&room.front(), Backend::Connect(room.back()), LONG, calls);
     assert!(matches!(error, Err(Error::Invalid(_))));
 
-    // It comes late.
+    // It starts late.
     std::fs::remove_file(room.front()).unwrap();
     let host = std::thread::scope(|scope| {
         let backend = scope.spawn(|| {
@@ -56,7 +56,7 @@ fn a_backend_that_is_not_there() {
         backend.join().unwrap().1
     });
 
-    // QEMU's socket cannot be made: the backend is let go.
+    // QEMU's socket cannot be created: the backend is disconnected.
     std::fs::write(room.front(), "").unwrap();
     let error = std::thread::scope(|scope| {
         let backend = scope.spawn(|| host.greet());
@@ -68,21 +68,21 @@ fn a_backend_that_is_not_there() {
 }
 
 #[test]
-fn a_backend_that_does_not_answer_or_is_none() {
+fn a_peer_that_does_not_answer_or_is_not_a_backend() {
     let room = Room::new("mute");
     let host = Host::new(&room.back());
     let start = || {
         Interposer::start(&room.front(), Backend::Connect(room.back()), Duration::ZERO, Vec::new())
             .unwrap_err()
     };
-    // It has a socket, but accepts nobody.
+    // It listens, but does not accept connections.
     let started = Instant::now();
     let error = start();
     assert!(matches!(error, Error::Qemu(_)), "{error:?}");
     assert!(error.to_string().contains("did not answer GET_FEATURES for 5 s"), "{error}");
     assert!(started.elapsed() < Duration::from_secs(10));
     drop(host.accept());
-    // It takes its time, and has it.
+    // It answers late, but within the limit.
     std::thread::scope(|scope| {
         let started = scope.spawn(|| {
             Interposer::start(&room.front(), Backend::Connect(room.back()), LONG, Vec::new())
@@ -91,7 +91,7 @@ fn a_backend_that_does_not_answer_or_is_none() {
         let _backend = host.greet();
         started.join().unwrap().unwrap();
     });
-    // It closes at once, or says something else.
+    // It closes at once, or sends something else.
     for (said, expected) in [
         (&b""[..], "closed the connection without an answer"),
         (b"HTTP/1.0 400 Bad", "payload"),
@@ -112,7 +112,7 @@ fn a_backend_that_does_not_answer_or_is_none() {
 #[test]
 fn a_backend_may_connect_to_us() {
     let room = Room::new("server");
-    // A socket file of a process that is no more is taken over, a live one is not.
+    // The socket file of a dead process is replaced, that of a live one is not.
     let host = Host::new(&room.back());
     let start =
         |wait| Interposer::start(&room.front(), Backend::Listen(room.back()), wait, Vec::new());
@@ -133,7 +133,7 @@ fn a_backend_may_connect_to_us() {
         assert_eq!(backend.next().payload, [round]);
         drop(backend);
         assert!(qemu.ended());
-        // One that came and went again is passed over.
+        // A backend that has connected and disconnected again is skipped.
         drop(Peer::connect(&room.back()));
         backend = Peer::connect(&room.back()).greet();
     }
@@ -143,11 +143,11 @@ fn a_backend_may_connect_to_us() {
 }
 
 #[test]
-fn a_backend_that_goes_before_qemu_comes_is_replaced() {
+fn a_backend_that_disconnects_before_qemu_connects_is_replaced() {
     let room = Room::new("early");
     let mut trio = Trio::new(&room, Vec::new());
     drop(trio.qemu);
-    // Storms of either side cost one attempt every 100 ms.
+    // If either side reconnects rapidly, there is one attempt every 100 ms.
     let started = Instant::now();
     for _ in 0..4 {
         drop(trio.host.greet());
@@ -158,14 +158,14 @@ fn a_backend_that_goes_before_qemu_comes_is_replaced() {
     assert_eq!(trio.down(UNKNOWN, 5, &[]).number(), 5);
 }
 
-/// QEMU's questions before there is a netdev.
+/// The requests that QEMU sends before a netdev exists.
 const GET_FEATURES: u32 = 1;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const GET_QUEUE_NUM: u32 = 17;
 
 #[test]
-fn a_backend_with_too_few_queue_pairs_is_refused_before_qemu_comes() {
+fn a_backend_with_too_few_queue_pairs_is_refused_before_qemu_connects() {
     let room = Room::new("pairs");
     let host = Host::new(&room.back());
     for (pairs, protocol, fits) in [(2u64, 1u64, true), (1, 1, false), (8, 8, false)] {
@@ -199,13 +199,13 @@ fn a_backend_with_too_few_queue_pairs_is_refused_before_qemu_comes() {
 }
 
 #[test]
-fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
+fn creating_a_netdev_ends_if_its_backend_fails() {
     let room = Room::new("trial");
     let mut trio = Trio::new(&room, Vec::new());
     for asked in [None, Some(GET_QUEUE_NUM)] {
         trio.interposer.begin_trial();
         if let Some(question) = asked {
-            // It lies: QEMU would hang up, so it hears something better.
+            // The backend's answer is invalid. QEMU would disconnect, so it gets a valid answer.
             trio.qemu.send(question, 1, &[], &[]);
             assert_eq!(trio.backend.next().request, question);
             trio.backend.send(UNKNOWN, 5, &[1; 8], &[]);
@@ -219,7 +219,7 @@ fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
             (GET_QUEUE_NUM, 1, 256),
             (UNKNOWN, 9, 0),
         ] {
-            // What wants no answer gets none.
+            // Requests that need no reply get none.
             trio.qemu.send_number(SET_PROTOCOL_FEATURES, 1, &[]);
             trio.qemu.send(question, flags, &[], &[]);
             let answer = trio.qemu.next();
@@ -233,12 +233,12 @@ fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
         };
         assert!(why.contains(words), "{why}");
         assert_eq!(trio.interposer.end_trial(), None);
-        // With its netdev QEMU goes, and the next backend is for real.
+        // QEMU disconnects with its netdev, and the next backend is used normally.
         drop(std::mem::replace(&mut trio.qemu, Peer::new(pair())));
         trio.again(&room);
         assert_eq!(trio.down(UNKNOWN, 7, &[]).number(), 7);
     }
-    // It goes before QEMU comes.
+    // The backend disconnects before QEMU connects.
     drop(std::mem::replace(&mut trio.qemu, Peer::new(pair())));
     trio.backend = trio.host.greet();
     trio.interposer.begin_trial();
@@ -253,7 +253,7 @@ fn qemu_is_let_out_of_making_a_netdev_whose_backend_failed() {
 }
 
 #[test]
-fn a_backend_that_refuses_what_it_is_told_does_not_serve() {
+fn a_backend_that_rejects_a_request_does_not_serve() {
     const SET_MEM_TABLE: u32 = 5;
     let room = Room::new("refuses");
     let trio = Trio::new(&room, Vec::new());

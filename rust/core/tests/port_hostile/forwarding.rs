@@ -1,8 +1,7 @@
-//! A loop between a port whose device lies and one whose device does not.
+//! Forwarding between a port with a hostile device and one with a correct device.
 //!
-//! The lie ends the loop with an error that names the port; the other port goes on, and no
-//! buffer of either memory is lost. What a header says of a frame is passed on only where it
-//! is true of it.
+//! A violation ends the loop with an error that names the port. The other port keeps working, and
+//! no buffer of either memory is lost. Offload metadata is forwarded only if it fits the frame.
 
 use super::device::{Format, HEADER, Kind, Random, Rig, accounted, pool};
 use super::scribble::{
@@ -19,17 +18,18 @@ use virtnic::virtio::Features;
 use virtnic::virtio::ring::testing::{Chain, PackedDevice, SplitDevice, View};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Frames that are passed on for each way to lie about them.
+/// Frames that are forwarded for each kind of violation.
 const FRAMES: u64 = 300;
 
-/// The loop runs from one port to the other, or the other way round.
+/// Forwards from the hostile port to the other one, or in the other direction.
 fn between<D: Format>(pools: [&Arc<Pool>; 2], kind: Kind, aim: Aim, seed: u64) -> (u64, bool) {
     let [hostile, honest] = [Rig::<D>::new(pools[0], kind), Rig::<D>::new(pools[1], kind)];
     let aims = targets(&hostile, aim);
     let Rig { port: bad, rx: mut bad_rx, tx: mut bad_tx, .. } = hostile;
     let Rig { port: good, rx: mut good_rx, tx: mut good_tx, .. } = honest;
     let (stop, over) = (AtomicBool::new(false), AtomicBool::new(false));
-    // In one memory a lying device could write headers of the other port's buffers: 1 is no lie.
+    // With shared memory, the hostile device could write to headers in buffers of the other port.
+    // A value of 1 is valid there.
     let honest = if Arc::ptr_eq(pools[0], pools[1]) { 1 } else { 64 };
     let view = bad_rx.view().clone();
     let pause = [0, 1000, 50_000][seed as usize % 3];
@@ -60,7 +60,7 @@ fn between<D: Format>(pools: [&Arc<Pool>; 2], kind: Kind, aim: Aim, seed: u64) -
         assert!(broke.starts_with(&format!("port {}: ", bad.mac())), "{broke}");
         let again = by_bursts(&bad, Instant::now() + ROUND);
         assert!(matches!(again, Err(Error::Device(_))), "{again:?}");
-        // The other one has nothing to do with it.
+        // The other port is not affected.
         let mut through = 0;
         let patience = Instant::now() + PATIENCE;
         while through < 100 {
@@ -80,7 +80,7 @@ fn between<D: Format>(pools: [&Arc<Pool>; 2], kind: Kind, aim: Aim, seed: u64) -
     })
 }
 
-/// Does something with a value on its way.
+/// Changes a value.
 trait Tap: Sized {
     fn tap(self, look: impl FnOnce(&Self)) -> Self {
         look(&self);
@@ -96,7 +96,7 @@ fn loops<D: Format>(aim: Aim) {
     let rounds = 4 * wanted();
     for seed in 0..rounds {
         let kind = Kind::ALL[seed as usize % Kind::ALL.len()];
-        // Buffers change hands within one memory, and are copied between two.
+        // With shared memory, buffers are handed over; between two memories, frames are copied.
         let pools = if seed / 2 % 2 == 0 { [&one, &one] } else { [&one, &other] };
         let (done, broke) = between::<D>(pools, kind, aim, seed * 7 + 1);
         assert!(aim != Aim::Hints || !broke, "{kind:?} broke over a hint");
@@ -109,7 +109,7 @@ fn loops<D: Format>(aim: Aim) {
 }
 
 #[test]
-fn a_lying_port_ends_forwarding_and_harms_no_other() {
+fn a_violation_ends_forwarding_and_does_not_affect_the_other_port() {
     for aim in [Aim::Everything, Aim::Reports] {
         loops::<SplitDevice>(aim);
         loops::<PackedDevice>(aim);
@@ -117,13 +117,13 @@ fn a_lying_port_ends_forwarding_and_harms_no_other() {
 }
 
 #[test]
-fn hints_that_change_do_not_end_forwarding() {
+fn changing_hints_do_not_end_forwarding() {
     loops::<SplitDevice>(Aim::Hints);
     loops::<PackedDevice>(Aim::Hints);
 }
 
-/// A frame of TCP or UDP over IPv4 or IPv6, or of nothing, with a header that is right, or one
-/// of its fields is not.
+/// A TCP or UDP frame over IPv4 or IPv6, or a frame of neither, with a virtio header that is
+/// correct or has invalid fields.
 fn frame(random: &mut Random) -> Vec<u8> {
     let tcp = random.below(2) == 0;
     let six = random.below(2) == 0;
@@ -148,7 +148,7 @@ fn frame(random: &mut Random) -> Vec<u8> {
     fields[3] = 536;
     fields[4] = start as u16;
     fields[5] = if tcp { 16 } else { 6 };
-    // One field lies, or two do, or none.
+    // No field is invalid, or one, or two.
     for _ in 0..random.below(3) {
         let which = random.below(fields.len());
         fields[which] = match random.below(6) {
@@ -161,7 +161,7 @@ fn frame(random: &mut Random) -> Vec<u8> {
         };
     }
     if random.below(8) == 0 {
-        // The frame itself: an impossible TCP header length, another protocol.
+        // Change the frame itself: an impossible TCP header length, another protocol.
         let at = [start + 12, 12, 13][random.below(3)];
         bytes[HEADER + at] = random.next() as u8;
     }
@@ -170,13 +170,13 @@ fn frame(random: &mut Random) -> Vec<u8> {
     for (field, place) in fields[2..].iter().zip([2, 4, 6, 8]) {
         bytes[place..place + 2].copy_from_slice(&field.to_le_bytes());
     }
-    // num_buffers is of no meaning without MRG_RXBUF.
+    // num_buffers has no meaning without MRG_RXBUF.
     bytes[10..12].copy_from_slice(&(random.next() as u16).to_le_bytes());
     bytes
 }
 
-/// What a device may expect of a frame that it is given (section 5.1.6.2), told anew here.
-/// Says whether it is to be segmented.
+/// Checks a frame against what a device may expect (section 5.1.6.2), independently of the code
+/// under test. Returns whether it is to be segmented.
 fn judge(view: &View, chain: &Chain) -> bool {
     let bytes: Vec<u8> =
         chain.parts.iter().flat_map(|part| view.read(part.iova, part.len as usize)).collect();
@@ -210,8 +210,8 @@ fn judge(view: &View, chain: &Chain) -> bool {
     true
 }
 
-/// Frames of a device that lies about them, through a port that can do `able`. Says how many
-/// came, and how many of them are to be segmented.
+/// Forwards frames with invalid headers to a port with the features `able`. Returns how many
+/// arrived, and how many of them are to be segmented.
 fn metadata<D: Format>(able: Features, apart: bool, seed: u64) -> (u64, u64, u64) {
     let (from, to) = (pool(), pool());
     let kind = Kind { event_idx: false, in_order: false, merge: false };
@@ -244,7 +244,7 @@ fn metadata<D: Format>(able: Features, apart: bool, seed: u64) -> (u64, u64, u64
                     bad_rx.put(&chain, bytes.len() as u32);
                     bad_rx.flush();
                     if apart {
-                        // It is read now, or was, or will be: another one in its place.
+                        // Replace the header before, during or after it is read.
                         bad_rx.view().write(chain.parts[0].iova, &frame(&mut random)[..HEADER]);
                     }
                 }
@@ -273,7 +273,7 @@ fn metadata<D: Format>(able: Features, apart: bool, seed: u64) -> (u64, u64, u64
 }
 
 #[test]
-fn only_what_is_true_of_a_frame_is_passed_on() {
+fn only_valid_offload_metadata_is_forwarded() {
     let all = Features::CSUM | Features::HOST_TSO4 | Features::HOST_TSO6 | Features::HOST_USO;
     for seed in 0..wanted() {
         for (able, apart) in
