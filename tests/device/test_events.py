@@ -472,7 +472,7 @@ def test_a_link_callback_cannot_detach(
 def test_what_is_no_callback_is_refused(qemu: virtnic.Qemu) -> None:
     with pytest.raises(TypeError, match="callback must accept an event, 3 is not callable"):
         qemu.watch(3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a link callback must accept a port, 3 is not callable"):
+    with pytest.raises(TypeError, match="on_link must be a function that accepts a port, not 3"):
         qemu.attach("user", on_link=3)  # type: ignore[arg-type]
     assert qemu.ports == ()
     assert machine_of(qemu).nics == []

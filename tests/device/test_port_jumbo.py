@@ -395,7 +395,7 @@ def test_generate_jumbo_frames(jumbo_netns: Netns) -> None:
             assert after["rx_packets"] - before["rx_packets"] == count + 2
             assert after["rx_bytes"] - before["rx_bytes"] == result.bytes + 2 * LONGEST
         with pytest.raises(
-            virtnic.MemoryUnavailable, match=r"5 of 5 frames .* more than 2048 .*\(8 of 8\)"
+            virtnic.MemoryUnavailable, match=r"5 of 5 frames .* longer than 2048 .*\(8 of 8 "
         ):
             virtnic.generate(port, frames=[long] * 5, packets=5)
         with pytest.raises(ValueError, match=f"holds 1 to {memory.largest_frame}"):

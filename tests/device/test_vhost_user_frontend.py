@@ -79,7 +79,7 @@ def test_what_goes_wrong_has_names(scratch: Path) -> None:
                 frontend.set_status(1)
             with pytest.raises(ValueError, match="up to 65536 bytes and 32 descriptors"):
                 frontend.send(1, bytes(70_000))
-            with pytest.raises(OSError, match="-1 is no descriptor"):
+            with pytest.raises(OSError, match="-1 is not a descriptor"):
                 frontend.send(1, fds=[-1])
         with pytest.raises(ConnectionError, match="closed here"):
             frontend.get_features()

@@ -103,7 +103,7 @@ class PortRequest:
             self.properties,
         )
         must_be("mac", mac, mac is None or isinstance(mac, str), "text such as '52:54:00:12:34:56'")
-        whole_number("queues", self.queues, optional=True)
+        whole_number("queues", self.queues, optional=True, negative=True)
         whole_number("queue_size", self.queue_size)
         number = hasattr(type(self.spin), "__float__")
         must_be("spin", self.spin, number, "a number of microseconds")
