@@ -142,7 +142,15 @@ WAITS: dict[str, Callable[[Scene], object]] = {
 }
 #: Methods that share their loop, wait or base class with one above.
 ALIKE = {
-    *("forward", "run", "play", "NetPort.recv", "NetPort.wait_writable", "VhostWire.send"),
+    *(
+        "forward",
+        "run",
+        "play",
+        "measure",
+        "NetPort.recv",
+        "NetPort.wait_writable",
+        "VhostWire.send",
+    ),
     *("NetSocket.recv_into", "NetSocket.recv_from", "NetSocket.recv_from_into"),
     *("NetSocket.send", "NetSocket.send_all", "NetSocket.send_to"),
 }
