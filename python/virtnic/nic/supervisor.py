@@ -127,9 +127,9 @@ class Supervisor:
 
 
 def _whole(devices: Devices) -> bool:
-    """Whether QEMU runs, answers, and has all ports."""
+    """Whether QEMU runs, answers, and has all ports but those that are being detached."""
     alive = devices.machine.qtest.death is None and devices.machine.process.alive
-    return alive and not any(port.away for _, port in devices.attached)
+    return alive and not any(port.away and not port.closed for _, port in devices.attached)
 
 
 def _set_aside(devices: Devices, stop: Latch) -> None:
