@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from virtnic.errors import QemuError
 from virtnic.pci import (
     Bdf,
     ConfigSpace,
+    Function,
     MsixTable,
     PciBus,
     device_name,
@@ -19,6 +21,7 @@ from virtnic.pci import (
     find_virtio_nets,
     virtio_registers,
 )
+from virtnic.pci.scan import scan
 
 if TYPE_CHECKING:
     import virtnic
@@ -218,6 +221,31 @@ def test_what_is_gone_frees_its_addresses() -> None:
     fake.put(5, 0, ivshmem())
     [other] = bus.rescan()
     bus.place(other, fixed={2: IOVA})
+
+
+def test_what_is_unplugged_during_a_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a signal handler that closes a port: the scan has half read it."""
+    fake = FakeBus()
+    fake.put(3, 0, ivshmem())
+    bus = PciBus(fake, "pc")
+    bus.scan()
+    gone = bus.place(bus.functions[2])
+    fake.put(5, 0, virtio_net())
+    scans = []
+
+    def scan_in_part(*arguments: Any, **options: Any) -> list[Function]:
+        found = scan(*arguments, **options)
+        scans.append(len(found))
+        if len(scans) == 1:
+            fake.pull(3)
+            bus.remove(gone)
+            found = [replace(each) for each in found]
+        return found
+
+    monkeypatch.setattr("virtnic.pci.bus.scan", scan_in_part)
+    [new] = bus.rescan()
+    assert new.bdf == Bdf(0, 5, 0)
+    assert scans == [4, 3]
 
 
 def test_eject_on_pc() -> None:

@@ -115,8 +115,12 @@ class PciBus:
         ones are freed.
         """
         with self._lock:
-            known = dict(self._functions)
-            found = scan(self.config, known, native_hotplug=self._native_hotplug)
+            while True:
+                known = dict(self._functions)
+                found = scan(self.config, known, native_hotplug=self._native_hotplug)
+                # A signal handler of this thread may have unplugged a device, which is half read.
+                if self._functions == known:
+                    break
             kept = {function.bdf for function in found if known.get(function.bdf) is function}
             for bdf in sorted(known.keys() - kept, reverse=True):  # first those behind bridges
                 self.remove(known[bdf])
