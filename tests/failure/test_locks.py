@@ -121,7 +121,7 @@ def test_a_queue_is_stopped_and_started_beside_senders() -> None:
         "for _ in range(100): queue.stop(); queue.start()\n"
         "done.set()\n"
         "for thread in threads: thread.join()\n"
-        "assert queue.active and queue.send([FRAME]) == 1\n"
+        "assert queue.active and queue.send_all([FRAME], timeout=20.0) == 1\n"
         "qemu.close()\n"
     )
 
