@@ -5,6 +5,8 @@ QEMU once for each; without them ``VIRTNIC_QEMU`` or the QEMU on the path is use
 """
 
 import contextlib
+import importlib
+import os
 import shlex
 import signal
 import tempfile
@@ -30,6 +32,10 @@ pytest_plugins = ["peers.elsewhere"]
 # Its threads would otherwise appear to belong to the first test that uses it.
 with contextlib.suppress(ImportError):
     import numpy as np  # noqa: F401
+
+# In CI a missing package is a failure, never a skip.
+if os.environ.get("CI") == "true":
+    pytest.importorskip = importlib.import_module  # type: ignore[assignment]
 
 SESSION = pytest.StashKey[leaks.Session]()
 FAILED = pytest.StashKey[bool]()

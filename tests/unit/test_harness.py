@@ -4,6 +4,7 @@ import os
 import shlex
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -182,3 +183,16 @@ def test_a_test_without_end_fails_alone(
 )
 def test_what_testpmd_answers_is_found_among_its_logs(printed: bytes, answered: bool) -> None:
     assert (answer_to(b"stop", printed) is not None) is answered
+
+
+@pytest.mark.parametrize("ci", ["true", ""])
+def test_a_missing_package_is_a_failure_in_ci(ci: str) -> None:
+    program = "import conftest, pytest\npytest.importorskip('not_a_package_at_all')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "CI": ci, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ("ModuleNotFoundError" if ci else "Skipped") in done.stderr.splitlines()[-1]
