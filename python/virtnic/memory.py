@@ -6,7 +6,7 @@ import warnings
 from typing import Literal, Self
 
 from virtnic import _native
-from virtnic.arguments import whole_number
+from virtnic.arguments import suggest_options, whole_number
 from virtnic.streams import keep_standard_streams
 from virtnic.teardown import Owner
 from virtnic.units import parse_size
@@ -53,6 +53,7 @@ class Memory(Owner, _native.Memory):
 
     """
 
+    @suggest_options
     def __new__(
         cls,
         size: int | str = "32M",
@@ -85,7 +86,7 @@ class Memory(Owner, _native.Memory):
             jumbo_size=jumbo_size,
         )
         if self.fallback:
-            warnings.warn(self.fallback, RuntimeWarning, stacklevel=2)
+            warnings.warn(self.fallback, RuntimeWarning, stacklevel=3)
         return self
 
     def __repr__(self) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from virtnic._native import DeviceError, VhostWire
+from virtnic.arguments import suggest_options
 from virtnic.teardown import Closing
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ class Frontend(Closing):
     DeviceError if the reply is malformed. An object must not be used by several threads at once.
     """
 
+    @suggest_options
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
         """Connect. Raises FileNotFoundError or ConnectionRefusedError if nobody listens."""
         self.timeout = timeout
@@ -225,6 +227,7 @@ class Frontend(Closing):
 
     # Any message.
 
+    @suggest_options
     def send(
         self,
         request: int,
@@ -318,6 +321,7 @@ class Frontend(Closing):
         """Set the index from which the backend serves a ring."""
         self.tell(Request.SET_VRING_BASE, _STATE.pack(ring, base))
 
+    @suggest_options
     def set_vring_addr(
         self, ring: int, descriptors: int, used: int, available: int, *, flags: int = 0
     ) -> None:

@@ -15,7 +15,7 @@ from virtnic import PacketPort
 from virtnic.testing import Deliver, FaultyPort, ScriptedPort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from virtnic import NetQueue, Port
@@ -59,24 +59,6 @@ def test_a_program_takes_any() -> None:
 
 def test_what_has_no_verbs_is_no_port() -> None:
     assert not isinstance(object(), PacketPort)
-
-
-@pytest.mark.parametrize(
-    ("call", "options", "words"),
-    [
-        (virtnic.open, {"hugepage": "2M"}, r"virtnic\.open\(\).*did you mean 'hugepages'"),
-        (virtnic.open, {"queue": 2}, r"no option 'queue'; did you mean 'queues'"),
-        (virtnic.open, {"zzz": 1}, r"no option 'zzz'; there are: accel, buffer_size"),
-        (virtnic.Qemu, {"machin": "q35"}, r"virtnic\.Qemu\(\).*did you mean 'machine'"),
-        (virtnic.aio.open, {"hugepage": "2M"}, r"virtnic\.aio\.open\(\).*did you mean 'hugepages'"),
-    ],
-)
-def test_an_option_that_is_mistyped(
-    call: Callable[..., object], options: dict[str, object], words: str
-) -> None:
-    """Nothing is started."""
-    with pytest.raises(TypeError, match=words):
-        call(**options)
 
 
 TYPED = """

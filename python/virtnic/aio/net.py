@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from virtnic.aio.port import Port
 from virtnic.aio.racing import race
 from virtnic.aio.threads import in_thread
+from virtnic.arguments import check_names, suggest_options
 from virtnic.async_library import running
 from virtnic.net.addresses import family_of, is_numeric
 from virtnic.net.racing import interleave
 from virtnic.net.stack import Stack as BlockingStack
 from virtnic.net.stack import StackOptions
-from virtnic.nic.options import check_names
 from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ class Stack(Owner):
         """Send an echo request, wait for its reply; as :meth:`virtnic.net.Stack.ping`."""
         return await self._call(self.stack.ping, address, sequence, payload, timeout)
 
+    @suggest_options
     async def getaddrinfo(
         self,
         host: str | None,
@@ -192,6 +193,7 @@ class Stack(Owner):
         )
         return look() if not host or is_numeric(host) else await self._call(look)
 
+    @suggest_options
     async def create_connection(
         self,
         protocol_factory: Callable[[], _P],
@@ -224,6 +226,7 @@ class Stack(Owner):
             sock.close()
             raise
 
+    @suggest_options
     async def open_connection(
         self,
         host: str | None = None,
@@ -252,6 +255,7 @@ class Stack(Owner):
             sock.close()
             raise
 
+    @suggest_options
     async def create_server(
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
@@ -286,6 +290,7 @@ class Stack(Owner):
             sock.close()
             raise
 
+    @suggest_options
     async def start_server(
         self,
         client_connected_cb: _Connected,
@@ -321,6 +326,7 @@ class Stack(Owner):
             sock.close()
             raise
 
+    @suggest_options
     async def create_datagram_endpoint(
         self,
         protocol_factory: Callable[[], _P],

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from virtnic._native import Burst, EventFd
 from virtnic.aio.threads import in_thread
+from virtnic.arguments import check_names
 from virtnic.async_library import readable, running
 from virtnic.deadline import Deadline
 from virtnic.nic.opening import OpenOptions, open_port
-from virtnic.nic.options import check_names
 from virtnic.nic.port import Port as BlockingPort
-from virtnic.nic.port import driven_of
+from virtnic.nic.port import PortOptions, driven_of
 from virtnic.nic.ready import PAUSE, Readiness
 from virtnic.nic.sending import BACKOFF, Pending
 from virtnic.teardown import Owner, made_at
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from virtnic.async_library import Descriptor, Library
     from virtnic.nic.attachment import Driven
     from virtnic.nic.options import Interrupts
-    from virtnic.nic.port import PortOptions, Qemu
+    from virtnic.nic.port import Qemu
     from virtnic.protocols import Frame, PacketPort
     from virtnic.qemu import Netdev
 
@@ -110,6 +110,7 @@ def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Opening:  #
 
 def attach(qemu: Qemu, netdev: Netdev = "user", **options: Unpack[PortOptions]) -> Opening:
     """Attach a port to a running QEMU, off the event loop: see :meth:`virtnic.Qemu.attach`."""
+    check_names("virtnic.aio.attach()", PortOptions.__optional_keys__, options)
     return Opening(functools.partial(qemu.attach, netdev, **options), starts_qemu=False)
 
 

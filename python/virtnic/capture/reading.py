@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from virtnic import _native
+from virtnic.arguments import suggest_options
 from virtnic.capture.filters import Filter
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["read"]
 
 
+@suggest_options
 def read(
     path: str | os.PathLike[str],
     *,

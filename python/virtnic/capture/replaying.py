@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
+from virtnic.arguments import suggest_options
 from virtnic.capture.reading import read
 from virtnic.loops import Result
 from virtnic.units import CHECKSUM, parse_rate
@@ -69,6 +70,7 @@ def parse_speed(
     return "rate", rate
 
 
+@suggest_options
 def replay(
     port: virtnic.Port,
     path: str | os.PathLike[str],

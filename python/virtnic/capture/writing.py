@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import virtnic
 from virtnic import _native
+from virtnic.arguments import suggest_options
 from virtnic.capture.filters import Filter
 from virtnic.units import parse_size
 
@@ -76,6 +77,7 @@ class Writer:
     Statistics Blocks) and in :attr:`counts`. A context manager.
     """
 
+    @suggest_options
     def __init__(
         self,
         path: str | os.PathLike[str],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
 import virtnic
+from virtnic.arguments import suggest_options
 from virtnic.vhost_user import Frontend, ProtocolFeature
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def bits(features: int) -> str:
 class Bench:
     """The backend under test. Closes every connection and eventfd that it made."""
 
+    @suggest_options
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 3.0) -> None:
         self.path, self.timeout = path, timeout
         self._stack = ExitStack()

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from virtnic.arguments import suggest_options
 from virtnic.check import features, messages, rings
 from virtnic.check.clause import Bench, Clause, NotOffered, Wrong
 from virtnic.errors import DeviceError, NetdevUnavailable, message_of
@@ -46,6 +47,7 @@ class Result:
     seconds: float
 
 
+@suggest_options
 def run(
     path: str | os.PathLike[str],
     clauses: Sequence[Clause] = CLAUSES,

@@ -16,6 +16,7 @@ from scapy.supersocket import SuperSocket
 from scapy.utils import EDecimal
 
 import virtnic
+from virtnic.arguments import suggest_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +53,7 @@ class VirtnicSocket(SuperSocket):
 
     desc = "send and receive layer 2 packets by a virtnic port"
 
+    @suggest_options
     def __init__(
         self, port: virtnic.Port, *, backlog: int = 65_536, send_timeout: float | None = 1.0
     ) -> None:

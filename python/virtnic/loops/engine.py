@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
+from virtnic.arguments import suggest_options
 from virtnic.loops.traffic import IMIX, MAX_FRAME, make_frame, parse_rate
 from virtnic.nic.port import Port
 from virtnic.units import CHECKSUM
@@ -102,6 +103,7 @@ def _until(
     return seconds, packets, tell, chosen
 
 
+@suggest_options
 def forward(
     a: Port,
     b: Port,
@@ -125,6 +127,7 @@ def forward(
     return Result(**_native.forward(a, b, mode, backpressure, until))
 
 
+@suggest_options
 def reflect(
     port: Port,
     *,
@@ -143,6 +146,7 @@ def reflect(
     return Result(**_native.reflect(port, mode, backpressure, until))
 
 
+@suggest_options
 def drop(
     port: Port,
     *,
@@ -155,6 +159,7 @@ def drop(
     return Result(**_native.drop(port, _until(seconds, packets, progress, cpus)))
 
 
+@suggest_options
 def generate(
     port: Port,
     *,
@@ -179,6 +184,7 @@ def generate(
     return Result(**_native.generate(port, load, per_second, until))
 
 
+@suggest_options
 def exchange(
     port: Port,
     *,
@@ -334,6 +340,7 @@ def _compile(function: Any) -> PacketFunction:
     return _from_numba(numba.cfunc(_numba_signature())(function))
 
 
+@suggest_options
 def run(
     ports: Port | Sequence[Port],
     function: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
+from virtnic.arguments import suggest_options
 from virtnic.units import parse_rate
 
 __all__ = ["IMIX", "MAX_FRAME", "make_frame", "parse_mac", "parse_rate", "shortest_frame"]
@@ -32,6 +33,7 @@ def parse_mac(mac: str) -> bytes:
     return bytes.fromhex(re.sub("[:.-]", "", mac))
 
 
+@suggest_options
 def make_frame(
     length: int | None,
     *,

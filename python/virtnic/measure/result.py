@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from virtnic.arguments import suggest_options
 from virtnic.measure.plots import Plot, latency_plot
 from virtnic.units import CHECKSUM, L1_OVERHEAD
 
@@ -145,6 +146,7 @@ class Result:
         found["streams"] = [_stream_dict(stream) for stream in self.streams]
         return found
 
+    @suggest_options
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the result as JSON: see :data:`SCHEMA`."""
         return json.dumps(self.to_dict(), indent=indent)

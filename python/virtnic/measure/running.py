@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import virtnic
 from virtnic import _native
+from virtnic.arguments import suggest_options
 from virtnic.measure.counts import Histogram, Sample
 from virtnic.measure.result import FlowResult, Result, StreamResult
 from virtnic.measure.streams import Stream, compiled
@@ -38,6 +39,7 @@ class _Samples:
             del self.kept[::2]
 
 
+@suggest_options
 def run(
     *,
     tx: virtnic.Port,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from virtnic.arguments import suggest_options
 from virtnic.measure.running import run
 from virtnic.measure.streams import Field, Increment, Stream
 from virtnic.units import CHECKSUM, L1_OVERHEAD
@@ -118,6 +119,7 @@ class _Search:
         return good
 
 
+@suggest_options
 def throughput(
     *,
     tx: virtnic.Port,

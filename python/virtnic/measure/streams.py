@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
+from virtnic.arguments import suggest_options
 from virtnic.loops.traffic import IMIX, MAX_FRAME, make_frame, parse_mac
 from virtnic.units import CHECKSUM, parse_rate
 
@@ -27,6 +28,7 @@ Position = str | tuple[int, int]
 Value = int | str
 
 
+@suggest_options
 @dataclass(frozen=True, slots=True)
 class Increment:
     """A field that takes ``count`` values in turn: ``start``, ``start + step``, and so on.
@@ -51,6 +53,7 @@ class List:
     values: Sequence[Value]
 
 
+@suggest_options
 @dataclass(frozen=True, slots=True)
 class Random:
     """A field with random values from ``low`` to ``high``; the same ``seed`` gives the same values.
@@ -68,6 +71,7 @@ class Random:
 Field = Increment | List | Random
 
 
+@suggest_options
 @dataclass(frozen=True, slots=True)
 class Stream:
     """Frames that are sent cyclically at a rate.

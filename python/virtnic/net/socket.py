@@ -8,6 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
+from virtnic.arguments import suggest_options
 from virtnic.deadline import seconds
 from virtnic.net.addresses import Address, is_numeric, show
 from virtnic.net.options import get_option, set_option
@@ -227,6 +228,7 @@ class Socket:
             self._number = self._native.fileno()
         return self._number
 
+    @suggest_options
     def makefile(
         self,
         mode: str = "r",

@@ -7,6 +7,7 @@ import socket as std
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from virtnic._native import NetPort, NetQueue, NetStack, StackWire
+from virtnic.arguments import check_names, suggest_options
 from virtnic.deadline import seconds
 from virtnic.net.addresses import Address, family_of, is_numeric, show
 from virtnic.net.carrier import carry
@@ -53,6 +54,7 @@ class Stack(NetStack):
 
     def __new__(cls, port: PacketPort, **options: Any) -> Self:
         """Create the stack on a port, a queue or a carrier."""
+        check_names("virtnic.net.Stack()", StackOptions.__optional_keys__, options)
         wire = port if isinstance(port, (NetPort, NetQueue, StackWire)) else carry(port)
         ipv6, mtu = options.get("ipv6", True), options.get("mtu")
         return super().__new__(cls, wire, ipv6=ipv6, mtu=mtu)
@@ -168,6 +170,7 @@ class Stack(NetStack):
             connection.settimeout(timeout)
         return connection
 
+    @suggest_options
     def create_server(
         self,
         address: tuple[str, int],

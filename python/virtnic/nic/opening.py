@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
+from virtnic.arguments import check_names
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
 from virtnic.nic.direct import open_direct
-from virtnic.nic.options import PortRequest, StartOptions, check_names, jumbo_size, one_of
+from virtnic.nic.options import PortRequest, StartOptions, jumbo_size, one_of
 from virtnic.nic.port import Port, PortOptions, Qemu, attachment_of, host_of
 
 if TYPE_CHECKING:

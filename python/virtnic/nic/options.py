@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from virtnic.qemu import parse
 from virtnic.qemu.netdevs import NETDEVS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from virtnic.memory import Memory
     from virtnic.nic.backend import Backend
@@ -31,7 +30,6 @@ __all__ = [
     "QemuOptions",
     "Ring",
     "StartOptions",
-    "check_names",
     "device_request",
     "jumbo_size",
     "merge_features",
@@ -298,13 +296,3 @@ def _named_queues(spec: Spec) -> tuple[int | None, str | None]:
     if any(option in spec.options for option in single):
         return 1, f"{single[0]}="
     return None, None
-
-
-def check_names(what: str, names: Iterable[str], options: Iterable[str]) -> None:
-    """Raise TypeError for an unknown option, with a suggestion."""
-    known = sorted(names)
-    for name in options:
-        if name not in known:
-            like = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {like[0]!r}?" if like else f"there are: {', '.join(known)}"
-            raise TypeError(f"{what} has no option {name!r}; {hint}")

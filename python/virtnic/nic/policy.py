@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from virtnic.arguments import suggest_options
+
 __all__ = ["Recoveries", "Recovery", "policy"]
 
 
+@suggest_options
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """How often, and after which pauses, to restart a dead QEMU or look for a lost backend.

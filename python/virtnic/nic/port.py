@@ -11,10 +11,11 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast, overload
 
+from virtnic.arguments import check_names, suggest_options
 from virtnic.limits import descriptors
 from virtnic.memory import Memory
 from virtnic.nic.host import Host
-from virtnic.nic.options import PortRequest, QemuOptions, check_names
+from virtnic.nic.options import PortRequest, QemuOptions
 from virtnic.nic.queue import NetQueue
 from virtnic.nic.ready import Readiness
 from virtnic.nic.receiving import Receiving
@@ -205,7 +206,9 @@ class Qemu(Closing):
         TimeoutError, OSError if a system limit is reached.
 
         """
-        check_names("virtnic.Qemu()", QemuOptions.__optional_keys__, options)
+        check_names(
+            "virtnic.Qemu()", {*QemuOptions.__optional_keys__, "memory", "recover"}, options
+        )
         self._remember_caller()
         self._host = Host(Memory() if memory is None else memory, recover, **options)
         self._host.owns_memory = memory is None
@@ -217,6 +220,7 @@ class Qemu(Closing):
             raise
 
     @classmethod
+    @suggest_options
     def connect(
         cls,
         directory: str | os.PathLike[str],
@@ -320,6 +324,7 @@ class Qemu(Closing):
         return self._host.machine.execute(name, timeout=timeout, **arguments)
 
     @descriptors()
+    @suggest_options
     def attach(
         self,
         netdev: Netdev = "user",

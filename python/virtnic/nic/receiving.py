@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from virtnic import _native
 from virtnic._native import CommandRefused
+from virtnic.arguments import suggest_options
 from virtnic.nic.rss import DEFAULT_KEY, Rss, RssLimits, names_of, types_of
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Receiving(_native.NetPort):
         key, table, types = limits
         return RssLimits(key, table, names_of(types))
 
+    @suggest_options
     def set_rss(
         self,
         key: bytes | None = None,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
+from virtnic.arguments import suggest_options
 from virtnic.deadline import Deadline
 from virtnic.nic.sending import BACKOFF
 from virtnic.teardown import Closing
@@ -146,6 +147,7 @@ class FaultyPort(Closing):
 
     """
 
+    @suggest_options
     def __init__(
         self,
         port: ClosingPort,

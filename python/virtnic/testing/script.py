@@ -17,6 +17,7 @@ from virtnic._native import (
     VirtnicError,
     as_frames,
 )
+from virtnic.arguments import suggest_options
 from virtnic.deadline import Deadline, seconds
 from virtnic.teardown import Closing
 from virtnic.testing.frames import Frames, send_all
@@ -129,6 +130,7 @@ class ScriptedPort(Closing):
     ...     port.finish()
     """
 
+    @suggest_options
     def __init__(
         self, script: Script, *, mac: str = "52:54:00:00:00:01", mtu: int = 1500, room: int = 256
     ) -> None:
