@@ -2,144 +2,655 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
+import select
+import socket
+import struct
 import threading
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from peers.ring_backend import Buffer, RingBackend
+from peers.closing import Closing
+from peers.device_rings import Broken, Chain, Memory, Ring
 from peers.vhost_user import (
+    EVENT_IDX,
     INDIRECT_DESC,
     MQ,
     MRG_RXBUF,
     OFFLOADS,
     PROTOCOL_FEATURES,
+    RING_PACKED,
+    STATE,
     U64,
     VERSION_1,
     Message,
-    Request,
+    receive,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from peers.vhost_backend import Connection
+IN_ORDER, LOG_ALL, NET_MTU, STATUS_BIT, MAC = 1 << 35, 1 << 26, 1 << 3, 1 << 16, 1 << 5
+OFFERED = (
+    PROTOCOL_FEATURES | VERSION_1 | MRG_RXBUF | MQ | INDIRECT_DESC | EVENT_IDX | RING_PACKED
+    | IN_ORDER | LOG_ALL | NET_MTU | OFFLOADS
+)  # fmt: skip
+#: MQ, LOG_SHMFD, RARP, REPLY_ACK, NET_MTU, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE,
+#: CONFIGURE_MEM_SLOTS, STATUS.
+PROTOCOL = sum(1 << bit for bit in (0, 1, 2, 3, 4, 9, 12, 13, 15, 16))
+#: The largest message, ring and number of pairs.
+LARGEST, ENTRIES, PAIRS, SLOTS = 4096, 1024, 4, 8
+HEADER = 12
 
-OFFERED = PROTOCOL_FEATURES | VERSION_1 | MRG_RXBUF | MQ | INDIRECT_DESC | OFFLOADS
+
+class Leave(Exception):
+    """The connection is to be closed."""
 
 
-class CheckedBackend(RingBackend):
-    """Accepts every frame. ``broken`` is the id of the clause that it breaks."""
+class Answered(Exception):
+    """The reply was sent."""
 
-    def __init__(self, path: Path, broken: str = "") -> None:
-        self.broken = broken
-        self._asked = self._taken = 0
-        self._over = threading.Event()
-        super().__init__(path)
-        self.features, self.pairs, self.hook = OFFERED, 4, self._answer
+
+@dataclass
+class Session:
+    """One front-end: what it negotiated, its memory and its rings."""
+
+    socket: socket.socket
+    number: int
+    features: int = 0
+    protocol: int = 0
+    status: int = 0
+    mtu: int = 1500
+    memory: Memory = field(default_factory=Memory)
+    rings: dict[int, Ring] = field(default_factory=dict)
+    asked: int = 0
+    said: list[int] = field(default_factory=list)
+    inflight: int | None = None
+
+    def close(self) -> None:
+        """Let everything go."""
+        for ring in self.rings.values():
+            ring.close()
+        self.memory.clear()
+        if self.memory.log is not None:
+            self.memory.log.close()
+        if self.inflight is not None:
+            os.close(self.inflight)
+        self.socket.close()
+
+
+class CheckedBackend(Closing):
+    """Serves one front-end a path. ``broken`` is the id of the clause that it breaks.
+
+    With one path it takes frames, or sends them back (``echo``); with two it passes them on.
+    """
+
+    def __init__(
+        self, *paths: Path, broken: str = "", echo: bool = False, features: int = OFFERED
+    ) -> None:
+        self.path, self.paths, self.echo = paths[0], paths, echo
+        packed_only = broken.endswith("P")
+        self._broken, self._formats = broken.removesuffix("P"), (packed_only,)
+        self.features, self.protocol = features, PROTOCOL
+        self._listeners: dict[int, socket.socket] = {}
+        self._sessions: dict[int, Session] = {}
+        #: Sessions by the number of the path, and how many there were.
+        self._served: dict[int, Session] = {}
+        self._count = self._taken = self._given = self._held_length = 0
+        self._left_early = False
+        self._held: Chain | None = None
         match broken:
             case "FEAT-02":
                 self.features &= ~VERSION_1
             case "FEAT-03":
                 self.features = PROTOCOL_FEATURES | VERSION_1 | 1 << 11
-            case "MSG-03":
-                self.pairs = 0
-        self._pump = threading.Thread(target=self._take_all)
-        self._pump.start()
+        for path in paths:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(path))
+            listener.listen(1024)
+            self._listeners[listener.fileno()] = listener
+        self._stop_read, self._stop_write = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="checked-backend")
+        self._thread.start()
 
     def close(self) -> None:
-        """Close it. A second call does nothing."""
-        self._over.set()
-        self._pump.join()
-        super().close()
+        """Close it, and remove its sockets. A second call does nothing."""
+        if self._stop_write >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._stop_write, b"x")
+            self._thread.join()
+            os.close(self._stop_write)
+            os.close(self._stop_read)
+            self._stop_write = -1
+            for path in self.paths:
+                path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        return self
+    def breaks(self, clause: str, ring: Ring | None = None) -> bool:
+        """Return whether this clause is to be broken, for such a ring."""
+        return self._broken == clause and (ring is None or ring.packed in self._formats)
+
+    # The loop.
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        finally:
+            for session in self._sessions.values():
+                session.close()
+            for listener in self._listeners.values():
+                listener.close()
+
+    def _turn(self) -> bool:
+        """Handle what is there; False when it is to end."""
+        kicks = {
+            ring.kick: (session, ring)
+            for session in self._sessions.values()
+            for ring in session.rings.values()
+            if ring.kick is not None
+        }
+        polled = any(
+            ring.polled for session in self._sessions.values() for ring in session.rings.values()
+        )
+        poll = select.poll()
+        idle = [fd for number, fd in enumerate(self._listeners) if number not in self._served]
+        for fd in (*idle, *self._sessions, *kicks, self._stop_read):
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(1 if polled else None)}
+        if self._stop_read in ready:
+            return False
+        for fd in ready & kicks.keys():
+            session, ring = kicks[fd]
+            if ring.kick == fd:  # an earlier one may have closed it
+                self._kicked(session, ring)
+        for session in list(self._sessions.values()):
+            for ring in list(session.rings.values()):
+                if ring.polled:
+                    ring.started = True
+                    self._process(session, ring)
+        for fd in ready & self._sessions.keys():
+            self._read(self._sessions[fd])
+        for number, fd in enumerate(list(self._listeners)):
+            if fd in ready and number not in self._served:
+                client, _ = self._listeners[fd].accept()
+                client.settimeout(1.0)
+                self._count += 1
+                session = Session(client, number)
+                self._sessions[client.fileno()] = self._served[number] = session
+        return True
+
+    def _leave(self, session: Session) -> None:
+        if 8 in session.said:
+            self._left_early = True
+        del self._sessions[session.socket.fileno()]
+        del self._served[session.number]
+        session.close()
+
+    def crash(self) -> None:
+        """End as a process that crashes: nobody listens any more."""
+        for session in list(self._sessions.values()):
+            self._leave(session)
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners = {}
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+
+    def _read(self, session: Session) -> None:
+        message = None
+        try:
+            message = receive(session.socket)
+            if message is None:
+                raise Leave
+            if len(message.payload) > LARGEST:
+                raise Leave
+            session.said.append(message.request)
+            self._answer(session, message)
+        except (Leave, OSError, struct.error):
+            if session.socket.fileno() in self._sessions:
+                self._leave(session)
+        finally:
+            if message is not None:
+                for fd in message.fds:
+                    os.close(fd)
 
     # Messages.
 
-    def _answer(self, connection: Connection, message: Message) -> bool:
-        """Handle what is to be refused or broken."""
-        request, size = message.request, len(message.payload)
-        self._asked += request == Request.GET_FEATURES
-        code: int | None = None
-        match self.broken, request:
-            case "FEAT-01", Request.GET_FEATURES if self._asked % 2:
-                connection.send(message.reply(U64.pack(self.features ^ MRG_RXBUF)))
-                return True
-            case "FEAT-04", Request.GET_PROTOCOL_FEATURES:
-                connection.send(
-                    message.reply(U64.pack(self.protocol | len(connection.messages) << 40))
-                )
-                return True
-            case "FEAT-05", Request.SET_FEATURES:
-                code = bool(message.number & INDIRECT_DESC)
-            case "FEAT-06", Request.SET_FEATURES:
-                code = message.number.bit_count() > 6
-            case "FEAT-07", Request.SET_FEATURES:
-                code = 0
-            case "MSG-01", Request.SET_VRING_ADDR:
+    def _answer(self, session: Session, message: Message) -> None:
+        reply: bytes | None = None
+        code = 0
+        try:
+            if message.flags & 3 != 1:
+                raise Leave
+            reply = self._handle(session, message)
+        except Answered:
+            return
+        except Broken:
+            if self._broken.startswith("HOST"):
+                self.crash()
+                raise Leave from None
+            code = 1
+        if isinstance(reply, bytes):
+            session.socket.sendall(message.reply(reply))
+        elif message.wants_ack or (self.breaks("MSG-02") and message.request == 3):
+            if self.breaks("MSG-01") and message.request == 9:
                 code = 1
-            case "MSG-02", Request.SET_OWNER:
-                connection.send(message.reply(U64.pack(0)))
-                return True
-            case "MSG-05", Request.SET_MEM_TABLE:
-                code = message.payload[0] > 1
-            case "MSG-06", Request.SET_FEATURES if size < 8:
-                self.path.unlink()
-                connection.close()
-                return True
-            case "MSG-07", Request.GET_FEATURES if self._was_left:
-                connection.send(message.reply(U64.pack(self.features ^ MRG_RXBUF)))
-                return True
-        if request == Request.SET_FEATURES and code is None:
-            code = size != 8 or bool(message.number & ~self.features)
-        if code:
-            if message.wants_ack:
-                connection.send(message.reply(U64.pack(int(code))))
-            return True
-        return False
+            session.socket.sendall(message.reply(U64.pack(code)))
 
-    @property
-    def _was_left(self) -> bool:
-        """Return whether an earlier front-end disconnected while it set up a ring."""
-        return any(
-            message.request == Request.SET_VRING_NUM
-            for connection in self.connections[:-1]
-            for message in connection.messages
-        )
+    def _offered(self, session: Session) -> int:
+        session.asked += 1
+        features = self.features
+        if self.breaks("FEAT-01") and session.asked % 2 == 0:
+            features ^= MRG_RXBUF
+        if self.breaks("MSG-07") and self._left_early:
+            features ^= MRG_RXBUF
+        return features
 
-    def base_of(self, ring: int) -> int:
-        """Return the base of a ring that the front-end stops."""
-        return super().base_of(ring) + (self.broken in ("MSG-04", "RING-06"))
+    def _handle(self, session: Session, message: Message) -> bytes | None:
+        """Return the reply; None for an acknowledgement. Raises Broken to refuse."""
+        payload, fds = message.payload, message.fds
+
+        def exactly(size: int, descriptors: int = 0) -> None:
+            if len(payload) != size or len(fds) != descriptors:
+                raise Broken("wrong size or number of descriptors")
+
+        match message.request:
+            case 1:
+                return U64.pack(self._offered(session))
+            case 2:
+                if self.breaks("MSG-06") and len(payload) < 8:
+                    self.crash()
+                    raise Leave
+                exactly(8)
+                self._set_features(session, message.number)
+            case 3:
+                exactly(0)
+            case 4 | 34:
+                for ring in session.rings.values():
+                    ring.started = ring.enabled = False
+            case 5:
+                self._set_table(session, payload, fds)
+            case 6:
+                exactly(16, 1)
+                size, offset = struct.unpack("=QQ", payload)
+                if os.fstat(fds[0]).st_size < offset + size or offset:
+                    raise Broken("the log is not inside its file")
+                session.memory.log = mmap.mmap(fds[0], size)
+                return b""
+            case 7:
+                exactly(0, 1)
+            case 8:
+                exactly(8)
+                ring = self._ring(session, payload)
+                size = message.state[1]
+                usual = self.breaks("MSG-08") or 0 < size <= ENTRIES
+                if not usual or (not ring.packed and size & size - 1 and not self.breaks("MSG-08")):
+                    raise Broken(f"a ring of {size} entries")
+                ring.size = size
+            case 9:
+                exactly(40)
+                self._set_address(session, payload)
+            case 10:
+                exactly(8)
+                ring = self._ring(session, payload)
+                ring.set_base(message.state[1])
+                if self.breaks("RING-11", ring) and ring.next > 3:
+                    ring.next += 1
+            case 11:
+                exactly(8)
+                return self._stop(session, payload)
+            case 12 | 13 | 14:
+                self._set_eventfd(session, message)
+            case 15:
+                changed = session.said.count(15) << 40 if self.breaks("FEAT-04") else 0
+                return U64.pack(self.protocol | changed)
+            case 16:
+                exactly(8)
+                session.protocol = message.number
+            case 17:
+                return U64.pack(0 if self.breaks("MSG-03") else PAIRS)
+            case 18:
+                exactly(8)
+                self._enable(session, self._ring(session, payload), message.state[1])
+            case _:
+                return self._handle_more(session, message, exactly)
+        return None
+
+    def _handle_more(
+        self, session: Session, message: Message, exactly: Callable[..., None]
+    ) -> bytes | None:
+        """Handle the messages of protocol features."""
+        payload, fds = message.payload, message.fds
+        match message.request:
+            case 19:
+                exactly(8)
+                self._announce(session, payload[:6])
+            case 20:
+                exactly(8)
+                if not 68 <= message.number <= 65535 and not self.breaks("MSG-14"):
+                    raise Broken("MTU")
+            case 24:
+                return self._get_config(session, payload)
+            case 25:
+                if not self.breaks("MSG-15"):
+                    raise Broken("the configuration is read-only")
+            case 31:
+                return self._inflight(session, message)
+            case 32:
+                exactly(24, 1)
+            case 36:
+                return U64.pack(SLOTS)
+            case 37:
+                exactly(40, 1)
+                _, guest, size, user, offset = struct.unpack("=QQQQQ", payload)
+                if len(session.memory.regions) >= SLOTS:
+                    raise Broken("too many regions")
+                session.memory.add(guest, size, user, offset, fds[0])
+            case 38:
+                _, guest, size, user, _ = struct.unpack("=QQQQQ", payload)
+                session.memory.remove(guest, size, user)
+            case 39:
+                exactly(8)
+                session.status = message.number
+            case 40:
+                return U64.pack(session.status ^ (4 if self.breaks("MSG-16") else 0))
+            case _:
+                raise Broken("unknown request")
+        return None
+
+    def _set_features(self, session: Session, features: int) -> None:
+        if features & ~self.features and not self.breaks("FEAT-07"):
+            raise Broken("features that are not offered")
+        if self.breaks("FEAT-05") and features & INDIRECT_DESC:
+            raise Broken("one bit")
+        if self.breaks("FEAT-06") and features.bit_count() > 6:
+            raise Broken("many bits")
+        session.features = features
+        session.memory.log_all = bool(features & LOG_ALL)
+        for ring in session.rings.values():
+            self._configure(session, ring)
+
+    def _configure(self, session: Session, ring: Ring) -> None:
+        has = session.features
+        ring.packed, ring.events = bool(has & RING_PACKED), bool(has & EVENT_IDX)
+        ring.in_order, ring.indirect = bool(has & IN_ORDER), bool(has & INDIRECT_DESC)
+
+    def _ring(self, session: Session, payload: bytes) -> Ring:
+        number = int.from_bytes(payload[:4], "little")
+        if number >= 2 * PAIRS:
+            raise Broken(f"ring {number}")
+        if number not in session.rings:
+            session.rings[number] = Ring(number, session.memory)
+            self._configure(session, session.rings[number])
+        return session.rings[number]
+
+    def _set_table(self, session: Session, payload: bytes, fds: Sequence[int]) -> None:
+        count = int.from_bytes(payload[:4], "little")
+        if count > SLOTS or len(payload) < 8 + 32 * count or len(fds) != count:
+            raise Broken("a table of the wrong size")
+        if self.breaks("MSG-05") and count > 1:
+            raise Broken("one region")
+        session.memory.clear()
+        for number, fd in enumerate(fds):
+            region = struct.unpack_from("=QQQQ", payload, 8 + 32 * number)
+            session.memory.add(region[0], region[1], region[2], region[3], fd)
+
+    def _set_address(self, session: Session, payload: bytes) -> None:
+        _, flags, descriptors, used, available, log = struct.unpack("=IIQQQQ", payload)
+        ring = self._ring(session, payload)
+        for address, align in ((descriptors, 16), (used, 4), (available, 2)):
+            if address % align:
+                raise Broken("an area is not aligned")
+            session.memory.find(address, align, user=True)
+        ring.areas = descriptors, used, available
+        ring.log = log if flags & 1 else None
+
+    def _set_eventfd(self, session: Session, message: Message) -> None:
+        number = message.number
+        if number & ~0x1FF or len(message.fds) != (not number & 0x100):
+            raise Broken("flags or descriptors")
+        ring = self._ring(session, STATE.pack(number & 0xFF, 0))
+        fd = os.dup(message.fds[0]) if message.fds else None
+        if message.request == 12:
+            old, ring.kick, ring.polled = ring.kick, fd, fd is None
+            ring.broken = False
+        elif message.request == 13:
+            old, ring.call = ring.call, fd
+        else:
+            old = fd
+        if old is not None:
+            os.close(old)
+        if not session.features & PROTOCOL_FEATURES:
+            ring.enabled = True
+
+    def _enable(self, session: Session, ring: Ring, on: int) -> None:
+        ring.enabled = bool(on)
+        if ring.started:
+            self._process(session, ring)
+
+    def _stop(self, session: Session, payload: bytes) -> bytes:
+        ring = self._ring(session, payload)
+        base = ring.base
+        if self.breaks("MSG-04") or self.breaks("RING-06", ring):
+            base += 1
+        if self.breaks("RING-19", ring):
+            base &= 0xFFFF
+        ring.started = ring.enabled = ring.polled = False
+        if ring.kick is not None:
+            os.close(ring.kick)
+            ring.kick = None
+        return STATE.pack(ring.number, base)
+
+    def _get_config(self, session: Session, payload: bytes) -> bytes:
+        offset, size, flags = struct.unpack_from("=III", payload)
+        config = bytes.fromhex("525400000001") + struct.pack("<HHH", 1, PAIRS, session.mtu)
+        if offset + size > 256 or len(payload) != 12 + size:
+            return b""
+        content = config.ljust(256, b"\0")[offset : offset + size]
+        if self.breaks("MSG-15"):
+            content = content[:-1]
+        return struct.pack("=III", offset, size, flags) + content
+
+    def _inflight(self, session: Session, message: Message) -> bytes | None:
+        _, _, queues, size = struct.unpack("=QQHH", message.payload[:20])
+        room = queues * (64 + 32 * size)
+        fd = os.memfd_create("inflight")
+        try:
+            os.ftruncate(fd, room)
+            reply = struct.pack("=QQHHI", room, 0, queues, size, 0)
+            data = message.reply(reply)
+            socket.send_fds(session.socket, [data], [] if self.breaks("MSG-13") else [fd])
+        finally:
+            os.close(fd)
+        raise Answered
+
+    def _announce(self, session: Session, mac: bytes) -> None:
+        """Broadcast a RARP request for the address (RFC 903)."""
+        if not self.breaks("MSG-18"):
+            body = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 3) + (mac + bytes(4)) * 2
+            self._forward(session, (b"\xff" * 6 + mac + b"\x80\x35" + body).ljust(60, b"\0"))
 
     # Rings.
 
-    def _take_all(self) -> None:
-        while not self._over.wait(0.001):
-            with self._changed:
-                ring = self.rings.get(1)
-                if ring is None or not ring.enabled or ring.kick is None:
-                    continue
-                try:
-                    for buffer in list(self.available(1)):
-                        self._finish(buffer)
-                except LookupError:
-                    continue  # it has just been taken away
+    def _kicked(self, session: Session, ring: Ring) -> None:
+        assert ring.kick is not None
+        with contextlib.suppress(BlockingIOError):
+            os.read(ring.kick, 8)
+        if self.breaks("NTF-08", ring) and not ring.enabled:
+            return
+        ring.started = True
+        self._process(session, ring)
 
-    def _finish(self, buffer: Buffer) -> None:
-        self._taken += 1
-        ident, length = buffer.ident, 0
-        match self.broken:
-            case "RING-01":
-                ident = 3
-            case "RING-02":
-                length = 1
-            case "RING-03" if self._taken == 20:
-                ident ^= 1
-            case "RING-04":
-                ident += len(buffer.parts) - 1
-            case "RING-05":
-                address, size = buffer.parts[-1]
-                memory, at = self._at(address, user=False)
-                memory[at + size : at + size + 1] = b"!"
-        buffer.ident = ident
-        self.finish(1, buffer, length)
+    def _process(self, session: Session, ring: Ring) -> None:
+        if ring.number % 2 == 0 or ring.broken or not ring.size:
+            return
+        try:
+            while True:
+                self._take_all(session, ring)
+                ring.ask_for_kick()
+                if not self._more(ring):
+                    break
+            self._call(session, ring)
+        except Broken:
+            ring.broken = True
+            if self._broken.startswith("HOST"):
+                self.crash()
+
+    def _more(self, ring: Ring) -> bool:
+        """Return whether something came before the kick was asked for."""
+        before = ring.next, ring.wrap
+        chain = ring.take()
+        ring.next, ring.wrap = before
+        return chain is not None
+
+    def _take_all(self, session: Session, ring: Ring) -> None:
+        batch: list[Chain] = []
+        while (chain := ring.take()) is not None:
+            self._taken += 1
+            frame = b"".join(
+                session.memory.read(address, length) for address, length, _ in chain.parts
+            )
+            if self._drops(ring, chain, frame):
+                return
+            if ring.enabled and len(frame) >= HEADER + 14:
+                self._forward(session, frame[HEADER:], frame[:HEADER], ring)
+            if ring.in_order and not self.breaks("RING-10", ring):
+                batch.append(chain)
+                if len(batch) == 3:
+                    ring.finish_batch(batch)
+                    batch = []
+            else:
+                self._finish(session, ring, chain)
+        if batch:
+            ring.finish_batch(batch)
+
+    def _drops(self, ring: Ring, chain: Chain, frame: bytes) -> bool:
+        """Break a clause: return whether the buffer is left where it is for ever."""
+        parts = len(chain.parts)
+        return (
+            (self.breaks("RING-07", ring) and ring.size == 8 and self._taken > 12)
+            or (self.breaks("RING-08", ring) and parts > 16)
+            or (self.breaks("RING-09", ring) and parts > chain.taken)
+            or (self.breaks("RING-12", ring) and self._taken % 64 == 63)
+            or (self.breaks("NTF-11", ring) and self._taken == 9000)
+            or (self.breaks("MSG-11") and not frame[HEADER + 10] and self._taken == 30)
+        )  # fmt: skip
+
+    def _finish(self, session: Session, ring: Ring, chain: Chain) -> None:
+        length, write = 0, None
+        if self.breaks("RING-01", ring):
+            chain.ident = 3
+        elif self.breaks("RING-02", ring):
+            length, write = 1, True
+        elif self.breaks("RING-03", ring) and self._taken == 20:
+            chain.ident ^= 1
+        elif self.breaks("RING-04", ring):
+            chain.ident += len(chain.parts) - 1
+        elif self.breaks("RING-05", ring):
+            address, size, _ = chain.parts[-1]
+            mapped, at = session.memory.find(address, size)
+            mapped[at + size : at + size + 1] = b"!"
+        elif self.breaks("RING-10", ring) and self._held is None:
+            self._held = chain
+            return
+        ring.finish(chain, length, write=write)
+        if self._held is not None and self.breaks("RING-10", ring):
+            held, self._held = self._held, None
+            ring.finish(held)
+
+    def _call(self, session: Session, ring: Ring) -> None:
+        if ring.wants_call():
+            ring.signal()
+
+    # Frames.
+
+    def _forward(
+        self,
+        session: Session,
+        frame: bytes,
+        header: bytes = bytes(HEADER),
+        ring: Ring | None = None,
+    ) -> None:
+        """Send a frame to where it belongs."""
+        target: Session | None = None
+        if len(self.paths) > 1:
+            target = self._served.get(1 - session.number)
+        elif self.echo:
+            target = session
+            frame = frame[6:12] + frame[:6] + frame[12:]
+        if target is None:
+            return
+        number = 0 if ring is None else ring.number - 1
+        receive_ring = target.rings.get(number)
+        if receive_ring is None or not receive_ring.enabled or not receive_ring.started:
+            receive_ring = target.rings.get(0)
+        if receive_ring is None or receive_ring.broken:
+            return
+        if not receive_ring.enabled or not receive_ring.started:
+            return
+        try:
+            self._deliver(target, receive_ring, frame, header)
+            self._call(target, receive_ring)
+        except Broken:
+            receive_ring.broken = True
+            if self._broken.startswith("HOST"):
+                self.crash()
+
+    def _deliver(self, session: Session, ring: Ring, frame: bytes, header: bytes) -> None:
+        """Put a frame into as many buffers as it needs; drop it if there are too few."""
+        data = bytearray(bytes(10) + b"\1\0" + frame)
+        before = ring.next, ring.wrap
+        chains: list[Chain] = []
+        room = 0
+        merge = bool(session.features & MRG_RXBUF)
+        while room < len(data):
+            chain = ring.take() if merge or not chains else None
+            if chain is None:
+                ring.next, ring.wrap = before
+                return
+            chains.append(chain)
+            room += chain.room
+        data[10:12] = struct.pack("<H", len(chains))
+        session.memory.beside = self.breaks("RING-14", ring)
+        at = 0
+        for chain in chains:
+            part = bytes(data[at : at + chain.room])
+            at += len(part)
+            written = 0
+            for address, length, _ in chain.parts:
+                if self._spoils(ring, chain, written):
+                    break
+                if piece := part[written : written + length]:
+                    session.memory.write(address, piece)
+                written += length
+            self._return(ring, chain, len(part))
+        session.memory.beside = False
+        ring.ask_for_kick()
+
+    def _spoils(self, ring: Ring, chain: Chain, written: int) -> bool:
+        """Break a clause: return whether the rest of a frame is not written."""
+        parts = len(chain.parts)
+        self._given += not written
+        return (
+            (self.breaks("RING-15", ring) and parts > 2 and written > 0)
+            or (self.breaks("RING-16", ring) and parts > chain.taken)
+            or (self.breaks("RING-17", ring) and ring.size == 16 and self._given == 20)
+        )  # fmt: skip
+
+    def _return(self, ring: Ring, chain: Chain, length: int) -> None:
+        """Return a buffer of a receive ring."""
+        if self.breaks("RING-13", ring):
+            length -= 1
+        if self.breaks("RING-18", ring):
+            if self._held is None:
+                self._held = chain
+                self._held_length = length
+                return
+            ring.finish(chain, length)
+            ring.finish(self._held, self._held_length)
+            self._held = None
+            return
+        ring.finish(chain, length)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import virtnic
 from virtnic.arguments import suggest_options
+from virtnic.errors import DeviceError
 from virtnic.vhost_user import Frontend, ProtocolFeature
 
 if TYPE_CHECKING:
@@ -17,21 +18,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROTOCOL_FEATURES",
+    "RING_PACKED",
     "USED",
     "VERSION_1",
     "Bench",
     "Clause",
     "Group",
+    "NotApplicable",
     "NotOffered",
     "Wrong",
     "bits",
 ]
 
 #: What a clause is about.
-Group = Literal["features", "messages", "rings"]
+Group = Literal["features", "messages", "rings", "net", "notify", "life", "hostile"]
+#: What a clause is about where there are two kinds of rings.
+RingFormat = Literal["split", "packed"]
 
-#: Feature bits 32 (VERSION_1) and 30 (the backend has protocol features).
-VERSION_1, PROTOCOL_FEATURES = 1 << 32, 1 << 30
+#: Feature bits 32 (VERSION_1), 34 and 30 (the backend has protocol features).
+VERSION_1, RING_PACKED, PROTOCOL_FEATURES = 1 << 32, 1 << 34, 1 << 30
 #: Protocol features that :meth:`Bench.meet` enables if the backend offers them.
 USED = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK
 
@@ -42,6 +47,10 @@ class Wrong(Exception):
 
 class NotOffered(Exception):
     """The backend lacks the feature that the clause needs; the message says which."""
+
+
+class NotApplicable(Exception):
+    """The clause does not concern such a backend, or the options do not say enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,14 @@ class Clause:
     does, right
         What the check does, and what it expects: one sentence each.
     check
-        Returns what was seen; raises :class:`Wrong` or :class:`NotOffered`.
+        Returns what was seen; raises :class:`Wrong`, :class:`NotOffered` or
+        :class:`NotApplicable`.
+    ring
+        The format of the rings that it uses: ``split`` or ``packed``; None if it uses none, or
+        if the format makes no difference.
+    needs
+        What the backend must do: ``return`` the frames (``--echo`` or ``--pair``), ``pair``, or
+        nothing but take them.
 
     """
 
@@ -70,6 +86,13 @@ class Clause:
     does: str
     right: str
     check: Callable[[Bench], str]
+    ring: RingFormat | None = None
+    needs: Literal["return", "pair"] | None = None
+
+    @property
+    def __name__(self) -> str:
+        """The id: pytest names a parametrised test after it."""
+        return self.id
 
 
 def bits(features: int) -> str:
@@ -81,27 +104,60 @@ class Bench:
     """The backend under test. Closes every connection and eventfd that it made."""
 
     @suggest_options
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 3.0) -> None:
-        self.path, self.timeout = path, timeout
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        echo: bool = False,
+        pair: str | os.PathLike[str] | None = None,
+        timeout: float = 3.0,
+    ) -> None:
+        self.path, self.echo, self.pair, self.timeout = path, echo, pair, timeout
         self._stack = ExitStack()
 
-    def connect(self) -> Frontend:
+    def connect(self, path: str | os.PathLike[str] | None = None) -> Frontend:
         """Return a new connection; no message has been sent on it."""
-        return self._stack.enter_context(Frontend(self.path, timeout=self.timeout))
+        return self._stack.enter_context(Frontend(path or self.path, timeout=self.timeout))
 
-    def meet(self) -> tuple[Frontend, int, ProtocolFeature]:
-        """Connect, and enable the protocol features in USED that are offered.
+    def meet(
+        self, path: str | os.PathLike[str] | None = None, *, use: ProtocolFeature = USED
+    ) -> tuple[Frontend, int, ProtocolFeature]:
+        """Connect, and enable those protocol features that are offered, of ``use``.
 
         Returns the connection, the feature bits and the protocol features that were offered.
         """
-        frontend = self.connect()
+        frontend = self.connect(path)
         features = frontend.get_features()
         protocol = ProtocolFeature(0)
         if features & PROTOCOL_FEATURES:
             protocol = frontend.get_protocol_features()
-            frontend.set_protocol_features(protocol & USED)
+            frontend.set_protocol_features(protocol & use)
         frontend.set_owner()
         return frontend, features, protocol
+
+    def again(self) -> Self:
+        """Close everything, so that the next connection is the only one."""
+        self._stack.close()
+        return self
+
+    def offers(self, wanted: int) -> bool:
+        """Return whether all these feature bits are offered."""
+        with Frontend(self.path, timeout=self.timeout) as frontend:
+            return not wanted & ~frontend.get_features()
+
+    def answers(self) -> bool:
+        """Return whether the backend answers on a new connection."""
+        self.again()
+        try:
+            with Frontend(self.path, timeout=max(self.timeout, 5.0)) as frontend:
+                frontend.get_features()
+        except (OSError, DeviceError):
+            return False
+        return True
+
+    def closes(self, close: Callable[[], object]) -> None:
+        """Have something closed at the end of the clause."""
+        self._stack.callback(close)
 
     def acknowledged(self) -> tuple[Frontend, int]:
         """Connect with REPLY_ACK; return the connection and the feature bits.

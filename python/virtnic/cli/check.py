@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+from functools import partial
 from typing import TYPE_CHECKING
 
 from virtnic.cli import options
@@ -20,6 +23,8 @@ EXAMPLES = """\
 examples:
   virtnic check vhost-user,path=/run/vhu0
   virtnic check vhost-user,path=/run/vhu0 --only features,RING-03
+  virtnic check vhost-user,path=/run/vhu0 --echo --rings packed
+  virtnic check vhost-user,path=/run/vhu0 --pair /run/vhu1
   virtnic check vhost-user,path=/run/vhu0 --junit report.xml
   virtnic check --explain RING-03
 
@@ -48,7 +53,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--only",
         metavar="WHAT",
-        help="groups (features, messages, rings) and ids, separated by commas",
+        help="groups (features, messages, rings, …) and ids, separated by commas",
+    )
+    group.add_argument(
+        "--rings",
+        metavar="FORMATS",
+        help="formats of rings: split, packed (default: both)",
     )
     group.add_argument(
         "--timeout",
@@ -57,23 +67,48 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="how long the backend may take for an answer (default: 3)",
     )
+    group.add_argument(
+        "--restart",
+        metavar="COMMAND",
+        help="a command line that starts the backend again, once it no longer answers",
+    )
     group.add_argument("--junit", metavar="FILE", help="also write a JUnit XML report")
     group.add_argument("--explain", metavar="ID", help="print what a clause checks, and exit")
+    frames = parser.add_argument_group(
+        "what the backend does with frames"
+    ).add_mutually_exclusive_group()
+    frames.add_argument(
+        "--sink", action="store_true", help="it takes them, and sends none (the default)"
+    )
+    frames.add_argument(
+        "--echo", action="store_true", help="it sends them back, as testpmd does in mode macswap"
+    )
+    frames.add_argument(
+        "--pair", metavar="PATH", help="it passes them on to its port with this socket"
+    )
     options.add_common(parser)
 
 
-def _clauses(only: str | None) -> Sequence[Clause] | str:
-    """Return the clauses that ``only`` names, or an error message."""
+def _clauses(only: str | None, rings: str | None = None) -> Sequence[Clause] | str:
+    """Return the clauses that the options name, or an error message."""
     from virtnic.check import CLAUSES
 
-    if only is None:
-        return CLAUSES
-    names = [name.strip().lower() for name in only.split(",")]
-    known = {name.lower() for clause in CLAUSES for name in (clause.id, clause.group)}
-    if unknown := [name for name in names if name not in known]:
-        groups = ", ".join(dict.fromkeys(clause.group for clause in CLAUSES))
-        return f"there is no clause or group {unknown[0]!r}; the groups are {groups}"
-    return [clause for clause in CLAUSES if not {clause.id.lower(), clause.group}.isdisjoint(names)]
+    chosen: Sequence[Clause] = CLAUSES
+    if only is not None:
+        names = [name.strip().lower() for name in only.split(",")]
+        known = {name.lower() for clause in CLAUSES for name in (clause.id, clause.group)}
+        if unknown := [name for name in names if name not in known]:
+            groups = ", ".join(dict.fromkeys(clause.group for clause in CLAUSES))
+            return f"there is no clause or group {unknown[0]!r}; the groups are {groups}"
+        chosen = [
+            clause for clause in CLAUSES if not {clause.id.lower(), clause.group}.isdisjoint(names)
+        ]
+    if rings is not None:
+        formats = [name.strip() for name in rings.split(",")]
+        if unknown := [name for name in formats if name not in ("split", "packed")]:
+            return f"rings are split or packed, not {unknown[0]!r}"
+        chosen = [clause for clause in chosen if clause.ring is None or clause.ring in formats]
+    return chosen
 
 
 def _path(netdev: str) -> str | None:
@@ -89,7 +124,7 @@ def _path(netdev: str) -> str | None:
 
 def _wrong(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options; None if nothing is."""
-    if isinstance(found := _clauses(arguments.explain or arguments.only), str):
+    if isinstance(found := _clauses(arguments.explain or arguments.only, arguments.rings), str):
         return found
     if arguments.explain is not None:
         return None
@@ -98,12 +133,23 @@ def _wrong(arguments: argparse.Namespace) -> str | None:
     return None
 
 
+def _restart(command: str) -> None:
+    """Start the backend again, in a process group of its own that outlives this command."""
+    subprocess.Popen(
+        shlex.split(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Check the clauses, and print the outcome of each."""
     from virtnic.check import run as try_all
     from virtnic.cli.checked import as_json, explain, junit, line
 
-    clauses = _clauses(arguments.explain or arguments.only)
+    clauses = _clauses(arguments.explain or arguments.only, arguments.rings)
     assert not isinstance(clauses, str)
     if arguments.explain is not None:
         output.result({"clauses": [as_json(clause) for clause in clauses]})
@@ -113,7 +159,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     path = _path(arguments.netdev)
     assert path is not None
     results = []
-    for result in try_all(path, clauses, timeout=arguments.timeout):
+    restart = None if arguments.restart is None else partial(_restart, arguments.restart)
+    options = {"echo": arguments.echo, "pair": arguments.pair, "restart": restart}
+    for result in try_all(path, clauses, timeout=arguments.timeout, **options):
         results.append(result)
         for text in line(result):
             output.line(text)

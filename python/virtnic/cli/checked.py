@@ -29,9 +29,9 @@ def as_json(clause: Clause) -> dict[str, str]:
 def line(result: Result) -> Iterator[str]:
     """Yield the outcome of a clause; for a wrong one also its source and what was expected."""
     clause = result.clause
-    yield f"{clause.id:<8} {result.verdict:<12} {clause.title}: {result.seen}"
+    yield f"{clause.id:<8} {result.verdict:<14} {clause.title}: {result.seen}"
     if result.verdict == "wrong":
-        yield f"{'':<21} {clause.source}: {clause.right}"
+        yield f"{'':<23} {clause.source}: {clause.right}"
 
 
 def explain(clauses: Sequence[Clause]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def junit(file: str, name: str, results: Sequence[Result]) -> None:
     """Write a JUnit XML report. Raises OSError."""
     suite = ET.Element("testsuite", name=f"virtnic check {name}", tests=str(len(results)))
     suite.set("failures", str(sum(result.verdict == "wrong" for result in results)))
-    skipped = ("not offered", "not tried")
+    skipped = ("not offered", "not applicable", "not tried")
     suite.set("skipped", str(sum(result.verdict in skipped for result in results)))
     for result in results:
         clause = result.clause
