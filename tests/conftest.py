@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ import virtnic
 from peers import leaks, limits
 from peers.components import needs, qemu_command
 from peers.netns import Netns
-from peers.ovs import Ovs
 from peers.testpmd import Testpmd
 from peers.turns import Turns
 from virtnic.qemu import find, machine
 from virtnic.qemu.command import Accel
+from virtnic.testing import OvsBridge, OvsDpdk
 
 #: Fixtures of tests that connect to a QEMU that was started elsewhere.
 pytest_plugins = ["peers.elsewhere"]
@@ -258,12 +258,24 @@ def testpmd(scratch: Path) -> Iterator[Callable[..., Testpmd]]:
 
 
 @pytest.fixture
-def ovs(scratch: Path) -> Iterator[Callable[..., Ovs]]:
-    """Start a private Open vSwitch with DPDK; takes the keyword arguments of ``Ovs``."""
+def ovs() -> Iterator[Callable[..., OvsBridge]]:
+    """Start a private Open vSwitch with DPDK and one bridge.
+
+    ``clients`` are the paths that the bridge's ports connect to (we listen there: ``server=on``),
+    by the port's name; ``servers`` are names of ports that listen themselves, in the switch's
+    directory.
+    """
     needs("ovs")
     with contextlib.ExitStack() as stack:
 
-        def start(**options: Any) -> Ovs:
-            return stack.enter_context(Ovs(scratch / "ovs", **options))
+        def start(
+            clients: Mapping[str, Path] | None = None, servers: Sequence[str] = ()
+        ) -> OvsBridge:
+            bridge = stack.enter_context(OvsDpdk()).add_bridge()
+            for name, path in (clients or {}).items():
+                bridge.add_port(name, path)
+            for name in servers:
+                bridge.add_port(name)
+            return bridge
 
         yield start

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import virtnic
-from peers.ovs import Ovs
 from support.frames import BROADCAST, number_of, numbered
 from support.traffic import settle
 from virtnic.nic.options import Ring
+from virtnic.testing import OvsBridge
 
 pytestmark = pytest.mark.needs("qemu", "ovs")
 
@@ -25,7 +25,7 @@ MACS = ("02:00:00:00:00:0a", "02:00:00:00:00:0b")
 class Switched:
     """A bridge with a port of ours at each of its two."""
 
-    ovs: Ovs
+    ovs: OvsBridge
     a: virtnic.Port
     b: virtnic.Port
     names: tuple[str, str]
@@ -36,7 +36,7 @@ def switched(
     request: pytest.FixtureRequest,
     memory: virtnic.Memory,
     qemu: virtnic.Qemu,
-    ovs: Callable[..., Ovs],
+    ovs: Callable[..., OvsBridge],
     scratch: Path,
 ) -> Iterator[Switched]:
     """The bridge connects to us (dpdkvhostuserclient), or we to it (dpdkvhostuser)."""
@@ -54,7 +54,9 @@ def switched(
         else:
             switch = ovs(servers=names)
             a, b = (
-                stack.enter_context(qemu.attach(f"vhost-user,path={switch.socket(name)}", mac=mac))
+                stack.enter_context(
+                    qemu.attach(f"vhost-user,path={switch.switch.directory / name}", mac=mac)
+                )
                 for name, mac in zip(names, MACS, strict=True)
             )
         settle(a, b)
@@ -100,7 +102,7 @@ def test_a_bridge_switches_two_ports(switched: Switched) -> None:
     assert (learnt[a.mac], learnt[b.mac]) == (left, right)
     # Nothing came back to its sender, and the bridge counted what we did.
     assert len(a.recv(1)) == len(b.recv(1)) == 0
-    assert ovs.packets_received() == a.stats()["tx_packets"] + b.stats()["tx_packets"]
+    assert ovs.switch.packets_received() == a.stats()["tx_packets"] + b.stats()["tx_packets"]
 
 
 def test_flows_decide(switched: Switched) -> None:
@@ -126,7 +128,9 @@ def test_flows_decide(switched: Switched) -> None:
         time.sleep(0.05)
 
 
-def test_a_bridge_that_restarts(qemu: virtnic.Qemu, ovs: Callable[..., Ovs], scratch: Path) -> None:
+def test_a_bridge_that_restarts(
+    qemu: virtnic.Qemu, ovs: Callable[..., OvsBridge], scratch: Path
+) -> None:
     """Ports that listen survive the switch: the next one connects to them and traffic goes on."""
     paths = {name: scratch / name for name in ("left", "right")}
     links: list[tuple[str, bool]] = []
@@ -144,7 +148,7 @@ def test_a_bridge_that_restarts(qemu: virtnic.Qemu, ovs: Callable[..., Ovs], scr
         settle(a, b)
         frames = [numbered(a.mac, i, destination=b.mac) for i in range(500)]
         assert transfer(a, b, frames) == frames
-        first.kill()
+        first.switch.kill()
         wait_for_links(links, {("left", False), ("right", False)})
         assert (a.link, b.link) == (False, False)
         ovs(clients=paths)
@@ -164,14 +168,14 @@ def wait_for_links(links: list[tuple[str, bool]], wanted: set[tuple[str, bool]])
 
 @pytest.mark.parametrize("ring", ["packed", "split"])
 def test_ports_without_qemu(
-    memory: virtnic.Memory, ovs: Callable[..., Ovs], scratch: Path, ring: Ring
+    memory: virtnic.Memory, ovs: Callable[..., OvsBridge], scratch: Path, ring: Ring
 ) -> None:
     """One connects to the bridge, to the other the bridge connects; 10,000 frames each way."""
     path = scratch / "right"
     switch = ovs(servers=["left"], clients={"right": path})
     with (
         virtnic.open(
-            f"vhost-user,path={switch.socket('left')}",
+            f"vhost-user,path={switch.switch.directory / 'left'}",
             frontend="direct",
             memory=memory,
             mac=MACS[0],

@@ -11,10 +11,9 @@ import pytest
 
 import virtnic
 from peers.netns import Netns
-from peers.ovs import Ovs
 from peers.testpmd import Testpmd
 from support.frames import number_of, numbered
-from virtnic.testing import FaultyPort, ScriptedPort, set_link
+from virtnic.testing import FaultyPort, OvsBridge, ScriptedPort, set_link
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -38,14 +37,16 @@ def lost(source: virtnic.Port, sink: virtnic.Port, first: int) -> set[int]:
 
 @pytest.mark.needs("ovs")
 def test_a_switch_loses_nothing(
-    memory: virtnic.Memory, qemu: virtnic.Qemu, ovs: Callable[..., Ovs]
+    memory: virtnic.Memory, qemu: virtnic.Qemu, ovs: Callable[..., OvsBridge]
 ) -> None:
     """Open vSwitch with DPDK loses, without it, what it gets in the first 50 to 250 ms."""
     switch = ovs(servers=("left", "right"))
     with contextlib.ExitStack() as stack:
         a, b = (
             stack.enter_context(
-                qemu.attach(f"vhost-user,path={switch.socket(name)}", mac=f"02:00:00:00:00:{n}")
+                qemu.attach(
+                    f"vhost-user,path={switch.switch.directory / name}", mac=f"02:00:00:00:00:{n}"
+                )
             )
             for n, name in ((10, "left"), (11, "right"))
         )

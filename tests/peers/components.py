@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from virtnic.testing.namespace import find_ip
+from virtnic.testing.ovs import find_vswitchd
+from virtnic.testing.programs import ProgramNotFound, free_hugepages
+from virtnic.testing.testpmd import find_testpmd
+
 
 def qemu_command() -> str:
     """Return the QEMU that tests use by default, as a command line."""
@@ -27,25 +32,23 @@ def _root() -> bool:
     return os.geteuid() == 0
 
 
-def _netns() -> bool:
-    if not _root() or shutil.which("ip") is None or not Path("/dev/net/tun").exists():
-        return False
-    probe = ["unshare", "--net", "true"]
-    return subprocess.run(probe, check=False, capture_output=True).returncode == 0
+def _found(find: Callable[[], str]) -> Callable[[], bool]:
+    def found() -> bool:
+        try:
+            find()
+        except ProgramNotFound:
+            return False
+        return True
+
+    return found
 
 
 def has_netem() -> bool:
     """Whether the kernel can make a link lossy and slow (tc-netem(8))."""
-    if not _netns() or shutil.which("tc") is None:
+    if not _found(find_ip)() or shutil.which("tc") is None:
         return False
     probe = ["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem"]
     return subprocess.run(probe, check=False, capture_output=True).returncode == 0
-
-
-def free_hugepages() -> int:
-    """Return how many 2 MiB hugepages are free."""
-    file = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-    return int(file.read_text()) if file.exists() else 0
 
 
 def _frame_numbers() -> bool:
@@ -61,11 +64,8 @@ def _frame_numbers() -> bool:
 # Name: (is it there, what to do).
 COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "qemu": (_qemu, "apt-get install qemu-system-x86, or set VIRTNIC_QEMU"),
-    "testpmd": (_program("dpdk-testpmd"), "apt-get install dpdk-dev"),
-    "ovs": (
-        Path("/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk").exists,
-        "apt-get install openvswitch-switch-dpdk",
-    ),
+    "testpmd": (_found(find_testpmd), "apt-get install dpdk-dev"),
+    "ovs": (_found(find_vswitchd), "apt-get install openvswitch-switch-dpdk"),
     "ping": (_program("ping"), "apt-get install iputils-ping"),
     "curl": (_program("curl"), "apt-get install curl"),
     "bwrap": (_program("bwrap"), "apt-get install bubblewrap"),
@@ -77,7 +77,7 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
         "apt-get install valgrind, with its headers",
     ),
     "root": (_root, "run as root"),
-    "netns": (_netns, "run as root with iproute2 installed and /dev/net/tun present"),
+    "netns": (_found(find_ip), "run as root with iproute2 installed and /dev/net/tun present"),
     "gevent": (lambda: find_spec("gevent") is not None, "pip install gevent"),
     "openssl": (_program("openssl"), "apt-get install openssl"),
     "shtab": (lambda: find_spec("shtab") is not None, "pip install 'virtnic[cli]'"),

@@ -10,8 +10,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from peers.closing import Closing
 from peers.vhost_user import Request, receive
+from virtnic.teardown import Closing
 
 if TYPE_CHECKING:
     from pathlib import Path

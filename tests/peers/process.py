@@ -2,26 +2,12 @@
 
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
+from virtnic.testing.programs import mortal, run
 
-def run(argv: Sequence[str], timeout: float = 30.0) -> str:
-    """Run a command to its end and return its output; an error quotes it."""
-    done = subprocess.run(
-        argv, check=False, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
-    )
-    if done.returncode:
-        words = (done.stderr or done.stdout).strip()
-        raise RuntimeError(f"{' '.join(argv)} ended with {done.returncode}: {words}")
-    return done.stdout
-
-
-def mortal(argv: Sequence[str]) -> list[str]:
-    """Return the command line that makes a program die with the thread that starts it."""
-    return ["setpriv", "--pdeathsig", "KILL", *argv]
+__all__ = ["freeze", "gone", "mortal", "run"]
 
 
 def freeze(pid: int, seconds: float = 20.0) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peers.closing import Closing
+from virtnic.teardown import Closing
 
 from .leaks import MARK
 from .process import mortal

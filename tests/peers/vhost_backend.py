@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from peers.closing import Closing
 from peers.vhost_user import (
     MQ,
     MRG_RXBUF,
@@ -31,6 +30,7 @@ from peers.vhost_user import (
     Request,
     receive,
 )
+from virtnic.teardown import Closing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -226,7 +226,8 @@ def test_every_quirk_has_the_test_that_it_names(quirk: Quirk) -> None:
 
 
 def test_the_workflows_pin_their_actions() -> None:
-    workflows = sorted((TOP / ".github/workflows").glob("*.yml"))
+    workflows = sorted(TOP.glob(".github/workflows/*.yml"))
+    workflows += sorted(TOP.glob("docs/templates/*/.github/workflows/*.yml"))
     assert workflows
     for workflow in workflows:
         for line in re.findall(r"uses: (.*)", workflow.read_text()):
