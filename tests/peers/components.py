@@ -79,6 +79,8 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (_root, "run as root"),
     "netns": (_found(find_ip), "run as root with iproute2 installed and /dev/net/tun present"),
     "gevent": (lambda: find_spec("gevent") is not None, "pip install gevent"),
+    "tshark": (_program("tshark"), "apt-get install tshark"),
+    "ray": (lambda: find_spec("ray") is not None, "pip install 'virtnic[ray]'"),
     "openssl": (_program("openssl"), "apt-get install openssl"),
     "shtab": (lambda: find_spec("shtab") is not None, "pip install 'virtnic[cli]'"),
     "hugepages": (lambda: free_hugepages() >= 64, "sysctl vm.nr_hugepages=512"),

@@ -23,7 +23,8 @@ _LANGUAGES = {".py": "python", ".rs": "rust", ".pyi": "python", ".toml": "toml",
 MODULES = (
     "virtnic.aio", "virtnic.aio.net", "virtnic.capture", "virtnic.check", "virtnic.net",
     "virtnic.measure", "virtnic.testing", "virtnic.vhost_user", "virtnic.integrations.aiohttp",
-    "virtnic.integrations.httpcore", "virtnic.integrations.httpx", "virtnic.integrations.scapy",
+    "virtnic.integrations.extcap", "virtnic.integrations.httpcore", "virtnic.integrations.httpx",
+    "virtnic.integrations.ray", "virtnic.integrations.scapy",
 )  # fmt: skip
 
 
