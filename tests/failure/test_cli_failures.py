@@ -32,7 +32,7 @@ OPENING = {
     "watch": (["watch", "--seconds", "0"], "--port"),
     "capture": (["capture", "-w", os.devnull, "--seconds", "0"], "--port"),
     "replay": (["replay", "CAPTURE", "--seconds", "0"], "--port"),
-    "extcap": (["extcap", "--capture", "--fifo", os.devnull], "--netdev"),
+    "extcap": (["extcap", "--capture", "--fifo", os.devnull, "--seconds", "0"], "--netdev"),
     "measure": (["measure", "latency", "--sizes", "64", "--seconds", "0"], "--tx"),
 }
 #: The commands that open no port.

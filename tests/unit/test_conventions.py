@@ -37,7 +37,8 @@ CORE_MAY_USE: dict[str, set[str]] = {
 ROOMS: list[set[str]] = [
     {"cli"},
     {"check", "doctor", "testing"},
-    {"capture", "integrations", "measure"},
+    {"integrations"},
+    {"capture", "measure"},
     {"aio"},
     {"net"},
     {"__init__"},

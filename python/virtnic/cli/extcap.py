@@ -69,6 +69,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--snaplen", type=options.positive, metavar="BYTES", help="bytes of each frame to keep"
     )
+    group.add_argument(
+        "--seconds",
+        type=options.seconds,
+        metavar="TIME",
+        help="duration: 10, 0.5s, 2m (default: until Wireshark ends it)",
+    )
     options.add_port(parser)
     options.add_session(parser, recover=True)
 
@@ -142,5 +148,6 @@ def _capture(arguments: argparse.Namespace, output: Output) -> None:
                 names=list(ports.values()),
                 snaplen=arguments.snaplen,
                 filter=arguments.extcap_capture_filter or None,
+                seconds=arguments.seconds,
                 go_on=lambda: stop.signal is None,
             )

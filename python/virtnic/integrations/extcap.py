@@ -61,17 +61,18 @@ def capture(
     names: Sequence[str],
     snaplen: int | None = None,
     filter: str | None = None,  # noqa: A002 - what tcpdump calls it
+    seconds: float | None = None,
     go_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Receive frames of a port, or forward between two, and write them to a pipe as pcapng.
 
-    Ends when nobody reads the pipe any more or ``go_on``, which is called 20 times a second,
-    returns False. Raises OSError, ValueError, and what ends a port.
+    Ends when nobody reads the pipe any more, after ``seconds``, or when ``go_on``, which is called
+    20 times a second, returns False. Raises OSError, ValueError, and what ends a port.
     """
     move = virtnic.forward if len(ports) == 2 else virtnic.drop
     writer = Writer(fifo, *ports, names=names, snaplen=snaplen, filter=filter)
     try:
-        move(*ports, progress=lambda _: go_on() and not writer.failed)
+        move(*ports, seconds=seconds, progress=lambda _: go_on() and not writer.failed)
     finally:
         with contextlib.suppress(BrokenPipeError):  # Wireshark ended the capture
             writer.close()
