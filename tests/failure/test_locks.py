@@ -423,6 +423,56 @@ def test_a_signal_handler_closes_while_another_port_is_attached() -> None:
     )
 
 
+def test_a_signal_handler_attaches_while_another_port_is_attached() -> None:
+    """It is refused at once, or comes in between; neither undoes what the other one does."""
+    program(
+        textwrap.dedent("""
+        qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None), recover=True)
+        there, refused = [], 0
+        def handle(*_):
+            global refused
+            try: there.append(qemu.attach("user"))
+            except virtnic.PortBusy: refused += 1
+        signal.signal(signal.SIGALRM, handle)
+        for number in range(16):
+            signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.002 * number)
+            there.append(qemu.attach("user"))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert set(qemu.ports) == set(there), (number, qemu.ports, there)
+            if number == 8:
+                os.kill(qemu.pid, signal.SIGKILL)  # all of them come back
+            for port in there:
+                port.set_mac(port.mac)
+                virtnic.Stack(port).dhcp()
+            while there:
+                there.pop().close()
+        assert refused > 3, refused
+        qemu.close()
+        """)
+    )
+
+
+def test_a_signal_handler_closes_while_a_port_is_started() -> None:
+    """The one that is started afterwards is stopped again."""
+    program(
+        textwrap.dedent("""
+        import virtnic.nic.host as host
+        memory = virtnic.Memory("8M", hugepages=None)
+        made, real = [], host.PortDriver
+        def start(**options):
+            made.append(real(**options))
+            qemu.close()
+            return made[-1]
+        host.PortDriver = start
+        qemu = virtnic.Qemu(memory, recover=True)
+        try: qemu.attach("user")
+        except virtnic.QemuError as error: assert "closed while a port was attached" in str(error)
+        else: raise AssertionError("a port of a closed QEMU")
+        assert made and memory.buffers_free == memory.buffers
+        """)
+    )
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -9,7 +9,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from virtnic._native import PortClosed, PortDriver, QemuError, VirtnicError
+from virtnic._native import PortBusy, PortClosed, PortDriver, QemuError, VirtnicError
 from virtnic.nic.attachment import Attachment
 from virtnic.nic.backend import Backend, Backends
 from virtnic.nic.callbacks import Callbacks
@@ -118,6 +118,11 @@ class Host(Owner):
                 "virtnic.Qemu(recover=True), or a vhost-user backend given by its path"
             )
         with self.devices.lock:
+            if any(each.port is None and not each.leaving for each in self.devices.attachments):
+                raise PortBusy(
+                    "this thread is attaching a port already: a signal handler interrupted that; "
+                    "call it afterwards"
+                )
             self._finish_detaching()
             attachment = Attachment(
                 machine=machine,
@@ -127,9 +132,9 @@ class Host(Owner):
                 legacy=wanted.legacy,
                 returns=self.supervisor is not None and wanted.recover is not False,
             )
-            self.devices.attachments.append(attachment)
             undo = attachment.undo
             try:
+                self.devices.attachments.append(attachment)
                 undo.add(functools.partial(self._tell_detached, attachment))
                 backend, queue_size = None, wanted.queue_size
                 if interposed:
@@ -214,8 +219,11 @@ class Host(Owner):
                     follow_backend(self.feed, attachment, self.devices, backend)
                 follow_peer(self.feed, attachment)
                 attachment.port = port
+                if attachment.leaving:
+                    raise QemuError("this Qemu was closed while a port was attached")
             except BaseException as error:
                 attachment.leaving = True
+                _stop(attachment)  # it may have been started after a signal handler has closed
                 self._let_go(attachment)
                 if machine.closed and not isinstance(error, _SPEAKING):
                     # Perhaps by a signal handler in the middle of this; the error can be of any
@@ -299,7 +307,7 @@ class Host(Owner):
     def _finish_detaching(self) -> None:
         """Undo what interrupted calls left; the caller holds the lock."""
         for attachment in self.devices.attachments.copy():
-            if attachment.leaving or attachment.port is None:
+            if attachment.leaving:
                 self._let_go(attachment)
 
     def _tell_detached(self, attachment: Attachment) -> None:
