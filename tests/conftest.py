@@ -232,8 +232,7 @@ def netns(qemu_command: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Netns]
 @pytest.fixture
 def dual(netns: Netns) -> Netns:
     """A namespace whose TAP has an IPv6 address as well."""
-    netns.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/tap0/disable_ipv6")
-    netns.run("ip", "address", "add", "fd99::1/64", "dev", "tap0", "nodad")
+    netns.add_ipv6("fd99::1/64")
     return netns
 
 

@@ -41,8 +41,8 @@ class Wire:
         for name in ("wire0", "wire1"):
             run("ip", "link", "set", name, "up")
         run("ip", "address", "add", "10.98.0.1/24", "dev", "wire0")
-        run("ip", "-6", "address", "add", "fd00:98::1/64", "dev", "wire0", "nodad")
-        run("ip", "-6", "address", "add", KERNEL6 + "/64", "dev", netns.tap, "nodad")
+        netns.add_ipv6("fd00:98::1/64", "wire0")
+        netns.add_ipv6(KERNEL6 + "/64")
         for address in (BEYOND, BEYOND6):
             run("ip", "neigh", "add", address, "lladdr", "02:00:00:00:00:98", "dev", "wire0")
         run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")

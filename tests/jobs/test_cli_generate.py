@@ -112,8 +112,7 @@ def test_a_capture_that_is_not_there_is_3(capsys: pytest.CaptureFixture[str]) ->
 @needs_kernel
 def test_generate_sends_ipv6_with_a_payload(netns: Netns) -> None:
     """The kernel has sums of its own: what it takes is right."""
-    netns.run("sh", "-c", f"echo 0 > /proc/sys/net/ipv6/conf/{netns.tap}/disable_ipv6")
-    netns.run("ip", "address", "add", "2001:db8::1/64", "dev", netns.tap, "nodad")
+    netns.add_ipv6("2001:db8::1/64")
     with (
         netns.inside(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as udp,
         started(

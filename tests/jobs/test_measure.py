@@ -253,8 +253,7 @@ def test_the_kernel_finds_all_checksums_right(netns: Netns, version: int) -> Non
         port.wait_ready()
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         if version == 6:
-            netns.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/tap0/disable_ipv6")
-            netns.run("ip", "address", "add", "fd00::1/64", "dev", "tap0", "nodad")
+            netns.add_ipv6("fd00::1/64")
         with netns.open_socket(family) as listener:
             listener.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
             listener.bind(("", 4444))

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 
+from support.waiting import eventually
 from virtnic.testing import TapNamespace
 
 from .components import qemu_command
@@ -39,6 +40,18 @@ class Netns(TapNamespace):
     def netdev(self) -> str:
         """The -netdev that opens the TAP."""
         return f"tap,ifname={self.tap},script=no,downscript=no"
+
+    def add_ipv6(self, address: str, device: str = "") -> None:
+        """Give a device, the TAP by default, an IPv6 address with prefix length, ready for use.
+
+        ip(8) returns before the kernel takes frames for the address: its route is made by a worker
+        (addrconf_dad_work), on a busy machine 20 ms later. What comes before that is dropped.
+        """
+        device = device or self.tap
+        self.run("sh", "-c", f"echo 0 > /proc/sys/net/ipv6/conf/{device}/disable_ipv6")
+        self.run("ip", "-6", "address", "add", address, "dev", device, "nodad")
+        wanted = f"local {address.partition('/')[0]} dev {device} "
+        eventually(lambda: wanted in self.run("ip", "-6", "route", "show", "table", "local"))
 
     def ping(
         self, target: str, count: int = 10, interval: float = 0.002, timeout: float = 60.0
