@@ -12,7 +12,6 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from peers.closing import Closing
 from peers.device_rings import Broken, Chain, Memory, Ring
 from peers.vhost_user import (
     EVENT_IDX,
@@ -28,6 +27,7 @@ from peers.vhost_user import (
     Message,
     receive,
 )
+from virtnic.teardown import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
