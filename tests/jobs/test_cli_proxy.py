@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import resource
+import select
 import signal
 import socket
 import struct
@@ -284,6 +286,46 @@ def test_ends_and_limits(dual: Netns) -> None:
         with contextlib.suppress(ConnectionResetError):
             assert second[1].recv(1) == b""
     assert total["served"] == 4
+
+
+def test_clients_wait_for_descriptors(dual: Netns) -> None:
+    """A proxy without free descriptors goes on; who comes is served when one is free."""
+    with (
+        listen(dual, socket.AF_INET) as server,
+        proxy(dual) as run,
+        contextlib.ExitStack() as ends,
+    ):
+        taken = {int(name) for name in os.listdir(f"/proc/{run.process.pid}/fd")}  # noqa: PTH208
+        # A connection takes three: the client's, and two to wait for the server's.
+        free = [number for number in range(len(taken) + 3) if number not in taken][:3]
+        limit = max(*taken, *free) + 1 if len(free) < 3 else free[-1] + 1
+        resource.prlimit(run.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        first = [ends.enter_context(one) for one in tunnel(run, server)]
+        second = ends.enter_context(run.connect())
+        second.sendall(b"CONNECT 10.99.0.1:1 HTTP/1.1\r\n\r\n")
+        assert "Too many open files" in run.until("waiting")["error"]
+        first[0].sendall(b"still served")
+        assert first[1].recv(100) == b"still served"
+        for one in first:
+            one.close()
+        assert second.recv(100).startswith(b"HTTP/1.1 502 ")
+        assert run.stop()["served"] == 1
+
+
+def test_a_client_that_goes_after_its_end(dual: Netns) -> None:
+    """A client ends its direction and then vanishes; the server says nothing and waits."""
+    with listen(dual, socket.AF_INET) as server, proxy(dual) as run:
+        client, theirs = tunnel(run, server)
+        with client, theirs:
+            client.shutdown(socket.SHUT_WR)
+            assert theirs.recv(1) == b""
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+            reset = select.poll()
+            reset.register(theirs, 0)
+            assert reset.poll(1000 * LONG)
+            run.until("close")
+            run.stop()
 
 
 def test_the_port_ends(dual: Netns) -> None:

@@ -199,6 +199,9 @@ class _Report:
     def event(self, kind: str, facts: dict[str, Any]) -> None:
         output = self._output
         output.result({"event": kind, **facts})
+        if kind == "waiting":
+            output.line(f"new connections wait: {facts['error']}")
+            return
         who = f"{facts['id']} {facts['client']}"
         target = facts.get("target", "")
         if kind == "refused":

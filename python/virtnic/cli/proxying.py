@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+import errno
 import itertools
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,17 @@ __all__ = ["Proxy"]
 _CHUNK = 1 << 16
 #: Seconds in which a client must have said what it wants.
 _PATIENCE = 30.0
+#: Errors of accept() that pass when something ends: the client waits in the queue of the kernel.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+#: Seconds until accept() is tried again.
+_PAUSE = 0.2
+#: Keepalive, for peers that go without a word: seconds until the first probe, between probes, and
+#: the number of probes without an answer that end a connection.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+#: Seconds between looks at whether a client that has ended its direction is still there.
+_LOOK = 5.0
+#: The state of a socket that is no longer connected, first in TCP_INFO (Linux: tcp_states.h).
+_TCP_CLOSE = 7
 #: Bytes of datagrams that wait to be sent; more are dropped.
 _WAITING = 1 << 18
 #: Names in datagrams: so many are resolved at a time, and kept.
@@ -67,7 +81,7 @@ class Proxy:
         try:
             while True:
                 await self._free.acquire()
-                client, peer = await loop.sock_accept(self._listening)
+                client, peer = await self._accept()
                 task = loop.create_task(self._serve(client, peer))
                 self._tasks.add(task)
                 task.add_done_callback(self._ended)
@@ -76,11 +90,29 @@ class Proxy:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _accept(self) -> tuple[socket.socket, tuple[Any, ...]]:
+        """Return the next client; one that cannot be taken now waits."""
+        loop = asyncio.get_running_loop()
+        told = False
+        while True:
+            try:
+                return await loop.sock_accept(self._listening)
+            except ConnectionAbortedError:
+                continue  # it has gone while it waited
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                if not told:
+                    self._report("waiting", {"error": words(error)})
+                    told = True
+                await asyncio.sleep(_PAUSE)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._free.release()
 
     async def _serve(self, client: socket.socket, peer: tuple[Any, ...]) -> None:
+        _keep_alive(client)
         reader, writer = await asyncio.open_connection(sock=client, limit=HEAD)
         try:
             await self._talk(reader, writer, peer)
@@ -160,6 +192,25 @@ async def _say_last(writer: asyncio.StreamWriter, reply: bytes) -> None:
         await writer.wait_closed()
 
 
+def _keep_alive(sock: Any) -> None:
+    """Have a connection end whose peer has gone without a word."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _look_after(client: Any) -> None:
+    """Raise ConnectionResetError when a client is no longer connected.
+
+    After a client has ended its direction asyncio waits for nothing of its socket, so it does not
+    learn that the client has gone altogether, and a silent server would hold the connection for
+    ever.
+    """
+    while client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE:
+        await asyncio.sleep(_LOOK)
+    raise ConnectionResetError(errno.ECONNRESET, "the client has gone")
+
+
 class _Connection:
     """A connection to a server."""
 
@@ -175,18 +226,28 @@ class _Connection:
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry both directions until both have ended; one that fails ends the other."""
+        _keep_alive(self._writer.get_extra_info("socket"))
         local = self._writer.get_extra_info("sockname")[:2]
         writer.write(answer(self._request, bound=local))
         self._writer.write(self._request.first)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, self._writer, 0))
-                group.create_task(self._pump(self._reader, writer, 1))
+                looking = group.create_task(_look_after(writer.get_extra_info("socket")))
+                pumps = (
+                    group.create_task(self._pump(reader, self._writer, 0)),
+                    group.create_task(self._pump(self._reader, writer, 1)),
+                )
+                await asyncio.wait(pumps)
+                looking.cancel()
             for one in (writer, self._writer):
                 one.close()
                 await one.wait_closed()
         except* OSError:
-            pass  # one of them has reset it: so does the end of the other
+            # One of them has reset it. After the client's FIN, closing tells the server nothing.
+            with contextlib.suppress(OSError):
+                self._writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
         finally:
             self._writer.transport.abort()
 
