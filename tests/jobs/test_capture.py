@@ -477,6 +477,42 @@ def test_a_replay_ends_with_its_port_and_when_it_is_told_to(
 
 
 @needs_kernel
+def test_ctrl_c_while_nobody_reads_a_pipe(tap: virtnic.Port, folder: Path) -> None:
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    # Ends a wait that is deaf to signals.
+    end = threading.Timer(20, lambda: os.close(os.open(pipe, os.O_RDWR)))
+    interrupt.start()
+    end.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            capture.Writer(pipe, tap)
+        assert end.is_alive()
+    finally:
+        end.cancel()
+
+
+@needs_kernel
+def test_pipes(tap: virtnic.Port, folder: Path) -> None:
+    """A pipe can be written and read, but not replayed, which reads its file more than once."""
+    pipe, file = folder / "pipe", folder / "file"
+    file.write_bytes(pcap(*(bytes([number]) * 60 for number in range(2))))
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=lambda: pipe.write_bytes(file.read_bytes()))
+    writing.start()
+    assert [frame[0] for _, frame in capture.read(pipe)] == [0, 1]
+    writing.join()
+    with pytest.raises(ValueError, match="is a pipe"):
+        capture.replay(tap, pipe)
+    command = [sys.executable, "-m", "virtnic.cli", "capture", "--port", "user", "-w"]
+    for name in ("-", "/dev/stdout"):
+        done = subprocess.run([*command, name], check=False, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "standard output" in done.stderr
+
+
+@needs_kernel
 def test_the_commands(netns: Netns, folder: Path) -> None:
     """What `capture` wrote is sent by `replay`."""
     file = folder / "run.pcapng"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtnic import _native
@@ -15,7 +18,14 @@ if TYPE_CHECKING:
 
     from virtnic._native import CapturedFrame
 
-__all__ = ["read"]
+__all__ = ["is_pipe", "read"]
+
+
+def is_pipe(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path leads to a pipe."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISFIFO(Path(path).stat().st_mode)
+    return False
 
 
 @suggest_options

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
 from virtnic.arguments import suggest_options
-from virtnic.capture.reading import read
+from virtnic.capture.reading import is_pipe, read
 from virtnic.loops import Result
 from virtnic.units import CHECKSUM, parse_rate
 
@@ -49,6 +49,11 @@ def parse_speed(
     ``2.0`` and ``"2x"`` are twice as fast as captured, ``"max"`` is as fast as frames are taken,
     ``"10kpps"`` and ``"1Gbps"`` are even rates; for one in bits the file is read first.
     """
+    if is_pipe(path):
+        raise ValueError(
+            f"{os.fspath(path)} is a pipe, and a replay reads its file more than once: write it to "
+            "a file first"
+        )
     if not isinstance(speed, str):
         if not 0 < speed < float("inf"):
             raise ValueError(f"the speed must be a number above 0, not {speed}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -10,10 +13,11 @@ import virtnic
 from virtnic import _native
 from virtnic.arguments import suggest_options
 from virtnic.capture.filters import Filter
+from virtnic.capture.reading import is_pipe
 from virtnic.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
 __all__ = ["Counts", "Writer", "parse_rotation"]
@@ -67,6 +71,26 @@ def parse_rotation(
     return parse_size(text), int(count) if colon else None
 
 
+@contextlib.contextmanager
+def _reader_of_pipe(path: str) -> Iterator[None]:
+    """Wait for the reader of a named pipe: the core would wait deaf to signals."""
+    if not is_pipe(path):
+        yield
+        return
+    while True:
+        try:
+            end = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        os.close(end)
+
+
 class Writer:
     """Writes everything that ports send and receive to a pcapng file, from its making to its end.
 
@@ -90,6 +114,8 @@ class Writer:
         comment: str | None = None,
     ) -> None:
         """Make the file, in the place of one that is there, and begin.
+
+        If it is a named pipe, wait until somebody reads it.
 
         ``names``: what the ports are called in it, else by their MAC addresses. ``snaplen``: so
         many bytes of each frame are kept, all without. ``filter``: only these frames, in tcpdump's
@@ -117,17 +143,18 @@ class Writer:
             (port, name, f"queues={port.max_queues} ring={port.ring}")
             for port, name in zip(ports, called, strict=True)
         ]
-        self._writer = _native.CaptureWriter(
-            self._path,
-            described,
-            snaplen=_ALL if snaplen is None else snaplen,
-            buffer=parse_size(buffer),
-            rotate=parse_rotation(rotate),
-            comment=comment,
-            filter=None
-            if compiled is None
-            else (compiled.address, compiled.program, compiled.text),
-        )
+        with _reader_of_pipe(self._path):
+            self._writer = _native.CaptureWriter(
+                self._path,
+                described,
+                snaplen=_ALL if snaplen is None else snaplen,
+                buffer=parse_size(buffer),
+                rotate=parse_rotation(rotate),
+                comment=comment,
+                filter=None
+                if compiled is None
+                else (compiled.address, compiled.program, compiled.text),
+            )
 
     @property
     def counts(self) -> Counts:

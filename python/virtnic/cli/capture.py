@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import virtnic
@@ -72,7 +74,24 @@ def check(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options together."""
     if wrong := options.check_ports(arguments, 2):
         return wrong
-    return None if arguments.write else "-w FILE is required: the file for the frames"
+    if not arguments.write:
+        return "-w FILE is required: the file for the frames"
+    if arguments.write == "-" or _is_stdout(arguments.write):
+        return (
+            "-w takes a file: standard output is for the text of this command; write to a named "
+            "pipe (mkfifo), which another program can read"
+        )
+    return None
+
+
+def _is_stdout(path: str) -> bool:
+    """Whether a path leads to where standard output goes, other than /dev/null."""
+    try:
+        named = Path(path).stat()
+        same = os.path.samestat(os.fstat(1), named)
+        return same and not os.path.samestat(Path(os.devnull).stat(), named)
+    except OSError:
+        return False
 
 
 def _rotation(text: str) -> tuple[int, int | None]:
