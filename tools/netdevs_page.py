@@ -29,6 +29,17 @@ NOTES = """
 *Entries*: default size of each queue. *Sandbox*: options that make QEMU start a program that its sandbox denies, and the value of `sandbox=`
 that allows it.
 
+## Losses, peers, privileges
+
+| netdev | since QEMU | what it loses | when its peer goes | privileges |
+|---|---|---|---|---|
+"""
+
+AFTER = """
+Each netdev that a Debian QEMU has carries 10,000 numbered frames of all lengths each way, byte for byte, and then loses its peer, in
+[test_netdev_frames.py](../tests/device/test_netdev_frames.py): on the machine's QEMU by `make test`, on 5.2, 7.2, 10.0 and 11.1 by
+`make matrix`. At most 32 frames are on the way there: what datagrams lose without such a limit is the second column.
+
 ## Notes
 
 """
@@ -109,7 +120,11 @@ def page() -> str:
         proof = f" Tested by {links}." if links else ""
         if row.note or proof:
             notes.append(f"- `{row.name}`: {row.note}{proof}".replace(":  ", ": ") + "\n")
-    return HEAD + "".join(lines) + NOTES + "".join(notes) + FOOT
+    more = [
+        f"| `{row.name}` | {row.since or 'all'} | {row.loses} | {row.gone} | {row.privileges} |\n"
+        for row in NETDEVS
+    ]
+    return HEAD + "".join(lines) + NOTES + "".join(more) + AFTER + "".join(notes) + FOOT
 
 
 if __name__ == "__main__":

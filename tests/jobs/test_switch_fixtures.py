@@ -200,6 +200,30 @@ def test_what_is_kept_of_a_bridge(run: Run, pytester: pytest.Pytester) -> None:
     assert "02:00:00:00:00:01" in said
 
 
+SMALL = """
+import pytest
+from virtnic.testing import OvsDpdk
+
+@pytest.fixture(scope="module")
+def virtnic_ovs_dpdk():
+    with OvsDpdk(memory=64) as switch:
+        yield switch
+
+@pytest.mark.virtnic(ports=3, ready=1.0)
+def test_it(virtnic_ovs): pass
+"""
+
+
+@pytest.mark.needs("ovs")
+def test_a_switch_that_cannot_serve_a_port(run: Run) -> None:
+    """What it lacks is said, and what to do."""
+    done = run(SMALL)
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(
+        ["*TimeoutError: the port is not ready*", "*|ERR|*", "*librte-mempool-ring*or of memory*"]
+    )
+
+
 def test_nothing_is_kept_where_all_pass(run: Run, pytester: pytest.Pytester) -> None:
     run("def test_ok(virtnic_port): pass", "--virtnic-captures=kept").assert_outcomes(passed=1)
     assert not (pytester.path / "kept").exists()

@@ -66,6 +66,8 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "qemu": (_qemu, "apt-get install qemu-system-x86, or set VIRTNIC_QEMU"),
     "testpmd": (_found(find_testpmd), "apt-get install dpdk-dev"),
     "ovs": (_found(find_vswitchd), "apt-get install openvswitch-switch-dpdk"),
+    "vde": (_program("vde_switch"), "apt-get install vde2"),
+    "passt": (_program("passt"), "apt-get install passt"),
     "ping": (_program("ping"), "apt-get install iputils-ping"),
     "curl": (_program("curl"), "apt-get install curl"),
     "bwrap": (_program("bwrap"), "apt-get install bubblewrap"),

@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "end-to-end": ("test_port_user", "test_port_tap", "test_port_jumbo"),
     "netdevs": (
         "test_netdevs",
+        "test_netdev_frames",
         "test_netdev_descriptors",
         "test_netdev_refusals",
         "test_netdev_stream",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from virtnic.qemu import descriptors, netdevs, text
 from virtnic.qemu.netdevs import is_on, wants_vhost
+from virtnic.qemu.sockets import LONGEST_PATH
 from virtnic.qemu.spec import Spec, VhostUserSocket
 
 #: Accepted forms of a netdev.
@@ -157,6 +159,13 @@ def _vhost_user_socket(netdev: Netdev, options: dict[str, Any]) -> VhostUserSock
         raise ValueError(
             f"the netdev {netdev!r} needs the backend's socket: "
             "vhost-user,path=SOCKET[,server=on][,wait=SECONDS]"
+        )
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        directory, name = os.path.split(path)
+        raise ValueError(
+            f"the socket {path} has a path of {length} bytes, {LONGEST_PATH} fit (unix(7)); mount "
+            f"its directory at a shorter one, or make a link: `ln -s {directory} /run/vhost`, and "
+            f"path=/run/vhost/{name}"
         )
     server = boolean(options.pop("server", False), "server")
     seconds = _seconds("wait", options.pop("wait", 10.0 if server else 0.0))

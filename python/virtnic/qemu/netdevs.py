@@ -96,6 +96,15 @@ class NetdevType:
     #: Whether a backend given by path is reached through our interposer.
     interposed: bool = False
     peer: Peer = "none"
+    #: The first QEMU that has it, and where none of Debian's does; empty if 5.2 has it.
+    since: str = ""
+    #: Which frames are lost though nothing fails, and why.
+    loses: str = "nothing"
+    #: Events that come when the peer is lost, and what happens to the port.
+    tells: frozenset[str] = frozenset()
+    gone: str = "nothing is told, the link stays up: frames are lost"
+    #: What QEMU's user, or the machine, must have.
+    privileges: str = "none"
     #: What :meth:`virtnic.Port.wait_ready` waits for.
     ready: str = "nothing: QEMU cannot tell"
     #: Whether QEMU itself moves the frames, so that its filters take effect.
@@ -178,6 +187,8 @@ NETDEVS: tuple[NetdevType, ...] = (
         note="`ipv6-net=PREFIX/LENGTH` is translated to `ipv6-prefix=` and `ipv6-prefixlen=`, as "
         "QEMU's command line does.",
         tests=("tests/device/test_port_user.py::test_chosen_mac_and_queue_size",),
+        loses="UDP datagrams that find no room in a socket of the host",
+        gone="it is part of QEMU; a refused or lost connection is TCP's or ICMP's affair",
     ),
     NetdevType(
         "tap",
@@ -200,6 +211,10 @@ NETDEVS: tuple[NetdevType, ...] = (
         "kernel moves the frames: there are no packed rings, HASH_REPORT or RSC_EXT, filters are "
         "accepted without effect (with a warning), and a broken receive ring is not reported.",
         tests=("tests/device/test_port_tap.py::test_the_kernel_pings_our_stack",),
+        gone="nothing is told, the link stays up: frames are lost. If the device was deleted, QEMU "
+        "10.0 aborts when the port is closed",
+        loses="frames to the port when its ring is full: the TAP counts them, `tx_dropped`",
+        privileges="CAP_NET_ADMIN for `ifname=`, or a TAP of QEMU's user; none by descriptor",
     ),
     NetdevType(
         "bridge",
@@ -210,10 +225,12 @@ NETDEVS: tuple[NetdevType, ...] = (
         ready="the device is up, and the kernel has noticed that it is open (up to a second)",
         advice=_BRIDGE_ADVICE,
         tests=("tests/failure/test_netdev_refusals.py::test_a_bridge_without_its_rights",),
+        loses="as `tap`",
+        privileges="root for the helper, and a line in `/etc/qemu/bridge.conf`",
     ),
     NetdevType(
         "passt",
-        "the host's network through passt, which QEMU starts (10.1 and later)",
+        "the host's network through passt, which QEMU starts",
         helper=lambda _options: Helper(
             "passt",
             False,
@@ -225,6 +242,13 @@ NETDEVS: tuple[NetdevType, ...] = (
         "passt (signal 31)",
         peer="none",
         tests=("tests/failure/test_netdev_refusals.py::test_passt_needs_no_sandbox",),
+        since="10.1",
+        loses="as `user`",
+        gone="nothing is told, the link stays up: frames are lost",
+        privileges="none; passt, if started by root, becomes `nobody`, who may not write QEMU's "
+        "file for its process id: `param.0=--runas,param.1=0`",
+        note="QEMU 11.1 dies (SIGSEGV) when the netdev is deleted, and so when the port is closed: "
+        "use a QEMU of its own, as `virtnic.open` does.",
     ),
     NetdevType(
         "vhost-user",
@@ -240,6 +264,10 @@ NETDEVS: tuple[NetdevType, ...] = (
         note="Given as `vhost-user,path=SOCKET[,server=on][,wait=SECONDS]`; virtnic creates the "
         "chardev.",
         tests=("tests/device/test_ovs.py::test_a_bridge_switches_two_ports",),
+        tells=frozenset({"link-down", "backend-lost"}),
+        gone="link down, events `backend-lost` and `link-down`; the next backend continues",
+        loses="nothing, unless the backend has no room: then it counts them",
+        privileges="write permission for the socket",
     ),
     NetdevType(
         "vhost-vdpa",
@@ -257,6 +285,9 @@ NETDEVS: tuple[NetdevType, ...] = (
         ),
         note="Queues have 256 entries by default: some devices refuse more. Filtering is up to the "
         "device.",
+        privileges="/dev/vhost-vdpa-N, and locked memory (`ulimit -l`)",
+        loses="not tried here",
+        gone="not tried here",
     ),
     NetdevType(
         "socket",
@@ -266,10 +297,12 @@ NETDEVS: tuple[NetdevType, ...] = (
         note="A lost peer is not reported: the link stays up and frames are lost. A missing one "
         "(`connect=`) is a warning when the port is opened. `stream` reports both.",
         tests=("tests/device/test_netdev_descriptors.py::test_a_socket_of_ours",),
+        loses="with `udp=` and `mcast=`, what finds no room in a socket; multicast brings one's "
+        "own frames back",
     ),
     NetdevType(
         "stream",
-        "another QEMU, passt or any program, by a TCP or UNIX stream (7.2 and later)",
+        "another QEMU, passt or any program, by a TCP or UNIX stream",
         descriptors={"addr.str": "stream socket"},
         peer="qmp",
         ready="a connection",
@@ -279,13 +312,18 @@ NETDEVS: tuple[NetdevType, ...] = (
         "`socket,fd=`, with the same frames: QEMU itself takes no descriptor for it by QMP, and "
         "then a lost peer is not reported.",
         tests=("tests/device/test_netdev_stream.py::test_the_link_follows_the_peer",),
+        since="7.2",
+        tells=frozenset({"link-down", "peer-disconnected"}),
+        gone="link down, events `peer-disconnected` and `link-down`",
     ),
     NetdevType(
         "dgram",
-        "another QEMU or program, by UDP, multicast or UNIX datagrams (7.2 and later)",
+        "another QEMU or program, by UDP, multicast or UNIX datagrams",
         descriptors={"local.str": "datagram socket"},
         note="As with any datagrams, a missing peer is not reported.",
         tests=("tests/device/test_netdev_descriptors.py::test_a_datagram_socket_of_ours",),
+        since="7.2",
+        loses="over UDP what finds no room in a socket; nothing over UNIX sockets",
     ),
     NetdevType(
         "hubport",
@@ -293,26 +331,41 @@ NETDEVS: tuple[NetdevType, ...] = (
         clock=True,
         note="Give the hub's other ports by `extra=`.",
         tests=("tests/device/test_netdevs.py::test_slirp_behind_a_hub_has_a_clock",),
+        loses="as the others on the hub; before 11.1 frames may change their order",
     ),
     NetdevType(
         "l2tpv3",
         "a static L2TPv3 tunnel, for example to the kernel",
         note="Linux' default l2spec needs `counter=on`. A peer that is not there is told of by "
         "nothing.",
+        loses="what finds no room in a socket",
+        privileges="CAP_NET_RAW without `udp=on`",
     ),
     NetdevType(
         "vde",
         "a VDE switch",
         note="A lost switch is not reported.",
+        loses="what finds no room in a socket of the switch",
+        privileges="write permission for the switch's directory",
     ),
     NetdevType(
         "af-xdp",
-        "a network device of the host, through AF_XDP (8.2 and later; in no Debian QEMU)",
+        "a network device of the host, through AF_XDP (in no Debian QEMU)",
         queues=("queues", "sock-fds"),
         descriptors={"sock-fds": "socket"},
         peer="host",
+        since="8.2",
+        privileges="CAP_NET_ADMIN and others, fewer with `sock-fds=`",
+        loses="not tried here",
+        gone="not tried here",
     ),
-    NetdevType("netmap", "a netmap port or VALE switch (in no Debian QEMU)"),
+    NetdevType(
+        "netmap",
+        "a netmap port or VALE switch (in no Debian QEMU)",
+        loses="not tried here",
+        gone="not tried here",
+        privileges="/dev/netmap: a kernel module",
+    ),
 )
 
 _BY_NAME = {row.name: row for row in NETDEVS}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from virtnic.qemu.text import check_word
 
-__all__ = ["Sockets"]
+__all__ = ["LONGEST_PATH", "Sockets"]
 
 #: Longest path of a UNIX socket: ``sun_path`` has 108 bytes including the NUL (unix(7)).
-_LONGEST_PATH = 107
+LONGEST_PATH = 107
 
 
 class Sockets:
@@ -51,8 +51,8 @@ class Sockets:
         """Raise ValueError, with advice, if the sockets' paths are too long."""
         longest = self.vhost_user(999_999)
         length = len(os.fsencode(longest))
-        if length > _LONGEST_PATH:
+        if length > LONGEST_PATH:
             raise ValueError(
                 f"the directory {self.path} is too long for a UNIX socket: {longest} has "
-                f"{length} bytes, {_LONGEST_PATH} fit; {advice}"
+                f"{length} bytes, {LONGEST_PATH} fit; {advice}"
             )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["OvsBridge", "OvsDpdk", "find_vswitchd"]
 
 _PACKAGE = "openvswitch-switch-dpdk"
+#: Of DPDK's plugins, which are packages of their own, the one that the switch needs.
+_PLUGIN = "librte-mempool-ring*"
 #: Where Debian and Ubuntu have the one with DPDK.
 _DEBIAN = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
 _SCHEMA = "share/openvswitch/vswitch.ovsschema"
@@ -52,7 +54,9 @@ def find_vswitchd() -> str:
         return given
     if os.access(_DEBIAN, os.X_OK):
         return _DEBIAN
-    remedy = f"`apt-get install {_PACKAGE}`, or set VIRTNIC_OVS_VSWITCHD to an ovs-vswitchd"
+    remedy = (
+        f"`apt-get install {_PACKAGE} '{_PLUGIN}'`, or set VIRTNIC_OVS_VSWITCHD to an ovs-vswitchd"
+    )
     try:
         found = find_program("ovs-vswitchd", _PACKAGE)
     except ProgramNotFound:
@@ -131,6 +135,16 @@ class OvsDpdk(Closing):
     def ofctl(self, bridge: str, command: str, *argv: str) -> str:
         """Run a command of ovs-ofctl on a bridge and return its output."""
         return self._run("ovs-ofctl", command, f"unix:{self.directory / bridge}.mgmt", *argv)
+
+    def trouble(self) -> str:
+        """Return the last errors that ovs-vswitchd reported, and what to do; empty without any."""
+        errors = [line for line in self.log.splitlines() if "|ERR|" in line][-4:]
+        if any("Failed to create mem" in line for line in errors):
+            errors.append(
+                f"for want of a plugin of DPDK (`apt-get install '{_PLUGIN}'`), or of memory "
+                f"(OvsDpdk(memory={self._memory}) is for {self._memory // 64} ports)"
+            )
+        return "\n".join(errors)
 
     def add_bridge(self, name: str | None = None) -> OvsBridge:
         """Add a bridge without ports. Without flows of yours it is a learning switch."""

@@ -75,7 +75,12 @@ def virtnic_ovs(
             directory / name, lambda path: bridge.add_port(path.name, path), mac=mac
         )
         bridge.connected(port, name)
-    _wait(request, bridge.ports)
+    try:
+        _wait(request, bridge.ports)
+    except TimeoutError as error:
+        if trouble := virtnic_ovs_dpdk.trouble():
+            error.add_note(f"Open vSwitch: {trouble}")
+        raise
     return bridge
 
 
