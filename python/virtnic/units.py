@@ -132,6 +132,10 @@ def parse_time(text: str) -> float:
     return total
 
 
+#: A rate in frames per second that no device reaches; beyond it times between frames vanish.
+_MOST_FRAMES = 1e12
+
+
 def parse_rate(rate: float | str, length: float) -> float:
     """Convert a rate, a number or text, to frames a second.
 
@@ -159,4 +163,6 @@ def parse_rate(rate: float | str, length: float) -> float:
         value = float(rate)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"the rate must be above 0 frames a second, not {rate}")
+    if value > _MOST_FRAMES:
+        raise ValueError(f"the rate must be at most {_MOST_FRAMES:g} frames a second, not {rate}")
     return value

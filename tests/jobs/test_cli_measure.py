@@ -154,6 +154,10 @@ def test_soak_runs_until_ctrl_c_and_tells_of_lost_frames(
     backend.command("start")
     said = virtnic(*words, "--seconds", "0.3", status=1).stdout
     assert re.search(r"^imix +0 +[1-9]\d* ", said, re.MULTILINE)
+    # Where nothing arrives there is no latency, and none to go on with.
+    again = ("measure", "latency", "--tx", tx, *SMALL, "--sizes", "64", "--seconds", "0.3")
+    said = virtnic(*again, status=1).stdout
+    assert re.search(r"^64 +0 +[1-9]\d*( +-){5}$", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -444,7 +444,13 @@ def test_what_is_wrong_is_said_before_anything_is_sent(port: virtnic.Port) -> No
         (measure.Stream("imax"), "'imix'"),  # type: ignore[arg-type]
         (measure.Stream(64, rate=0), "above 0"),
         (measure.Stream(64, burst=0), "a burst"),
+        (measure.Stream(64, burst=1 << 70), "below 2**64"),
+        (measure.Stream(64, rate=1e30), "at most 1e+12"),
+        (measure.Stream(64, fields=[one("ip.src", 5, start="::1")]), "takes an IPv4 address"),
+        (measure.Stream(64, fields=[one("eth.src", 5, start="10.0.0.1")]), "takes a MAC address"),
+        (measure.Stream(64, fields=[one((10**30, 2), 5)]), "an offset is 0 or more and below"),
         ([], "no stream"),
+        ([measure.Stream(64)] * 65_536, "fewer than 65536 streams"),
     ]
     for streams, words in cases:
         with pytest.raises(ValueError, match=r".") as caught:
@@ -454,8 +460,19 @@ def test_what_is_wrong_is_said_before_anything_is_sent(port: virtnic.Port) -> No
         options: dict[str, Any] = {name: -1.0}
         with pytest.raises(ValueError, match=f"{name} is 0 or more"):
             measure.run(tx=port, rx=port, streams=measure.Stream(64), **options)
-    with pytest.raises(TypeError, match="from a port to a port"):
-        measure.run(tx=7, rx=port, streams=measure.Stream(64))  # type: ignore[arg-type]
+    for tx in (7, None):
+        with pytest.raises(TypeError, match="from a port to a port"):
+            measure.run(tx=tx, rx=port, streams=measure.Stream(64))  # type: ignore[arg-type]
+    types: list[tuple[Any, str]] = [
+        (measure.Stream(64, fields=[one("ip.src", 1.5)]), "a count is a whole number, not 1.5"),  # type: ignore[arg-type]
+        (measure.Stream(64, fields=[one(5, 5)]), "its offset and its bytes, not 5"),  # type: ignore[arg-type]
+        (measure.Stream(64, fields=[measure.List("ip.src", [None])]), "not None"),  # type: ignore[list-item]
+        (measure.Stream(1000.0), "a frame is bytes"),  # type: ignore[arg-type]
+        (measure.Stream([64, 64]), "a frame is bytes"),  # type: ignore[list-item]
+    ]
+    for wrong, words in types:
+        with pytest.raises(TypeError, match=words.replace("(", r"\(")):
+            measure.run(tx=port, rx=port, streams=wrong, seconds=0)
     assert port.stats()["tx_packets"] == 0
 
 

@@ -34,8 +34,8 @@ rates:
 {options.table(RATES)}
 
 Loss, duplicates and order are exact to the frame: each frame says which one it is. Latencies count
-from the moment at which a frame was due. Frames that were due and not sent are what this machine
-could not keep up with; they are told, and lost in a search for the throughput.
+from the moment at which a frame was due. Frames that were due and not sent found the ring full, or
+this machine could not keep up; they are told, and lost in a search for the throughput.
 
 Ctrl-C ends a measurement, and what was found is printed.
 

@@ -54,7 +54,10 @@ class Report:
         else:
             latency = result.latency
             times = (latency.p50, latency.p99, latency.p99_9, latency.p99_99, latency.maximum)
-            cells = [name, str(result.received), str(result.lost), *map(seconds_text, times)]
+            texts = map(seconds_text, times) if latency.count else ["-"] * len(times)
+            cells = [name, str(result.received), str(result.lost), *texts]
+            if not (latency.count or result.interrupted):
+                self._failed = True
         self._output.line(_row(cells))
         for text in _remarks(result):
             self._output.line(f"  {text}")
@@ -62,6 +65,8 @@ class Report:
     def throughput(self, found: Throughput) -> None:
         """Take a search in, and print it."""
         self._throughputs.append(found)
+        if not found.pps:
+            self._failed = True
         if found.result is not None:
             self._results.append((str(found.size), found.result))
         limit = "-" if found.limit == float("inf") else count_text(found.limit)
@@ -109,7 +114,7 @@ class Report:
     def must_lose_nothing(self, *, endless: bool) -> None:
         """Fail where a frame was lost; Ctrl-C is how an endless one ends."""
         self._ended_as_meant = endless
-        self._failed = any(result.lost for _, result in self._results)
+        self._failed |= any(result.lost for _, result in self._results)
 
     def html(self) -> str:
         """Return the report as one HTML file."""
@@ -160,7 +165,7 @@ def _remarks(result: Result) -> list[str]:
         (result.foreign, "frames were not of this run"),
         (result.untaken, "frames were never taken by the peer"),
         (result.stale, "frames arrived too late to say whether they had come before"),
-        (result.unsent, "frames were due and not sent: this machine could not keep up"),
+        (result.unsent, "frames were due and not sent: the peer or this machine could not keep up"),
     ):
         if count:
             found.append(f"{count} {words}")

@@ -53,7 +53,7 @@ class StreamResult:
     reordered: int
     #: Frames that arrived so late that they may be duplicates; also counted in `lost`.
     stale: int
-    #: Frames that were due but not sent, because the generator could not keep up.
+    #: Frames that were due but not sent: the ring was full, or the generator too slow.
     unsent: int
     #: Frames sent more than 10 µs after they were due; the longest such delay in seconds.
     late: int
@@ -88,7 +88,7 @@ class Result:
     stale: int
     #: Frames that the peer had not taken from the transmit ring at the end; also in `lost`.
     untaken: int
-    #: Frames that were due but not sent, because the generator could not keep up.
+    #: Frames that were due but not sent: the ring was full, or the generator too slow.
     unsent: int
     #: Frames sent more than 10 µs after they were due; the longest such delay in seconds.
     late: int

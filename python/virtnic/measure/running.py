@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+#: So many streams and more have no numbers in the signature.
+_MOST_STREAMS = 1 << 16
 #: The most samples kept; beyond this they are thinned out.
 _SAMPLES = 1000
 _NS = 1e-9
@@ -77,8 +79,10 @@ def run(
     chosen: Sequence[Stream] = [streams] if isinstance(streams, Stream) else [*streams]
     if not chosen:
         raise ValueError("there is no stream to send")
-    for port in (tx, rx):
-        if port is not None and not isinstance(port, virtnic.Port):
+    if len(chosen) >= _MOST_STREAMS:
+        raise ValueError(f"there are fewer than {_MOST_STREAMS} streams, not {len(chosen)}")
+    for port in (tx,) if rx is None else (tx, rx):
+        if not isinstance(port, virtnic.Port):
             raise TypeError(f"streams go from a port to a port, not {port!r}")
     for name, value in (("seconds", seconds), ("warmup", warmup), ("drain", drain)):
         if value is not None and not 0 <= value < float("inf"):

@@ -22,6 +22,8 @@ __all__ = ["Field", "Increment", "List", "Random", "Stream", "compiled"]
 
 _MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
+#: What the fields of a header take, if it is an address.
+_ADDRESSES = {"eth": "a MAC address", "ip": "an IPv4 address", "ipv6": "an IPv6 address"}
 #: The position of a field: its name, or its offset and its width (1 to 8), in bytes.
 Position = str | tuple[int, int]
 #: The value of a field: a number, or an address as text.
@@ -116,7 +118,12 @@ class Stream:
         except TypeError:
             if hasattr(type(given), "__bytes__"):
                 return [bytes(given)]
-        frames = [bytes(memoryview(frame)) for frame in _native.as_frames(given)]
+        try:
+            frames = [bytes(memoryview(frame)) for frame in _native.as_frames(given)]
+        except TypeError as error:
+            raise TypeError(
+                f"a frame is bytes, several of these, a size or 'imix': {error}"
+            ) from error
         if not frames:
             raise ValueError("a stream has one frame at least")
         return frames
@@ -134,37 +141,53 @@ def _made(length: int, tx: virtnic.Port, rx: virtnic.Port | None) -> bytes:
     return make_frame(length, source=tx.mac, destination=rx.mac)
 
 
-def _number(value: Value | None) -> int | None:
-    """Return an address as a number."""
+def _number(value: Value | None, field: Position) -> int | None:
+    """Return an address as a number. Raises ValueError for one that is of another kind."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         if value is not None and not 0 <= value < 1 << 128:
             raise ValueError(f"a value of a field is 0 or more and below 2**128, not {value}")
         return value
     if not isinstance(value, str):
         raise TypeError(f"a value of a field is a number or an address, not {value!r}")
+    wanted = _ADDRESSES.get(field.partition(".")[0]) if isinstance(field, str) else None
     if _MAC.fullmatch(value):
-        return int.from_bytes(parse_mac(value), "big")
-    return int(ipaddress.ip_address(value))
+        found, number = "a MAC address", int.from_bytes(parse_mac(value), "big")
+    else:
+        address = ipaddress.ip_address(value)
+        found, number = f"an IPv{address.version} address", int(address)
+    if wanted and found != wanted:
+        raise ValueError(f"{field} takes {wanted}, not {value!r}")
+    return number
+
+
+def _whole(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"{name} is 0 or more and below 2**64, not {value}")
+    return value
 
 
 def _compiled_field(field: Field) -> tuple[str | None, int, int, str, list[int | None]]:
     numbers: list[int | None]
-    if isinstance(field, Increment):
-        kind, numbers = "increment", [_number(field.start), field.step, field.count]
-    elif isinstance(field, List):
-        kind, numbers = "list", [_number(value) for value in field.values]
-    elif isinstance(field, Random):
-        kind, numbers = "random", [_number(field.low), _number(field.high), field.seed]
-    else:
+    if not isinstance(field, Increment | List | Random):
         raise TypeError(f"a field is an Increment, a List or a Random, not {field!r}")
-    if any(number is not None and number < 0 for number in numbers):
-        raise ValueError(f"the numbers of {field!r} are 0 or more")
-    if isinstance(field.field, str):
-        return field.field, 0, 0, kind, numbers
-    offset, width = field.field
-    if offset < 0 or width < 0:
-        raise ValueError(f"a field is at an offset of 0 or more, not at {field.field!r}")
-    return None, offset, width, kind, numbers
+    at = field.field
+    if not isinstance(at, str) and not (isinstance(at, tuple) and len(at) == 2):
+        raise TypeError(f"a field is a name, or its offset and its bytes, not {at!r}")
+    if isinstance(field, Increment):
+        whole = [_whole("a step", field.step), _whole("a count", field.count)]
+        kind, numbers = "increment", [_number(field.start, at), *whole]
+    elif isinstance(field, List):
+        if None in field.values:
+            raise TypeError("a value of a field is a number or an address, not None")
+        kind, numbers = "list", [_number(value, at) for value in field.values]
+    else:
+        ends = [_number(field.low, at), _number(field.high, at)]
+        kind, numbers = "random", [*ends, _whole("a seed", field.seed)]
+    if isinstance(at, str):
+        return at, 0, 0, kind, numbers
+    return None, _whole("an offset", at[0]), _whole("a number of bytes", at[1]), kind, numbers
 
 
 def compiled(stream: Stream, tx: virtnic.Port, rx: virtnic.Port | None) -> tuple[Any, ...]:
@@ -172,7 +195,7 @@ def compiled(stream: Stream, tx: virtnic.Port, rx: virtnic.Port | None) -> tuple
     if not isinstance(stream, Stream):
         raise TypeError(f"streams are measure.Stream, not {stream!r}")
     frames = stream.frames(tx, rx)
-    if stream.burst < 1:
+    if _whole("a burst", stream.burst) < 1:
         raise ValueError(f"a burst has one frame at least, not {stream.burst}")
     fields = [_compiled_field(field) for field in stream.fields]
     return frames, stream.per_second(frames), stream.burst, stream.flow, fields
