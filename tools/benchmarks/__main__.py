@@ -18,6 +18,7 @@ from . import (
     instructions,
     linerate,
     machine,
+    measuring,
     ring,
     session,
     sockets,
@@ -40,6 +41,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Bench], None]]] = {
     "changes": ("attach, detach, and those who come back", "dpdk-testpmd", changes.run),
     "growth": ("what many ports and many QEMUs need", "", growth.run),
     "linerate": ("beside DPDK's virtio-user", "dpdk-testpmd", linerate.run),
+    "measure": ("streams, paces, searches, replay", "dpdk-testpmd", measuring.run),
     "forward": ("two ports, beside DPDK's virtio-user", "dpdk-testpmd", linerate.run_forward),
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from virtnic import _native
+from virtnic.loops.traffic import make_frame
 
 from .ringside import IN_ORDER, MRG_RXBUF, Format, Ringside
 
@@ -27,6 +28,8 @@ ENTRIES = 1024
 ROUNDS = 2
 #: Bytes of a frame, and of the header in front of it.
 FRAME, HEADER = 60, 12
+#: Where a UDP frame of IPv4 has its checksum.
+UDP_CHECKSUM = 40
 #: The header of a frame that lies in one buffer (section 5.1.6.1, ``num_buffers``).
 ONE_BUFFER = bytes(10) + b"\1\0"
 
@@ -56,9 +59,10 @@ class Setup:
 LOOPS = ("drop", "reflect", "generate", "run")
 PYTHON = ("send", "send_burst", "recv", "recv_bytes")
 CALLS = ("send_one", "recv_none", "xstats")
+STREAMS = ("stream", "stream_1_field", "stream_3_fields", "stream_checksums", "load_1_field")
 SETUPS = {
-    "split": Setup("split", (), (*LOOPS, *PYTHON, *CALLS)),
-    "packed": Setup("packed", (), (*LOOPS, *PYTHON, *CALLS)),
+    "split": Setup("split", (), (*LOOPS, *STREAMS, *PYTHON, *CALLS)),
+    "packed": Setup("packed", (), (*LOOPS, *STREAMS, *PYTHON, *CALLS)),
     "split, in order": Setup("split", (IN_ORDER,), ("drop", "reflect", "send")),
     "packed, in order": Setup("packed", (IN_ORDER,), ("drop", "reflect", "send")),
     "packed, merging": Setup("packed", (MRG_RXBUF,), ("drop", "reflect")),
@@ -108,6 +112,42 @@ class Cases:
         return Case(
             self._gone, lambda count: _native.generate(self._port, load, None, until(count))
         )
+
+    def _stream(self, fields: int, *, flow: bool = True, checksum: bytes = bytes(2)) -> Case:
+        """Of UDP frames, as :mod:`virtnic.measure` sends them, with so many fields that vary."""
+        made = make_frame(FRAME)
+        frame = made[:UDP_CHECKSUM] + checksum + made[UDP_CHECKSUM + 2 :]
+        varied = [
+            ("ip.src", 0, 0, "increment", [None, 1, 1000]),
+            ("udp.sport", 0, 0, "random", [1024, 65535, 7]),
+            ("udp.dport", 0, 0, "list", [53, 80, 443, 8080]),
+        ]
+        stream = ([frame], None, 1, flow, varied[:fields])
+        return Case(
+            self._gone,
+            lambda count: _native.measure(
+                (self._port, None), [stream], (0.0, 0.0), False, until(count)
+            ),
+        )
+
+    def stream(self) -> Case:
+        """With signatures, and nothing else that varies."""
+        return self._stream(0)
+
+    def stream_1_field(self) -> Case:
+        return self._stream(1)
+
+    def stream_3_fields(self) -> Case:
+        """One of them at random."""
+        return self._stream(3)
+
+    def stream_checksums(self) -> Case:
+        """The same with a checksum of UDP, right or wrong, that follows all of it."""
+        return self._stream(3, checksum=b"\x12\x34")
+
+    def load_1_field(self) -> Case:
+        """Without signatures."""
+        return self._stream(1, flow=False)
 
     def run(self) -> Case:
         return Case(

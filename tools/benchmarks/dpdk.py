@@ -78,6 +78,7 @@ class VirtioUser(_Console):
         self.sockets = []  # the backend's, not to be removed here
         self._timeout = timeout
         self._output = b""
+        self._files = None  # it keeps none (--in-memory)
         control, worker = cores
         devices = [
             f"--vdev=net_virtio_user{number},path={path},queues=1,"

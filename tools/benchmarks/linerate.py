@@ -109,6 +109,14 @@ CASES = (
         (64,),
     ),
 )
+#: Beside testpmd's frames that never vary, and beside those whose addresses do.
+STREAMS = (
+    Case("generate", "the same frames, generate", "rxonly", "rx", "transmit", "txonly", 1.0),
+    Case("load", "a field, no signature", "rxonly", "rx", "load_1_field", "flowgen", 1.0),
+    Case("stream", "signatures", "rxonly", "rx", "stream", "txonly", 0.5),
+    Case("stream-1", "signatures, a field", "rxonly", "rx", "stream_1_field", "flowgen", 0.5),
+    Case("stream-3", "signatures, three fields", "rxonly", "rx", "stream_3_fields", "flowgen", 0.5),
+)
 FORWARD = Case("forward", "two ports, zero copy", "io", "rx", "forward", "io", 1.0, CIRCULATING)
 
 
@@ -136,6 +144,12 @@ def run(bench: Bench) -> None:
     """One port: every case."""
     cases = [case for case in CASES if not bench.cases or case.name in bench.cases]
     _compare(bench, "linerate", "One port, beside DPDK's virtio-user", cases, ports=1)
+
+
+def run_streams(bench: Bench) -> None:
+    """One port: streams of :mod:`virtnic.measure`."""
+    cases = [case for case in STREAMS if not bench.cases or case.name in bench.cases]
+    _compare(bench, "streams", "Streams, beside DPDK's virtio-user", cases, ports=1)
 
 
 def run_forward(bench: Bench) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import virtnic
+from virtnic import measure
 from virtnic.loops import make_frame
 
 if TYPE_CHECKING:
@@ -54,6 +55,32 @@ def transmit(ports: Sequence[Port], control: Stoppable, size: int) -> Loop:
     """``virtnic.generate``."""
     frames = [make_frame(size)]
     return _engine(lambda tell: virtnic.generate(ports[0], frames=frames, progress=tell), control)
+
+
+def _stream(fields: int, *, flow: bool) -> Callable[[Sequence[Port], Stoppable, int], Loop]:
+    """``virtnic.measure.run``, which only sends, with so many fields that vary."""
+    varied: list[measure.Increment | measure.Random | measure.List] = [
+        measure.Increment("ip.src", 1000),
+        measure.Random("udp.sport"),
+        measure.List("udp.dport", [53, 80, 443, 8080]),
+    ]
+
+    def prepared(ports: Sequence[Port], control: Stoppable, size: int) -> Loop:
+        streams = measure.Stream(size, fields=varied[:fields], flow=flow)
+
+        def loop() -> dict[str, Any]:
+            result = measure.run(
+                tx=ports[0],
+                rx=None,
+                streams=streams,
+                seconds=None,
+                progress=lambda _so_far: not control.stopped,
+            )
+            return {"packets": result.sent, "seconds": result.seconds}
+
+        return loop
+
+    return prepared
 
 
 def receive(ports: Sequence[Port], control: Stoppable, _size: int) -> Loop:
@@ -145,6 +172,10 @@ def bytes_receive(ports: Sequence[Port], control: Stoppable, _size: int) -> Loop
 
 WORKS: dict[str, Callable[[Sequence[Port], Stoppable, int], Loop]] = {
     "transmit": transmit,
+    "load_1_field": _stream(1, flow=False),
+    "stream": _stream(0, flow=True),
+    "stream_1_field": _stream(1, flow=True),
+    "stream_3_fields": _stream(3, flow=True),
     "receive": receive,
     "exchange": exchange,
     "reflect": reflect,
