@@ -160,6 +160,9 @@ def closed_number() -> int:
         ("tap,fd={null}", "is /dev/null .*, and must be a TAP"),
         ("tap,fds={null}:{stream}", "and must be a TAP"),
         ("tap,ifname=x,vhost=on,vhostfd={stream}", "and must be a character device"),
+        ("tap,ifname=x,vhostfds={null}:{closed}", "this process has no open descriptor"),
+        ("tap,ifname=x,vhostfds={null}:{stream}", "and must be a character device"),
+        ("tap,ifname=x,vhostfd=", "is not a descriptor"),
         ("vhost-vdpa,vhostfd={closed}", "this process has no open descriptor"),
     ],
 )

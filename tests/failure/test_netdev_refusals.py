@@ -46,6 +46,16 @@ def test_vhost_that_cannot_be_had(netns: Netns, accel: Any, netdev: str) -> None
             assert len(qemu.ports) == 2
 
 
+@pytest.mark.needs("netns")
+def test_a_descriptor_that_is_not_vhost_net(netns: Netns) -> None:
+    with virtnic.Qemu(memory()) as qemu, Path("/dev/null").open("r+b", 0) as null:
+        netdev = f"{netns.netdev},vhost=on,vhostfd={null.fileno()}"
+        with pytest.raises(virtnic.QemuError, match=r"vhost.*passed as vhostfd=, is not the"):
+            qemu.attach(netdev)
+        with qemu.attach(netns.netdev) as port:
+            assert port.link
+
+
 def test_going_on_without_vhost_is_not_asked_for() -> None:
     assert parse("tap,ifname=x,vhost=on").options["vhostforce"] == "on"
     assert parse({"type": "tap", "ifname": "x", "vhost": True}).options["vhostforce"] is True

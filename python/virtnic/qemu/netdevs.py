@@ -162,10 +162,18 @@ _BRIDGE_ADVICE = (
         "distributions install it setuid root), /dev/net/tun, and a bridge that exists",
     ),
 )
-_VHOST_ADVICE = Advice(
-    "vhost char device|/dev/vhost-net|vhost-net requested|vhost_set_owner",
-    "vhost=on needs the kernel's vhost-net where QEMU runs: `modprobe vhost_net`, and "
-    "/dev/vhost-net readable and writable; or omit vhost=on: QEMU then moves the frames",
+_VHOST_ADVICE = (
+    Advice(
+        "vhost_set_owner",
+        "what was opened, or passed as vhostfd=, is not the kernel's vhost-net, or is in use: open "
+        "/dev/vhost-net (`modprobe vhost_net`) once for each queue pair, by a process that may use "
+        "it; or omit vhost=on and vhostfd=: QEMU then moves the frames",
+    ),
+    Advice(
+        "vhost char device|/dev/vhost-net|vhost-net requested",
+        "vhost=on needs the kernel's vhost-net where QEMU runs: `modprobe vhost_net`, and "
+        "/dev/vhost-net readable and writable; or omit vhost=on: QEMU then moves the frames",
+    ),
 )
 
 #: By name, as listed by ``-netdev help`` of some QEMU.
@@ -205,7 +213,7 @@ NETDEVS: tuple[NetdevType, ...] = (
         peer="host",
         ready="the device is up, and the kernel has noticed that it is open (up to a second)",
         moves_frames=lambda options: not wants_vhost(options),
-        advice=(_VHOST_ADVICE, *_BRIDGE_ADVICE),
+        advice=(*_VHOST_ADVICE, *_BRIDGE_ADVICE),
         note="`script=` and `downscript=` default to `no`. With `vhost=on` (virtnic adds "
         "`vhostforce=on`, so that QEMU neither silently continues without vhost nor aborts) the "
         "kernel moves the frames: there are no packed rings, HASH_REPORT or RSC_EXT, filters are "
