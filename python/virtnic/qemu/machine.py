@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import logging
 import os
@@ -146,6 +147,16 @@ class Machine(Owner):
                 self._start(self.binary, *self._start_options)
             elif self._connect is not None:
                 self._join(self._connect)
+        except OSError as error:
+            self.close()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: there is no room for QEMU's sockets; make some, or pass "
+                "another directory as directory=, or set XDG_RUNTIME_DIR or TMPDIR",
+                error.filename,
+            ) from None
         except BaseException:
             self.close()
             raise
