@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from virtnic.errors import QemuError, QemuNotFound
+from virtnic.qemu import find
 from virtnic.qemu.find import Binary, find_qemu
 from virtnic.qemu.quirks import Version
 
@@ -121,6 +122,23 @@ def test_accelerators_are_tried_for_real(qemu_command: str) -> None:
     assert binary.error_with("-accel", "no-such") is not None
     assert binary.has_accelerator("tcg")
     assert not binary.has_accelerator("no-such")
+
+
+def test_an_answer_that_comes_too_late_is_no_answer(
+    qemu_command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not kept as one, and the error says what was waited for."""
+    script, answers = tmp_path / "qemu", tmp_path / "answers"
+    script.write_text(f'#!/bin/sh\n[ -e {answers} ] || exec sleep 60\nexec {qemu_command} "$@"\n')
+    script.chmod(0o755)
+    binary = Binary((str(script),))
+    monkeypatch.setattr(find, "_QUICK", 0.2)
+    with pytest.raises(QemuError, match=r"qemu .*-qmp stdio` did not answer within 0\.2 s"):
+        binary.ask("query-version")
+    assert "did not answer" in str(binary.error_with("-accel", "tcg"))
+    monkeypatch.undo()
+    answers.touch()
+    assert binary.error_with("-accel", "tcg") is None
 
 
 def test_built_in_devices(qemu_command: str) -> None:

@@ -50,7 +50,7 @@ TCG = "tcg,tb-size=1"
 # Looked up here, not in a child between fork and exec.
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
-_QUICK = 10.0  # seconds for a call that only prints something
+_QUICK = 30.0  # seconds for a call that only prints something, on a busy machine too
 #: Characters of a QMP reply; QEMU's longest, its schema, has some hundred thousand.
 _LONGEST_LINE = 16 << 20
 
@@ -266,10 +266,23 @@ def _has_device(argv: tuple[str, ...], name: str) -> bool:
     return out.startswith(f"{name} options:")
 
 
-@cache
+class _Unanswered(QemuError):
+    """QEMU did not answer in time."""
+
+
 def _error_with(argv: tuple[str, ...], options: tuple[str, ...]) -> str | None:
     try:
+        return _known_error(argv, options)
+    except _Unanswered as error:
+        return str(error)  # asked again next time
+
+
+@cache
+def _known_error(argv: tuple[str, ...], options: tuple[str, ...]) -> str | None:
+    try:
         _ask(argv, options)
+    except _Unanswered:
+        raise
     except QemuError as error:
         return str(error)
     return None
@@ -302,7 +315,13 @@ def _ask_here(
             raise QemuNotFound(f"`{shlex.join(argv)}` cannot be run: {message_of(error)}") from None
         started.append(process)
         # If it does not answer it is killed, which ends its output.
-        watchdog = threading.Timer(_QUICK, process.kill)
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        watchdog = threading.Timer(_QUICK, give_up)
         watchdog.start()
         try:
             with process, _killing(process):
@@ -310,6 +329,10 @@ def _ask_here(
                 # Only now: QEMU does not wait for long replies to be read before it quits.
                 _execute(process, "quit")
         except (BrokenPipeError, EOFError, ValueError, KeyError, RecursionError):
+            if late.is_set():
+                raise _Unanswered(
+                    f"`{shlex.join(words)}` did not answer within {_QUICK:g} s"
+                ) from None
             err.seek(0)
             said = last_line(err.read()) or f"exit status {process.returncode}"
             raise QemuError(said) from None
