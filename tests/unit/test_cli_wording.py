@@ -27,8 +27,9 @@ NOT_OF_COMMANDS = (
     # virtnic.aio and the integrations
     *("virtnic/aio/net.py", "virtnic/aio/port.py", "virtnic/async_library.py"),
     *("virtnic/integrations/scapy.py", "virtnic/qemu/patched.py", "virtnic/nic/direct.py"),
-    # no messages: the page on features and netdevs, a JSON schema, patterns
+    # no messages: the pages on features, netdevs and backends, a JSON schema, patterns
     *("virtio/catalogue.rs", "virtnic/qemu/netdevs.py", "virtnic/measure/schema.py"),
+    "virtnic/qemu/backends.py",
     *("virtnic/measure/plots.py", "virtnic/qemu/peer.py", "virtnic/check/messages.py"),
 )
 #: Messages that no command can cause, by a part of them.

@@ -153,8 +153,8 @@ class Machine(Owner):
                 raise
             raise OSError(
                 error.errno,
-                f"{error.strerror}: there is no room for QEMU's sockets; make some, or pass "
-                "another directory as directory=, or set XDG_RUNTIME_DIR or TMPDIR",
+                f"{error.strerror}: there is no room for QEMU's sockets; make some (in "
+                "XDG_RUNTIME_DIR, if that is set), or set a directory with directory= or TMPDIR",
                 error.filename,
             ) from None
         except BaseException:
