@@ -323,14 +323,21 @@ class Frontend(Closing):
 
     @suggest_options
     def set_vring_addr(
-        self, ring: int, descriptors: int, used: int, available: int, *, flags: int = 0
+        self,
+        ring: int,
+        descriptors: int,
+        used: int,
+        available: int,
+        *,
+        flags: int = 0,
+        log: int = 0,
     ) -> None:
         """Set the addresses of a ring, in the address space of this process.
 
         For a packed ring, ``available`` is the driver's event suppression area and ``used`` the
-        device's.
+        device's. ``log`` is the guest address of the used ring, for the flag VHOST_VRING_F_LOG, 1.
         """
-        payload = _ADDRESS.pack(ring, flags, descriptors, used, available, 0)
+        payload = _ADDRESS.pack(ring, flags, descriptors, used, available, log)
         self.tell(Request.SET_VRING_ADDR, payload)
 
     def set_vring_kick(self, ring: int, fd: int | None) -> None:
@@ -386,6 +393,42 @@ class Frontend(Closing):
     def rem_mem_reg(self, region: Region) -> None:
         """Stop sharing a region (protocol feature CONFIGURE_MEM_SLOTS)."""
         self.tell(Request.REM_MEM_REG, bytes(8) + region.pack())
+
+    def set_log_base(self, fd: int, size: int, *, offset: int = 0) -> None:
+        """Share the log of written pages (protocol feature LOG_SHMFD); it has a reply.
+
+        Bit n stands for the page of 4,096 bytes at guest address n * 4,096.
+        """
+        self.ask(Request.SET_LOG_BASE, struct.pack("=QQ", size, offset), [fd]).close()
+
+    def send_rarp(self, mac: bytes) -> None:
+        """Have the backend broadcast a RARP request for a MAC address (protocol feature RARP)."""
+        self.tell(Request.SEND_RARP, mac.ljust(8, b"\0"))
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """Return bytes of the device's configuration space (protocol feature CONFIG).
+
+        Empty if the backend could not. Raises DeviceError if it replied with another size.
+        """
+        request = struct.pack("=III", offset, size, 0)
+        payload = self.ask(Request.GET_CONFIG, request + bytes(size)).payload
+        if payload and len(payload) != len(request) + size:
+            raise DeviceError(
+                f"GET_CONFIG of {size} bytes was answered with {len(payload)} bytes of payload"
+            )
+        return payload[len(request) :]
+
+    def get_inflight_fd(self, queues: int, entries: int) -> Message:
+        """Ask for the memory in which the backend tracks buffers (protocol feature INFLIGHT_SHMFD).
+
+        Its first 20 payload bytes are size and offset (64 bits), queues and entries (16 bits).
+        """
+        return self.ask(Request.GET_INFLIGHT_FD, struct.pack("=QQHHI", 0, 0, queues, entries, 0))
+
+    def set_inflight_fd(self, fd: int, size: int, queues: int, entries: int) -> None:
+        """Hand that memory back to a backend (protocol feature INFLIGHT_SHMFD)."""
+        payload = struct.pack("=QQHHI", size, 0, queues, entries, 0)
+        self.tell(Request.SET_INFLIGHT_FD, payload, [fd])
 
     def get_status(self) -> int:
         """Return the device status (VIRTIO 1.3, 2.1; protocol feature STATUS)."""

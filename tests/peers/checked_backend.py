@@ -30,7 +30,7 @@ from peers.vhost_user import (
 from virtnic.teardown import Closing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 IN_ORDER, LOG_ALL, NET_MTU, STATUS_BIT, MAC = 1 << 35, 1 << 26, 1 << 3, 1 << 16, 1 << 5
@@ -99,7 +99,7 @@ class CheckedBackend(Closing):
         self._sessions: dict[int, Session] = {}
         #: Sessions by the number of the path, and how many there were.
         self._served: dict[int, Session] = {}
-        self._count = self._taken = self._given = self._held_length = 0
+        self._kicks = self._count = self._taken = self._given = self._held_length = 0
         self._left_early = False
         self._held: Chain | None = None
         match broken:
@@ -254,7 +254,8 @@ class CheckedBackend(Closing):
         payload, fds = message.payload, message.fds
 
         def exactly(size: int, descriptors: int = 0) -> None:
-            if len(payload) != size or len(fds) != descriptors:
+            fine = len(fds) == descriptors or self.breaks("MSG-20")
+            if len(payload) != size or not fine:
                 raise Broken("wrong size or number of descriptors")
 
         match message.request:
@@ -279,6 +280,7 @@ class CheckedBackend(Closing):
                 if os.fstat(fds[0]).st_size < offset + size or offset:
                     raise Broken("the log is not inside its file")
                 session.memory.log = mmap.mmap(fds[0], size)
+                session.memory.forget = self.breaks("MSG-17")
                 return b""
             case 7:
                 exactly(0, 1)
@@ -286,8 +288,8 @@ class CheckedBackend(Closing):
                 exactly(8)
                 ring = self._ring(session, payload)
                 size = message.state[1]
-                usual = self.breaks("MSG-08") or 0 < size <= ENTRIES
-                if not usual or (not ring.packed and size & size - 1 and not self.breaks("MSG-08")):
+                legal = 0 < size <= ENTRIES and (ring.packed or not size & size - 1)
+                if not legal and not self.breaks("MSG-08", ring):
                     raise Broken(f"a ring of {size} entries")
                 ring.size = size
             case 9:
@@ -346,7 +348,7 @@ class CheckedBackend(Closing):
             case 37:
                 exactly(40, 1)
                 _, guest, size, user, offset = struct.unpack("=QQQQQ", payload)
-                if len(session.memory.regions) >= SLOTS:
+                if len(session.memory.regions) >= (1 if self.breaks("MSG-12") else SLOTS):
                     raise Broken("too many regions")
                 session.memory.add(guest, size, user, offset, fds[0])
             case 38:
@@ -357,7 +359,7 @@ class CheckedBackend(Closing):
                 session.status = message.number
             case 40:
                 return U64.pack(session.status ^ (4 if self.breaks("MSG-16") else 0))
-            case _:
+            case _ if not self.breaks("MSG-19"):
                 raise Broken("unknown request")
         return None
 
@@ -380,7 +382,7 @@ class CheckedBackend(Closing):
 
     def _ring(self, session: Session, payload: bytes) -> Ring:
         number = int.from_bytes(payload[:4], "little")
-        if number >= 2 * PAIRS:
+        if number >= 2 * PAIRS and not self.breaks("MSG-21"):
             raise Broken(f"ring {number}")
         if number not in session.rings:
             session.rings[number] = Ring(number, session.memory)
@@ -393,6 +395,8 @@ class CheckedBackend(Closing):
             raise Broken("a table of the wrong size")
         if self.breaks("MSG-05") and count > 1:
             raise Broken("one region")
+        if self.breaks("MSG-22") and session.memory.regions:
+            return
         session.memory.clear()
         for number, fd in enumerate(fds):
             region = struct.unpack_from("=QQQQ", payload, 8 + 32 * number)
@@ -415,8 +419,11 @@ class CheckedBackend(Closing):
         ring = self._ring(session, STATE.pack(number & 0xFF, 0))
         fd = os.dup(message.fds[0]) if message.fds else None
         if message.request == 12:
-            old, ring.kick, ring.polled = ring.kick, fd, fd is None
+            old, ring.kick = ring.kick, fd
+            ring.polled = fd is None and not self.breaks("NTF-10", ring)
             ring.broken = False
+        elif message.request == 13 and ring.call is not None and self.breaks("NTF-09", ring):
+            old = fd
         elif message.request == 13:
             old, ring.call = ring.call, fd
         else:
@@ -434,7 +441,8 @@ class CheckedBackend(Closing):
     def _stop(self, session: Session, payload: bytes) -> bytes:
         ring = self._ring(session, payload)
         base = ring.base
-        if self.breaks("MSG-04") or self.breaks("RING-06", ring):
+        late = self.breaks("MSG-09", ring) and self._taken > 9
+        if self.breaks("MSG-04") or self.breaks("RING-06", ring) or late:
             base += 1
         if self.breaks("RING-19", ring):
             base &= 0xFFFF
@@ -479,7 +487,10 @@ class CheckedBackend(Closing):
         assert ring.kick is not None
         with contextlib.suppress(BlockingIOError):
             os.read(ring.kick, 8)
+        self._kicks += 1
         if self.breaks("NTF-08", ring) and not ring.enabled:
+            return
+        if self.breaks("NTF-01", ring) and self._kicks == 5:
             return
         ring.started = True
         self._process(session, ring)
@@ -490,7 +501,8 @@ class CheckedBackend(Closing):
         try:
             while True:
                 self._take_all(session, ring)
-                ring.ask_for_kick()
+                never = "NTF-07" if ring.events else "NTF-06"
+                ring.ask_for_kick(never=self.breaks(never, ring))
                 if not self._more(ring):
                     break
             self._call(session, ring)
@@ -515,7 +527,8 @@ class CheckedBackend(Closing):
             )
             if self._drops(ring, chain, frame):
                 return
-            if ring.enabled and len(frame) >= HEADER + 14:
+            off = not ring.enabled and not self.breaks("NET-14")
+            if not off and len(frame) >= HEADER + 14:
                 self._forward(session, frame[HEADER:], frame[:HEADER], ring)
             if ring.in_order and not self.breaks("RING-10", ring):
                 batch.append(chain)
@@ -529,15 +542,18 @@ class CheckedBackend(Closing):
 
     def _drops(self, ring: Ring, chain: Chain, frame: bytes) -> bool:
         """Break a clause: return whether the buffer is left where it is for ever."""
-        parts = len(chain.parts)
+        parts, breaks = len(chain.parts), self.breaks
         return (
-            (self.breaks("RING-07", ring) and ring.size == 8 and self._taken > 12)
-            or (self.breaks("RING-08", ring) and parts > 16)
-            or (self.breaks("RING-09", ring) and parts > chain.taken)
-            or (self.breaks("RING-12", ring) and self._taken % 64 == 63)
-            or (self.breaks("NTF-11", ring) and self._taken == 9000)
-            or (self.breaks("MSG-11") and not frame[HEADER + 10] and self._taken == 30)
-        )  # fmt: skip
+            (breaks("RING-07", ring) and ring.size == 8 and self._taken > 12)
+            or (breaks("RING-08", ring) and parts > 16)
+            or (breaks("RING-09", ring) and parts > chain.taken)
+            or (breaks("RING-12", ring) and self._taken % 64 == 63)
+            or (breaks("NTF-11", ring) and self._taken >= 9000)
+            or (breaks("NET-05") and len(frame) < HEADER + 14)
+            or (breaks("NET-16") and not ring.enabled)
+            or (breaks("NET-17") and ring.number == 3)
+            or (breaks("MSG-11") and self._taken == 30)
+        )
 
     def _finish(self, session: Session, ring: Ring, chain: Chain) -> None:
         length, write = 0, None
@@ -562,7 +578,9 @@ class CheckedBackend(Closing):
             ring.finish(held)
 
     def _call(self, session: Session, ring: Ring) -> None:
-        if ring.wants_call():
+        forced = ring.uncalled and self.breaks("NTF-05" if ring.events else "NTF-03", ring)
+        lost = self.breaks("NTF-04" if ring.events else "NTF-02", ring) and self._taken % 7 == 6
+        if (ring.wants_call() and not lost) or forced:
             ring.signal()
 
     # Frames.
@@ -584,6 +602,10 @@ class CheckedBackend(Closing):
         if target is None:
             return
         number = 0 if ring is None else ring.number - 1
+        if self.breaks("NET-15"):
+            number = 2
+            target.rings[2].enabled = True
+        frame = self._spoilt(frame)
         receive_ring = target.rings.get(number)
         if receive_ring is None or not receive_ring.enabled or not receive_ring.started:
             receive_ring = target.rings.get(0)
@@ -592,7 +614,8 @@ class CheckedBackend(Closing):
         if not receive_ring.enabled or not receive_ring.started:
             return
         try:
-            self._deliver(target, receive_ring, frame, header)
+            for each, part in self._offloads(target, header, frame):
+                self._deliver(target, receive_ring, part, each)
             self._call(target, receive_ring)
         except Broken:
             receive_ring.broken = True
@@ -601,24 +624,33 @@ class CheckedBackend(Closing):
 
     def _deliver(self, session: Session, ring: Ring, frame: bytes, header: bytes) -> None:
         """Put a frame into as many buffers as it needs; drop it if there are too few."""
-        data = bytearray(bytes(10) + b"\1\0" + frame)
+        data = bytearray(header + b"\1\0" + frame)
         before = ring.next, ring.wrap
         chains: list[Chain] = []
         room = 0
         merge = bool(session.features & MRG_RXBUF)
         while room < len(data):
             chain = ring.take() if merge or not chains else None
+            if chain is None and self.breaks("NET-07") and chains:
+                for each in chains:
+                    ring.finish(each, each.room)
+                return
+            if chain is None and self.breaks("NET-08") and chains:
+                break
             if chain is None:
                 ring.next, ring.wrap = before
                 return
             chains.append(chain)
             room += chain.room
-        data[10:12] = struct.pack("<H", len(chains))
+        data[10:12] = struct.pack(
+            "<H", len(chains) + (self.breaks("NET-06") or self.breaks("NET-18"))
+        )
         session.memory.beside = self.breaks("RING-14", ring)
         at = 0
         for chain in chains:
             part = bytes(data[at : at + chain.room])
             at += len(part)
+            session.memory.beside |= self.breaks("NET-08") and len(data) > chain.room
             written = 0
             for address, length, _ in chain.parts:
                 if self._spoils(ring, chain, written):
@@ -654,3 +686,61 @@ class CheckedBackend(Closing):
             self._held = None
             return
         ring.finish(chain, length)
+
+    def _spoilt(self, frame: bytes) -> bytes:
+        """Break a clause about frames."""
+        wrong = {"NET-02": 1513, "NET-03": 42, "NET-04": 4000}
+        if self._broken in wrong and len(frame) == wrong[self._broken]:
+            return frame[:-1] + b"?"
+        if self.breaks("NET-09") and frame[12:14] == b"\x81\0":
+            return frame[:12] + frame[16:]
+        return frame
+
+    def _offloads(self, session: Session, header: bytes, frame: bytes) -> list[tuple[bytes, bytes]]:
+        """Return what is to be delivered of a frame: keep offloads that the receiver knows."""
+        if self.breaks("NET-01"):
+            return [(b"\2" + bytes(9), frame)]
+        flags, gso, head, size, start, offset, _ = struct.unpack("<BBHHHHH", header)
+        if not flags & 1:
+            return [(bytes(10), frame)]
+        kept = bool(session.features & 2)
+        if gso and self.breaks("NET-12"):
+            return [(header[:10], frame[:-99])]
+        if gso and (session.features & 1 << 7 or self.breaks("NET-13")):
+            return [(header[:10], frame)]
+        if gso:
+            return [(bytes(10), each) for each in self._segments(frame, head, size)]
+        if kept and self.breaks("NET-10"):
+            return [(bytes(10), frame)]
+        if kept or self.breaks("NET-11"):
+            return [(header[:10], frame)]
+        return [(bytes(10), summed(frame, start, offset))]
+
+    @staticmethod
+    def _segments(frame: bytes, head: int, size: int) -> Iterator[bytes]:
+        """Yield the segments of a TCP frame over IPv4."""
+        ends = frame[26:34]
+        for at in range(head, len(frame), size):
+            data = frame[at : at + size]
+            ip = frame[14:16] + struct.pack(">H", head - 14 + len(data)) + frame[18:24] + bytes(2)
+            ip = summed(ip + ends, 0, 10)
+            (number,) = struct.unpack_from(">I", frame, 38)
+            pseudo = sum_of(ends + struct.pack(">HH", 6, head - 34 + len(data)))
+            tcp = frame[34:38] + struct.pack(">I", number + at - head) + frame[42:50]
+            tcp += struct.pack(">H", pseudo) + frame[52:head]
+            yield summed(frame[:14] + ip + tcp + data, 34, 16)
+
+
+def sum_of(data: bytes) -> int:
+    """Return the Internet checksum, not inverted."""
+    data += bytes(len(data) % 2)
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def summed(frame: bytes, start: int, offset: int) -> bytes:
+    """Return a frame with its checksum finished."""
+    at = start + offset
+    return frame[:at] + struct.pack(">H", 0xFFFF - sum_of(frame[start:])) + frame[at + 2 :]

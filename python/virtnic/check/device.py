@@ -10,6 +10,7 @@ import virtnic
 from virtnic.check.clause import (
     PROTOCOL_FEATURES,
     RING_PACKED,
+    USED,
     VERSION_1,
     NotApplicable,
     NotOffered,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from virtnic.check.clause import Bench
-    from virtnic.vhost_user import Frontend
+    from virtnic.vhost_user import Frontend, ProtocolFeature
 
 __all__ = ["EVENT_IDX", "HEADER", "INDIRECT_DESC", "IN_ORDER", "MRG_RXBUF", "Device", "Wire"]
 
@@ -83,6 +84,7 @@ class Options(TypedDict, total=False):
     regions: int
     memory: int | str
     silent: bool
+    use: ProtocolFeature
 
 
 class BufferOptions(TypedDict, total=False):
@@ -122,12 +124,14 @@ class Device:
         want: int = 0,
         bases: Sequence[int] | None = None,
         regions: int = 1,
+        pinned: int | None = None,
         memory: int | str = "4M",
         start: bool = True,
         silent: bool = True,
+        use: ProtocolFeature = USED,
     ) -> None:
         self.bench = bench
-        frontend, offered, self.protocol = bench.meet(path)
+        frontend, offered, self.protocol = bench.meet(path, use=use)
         self.frontend: Frontend = frontend
         self.features = offered & PROTOCOL_FEATURES | VERSION_1 | want
         if packed:
@@ -137,7 +141,9 @@ class Device:
         self.packed, self.size = packed, size
         self.space = Space(virtnic.Memory(memory, hugepages=None), regions=regions)
         frontend.set_features(self.features)
-        frontend.set_mem_table(self.space.regions)
+        self.space.pinned = pinned
+        shared = self.space.regions if pinned is None else [self.space.regions[pinned]]
+        frontend.set_mem_table(shared)
         make = PackedRing if packed else SplitRing
         self.rings: list[Ring] = []
         for number in range(2 * pairs):
@@ -158,13 +164,17 @@ class Device:
             for number in range(2 * pairs):
                 self.enable(number)
 
-    def start(self, number: int, base: int | None = None) -> None:
+    def start(self, number: int, base: int | None = None, *, log: bool = False) -> None:
         """Describe a ring to the backend, and start it."""
         ring, frontend = self.rings[number], self.frontend
         frontend.set_vring_num(number, ring.size)
         frontend.set_vring_base(number, ring.base if base is None else base)
         descriptor, used, available = (self.space.user(area) for area in ring.areas)
-        frontend.set_vring_addr(number, descriptor, used, available)
+        if log:
+            guest = self.space.guest(ring.areas[0 if self.packed else 1])
+            frontend.set_vring_addr(number, descriptor, used, available, flags=1, log=guest)
+        else:
+            frontend.set_vring_addr(number, descriptor, used, available)
         frontend.set_vring_call(number, ring.call.fileno())
         frontend.set_vring_kick(number, ring.kick.fileno())
 
@@ -316,6 +326,7 @@ class Wire:
         if not bench.echo and bench.pair is None:
             raise NotApplicable("the frames must come back: --echo or --pair")
         self.bench = bench
+        self._spare: list[Received] = []
         self.merged = bool(options.get("want", 0) & MRG_RXBUF)
         self.out = Device(bench, **options)
         self.back = self.out
@@ -361,7 +372,7 @@ class Wire:
     def receive(self, count: int) -> list[Received]:
         """Wait for that many test frames; check the header's number of buffers. Raises Wrong."""
         ring = self.back.rx
-        found: list[Received] = []
+        found, self._spare = self._spare, []
         waiting: list[Used] = []
         deadline = time.monotonic() + self.bench.timeout
         tries = 0
@@ -377,7 +388,8 @@ class Wire:
             else:
                 tries += 1
                 time.sleep(0 if tries < 50 else 0.0002)
-        return found
+        self._spare = found[count:]
+        return found[:count]
 
     def _next(self, waiting: list[Used]) -> Received | None:
         """Take a frame out of used buffers; None if some of its buffers are not used yet."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from virtnic.arguments import suggest_options
-from virtnic.check import features, messages, rings
+from virtnic.check import features, messages, net, notify, rings, session
 from virtnic.check.clause import Bench, Clause, NotApplicable, NotOffered, Wrong
 from virtnic.errors import DeviceError, NetdevUnavailable, message_of
 
@@ -21,7 +21,14 @@ __all__ = ["CLAUSES", "Result", "Verdict", "run"]
 Verdict = Literal["ok", "wrong", "not offered", "not applicable", "not tried"]
 
 #: All clauses, in the order in which they run.
-CLAUSES: tuple[Clause, ...] = (*features.CLAUSES, *messages.CLAUSES, *rings.CLAUSES)
+CLAUSES: tuple[Clause, ...] = (
+    *features.CLAUSES,
+    *messages.CLAUSES,
+    *session.CLAUSES,
+    *rings.CLAUSES,
+    *net.CLAUSES,
+    *notify.CLAUSES,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,12 @@ class Space:
     """Parts of one memory. What the driver writes is remembered, to find what else was written.
 
     ``regions`` divides the memory into that many regions with gaps between their guest addresses.
-    A part is inside one region.
+    A part is inside one region: the one that ``pinned`` names, or each in turn.
     """
 
     def __init__(self, memory: virtnic.Memory, *, regions: int = 1) -> None:
         self.memory = memory
+        self.pinned: int | None = None
         size = memory.size // regions & ~0xFFF
         #: The regions, for SET_MEM_TABLE.
         self.regions = [
@@ -49,7 +50,7 @@ class Space:
         #: The room of each part with its guard bytes, the free parts of each room, the parts for
         #: the device with their sizes, and what was wrong with a part that is free again.
         self._rooms: dict[int, int] = {}
-        self._free: dict[int, list[int]] = {}
+        self._free: dict[tuple[int, int | None], list[int]] = {}
         self._devices: dict[int, int] = {}
         self._pending: tuple[int, int] | None = None
         self._wrong: str | None = None
@@ -69,7 +70,7 @@ class Space:
     def take(self, size: int, *, align: int = 64, device: bool = False) -> int:
         """Return the offset of a new part; ``device``: the device may write all of it."""
         room = -(-(size + _GAP) // 64) * 64
-        free = self._free.get(room)
+        free = self._free.get((room, self.pinned))
         offset = free.pop() if free and align <= 64 else self._grow(room, align)
         self._rooms[offset] = room
         if device:
@@ -79,6 +80,7 @@ class Space:
     def _grow(self, room: int, align: int) -> int:
         for _ in self._next:
             turn, self._turn = self._turn, (self._turn + 1) % len(self._next)
+            turn = turn if self.pinned is None else self.pinned
             offset = -(-self._next[turn] // align) * align
             if offset + room <= (turn + 1) * self._step:
                 self._next[turn] = offset + room
@@ -93,7 +95,8 @@ class Space:
         if self.memory.read(kept, offset + room - kept) != self._written[kept : offset + room]:
             self._wrong = self._wrong or self._named(kept, offset + room)
         self.put(offset, bytes([_GUARD]) * room)
-        self._free.setdefault(room, []).append(offset)
+        region = None if self.pinned is None else offset // self._step
+        self._free.setdefault((room, region), []).append(offset)
 
     # Bytes.
 

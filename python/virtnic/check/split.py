@@ -42,6 +42,8 @@ class SplitRing(Ring):
         space.put(self._device, bytes(6 + 8 * size))
         space.store(self._driver + 2, base)
         space.store(self._device + 2, base)
+        if events:  # as a backend leaves it that has used everything before
+            space.store(self._device + 4 + 8 * size, base)
         #: The free descriptors, in the order in which they are taken.
         self.free = deque(range(size))
         self._available = self._seen = base & 0xFFFF
