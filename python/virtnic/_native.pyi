@@ -179,9 +179,17 @@ class Memory:
     def forget_file(self) -> None:
         """Close the file unless it has a path; the mapping is kept."""
     def read(self, offset: int, length: int) -> bytes:
-        """Copy bytes out, for diagnosis. Raises ValueError if they are not inside the file."""
+        """Copy bytes out. Raises ValueError if they are not inside the file.
+
+        2, 4 or 8 bytes at a multiple of their number are one atomic load, before all that
+        follows.
+        """
     def write(self, offset: int, data: Buffer) -> None:
-        """Copy bytes in, for diagnosis. Raises ValueError if they are not inside the file."""
+        """Copy bytes in. Raises ValueError if they are not inside the file.
+
+        2, 4 or 8 bytes at a multiple of their number are one atomic store: all that was written
+        before is visible first.
+        """
     def iova_of(self, offset: int, length: int = 1) -> int:
         """Convert an offset to a device address. Raises ValueError if it is outside the file."""
     def offset_of(self, iova: int, length: int = 1) -> int:

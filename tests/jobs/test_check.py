@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 import virtnic
 from peers.checked_backend import CheckedBackend
 from peers.testpmd import Testpmd
-from virtnic.check import CLAUSES, Clause, run
+from virtnic.check import CLAUSES, Clause, clauses, run
 from virtnic.cli import main
 
 ALL = pytest.mark.parametrize("clause", CLAUSES)
 MODES = pytest.mark.parametrize("mode", ["sink", "echo", "pair"])
 #: What testpmd 22.11 gets wrong, each looked at by hand: see docs/check.md.
 KNOWN = {"FEAT-03", "RING-15", "RING-15P", "RING-16P", "RING-19P", "NET-16", "NET-17", "NET-18"}
+KNOWN.add("LIFE-04")
 
 
 def path_of(scratch: Path) -> Path:
@@ -103,18 +105,61 @@ def test_a_backend_that_is_started_again(scratch: Path) -> None:
     assert "the backend no longer answered" in wrong[0].seen
 
 
+@contextlib.contextmanager
+def drained(pmd: Testpmd) -> Iterator[Testpmd]:
+    """Read what testpmd prints all the time: it blocks once the pipe is full."""
+    over = threading.Event()
+
+    def drain() -> None:
+        while not over.wait(0.02):
+            pmd.drain()
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    try:
+        yield pmd
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.needs("testpmd")
+@pytest.mark.timeout(400)  # each takes about 10 s, on a machine that does nothing else
+@pytest.mark.parametrize("group", ["features", "messages", "rings", "net", "notify", "life"])
 @pytest.mark.parametrize("mode", ["macswap", "io"])
-def test_testpmd(testpmd: Callable[..., Testpmd], mode: str) -> None:
+def test_testpmd(testpmd: Callable[..., Testpmd], mode: str, group: str) -> None:
     """As --echo and as --pair; KNOWN are faults of its own."""
-    pmd = testpmd(mode=mode, ports=2 if mode == "io" else 1)
-    pair = pmd.sockets[1] if mode == "io" else None
+    chosen = [clause for clause in clauses(group) if mode == "macswap" or clause.needs]
     wrong = {}
-    for result in run(pmd.sockets[0], echo=pair is None, pair=pair, timeout=20.0):
-        pmd.drain()
-        if result.verdict not in ("ok", "not offered"):
-            wrong[result.clause.id] = result.verdict, result.seen
+    with drained(testpmd(mode=mode, ports=2 if mode == "io" else 1)) as pmd:
+        pair = pmd.sockets[1] if mode == "io" else None
+        for result in run(pmd.sockets[0], chosen, echo=pair is None, pair=pair, timeout=20.0):
+            if result.verdict not in ("ok", "not offered"):
+                wrong[result.clause.id] = result.verdict, result.seen
     assert wrong.keys() <= KNOWN, wrong
+
+
+def test_as_a_suite(scratch: Path, pytester: pytest.Pytester) -> None:
+    """Each clause is a test id; wrong ones fail, those that do not apply are skipped."""
+    pytester.makepyfile(f"""
+        import pytest
+        from virtnic.check import clauses, verify
+
+        CHOSEN = clauses("RING-01", "RING-02", "RING-13", rings=["split"])
+
+        @pytest.mark.parametrize("clause", CHOSEN)
+        def test_backend(clause):
+            verify(clause, {str(path_of(scratch))!r})
+    """)
+    with CheckedBackend(path_of(scratch), broken="RING-02"):
+        result = pytester.runpytest_subprocess("-v", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*test_backend[[]RING-01[]] PASSED*"])
+    result.stdout.fnmatch_lines(["*RING-02, *: the lengths of read-only buffers are*"])
+    with pytest.raises(ValueError, match="no clause or group 'rong'"):
+        clauses("rong")
+    assert not any(clause.group == "hostile" for clause in clauses())
+    assert clauses("hostile")
 
 
 def test_the_command(scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,10 +188,19 @@ def test_the_command(scratch: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert "FEAT-01" not in text
         assert main(["check", netdev, "--only", "feat-02,MSG-03", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
+        page = tmp_path / "report.html"
+        assert main(["check", netdev, "--only", "RING-02", "--html", str(page)]) == 1
+        assert main(["check", netdev, "--only", "HOST-03"]) == 2
+        assert "--hostile" in capsys.readouterr().err
+        assert main(["check", netdev, "--only", "HOST-03", "--hostile"]) == 0
     assert [row["id"] for row in found["rows"]] == ["FEAT-02", "MSG-03"]
     assert found["wrong"] == 0
     suite = ET.fromstring(report.read_text())
     assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
+    written = page.read_text()
+    assert 'class="wrong"' in written
+    assert "VIRTIO 1.3, 2.7.8" in written
+    assert not re.search(r"(src|href)=|url\(|@import", written)
     assert main(["check", "--explain", "RING-02"]) == 0
     assert "expects" in capsys.readouterr().out
     assert main(["check", "--explain", "RING-99"]) == 2

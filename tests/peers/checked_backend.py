@@ -156,7 +156,10 @@ class CheckedBackend(Closing):
             ring.polled for session in self._sessions.values() for ring in session.rings.values()
         )
         poll = select.poll()
-        idle = [fd for number, fd in enumerate(self._listeners) if number not in self._served]
+        shared = self.breaks("LIFE-05")
+        idle = [
+            fd for number, fd in enumerate(self._listeners) if shared or number not in self._served
+        ]
         for fd in (*idle, *self._sessions, *kicks, self._stop_read):
             poll.register(fd, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(1 if polled else None)}
@@ -174,6 +177,8 @@ class CheckedBackend(Closing):
         for fd in ready & self._sessions.keys():
             self._read(self._sessions[fd])
         for number, fd in enumerate(list(self._listeners)):
+            if fd in ready and self.breaks("LIFE-05") and number in self._served:
+                self._leave(self._served[number])
             if fd in ready and number not in self._served:
                 client, _ = self._listeners[fd].accept()
                 client.settimeout(1.0)
@@ -185,9 +190,16 @@ class CheckedBackend(Closing):
     def _leave(self, session: Session) -> None:
         if 8 in session.said:
             self._left_early = True
+        early = self.breaks("LIFE-01") and 9 in session.said and 12 not in session.said
+        unstopped = any(
+            ring.started and self.breaks("LIFE-03", ring) for ring in session.rings.values()
+        )
+        tired = self._broken == "LIFE-02" and self._count > 30
         del self._sessions[session.socket.fileno()]
         del self._served[session.number]
         session.close()
+        if early or unstopped or tired:
+            self.crash()
 
     def crash(self) -> None:
         """End as a process that crashes: nobody listens any more."""
@@ -200,16 +212,22 @@ class CheckedBackend(Closing):
             path.unlink(missing_ok=True)
 
     def _read(self, session: Session) -> None:
-        message = None
+        message, wrong = None, False
         try:
+            ahead = session.socket.recv(12, socket.MSG_PEEK)
+            wrong = len(ahead) == 12 and int.from_bytes(ahead[8:], "little") > LARGEST
+            if wrong or (len(ahead) < 12 and self.breaks("LIFE-04")):
+                raise Leave
             message = receive(session.socket)
             if message is None:
-                raise Leave
-            if len(message.payload) > LARGEST:
                 raise Leave
             session.said.append(message.request)
             self._answer(session, message)
         except (Leave, OSError, struct.error):
+            falls = wrong and self._broken == "HOST-11"
+            falls |= self._broken == "HOST-12" and len(session.said) > 30
+            if falls or (self._broken == "HOST-13" and self._count > 300):
+                self.crash()
             if session.socket.fileno() in self._sessions:
                 self._leave(session)
         finally:
@@ -289,6 +307,9 @@ class CheckedBackend(Closing):
                 ring = self._ring(session, payload)
                 size = message.state[1]
                 legal = 0 < size <= ENTRIES and (ring.packed or not size & size - 1)
+                if ring.started and self.breaks("HOST-16", ring):
+                    self.crash()
+                    raise Leave
                 if not legal and not self.breaks("MSG-08", ring):
                     raise Broken(f"a ring of {size} entries")
                 ring.size = size

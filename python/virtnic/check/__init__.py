@@ -9,7 +9,20 @@ does, what it expects, and the function that runs it. Neither QEMU nor root is n
 backend that serves nobody else: the clauses connect, disconnect and send test frames.
 """
 
-from virtnic.check.clause import Bench, Clause, NotOffered, Wrong
+from virtnic.check.clause import Bench, Clause, NotApplicable, NotOffered, Wrong
 from virtnic.check.run import CLAUSES, Result, Verdict, run
+from virtnic.check.suite import clauses, verify
 
-__all__ = ["CLAUSES", "Bench", "Clause", "NotOffered", "Result", "Verdict", "Wrong", "run"]
+__all__ = [
+    "CLAUSES",
+    "Bench",
+    "Clause",
+    "NotApplicable",
+    "NotOffered",
+    "Result",
+    "Verdict",
+    "Wrong",
+    "clauses",
+    "run",
+    "verify",
+]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from virtnic.arguments import suggest_options
-from virtnic.check import features, messages, net, notify, rings, session
+from virtnic.check import features, hostile, life, messages, net, notify, rings, session
 from virtnic.check.clause import Bench, Clause, NotApplicable, NotOffered, Wrong
 from virtnic.errors import DeviceError, NetdevUnavailable, message_of
 
@@ -28,6 +28,8 @@ CLAUSES: tuple[Clause, ...] = (
     *rings.CLAUSES,
     *net.CLAUSES,
     *notify.CLAUSES,
+    *life.CLAUSES,
+    *hostile.CLAUSES,
 )
 
 

@@ -25,7 +25,7 @@ examples:
   virtnic check vhost-user,path=/run/vhu0 --only features,RING-03
   virtnic check vhost-user,path=/run/vhu0 --echo --rings packed
   virtnic check vhost-user,path=/run/vhu0 --pair /run/vhu1
-  virtnic check vhost-user,path=/run/vhu0 --junit report.xml
+  virtnic check vhost-user,path=/run/vhu0 --junit report.xml --html report.html
   virtnic check --explain RING-03
 
 exit status:
@@ -73,6 +73,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a command line that starts the backend again, once it no longer answers",
     )
     group.add_argument("--junit", metavar="FILE", help="also write a JUnit XML report")
+    group.add_argument("--html", metavar="FILE", help="also write an HTML report, in one file")
+    group.add_argument(
+        "--hostile",
+        action="store_true",
+        help="also check what a hostile driver could do: only for a backend of your own, which may "
+        "crash",
+    )
     group.add_argument("--explain", metavar="ID", help="print what a clause checks, and exit")
     frames = parser.add_argument_group(
         "what the backend does with frames"
@@ -89,7 +96,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     options.add_common(parser)
 
 
-def _clauses(only: str | None, rings: str | None = None) -> Sequence[Clause] | str:
+def _clauses(
+    only: str | None, rings: str | None = None, *, hostile: bool = True
+) -> Sequence[Clause] | str:
     """Return the clauses that the options name, or an error message."""
     from virtnic.check import CLAUSES
 
@@ -103,12 +112,23 @@ def _clauses(only: str | None, rings: str | None = None) -> Sequence[Clause] | s
         chosen = [
             clause for clause in CLAUSES if not {clause.id.lower(), clause.group}.isdisjoint(names)
         ]
+    if not hostile:
+        if only is not None and any(clause.group == "hostile" for clause in chosen):
+            return "hostile clauses may crash the backend: give --hostile too if it is your own"
+        chosen = [clause for clause in chosen if clause.group != "hostile"]
     if rings is not None:
         formats = [name.strip() for name in rings.split(",")]
         if unknown := [name for name in formats if name not in ("split", "packed")]:
             return f"rings are split or packed, not {unknown[0]!r}"
         chosen = [clause for clause in chosen if clause.ring is None or clause.ring in formats]
     return chosen
+
+
+def _chosen(arguments: argparse.Namespace) -> Sequence[Clause] | str:
+    """Return the clauses to check or explain, or an error message."""
+    if arguments.explain is not None:
+        return _clauses(arguments.explain)
+    return _clauses(arguments.only, arguments.rings, hostile=arguments.hostile)
 
 
 def _path(netdev: str) -> str | None:
@@ -124,7 +144,7 @@ def _path(netdev: str) -> str | None:
 
 def _wrong(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the options; None if nothing is."""
-    if isinstance(found := _clauses(arguments.explain or arguments.only, arguments.rings), str):
+    if isinstance(found := _chosen(arguments), str):
         return found
     if arguments.explain is not None:
         return None
@@ -147,9 +167,9 @@ def _restart(command: str) -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     """Check the clauses, and print the outcome of each."""
     from virtnic.check import run as try_all
-    from virtnic.cli.checked import as_json, explain, junit, line
+    from virtnic.cli.checked import as_json, explain, html, junit, line
 
-    clauses = _clauses(arguments.explain or arguments.only, arguments.rings)
+    clauses = _chosen(arguments)
     assert not isinstance(clauses, str)
     if arguments.explain is not None:
         output.result({"clauses": [as_json(clause) for clause in clauses]})
@@ -166,6 +186,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         for text in line(result):
             output.line(text)
     wrong = sum(result.verdict == "wrong" for result in results)
+    if arguments.html is not None:
+        html(arguments.html, arguments.netdev, results)
     if arguments.junit is not None:
         junit(arguments.junit, arguments.netdev, results)
     output.line(f"{len(results)} clauses, {wrong} wrong")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections import Counter
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
     from virtnic.check import Clause, Result
 
-__all__ = ["as_json", "explain", "junit", "line"]
+__all__ = ["as_json", "explain", "html", "junit", "line"]
 
 
 def as_json(clause: Clause) -> dict[str, str]:
@@ -41,6 +43,48 @@ def explain(clauses: Sequence[Clause]) -> Iterator[str]:
         yield f"  source    {clause.source}"
         yield f"  does      {clause.does}"
         yield f"  expects   {clause.right}"
+
+
+_STYLE = """
+body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .35em .6em; }
+tr { border-bottom: 1px solid #8884; }
+td:first-child, td:nth-child(2) { white-space: nowrap; }
+small { color: #777; display: block; }
+.ok { color: #197a3b; } .not { color: #777; }
+.wrong, .not.tried { color: #c02020; font-weight: 600; }
+@media (prefers-color-scheme: dark) { body { background: #161618; color: #ddd; } }
+"""
+
+
+def html(file: str, name: str, results: Sequence[Result]) -> None:
+    """Write an HTML report: one file without references to others. Raises OSError."""
+    counts = Counter(result.verdict for result in results)
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    title = escape(f"virtnic check {name}")
+    rows = []
+    for group in dict.fromkeys(result.clause.group for result in results):
+        rows.append(f'<tr><th colspan="3">{group}</th></tr>')
+        for result in results:
+            clause = result.clause
+            if clause.group != group:
+                continue
+            about = f"{clause.does} {clause.right}"
+            rows.append(
+                f'<tr id="{clause.id}"><td>{clause.id}</td>'
+                f'<td class="{result.verdict}">{result.verdict}</td>'
+                f"<td>{escape(clause.title)}: {escape(result.seen)}"
+                f"<small>{escape(clause.source)}. {escape(about)}</small></td></tr>"
+            )
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+        f"<p>{len(results)} clauses: {summary}</p>\n<table>\n"
+        + "\n".join(rows)
+        + "\n</table></body></html>\n"
+    )
+    Path(file).write_text(page, encoding="utf-8")
 
 
 def junit(file: str, name: str, results: Sequence[Result]) -> None:
