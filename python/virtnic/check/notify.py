@@ -138,7 +138,7 @@ def _early(bench: Bench, packed: bool) -> str:
 def _replaced(bench: Bench, packed: bool) -> str:
     device = _device(bench, packed)
     ring = device.tx
-    for number in range(5):
+    for number in range(3):
         event = bench.event()
         device.frontend.set_vring_call(1, event.fileno())
         time.sleep(_QUIET / 4)
