@@ -143,7 +143,10 @@ impl Memory {
         self.region.forget_file();
     }
 
-    /// Copy bytes out, for diagnosis. Raises ValueError if they are not inside the file.
+    /// Copy bytes out. Raises ValueError if they are not inside the file.
+    ///
+    /// 2, 4 or 8 bytes at a multiple of their number are one atomic load, before all that
+    /// follows.
     fn read<'py>(
         &self,
         py: Python<'py>,
@@ -155,8 +158,14 @@ impl Memory {
         PyBytes::new_with(py, length, |out| self.region.read(offset, out).map_err(to_py))
     }
 
-    /// Copy bytes in, for diagnosis. Raises ValueError if they are not inside the file.
+    /// Copy bytes in. Raises ValueError if they are not inside the file.
+    ///
+    /// 2, 4 or 8 bytes at a multiple of their number are one atomic store: all that was written
+    /// before is visible first.
     fn write(&self, offset: usize, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        if let Ok(bytes) = data.cast_exact::<PyBytes>() {
+            return self.region.write(offset, bytes.as_bytes()).map_err(to_py);
+        }
         let bytes = PyMemoryView::from(data)?.call_method0("tobytes")?;
         let bytes = bytes.cast::<PyBytes>()?.as_bytes();
         self.region.write(offset, bytes).map_err(to_py)

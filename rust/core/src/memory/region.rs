@@ -12,6 +12,8 @@ use crate::{Error, Owned, Result};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Parameters of a region.
@@ -232,26 +234,63 @@ impl Region {
         Ok(chunk)
     }
 
-    /// Copies bytes out, for diagnosis and tests.
+    /// Copies bytes out. 2, 4 or 8 bytes at a multiple of their number are one atomic load, after
+    /// which comes before all that follows.
     ///
+    /// # Errors
     /// [`crate::Error::Invalid`] if they are not inside.
-    /// [`crate::Error::Invalid`] when they do not lie inside.
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
-        //  SAFETY: both ranges are valid for the length, and private memory does not overlap the
-        //  mapping; a
-        // byte copy, as allowed for shared memory.
-        unsafe { out.as_mut_ptr().copy_from_nonoverlapping(self.base().add(offset), out.len()) };
+        // SAFETY: `check` has seen that the bytes are inside the mapping.
+        let from = unsafe { self.base().add(offset) };
+        // SAFETY: the range is valid for the length, private memory does not overlap the mapping, and
+        // `is_word` has seen that the address is aligned for the atomic. Both atomic loads and a
+        // byte copy are allowed for shared memory.
+        unsafe {
+            match out.len() {
+                2 if is_word(from, 2) => {
+                    let word = AtomicU16::from_ptr(from.cast()).load(SeqCst);
+                    out.copy_from_slice(&word.to_ne_bytes());
+                }
+                4 if is_word(from, 4) => {
+                    let word = AtomicU32::from_ptr(from.cast()).load(SeqCst);
+                    out.copy_from_slice(&word.to_ne_bytes());
+                }
+                8 if is_word(from, 8) => {
+                    let word = AtomicU64::from_ptr(from.cast()).load(SeqCst);
+                    out.copy_from_slice(&word.to_ne_bytes());
+                }
+                len => out.as_mut_ptr().copy_from_nonoverlapping(from, len),
+            }
+        }
         Ok(())
     }
-    /// Copies bytes in, for diagnosis and tests.
+    /// Copies bytes in. 2, 4 or 8 bytes at a multiple of their number are one atomic store, before
+    /// which all that came earlier is visible, and which is visible before all that follows.
     ///
+    /// # Errors
     /// [`crate::Error::Invalid`] if they are not inside.
-    /// [`crate::Error::Invalid`] when they do not lie inside.
     pub fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
         self.check(offset, data.len())?;
-        //  SAFETY: as in `read`, in the other direction.
-        unsafe { self.base().add(offset).copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        // SAFETY: `check` has seen that the bytes are inside the mapping.
+        let to = unsafe { self.base().add(offset) };
+        // SAFETY: as in `read`, in the other direction.
+        unsafe {
+            match *data {
+                [a, b] if is_word(to, 2) => {
+                    AtomicU16::from_ptr(to.cast()).store(u16::from_ne_bytes([a, b]), SeqCst);
+                }
+                [a, b, c, d] if is_word(to, 4) => {
+                    let word = u32::from_ne_bytes([a, b, c, d]);
+                    AtomicU32::from_ptr(to.cast()).store(word, SeqCst);
+                }
+                [a, b, c, d, e, f, g, h] if is_word(to, 8) => {
+                    let word = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+                    AtomicU64::from_ptr(to.cast()).store(word, SeqCst);
+                }
+                _ => to.copy_from_nonoverlapping(data.as_ptr(), data.len()),
+            }
+        }
         Ok(())
     }
 
@@ -286,6 +325,11 @@ impl Region {
             self.size()
         )))
     }
+}
+
+/// Whether an address is a multiple of a number of bytes.
+fn is_word(at: *const u8, bytes: usize) -> bool {
+    at.addr().is_multiple_of(bytes)
 }
 
 /// The page sizes to try, largest first; at least one.
