@@ -31,7 +31,7 @@ def test_writes_that_nobody_may_do_are_found() -> None:
     for place in (ours, theirs + 100, ours + 100, space.memory.size - 1):
         before = space.read(place, 1)
         space.memory.write(place, b"!")
-        assert "1 bytes that are not the device's were written" in (space.intruded() or "")
+        assert "are not the device's were written: 1," in (space.intruded() or "")
         space.memory.write(place, before)
     space.memory.write(theirs + 100, b"!")
     space.give(theirs)  # what was beside it is remembered

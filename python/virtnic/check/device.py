@@ -324,7 +324,7 @@ class Wire:
 
     def __init__(self, bench: Bench, *, warm: bool = True, **options: Unpack[Options]) -> None:
         if not bench.echo and bench.pair is None:
-            raise NotApplicable("the frames must come back: --echo or --pair")
+            raise NotApplicable("frames must come back for this, and the backend only takes them")
         self.bench = bench
         self._spare: list[Received] = []
         self.merged = bool(options.get("want", 0) & MRG_RXBUF)

@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["CLAUSES", "works"]
 
 _TIMES = 100
-#: A front-end in a process of its own: it says when its frames are on their way, and waits.
-_VICTIM = """
-import sys
-from virtnic.check.clause import Bench
-from virtnic.check.device import Device, frame_of
-device = Device(Bench(sys.argv[1], timeout=float(sys.argv[2])), packed=sys.argv[3] == "True")
-device.send([frame_of(number) for number in range(64)])
-print("sent", flush=True)
-sys.stdin.read()
-"""
 
 
 def works(bench: Bench, packed: bool = False, *, after: str) -> None:
@@ -115,8 +105,12 @@ def _killed(bench: Bench, packed: bool) -> str:
     if packed and not bench.offers(1 << 34):
         raise NotOffered(f"feature bits {bits(1 << 34)} are not offered")
     for _ in range(3):
+        ring = "packed" if packed else "split"
         victim = subprocess.Popen(
-            [sys.executable, "-c", _VICTIM, os.fspath(bench.path), str(bench.timeout), str(packed)],
+            [
+                *(sys.executable, "-m", "virtnic.check.victim"),
+                *(os.fspath(bench.path), str(bench.timeout), ring),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -436,7 +436,7 @@ CLAUSES = (
         "messages",
         "an unknown request is refused",
         "Vhost-user Protocol, VHOST_USER_PROTOCOL_F_REPLY_ACK",
-        "Sends requests 0, 200 and 65,535 with need_reply.",
+        "Sends requests 0, 200 and 65,535, and asks for acknowledgements.",
         "The acknowledgement is not 0, or the backend closes the connection.",
         _unknown,
     ),

@@ -151,6 +151,6 @@ class Space:
         parts = [*self._rooms, start]
         before = max((offset for offset in parts if offset <= changed[0]), default=0)
         return (
-            f"{len(changed)} bytes that are not the device's were written, the first "
+            f"bytes that are not the device's were written: {len(changed)}, the first "
             f"{changed[0] - before} bytes after the beginning of a part at offset {before:#x}"
         )
