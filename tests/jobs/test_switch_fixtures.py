@@ -72,6 +72,37 @@ def test_a_bridge_for_each_test(run: Run) -> None:
     run(BRIDGE).assert_outcomes(passed=3)
 
 
+DIRECT = """
+import pytest
+
+pytestmark = pytest.mark.virtnic(frontend="direct")
+
+def test_it_forwards(virtnic_ovs):
+    a, b = virtnic_ovs.ports
+    assert a.frontend == b.frontend == "direct"
+    frame = bytes.fromhex("020000000002 020000000001 88b5") + bytes(46)
+    a.send_all([frame], timeout=5.0)
+    assert b.recv(1, timeout=5.0).tobytes() == [frame]
+"""
+
+
+@pytest.mark.needs("ovs")
+def test_a_bridge_without_qemu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRTNIC_QEMU", "/nonexistent/qemu")
+    monkeypatch.setenv("CI", "true")
+    run(DIRECT, "--virtnic-qemu=a", "--virtnic-qemu=b").assert_outcomes(passed=1)
+
+
+def test_ports_run_with_each_qemu(run: Run, qemu_command: str) -> None:
+    """Those of the function too, whose QEMU is not known before the marker."""
+    found = run(
+        "def test_it(virtnic_attach): assert virtnic_attach('user').link",
+        f"--virtnic-qemu={qemu_command}",
+        "--virtnic-qemu=/nonexistent/qemu",
+    )
+    found.assert_outcomes(passed=1, errors=1)
+
+
 @pytest.mark.needs("ovs", "root")
 def test_a_switch_needs_no_rights(scratch: Path) -> None:
     """An ordinary user without capabilities; no hugepages, no TAP device."""

@@ -38,3 +38,13 @@ def test_links_out_of_docs_lead_to_pages_of_the_site(tmp_path: Path) -> None:
         "[log](CHANGELOG.md#unreleased) [code](source/python/virtnic/memory.py.md) "
         "[site](https://x.y/)"
     )
+
+
+def test_what_is_no_page_is_shown_as_a_source(tmp_path: Path) -> None:
+    """Files and folders beside the pages as well."""
+    pages = Pages(tmp_path / "pages")
+    text = "[one](containers/kubernetes.yaml) [all](containers) [page](check.md)"
+    assert pages._linked(text, nav.DOCS / "ovs-ci.md", tmp_path / "pages" / "ovs-ci.md") == (
+        "[one](source/docs/containers/kubernetes.yaml.md) [all](source/docs/containers.md) "
+        "[page](check.md)"
+    )

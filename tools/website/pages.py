@@ -76,7 +76,7 @@ class Pages:
         """Return the location of a repository file in the site."""
         if wanted == DOCS / "README.md":
             return self.place / "index.md"
-        if wanted.is_relative_to(DOCS):
+        if wanted.is_relative_to(DOCS) and wanted.suffix == ".md":
             return self.place / wanted.relative_to(DOCS)
         if wanted.parent == TOP and wanted.suffix == ".md" and wanted.name != "README.md":
             return self.place / wanted.name

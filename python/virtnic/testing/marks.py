@@ -10,10 +10,10 @@ import pytest
 __all__ = ["marked", "missing"]
 
 
-def marked(request: pytest.FixtureRequest) -> dict[str, Any]:
+def marked(node: pytest.Item) -> dict[str, Any]:
     """Return the arguments of the test's markers; the nearest wins."""
     found: dict[str, Any] = {}
-    for marker in reversed(list(request.node.iter_markers("virtnic"))):
+    for marker in reversed(list(node.iter_markers("virtnic"))):
         found |= marker.kwargs
         if marker.args:
             (found["netdev"],) = marker.args

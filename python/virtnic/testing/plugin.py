@@ -8,6 +8,7 @@ frames of tests that fail. Without a QEMU or a switch the tests that need it are
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,14 @@ from virtnic.testing.kept import Kept
 from virtnic.testing.marks import marked, missing
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 #: The fixtures of switches.
 pytest_plugins = ("virtnic.testing.switches",)
-#: Fixtures parametrised with the QEMU; all others depend on them.
+#: The fixture that is parametrised with the QEMU.
 _FIXTURE = "virtnic_qemu_command"
+#: The fixture that starts a QEMU for all ports, unless they need none.
+_BENCH = "_virtnic_bench"
 #: Arguments of the marker that are for fixtures; the others are for the ports.
 _NOT_FOR_PORTS = ("memory", "qemu", "ready", "ports", "testpmd", "tap", "netdev")
 _FAILED = pytest.StashKey[bool]()
@@ -64,6 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests that use a QEMU once with each given one."""
     commands: list[str] = metafunc.config.getoption("--virtnic-qemu")
+    if _BENCH in metafunc.fixturenames and not _is_direct(metafunc.definition):
+        metafunc.fixturenames.append(_FIXTURE)  # it is asked for when the marker is known
     if commands and _FIXTURE in metafunc.fixturenames:
         names = [Path(shlex.split(command)[-1]).name for command in commands]
         ids = names if len(set(names)) == len(names) else commands
@@ -104,7 +109,7 @@ def virtnic_qemu_command(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def virtnic_memory(request: pytest.FixtureRequest) -> virtnic.Memory:
     """Make packet memory: 32 MiB of ordinary pages, or ``@pytest.mark.virtnic(memory=…)``."""
-    return virtnic.Memory(marked(request).get("memory", "32M"), hugepages=None)
+    return virtnic.Memory(marked(request.node).get("memory", "32M"), hugepages=None)
 
 
 @pytest.fixture
@@ -112,22 +117,33 @@ def virtnic_qemu(
     request: pytest.FixtureRequest, virtnic_qemu_command: str, virtnic_memory: virtnic.Memory
 ) -> Iterator[virtnic.Qemu]:
     """Start a QEMU without ports; ``@pytest.mark.virtnic(qemu={…})`` gives it more arguments."""
-    options: dict[str, Any] = marked(request).get("qemu", {})
+    options: dict[str, Any] = marked(request.node).get("qemu", {})
     with virtnic.Qemu(virtnic_memory, **{"qemu": virtnic_qemu_command, **options}) as qemu:
         yield qemu
 
 
 @pytest.fixture
-def _virtnic_bench(request: pytest.FixtureRequest, virtnic_qemu: virtnic.Qemu) -> Iterator[Bench]:
+def _virtnic_bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Close what the other fixtures make in the right order, and keep what was captured."""
     node = request.node
-    ports = {key: value for key, value in marked(request).items() if key not in _NOT_FOR_PORTS}
+    attach: Callable[..., virtnic.Port]
+    if _is_direct(node):
+        memory = request.getfixturevalue("virtnic_memory")
+        attach = functools.partial(virtnic.open, memory=memory)
+    else:
+        attach = request.getfixturevalue("virtnic_qemu").attach
+    ports = {key: value for key, value in marked(node).items() if key not in _NOT_FOR_PORTS}
     kept = node.stash[_KEPT] = Kept(request.config.getoption("--virtnic-captures"), node.nodeid)
-    bench = Bench(virtnic_qemu.attach, ports, kept)
+    bench = Bench(attach, ports, kept)
     try:
         yield bench
     finally:
         bench.close(failed=node.stash.get(_FAILED, False))
+
+
+def _is_direct(node: pytest.Item | pytest.Function) -> bool:
+    """Whether the ports of a test are to have no QEMU."""
+    return bool(marked(node).get("frontend") == "direct")
 
 
 @pytest.fixture
@@ -148,5 +164,5 @@ def virtnic_port(request: pytest.FixtureRequest, virtnic_attach: Attach) -> virt
     The fixture waits until frames pass: see :meth:`virtnic.Port.wait_ready`. The marker's ``ready``
     is the timeout in seconds, by default 10; None does not wait.
     """
-    given = marked(request)
+    given = marked(request.node)
     return virtnic_attach(given.get("netdev", "user"), ready=given.get("ready", READY))

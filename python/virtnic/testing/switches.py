@@ -39,7 +39,7 @@ def _needs(find: Callable[[], str]) -> None:
 
 def _wait(request: pytest.FixtureRequest, ports: Iterable[virtnic.Port]) -> None:
     """Wait until frames pass, as long as the marker's ``ready`` says."""
-    ready: float | None = marked(request).get("ready", READY)
+    ready: float | None = marked(request.node).get("ready", READY)
     for port in ports:
         if ready is not None:
             port.wait_ready(ready)
@@ -68,7 +68,7 @@ def virtnic_ovs(
     directory = _virtnic_bench.enter(private_directory("vhost-"))
     bridge = _virtnic_bench.enter(virtnic_ovs_dpdk.add_bridge())
     _virtnic_bench.kept.add("ovs.txt", bridge.report)
-    for number in range(marked(request).get("ports", 2)):
+    for number in range(marked(request.node).get("ports", 2)):
         name = f"{bridge.name}-p{number}"
         mac = f"02:00:00:00:00:{number + 1:02x}"
         port = _virtnic_bench.attach_client(
@@ -92,7 +92,7 @@ def virtnic_testpmd(request: pytest.FixtureRequest, _virtnic_bench: Bench) -> Te
     of :class:`virtnic.testing.Testpmd`.
     """
     _needs(find_testpmd)
-    given = marked(request)
+    given = marked(request.node)
     directory = _virtnic_bench.enter(private_directory("vhost-"))
     paths = [directory / f"p{number}" for number in range(given.get("ports", 2))]
     testpmd = _virtnic_bench.enter(Testpmd(paths, **{"mode": "io", **given.get("testpmd", {})}))
@@ -115,7 +115,7 @@ def virtnic_tap(request: pytest.FixtureRequest, _virtnic_bench: Bench) -> TapNam
     ``tap={…}`` of the marker: arguments of :class:`virtnic.testing.TapNamespace`.
     """
     _needs(find_ip)
-    namespace = _virtnic_bench.enter(TapNamespace(**marked(request).get("tap", {})))
+    namespace = _virtnic_bench.enter(TapNamespace(**marked(request.node).get("tap", {})))
     with contextlib.ExitStack() as stack:
         descriptors = namespace.open()
         for fd in descriptors:
