@@ -19,6 +19,7 @@ import warnings
 from abc import abstractmethod
 from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
+from virtnic.background import take_no_signals
 from virtnic.deadline import seconds
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
         return function()
     claim, done = _thread.allocate_lock(), _thread.allocate_lock()
     done.acquire()
+    caller = threading.get_ident()
     # Taken out where it is called: a thread that has told of the end may be there for a while
     # yet, and holds nothing of ours then.
     called = [function]
@@ -109,6 +111,8 @@ def uninterrupted(function: Callable[[], T], hurry: Callable[[], object] | None 
                 errors.append(error)
             finally:
                 over = True
+                if threading.get_ident() != caller:
+                    take_no_signals()
                 done.release()
 
     interruption = None

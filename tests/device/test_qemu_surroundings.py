@@ -1,5 +1,6 @@
 """The program's environment and what QEMU inherits: users, signals, limits, names."""
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -19,9 +21,13 @@ import pytest
 import virtnic
 from peers.testpmd import Testpmd
 from support.inside import machine_of
+from support.waiting import eventually
+from virtnic.aio.threads import in_thread
+from virtnic.async_library import running
 from virtnic.errors import QemuNotFound
 from virtnic.qemu import environment, find, find_qemu, patched, process, quirks, rundir, stderr
 from virtnic.qemu.command import Shmem
+from virtnic.teardown import uninterrupted
 
 #: Characters that some shell, format or option syntax gives a meaning to, and one past ASCII.
 ODD = "lr=0.1,b c %s é'\"$x"
@@ -201,6 +207,15 @@ def test_a_script_that_does_not_exec_qemu(qemu_command: str, tmp_path: Path, end
     assert all(gone(pid) for pid in both)
 
 
+def awaited(work: Callable[[], object]) -> None:
+    """Do it in a thread, awaited by asyncio."""
+
+    async def wait() -> None:
+        await in_thread(running(), work)
+
+    asyncio.run(wait())
+
+
 class TestSignals:
     """What the program blocks or ignores does not matter."""
 
@@ -246,6 +261,26 @@ class TestSignals:
         )
         # The program's, those for QMP and QTest, and the one that starts children.
         assert done.stdout == "True SIGTERM\n", done.stderr
+
+    @pytest.mark.parametrize("start", [uninterrupted, awaited])
+    def test_a_thread_that_has_done_its_work_takes_none(
+        self, start: Callable[[Callable[[], object]], object]
+    ) -> None:
+        """It may be there for a while yet when the program waits for one."""
+        local, blocked = threading.local(), []
+
+        class Last:
+            """Goes with its thread."""
+
+            def __del__(self) -> None:
+                blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+        def work() -> None:
+            local.last = Last()
+
+        start(work)
+        assert eventually(lambda: blocked)
+        assert signal.SIGTERM in blocked[0]
 
 
 def test_without_writable_and_executable_memory(qemu_command: str) -> None:

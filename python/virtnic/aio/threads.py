@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from virtnic._native import EventFd
+from virtnic.background import take_no_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,7 @@ async def in_thread(
         except BaseException as error:
             errors.append(error)
         finally:
+            take_no_signals()  # it may be there for a while yet
             done.signal()
 
     thread = threading.Thread(target=run, name="virtnic-aio")

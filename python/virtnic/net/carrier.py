@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from virtnic._native import StackWire
+from virtnic.background import take_no_signals
 
 if TYPE_CHECKING:
     from virtnic.protocols import PacketPort
@@ -42,6 +43,7 @@ def _mtu(port: Any) -> int:
 
 
 def _receive(port: PacketPort, wire: StackWire) -> None:
+    take_no_signals()
     try:
         while not wire.ended:
             frames = port.recv(256, _LOOK)
@@ -52,6 +54,7 @@ def _receive(port: PacketPort, wire: StackWire) -> None:
 
 
 def _send(port: PacketPort, wire: StackWire) -> None:
+    take_no_signals()
     try:
         while (frames := wire.take(60.0)) is not None:
             sent = 0

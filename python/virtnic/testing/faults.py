@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
 from virtnic.arguments import suggest_options
+from virtnic.background import take_no_signals
 from virtnic.deadline import Deadline
 from virtnic.nic.sending import BACKOFF
 from virtnic.teardown import Closing
@@ -381,6 +382,7 @@ class FaultyPort(Closing):
                 self._pump = pump
 
     def _run(self) -> None:
+        take_no_signals()
         while True:
             with self._wake:
                 self._news = False
