@@ -623,7 +623,7 @@ class CheckedBackend(Closing):
         if target is None:
             return
         number = 0 if ring is None else ring.number - 1
-        if self.breaks("NET-15"):
+        if self.breaks("NET-15") and 2 in target.rings and frame[12:14] == b"\x88\xb5":
             number = 2
             target.rings[2].enabled = True
         frame = self._spoilt(frame)

@@ -273,16 +273,23 @@ def _truncated(bench: Bench) -> str:
     if features & PROTOCOL_FEATURES:
         frontend.set_vring_enable(0)
         frontend.set_vring_enable(1)
-    entry = DESCRIPTOR.pack(GUEST + 0x100000, 76, 0, 0)
-    memory[0x10000:0x10010] = entry
-    memory[0x11000:0x11006] = struct.pack("<HHH", 0, 1, 0)
-    memory.close()
-    os.ftruncate(fd, 0x20000)  # the rings are still there, the frame is not
+    near, far = (DESCRIPTOR.pack(GUEST + at, 76, 0, 0) for at in (0x18000, 0x100000))
+    memory[0x10000:0x10020] = near + far
+    memory[0x11000:0x11008] = struct.pack("<HHHH", 0, 1, 0, 1)
+    kick.signal()
+    deadline = time.monotonic() + bench.timeout
+    while memory[0x12002] != 1:
+        if time.monotonic() > deadline:
+            raise Wrong("the frame before was not used")
+        time.sleep(0.001)
+    os.ftruncate(fd, 0x20000)  # the rings are still there, the second frame is not
+    memory[0x11002] = 2
     kick.signal()
     time.sleep(_MOMENT)
     os.ftruncate(fd, 0)
     kick.signal()
     time.sleep(_MOMENT)
+    memory.close()
     works(bench, after="after a file that was truncated in use")
     return "served after a file that was truncated in use"
 
