@@ -42,7 +42,7 @@ from virtnic.errors import (
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from virtnic import aio, capture, measure
+    from virtnic import aio, capture, measure, net
     from virtnic.loops import (
         Result,
         drop,
@@ -72,6 +72,7 @@ __all__ = [  # noqa: RUF022 - by importance
     "Rss",
     "RssLimits",
     "aio",
+    "net",
     "capture",
     "measure",
     "Burst",
@@ -118,6 +119,7 @@ _LATER = {
     "aio": "virtnic.aio",
     "capture": "virtnic.capture",
     "measure": "virtnic.measure",
+    "net": "virtnic.net",
     **dict.fromkeys(
         (
             "Result",

@@ -23,6 +23,7 @@ from peers.testpmd import Testpmd
 from support.inside import machine_of
 from support.traffic import echo
 from support.waiting import PROMPT, pause
+from virtnic import net
 from virtnic.cli import main
 from virtnic.qemu.command import Accel
 from virtnic.qemu.external import ExternalProcess, SharedDirectory
@@ -51,8 +52,8 @@ def test_a_port(
     """It behaves like a QEMU that was started here."""
     with connect(directory) as qemu, qemu.attach("user", interrupts=interrupts) as port:
         arp(port)
-        stack = virtnic.Stack(port)
-        assert stack.ping(str(stack.dhcp().gateway)).seconds > 0
+        with net.Stack(port) as stack:
+            assert stack.ping(str(stack.dhcp().gateway), timeout=20.0).seconds > 0
         assert qemu.accel in {"qtest", "tcg"} if accel == "auto" else qemu.accel == accel
         assert qemu.machine == machine
         assert qemu.command is None

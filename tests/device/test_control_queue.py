@@ -12,6 +12,7 @@ from peers.netns import Netns
 from support.frames import BROADCAST, arp_request, is_arp_reply, mac_bytes, number_of, numbered
 from support.inside import driver_of
 from support.waiting import pause
+from virtnic import net
 
 OTHER = "02:00:00:00:00:77"
 GROUP, OTHER_GROUP = "01:00:5e:00:00:11", "01:00:5e:00:00:22"
@@ -113,9 +114,8 @@ def test_a_new_mac_address_is_received_and_sent(netns: Netns) -> None:
             assert sender.arrive(before) == set()
         finally:
             sender.close()
-        stack = virtnic.Stack(port)
-        stack.configure("10.99.0.2/24")
-        assert stack.arp("10.99.0.1").mac == netns.mac
+        with net.Stack(port, address="10.99.0.2/24") as stack:
+            assert stack.arp("10.99.0.1").mac == netns.mac
 
 
 @pytest.mark.needs("qemu", "netns")

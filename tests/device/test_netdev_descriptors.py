@@ -16,6 +16,7 @@ from peers.netns import Netns
 from peers.streams import receive_frame, send_frame
 from support.frames import numbered
 from support.inside import machine_of
+from virtnic import net
 from virtnic.testing import kill_qemu
 
 pytestmark = pytest.mark.needs("qemu")
@@ -116,9 +117,8 @@ def test_a_tap_of_ours(netns: Netns, qemu_command: str) -> None:
     try:
         with virtnic.open(f"tap,fd={fd}", qemu=qemu_command) as port:
             netns.wait_for_carrier()
-            stack = virtnic.Stack(port)
-            stack.configure("10.99.0.2/24")
-            assert stack.ping("10.99.0.1").seconds > 0
+            with net.Stack(port, address="10.99.0.2/24") as stack:
+                assert stack.ping("10.99.0.1", timeout=20.0).seconds > 0
     finally:
         os.close(fd)
 

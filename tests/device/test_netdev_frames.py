@@ -9,6 +9,7 @@ import virtnic
 from peers.netdevs import NOWHERE, PEERS, Bench, Peer
 from support.frames import number_of, numbered
 from support.waiting import eventually
+from virtnic import net
 from virtnic.qemu import find_qemu
 from virtnic.qemu.netdevs import NETDEVS, NetdevType
 from virtnic.qemu.schema import Schema
@@ -54,7 +55,7 @@ def test_frames_and_a_lost_peer(row: NetdevType, qemu_command: str, scratch: Pat
             assert eventually(lambda: words in state(qemu))
             return
         with qemu.attach("user") as another:
-            assert virtnic.Stack(another).dhcp(timeout=30.0)
+            net.Stack(another, dhcp=True, timeout=30.0).close()
 
 
 def dies_of(netdev: str, version: tuple[int, ...]) -> str:

@@ -13,6 +13,7 @@ import virtnic
 from peers.streams import receive_frame
 from support.frames import numbered
 from support.inside import machine_of
+from virtnic import net
 from virtnic.qemu import find_qemu
 from virtnic.qemu.netdevs import NETDEVS, NetdevType, kind_of
 from virtnic.qemu.schema import Schema
@@ -73,7 +74,7 @@ def test_slirp_behind_a_hub_has_a_clock(qemu_command: str, accel: Any) -> None:
             while machine_of(qemu).qtest.clock_step(1) - began < 0.2e9:
                 assert time.monotonic() < deadline, "the clock stands still"
                 time.sleep(0.02)
-        assert virtnic.Stack(port).dhcp()
+        net.Stack(port, dhcp=True).close()
 
 
 @pytest.mark.needs("qemu")

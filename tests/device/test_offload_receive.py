@@ -10,7 +10,7 @@ from peers.netns import Netns
 from support.negotiated import accepted
 from support.offloads import KERNEL, KINDS, US, collect, download, filling, on_all_kinds
 from support.packets import Packet, parse, tcp
-from virtnic import Offload
+from virtnic import Offload, net
 
 pytestmark = pytest.mark.needs("qemu", "netns")
 
@@ -173,11 +173,10 @@ def test_as_a_structured_array(netns: Netns) -> None:
 
 
 def test_the_stack_completes_checksums(netns: Netns) -> None:
-    with virtnic.open(netns.netdev, offload=True) as port:
-        stack = virtnic.Stack(port)
-        stack.configure("10.99.0.2/24")
-        with netns.start_ping("10.99.0.2", 50) as ping:
-            while ping.poll() is None:
-                stack.poll(0.05)
-            assert ping.stdout is not None
-            assert "50 received" in ping.stdout.read()
+    with (
+        virtnic.open(netns.netdev, offload=True) as port,
+        net.Stack(port, address="10.99.0.2/24"),
+        netns.start_ping("10.99.0.2", 50) as ping,
+    ):
+        assert ping.stdout is not None
+        assert "50 received" in ping.stdout.read()

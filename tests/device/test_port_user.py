@@ -13,6 +13,7 @@ import virtnic
 from support.frames import arp_request, is_arp_reply
 from support.inside import machine_of
 from support.waiting import PROMPT, eventually
+from virtnic import net
 from virtnic.nic.options import Interrupts
 from virtnic.qemu.command import Accel, MachineType
 
@@ -58,16 +59,16 @@ def test_arp_round_trip(
 
 
 def test_dhcp_arp_and_ping(port: virtnic.Port) -> None:
-    stack = virtnic.Stack(port)
-    lease = stack.dhcp(timeout=10)
-    assert (lease.address, lease.prefix) == ("10.0.2.15", 24)
-    assert stack.address == "10.0.2.15/24"
-    assert lease.gateway == "10.0.2.2"
-    reply = stack.arp("10.0.2.2")
-    assert reply.mac.startswith("52:55:")
-    assert 0 < reply.seconds < PROMPT
-    for sequence in range(20):
-        assert stack.ping("10.0.2.2", sequence=sequence).sequence == sequence
+    with net.Stack(port) as stack:
+        lease = stack.dhcp(timeout=10)
+        assert (lease.address, lease.prefix) == ("10.0.2.15", 24)
+        assert stack.address == "10.0.2.15/24"
+        assert lease.gateway == "10.0.2.2"
+        reply = stack.arp("10.0.2.2", timeout=20.0)
+        assert reply.mac.startswith("52:55:")
+        assert 0 < reply.seconds < PROMPT
+        for sequence in range(20):
+            assert stack.ping("10.0.2.2", sequence, timeout=20.0).sequence == sequence
 
 
 def test_two_frames_in_one_call(port: virtnic.Port) -> None:

@@ -10,6 +10,7 @@ import pytest
 import virtnic
 from device.test_multiqueue import SENDERS, collect, kernel_sends, udp_of
 from peers.netns import Netns
+from virtnic import net
 from virtnic.nic.rss import DEFAULT_KEY
 
 PROPERTIES = {"rss": True, "hash": True}
@@ -111,10 +112,9 @@ def test_hashes_come_with_the_frames(steering: tuple[Netns, virtnic.Port]) -> No
         time.sleep(0.001)
     assert checked == total
     # Frames still go out, behind the longer header.
-    stack = virtnic.Stack(port)
-    stack.configure("10.99.0.2/24")
     port.set_queues(1)
-    assert stack.arp("10.99.0.1").mac == netns.mac
+    with net.Stack(port, address="10.99.0.2/24") as stack:
+        assert stack.arp("10.99.0.1").mac == netns.mac
 
 
 def test_a_port_without_hashes(port: virtnic.Port) -> None:

@@ -21,7 +21,7 @@ import virtnic
 import virtnic.aio
 from support.inside import machine_of
 from support.waiting import eventually
-from virtnic import teardown, testing
+from virtnic import aio, net, teardown, testing
 from virtnic.nic.events import Feed
 from virtnic.teardown import Owner, uninterrupted
 
@@ -94,7 +94,7 @@ def test_a_thread_that_has_done_its_work_holds_nothing(monkeypatch: pytest.Monke
         "port = forget()",
         'port = forget(interrupts="none")',
         "port = forget(); port.kept = port.queue(0)",
-        "port = forget(); port.kept = virtnic.Stack(port)",
+        "port = forget(); port.kept = virtnic.net.Stack(port)",
         "port = forget(); port.kept = port.qemu.events()",
         "port = forget(); port.on_link(lambda port: None)",
         "port = forget(); port.qemu.watch(lambda event: None)",
@@ -197,13 +197,15 @@ def test_a_closed_port_needs_no_collector(qemu_command: str, netdev: str) -> Non
 def test_owners_are_not_copied(port: virtnic.Port) -> None:
     """Two objects would hold one resource, and close it for each other."""
     burst = port.recv(1)
+    stack = net.Stack(port)
     owners: list[object] = [
         port,
         port.qemu,
         port.memory,
         port.queue(0),
         port.qemu.events(),
-        virtnic.Stack(port),
+        stack,
+        stack.socket(),
         virtnic.EventFd(),
         burst,
         machine_of(port.qemu).server,
@@ -218,11 +220,12 @@ def test_owners_are_not_copied(port: virtnic.Port) -> None:
             with pytest.raises(TypeError, match=r"cannot (be copied or )?pickle"):
                 way(owner)
     assert machine_of(port.qemu).process.alive
+    stack.close()
 
 
-@pytest.mark.parametrize("name", virtnic.__all__ + testing.__all__ + virtnic.aio.__all__)
+@pytest.mark.parametrize("name", virtnic.__all__ + testing.__all__ + aio.__all__ + net.__all__)
 def test_every_public_class_is_a_value_or_refuses_to_be_copied(name: str) -> None:
-    found = [getattr(module, name, None) for module in (virtnic, testing, virtnic.aio)]
+    found = [getattr(module, name, None) for module in (virtnic, testing, aio, net)]
     for kind in found:
         if not isinstance(kind, type) or issubclass(kind, BaseException):
             continue

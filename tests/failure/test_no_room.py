@@ -99,7 +99,7 @@ with open(f"{place}/fill", "wb", buffering=0) as file:
     except OSError as error: assert error.errno == errno.ENOSPC
 def use():
     with virtnic.Qemu(small) as qemu, qemu.attach("user") as port:
-        assert virtnic.Stack(port).dhcp()
+        virtnic.net.Stack(port, dhcp=True).close()
 print(tried(use))
 """,
         Path("/dev/shm"),

@@ -19,7 +19,7 @@ import trio
 import virtnic
 from peers.ring_backend import RingBackend
 from support.frames import number_of, numbered
-from virtnic import aio
+from virtnic import aio, net
 
 pytestmark = pytest.mark.needs("qemu")
 
@@ -274,8 +274,7 @@ def test_the_stack_goes_on_when_buffers_come_back(open_port: Open) -> None:
     """Its link is a port like any other."""
     port, backend = open_port()
     held = hold_all(port, backend)
-    stack = virtnic.Stack(port)
-    stack.configure("10.0.0.1/24")
+    stack = net.Stack(port, address="10.0.0.1/24", ipv6=False)
     asked = (
         b"\xff" * 6
         + bytes.fromhex("525400000002")
@@ -296,12 +295,10 @@ def test_the_stack_goes_on_when_buffers_come_back(open_port: Open) -> None:
                 answered.set()
             time.sleep(0.001)
 
-    asker = threading.Timer(0.05, ask)
-    asker.start()
-    deadline = time.monotonic() + PATIENCE
-    while not answered.is_set() and time.monotonic() < deadline:
-        stack.poll(PATIENCE)
-    asker.join()
+    with stack:
+        asker = threading.Timer(0.05, ask)
+        asker.start()
+        asker.join()
     assert answered.is_set()
 
 

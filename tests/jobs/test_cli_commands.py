@@ -15,7 +15,7 @@ from peers.names import NameServer
 from peers.netns import Netns
 from support.program import command, virtnic, virtnic_json
 from support.waiting import PROMPT, pause
-from virtnic import Stack
+from virtnic import net
 from virtnic.cli import main
 
 #: A reply that takes its time on a busy machine is not a lost one.
@@ -322,8 +322,8 @@ def test_qemu_killed_is_told_in_json() -> None:
 def test_no_dhcp_server_is_1_and_says_what_to_do(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dhcp = Stack.dhcp
-    monkeypatch.setattr(Stack, "dhcp", lambda stack: dhcp(stack, timeout=0.5))
+    dhcp = net.Stack.dhcp
+    monkeypatch.setattr(net.Stack, "dhcp", lambda stack: dhcp(stack, timeout=0.5))
     assert main(["ping", "10.0.2.2", "--netdev", "hubport,hubid=0"]) == 1
     assert "--address A.B.C.D/N" in capsys.readouterr().err
 

@@ -159,8 +159,9 @@ def test_other_netdevs_are_in_qemus_network(containers: Containers) -> None:
     program.run(CONNECT)
     for interrupts in ("msix", "intx", "none"):
         program.run(f"port = qemu.attach('user', interrupts={interrupts!r})")
-        program.run("stack = virtnic.Stack(port); lease = stack.dhcp()")
-        assert program.run("result = stack.ping(lease.gateway).seconds") is not None
+        program.run("stack = virtnic.net.Stack(port); lease = stack.dhcp()")
+        assert program.run("result = stack.ping(lease.gateway, timeout=20.0).seconds") is not None
+        program.run("stack.close()")
         program.run("qemu.detach(port)")
     program.run("qemu.close()")
 

@@ -162,9 +162,8 @@ def test_the_kernel_answers(virtnic_tap):
     (port,) = virtnic_tap.ports
     assert port.queues == 2
     port.set_queues(1)  # the kernel chooses among those in use, and a stack has one
-    stack = virtnic.Stack(port)
-    stack.configure("10.77.0.2/24")
-    assert stack.arp("10.77.0.1").mac == virtnic_tap.mac
+    with virtnic.net.Stack(port, address="10.77.0.2/24") as stack:
+        assert stack.arp("10.77.0.1").mac == virtnic_tap.mac
     assert virtnic_tap.statistics()["rx_packets"] > 0
 """
 

@@ -20,6 +20,7 @@ import virtnic
 from support.frames import GATEWAY, GUEST
 from support.packets import parse, udp
 from support.waiting import eventually
+from virtnic import net
 from virtnic.testing import Testpmd
 
 from .components import needs, qemu_command
@@ -355,9 +356,8 @@ def _translated(
     source: list[Any] = []
 
     def meet(port: virtnic.Port) -> None:
-        stack = virtnic.Stack(port)
-        stack.configure(f"{guest}/24")
-        macs.append((port.mac, stack.arp(gateway, timeout=_LONG).mac))
+        with net.Stack(port, address=f"{guest}/24") as stack:
+            macs.append((port.mac, stack.arp(gateway, timeout=_LONG).mac))
 
     def wrap(payload: bytes) -> bytes:
         return udp(macs[0], (guest, gateway), ports, payload, complete=True)

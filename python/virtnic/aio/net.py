@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from virtnic._native import ArpReply, Connection, Lease, PingReply
-    from virtnic.net import Socket
+    from virtnic.net import ArpReply, Connection, Lease, PingReply, Socket
     from virtnic.net.addresses import Address
     from virtnic.net.stack import Info
     from virtnic.protocols import PacketPort

@@ -7,8 +7,15 @@ r"""TCP, UDP and name resolution on any port, with sockets like Python's.
 
 from __future__ import annotations
 
-from virtnic._native import Connection
+from virtnic._native import ArpReply, Connection, Lease, PingReply
 from virtnic.net.socket import Socket
 from virtnic.net.stack import Stack
 
-__all__ = ["Connection", "Socket", "Stack"]
+__all__ = [  # noqa: RUF022 - by importance
+    "Stack",
+    "Socket",
+    "Connection",
+    "Lease",
+    "ArpReply",
+    "PingReply",
+]

@@ -12,6 +12,7 @@ from virtnic.arguments import suggest_options
 from virtnic.deadline import seconds
 from virtnic.net.addresses import Address, is_numeric, show
 from virtnic.net.options import get_option, set_option
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,7 +31,7 @@ __all__ = ["Socket"]
 _AT_ONCE = 1 << 18
 
 
-class Socket:
+class Socket(Owner):
     """A socket of a stack, with the methods and exceptions of ``socket.socket``.
 
     Made by :meth:`Stack.socket`, :meth:`Stack.create_connection` and :meth:`Stack.create_server`.

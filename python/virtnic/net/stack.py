@@ -14,6 +14,7 @@ from virtnic.net.carrier import carry
 from virtnic.net.racing import interleave, race
 from virtnic.net.resolver import Resolver
 from virtnic.net.socket import Socket
+from virtnic.teardown import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +44,7 @@ class StackOptions(TypedDict, total=False):
     timeout: float | None
 
 
-class Stack(NetStack):
+class Stack(Owner, NetStack):
     """TCP, UDP, ICMP, IPv4 and IPv6 on a port, served by a native thread.
 
     The thread answers ARP, neighbour discovery and echo requests and renews the lease. On a
