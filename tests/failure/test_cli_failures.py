@@ -15,7 +15,7 @@ import pytest
 
 import virtnic
 from peers.netns import Netns
-from support.program import command
+from support.program import command, started
 from virtnic.cli import main
 from virtnic.cli.parser import COMMANDS
 
@@ -224,6 +224,22 @@ def test_ctrl_c_while_a_backend_is_waited_for_is_130(
                 process.kill()
     assert process.returncode == 130, out + err
     assert err == "virtnic: interrupted\n"
+
+
+def test_ctrl_c_beside_a_qemu_that_is_stopped(qemu_command: str) -> None:
+    """The port ends with its QEMU: nobody waits for it to be unplugged first."""
+    with started("drop", "--hugepages", "none") as process:
+        (children,) = (
+            (task / "children").read_text().split()
+            for task in Path(f"/proc/{process.pid}/task").iterdir()
+            if (task / "children").read_text()
+        )
+        os.kill(int(children[0]), signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert "drop statistics" in out
+    assert "device_del" not in err
 
 
 def waiting(process: subprocess.Popen[str]) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import ENETDOWN
 from socket import AF_INET, AF_INET6
@@ -86,8 +85,11 @@ def ports_of(arguments: argparse.Namespace) -> list[PortArguments]:
 def opened(arguments: argparse.Namespace) -> Iterator[Session]:
     """Create all three; close them at the end."""
     memory = make_memory(arguments)
-    with start_qemu(arguments, memory) as qemu, attach(arguments, qemu) as port, blamed(port):
-        yield Session(memory, qemu, port)
+    with start_qemu(arguments, memory) as qemu:
+        # The port ends with its QEMU. Unplugging it first would wait for one that does not answer.
+        port = attach(arguments, qemu)
+        with blamed(port):
+            yield Session(memory, qemu, port)
 
 
 @contextlib.contextmanager
@@ -105,8 +107,8 @@ def blamed(port: virtnic.Port) -> Iterator[None]:
 def opened_ports(arguments: argparse.Namespace) -> Iterator[dict[virtnic.Port, str]]:
     """Open the ports on one QEMU and one memory, each with its netdev; close them at the end."""
     memory = make_memory(arguments)
-    with start_qemu(arguments, memory) as qemu, ExitStack() as stack:
-        yield {stack.enter_context(port.attach(qemu)): port.netdev for port in ports_of(arguments)}
+    with start_qemu(arguments, memory) as qemu:
+        yield {port.attach(qemu): port.netdev for port in ports_of(arguments)}
 
 
 def configure(
