@@ -108,6 +108,10 @@ captures: setup-test $(STAMPS)/extension $(STAMPS)/tools ## Read tcpdump's test 
 matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools $(STAMPS)/tox ## One table: tests on QEMU 5.2, 7.2, 10.0, 11.1 and on each Python; writes build/matrix.json
 	$(TOOLS) $(BIN)/python -m matrix $(ARGS)
 
+.PHONY: conformance
+conformance: $(STAMPS)/extension $(STAMPS)/tools ## docs/conformance.md from runs of testpmd and OVS-DPDK: look at each wrong row by hand before it is published
+	$(BIN)/python tools/conformance.py
+
 .PHONY: containers
 containers: setup-containers $(STAMPS)/extension $(STAMPS)/tools ## Program, QEMU and backend in containers with a Debian root each
 	$(TOOLS) $(BIN)/python tools/containers $(ARGS)
