@@ -1,9 +1,15 @@
 """The memory that `virtnic.check` shares with a backend: words, parts and guard bytes."""
 
+import contextlib
+
 import pytest
 
 import virtnic
+from virtnic.check import Wrong
+from virtnic.check.packed import PackedRing
+from virtnic.check.ring import Piece
 from virtnic.check.space import GUEST, Space
+from virtnic.check.split import SplitRing
 
 
 def test_words_at_every_offset() -> None:
@@ -36,6 +42,20 @@ def test_writes_that_nobody_may_do_are_found() -> None:
     space.memory.write(theirs + 100, b"!")
     space.give(theirs)  # what was beside it is remembered
     assert space.intruded() is not None
+
+
+@pytest.mark.parametrize("kind", [SplitRing, PackedRing])
+def test_a_backend_that_keeps_everything(kind: type[SplitRing | PackedRing]) -> None:
+    """A full ring is the backend's fault, and said so."""
+    space = Space(virtnic.Memory("1M", hugepages=None))
+    with contextlib.closing(kind(space, 4)) as ring:
+        piece = Piece(space.take(64), 64)
+        ring.add([piece] * 3)
+        with pytest.raises(Wrong, match="keeps 1 buffers of a ring of 4"):
+            ring.add([piece] * 2)
+        ring.add([piece] * 2, indirect=True)
+        with pytest.raises(Wrong, match="keeps 2 buffers"):
+            ring.add([piece])
 
 
 def test_regions_have_gaps() -> None:

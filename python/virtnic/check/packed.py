@@ -73,6 +73,7 @@ class PackedRing(Ring):
 
     def add(self, pieces: Sequence[Piece], *, indirect: bool = False) -> Chain:
         """Describe a buffer; the device does not see it before :meth:`publish`."""
+        self.need(1 if indirect else len(pieces))
         ident = self.free.popleft()
         if indirect:
             table: int | None = self.table_of(pieces, packed=True)

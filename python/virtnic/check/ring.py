@@ -136,6 +136,14 @@ class Ring(ABC):
         self.space.put(table, data)
         return table
 
+    def need(self, count: int) -> None:
+        """Raise Wrong unless so many descriptors are free."""
+        if self.room < count:
+            raise Wrong(
+                f"the backend keeps {len(self.outstanding)} buffers of a ring of {self.size}, so "
+                "there is no descriptor for the next"
+            )
+
     def give(self, chain: Chain) -> None:
         """Return the memory of a used buffer."""
         for piece in chain.pieces:

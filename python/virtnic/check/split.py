@@ -70,6 +70,7 @@ class SplitRing(Ring):
 
     def add(self, pieces: Sequence[Piece], *, indirect: bool = False) -> Chain:
         """Describe a buffer; the device does not see it before :meth:`publish`."""
+        self.need(1 if indirect else len(pieces))
         space = self.space
         taken = [self.free.popleft() for _ in range(1 if indirect else len(pieces))]
         table = None
