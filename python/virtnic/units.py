@@ -35,8 +35,8 @@ SIZES: tuple[tuple[str, str], ...] = (
 )
 RATES: tuple[tuple[str, str], ...] = (
     ("1000, 10k, 1.5M, 1e6", "frames a second"),
-    ("10kpps, 1.5Mpps, 10 kp/s, 100 frames/s", "frames a second"),
-    ("100Mbps, 100Mbit/s, 1 Gb/s, 10G", "bits a second of frames including checksums (L2)"),
+    ("10kpps, 1.5Mpps, 10 kp/s, 10kfps, 100 frames/s", "frames a second"),
+    ("100Mbps, 100Mbit/s, 1gbit, 1 Gb/s, 10G", "bits a second of frames including checksums (L2)"),
     ("125MB/s, 125 Mbytes/s", "bytes a second, likewise"),
 )
 TIMES: tuple[tuple[str, str], ...] = (
@@ -60,7 +60,7 @@ _SIZE = re.compile(
 _RATE = re.compile(
     r"\s*(?P<number>\d[\d_]*(?:\.\d*)?|\.\d+)(?P<exponent>[eE][+-]?\d+)?\s*"
     r"(?P<prefix>[kKmMgGtT]?)(?P<binary>i?)"
-    r"(?P<unit>pps|PPS|(?:p|packets?|frames?)/s|(?:b|B|bits?|bytes?)(?:ps|/s|/sec)|BPS)?\s*",
+    r"(?P<unit>pps|PPS|(?:p|packets?|frames?)/s|(?:b|B|bits?|bytes?)(?:ps|/s|/sec)|BPS|fps|bits?)?\s*",
     re.ASCII,
 )
 _FACTORS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}

@@ -38,6 +38,10 @@ PHRASES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "give --dns ADDRESS",
         ),
         (r"\buse dhcp=True, address= or configure\(\)", "give --address"),
+        (
+            r"\bconnect= can only be combined with timeout=",
+            "--connect cannot be combined with --qemu, --accel, --machine or --sandbox",
+        ),
         (r"^queues=", "--queues "),
         (r"\bcall set_queues\((\d+)\) first", r"give --queues \1"),
         (r"\bqueue_size\b", "--queue-size"),
