@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-__all__ = ["check_names", "must_be", "suggest_options", "whole_number"]
+__all__ = ["check_names", "loop_limits", "must_be", "suggest_options", "whole_number"]
 
 _Called = TypeVar("_Called", bound="Callable[..., Any]")
 
@@ -33,6 +33,25 @@ def whole_number(
     must_be(name, value, is_one, "an integer or None" if optional else "an integer")
     if not negative and value < 0:  # type: ignore[operator]
         raise ValueError(f"{name} must be 0 or more, not {value}")
+
+
+def loop_limits(
+    seconds: float | None, packets: int | None, progress: object, cpus: Iterable[int]
+) -> tuple[float | None, int | None, list[int]]:
+    """Return the limits of a loop and the processors of its threads.
+
+    Raises ValueError, or TypeError for a ``progress`` that is no function.
+    """
+    if packets is not None and not 0 <= packets < 1 << 64:
+        raise ValueError(f"packets must be 0 or more and below 2**64, not {packets}")
+    if seconds is not None and not seconds >= 0:
+        raise ValueError(f"seconds must be 0 or more, or None for no end, not {seconds}")
+    called = progress is None or callable(progress)
+    must_be("progress", progress, called, "a function of one argument, or None")
+    chosen = [*cpus]
+    if any(cpu < 0 for cpu in chosen):
+        raise ValueError(f"cpus must be numbers of processors, not {chosen}")
+    return seconds, packets, chosen
 
 
 def check_names(what: str, names: Collection[str], options: Iterable[str]) -> None:

@@ -214,7 +214,7 @@ class Closing(Owner):
 
     @abstractmethod
     def close(self) -> object:
-        """Give back what it holds. Twice is fine."""
+        """Release its resources. Closing twice is allowed."""
 
     def __enter__(self) -> Self:
         return self

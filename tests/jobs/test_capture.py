@@ -449,7 +449,7 @@ def test_what_cannot_be_replayed_is_told_of(
         for wrong in (0, -1.0, float("nan"), "fast", "0x"):
             with pytest.raises(ValueError, match=r"speed|rate"):
                 capture.replay(port, file, speed=wrong)
-        with pytest.raises(ValueError, match="once or more"):
+        with pytest.raises(ValueError, match="loop must be 1 or more"):
             capture.replay(port, file, loop=0)
 
 

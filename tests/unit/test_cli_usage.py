@@ -134,7 +134,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["ping", "x", "--address", "fd00::1"], "write fd00::1/64"),
         (["demo", "--address", "fd00::1/64", "--gateway", "fd00::2"], "--gateway must be IPv4"),
         (["proxy", "--listen", "host:1080"], "'host' is not an IPv4 or IPv6 address"),
-        (["proxy", "--listen", "65536"], "a port is 0 to 65535, not 65536"),
+        (["proxy", "--listen", "65536"], "a port must be 0 to 65535, not 65536"),
         (["proxy", "--listen", "[::1]"], "is not a whole number"),
         (["ping", "10.0.2.2", "--count", "-1"], "--count"),
         (["ping", "10.0.2.2", "--interval", "soon"], "'soon' is not a time such as"),

@@ -1,4 +1,4 @@
-"""Frames in files: what ports send and receive is written, files are read, and replayed.
+"""Captures: write what ports send and receive, read capture files, replay them.
 
 >>> with virtnic.capture.Writer("run.pcapng", port, snaplen=128):
 ...     virtnic.reflect(port, seconds=10)

@@ -13,9 +13,9 @@ __all__ = ["Filter"]
 
 #: The link type of Ethernet.
 ETHERNET = 1
-#: The longest frame that a filter may look into.
+#: The longest frame that a filter can read.
 _LONGEST = 262_144
-#: Names of the library, where nothing tells which there is.
+#: Names of the library, if `ctypes.util.find_library` does not find it.
 _NAMES = ("libpcap.so.1", "libpcap.so.0.8", "libpcap.so")
 #: No address is a broadcast address: a port has no network mask.
 _NO_MASK = 0xFFFFFFFF

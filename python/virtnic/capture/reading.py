@@ -34,22 +34,21 @@ def read(
     *,
     filter: str | None = None,  # noqa: A002 - what tcpdump calls it
 ) -> Iterator[CapturedFrame]:
-    """Read the frames of a capture: pcapng or classic pcap, also packed by gzip or zstd.
+    """Read the frames of a capture: pcapng or classic pcap, optionally compressed (gzip, zstd).
 
-    Of either order of bytes, with times in micro- or nanoseconds or what else an interface
-    counts in; frames of any link type (``.link_type``; 1 is Ethernet). Each unpacks as
-    ``timestamp, frame`` and has more: see :class:`CapturedFrame`. The file is read as it is
-    iterated over, in memory that does not grow with it. ``filter``: only these, in tcpdump's
-    language.
+    Both byte orders, all time resolutions and all link types are supported (``.link_type``; 1 is
+    Ethernet). Each frame unpacks as ``timestamp, frame``; :class:`CapturedFrame` lists its other
+    attributes. The file is read while it is iterated over, in a constant amount of memory.
+    ``filter``: a filter in tcpdump's language.
 
-    Raises OSError, ValueError for what is no capture or a wrong filter; while iterating, ValueError
-    where the file is cut or malformed, after the frames before that. FileNotFoundError where a
-    filter is given and there is no libpcap.
+    Raises OSError, ValueError for a file that is not a capture or an invalid filter, and
+    FileNotFoundError for a filter without libpcap; while iterating, ValueError where the file is
+    cut or malformed, after the frames before that.
     """
     reader = _native.CaptureReader(path)
     if filter is None:
         return iter(reader)
-    Filter(filter)  # a wrong one is told at once
+    Filter(filter)  # raises at once if it is invalid
     compiled = functools.cache(functools.partial(Filter, filter))
     return (
         captured

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
-from virtnic.arguments import suggest_options
+from virtnic.arguments import loop_limits, suggest_options
 from virtnic.capture.reading import is_pipe, read
 from virtnic.loops import Result
 from virtnic.units import CHECKSUM, parse_rate
@@ -70,7 +70,7 @@ def parse_speed(
             rate = parse_rate(speed, sum(lengths) / max(len(lengths), 1))
     except ValueError as error:
         raise ValueError(
-            f"a speed is a factor such as 2.0 or '2x', 'max', or a rate: {error}"
+            f"the speed must be a factor such as 2.0 or '2x', 'max', or a rate: {error}"
         ) from None
     return "rate", rate
 
@@ -88,34 +88,29 @@ def replay(
     progress: Callable[[Result], object] | None = None,
     cpus: Iterable[int] = (),
 ) -> Replayed:
-    """Send the frames of a capture, with the gaps that they had.
+    """Send the frames of a capture with their original gaps.
 
-    ``speed``: how many times as fast as they were captured; ``"max"`` for as fast as they are
-    taken, ``"10kpps"`` and the like for an even rate. ``late`` and ``latest`` of the result say
-    how many frames were sent more than 10 µs after they were due, and how late. ``loop``: how often
-    the file is sent, None for ever. ``truncated``: also send what the file has of frames that it
-    has in part. The file is read ahead in a thread, a few MiB at most. ``cpus``: as for the loops.
+    ``speed``: a factor; ``"max"`` for as fast as possible; or a constant rate such as
+    ``"10kpps"``. ``late`` and ``latest`` of the result are the number of frames sent more than
+    10 µs after they were due, and the longest delay. ``loop``: how many times to send the file;
+    None for ever. ``truncated``: also send the captured part of truncated frames. A thread reads
+    the file ahead, a few MiB at most. ``cpus``: as for the loops.
 
-    The loop holds no queue: others may send meanwhile. It ends as those of :mod:`virtnic.loops` do.
+    The loop claims no queue: other threads may send meanwhile. It ends as the loops of
+    :mod:`virtnic.loops` do.
 
-    Raises OSError, ValueError for what is no capture, has another link type than Ethernet, is
-    cut, has parts of frames, or has a frame that is longer than a buffer of the port's memory: what
-    is before that was sent. PortClosed, QemuDied, DeviceError, PortBusy.
+    Raises OSError; ValueError if the file is not a capture, is cut, has another link type than
+    Ethernet, truncated frames, or a frame longer than a buffer of the port's memory (the frames
+    before it have been sent); PortClosed, QemuDied, DeviceError, PortBusy.
     """
     if loop is not None and loop < 1:
-        raise ValueError(f"a file is sent once or more, or loop is None, not {loop}")
+        raise ValueError(f"loop must be 1 or more, or None for ever, not {loop}")
     pace = parse_speed(speed, path)
-    if packets is not None and not 0 <= packets < 1 << 64:
-        raise ValueError(f"packets is 0 or more, and below 2**64, not {packets}")
-    if seconds is not None and not seconds >= 0:
-        raise ValueError(f"seconds is 0 or more, or None for no end, not {seconds}")
+    seconds, packets, chosen = loop_limits(seconds, packets, progress, cpus)
 
     def tell(counters: dict[str, Any]) -> object:
         return None if progress is None else progress(Result(**counters))
 
     times = _FOR_EVER if loop is None else loop
-    chosen = [*cpus]
-    if any(cpu < 0 for cpu in chosen):
-        raise ValueError(f"cpus are numbers of processors, not {chosen}")
     until = (seconds, packets, None if progress is None else tell, chosen)
     return Replayed(**_native.play(port, os.fspath(path), pace, times, truncated, until))

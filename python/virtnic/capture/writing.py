@@ -7,18 +7,18 @@ import errno
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import virtnic
 from virtnic import _native
 from virtnic.arguments import suggest_options
 from virtnic.capture.filters import Filter
 from virtnic.capture.reading import is_pipe
+from virtnic.teardown import Closing
 from virtnic.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
 __all__ = ["Counts", "Writer", "parse_rotation"]
 
@@ -28,14 +28,14 @@ _ALL = 262_144
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the frames.
+    """Counters of a capture.
 
     Attributes
     ----------
     seen
         Frames that the ports moved.
     dropped
-        Frames that found no room in memory because the file was not written fast enough.
+        Frames dropped because the file was not written fast enough.
     filtered
         Frames that the filter rejected.
     written
@@ -56,7 +56,7 @@ class Counts:
 def parse_rotation(
     rotate: str | tuple[int | str, int | None] | None,
 ) -> tuple[int, int | None] | None:
-    """Return bytes of a file and how many files are kept, of ``"1G:10"``, ``"1G"`` or two values.
+    """Return the size of a file and the number of files to keep: ``"1G:10"``, ``"1G"``, or a tuple.
 
     Raises ValueError.
     """
@@ -91,13 +91,13 @@ def _reader_of_pipe(path: str) -> Iterator[None]:
         os.close(end)
 
 
-class Writer:
-    """Writes everything that ports send and receive to a pcapng file, from its making to its end.
+class Writer(Closing):
+    """Writes everything that ports send and receive to a pcapng file until it is closed.
 
-    Also what loops move, and other threads. The frames are copied when they are queued for sending
-    or taken from the receive ring, and a thread of the core writes them, with the time in
+    Frames of loops and of other threads are included. They are copied when they are queued for
+    sending or taken from the receive ring. A thread of the core writes them, with the time in
     nanoseconds and the direction; each port is an interface of the file. The ports never wait for
-    the file: what finds no room in ``buffer`` is left out, and counted in the file (Interface
+    the file: frames that do not fit ``buffer`` are dropped, and counted in the file (Interface
     Statistics Blocks) and in :attr:`counts`. A context manager.
     """
 
@@ -113,29 +113,29 @@ class Writer:
         buffer: int | str = "32M",
         comment: str | None = None,
     ) -> None:
-        """Make the file, in the place of one that is there, and begin.
+        """Create the file, replacing an existing one, and start capturing.
 
-        If it is a named pipe, wait until somebody reads it.
+        If it is a named pipe, wait until another program opens it for reading.
 
-        ``names``: what the ports are called in it, else by their MAC addresses. ``snaplen``: so
-        many bytes of each frame are kept, all without. ``filter``: only these frames, in tcpdump's
-        language. ``rotate``: ``"1G:10"`` begins another file after each GiB and keeps the ten
-        newest, ``"1G"`` all; they are called ``run_00001.pcapng`` and so on. ``buffer``: memory
-        between the ports and the file, bytes; each queue has its part, 256 KiB at least.
-        ``comment``: about the whole, at the start of each file.
+        ``names``: the ports' names in the file; by default, their MAC addresses. ``snaplen``: the
+        number of bytes kept of each frame; by default, all. ``filter``: a filter in tcpdump's
+        language. ``rotate``: ``"1G:10"`` starts another file after each GiB and keeps the ten
+        newest, ``"1G"`` keeps all; they are called ``run_00001.pcapng`` and so on. ``buffer``:
+        bytes of memory between the ports and the file, shared by the queues, each with at least
+        256 KiB. ``comment``: a comment at the start of each file.
 
         Raises OSError, ValueError, FileNotFoundError for a filter without libpcap.
         """
         if not ports:
-            raise ValueError("there is no port to capture from")
+            raise ValueError("a capture needs at least one port")
         for port in ports:
             if not isinstance(port, virtnic.Port):
-                raise TypeError(f"frames are captured from ports, not from {port!r}")
+                raise TypeError(f"only ports can be captured, not {port!r}")
         called = [f"virtnic {port.mac}" for port in ports] if names is None else list(names)
         if len(called) != len(ports):
             raise ValueError(f"{len(called)} names are given for {len(ports)} ports")
         if snaplen is not None and not 1 <= snaplen <= _ALL:
-            raise ValueError(f"snaplen is 1 to {_ALL} bytes, or None for all, not {snaplen}")
+            raise ValueError(f"snaplen must be 1 to {_ALL} bytes, or None for all, not {snaplen}")
         compiled = None if filter is None else Filter(filter)
         self._compiled = compiled  # its library runs it
         self._path = os.fspath(path)
@@ -158,36 +158,25 @@ class Writer:
 
     @property
     def counts(self) -> Counts:
-        """What became of the frames so far."""
+        """The counters so far."""
         return Counts(**self._writer.counts())
 
     @property
     def failed(self) -> bool:
-        """Whether it has ended because the file could not be written; :meth:`close` says why."""
+        """Whether it ended because the file could not be written; :meth:`close` says why."""
         return self._writer.failed
 
     def comment(self, text: str) -> None:
-        """Add a remark to the next frame that is written. Raises ValueError when many wait."""
+        """Add a comment to the next frame that is written. Raises ValueError if too many wait."""
         self._writer.comment(text)
 
     def close(self) -> None:
-        """Write what has come until now, say what was counted, and end; twice is fine.
+        """Write the remaining frames and the counters, and end. Closing twice is allowed.
 
-        Raises OSError, once, where the file could not be written, such as for want of space: it has
-        whole blocks until there.
+        Raises OSError, once, if the file could not be written, for example on a full disk. The file
+        then ends with a complete block.
         """
         self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         counts = self.counts

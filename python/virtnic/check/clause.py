@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 import virtnic
 from virtnic.arguments import suggest_options
 from virtnic.errors import DeviceError
+from virtnic.teardown import Closing
 from virtnic.vhost_user import Frontend, ProtocolFeature
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
-    from types import TracebackType
 
 __all__ = [
     "PROTOCOL_FEATURES",
@@ -100,7 +100,7 @@ def bits(features: int) -> str:
     return ", ".join(str(bit) for bit in range(64) if features >> bit & 1) or "none"
 
 
-class Bench:
+class Bench(Closing):
     """The backend under test. Closes every connection and eventfd that it made."""
 
     @suggest_options
@@ -179,13 +179,6 @@ class Bench:
         self._stack.callback(event.close)
         return event
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close them."""
         self._stack.close()

@@ -94,7 +94,7 @@ def _listen(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     number = options.whole(port)
     if number > 0xFFFF:
-        raise argparse.ArgumentTypeError(f"a port is 0 to 65535, not {number}")
+        raise argparse.ArgumentTypeError(f"a port must be 0 to 65535, not {number}")
     host = host.removeprefix("[").removesuffix("]")
     return options.ip("127.0.0.1" if host in ("", "localhost") else host), number
 
@@ -157,7 +157,7 @@ async def _serve(
 
     host, port = listening.getsockname()[:2]
     if not ipaddress.ip_address(host).is_loopback:
-        output.warning(f"everybody who reaches {host} can connect through this proxy")
+        output.warning(f"everyone who can reach {host} can connect through this proxy")
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     report = _Report(output)
     proxy = Proxy(
@@ -186,7 +186,7 @@ async def _serve(
         report.summary(proxy)
 
 
-#: Seconds between looks for a signal, and for the end of the port.
+#: Seconds between checks for a signal and for the end of the port.
 _SLICE = 0.1
 
 

@@ -1,4 +1,4 @@
-"""Requests to a proxy, SOCKS5 (RFC 1928) and HTTP (RFC 9110, section 9.3.6), and the answers.
+"""Requests to a proxy, SOCKS5 (RFC 1928) and HTTP (RFC 9110, section 9.3.6), and its replies.
 
 Nothing here opens a connection: a request is read from a stream, and an answer is bytes.
 """
@@ -26,14 +26,14 @@ _IPV4, _NAME, _IPV6 = 1, 3, 4
 _OPEN, _UNACCEPTABLE = 0, 0xFF
 #: Replies of SOCKS5 (RFC 1928, section 6).
 _OK, _FAILED, _NETWORK, _HOST, _REFUSED, _COMMAND, _TYPE = 0, 1, 3, 4, 5, 7, 8
-#: Headers that are between a client and its proxy only, in small letters.
+#: Hop-by-hop headers, in lower case.
 _HOP = (b"connection", b"proxy-connection", b"proxy-authorization", b"keep-alive")
 
 Protocol = Literal["socks5", "socks5-udp", "http-connect", "http"]
 
 
 class Refused(Exception):
-    """A request that is not served; ``reply`` is what the client is told, before the end."""
+    """A request that is not served; ``reply`` is sent to the client before it is disconnected."""
 
     def __init__(self, why: str, reply: bytes = b"") -> None:
         super().__init__(why)
@@ -42,17 +42,17 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for."""
+    """A client's request."""
 
     protocol: Protocol
     host: str
     port: int
-    #: Bytes for the server that came with it.
+    #: Bytes for the server that arrived with it.
     first: bytes = b""
 
     @property
     def target(self) -> str:
-        """The host and the port, as URLs have them."""
+        """The host and the port, as in a URL."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -62,7 +62,7 @@ async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     if first == bytes([_VERSION]):
         return await _socks(reader, writer)
     if first == b"\x04":
-        # RFC 1928 replaced it; its answer is 0 and 91 (rejected).
+        # Obsoleted by RFC 1928; its reply is 0 and 91 (rejected).
         raise Refused("SOCKS4; use SOCKS5 (`curl --socks5-hostname`)", b"\0\x5b" + bytes(6))
     if not first.isalpha():
         raise Refused(f"neither SOCKS5 nor HTTP: it begins with {first!r}")
@@ -127,7 +127,7 @@ async def _http(first: bytes, reader: asyncio.StreamReader) -> Request:
         return Request("http-connect", host, port)
     if parts.scheme != "http" or not host:
         raise Refused(f"a wrong target: {target[:100]!r}", wrong)
-    # One request on each connection: what follows is not looked at, so it must not be another.
+    # One request per connection: what follows is not parsed, so it must not be another request.
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     kept = [one for one in headers if one.partition(b":")[0].strip().lower() not in _HOP]
     again = [f"{method} {path} {version}".encode("latin-1"), *kept, b"Connection: close"]
@@ -145,7 +145,7 @@ def answer(
     error: BaseException | None = None,
     bound: tuple[str, int] = ("0.0.0.0", 0),  # noqa: S104
 ) -> bytes:
-    """Return what a client is told: that it is connected, or why not."""
+    """Return the reply to a client: success, or the error."""
     if request.protocol.startswith("socks5"):
         return pack(_OK if error is None else _reply(error), bound)
     if error is None:
@@ -156,9 +156,9 @@ def answer(
 
 
 def words(error: BaseException) -> str:
-    """Return what an error says, to people."""
+    """Return the message of an error."""
     if isinstance(error, ConnectionError) and error.errno is not None:
-        return os.strerror(error.errno)  # asyncio says the address again
+        return os.strerror(error.errno)  # asyncio repeats the address
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -178,7 +178,7 @@ def _reply(error: BaseException) -> int:
 
 
 def pack(reply: int, bound: tuple[str, int] = ("0.0.0.0", 0)) -> bytes:  # noqa: S104
-    """Return a reply of SOCKS5."""
+    """Return a SOCKS5 reply."""
     return bytes([_VERSION, reply, 0]) + _address(bound)
 
 
@@ -194,7 +194,7 @@ def wrap(data: bytes, sender: tuple[str, int]) -> bytes:
 
 
 def unpack(datagram: bytes) -> tuple[str, int, bytes]:
-    """Return where a client's datagram is to go, host and port, and what.
+    """Return the destination of a client's datagram (host and port) and its payload.
 
     Raises ValueError for a fragment, and for what is no datagram of SOCKS5.
     """

@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 
     from virtnic.aio.net import Stack
 
-    #: Told of each event: its kind, and what it says.
+    #: Called for each event with its kind and its facts.
     Report = Callable[[str, dict[str, Any]], object]
 
 __all__ = ["Proxy"]
 
-#: Bytes that a direction of a connection holds here, about.
+#: The approximate number of bytes buffered for one direction of a connection.
 _CHUNK = 1 << 16
-#: Seconds in which a client must have said what it wants.
-_PATIENCE = 30.0
+#: Seconds in which a client must have sent its request.
+_TIMEOUT = 30.0
 #: Errors of accept() that pass when something ends: the client waits in the queue of the kernel.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 #: Seconds until accept() is tried again.
 _PAUSE = 0.2
-#: Keepalive, for peers that go without a word: seconds until the first probe, between probes, and
+#: Keepalive, for peers that disappear without a FIN: seconds until the first probe, between probes, and
 #: the number of probes without an answer that end a connection.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
-#: Seconds between looks at whether a client that has ended its direction is still there.
+#: Seconds between checks whether a client that has shut down sending is still connected.
 _LOOK = 5.0
 #: The state of a socket that is no longer connected, first in TCP_INFO (Linux: tcp_states.h).
 _TCP_CLOSE = 7
-#: Bytes of datagrams that wait to be sent; more are dropped.
+#: The most bytes of datagrams that wait to be sent; more are dropped.
 _WAITING = 1 << 18
-#: Names in datagrams: so many are resolved at a time, and kept.
+#: Names in datagrams: the most that are resolved at a time, and cached.
 _RESOLVING, _NAMES = 8, 64
 
 
@@ -117,7 +117,7 @@ class Proxy:
         try:
             await self._talk(reader, writer, peer)
         except (OSError, EOFError):
-            pass  # the client has gone
+            pass  # the client disconnected
         finally:
             writer.transport.abort()
 
@@ -127,14 +127,14 @@ class Proxy:
         about: dict[str, Any] = {"id": next(self._numbers), "client": f"{peer[0]}:{peer[1]}"}
         began = time.monotonic()
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_TIMEOUT):
                 request = await read_request(reader, writer)
         except Refused as refused:
             self._refuse(about, str(refused))
             await _say_last(writer, refused.reply)
             return
         except TimeoutError:
-            self._refuse(about, f"the client did not say what it wants within {_PATIENCE:g} s")
+            self._refuse(about, f"the client sent no request within {_TIMEOUT:g} s")
             return
         about |= {"protocol": request.protocol, "target": request.target}
         ends: _Connection | _Association
@@ -184,9 +184,9 @@ class Proxy:
 
 
 async def _say_last(writer: asyncio.StreamWriter, reply: bytes) -> None:
-    """Tell a client why it is not served, and wait until it has read that."""
+    """Send a client the reason why it is not served, and wait until it has read that."""
     writer.write(reply)
-    async with asyncio.timeout(_PATIENCE):
+    async with asyncio.timeout(_TIMEOUT):
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -225,7 +225,7 @@ class _Connection:
         self.counts = [0, 0]
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry both directions until both have ended; one that fails ends the other."""
+        """Forward both directions until both have ended; if one fails, the other ends too."""
         _keep_alive(self._writer.get_extra_info("socket"))
         local = self._writer.get_extra_info("sockname")[:2]
         writer.write(answer(self._request, bound=local))
@@ -270,7 +270,7 @@ class _Association:
         self._stack = stack
         self._request = request
         self._client = client
-        #: Where the client sends from: what it said, else where its first datagram comes from.
+        #: The client's address: from its request, or from its first datagram.
         self._port = request.port
         self._names: collections.OrderedDict[str, str] = collections.OrderedDict()
         self._resolving: set[asyncio.Task[None]] = set()
@@ -330,7 +330,7 @@ class _Association:
         try:
             infos = await self._stack.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
         except OSError:
-            return  # as a datagram to a host that there is not
+            return  # like a datagram to a host that does not exist
         address = infos[0][4][0]
         self._names[host] = address
         while len(self._names) > _NAMES:
@@ -354,12 +354,12 @@ class _Association:
 
 
 def _is_full(transport: Any) -> bool:
-    """Whether so much waits to be sent that more is dropped."""
+    """Whether the queue is full, so that more datagrams are dropped."""
     return bool(transport.get_write_buffer_size() > _WAITING)
 
 
 class _Datagrams(asyncio.DatagramProtocol):
-    """Hands on what comes; what a datagram is answered with by ICMP is nobody's."""
+    """Passes received datagrams on; ignores ICMP errors."""
 
     def __init__(self, hand: Callable[[bytes, tuple[Any, ...]], None]) -> None:
         self._hand = hand

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from virtnic import _native
-from virtnic.arguments import suggest_options
+from virtnic.arguments import loop_limits, suggest_options
 from virtnic.loops.traffic import IMIX, MAX_FRAME, make_frame, parse_rate
 from virtnic.nic.port import Port
 from virtnic.units import CHECKSUM
@@ -90,16 +90,8 @@ def _until(
     progress: Callable[[Result], object] | None,
     cpus: Iterable[int],
 ) -> tuple[float | None, int | None, Callable[[dict[str, Any]], object] | None, list[int]]:
-    if packets is not None and not 0 <= packets < 1 << 64:
-        raise ValueError(f"packets must be 0 or more and below 2**64, not {packets}")
-    if seconds is not None and not seconds >= 0:
-        raise ValueError(f"seconds must be 0 or more, or None for no end, not {seconds}")
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be a function that takes a Result, not {progress!r}")
+    seconds, packets, chosen = loop_limits(seconds, packets, progress, cpus)
     tell = None if progress is None else lambda counters: progress(Result(**counters))
-    chosen = [*cpus]
-    if any(cpu < 0 for cpu in chosen):
-        raise ValueError(f"cpus are numbers of processors, not {chosen}")
     return seconds, packets, tell, chosen
 
 
@@ -243,12 +235,6 @@ def _frames_of(port: Port, size: int | str) -> list[Buffer]:
 
 #: The verdict that drops a frame.
 DROP = 0
-_SIGNATURE = ctypes.CFUNCTYPE(
-    None,
-    ctypes.POINTER(ctypes.c_void_p),
-    ctypes.POINTER(ctypes.c_uint32),
-    ctypes.c_uint32,
-)
 
 
 def to_port(length: int, port: int) -> int:

@@ -55,7 +55,7 @@ class Histogram:
         0 if the histogram is empty. Raises ValueError.
         """
         if not 0 <= percent <= 100:
-            raise ValueError(f"a percentile is from 0 to 100, not {percent}")
+            raise ValueError(f"a percentile must be from 0 to 100, not {percent}")
         wanted = max(1, -(-self.count * percent // 100)) if self.steps else 1
         seen = 0
         for value, count in self.steps:

@@ -154,21 +154,21 @@ def throughput(
     """
     wanted = [*sizes]
     if not wanted:
-        raise ValueError("there is no size to measure")
+        raise ValueError("sizes must not be empty")
     if not 0 <= loss < 1:
-        raise ValueError(f"loss is a part from 0 to below 1, not {loss}")
+        raise ValueError(f"loss must be a fraction from 0 to below 1, not {loss}")
     if not 0 < precision < 1:
-        raise ValueError(f"precision is a part above 0 and below 1, not {precision}")
+        raise ValueError(f"precision must be a fraction above 0 and below 1, not {precision}")
     if not (seconds > 0 and math.isfinite(seconds)):
-        raise ValueError(f"a trial takes more than 0 seconds, not {seconds}")
+        raise ValueError(f"seconds must be above 0, not {seconds}")
     if not 0 < least < (math.inf if most is None else most):
-        raise ValueError(f"the rates are from above 0 to something higher, not {least} to {most}")
+        raise ValueError(f"least must be above 0 and below most, not {least} to {most}")
     if method not in ("auto", "mlrsearch", "bisection"):
-        raise ValueError(f"method is 'auto', 'mlrsearch' or 'bisection', not {method!r}")
+        raise ValueError(f"method must be 'auto', 'mlrsearch' or 'bisection', not {method!r}")
     if flows < 1:
-        raise ValueError(f"there is one flow at least, not {flows}")
+        raise ValueError(f"flows must be 1 or more, not {flows}")
     if flows > 1 and fields:
-        raise ValueError("flows and fields are two ways to say the same: give one")
+        raise ValueError("flows and fields exclude each other")
     library = _library(method)
     varied = [Increment("ip.src", flows)] if flows > 1 else [*fields]
     options = {"warmup": min(0.1, seconds / 10), "cpus": [*cpus]}

@@ -14,12 +14,11 @@ from virtnic.net.carrier import carry
 from virtnic.net.racing import interleave, race
 from virtnic.net.resolver import Resolver
 from virtnic.net.socket import Socket
-from virtnic.teardown import Owner
+from virtnic.teardown import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-    from types import TracebackType
 
     from virtnic.protocols import PacketPort
 
@@ -44,7 +43,7 @@ class StackOptions(TypedDict, total=False):
     timeout: float | None
 
 
-class Stack(Owner, NetStack):
+class Stack(NetStack, Closing):
     """TCP, UDP, ICMP, IPv4 and IPv6 on a port, served by a native thread.
 
     The thread answers ARP, neighbour discovery and echo requests and renews the lease. On a
@@ -231,19 +230,6 @@ class Stack(Owner, NetStack):
     def _reaches_ipv6(self) -> bool:
         """Return whether the stack has an IPv6 address that is not link-local."""
         return any(":" in one and not one.startswith("fe80:") for one in self.addresses)
-
-    def __enter__(self) -> Self:
-        """Return the stack."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the stack."""
-        self.close()
 
     def __repr__(self) -> str:
         """Show its addresses."""
