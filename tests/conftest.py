@@ -27,7 +27,7 @@ from virtnic.qemu.command import Accel
 from virtnic.testing import OvsBridge, OvsDpdk
 
 #: Fixtures of tests that connect to a QEMU that was started elsewhere.
-pytest_plugins = ["peers.elsewhere"]
+pytest_plugins = ["peers.external_qemu"]
 
 # Its threads would otherwise appear to belong to the first test that uses it.
 with contextlib.suppress(ImportError):

@@ -130,7 +130,7 @@ class Memory:
         jumbo_buffers: int | None = None,
         jumbo_size: int | None = None,
     ) -> Self:
-        """Make one. ``pages``: 0 for the largest that is free, else a page size in bytes.
+        """Create one. ``pages``: 0 for the largest that is free, else a page size in bytes.
 
         Raises ValueError, MemoryUnavailable, PermissionError.
         """
@@ -307,7 +307,7 @@ class IvshmemServer:
     """
 
     def __new__(cls, path: str, memory: Memory) -> Self:
-        """Make one that does not listen yet."""
+        """Create one that does not listen yet."""
     @property
     def vectors(self) -> int:
         """How many vectors exist, including those given back."""
@@ -358,23 +358,23 @@ class FrontEnd:
         calls: Sequence[EventFd] = (),
         config: EventFd | None = None,
         retry: tuple[int, float, float] | None = None,
-        patience: float = 10.0,
+        reply_timeout: float = 10.0,
         changed: EventFd | None = None,
     ) -> FrontEnd:
-        """Meet the backend, waiting for it up to ``wait`` seconds.
+        """Connect to the backend, waiting for it up to ``wait`` seconds.
 
         ``memory``: what is shared with it. ``server``: listen at ``backend``, and the backend
-        connects. ``mac``, ``mtu``: what the device says of itself; a backend that wants to know
-        the MTU is told it. ``pairs``: the queue pairs that it must have. ``calls``: what it
-        signals, by queue; none for polling. ``config``: what is signalled when the link goes up or
-        down. ``retry``: how often a backend that went is looked for, and the first and the
-        longest pause in seconds; None is for ever, every 0.1 s. ``patience``: seconds that it
-        may take to set a device up, or to stop it. ``changed``: what is signalled when something
-        becomes of it; several may have the same.
+        connects. ``mac``, ``mtu``: those of the device; the MTU is sent to a backend that supports
+        NET_MTU. ``pairs``: the least number of queue pairs. ``calls``: the eventfds that it
+        signals, by queue; none for polling. ``config``: signalled when the link goes up or down.
+        ``retry``: the number of attempts to find a lost backend again, and the first and the
+        longest pause in seconds; None is for ever, every 0.1 s. ``reply_timeout``: seconds that it
+        may take to set a device up or to stop it. ``changed``: signalled when its state changes;
+        several may share it.
 
-        Raises FileNotFoundError or ConnectionRefusedError when no backend listens,
-        TimeoutError when none connects, QemuError when it does not answer as a vhost-user
-        backend does, or lacks queue pairs, ValueError, OSError.
+        Raises FileNotFoundError or ConnectionRefusedError if no backend listens, TimeoutError if
+        none connects, QemuError if it violates the protocol or lacks queue pairs, ValueError,
+        OSError.
         """
     @property
     def connected(self) -> bool:
@@ -466,22 +466,21 @@ class Interposer:
         calls: Sequence[EventFd | None] = (),
         retry: tuple[int, float, float] | None = None,
         pairs: int = 1,
-        patience: float = 10.0,
+        reply_timeout: float = 10.0,
         changed: EventFd | None = None,
     ) -> Interposer:
         """Connect to the backend, waiting for it up to ``wait`` seconds, then listen for QEMU.
 
-        ``server``: listen at ``backend``, and the backend connects. ``calls``: what the
-        backend signals, by queue; None, or a queue past the end, leaves QEMU's own eventfd.
-        ``retry``: how often a backend that went is looked for, and the first and the longest
-        pause in seconds; None is for ever, every 0.1 s. ``pairs``: the queue pairs that it must
-        have. ``patience``: seconds that either side may leave a message unread or unanswered.
-        ``changed``: what is signalled when something becomes of the backend; several may have
-        the same.
+        ``server``: listen at ``backend``, and the backend connects. ``calls``: the eventfds that
+        the backend signals, by queue; None, or a queue past the end, leaves QEMU's own eventfd.
+        ``retry``: the number of attempts to find a lost backend again, and the first and the
+        longest pause in seconds; None is for ever, every 0.1 s. ``pairs``: the least number of
+        queue pairs. ``reply_timeout``: seconds that either side may leave a message unread or
+        unanswered. ``changed``: signalled when the backend's state changes; several may share it.
 
-        Raises FileNotFoundError or ConnectionRefusedError when no backend listens,
-        TimeoutError when none connects, QemuError when it does not answer as a vhost-user
-        backend does, or lacks queue pairs, ValueError, OSError.
+        Raises FileNotFoundError or ConnectionRefusedError if no backend listens, TimeoutError if
+        none connects, QemuError if it violates the protocol or lacks queue pairs, ValueError,
+        OSError.
         """
     @property
     def connected(self) -> bool:
@@ -580,7 +579,7 @@ class Offload:
     ) -> Self:
         """Describe a frame. Raises ValueError for a number of more than 16 bits, or a wrong name.
 
-        Whether it fits a frame is seen when that is sent.
+        Whether it fits a frame is checked when that is sent.
         """
     @property
     def checksum(self) -> Literal["needed", "valid"] | None:
@@ -638,10 +637,10 @@ class Offloads(Sequence[Offload]):
     def index(self, value: object, start: int = 0, stop: int | None = None) -> int: ...
     def count(self, value: object) -> int: ...
 
-#: One frame: an object that shows its bytes, or that ``bytes()`` takes, as a scapy packet.
+#: One frame: a bytes-like object, or one that ``bytes()`` accepts, such as a scapy packet.
 _Frame: TypeAlias = Buffer | SupportsBytes
 
-#: What is left to do to frames: the same to all, or something to each.
+#: The offload metadata of frames: one for all, or one for each.
 _Offload: TypeAlias = Offload | Offloads | Iterable[Offload | None] | None
 
 @final
@@ -738,10 +737,10 @@ class CapturedFrame:
         """The kind of its first header; 1 is Ethernet (the registry of link types)."""
     @property
     def direction(self) -> Literal["received", "sent"] | None:
-        """``received`` or ``sent``, as its capturer saw it; None where the file does not say."""
+        """``received`` or ``sent``, seen from the capturing host; None if the file does not say."""
     @property
     def comment(self) -> str | None:
-        """Somebody's remark, or None."""
+        """Its comment, or None."""
     def __iter__(self) -> Iterator[Any]: ...
 
 @final
@@ -752,7 +751,7 @@ class CaptureReader:
     def __iter__(self) -> Self: ...
     def __next__(self) -> CapturedFrame: ...
     def close(self) -> None:
-        """Close the file: there are no more frames then. Twice is fine."""
+        """Close the file; no more frames follow. Closing twice is allowed."""
 
 @final
 class CaptureWriter:
@@ -770,14 +769,14 @@ class CaptureWriter:
         filter: tuple[int, bytes, str] | None = None,  # noqa: A002
     ) -> Self: ...
     def counts(self) -> dict[str, int]:
-        """Return what became of the frames so far, by name."""
+        """Return the counters so far, by name."""
     @property
     def failed(self) -> bool:
         """Whether it ended because the file could not be written."""
     def comment(self, text: str) -> None:
         """Add a comment to the next frame that is written. Raises ValueError."""
     def close(self) -> None:
-        """Write what has come, and end. Raises OSError, once, where the file was not written."""
+        """Write the remaining frames and end. Raises OSError, once, if the file could not be written."""
 
 def play(
     port: NetPort,
@@ -906,7 +905,7 @@ class PortDriver:
 
         Raises as :meth:`NetPort.restart`.
         """
-    def set_recoverable(self, patient: bool) -> None:
+    def set_recoverable(self, on: bool) -> None:
         """Treat the end of QEMU as an outage."""
     def abandon(self, why: str) -> None:
         """Give up waiting for another device."""
@@ -1407,8 +1406,8 @@ class NetSocket:
     def stats(self) -> dict[str, Any]:
         """Return the counters by name."""
 
-#: Seconds, packets, a function that gets the counters 20 times a second (False from it stops), and
-#: the processors of the threads.
+#: Seconds, packets, a function called with the counters 20 times a second (False ends the loop),
+#: and the processors of the threads.
 _Until: TypeAlias = tuple[
     float | None, int | None, Callable[[dict[str, Any]], object] | None, Sequence[int]
 ]

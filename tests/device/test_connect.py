@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import virtnic
-from peers.elsewhere import Starter, arp, both_machines, connect, memory
+from peers.external_qemu import Starter, arp, both_machines, connect, memory
 from peers.testpmd import Testpmd
 from support.inside import machine_of
 from support.traffic import echo
@@ -312,7 +312,7 @@ def greeting(major: int) -> dict[str, Any]:
 
 
 def test_an_older_qemu_than_any_that_works(directory: Path) -> None:
-    named = {"return": {"name": "virtnic-elsewhere"}}
+    named = {"return": {"name": "virtnic-external"}}
     impostor = Impostor(directory, [greeting(4), {"return": {}}, named])
     with pytest.raises(
         virtnic.QemuError, match=r"version 4\.2\.0; 5\.2 is the oldest supported version"

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from peers.elsewhere import arp, both_machines, connect, in_the_way
+from peers.external_qemu import arp, both_machines, connect, in_the_way
 from peers.process import freeze
 from peers.vhost_backend import ScriptedBackend
 from support.inside import machine_of

@@ -31,7 +31,7 @@ WAYS = pytest.mark.parametrize("way", ["recv", "select"])
 #: Round trips of each of the eight combinations.
 ROUNDS = int(os.environ.get("VIRTNIC_WAKEUPS", "20000")) // 8
 #: Seconds that a frame may take at most, on a machine that is busy with other things.
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 def open_port(pmd: Testpmd, ring: Ring, event_idx: bool, **options: Any) -> virtnic.Port:
@@ -52,13 +52,13 @@ def round_trips(port: virtnic.Port, way: str, count: int) -> None:
     for number in range(count):
         frame = frames[number & 0xFF]
         assert port.send([frame]) == 1
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             if way == "select":
-                assert poll.poll(PATIENCE * 1e3), f"asleep at {number}: {port.stats()}"
+                assert poll.poll(TIMEOUT * 1e3), f"asleep at {number}: {port.stats()}"
                 burst = port.recv(1 + number % 2)
             else:
-                burst = port.recv(1 + number % 2, timeout=PATIENCE)
+                burst = port.recv(1 + number % 2, timeout=TIMEOUT)
                 assert burst, f"asleep at {number}: {port.stats()}"
             if burst:
                 break
@@ -124,11 +124,11 @@ def test_two_sleepers_and_a_reader_of_the_descriptor(
                 frames = [numbered(port.mac, number + i) for i in range(3)]
                 assert port.send(frames) == 3
                 for _ in range(3):
-                    assert more.acquire(timeout=PATIENCE), f"asleep at {number}: {port.stats()}"
+                    assert more.acquire(timeout=TIMEOUT), f"asleep at {number}: {port.stats()}"
         finally:
             port.close()
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
             assert not thread.is_alive(), "the end woke two of three"
     assert sorted(got) == list(range(3 * rounds))
 
@@ -152,13 +152,13 @@ def test_a_full_transmit_queue_wakes(
             start.start()
             used = time.thread_time()
             if turn % 2:
-                assert select.select([port.tx_fileno()], [], [], PATIENCE)[0]
+                assert select.select([port.tx_fileno()], [], [], TIMEOUT)[0]
             else:
-                assert port.wait_writable(PATIENCE)
+                assert port.wait_writable(TIMEOUT)
             assert time.thread_time() - used < 0.2, "it polled instead of sleeping"
             start.join()
-            assert port.send_all(frames * 4, timeout=PATIENCE) == 1024
-            assert port.wait_writable(PATIENCE)
+            assert port.send_all(frames * 4, timeout=TIMEOUT) == 1024
+            assert port.wait_writable(TIMEOUT)
             assert port.send_all([], timeout=0.0) == 0
             total = port.stats()["tx_packets"]
         assert total > 6 * 1024
@@ -174,8 +174,8 @@ def test_send_all_stops_at_its_timeout(qemu_command: str, testpmd: StartTestpmd)
         assert 0.2 <= time.monotonic() - before < PROMPT
         assert 0 < queued < 1000
         pmd.command("start")
-        assert port.send_all(frames[queued:], timeout=PATIENCE) == 1000 - queued
-        port.wait_writable(PATIENCE)
+        assert port.send_all(frames[queued:], timeout=TIMEOUT) == 1000 - queued
+        port.wait_writable(TIMEOUT)
 
 
 @pytest.mark.parametrize("interrupts", ["msix", "none"])

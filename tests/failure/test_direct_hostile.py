@@ -129,7 +129,7 @@ def hang(_connection: Connection, _message: Message) -> None:
 def test_silence_while_it_is_opened(
     scratch: Path, request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "_PATIENCE", 0.3)
+    monkeypatch.setattr(direct, "_TIMEOUT", 0.3)
     memory = virtnic.Memory("4M", hugepages=None)
     with (
         ScriptedBackend(scratch / "vhu0", hook=at(request_, hang)) as backend,
@@ -170,7 +170,7 @@ def test_a_lie_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The port closes in bounded time and gets its buffers back: the connection was closed."""
-    monkeypatch.setattr(direct, "_PATIENCE", 0.3)
+    monkeypatch.setattr(direct, "_TIMEOUT", 0.3)
     memory = virtnic.Memory("4M", hugepages=None)
     with ScriptedBackend(scratch / "vhu0") as backend:
         port = open_direct(backend.path, memory)

@@ -120,7 +120,7 @@ def test_ctrl_c_while_it_is_opened(
             with pytest.raises(KeyboardInterrupt):
                 virtnic.open(netdev, frontend="direct", memory=memory)
         else:
-            monkeypatch.setattr("virtnic.nic.direct._PATIENCE", 60.0)
+            monkeypatch.setattr("virtnic.nic.direct._TIMEOUT", 60.0)
             with ScriptedBackend(path, hook=hang) as backend:
                 signal.setitimer(signal.ITIMER_REAL, 0.3)
                 with pytest.raises(KeyboardInterrupt):

@@ -156,7 +156,7 @@ ALIKE = {
 }
 #: Those of QMP wait in its event loop's thread, as Python's own futures do.
 #: A stack's frames for a wire of Python's are taken in a thread of its own.
-ELSEWHERE = {"Qemu.connect", "Qemu.execute", "StackWire.take"}
+IN_OTHER_THREADS = {"Qemu.connect", "Qemu.execute", "StackWire.take"}
 #: Descriptions of what others do.
 PROTOCOLS = {"PacketPort.recv", "PacketPort.send_all"}
 
@@ -209,4 +209,4 @@ def test_every_wait_ends(scene: Scene) -> None:
 
 def test_no_wait_is_forgotten() -> None:
     """A new one belongs into the list above."""
-    assert set(waits()) == WAITS.keys() | ALIKE | ELSEWHERE | PROTOCOLS
+    assert set(waits()) == WAITS.keys() | ALIKE | IN_OTHER_THREADS | PROTOCOLS

@@ -69,13 +69,13 @@ def test_a_bus_that_answers_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Slow()
     for slot in range(2, 32):
         fake.put(slot, 0, virtio_net())
-    monkeypatch.setattr(scanner, "_PATIENCE", 0.3)
+    monkeypatch.setattr(scanner, "_TIMEOUT", 0.3)
     bus = PciBus(fake, "pc")
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="answers too slowly"):
         bus.scan()
     assert time.monotonic() - began < PROMPT
-    # Patience is for one scan only.
+    # The timeout is for one scan only.
     assert bus.config.read32(Bdf(0, 0, 0), 0) == 0x1237_8086
 
 

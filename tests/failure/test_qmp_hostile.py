@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT = 0.5
-#: Seconds in which everything is over: the timeout, and patience with a busy machine.
+#: Seconds in which everything is over: the timeout, and time for a busy machine.
 BOUND = TIMEOUT + 4.0
 #: What a peer that never ends may make us hold: some times qemu.qmp's limit of 10 MB a line.
 MEMORY = 96 << 20

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.needs("qemu")
 
 SIZE = 256
 #: Seconds that a wait may take at most, on a machine that is busy with other things.
-PATIENCE = 20.0
+TIMEOUT = 20.0
 SOURCE = "52:54:00:00:00:01"
 
 Peer = tuple[virtnic.Port, RingBackend]
@@ -60,7 +60,7 @@ def hold_all(port: virtnic.Port, backend: RingBackend) -> list[virtnic.Burst]:
     number = 0
     while backend.deliver(numbered(SOURCE, number)):
         number += 1
-        held.append(port.recv(16, timeout=PATIENCE))
+        held.append(port.recv(16, timeout=TIMEOUT))
         assert held[-1]
     assert port.memory.buffers_free == 0
     assert port.xstats()["rx_q0_ring_used"] == 0
@@ -69,7 +69,7 @@ def hold_all(port: virtnic.Port, backend: RingBackend) -> list[virtnic.Burst]:
 
 def feed(backend: RingBackend) -> bool:
     """Deliver a frame as soon as there is a buffer for it."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not backend.deliver(numbered(SOURCE, 4711)):
         if time.monotonic() > deadline:
             return False
@@ -86,17 +86,17 @@ def test_generate_leaves_buffers_for_receiving(open_port: Open) -> None:
     assert 0 < result.sent < SIZE
     assert memory.buffers_free >= 64 * 2
     assert feed(backend)
-    assert other.recv(16, timeout=PATIENCE)
+    assert other.recv(16, timeout=TIMEOUT)
     with pytest.raises(virtnic.MemoryUnavailable, match="kept for receiving"):
         virtnic.generate(other, frames=[numbered(SOURCE, 0)] * 400, seconds=0.2)
 
 
 def by_recv(port: virtnic.Port) -> virtnic.Burst:
-    return port.recv(timeout=PATIENCE)
+    return port.recv(timeout=TIMEOUT)
 
 
 def by_select(port: virtnic.Port) -> virtnic.Burst:
-    while select.select([port.fileno()], [], [], PATIENCE)[0]:
+    while select.select([port.fileno()], [], [], TIMEOUT)[0]:
         if burst := port.recv():
             return burst
     raise TimeoutError
@@ -104,7 +104,7 @@ def by_select(port: virtnic.Port) -> virtnic.Burst:
 
 def by_asyncio(port: virtnic.Port) -> virtnic.Burst:
     async def main() -> virtnic.Burst:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return await aio.Port(port).recv()
 
     return asyncio.run(main())
@@ -112,7 +112,7 @@ def by_asyncio(port: virtnic.Port) -> virtnic.Burst:
 
 def by_trio(port: virtnic.Port) -> virtnic.Burst:
     async def main() -> virtnic.Burst:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(TIMEOUT):
             return await aio.Port(port).recv()
 
     return trio.run(main)
@@ -149,10 +149,10 @@ def test_one_buffer_is_enough(open_port: Open) -> None:
     assert not port.recv()
     assert not poll.poll(0)
     held[0] = held[-1]
-    assert poll.poll(PATIENCE * 1e3)
+    assert poll.poll(TIMEOUT * 1e3)
     assert not port.recv()
     assert feed(backend)
-    assert poll.poll(PATIENCE * 1e3)
+    assert poll.poll(TIMEOUT * 1e3)
     assert len(port.recv()) == 1
 
 
@@ -167,7 +167,7 @@ def test_the_last_view_of_a_frame_counts_as_its_buffer(open_port: Open) -> None:
     assert not port.recv()
     assert not poll.poll(0)
     views.pop().release()
-    assert poll.poll(PATIENCE * 1e3)
+    assert poll.poll(TIMEOUT * 1e3)
     for view in views:
         view.release()
 
@@ -200,11 +200,11 @@ def test_a_sender_without_buffers_is_woken_when_they_come_back(open_port: Open, 
     consumer = threading.Timer(0.05, held.clear)
     consumer.start()
     if way == "wait_writable":
-        assert port.wait_writable(timeout=PATIENCE)
+        assert port.wait_writable(timeout=TIMEOUT)
     elif way == "poll":
-        assert poll.poll(PATIENCE * 1e3)
+        assert poll.poll(TIMEOUT * 1e3)
     else:
-        port.send_all([frame], timeout=PATIENCE)
+        port.send_all([frame], timeout=TIMEOUT)
     consumer.join()
     port.send([frame])
     assert backend.transmitted()[0] == frame
@@ -236,7 +236,7 @@ def test_frames_that_a_silent_port_has_finished_later_wake_another(open_port: Op
     poll.register(waiting.tx_fileno(), select.POLLIN)
     assert not poll.poll(0)
     assert slow.transmitted()
-    assert poll.poll(PATIENCE * 1e3)
+    assert poll.poll(TIMEOUT * 1e3)
     assert waiting.send([frame]) == 1
     assert other.transmitted() == [frame]
 
@@ -250,7 +250,7 @@ def test_buffers_of_a_port_that_is_closed_feed_another(open_port: Open) -> None:
     assert not port.recv()
     assert not poll.poll(0)
     closing.close()
-    assert poll.poll(PATIENCE * 1e3)
+    assert poll.poll(TIMEOUT * 1e3)
     assert not port.recv()
     assert port.xstats()["rx_q0_ring_used"] == SIZE
     held.clear()
@@ -267,7 +267,7 @@ def test_transmitting_leaves_buffers_for_receiving(open_port: Open) -> None:
     # Everything that the ring had, and what was left.
     for number in range(SIZE + kept):
         assert backend.deliver(numbered(SOURCE, number))
-        assert [number_of(frame) for frame in port.recv(timeout=PATIENCE)] == [number]
+        assert [number_of(frame) for frame in port.recv(timeout=TIMEOUT)] == [number]
 
 
 def test_the_stack_goes_on_when_buffers_come_back(open_port: Open) -> None:
@@ -287,7 +287,7 @@ def test_the_stack_goes_on_when_buffers_come_back(open_port: Open) -> None:
 
     def ask() -> None:
         held.clear()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not backend.deliver(asked) and time.monotonic() < deadline:
             time.sleep(0.001)
         while not answered.is_set() and time.monotonic() < deadline:
@@ -316,6 +316,6 @@ def test_transmitting_leaves_jumbo_buffers_for_receiving(qemu_command: str, scra
         assert memory.jumbo_buffers_free == 2
         assert not port.wait_writable(timeout=0.0)
         assert len(backend.transmitted()) == 6
-        assert port.wait_writable(timeout=PATIENCE)
+        assert port.wait_writable(timeout=TIMEOUT)
         assert port.send([long]) == 1
     path.unlink(missing_ok=True)

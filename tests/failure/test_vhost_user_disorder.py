@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs("qemu")
 
 SOURCE = "52:54:00:00:00:01"
 SIZE = 256
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 RINGS = pytest.mark.parametrize("ring", ["split", "packed"])
 
@@ -61,7 +61,7 @@ def collect(backend: RingBackend, wanted: int) -> list[int | None]:
         got.extend(numbers(backend.transmitted()))
         return len(got) >= wanted
 
-    assert backend.wait_for(some, PATIENCE), got
+    assert backend.wait_for(some, TIMEOUT), got
     return got
 
 
@@ -115,14 +115,14 @@ def test_buffers_of_a_backend_that_died_in_disorder(
     backend.die()
     got: list[int | None] = []
     while len(got) < len(order):
-        burst = port.recv(timeout=PATIENCE)
+        burst = port.recv(timeout=TIMEOUT)
         assert burst
         got += [number_of(frame) for frame in burst]
     assert got == order
     backend.wait_up(2)
     for number in range(2 * SIZE):
         assert backend.deliver(numbered(SOURCE, number))
-        burst = port.recv(timeout=PATIENCE)
+        burst = port.recv(timeout=TIMEOUT)
         assert [number_of(frame) for frame in burst] == [number]
 
 
@@ -149,7 +149,7 @@ def test_buffers_of_a_backend_that_died_while_it_finished_them(
     for number in range(10_000, 10_000 + 2 * SIZE):
         assert backend.deliver(numbered(SOURCE, number).ljust(length, b"-"))
         while not got or got[-1] != number:
-            burst = port.recv(timeout=PATIENCE)
+            burst = port.recv(timeout=TIMEOUT)
             assert burst, port.stats()
             got += numbers(burst.tobytes())
     assert got[: -2 * SIZE] == ([1, 2, 3] if others else [])
@@ -188,7 +188,7 @@ def test_a_backend_that_is_driven_by_kicks_is_kicked_again(
     for life in count(1):
         kicks = backend.rings[1].kicks
         assert port.send([numbered(SOURCE, life)]) == 1
-        assert backend.kicked(1, kicks, PATIENCE), f"the backend was not kicked in life {life}"
+        assert backend.kicked(1, kicks, TIMEOUT), f"the backend was not kicked in life {life}"
         collect(backend, 1)
         if life == 2:
             break
@@ -197,11 +197,11 @@ def test_a_backend_that_is_driven_by_kicks_is_kicked_again(
             backend.wait_up(2)
         else:
             set_link(port, up=False)
-            assert backend.wait_for(lambda: not backend.rings[1].enabled, PATIENCE)
+            assert backend.wait_for(lambda: not backend.rings[1].enabled, TIMEOUT)
             set_link(port, up=True)
             backend.wait_up()
         # The kick that every new eventfd gets is over.
-        assert backend.wait_for(lambda: backend.rings[1].kicks > 0, PATIENCE)
+        assert backend.wait_for(lambda: backend.rings[1].kicks > 0, TIMEOUT)
 
 
 IN_ORDER = 1 << 35

@@ -19,7 +19,7 @@ from virtnic import net
 from virtnic.cli import main
 
 #: A reply that takes its time on a busy machine is not a lost one.
-PATIENTLY = ("--timeout", "20")
+SLOW = ("--timeout", "20")
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +59,7 @@ def test_demo_in_json_on_every_machine_with_every_interrupt(machine: str, interr
 
 
 def test_ping_prints_each_reply_and_a_summary() -> None:
-    done = virtnic(
-        "ping", "10.0.2.2", "--count", "3", "--interval", "0.01", "--size", "100", *PATIENTLY
-    )
+    done = virtnic("ping", "10.0.2.2", "--count", "3", "--interval", "0.01", "--size", "100", *SLOW)
     first, *replies, header, counts, times = done.stdout.splitlines()
     assert first == "PING 10.0.2.2 from 10.0.2.15/24, leased, netdev user: 100 data bytes"
     for number, reply in enumerate(replies):
@@ -75,7 +73,7 @@ def test_ping_prints_each_reply_and_a_summary() -> None:
 
 
 def test_ping_in_json_has_every_reply() -> None:
-    found = virtnic_json("ping", "10.0.2.2", "--count", "20", "--interval", "0", *PATIENTLY)
+    found = virtnic_json("ping", "10.0.2.2", "--count", "20", "--interval", "0", *SLOW)
     assert (found["sent"], found["received"], found["loss"]) == (20, 20, 0.0)
     assert [reply["sequence"] for reply in found["replies"]] == list(range(20))
     times = sorted(reply["seconds"] for reply in found["replies"])
@@ -102,19 +100,19 @@ def test_ping_without_any_reply_is_1() -> None:
 
 
 def test_ping_by_ipv6_with_an_address_from_a_router(qemu_command: str) -> None:
-    found = virtnic_json("ping", "-6", "fec0::2", "--count", "3", "--interval", "0", *PATIENTLY)
+    found = virtnic_json("ping", "-6", "fec0::2", "--count", "3", "--interval", "0", *SLOW)
     assert found["received"] == 3
     assert found["address"].startswith("fec0::")
     assert found["gateway"].startswith("fe80::")
     assert "server" not in found
-    found = virtnic_json("ping", "fe80::2", "--count", "1", *PATIENTLY)
+    found = virtnic_json("ping", "fe80::2", "--count", "1", *SLOW)
     assert found["address"].startswith("fe80::")
 
 
 def test_ping_by_name(dual: Netns) -> None:
     server = NameServer(dual)
     options = ["--netdev", dual.netdev, "--address", "10.99.0.2/24", "--address", "fd99::2/64"]
-    options += ["--dns", "10.99.0.1", "--count", "1", *PATIENTLY]
+    options += ["--dns", "10.99.0.1", "--count", "1", *SLOW]
     try:
         found = virtnic_json("ping", "host.test", *options)
         assert (found["target"], found["to"]) == ("host.test", "10.99.0.1")
@@ -135,7 +133,7 @@ def test_ping_by_name(dual: Netns) -> None:
 
 def test_ping_the_kernel_through_a_tap_without_dhcp(netns: Netns) -> None:
     network = netns.address.rpartition(".")[0]
-    options = ["--netdev", netns.netdev, "--address", f"{network}.2/24", *PATIENTLY]
+    options = ["--netdev", netns.netdev, "--address", f"{network}.2/24", *SLOW]
     found = virtnic_json("ping", netns.address, "--count", "50", "--interval", "0", *options)
     assert found["received"] == 50
     assert found["address"] == f"{network}.2/24"

@@ -11,7 +11,7 @@ import pytest
 import virtnic
 from peers.process import mortal
 from virtnic.cli import main
-from virtnic.qemu.command import ELSEWHERE, Accel
+from virtnic.qemu.command import EXTERNAL, Accel
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
@@ -89,14 +89,14 @@ def test_accelerators(accel: Accel, names: list[str], capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "name", "spawn", "need"),
     [
-        ([], ELSEWHERE, "deny", None),
-        (["--netdev", "user"], ELSEWHERE, "deny", None),
-        (["--netdev", "tap,ifname=tap7"], ELSEWHERE, "deny", "where QEMU runs, and tap7"),
-        (["--netdev", "bridge,br=br0"], ELSEWHERE + "+spawn", "allow", "the bridge helper"),
-        (["--netdev", "user", "--netdev", "passt"], ELSEWHERE + "+anything", None, "needs passt"),
-        (["--netdev", "vhost-user,path=/d/v"], ELSEWHERE, "deny", "/d/v is opened by the program"),
-        (["--sandbox", "spawn"], ELSEWHERE + "+spawn", "allow", None),
-        (["--sandbox", "off"], ELSEWHERE + "+anything", None, None),
+        ([], EXTERNAL, "deny", None),
+        (["--netdev", "user"], EXTERNAL, "deny", None),
+        (["--netdev", "tap,ifname=tap7"], EXTERNAL, "deny", "where QEMU runs, and tap7"),
+        (["--netdev", "bridge,br=br0"], EXTERNAL + "+spawn", "allow", "the bridge helper"),
+        (["--netdev", "user", "--netdev", "passt"], EXTERNAL + "+anything", None, "needs passt"),
+        (["--netdev", "vhost-user,path=/d/v"], EXTERNAL, "deny", "/d/v is opened by the program"),
+        (["--sandbox", "spawn"], EXTERNAL + "+spawn", "allow", None),
+        (["--sandbox", "off"], EXTERNAL + "+anything", None, None),
     ],
 )  # fmt: skip
 def test_what_netdevs_need(

@@ -23,7 +23,7 @@ from virtnic.testing import FaultyPort
 MEGABYTES = os.environ.get("VIRTNIC_NET_MEGABYTES")
 SIZE = int(MEGABYTES or "1") << 20
 #: Seconds: with such losses and delays the stack sends about 50 kB/s.
-PATIENCE = 90.0 + SIZE / 20_000
+TIMEOUT = 90.0 + SIZE / 20_000
 #: What the wire does; its delay is that of one direction, in seconds.
 FAULTS: dict[str, dict[str, Any]] = {
     "lossy": {"drop": 0.05, "duplicate": 0.02, "reorder": 0.05},
@@ -53,7 +53,7 @@ def netem(netns: Netns, faults: dict[str, Any]) -> Iterator[Any]:
 WIRES = [faulty, netem] if has_netem() else [faulty]
 
 
-@pytest.mark.timeout(PATIENCE * 2)
+@pytest.mark.timeout(TIMEOUT * 2)
 @pytest.mark.parametrize("kind", FAULTS)
 @pytest.mark.parametrize("wire", WIRES)
 def test_nothing_is_lost(netns: Netns, wire: Any, kind: str) -> None:
@@ -81,12 +81,12 @@ def test_nothing_is_lost(netns: Netns, wire: Any, kind: str) -> None:
         theirs, _ = server.accept()
         with ours, theirs:
             for one in (ours, theirs):
-                one.settimeout(PATIENCE)
+                one.settimeout(TIMEOUT)
             reading = [executor.submit(received, one) for one in (ours, theirs)]
             sending = [executor.submit(send, one) for one in (ours, theirs)]
             for done in sending:
-                done.result(PATIENCE)
-            assert [one.result(PATIENCE) for one in reading] == [digest] * 2
+                done.result(TIMEOUT)
+            assert [one.result(TIMEOUT) for one in reading] == [digest] * 2
             counted = ours.stats()
             assert counted["retransmits"] > 0
             assert counted["out_of_order"] > 0

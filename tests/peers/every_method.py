@@ -29,7 +29,7 @@ from support.inside import attachment_of, driver_of, machine_of
 from virtnic import NetQueue, aio, net
 
 #: Longer than any wait for QEMU (10 s each, and some calls have several).
-PATIENCE = 60.0
+TIMEOUT = 60.0
 #: The longest stop of QEMU, seconds.
 LONGEST_STOP = 2.0
 
@@ -405,7 +405,7 @@ class Watch:
         while True:
             time.sleep(1.0)
             for name, since in list(self._running.values()):
-                if time.monotonic() - since > PATIENCE:
+                if time.monotonic() - since > TIMEOUT:
                     os.write(2, f"{name} hangs\n".encode())
                     faulthandler.dump_traceback()
                     os._exit(3)
@@ -435,7 +435,7 @@ class Interrupter:
             self._handled.clear()
             began = time.monotonic()
             os.kill(os.getpid(), signal.SIGINT)
-            if not self._handled.wait(PATIENCE):
+            if not self._handled.wait(TIMEOUT):
                 os.write(2, b"deaf to Ctrl-C\n")
                 faulthandler.dump_traceback()
                 os._exit(4)

@@ -1,8 +1,8 @@
 """Instructions a frame, which no noise can change: the program ``counted`` under callgrind.
 
-``instructions.json`` says what they were, and with which toolchain. A case that takes more than
-TOLERANCE above that has failed; more than TOLERANCE_ELSEWHERE where the toolchain is another, for
-that compiles to other instructions. ``--update`` writes the file anew.
+``instructions.json`` says what they were, and with which toolchain. A case that takes over
+TOLERANCE more than that fails. With another toolchain, whose instructions differ, the limit is
+TOLERANCE_OTHER_TOOLCHAIN. ``--update`` writes the file again.
 """
 
 import json
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 FILE = HERE / "instructions.json"
 HELPER = HERE / "counted.c"
 TOLERANCE = 0.03
-TOLERANCE_ELSEWHERE = 0.30
+TOLERANCE_OTHER_TOOLCHAIN = 0.30
 
 #: What callgrind writes of one part: its name, and its number of instructions.
 PART = re.compile(
@@ -59,7 +59,7 @@ class Counted:
 
     def grown(self, now: Self) -> list[str]:
         """Return the cases that exceed the recorded count by more than TOLERANCE."""
-        limit = 1 + (TOLERANCE_ELSEWHERE if self.others(now) else TOLERANCE)
+        limit = 1 + (TOLERANCE_OTHER_TOOLCHAIN if self.others(now) else TOLERANCE)
         return [
             f"{case}: {value:.0f} instructions, {FILE.name} says {self.instructions[case]:.0f}"
             for case, value in now.instructions.items()

@@ -15,7 +15,7 @@ from peers.process import mortal
 TOP = Path(__file__).resolve().parents[2]
 BUILD = TOP / "build" / "matrix"
 #: Seconds that an interrupted run has for taking down what it started.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 #: The columns, each with the files of its tests. A test of any other file is counted as "other".
 KINDS: dict[str, tuple[str, ...]] = {
@@ -156,7 +156,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     say("    stopping; interrupt again not to wait")
     try:
         process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)
     except (KeyboardInterrupt, subprocess.TimeoutExpired):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

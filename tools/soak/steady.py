@@ -34,7 +34,7 @@ from .wire import Echo, Ping
 #: Frames on the way at once.
 WINDOW = 32
 #: Seconds that they may take to come back.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 #: Rounds that are enough to tell growth from a step.
 _LEAST = 100
 #: Frames of `exchange` are of another life, for some of them come when it is over.
@@ -118,7 +118,7 @@ class Steady:
                 name: self.qemu.attach(netdev, mac=round_.mac, ring=ring)
                 for (name, round_), (netdev, ring) in zip(self.rounds.items(), netdevs, strict=True)
             }
-            self._tap = stack.enter_context(netns.packet_socket(timeout=PATIENCE))
+            self._tap = stack.enter_context(netns.packet_socket(timeout=TIMEOUT))
             self._loop = asyncio.new_event_loop()
             stack.callback(self._loop.close)
             self.ports["slirp"].send(self.rounds["slirp"].wire.first())
@@ -182,7 +182,7 @@ class Steady:
             frames = round_.batch()
             if port.send(frames) != len(frames):
                 raise Unbalanced(f"{name}: no room for {len(frames)} frames")
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
             while not round_.done:
                 burst = port.recv(64, timeout=1.0)
                 round_.check(burst.tobytes())
@@ -195,7 +195,7 @@ class Steady:
             end = time.monotonic() + turn
             while time.monotonic() < end:
                 try:
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(TIMEOUT):
                         await port.send_all(round_.batch())
                         while not round_.done:
                             burst = await port.recv()
@@ -247,13 +247,13 @@ class Steady:
         result = virtnic.exchange(port, frames=frames, seconds=turn)
         came = result.received
         # Until nothing is on the way. Those for which testpmd finds no room are lost.
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while (burst := port.recv(64, timeout=0.02)) or self._on_the_way(port):
             came += len(burst)
             round_.check(burst.tobytes())
             burst.release()
             if time.monotonic() > deadline:
-                raise Unbalanced(f"{name}: frames are still on the way after {PATIENCE:g} s")
+                raise Unbalanced(f"{name}: frames are still on the way after {TIMEOUT:g} s")
         if not came:
             raise Unbalanced(f"{name}: nothing came back of {result.sent} exchanged frames")
         self._exchanged += came
@@ -272,7 +272,7 @@ class Steady:
             "descriptor": lambda: os.dup(0),
             "buffer": lambda: (
                 port.send([round_.wire.frame(EXCHANGED, 0)]),
-                port.recv(1, timeout=PATIENCE),
+                port.recv(1, timeout=TIMEOUT),
             ),
         }
         for name in self._leak:

@@ -35,7 +35,7 @@ _DROPS = {
     "rx_bad_chain": "broken chain",
 }
 #: Seconds between refreshes.
-_ON_TERMINAL, _ELSEWHERE = 0.5, 1.0
+_ON_TERMINAL, _OTHERWISE = 0.5, 1.0
 #: Width of a port's name.
 _NAME = 28
 
@@ -116,7 +116,7 @@ class Live:
     def __post_init__(self) -> None:
         self._terminal = is_terminal(self.stream)
         if self.interval is None:
-            self.interval = _ON_TERMINAL if self._terminal else _ELSEWHERE
+            self.interval = _ON_TERMINAL if self._terminal else _OTHERWISE
         self._next = self.interval
 
     def show(self, loop: Result) -> None:

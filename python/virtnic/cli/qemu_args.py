@@ -117,14 +117,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     import shlex
 
     from virtnic.qemu import parse
-    from virtnic.qemu.command import elsewhere
+    from virtnic.qemu.command import external
     from virtnic.qemu.sockets import Sockets
 
     sockets = Sockets(arguments.directory)
     netdevs = [parse(netdev) for netdev in arguments.netdev]
     sandbox = _sandbox(arguments.sandbox, netdevs)
     argv = shlex.split(arguments.qemu)
-    argv += elsewhere(
+    argv += external(
         arguments.directory, accel=arguments.accel, machine=arguments.machine, sandbox=sandbox
     )
     command = shlex.join(argv)

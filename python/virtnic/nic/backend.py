@@ -123,14 +123,14 @@ class Backend(Owner):
         interrupts: bool,
         shared: SharedDirectory | None = None,
         recover: bool | Recovery | None = None,
-        patience: float = 10.0,
+        reply_timeout: float = 10.0,
     ) -> None:
         """Connect to the backend of a netdev. ``undo`` gets the steps that undo it.
 
         It must have this many ``queues`` (pairs), and answer each request of QEMU within
-        ``patience`` seconds, while QEMU does nothing else. ``backends`` is shared by those of one
-        QEMU. ``shared`` is where QEMU finds the interposer's socket if it was started elsewhere.
-        ``recover`` says whether, and how often, to look for a lost backend.
+        ``reply_timeout`` seconds, while QEMU does nothing else. ``backends`` is shared by those of
+        one QEMU. ``shared`` is where QEMU finds the interposer's socket if it was started
+        elsewhere. ``recover`` says whether, and how often, to look for a lost backend.
 
         Raises NetdevUnavailable if there is no backend, QemuError if it lacks something,
         TimeoutError if none connected in time.
@@ -159,7 +159,7 @@ class Backend(Owner):
                 calls,
                 retry_of(recover),
                 queues,
-                patience,
+                reply_timeout,
                 self.changed.event,
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:

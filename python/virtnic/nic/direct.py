@@ -47,7 +47,7 @@ __all__ = ["DirectPort", "open_direct"]
 _log = logging.getLogger(__name__)
 
 #: Seconds that a backend may take to set the device up, or to stop it: as long as beside a QEMU.
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 
 #: What is open, to be closed with the interpreter.
 _live: weakref.WeakSet[DirectPort] = weakref.WeakSet()
@@ -136,7 +136,7 @@ class _Connection:
                 calls=[event for pair in self.events for event in pair],
                 config=self.config.event,
                 retry=retry_of(recover),
-                patience=_PATIENCE,
+                reply_timeout=_TIMEOUT,
                 changed=self.changed.event,
             )
         except (FileNotFoundError, ConnectionRefusedError) as error:

@@ -147,7 +147,7 @@ class Host(Owner):
                         shared=machine.shared,
                         recover=wanted.recover,
                         # A hanging backend is given up before QEMU itself seems to hang.
-                        patience=machine.timeout / 2.0,
+                        reply_timeout=machine.timeout / 2.0,
                     )
                     spec = backend.spec
                     queue_size = queue_size or backend.queue_size

@@ -36,7 +36,7 @@ _LAST_BUS = 0xFF
 #: hundreds of megabytes.
 _MOST_FUNCTIONS = 512
 #: Seconds for the whole bus; it takes milliseconds.
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 
 
 def scan(
@@ -52,7 +52,7 @@ def scan(
 
     Raises QemuError for an endless bus, TimeoutError for one that answers too slowly.
     """
-    with config.within(_PATIENCE):
+    with config.within(_TIMEOUT):
         return _Scanner(config, known or {}, native_hotplug).run()
 
 

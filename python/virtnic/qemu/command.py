@@ -2,7 +2,7 @@
 
 QEMU starts with only the shared-memory device; every NIC is plugged in later: on ``pc`` into the
 root bus, on ``q35`` behind root ports created here. A QEMU started elsewhere does not have even
-that device, and needs no file: see :func:`elsewhere`.
+that device, and needs no file: see :func:`external`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _PARKING_LOADER = (
 
 #: Name of a QEMU started elsewhere (QMP: ``query-name``), by which it is recognised. What its
 #: sandbox allows follows after a ``+``.
-ELSEWHERE = "virtnic-elsewhere"
+EXTERNAL = "virtnic-external"
 _SANDBOX_NAMES: dict[Sandbox, str] = {True: "", "spawn": "+spawn", False: "+anything"}
 
 
@@ -93,7 +93,7 @@ def options(plan: Plan) -> list[str]:
     return [*argv, *plan.extra]
 
 
-def elsewhere(
+def external(
     directory: str | os.PathLike[str],
     *,
     accel: Accel = "auto",
@@ -112,7 +112,7 @@ def elsewhere(
         raise ValueError("kvm cannot start at the address of QEMU's loader; use auto, tcg or qtest")
     every = {"qtest": "qtest", "tcg": find.TCG}
     names = every.values() if accel == "auto" else (every[accel],)
-    argv = _bare(ELSEWHERE + _SANDBOX_NAMES[sandbox], machine, sandbox)
+    argv = _bare(EXTERNAL + _SANDBOX_NAMES[sandbox], machine, sandbox)
     argv += [word for name in names for word in ("-accel", name)]
     place = Sockets(directory)
     # QEMU locks this file first. Otherwise a second QEMU would take the sockets' names, and the
@@ -126,7 +126,7 @@ def elsewhere(
 
 def sandbox_of(name: str | None) -> Sandbox | None:
     """Return the sandbox of a QEMU started elsewhere, from its name; None for any other QEMU."""
-    return next((key for key, end in _SANDBOX_NAMES.items() if name == ELSEWHERE + end), None)
+    return next((key for key, end in _SANDBOX_NAMES.items() if name == EXTERNAL + end), None)
 
 
 def _bare(name: str, machine: MachineType, sandbox: Sandbox) -> list[str]:

@@ -144,11 +144,11 @@ class ExternalProcess(Owner):
         """Whether it is still running, as far as known."""
         return not self._ended.is_set()
 
-    def death(self, patience: float = 5.0) -> str:
-        """Describe how it ended. Waits up to ``patience`` seconds."""
+    def death(self, timeout: float = 5.0) -> str:
+        """Describe how it ended. Waits up to ``timeout`` seconds."""
         if self._verdict is not None:
             return f"the QEMU {self.where} {self._verdict}: it must be ended where it was started"
-        if self._ended.wait(patience):
+        if self._ended.wait(timeout):
             return (
                 f"the QEMU {self.where} closed its sockets: it ended, crashed or was killed; "
                 "see its output where it was started"
@@ -200,7 +200,7 @@ def join(
     if sandbox is None:
         raise QemuError(
             f"the QEMU at {place.path} was started otherwise: its name is {name!r} and not "
-            f"{command.ELSEWHERE!r}, so it may run a guest or lack what is needed; {start}"
+            f"{command.EXTERNAL!r}, so it may run a guest or lack what is needed; {start}"
         )
     if monitor.version < quirks.OLDEST:
         raise QemuError(

@@ -528,7 +528,7 @@ def check_outside() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Start afresh: a forked child has no such thread."""
+    """Start again without a thread: a forked child has none."""
     global _shared
     inherited, _shared = _shared.loop, _Shared()
     if inherited is not None:

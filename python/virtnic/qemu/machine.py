@@ -212,7 +212,7 @@ class Machine(Owner):
             Monitor(
                 place.qmp,
                 timeout=self.timeout,
-                gone=lambda patience: process.wait(patience) is not None,
+                gone=lambda timeout: process.wait(timeout) is not None,
                 why=process.death,
                 on_end=process.disconnected,
                 on_hang=process.condemn,

@@ -78,7 +78,7 @@ class Monitor(Owner):
         path: str | os.PathLike[str],
         *,
         timeout: float = 10.0,
-        gone: Callable[[float], bool] = lambda _patience: False,
+        gone: Callable[[float], bool] = lambda _timeout: False,
         why: Callable[[], str] = lambda: "QEMU closed its QMP socket",
         on_end: Callable[[], object] = lambda: None,
         on_hang: Callable[[str], object] = lambda _why: None,
@@ -346,9 +346,9 @@ class Monitor(Owner):
     async def _disconnect(self) -> None:
         """Undo what connecting has done so far."""
         self._closing.set()
-        for task, patience in ((self._connecting, 0.0), (self._holder, 2.0)):
+        for task, timeout in ((self._connecting, 0.0), (self._holder, 2.0)):
             if task is not None:
-                await asyncio.wait((task,), timeout=patience)
+                await asyncio.wait((task,), timeout=timeout)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 

@@ -114,9 +114,9 @@ class Process(Owner):
         """Record the stderr position at the end of start-up."""
         self._stderr.mark()
 
-    def death(self, patience: float = 1.0) -> str:
-        """Describe how it ended: exit status and last output. Waits up to ``patience`` seconds."""
-        status = self.wait(patience)
+    def death(self, timeout: float = 1.0) -> str:
+        """Describe how it ended: exit status and last output. Waits up to ``timeout`` seconds."""
+        status = self.wait(timeout)
         if self._verdict is not None:
             how = f"QEMU (pid {self.pid}) {self._verdict}, and was killed"
         elif status is None:

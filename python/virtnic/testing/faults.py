@@ -33,7 +33,7 @@ __all__ = ["FaultyPort"]
 #: Frames that may be queued in one direction before no more are taken.
 _ROOM = 4096
 #: A reordered frame is overtaken by at most this many frames, or for at most this many seconds.
-_OTHERS, _PATIENCE = 8, 0.02
+_OTHERS, _HOLD = 8, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class _Wire:
             if late < faults.reorder:
                 counts.reordered += 1
                 until = counts.seen + 1 + int(others * _OTHERS)
-                self._held += [(until, now + _PATIENCE, frame)] * copies
+                self._held += [(until, now + _HOLD, frame)] * copies
             else:
                 low, high = faults.delay
                 self._let_go([frame] * copies, now, low + (high - low) * jitter)
@@ -262,10 +262,10 @@ class FaultyPort(Closing):
         """
         self._check()
         deadline = Deadline(timeout)
-        patience: float | None = 0.0
+        pause: float | None = 0.0
         while True:
             room = self._rx.waiting < _ROOM
-            burst = self._port.recv(maximum, timeout=patience) if room else _rest(patience)
+            burst = self._port.recv(maximum, timeout=pause) if room else _rest(pause)
             with self._rx.lock:
                 now = time.monotonic()
                 for frame in burst:
@@ -283,7 +283,7 @@ class FaultyPort(Closing):
                 self._expect(due)
                 return found
             ends = [moment for moment in (deadline.at, due) if moment is not None]
-            patience = max(0.0, min(ends) - now) if ends else None
+            pause = max(0.0, min(ends) - now) if ends else None
 
     def flush(self) -> None:
         """Let out all delayed or held frames now, in both directions."""
@@ -423,7 +423,7 @@ def _range(delay: Any) -> tuple[float, float]:
 
 def _rest(seconds: float | None) -> Frames:
     """Receive nothing: too much is queued already."""
-    time.sleep(_PATIENCE if seconds is None else seconds)
+    time.sleep(_HOLD if seconds is None else seconds)
     return Frames()
 
 

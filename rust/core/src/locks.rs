@@ -25,7 +25,7 @@
 //!   under its locks, releasing them, asking QEMU with only `changing` held, and locking again to
 //!   take buffers back.
 //! - Waits of the first class that may run in a Python thread call
-//!   [`Patience`](crate::qtest::Patience), which runs signal handlers. A handler may call the
+//!   [`SignalCheck`](crate::qtest::SignalCheck), which runs signal handlers. A handler may call the
 //!   object that is being waited for: `changing` and `asking` know their owner and return `Busy`,
 //!   and a port closed in this way, or by a loop's progress function, is closed at the end of the
 //!   interrupted change or claim.

@@ -98,7 +98,7 @@ mod tests {
     use std::os::fd::FromRawFd;
 
     /// A descriptor that was closed elsewhere.
-    fn closed_elsewhere(fd: OwnedFd) -> (Owned, i32) {
+    fn closed_by_others(fd: OwnedFd) -> (Owned, i32) {
         let owned = Owned::new(fd);
         let number = owned.as_raw_fd();
         // SAFETY: the case under test; `owned` must not close the number again.
@@ -118,7 +118,7 @@ mod tests {
         fcntl_getfd(&again).unwrap();
         // Other tests open descriptors, too, so repeat until the number is reused here.
         for _ in 0..1000 {
-            let (stale, number) = closed_elsewhere(event());
+            let (stale, number) = closed_by_others(event());
             let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
             let taken = file.as_raw_fd() == number;
             drop(stale);
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn our_own_eventfds_are_distinguished() {
         for _ in 0..1000 {
-            let (stale, number) = closed_elsewhere(event());
+            let (stale, number) = closed_by_others(event());
             let fresh = Owned::new(event());
             let taken = fresh.as_raw_fd() == number;
             drop(stale);

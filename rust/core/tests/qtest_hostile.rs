@@ -27,12 +27,11 @@ const TAKEN: usize = 1 << 20;
 /// A call and its correct reply.
 type Call = (&'static str, fn(&QTest) -> Result<()>, &'static str);
 
-const CALLS: [Call; 9] = [
+const CALLS: [Call; 8] = [
     ("port_in", |q| q.port_in(0xcfc, 4).map(drop), "OK 0x00000001\n"),
     ("port_out", |q| q.port_out(0xcf8, 4, 1).and_then(|()| q.flush()), "OK\n"),
     ("read", |q| q.read(0x1000, 2).map(drop), "OK 0x0000000000000001\n"),
     ("write", |q| q.write(0x1000, 2, 1).and_then(|()| q.flush()), "OK\n"),
-    ("read_many", |q| q.read_many(&[(0x1000, 4), (0x2000, 8)]).map(drop), "OK 0x1\n"),
     ("read_bytes", |q| q.read_bytes(0x1000, 4).map(drop), "OK 0x01020304\n"),
     ("write_bytes", |q| q.write_bytes(0, &[1, 2]).and_then(|()| q.flush()), "OK\n"),
     ("intercept", |q| q.intercept("ioapic"), "OK\n"),

@@ -174,7 +174,7 @@ fn a_kick_is_not_lost_by_a_late_check() {
 /// enabled, or not sent, leads to a timeout.
 fn both_sides_sleep<R: Ring + Send, D: Device>(event_idx: bool, after: u16) {
     const BUFFERS: u32 = 100_000;
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(20);
     let options = RingOptions { event_idx, ..RingOptions::new(64) };
     let region = region();
     let mut ring = R::new(&region, &options).unwrap();
@@ -196,7 +196,7 @@ fn both_sides_sleep<R: Ring + Send, D: Device>(event_idx: bool, after: u16) {
                 }
                 if done < BUFFERS && !device.enable_kicks() {
                     sleeps += 1;
-                    kicks.recv_timeout(PATIENCE).expect("the device was not kicked");
+                    kicks.recv_timeout(TIMEOUT).expect("the device was not kicked");
                 }
             }
             sleeps
@@ -217,7 +217,7 @@ fn both_sides_sleep<R: Ring + Send, D: Device>(event_idx: bool, after: u16) {
             let idle = got.unwrap() == 0 && (ring.free() == 0 || sent == BUFFERS);
             if idle && received < BUFFERS && !ring.enable_interrupts_after(after) {
                 sleeps += 1;
-                interrupts.recv_timeout(PATIENCE).expect("the driver was not interrupted");
+                interrupts.recv_timeout(TIMEOUT).expect("the driver was not interrupted");
             }
         }
         (sleeps, device.join().unwrap())

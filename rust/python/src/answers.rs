@@ -29,9 +29,9 @@ impl Feature {
     }
 }
 
-impl From<virtnic::virtio::features::Outcome> for Feature {
-    fn from(outcome: virtnic::virtio::features::Outcome) -> Self {
-        let virtnic::virtio::features::Outcome { name, bit, offered, accepted, why } = outcome;
+impl From<virtnic::virtio::negotiation::Outcome> for Feature {
+    fn from(outcome: virtnic::virtio::negotiation::Outcome) -> Self {
+        let virtnic::virtio::negotiation::Outcome { name, bit, offered, accepted, why } = outcome;
         Self { name, bit, offered, accepted, why }
     }
 }

@@ -63,7 +63,7 @@ impl CaptureWriter {
         .map_err(to_py)
     }
 
-    /// Return what became of the frames so far, by name.
+    /// Return the counters so far, by name.
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counts = self.0.counts();
         let dict = PyDict::new(py);
@@ -87,7 +87,7 @@ impl CaptureWriter {
         self.0.comment(text).map_err(to_py)
     }
 
-    /// Write what has come, and end. Raises OSError, once, where the file was not written.
+    /// Write the remaining frames and end. Raises OSError, once, if the file could not be written.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         wait_interruptibly(py, None, |slice| Ok(self.0.close(slice)?.then_some(())))?;
         Ok(())
@@ -140,7 +140,7 @@ impl CapturedFrame {
     fn link_type(&self) -> u32 {
         self.said.link_type
     }
-    /// ``received`` or ``sent``, as its capturer saw it; None where the file does not say.
+    /// ``received`` or ``sent``, seen from the capturing host; None if the file does not say.
     #[getter]
     fn direction(&self) -> Option<&'static str> {
         self.said.direction.map(|direction| match direction {
@@ -148,7 +148,7 @@ impl CapturedFrame {
             Direction::Sent => "sent",
         })
     }
-    /// Somebody's remark, or None.
+    /// Its comment, or None.
     #[getter]
     fn comment(&self) -> Option<&str> {
         self.said.comment.as_deref()
@@ -194,7 +194,7 @@ impl CaptureReader {
         let Some((said, bytes)) = next.map_err(to_py)? else { return Ok(None) };
         Ok(Some(CapturedFrame { said, bytes: PyBytes::new(py, &bytes).unbind() }))
     }
-    /// Close the file: there are no more frames then. Twice is fine.
+    /// Close the file; no more frames follow. Closing twice is allowed.
     fn close(&self, py: Python<'_>) {
         py.detach(|| *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None);
     }

@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virtnic::net::{Events, HashTypes, Mac, PairEvents, PortOptions, Rss, Vectors};
 use virtnic::notify::Doorbell;
-use virtnic::virtio::features::{Preferences, by_name};
+use virtnic::virtio::features::by_name;
+use virtnic::virtio::negotiation::Preferences;
 use virtnic::virtio::transport::Transport;
 use virtnic::virtio::transport::legacy::{LegacyPci, LegacyRegisters};
 use virtnic::virtio::transport::modern::{ModernPci, Registers};
@@ -252,8 +253,8 @@ impl PortDriver {
         Ok(Self { started: Arc::new(started) })
     }
     /// Treat the end of QEMU as an outage.
-    fn set_recoverable(&self, patient: bool) {
-        self.started.set_recoverable(patient);
+    fn set_recoverable(&self, on: bool) {
+        self.started.set_recoverable(on);
     }
     /// Give up waiting for another device.
     fn abandon(&self, py: Python<'_>, why: &str) {

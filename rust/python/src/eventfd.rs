@@ -59,7 +59,7 @@ thread_local! {
 ///
 /// The core's own threads handle no signals and must not take the interpreter: its holder may be
 /// waiting for the thread to end. Nor is there anything to check while the interpreter shuts down.
-pub(crate) fn patience() -> Result<()> {
+pub(crate) fn check_signals() -> Result<()> {
     //  SAFETY: reads a thread-local variable of Python's, which is always allowed.
     if unsafe { ffi::PyGILState_GetThisThreadState() }.is_null() {
         return Ok(());
@@ -76,7 +76,7 @@ pub(crate) fn raised() -> Option<PyErr> {
     RAISED.take()
 }
 
-/// Converts an error of a call that used [`patience`].
+/// Converts an error of a call that used [`check_signals`].
 pub(crate) fn raise(error: Error) -> PyErr {
     to_py(error)
 }

@@ -90,11 +90,11 @@ pub(crate) fn recv(
     }
     let maximum = maximum as usize;
     // Check the timeout even if there is no need to wait.
-    let patience = if timeout == Some(0.0) { Some(Duration::ZERO) } else { span(timeout)? };
+    let wait = if timeout == Some(0.0) { Some(Duration::ZERO) } else { span(timeout)? };
     let mut burst = virtnic::net::Burst::new(port.get().core().pool().clone());
     let received = pair.recv(maximum, &mut burst).map_err(|error| raise(port, error))?;
-    if received == 0 && patience != Some(Duration::ZERO) {
-        recv_waiting(port, pair, maximum, patience, &mut burst)?;
+    if received == 0 && wait != Some(Duration::ZERO) {
+        recv_waiting(port, pair, maximum, wait, &mut burst)?;
     }
     Ok(Burst::new(burst))
 }

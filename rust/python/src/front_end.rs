@@ -2,7 +2,7 @@
 
 use crate::driver::PortDriver;
 use crate::errors::to_py;
-use crate::eventfd::{EventFd, patience as interruptible, raise};
+use crate::eventfd::{EventFd, check_signals, raise};
 use crate::memory::Memory;
 use crate::port::address;
 use crate::time::duration;
@@ -32,9 +32,9 @@ impl FrontEnd {
 impl FrontEnd {
     #[new]
     #[pyo3(signature = (memory, backend, mac, *, server=false, wait=0.0, pairs=1, mtu=None,
-                        calls=Vec::new(), config=None, retry=None, patience=10.0, changed=None),
+                        calls=Vec::new(), config=None, retry=None, reply_timeout=10.0, changed=None),
            text_signature = "(memory, backend, mac, *, server=False, wait=0.0, pairs=1, mtu=None, \
-                             calls=(), config=None, retry=None, patience=10.0, changed=None)")]
+                             calls=(), config=None, retry=None, reply_timeout=10.0, changed=None)")]
     #[expect(clippy::too_many_arguments, reason = "the signature of a Python class")]
     fn new(
         py: Python<'_>,
@@ -48,7 +48,7 @@ impl FrontEnd {
         calls: Vec<PyRef<'_, EventFd>>,
         config: Option<PyRef<'_, EventFd>>,
         retry: Option<Pauses>,
-        patience: f64,
+        reply_timeout: f64,
         changed: Option<PyRef<'_, EventFd>>,
     ) -> PyResult<Self> {
         let device = VhostOptions {
@@ -58,8 +58,8 @@ impl FrontEnd {
             pairs,
             calls: calls.iter().map(|call| Arc::clone(call.inner())).collect(),
             config: config.map(|event| Arc::clone(event.inner())),
-            time: duration(patience)?,
-            patience: Some(interruptible),
+            time: duration(reply_timeout)?,
+            signals: Some(check_signals),
         };
         let options = FrontEndOptions {
             backend: backend_at(backend, server),

@@ -1,6 +1,6 @@
 //! `QTest`: the connection to QEMU's QTest socket.
 
-use crate::eventfd::{EventFd, patience, raise};
+use crate::eventfd::{EventFd, check_signals, raise};
 use crate::time::duration;
 use crate::views::Bytes;
 use pyo3::exceptions::{PyOverflowError, PyValueError};
@@ -71,7 +71,7 @@ impl QTest {
     #[pyo3(signature = (path, timeout=5.0))]
     fn new(py: Python<'_>, path: PathBuf, timeout: f64) -> PyResult<Self> {
         let timeout = duration(timeout)?;
-        py.detach(|| virtnic::qtest::QTest::connect_to_running(&path, timeout, Some(patience)))
+        py.detach(|| virtnic::qtest::QTest::connect_to_running(&path, timeout, Some(check_signals)))
             .map(Self)
             .map_err(raise)
     }

@@ -55,9 +55,9 @@ pub(crate) fn counters<'py>(
 impl Interposer {
     #[new]
     #[pyo3(signature = (listen, backend, server=false, wait=0.0, calls=Vec::new(), retry=None,
-                        pairs=1, patience=10.0, changed=None),
+                        pairs=1, reply_timeout=10.0, changed=None),
            text_signature = "(listen, backend, server=False, wait=0.0, calls=(), retry=None, \
-                             pairs=1, patience=10.0, changed=None)")]
+                             pairs=1, reply_timeout=10.0, changed=None)")]
     #[expect(clippy::too_many_arguments, reason = "the signature of a Python class")]
     fn new(
         py: Python<'_>,
@@ -68,13 +68,13 @@ impl Interposer {
         calls: Vec<Option<PyRef<'_, EventFd>>>,
         retry: Option<Pauses>,
         pairs: u16,
-        patience: f64,
+        reply_timeout: f64,
         changed: Option<PyRef<'_, EventFd>>,
     ) -> PyResult<Self> {
-        let (answers, wait) = (duration(patience)?, duration(wait)?);
+        let (answers, wait) = (duration(reply_timeout)?, duration(wait)?);
         let retry = retry_of(retry)?;
         let changed = changed.map(|event| Arc::clone(event.inner()));
-        let terms = Terms { pairs, retry, patience: answers, changed };
+        let terms = Terms { pairs, retry, timeout: answers, changed };
         let backend = backend_at(backend, server);
         let calls: Vec<_> =
             calls.into_iter().map(|call| call.map(|event| Arc::clone(event.inner()))).collect();
@@ -85,7 +85,7 @@ impl Interposer {
                 wait,
                 calls,
                 terms,
-                Some(crate::eventfd::patience),
+                Some(crate::eventfd::check_signals),
             )
         })
         .map(|core| Self(Arc::new(core)))

@@ -1,7 +1,7 @@
 //! `VhostWire`: a connection to a vhost-user backend.
 
 use crate::errors::{to_py, without_numbers};
-use crate::eventfd::{patience, raise};
+use crate::eventfd::{check_signals, raise};
 use crate::time::duration;
 use pyo3::exceptions::{PyConnectionError, PyOSError};
 use pyo3::prelude::*;
@@ -77,7 +77,7 @@ impl VhostWire {
         py.detach(|| {
             let mut wire = self.wire();
             let wire = wire.as_mut().ok_or_else(closed)?;
-            wire.send_message((request, flags), payload, fds, time, Some(patience))
+            wire.send_message((request, flags), payload, fds, time, Some(check_signals))
         })
         .map_err(failed)
     }
@@ -92,7 +92,7 @@ impl VhostWire {
         let received = py
             .detach(|| {
                 let mut wire = self.wire();
-                wire.as_mut().ok_or_else(closed)?.receive_message(time, Some(patience))
+                wire.as_mut().ok_or_else(closed)?.receive_message(time, Some(check_signals))
             })
             .map_err(failed)?;
         Ok(received.map(|message| {

@@ -29,7 +29,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// The time between checks whether the thread has ended.
 const END_CHECK_INTERVAL: Duration = Duration::from_micros(500);
 /// How long dropping an open capture waits for it to be written.
-const DROP_PATIENCE: Duration = Duration::from_secs(2);
+const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most comments that wait for a frame.
 const COMMENTS: usize = 1024;
 
@@ -195,11 +195,11 @@ impl Writer {
     }
 
     /// Writes the remaining frames and ends the capture. Returns false if that takes longer than
-    /// `patience`, for example because the file is a pipe that is not read. Idempotent.
+    /// `timeout`, for example because the file is a pipe that is not read. Idempotent.
     ///
     /// # Errors
     /// [`Error::Os`] if the file could not be written; returned once.
-    pub fn close(&self, patience: Duration) -> Result<bool> {
+    pub fn close(&self, timeout: Duration) -> Result<bool> {
         if !self.home.is_here() {
             return Ok(true);
         }
@@ -209,7 +209,7 @@ impl Writer {
             thread.thread().unpark();
             let since = Instant::now();
             while !thread.is_finished() {
-                if since.elapsed() >= patience {
+                if since.elapsed() >= timeout {
                     return Ok(false);
                 }
                 std::thread::sleep(END_CHECK_INTERVAL);
@@ -227,7 +227,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        match self.close(DROP_PATIENCE) {
+        match self.close(DROP_TIMEOUT) {
             Ok(true) => {}
             Ok(false) => log::warn!("a capture that nobody closed cannot be written"),
             Err(error) => log::warn!("{error}"),

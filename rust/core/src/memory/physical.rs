@@ -203,11 +203,11 @@ pub(super) fn fill(
     let started = Instant::now();
     let _turn = turn();
     let mut races = 0;
-    let mut patient = false;
+    let mut hold_all = false;
     loop {
         let (mut raced, mut held) = (false, 0);
         for &node in &nodes {
-            match attempt(target, &pagemap, page, node, patient) {
+            match attempt(target, &pagemap, page, node, hold_all) {
                 Ok(base) => {
                     log::debug!(
                         "{} contiguous at {base:#x} in {:?}, after {races} races",
@@ -241,7 +241,7 @@ pub(super) fn fill(
             )));
         }
         races += 1;
-        patient = true;
+        hold_all = true;
         std::thread::sleep(Duration::from_millis(10 * races as u64));
     }
 }
@@ -261,19 +261,19 @@ fn turn() -> Option<OwnedFd> {
     Some(folder)
 }
 
-/// One pass: hold, find, release. With `patient`, every free page is held until the region is
+/// One pass: hold, find, release. With `hold_all`, every free page is held until the region is
 /// filled; otherwise only as many as needed to find a run.
 fn attempt(
     target: &Mapping,
     pagemap: &Pagemap,
     page: PageSize,
     node: Option<u32>,
-    patient: bool,
+    hold_all: bool,
 ) -> Result<u64, Setback> {
     let (size, step) = (target.len(), page.bytes());
     let needed = size / step;
     let mut free = pages::count(page, node)?.free;
-    let mut batch = if patient { free } else { (2 * needed).max(16) };
+    let mut batch = if hold_all { free } else { (2 * needed).max(16) };
     let mut holders: Vec<Holders> = Vec::new();
     let mut frames = Frames::new();
     let start = loop {
@@ -299,7 +299,7 @@ fn attempt(
         free -= count;
         batch *= 2;
     };
-    if !patient {
+    if !hold_all {
         // All others at once; those of the run are released last, and so are allocated next, even
         // if others are free.
         let run = start..start + size as u64;

@@ -18,7 +18,7 @@ const CLOSED: u8 = 1;
 const BROKEN: u8 = 2;
 
 /// How long a command waits for a device that is away.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it checks.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -35,7 +35,7 @@ pub(in crate::net) struct Device {
     state: AtomicU8,
     broken: Mutex<Option<String>>,
     /// Whether the end of QEMU is an outage, after which it is restarted.
-    patient: AtomicBool,
+    recoverable: AtomicBool,
     /// Whether the device was lost or is being reset, with its queues suspended.
     away: AtomicBool,
     /// Received frames that fit no buffer.
@@ -60,7 +60,7 @@ impl Device {
             events,
             state: AtomicU8::new(RUNNING),
             broken: Mutex::new(None),
-            patient: AtomicBool::new(false),
+            recoverable: AtomicBool::new(false),
             away: AtomicBool::new(false),
             too_long: Arc::new(too_long),
             unplugged: AtomicBool::new(false),
@@ -108,7 +108,7 @@ impl Device {
     pub(in crate::net) fn connected(&self) -> Result<()> {
         let transport = self.transport.read().unwrap_or_else(PoisonError::into_inner);
         match transport.alive() {
-            Err(_) if self.patient.load(Ordering::Relaxed) => Ok(()),
+            Err(_) if self.recoverable.load(Ordering::Relaxed) => Ok(()),
             other => other,
         }
     }
@@ -133,8 +133,8 @@ impl Device {
 
     /// Sets whether the end of QEMU is an outage. If it no longer is, wakes all waiters to check
     /// again.
-    pub(in crate::net) fn set_recoverable(&self, patient: bool) {
-        if self.patient.swap(patient, Ordering::AcqRel) && !patient {
+    pub(in crate::net) fn set_recoverable(&self, on: bool) {
+        if self.recoverable.swap(on, Ordering::AcqRel) && !on {
             self.signal_all();
         }
     }
@@ -144,17 +144,17 @@ impl Device {
     /// Whether the device was lost and may come back, or is being reset.
     pub(in crate::net) fn is_away(&self) -> bool {
         self.away.load(Ordering::Acquire)
-            || (self.patient.load(Ordering::Acquire) && self.transport().alive().is_err())
+            || (self.recoverable.load(Ordering::Acquire) && self.transport().alive().is_err())
     }
 
     /// Waits while the device is away.
     pub(in crate::net) fn await_back(&self) -> Result<()> {
         let since = Instant::now();
         let transport = self.transport();
-        let patient = Interruptible::new(transport.as_ref());
+        let signals = Interruptible::new(transport.as_ref());
         loop {
             self.alive()?;
-            patient.ask()?;
+            signals.check()?;
             if !self.is_away() {
                 return Ok(());
             }
@@ -165,9 +165,9 @@ impl Device {
                         .to_owned(),
                 ));
             }
-            if since.elapsed() > PATIENCE {
+            if since.elapsed() > TIMEOUT {
                 return Err(Error::Timeout(format!(
-                    "the device did not come back within {PATIENCE:?}"
+                    "the device did not come back within {TIMEOUT:?}"
                 )));
             }
             std::thread::sleep(LOOK);

@@ -18,7 +18,7 @@ use crate::net::queue::waiting::Wake;
 use crate::net::stats::{Counting, PortStats};
 use crate::notify::EventFd;
 use crate::virtio::Features;
-use crate::virtio::features::Outcome;
+use crate::virtio::negotiation::Outcome;
 use crate::virtio::transport::QueueAddresses;
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -152,7 +152,7 @@ impl Port {
     /// Begins a change, when no other is under way.
     pub(in crate::net) fn change(&self) -> Result<Change<'_>> {
         let _turn = self.changing.enter(|| {
-            self.device.transport().patience()?;
+            self.device.transport().check_signals()?;
             // Whoever closes may wait for this thread, and have interrupted the change under way.
             self.device.check_resettable()
         })?;
@@ -160,7 +160,7 @@ impl Port {
     }
     /// The change that stops the port; also of one that refuses others.
     pub(in crate::net) fn last_change(&self) -> Result<Change<'_>> {
-        let _turn = self.changing.enter(|| self.device.transport().patience())?;
+        let _turn = self.changing.enter(|| self.device.transport().check_signals())?;
         Ok(Change { port: self, _turn })
     }
     /// An error if this thread is in a change, which a signal handler or callback interrupts.

@@ -1,8 +1,8 @@
 //! `QTest`: one method per command, with checked arguments.
 
 use super::connection::Connection;
-use super::patience::Patience;
 use super::pipeline::End;
+use super::signals::SignalCheck;
 use super::stepping;
 use super::sync::{Mutex, lock};
 use super::wire::{Answer, Command, MAX_IRQ, READ_CHUNK, WRITE_CHUNK, lines_of, push_hex};
@@ -17,8 +17,6 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The most reads sent to QEMU at once, which reads its socket 1,024 bytes at a time.
-const BATCH: usize = 128;
 /// Time between two attempts to connect to a socket that does not exist yet.
 const RETRY: Duration = Duration::from_millis(2);
 
@@ -77,19 +75,19 @@ impl QTest {
         Self::connect_interruptible(path, timeout, None)
     }
 
-    /// Like [`Self::connect`]; every waiting call of this connection also calls `patience` every 100 ms,
+    /// Like [`Self::connect`]; every waiting call of this connection also calls `signals` every 100 ms,
     /// in its own thread.
     ///
     /// # Errors
-    /// See [`Self::connect`], and the error of `patience`.
+    /// See [`Self::connect`], and the error of `signals`.
     pub fn connect_interruptible(
         path: &Path,
         timeout: Duration,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<Self> {
         let deadline = Instant::now().checked_add(timeout);
-        let socket = open(path, deadline, patience)?;
-        Self::greet(path, socket, timeout, deadline, patience)
+        let socket = open(path, deadline, signals)?;
+        Self::greet(path, socket, timeout, deadline, signals)
     }
 
     /// Like [`Self::connect_interruptible`], to a QEMU that has been listening: if nobody listens, it has
@@ -100,7 +98,7 @@ impl QTest {
     pub fn connect_to_running(
         path: &Path,
         timeout: Duration,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<Self> {
         let deadline = Instant::now().checked_add(timeout);
         let socket = match attempt(path)? {
@@ -112,9 +110,9 @@ impl QTest {
                 )));
             }
             // The backlog is full, or a signal arrived.
-            Err(_) => open(path, deadline, patience)?,
+            Err(_) => open(path, deadline, signals)?,
         };
-        Self::greet(path, socket, timeout, deadline, patience)
+        Self::greet(path, socket, timeout, deadline, signals)
     }
 
     /// Waits until QEMU answers.
@@ -123,9 +121,9 @@ impl QTest {
         socket: OwnedFd,
         timeout: Duration,
         deadline: Option<Instant>,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<Self> {
-        let qtest = Self::from_socket(socket, timeout, patience)?;
+        let qtest = Self::from_socket(socket, timeout, signals)?;
         let hello = Command::Endianness;
         match qtest.connection.ask_by(hello, hello.line().bytes(), deadline) {
             Ok(Answer::Number(0)) => Ok(qtest),
@@ -146,9 +144,9 @@ impl QTest {
     pub(crate) fn from_socket(
         socket: OwnedFd,
         timeout: Duration,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<Self> {
-        let (connection, reader) = Connection::start(socket, timeout, patience)?;
+        let (connection, reader) = Connection::start(socket, timeout, signals)?;
         let threads =
             Threads { connection: Arc::clone(&connection), handles: Mutex::new(vec![reader]) };
         Ok(Self { connection, threads: Arc::new(threads) })
@@ -253,27 +251,6 @@ impl QTest {
         self.connection.kick(Command::Out { port, width, value })
     }
 
-    /// Several MMIO reads in one round trip: `(address, width)` each.
-    ///
-    /// # Errors
-    /// See [`Self::port_in`].
-    pub fn read_many(&self, reads: &[(u64, u8)]) -> Result<Vec<u64>> {
-        for (address, width) in reads {
-            check_access(*address, *width)?;
-        }
-        let mut values = Vec::with_capacity(reads.len());
-        for batch in reads.chunks(BATCH) {
-            let commands: Vec<_> = batch
-                .iter()
-                .map(|(address, width)| Command::Read { address: *address, width: *width })
-                .collect();
-            for answer in self.ask_batch(&commands)? {
-                values.push(number(answer)?);
-            }
-        }
-        Ok(values)
-    }
-
     /// Reads `len` bytes.
     ///
     /// # Errors
@@ -355,13 +332,6 @@ impl QTest {
         self.connection.pipeline.level(line)
     }
 
-    /// Signals the eventfds of a line again if it is still raised. Returns whether it is. INTx is
-    /// level-triggered and shared: after handling its device, a driver calls this so that the drivers of
-    /// other devices on the line check theirs.
-    pub fn irq_signal_again(&self, line: u32) -> bool {
-        self.connection.pipeline.signal_again(line)
-    }
-
     /// Signals `event` when the connection ends, or at once if it has, until `event` is dropped.
     pub fn watch(&self, event: &Arc<EventFd>) {
         self.connection.pipeline.watch(event);
@@ -410,12 +380,12 @@ impl QTest {
         }
     }
 
-    /// Calls the connection's [`Patience`], during a wait for something else.
+    /// Calls the connection's [`SignalCheck`], during a wait for something else.
     ///
     /// # Errors
     /// Its error.
-    pub fn patience(&self) -> Result<()> {
-        self.connection.patience.map_or(Ok(()), |ask| ask())
+    pub fn check_signals(&self) -> Result<()> {
+        self.connection.signals.map_or(Ok(()), |ask| ask())
     }
 
     /// Why the connection ended, if it has.
@@ -447,7 +417,7 @@ fn attempt(path: &Path) -> Result<Result<OwnedFd, Errno>> {
 }
 
 /// Connects to a socket that may not exist yet.
-fn open(path: &Path, deadline: Option<Instant>, patience: Option<Patience>) -> Result<OwnedFd> {
+fn open(path: &Path, deadline: Option<Instant>, signals: Option<SignalCheck>) -> Result<OwnedFd> {
     loop {
         let why = match attempt(path)? {
             Ok(socket) => return Ok(socket),
@@ -461,7 +431,7 @@ fn open(path: &Path, deadline: Option<Instant>, patience: Option<Patience>) -> R
             )));
         }
         std::thread::sleep(RETRY);
-        if let Some(ask) = patience {
+        if let Some(ask) = signals {
             ask()?;
         }
     }

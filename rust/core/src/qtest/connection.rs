@@ -1,8 +1,8 @@
 //! The socket and its reading thread.
 
 use super::clock::Clock;
-use super::patience::Patience;
 use super::pipeline::{End, Pipeline, Signal, Ticket};
+use super::signals::SignalCheck;
 use super::wire::{Answer, Command, Splitter, lines_of, parse};
 use crate::locks::may_wait;
 use crate::notify::{Descriptor, EventFd};
@@ -32,7 +32,7 @@ pub(super) struct Connection {
     pub(super) pipeline: Pipeline<EventFd>,
     pub(super) clock: Clock,
     pub(super) timeout: Duration,
-    pub(super) patience: Option<Patience>,
+    pub(super) signals: Option<SignalCheck>,
 }
 
 impl Connection {
@@ -40,7 +40,7 @@ impl Connection {
     pub(super) fn start(
         socket: OwnedFd,
         timeout: Duration,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<(Arc<Self>, JoinHandle<()>)> {
         rustix::io::ioctl_fionbio(&socket, false)
             .map_err(|e| Error::os("setting up the QTest socket", e))?;
@@ -50,7 +50,7 @@ impl Connection {
             pipeline: Pipeline::new(),
             clock: Clock::default(),
             timeout,
-            patience,
+            signals,
         });
         let reader = Arc::clone(&connection);
         let thread = background("virtnic-qtest", move || reader.read())
@@ -110,17 +110,17 @@ impl Connection {
     /// Sends a command without waiting for its reply.
     #[inline]
     pub(super) fn post(&self, command: Command) -> Result<()> {
-        self.submit(&[command], None, command.line().bytes(), self.deadline(), self.patience)
+        self.submit(&[command], None, command.line().bytes(), self.deadline(), self.signals)
     }
 
     /// The same for several commands, in one piece.
     pub(super) fn post_all(&self, commands: &[Command]) -> Result<()> {
-        self.submit(commands, None, &lines_of(commands), self.deadline(), self.patience)
+        self.submit(commands, None, &lines_of(commands), self.deadline(), self.signals)
     }
 
     /// The same for a command whose line is longer.
     pub(super) fn post_line(&self, command: Command, line: &[u8]) -> Result<()> {
-        self.submit(&[command], None, line, self.deadline(), self.patience)
+        self.submit(&[command], None, line, self.deadline(), self.signals)
     }
 
     /// Sends a command now, or as soon as it can be written. Never waits, so the caller may hold any
@@ -156,8 +156,8 @@ impl Connection {
     ) -> Result<Vec<Answer>> {
         let Some(last) = commands.last() else { return Ok(Vec::new()) };
         let ticket = Ticket::new(commands.len());
-        self.submit(commands, Some(&ticket), lines, deadline, self.patience)?;
-        let answers = self.pipeline.finish(&ticket, *last, deadline, self.patience)?;
+        self.submit(commands, Some(&ticket), lines, deadline, self.signals)?;
+        let answers = self.pipeline.finish(&ticket, *last, deadline, self.signals)?;
         self.pipeline.check_refusals()?;
         Ok(answers)
     }
@@ -176,10 +176,10 @@ impl Connection {
         ticket: Option<&Arc<Ticket>>,
         lines: &[u8],
         deadline: Option<Instant>,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<()> {
         self.home.check("the QTest connection")?;
-        let submitted = self.submit_in_turn(commands, ticket, lines, deadline, patience);
+        let submitted = self.submit_in_turn(commands, ticket, lines, deadline, signals);
         // Kicks may have been kept during the turn.
         self.pipeline.go_on(|lines| self.write_now(lines));
         submitted
@@ -191,9 +191,9 @@ impl Connection {
         ticket: Option<&Arc<Ticket>>,
         lines: &[u8],
         deadline: Option<Instant>,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<()> {
-        let mut turn = self.pipeline.begin(commands, ticket, deadline, patience)?;
+        let mut turn = self.pipeline.begin(commands, ticket, deadline, signals)?;
         let written = self.write(turn.before(), deadline).and_then(|()| {
             turn.wrote_before();
             self.write(lines, deadline)

@@ -11,10 +11,12 @@
 mod client;
 mod clock;
 mod connection;
+#[cfg(all(test, not(loom)))]
+mod ending_tests;
 mod kept;
 mod kicks;
-mod patience;
 mod pipeline;
+mod signals;
 mod stepping;
 mod sync;
 #[cfg(all(any(test, feature = "testing"), not(loom)))]
@@ -24,4 +26,4 @@ mod tests;
 mod wire;
 
 pub use client::QTest;
-pub use patience::Patience;
+pub use signals::SignalCheck;

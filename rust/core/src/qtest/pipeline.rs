@@ -5,7 +5,7 @@
 //! happens here.
 
 use super::kept::{Before, Kept};
-use super::patience::Patience;
+use super::signals::SignalCheck;
 use super::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 use super::wire::{Answer, Command, Incoming, MAX_IRQ, quote};
 use crate::locks::may_wait;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// The most requests without a reply; more wait, so that memory is bounded.
 pub(super) const MAX_OUTSTANDING: usize = 1024;
-/// How often a waiting thread calls its [`Patience`].
+/// How often a waiting thread calls its [`SignalCheck`].
 const SLICE: Duration = Duration::from_millis(100);
 
 /// Signalled by an interrupt or the end: an eventfd, or a fake in a model.
@@ -178,13 +178,13 @@ impl<S> Drop for Turn<'_, S> {
     }
 }
 
-/// Waits until `done`, which is called with the lock held. Calls `patience` after each [`SLICE`].
+/// Waits until `done`, which is called with the lock held. Calls `signals` after each [`SLICE`].
 /// Returns `None` after the deadline.
 fn interruptible<'a, T>(
     mutex: &'a Mutex<T>,
     condition: &Condvar,
     deadline: Option<Instant>,
-    patience: Option<Patience>,
+    signals: Option<SignalCheck>,
     mut done: impl FnMut(&mut T) -> bool,
 ) -> Result<Option<MutexGuard<'a, T>>> {
     may_wait("QEMU");
@@ -197,12 +197,12 @@ fn interruptible<'a, T>(
         if left == Some(Duration::ZERO) {
             return Ok(None);
         }
-        let slice = match patience {
+        let slice = match signals {
             Some(_) => Some(left.map_or(SLICE, |l| l.min(SLICE))),
             None => left,
         };
         guard = wait(condition, guard, slice);
-        if let Some(ask) = patience
+        if let Some(ask) = signals
             && !done(&mut guard)
         {
             drop(guard);
@@ -238,7 +238,7 @@ impl<S: Signal> Pipeline<S> {
         commands: &[Command],
         ticket: Option<&Arc<Ticket>>,
         deadline: Option<Instant>,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<Turn<'_, S>> {
         debug_assert!(commands.len() <= MAX_OUTSTANDING);
         let places = commands.len();
@@ -250,7 +250,7 @@ impl<S: Signal> Pipeline<S> {
         if !ready(&mut state) {
             state.queueing += 1;
             drop(state);
-            let waited = interruptible(&self.state, &self.turn, deadline, patience, ready);
+            let waited = interruptible(&self.state, &self.turn, deadline, signals, ready);
             state = match waited {
                 Ok(Some(state)) => state,
                 Ok(None) => {
@@ -290,10 +290,10 @@ impl<S: Signal> Pipeline<S> {
         ticket: &Ticket,
         command: Command,
         deadline: Option<Instant>,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<Vec<Answer>> {
         let complete = |r: &mut Replies| r.ended || r.list.len() == r.expected;
-        let waited = interruptible(&ticket.replies, &ticket.done, deadline, patience, complete)?;
+        let waited = interruptible(&ticket.replies, &ticket.done, deadline, signals, complete)?;
         let Some(mut replies) = waited else {
             return Err(Error::Timeout(format!(
                 "no reply to `{command}` in time; QEMU's main loop is blocked or stopped"
@@ -403,17 +403,6 @@ impl<S: Signal> Pipeline<S> {
             .is_some_and(|word| word & (1 << (line % 64)) != 0)
     }
 
-    /// Signals the eventfds of a line again if it is still raised.
-    pub(super) fn signal_again(&self, line: u32) -> bool {
-        let state = lock(&self.state);
-        let raised =
-            state.levels.get(line as usize / 64).is_some_and(|w| w & (1 << (line % 64)) != 0);
-        if raised {
-            Self::signal_line(&state, line);
-        }
-        raised
-    }
-
     /// Signals `event` whenever the line is raised; at once if it is raised now.
     pub(super) fn on_irq(&self, line: u32, event: &Arc<S>) {
         let mut state = lock(&self.state);
@@ -468,131 +457,7 @@ impl<S: Signal> Pipeline<S> {
 }
 
 /// `RUSTFLAGS="--cfg loom" cargo test -p virtnic --release --lib loom`
+
 #[cfg(all(test, loom))]
-mod loom_tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::qtest::wire::parse;
-    use loom::sync::atomic::{AtomicUsize, Ordering};
-    use loom::thread;
-
-    #[derive(Debug, Default)]
-    struct Bell(AtomicUsize);
-
-    impl Signal for Bell {
-        fn signal(&self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    /// A socket whose peer answers each request with its port number: the requests written, in order.
-    #[derive(Default)]
-    struct Peer {
-        requests: Mutex<VecDeque<u16>>,
-        arrived: Condvar,
-    }
-
-    fn port(n: u16) -> Command {
-        Command::In { port: n, width: 2 }
-    }
-
-    /// A caller: adds a slot, writes, waits.
-    fn ask(pipeline: &Pipeline<Bell>, peer: &Peer, n: u16) -> Result<Vec<Answer>> {
-        let ticket = Ticket::new(1);
-        let turn = pipeline.begin(&[port(n)], Some(&ticket), None, None)?;
-        lock(&peer.requests).push_back(n);
-        peer.arrived.notify_all();
-        drop(turn);
-        pipeline.finish(&ticket, port(n), None, None)
-    }
-
-    /// The reading thread, for this many replies.
-    fn serve(pipeline: &Pipeline<Bell>, peer: &Peer, replies: usize) {
-        for _ in 0..replies {
-            let mut requests = lock(&peer.requests);
-            let n = loop {
-                match requests.pop_front() {
-                    Some(n) => break n,
-                    None => requests = wait(&peer.arrived, requests, None),
-                }
-            };
-            drop(requests);
-            let line = format!("OK {n:#06x}");
-            pipeline.deliver(&parse(line.as_bytes()).unwrap()).unwrap();
-        }
-    }
-
-    fn model(f: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(f);
-    }
-
-    #[test]
-    fn loom_each_caller_gets_its_own_reply() {
-        model(|| {
-            let pipeline = Arc::new(Pipeline::new());
-            let peer = Arc::new(Peer::default());
-            let reader = {
-                let (pipeline, peer) = (Arc::clone(&pipeline), Arc::clone(&peer));
-                thread::spawn(move || serve(&pipeline, &peer, 2))
-            };
-            let other = {
-                let (pipeline, peer) = (Arc::clone(&pipeline), Arc::clone(&peer));
-                thread::spawn(move || ask(&pipeline, &peer, 7).unwrap())
-            };
-            assert_eq!(ask(&pipeline, &peer, 5).unwrap(), [Answer::Number(5)]);
-            assert_eq!(other.join().unwrap(), [Answer::Number(7)]);
-            reader.join().unwrap();
-        });
-    }
-
-    /// Two callers, one reply, then the end: the other caller gets the error of the end, and the watcher
-    /// is signalled once.
-    #[test]
-    fn loom_the_end_wakes_all() {
-        model(|| {
-            let pipeline = Arc::new(Pipeline::new());
-            let peer = Arc::new(Peer::default());
-            let bell = Arc::new(Bell::default());
-            let reader = {
-                let (pipeline, peer) = (Arc::clone(&pipeline), Arc::clone(&peer));
-                thread::spawn(move || {
-                    serve(&pipeline, &peer, 1);
-                    assert!(pipeline.die(End::Died("gone".into())));
-                })
-            };
-            let other = {
-                let (pipeline, peer) = (Arc::clone(&pipeline), Arc::clone(&peer));
-                thread::spawn(move || ask(&pipeline, &peer, 7).is_ok())
-            };
-            pipeline.watch(&bell);
-            let mine = ask(&pipeline, &peer, 5);
-            let theirs = other.join().unwrap();
-            reader.join().unwrap();
-            if let Err(error) = &mine {
-                assert!(matches!(error, Error::QemuDied(why) if why == "gone"));
-            }
-            assert_eq!(usize::from(mine.is_ok()) + usize::from(theirs), 1);
-            assert_eq!(bell.0.load(Ordering::SeqCst), 1);
-        });
-    }
-
-    /// An eventfd that is registered while its line is raised is signalled once.
-    #[test]
-    fn loom_a_raised_line_is_not_missed() {
-        model(|| {
-            let pipeline = Arc::new(Pipeline::new());
-            let bell = Arc::new(Bell::default());
-            let reader = {
-                let pipeline = Arc::clone(&pipeline);
-                thread::spawn(move || {
-                    pipeline.deliver(&Incoming::Irq { line: 11, raised: true }).unwrap();
-                })
-            };
-            pipeline.on_irq(11, &bell);
-            reader.join().unwrap();
-            assert_eq!(bell.0.load(Ordering::SeqCst), 1);
-        });
-    }
-}
+#[path = "pipeline_loom.rs"]
+mod loom_tests;

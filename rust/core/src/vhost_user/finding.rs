@@ -3,7 +3,7 @@
 use super::channel::End;
 use super::socket::{GREETING, Source, may_come};
 use crate::notify::wait_readable;
-use crate::qtest::Patience;
+use crate::qtest::SignalCheck;
 use crate::{Error, Result};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ pub(super) const SLICE: Duration = Duration::from_millis(100);
 pub(super) fn find<T>(
     source: &Source,
     wait: Duration,
-    patience: Option<Patience>,
+    signals: Option<SignalCheck>,
     mut greet: impl FnMut(OwnedFd, Duration) -> Result<Result<T, End>>,
 ) -> Result<T> {
     let path = source.path().display();
@@ -59,7 +59,7 @@ pub(super) fn find<T>(
             }
             None => std::thread::sleep(left.min(SLICE / 5)),
         }
-        patience.map_or(Ok(()), |ask| ask())?;
+        signals.map_or(Ok(()), |ask| ask())?;
     }
 }
 
@@ -76,7 +76,7 @@ fn absent(source: &Source, wait: Duration, error: Errno) -> Error {
     }
 }
 
-/// Ignores an interruption by a signal, which `patience` handles.
+/// Ignores an interruption by a signal, which `signals` handles.
 pub(super) fn uninterrupted(waited: Result<bool>) -> Result<()> {
     match waited {
         Err(Error::Os { errno, .. }) if errno == Errno::INTR.raw_os_error() => Ok(()),

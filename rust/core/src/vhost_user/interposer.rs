@@ -3,7 +3,7 @@
 use super::channel::End;
 use super::demands::{Demands, Offer};
 use super::finding::{SLICE, find, uninterrupted};
-use super::link::PATIENCE;
+use super::link::TIMEOUT;
 use super::message::MAX_QUEUES;
 use super::relay::{Relay, State};
 use super::retry::{Attempts, Retry};
@@ -13,7 +13,7 @@ use super::socket::{Greeting, Listener, Source};
 use super::thread::{Attended, attend};
 use crate::notify::{EventFd, Kick, wait_readable};
 use crate::process::Home;
-use crate::qtest::Patience;
+use crate::qtest::SignalCheck;
 use crate::virtio::transport::vhost::Driver;
 use crate::{Error, Result};
 use rustix::fs::Mode;
@@ -83,7 +83,7 @@ pub struct Terms {
     /// How to reconnect to a lost backend.
     pub retry: Retry,
     /// How long the backend may take to answer QEMU.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// Signalled when something [changes](Interposer::changed), and not closed by the interposer. By
     /// default, it creates one. Sharing one saves descriptors.
     pub changed: Option<Arc<EventFd>>,
@@ -91,7 +91,7 @@ pub struct Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { pairs: 1, retry: Retry::default(), patience: PATIENCE, changed: None }
+        Self { pairs: 1, retry: Retry::default(), timeout: TIMEOUT, changed: None }
     }
 }
 
@@ -114,17 +114,17 @@ impl Interposer {
         Self::start_interruptible(listen, backend, wait, calls, Terms::default(), None)
     }
 
-    /// [`Self::start`] with options; calls `patience` every 100 ms while it waits.
+    /// [`Self::start`] with options; calls `signals` every 100 ms while it waits.
     ///
     /// # Errors
-    /// See [`Self::start`], and the error of `patience`.
+    /// See [`Self::start`], and the error of `signals`.
     pub fn start_interruptible(
         listen: &Path,
         backend: Backend,
         wait: Duration,
         calls: Vec<Option<Arc<EventFd>>>,
         terms: Terms,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<Self> {
         if calls.len() > MAX_QUEUES {
             return Err(Error::Invalid(format!(
@@ -138,7 +138,7 @@ impl Interposer {
         }?;
         let demands = Demands { pairs: terms.pairs, features: 0 };
         let (socket, offer) =
-            find(&source, wait, patience, |socket, time| greet(socket, time, &demands, patience))?;
+            find(&source, wait, signals, |socket, time| greet(socket, time, &demands, signals))?;
         let first = socket.try_clone().ok();
         let gate = Listener::open(listen, Some(Mode::RUSR | Mode::WUSR))?;
         let changed_is_shared = terms.changed.is_some();
@@ -163,8 +163,8 @@ impl Interposer {
             qemu_losses: AtomicU64::new(0),
         });
         let attempts = Attempts::new(terms.retry);
-        let (listen, patience) = (listen.to_owned(), terms.patience);
-        let relay = Relay::new(Arc::clone(&shared), source, listen, attempts, patience, demands);
+        let (listen, timeout) = (listen.to_owned(), terms.timeout);
+        let relay = Relay::new(Arc::clone(&shared), source, listen, attempts, timeout, demands);
         let ready = State::Ready { backend: socket.into(), gate, paused: None };
         let attended = Mutex::new(Some(Arc::new(attend(relay, ready)?)));
         Ok(Self { home: Home::here(), shared, attended, first: Mutex::new(first) })
@@ -332,7 +332,7 @@ fn greet(
     socket: OwnedFd,
     time: Duration,
     demands: &Demands,
-    patience: Option<Patience>,
+    signals: Option<SignalCheck>,
 ) -> Result<Result<(OwnedFd, Offer), End>> {
     let mut greeting = match Greeting::begin(socket, time, demands.pairs) {
         Ok(greeting) => greeting,
@@ -345,7 +345,7 @@ fn greet(
                 Some(lacking) => return Ok(Err(End::Broken(lacking))),
                 None => return Ok(Ok((greeting.into_socket(), offer))),
             },
-            Ok(None) => patience.map_or(Ok(()), |ask| ask())?,
+            Ok(None) => signals.map_or(Ok(()), |ask| ask())?,
             Err(end) => return Ok(Err(end)),
         }
     }

@@ -34,7 +34,7 @@ pub(super) struct Relay {
     listen: PathBuf,
     attempts: Attempts,
     /// The time limit of each side for a message.
-    patience: Duration,
+    timeout: Duration,
     /// The requirements for the next backend.
     demands: Demands,
     /// The rings of the last backend.
@@ -91,7 +91,7 @@ impl Relay {
         source: Source,
         listen: PathBuf,
         attempts: Attempts,
-        patience: Duration,
+        timeout: Duration,
         demands: Demands,
     ) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Relay {
             source,
             listen,
             attempts,
-            patience,
+            timeout,
             demands,
             rings: first_pair(),
             joined: Instant::now(),
@@ -355,7 +355,7 @@ impl Relay {
         let link = Link::new(qemu.into(), backend.into()).expecting(
             self.demands.pairs,
             self.rings.clone(),
-            self.patience,
+            self.timeout,
         );
         State::Linked(Box::new(link))
     }

@@ -130,10 +130,10 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
-    /// Sends the first request; the answers may take `patience`.
-    pub(super) fn begin(socket: OwnedFd, patience: Duration, pairs: u16) -> Result<Self, End> {
+    /// Sends the first request; the answers may take `timeout`.
+    pub(super) fn begin(socket: OwnedFd, timeout: Duration, pairs: u16) -> Result<Self, End> {
         let begun = Instant::now();
-        let until = begun.checked_add(patience).unwrap_or(begun + FOREVER);
+        let until = begun.checked_add(timeout).unwrap_or(begun + FOREVER);
         let (reader, several) = (Reader::new(), pairs > 1);
         let mut greeting =
             Self { socket, reader, asked: 0, features: 0, protocol: None, several, begun, until };

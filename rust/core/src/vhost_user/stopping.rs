@@ -14,8 +14,8 @@ pub(super) struct Stopping {
 }
 
 impl Stopping {
-    pub(super) fn of(rings: Vec<u32>, patience: Duration) -> Self {
-        Self { rings: rings.into(), asked: false, until: Instant::now() + patience }
+    pub(super) fn of(rings: Vec<u32>, timeout: Duration) -> Self {
+        Self { rings: rings.into(), asked: false, until: Instant::now() + timeout }
     }
 
     /// `Some(false)` if the time is over.

@@ -229,7 +229,8 @@ catalogue! {
 mod tests {
     use super::*;
     use crate::virtio::Features;
-    use crate::virtio::features::{Preferences, TABLE, negotiate};
+    use crate::virtio::features::TABLE;
+    use crate::virtio::negotiation::{Preferences, negotiate};
 
     #[test]
     fn every_feature_has_one_entry() {

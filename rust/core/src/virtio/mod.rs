@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod features;
+pub mod negotiation;
 pub mod ring;
 pub mod status;
 pub mod transport;

@@ -17,7 +17,7 @@ use virtnic::net::Offload;
 use virtnic::virtio::Features;
 use virtnic::virtio::ring::testing::{Chain, PackedDevice, SplitDevice, View};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Frames that are forwarded for each kind of violation.
 const FRAMES: u64 = 300;
 
@@ -62,12 +62,12 @@ fn between<D: Format>(pools: [&Arc<Pool>; 2], kind: Kind, aim: Aim, seed: u64) -
         assert!(matches!(again, Err(Error::Device(_))), "{again:?}");
         // The other port is not affected.
         let mut through = 0;
-        let patience = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while through < 100 {
             through += by_bursts(&good, Instant::now() + Duration::from_millis(2)).unwrap();
-            assert!(Instant::now() < patience, "only {through} frames");
+            assert!(Instant::now() < deadline, "only {through} frames");
         }
-        assert!(began.elapsed() < 2 * PATIENCE);
+        assert!(began.elapsed() < 2 * TIMEOUT);
         (through, true)
     })
     .tap(|_| {
@@ -252,10 +252,10 @@ fn metadata<D: Format>(able: Features, apart: bool, seed: u64) -> (u64, u64, u64
             }
         });
         let mut tick = |_: &engine::Report| Ok(true);
-        let control = engine::Control::new(Some(PATIENCE), Some(FRAMES), &mut tick);
+        let control = engine::Control::new(Some(TIMEOUT), Some(FRAMES), &mut tick);
         let report = engine::forward(&bad, &good, Forwarding::dropping(Mode::Io), control).unwrap();
         let began = Instant::now();
-        while came.load(Ordering::Relaxed) < report.sent && began.elapsed() < PATIENCE {
+        while came.load(Ordering::Relaxed) < report.sent && began.elapsed() < TIMEOUT {
             std::thread::yield_now();
         }
         stop.store(true, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use crate::memory::{PageRequest, PageSize, Placement, Region, RegionOptions};
 use crate::net::{HashTypes, PortOptions, Rss};
 use crate::notify::{Doorbell, EventFd};
 use crate::virtio::Status;
-use crate::virtio::features::Preferences;
+use crate::virtio::negotiation::Preferences;
 use crate::virtio::ring::RingOptions;
 use crate::virtio::ring::testing::{Device, SplitDevice};
 use crate::virtio::transport::{QueueAddresses, Transport};

@@ -119,9 +119,9 @@ impl Port {
             )));
         };
         let transport = self.device.transport();
-        let _asking = self.asking.enter(|| transport.patience())?;
-        let patient = Interruptible::new(transport.as_ref());
-        let alive = || self.answering().and_then(|()| patient.ask());
+        let _asking = self.asking.enter(|| transport.check_signals())?;
+        let signals = Interruptible::new(transport.as_ref());
+        let alive = || self.answering().and_then(|()| signals.check());
         let mut late = None;
         let done = control.run(alive, command, payload, arguments, &mut late);
         if let Some(late) = late {

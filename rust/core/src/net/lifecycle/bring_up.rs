@@ -14,7 +14,7 @@ use crate::net::port::{Port, Setup};
 use crate::net::queue::pair::QueuePair;
 use crate::net::queue::{AnyRing, Common, RxQueue, TxQueue};
 use crate::notify::{Doorbell, EventFd};
-use crate::virtio::features::Preferences;
+use crate::virtio::negotiation::Preferences;
 use crate::virtio::ring::RingOptions;
 use crate::virtio::transport::{NO_VECTOR, Transport};
 use crate::virtio::{Features, Status};

@@ -31,7 +31,7 @@ impl Port {
     /// loop calls, it only marks the port: the end of what was interrupted does the rest.
     ///
     /// # Errors
-    /// What the caller's patience returns ([`Patience`](crate::qtest::Patience)).
+    /// What the caller's check for signals returns ([`SignalCheck`](crate::qtest::SignalCheck)).
     pub fn try_stop(&self) -> Result<()> {
         self.device.close();
         if self.device.at_home().is_err() || self.ended.load(Ordering::Acquire) {
@@ -96,7 +96,7 @@ impl Port {
             }
         }
         if let Some(control) = self.control.as_ref().filter(|_| reset) {
-            match self.asking.enter(|| self.device.transport().patience()) {
+            match self.asking.enter(|| self.device.transport().check_signals()) {
                 Ok(_asking) => control.end(),
                 // A signal handler, in the middle of a command: its memory goes with the port.
                 Err(Error::Busy(_)) => {}

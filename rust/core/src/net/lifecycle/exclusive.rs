@@ -20,11 +20,11 @@ pub(in crate::net) struct Exclusive {
 }
 
 impl Exclusive {
-    /// Waits for the lock; `patience` is called meanwhile.
+    /// Waits for the lock; `check` is called meanwhile.
     ///
     /// # Errors
-    /// [`Error::Busy`] if this thread holds it; what `patience` returns.
-    pub(in crate::net) fn enter(&self, patience: impl Fn() -> Result<()>) -> Result<Turn<'_>> {
+    /// [`Error::Busy`] if this thread holds it; what `check` returns.
+    pub(in crate::net) fn enter(&self, check: impl Fn() -> Result<()>) -> Result<Turn<'_>> {
         may_wait("another change of the port");
         let mut owner = self.owner();
         while *owner != 0 {
@@ -34,7 +34,7 @@ impl Exclusive {
             owner = waited.0;
             if *owner != 0 {
                 drop(owner);
-                patience()?;
+                check()?;
                 owner = self.owner();
             }
         }

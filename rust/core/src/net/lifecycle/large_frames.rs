@@ -2,7 +2,7 @@
 
 use crate::memory::{JUMBO_SIZE, Pool};
 use crate::virtio::Features;
-use crate::virtio::features::{Preferences, prerequisites};
+use crate::virtio::negotiation::{Preferences, prerequisites};
 use crate::{Error, Result};
 
 /// An error if such a frame fits no buffer; otherwise makes sure that they are merged if necessary.

@@ -3,7 +3,7 @@
 
 use crate::net::packet::header::HEADER_LEN;
 use crate::virtio::Features;
-use crate::virtio::features::{Outcome, Preferences, negotiate};
+use crate::virtio::negotiation::{Outcome, Preferences, negotiate};
 use crate::virtio::transport::Transport;
 use crate::{Error, Result};
 

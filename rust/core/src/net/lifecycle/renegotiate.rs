@@ -9,7 +9,7 @@ use crate::net::lifecycle::bring_up::{check_mtu, frame_ring, make_ring};
 use crate::net::port::Port;
 use crate::net::queue::AnyRing;
 use crate::virtio::Features;
-use crate::virtio::features::{consistent, prerequisites};
+use crate::virtio::negotiation::{consistent, prerequisites};
 use crate::{Error, Result};
 
 /// Layout and operation of a ring.

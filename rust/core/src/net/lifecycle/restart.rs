@@ -49,8 +49,8 @@ impl Port {
     /// Sets whether the end of QEMU is an outage instead of an error: [`Self::reattach`] will
     /// follow. Meanwhile receiving finds nothing, sending behaves as with a full ring, waits
     /// continue, and commands wait for the device (up to 30 s).
-    pub fn set_recoverable(&self, patient: bool) {
-        self.device.set_recoverable(patient);
+    pub fn set_recoverable(&self, on: bool) {
+        self.device.set_recoverable(on);
     }
     /// Gives up: from now on every call returns this error.
     pub fn abandon(&self, why: &str) {
@@ -214,7 +214,7 @@ impl Port {
         if transport.pairs().is_some() {
             transport.enable_pairs(self.active_pairs())?;
         }
-        let _asking = self.asking.enter(|| transport.patience())?;
+        let _asking = self.asking.enter(|| transport.check_signals())?;
         self.journal().steering_unknown = false;
         if let Some(control) = &self.control {
             let index = control.index();
@@ -294,8 +294,8 @@ impl Port {
         let Some(control) = &self.control else { return Ok(()) };
         let told: Vec<Entry> = self.journal().entries();
         for Entry { command, payload, arguments } in &told {
-            let patient = Interruptible::new(transport);
-            let alive = || transport.alive().and_then(|()| patient.ask());
+            let signals = Interruptible::new(transport);
+            let alive = || transport.alive().and_then(|()| signals.check());
             control.run(alive, *command, payload, arguments, &mut None)?;
         }
         Ok(())

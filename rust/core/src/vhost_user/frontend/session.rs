@@ -8,7 +8,7 @@ use super::super::message::{
 use super::wire::{Failure, Wait, Wire, after};
 use crate::memory::Region;
 use crate::notify::EventFd;
-use crate::qtest::Patience;
+use crate::qtest::SignalCheck;
 use crate::virtio::Status;
 use crate::virtio::transport::vhost::{Vhost, Vring};
 use crate::{Error, Owned, Result};
@@ -39,7 +39,7 @@ pub struct Session {
     /// Whether a message enables rings.
     enables: bool,
     until: Instant,
-    patience: Option<Patience>,
+    signals: Option<SignalCheck>,
     stop: Option<Arc<EventFd>>,
     /// Why the connection ended.
     over: Option<End>,
@@ -55,7 +55,7 @@ impl Session {
         socket: OwnedFd,
         name: &str,
         time: Duration,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
         stop: Option<Arc<EventFd>>,
         messages: Arc<AtomicU64>,
     ) -> Result<Self, Failed> {
@@ -67,7 +67,7 @@ impl Session {
             pairs: 1,
             enables: false,
             until: after(time),
-            patience,
+            signals,
             stop,
             over: None,
             messages,
@@ -136,7 +136,7 @@ impl Session {
         }
         let (asked, answered) = (message.request, message.wants_reply());
         let stop = self.stop.clone();
-        let wait = Wait { until: self.until, patience: self.patience, stop: stop.as_deref() };
+        let wait = Wait { until: self.until, signals: self.signals, stop: stop.as_deref() };
         self.messages.fetch_add(1, Ordering::Relaxed);
         if let Err(failure) = self.wire.send(message, wait) {
             return Err(self.failed(failure, asked, "did not take"));

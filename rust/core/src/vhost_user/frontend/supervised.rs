@@ -11,7 +11,7 @@ use super::session::{Failed, Session};
 use super::wire::{Failure, wait_either};
 use crate::notify::EventFd;
 use crate::process::{Home, background};
-use crate::qtest::Patience;
+use crate::qtest::SignalCheck;
 use crate::virtio::Features;
 use crate::virtio::transport::Transport;
 use crate::virtio::transport::vhost::{Driver, Vhost, VhostDevice, VhostOptions};
@@ -63,7 +63,7 @@ pub struct FrontEndStats {
 struct Shared {
     device: Arc<VhostDevice>,
     path: String,
-    patience: Option<Patience>,
+    signals: Option<SignalCheck>,
     /// Ends the thread, and its waits for a backend.
     stop: Arc<EventFd>,
     changed: Arc<EventFd>,
@@ -130,12 +130,12 @@ impl FrontEnd {
         }?;
         let stop = Arc::new(EventFd::new()?);
         let messages = Arc::<AtomicU64>::default();
-        let (pairs, patience) = (device.pairs, device.patience);
+        let (pairs, signals) = (device.pairs, device.signals);
         let path = source.path().display().to_string();
-        let session = find(&source, wait, patience, |socket, time| {
+        let session = find(&source, wait, signals, |socket, time| {
             let meet = |socket| {
                 let (stop, messages) = (Some(Arc::clone(&stop)), Arc::clone(&messages));
-                Session::greet(socket, &path, time, patience, stop, messages)
+                Session::greet(socket, &path, time, signals, stop, messages)
             };
             match meet(socket) {
                 Ok(session) if session.pairs() < pairs => {
@@ -161,7 +161,7 @@ impl FrontEnd {
             offered: AtomicU64::new(session.offered()),
             device: Arc::new(VhostDevice::new(Box::new(session), device)),
             path,
-            patience,
+            signals,
             stop,
             changed,
             changed_is_shared,
@@ -411,7 +411,7 @@ impl Supervisor {
         let shared = &self.shared;
         let (stop, messages) = (Some(Arc::clone(&shared.stop)), Arc::clone(&shared.messages));
         let session =
-            match Session::greet(socket, &shared.path, GREETING, shared.patience, stop, messages) {
+            match Session::greet(socket, &shared.path, GREETING, shared.signals, stop, messages) {
                 Ok(session) => session,
                 Err(Failed { end: _, error: Error::Closed(_) }) => return Err(Stopped),
                 Err(Failed { error, .. }) => return Ok(Err(error.to_string())),

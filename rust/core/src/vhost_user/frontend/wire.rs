@@ -3,7 +3,7 @@
 use super::super::channel::{End, Reader, Writer};
 use super::super::message::{Fd, MAX_FDS, MAX_PAYLOAD, Message};
 use crate::notify::{EventFd, timespec};
-use crate::qtest::Patience;
+use crate::qtest::SignalCheck;
 use crate::unix::{address, unconnected};
 use crate::{Error, Owned, Result};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -24,7 +24,7 @@ pub(super) enum Failure {
     End(End),
     /// The time is over.
     Late,
-    /// An error of the caller's patience, or the front-end was closed.
+    /// An error of the caller's check for signals, or the front-end was closed.
     Stopped(Error),
 }
 
@@ -38,7 +38,7 @@ impl From<End> for Failure {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait<'a> {
     pub until: Instant,
-    pub patience: Option<Patience>,
+    pub signals: Option<SignalCheck>,
     pub stop: Option<&'a EventFd>,
 }
 
@@ -85,14 +85,14 @@ impl Wire {
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is too long, [`Error::Timeout`], [`Error::Closed`] if the peer
-    /// disconnected, and the error of `patience`.
+    /// disconnected, and the error of `signals`.
     pub fn send_message(
         &mut self,
         (request, flags): (u32, u32),
         payload: Vec<u8>,
         fds: Vec<Arc<Owned>>,
         time: Duration,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<()> {
         if payload.len() > MAX_PAYLOAD || fds.len() > MAX_FDS {
             return Err(Error::Invalid(format!(
@@ -102,7 +102,7 @@ impl Wire {
             )));
         }
         let fds = fds.into_iter().map(Fd::Ours).collect();
-        let wait = Wait { until: after(time), patience, stop: None };
+        let wait = Wait { until: after(time), signals, stop: None };
         self.send(Message { request, flags, payload, fds }, wait).map_err(|failure| match failure {
             Failure::End(end) => Error::Closed(format!("sending to the backend failed: {end}")),
             Failure::Late => Error::Timeout(format!("the backend did not read for {time:?}")),
@@ -114,13 +114,13 @@ impl Wire {
     ///
     /// # Errors
     /// [`Error::Closed`] if the peer disconnected, [`Error::Device`] if it broke the protocol, and the
-    /// error of `patience`.
+    /// error of `signals`.
     pub fn receive_message(
         &mut self,
         time: Duration,
-        patience: Option<Patience>,
+        signals: Option<SignalCheck>,
     ) -> Result<Option<Received>> {
-        let wait = Wait { until: after(time), patience, stop: None };
+        let wait = Wait { until: after(time), signals, stop: None };
         let message = match self.receive(wait) {
             Ok(message) => message,
             Err(Failure::Late) => return Ok(None),
@@ -171,7 +171,7 @@ impl Wire {
             if wait_either(self.socket.as_fd(), what, wait.stop, Some(left.min(SLICE)))? {
                 return Ok(());
             }
-            wait.patience.map_or(Ok(()), |ask| ask()).map_err(Failure::Stopped)?;
+            wait.signals.map_or(Ok(()), |ask| ask()).map_err(Failure::Stopped)?;
         }
     }
 

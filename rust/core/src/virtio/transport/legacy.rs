@@ -298,8 +298,8 @@ impl Transport for LegacyPci {
         Ok(self.read(register::ISR_STATUS, 1)? as u8)
     }
 
-    fn patience(&self) -> Result<()> {
-        self.qtest.patience()
+    fn check_signals(&self) -> Result<()> {
+        self.qtest.check_signals()
     }
 
     fn alive(&self) -> Result<()> {

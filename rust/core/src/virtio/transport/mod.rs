@@ -109,7 +109,7 @@ pub trait Transport: Send + Sync {
     }
     /// Called every 100 ms by a caller that waits for the device. An error ends the wait, such as after
     /// a user's Ctrl-C.
-    fn patience(&self) -> Result<()> {
+    fn check_signals(&self) -> Result<()> {
         Ok(())
     }
 }

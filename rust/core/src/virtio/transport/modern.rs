@@ -246,8 +246,8 @@ impl Transport for ModernPci {
         Ok(self.qtest.read(self.registers.isr, 1)? as u8)
     }
 
-    fn patience(&self) -> Result<()> {
-        self.qtest.patience()
+    fn check_signals(&self) -> Result<()> {
+        self.qtest.check_signals()
     }
 
     fn alive(&self) -> Result<()> {

@@ -75,7 +75,7 @@ impl Transport for Unplugged {
     fn alive(&self) -> Result<()> {
         self.0.alive()
     }
-    fn patience(&self) -> Result<()> {
-        self.0.patience()
+    fn check_signals(&self) -> Result<()> {
+        self.0.check_signals()
     }
 }

@@ -5,7 +5,7 @@ use super::{Driver, Vhost, Vring};
 use crate::locks::may_wait;
 use crate::memory::Region;
 use crate::notify::{Doorbell, EventFd, Kick};
-use crate::qtest::Patience;
+use crate::qtest::SignalCheck;
 use crate::virtio::transport::{QueueAddresses, Transport};
 use crate::virtio::{Features, Status};
 use crate::{Error, Result};
@@ -41,7 +41,7 @@ pub struct VhostOptions {
     /// How long a backend may take for one operation.
     pub time: Duration,
     /// Called during waits for a backend.
-    pub patience: Option<Patience>,
+    pub signals: Option<SignalCheck>,
 }
 
 /// The state that the driver has set. Only locked briefly.
@@ -194,7 +194,7 @@ impl VhostDevice {
             }
             if asked.elapsed() >= SLICE {
                 asked = Instant::now();
-                self.patience()?;
+                self.check_signals()?;
             }
         }
     }
@@ -480,8 +480,8 @@ impl Transport for VhostDevice {
     fn alive(&self) -> Result<()> {
         Ok(())
     }
-    fn patience(&self) -> Result<()> {
-        self.options.patience.map_or(Ok(()), |ask| ask())
+    fn check_signals(&self) -> Result<()> {
+        self.options.signals.map_or(Ok(()), |ask| ask())
     }
 }
 

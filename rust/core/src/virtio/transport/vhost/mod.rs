@@ -42,7 +42,7 @@ pub struct Vring {
 /// # Errors
 /// Every call: [`crate::Error::Device`] if the backend refuses, breaks a rule or is gone,
 /// [`crate::Error::Timeout`] if it does not answer, and the error of the caller's
-/// [`Patience`](crate::qtest::Patience). After an error the connection is closed.
+/// [`SignalCheck`](crate::qtest::SignalCheck). After an error the connection is closed.
 pub trait Vhost: Send {
     /// The feature bits that it offers.
     fn offered(&self) -> u64;
