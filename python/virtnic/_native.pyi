@@ -776,7 +776,7 @@ class CaptureWriter:
     def comment(self, text: str) -> None:
         """Add a comment to the next frame that is written. Raises ValueError."""
     def close(self) -> None:
-        """Write the remaining frames and end. Raises OSError, once, if the file could not be written."""
+        """Write the remaining frames and end. Raises OSError, once, if that failed."""
 
 def play(
     port: NetPort,

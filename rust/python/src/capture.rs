@@ -87,7 +87,7 @@ impl CaptureWriter {
         self.0.comment(text).map_err(to_py)
     }
 
-    /// Write the remaining frames and end. Raises OSError, once, if the file could not be written.
+    /// Write the remaining frames and end. Raises OSError, once, if that failed.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         wait_interruptibly(py, None, |slice| Ok(self.0.close(slice)?.then_some(())))?;
         Ok(())
