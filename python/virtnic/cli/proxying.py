@@ -42,8 +42,8 @@ _TIMEOUT = 30.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 #: Seconds until accept() is tried again.
 _PAUSE = 0.2
-#: Keepalive, for peers that disappear without a FIN: seconds until the first probe, between probes, and
-#: the number of probes without an answer that end a connection.
+#: Keepalive, for peers that disappear without a FIN: seconds until the first probe, between probes,
+#: and the number of probes without an answer that end a connection.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 #: Seconds between checks whether a client that has shut down sending is still connected.
 _LOOK = 5.0
