@@ -119,6 +119,7 @@ class Bench(Closing):
         """Return a new connection; no message has been sent on it."""
         return self._stack.enter_context(Frontend(path or self.path, timeout=self.timeout))
 
+    @suggest_options
     def meet(
         self, path: str | os.PathLike[str] | None = None, *, use: ProtocolFeature = USED
     ) -> tuple[Frontend, int, ProtocolFeature]:

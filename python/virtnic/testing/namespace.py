@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from virtnic.arguments import suggest_options
 from virtnic.teardown import Closing
 from virtnic.testing.programs import ProgramNotFound, find_program, mortal, run
 
@@ -59,6 +60,7 @@ def find_ip() -> str:
 class TapNamespace(Closing):
     """A network namespace with a TAP device, an address and nothing else. A context manager."""
 
+    @suggest_options
     def __init__(
         self, address: str = "10.99.0.1/24", *, tap: str = "tap0", queues: int = 1
     ) -> None:
@@ -112,6 +114,7 @@ class TapNamespace(Closing):
             raise
         return opened
 
+    @suggest_options
     def run(self, *argv: str, timeout: float = 30.0) -> str:
         """Run a command inside and return its output. Raises RuntimeError if it fails."""
         return run(self._inside(argv), timeout)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtnic.arguments import suggest_options
 from virtnic.teardown import Closing
 from virtnic.testing.programs import (
     ProgramNotFound,
@@ -69,6 +70,7 @@ def find_vswitchd() -> str:
 class OvsDpdk(Closing):
     """A running ovsdb-server and ovs-vswitchd. A context manager."""
 
+    @suggest_options
     def __init__(
         self,
         *,

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtnic.arguments import suggest_options
 from virtnic.teardown import Closing
 from virtnic.testing.programs import find_program, free_hugepages, mortal, short_directory
 
@@ -55,6 +56,7 @@ class Testpmd(Closing):
 
     __test__ = False  # not a test class, whatever its name looks like
 
+    @suggest_options
     def __init__(
         self,
         sockets: Sequence[Path | str],
