@@ -394,6 +394,7 @@ class Frontend(Closing):
         """Stop sharing a region (protocol feature CONFIGURE_MEM_SLOTS)."""
         self.tell(Request.REM_MEM_REG, bytes(8) + region.pack())
 
+    @suggest_options
     def set_log_base(self, fd: int, size: int, *, offset: int = 0) -> None:
         """Share the log of written pages (protocol feature LOG_SHMFD); it has a reply.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["clauses", "verify"]
 
 
+@suggest_options
 def clauses(
     *names: str, rings: Sequence[RingFormat] = ("split", "packed"), hostile: bool = False
 ) -> list[Clause]:
