@@ -112,6 +112,10 @@ matrix: setup-matrix $(STAMPS)/extension $(STAMPS)/tools $(STAMPS)/tox ## One ta
 conformance: $(STAMPS)/extension $(STAMPS)/tools ## docs/conformance.md from runs of testpmd and OVS-DPDK: look at each wrong row by hand before it is published
 	$(BIN)/python tools/conformance.py
 
+.PHONY: vm
+vm: setup-vm $(STAMPS)/extension $(STAMPS)/tools ## tests/vm in a small VM with vhost-net and vDPA; ARGS='-- COMMAND' runs that instead
+	$(TOOLS) $(BIN)/python -m vm $(ARGS)
+
 .PHONY: containers
 containers: setup-containers $(STAMPS)/extension $(STAMPS)/tools ## Program, QEMU and backend in containers with a Debian root each
 	$(TOOLS) $(BIN)/python tools/containers $(ARGS)
@@ -143,14 +147,16 @@ help: ## This list
 
 # --- Set-up: each step does nothing when nothing changed --------------------------
 
-.PHONY: setup-demo setup-lint setup-test setup-matrix setup-containers setup-site
+.PHONY: setup-demo setup-lint setup-test setup-vm setup-matrix setup-containers setup-site
 setup-demo:
 	@.ci/system qemu hugepages
 setup-lint:
 	@{ cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 \
 		|| rustup component add rustfmt clippy
 setup-test:
-	@.ci/system qemu test hugepages
+	@.ci/system qemu test vm hugepages
+setup-vm:
+	@.ci/system qemu test vm
 setup-matrix:
 	@.ci/system qemu test matrix hugepages
 setup-site:

@@ -29,6 +29,9 @@ from virtnic.testing import OvsBridge, OvsDpdk
 #: Fixtures of tests that connect to a QEMU that was started elsewhere.
 pytest_plugins = ["peers.external_qemu"]
 
+#: What needs kernel modules runs in the virtual machine of `make vm`.
+collect_ignore = [] if "VIRTNIC_VM" in os.environ else ["vm"]
+
 # Its threads would otherwise appear to belong to the first test that uses it.
 with contextlib.suppress(ImportError):
     import numpy as np  # noqa: F401

@@ -61,6 +61,19 @@ def _frame_numbers() -> bool:
     return entry & ((1 << 55) - 1) != 0
 
 
+def _vm() -> bool:
+    """Whether `make vm` has its programs, and a kernel or a place to get one."""
+    shares = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "virtiofsd")
+    if not _root() or not _qemu() or not any(map(shutil.which, shares)):
+        return False
+    if any(Path(__file__).parents[2].glob(".cache/vm/linux-image-*/boot")):
+        return True
+    if shutil.which("apt-cache") is None:
+        return False
+    probe = ["apt-cache", "pkgnames", "linux-image-"]
+    return b"-cloud-amd64" in subprocess.run(probe, check=False, capture_output=True).stdout
+
+
 # Name: (is it there, what to do).
 COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "qemu": (_qemu, "apt-get install qemu-system-x86, or set VIRTNIC_QEMU"),
@@ -83,6 +96,7 @@ COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "gevent": (lambda: find_spec("gevent") is not None, "pip install gevent"),
     "tshark": (_program("tshark"), "apt-get install tshark"),
     "ray": (lambda: find_spec("ray") is not None, "pip install 'virtnic[ray]'"),
+    "vm": (_vm, "as root on Debian: apt-get install virtiofsd, apt-get update; see `make vm`"),
     "openssl": (_program("openssl"), "apt-get install openssl"),
     "shtab": (lambda: find_spec("shtab") is not None, "pip install 'virtnic[cli]'"),
     "hugepages": (lambda: free_hugepages() >= 64, "sysctl vm.nr_hugepages=512"),

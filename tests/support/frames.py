@@ -30,11 +30,15 @@ def is_arp_reply(frame: bytes | memoryview, sender: str = GATEWAY) -> bool:
     return data[12:14] == b"\x08\x06" and data[20:22] == b"\0\2" and data[28:32] == ip_bytes(sender)
 
 
+#: All bytes in turn, from any of them on for longer than the longest frame.
+_CYCLE = bytes(range(256)) * 258
+
+
 def numbered(mac: str, number: int, length: int = 60, destination: str = BROADCAST) -> bytes:
     """Make a frame of an experimental type (IEEE 802, 0x88b5) that carries a number."""
     head = mac_bytes(destination) + mac_bytes(mac) + b"\x88\xb5" + struct.pack("!I", number)
-    filling = bytes((number + i) & 0xFF for i in range(length - len(head)))
-    return head + filling
+    first = number & 0xFF
+    return head + _CYCLE[first : first + max(0, length - len(head))]
 
 
 def number_of(frame: bytes | memoryview) -> int | None:

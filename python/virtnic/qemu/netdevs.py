@@ -218,7 +218,10 @@ NETDEVS: tuple[NetdevType, ...] = (
         "`vhostforce=on`, so that QEMU neither silently continues without vhost nor aborts) the "
         "kernel moves the frames: there are no packed rings, HASH_REPORT or RSC_EXT, filters are "
         "accepted without effect (with a warning), and a broken receive ring is not reported.",
-        tests=("tests/device/test_port_tap.py::test_the_kernel_pings_our_stack",),
+        tests=(
+            "tests/device/test_port_tap.py::test_the_kernel_pings_our_stack",
+            "tests/vm/test_vhost_net.py::test_numbered_frames",
+        ),
         gone="nothing is told, the link stays up: frames are lost. If the device was deleted, QEMU "
         "10.0 aborts when the port is closed",
         loses="frames to the port when its ring is full: the TAP counts them, `tx_dropped`",
