@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import hashlib
+import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -429,6 +431,112 @@ def test_asks_and_answers(qemu_command: str) -> None:
                 await stack
             await stack.close()
             assert stack.closed
+
+    run(main())
+
+
+def test_closing_a_stack_wakes_who_waits(dual: Netns) -> None:
+    """Every task that waits for one of its sockets, once; none waits for ever, none spins."""
+    told: list[Exception] = []
+
+    class Told(asyncio.DatagramProtocol):
+        def error_received(self, exc: Exception) -> None:
+            told.append(exc)
+
+    async def fill(writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(bytes(1 << 16))
+            await writer.drain()
+
+    async def idle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with opened(dual) as stack:
+            reader, writer, _, theirs = await pair(stack, dual, socket.AF_INET)
+            _, filled, _, unread = await pair(stack, dual, socket.AF_INET)
+            unread.transport.pause_reading()
+            endpoint, _ = await stack.create_datagram_endpoint(Told)
+            datagrams = stack.stack.socket(type=DATAGRAM | socket.SOCK_NONBLOCK)
+            datagrams.bind(("", 0))
+            listening = stack.stack.create_server(("", 0))
+            listening.setblocking(False)
+            server = await stack.start_server(idle)
+            waiting = {
+                "read": reader.read(),
+                "drain": fill(filled),
+                "connect": stack.open_connection("10.99.0.77", 1),
+                "sock_recv": loop.sock_recv(cast("Any", datagrams), 1),
+                "sock_accept": loop.sock_accept(cast("Any", listening)),
+                "serve": server.serve_forever(),
+            }
+            tasks = {name: asyncio.ensure_future(each) for name, each in waiting.items()}
+            await asyncio.sleep(0.2)
+            await stack.close()
+            ended, _ = await asyncio.wait(tasks.values(), timeout=LONG / 3)
+            late = [name for name, task in tasks.items() if task not in ended]
+            assert not late
+            assert tasks.pop("serve").cancelled()
+            assert all(isinstance(task.exception(), OSError) for task in tasks.values())
+            await asyncio.sleep(0.2)
+            assert len(told) == 1
+            # What is closed later is closed as usual.
+            for end in (writer, filled, theirs, unread):
+                end.close()
+            endpoint.close()
+            for one in (datagrams, listening):
+                one.close()
+                assert one.fileno() == -1
+
+    run(main())
+
+
+def test_accept_wakes_when_the_port_ends(dual: Netns) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with aio.open(dual.netdev) as port:
+            stack = await aio.net.Stack(port, address="10.99.0.2/24")
+            listening = stack.stack.create_server(("", 0))
+            listening.setblocking(False)
+            accepting = asyncio.ensure_future(loop.sock_accept(cast("Any", listening)))
+            await asyncio.sleep(0.1)
+            await port.close()
+            done, _ = await asyncio.wait([accepting], timeout=LONG / 3)
+            assert done
+            assert isinstance(accepting.exception(), OSError)
+            await stack.close()
+
+    run(main())
+
+
+def test_a_server_waits_for_descriptors(dual: Netns) -> None:
+    """Without one for a connection, the connection waits in the queue, as with the kernel."""
+
+    async def hello(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        said = asyncio.Event()
+        loop.set_exception_handler(lambda _, context: said.set())
+        async with opened(dual) as stack:
+            await stack.start_server(hello, port=80)
+            client = dual.open_socket(socket.AF_INET, STREAM)
+            client.setblocking(False)
+            few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            highest = os.open("/dev/null", os.O_RDONLY)
+            os.close(highest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, most))
+            try:
+                await loop.sock_connect(client, ("10.99.0.2", 80))
+                await said.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+            reader, writer = await asyncio.open_connection(sock=client)
+            assert await reader.read() == b"hello"
+            writer.close()
 
     run(main())
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket as std
+import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from virtnic.aio.port import Port
@@ -70,6 +71,7 @@ class Stack(Owner):
         self._port = port.port if isinstance(port, Port) else port
         self._options = options
         self._stack: BlockingStack | None = None
+        self._servers: weakref.WeakSet[asyncio.Server] = weakref.WeakSet()
 
     async def _open(self) -> Self:
         if self._stack is not None:
@@ -97,7 +99,12 @@ class Stack(Owner):
         await self.close()
 
     async def close(self) -> None:
-        """Close the stack: reset its connections and close its sockets. The port stays open."""
+        """Close the stack: reset its connections, close its sockets and servers.
+
+        Waiting tasks get OSError (EBADF). The port stays open.
+        """
+        for server in self._servers:
+            server.close()
         if self._stack is not None:
             await in_thread(running(), self._stack.close)
 
@@ -278,7 +285,7 @@ class Stack(Owner):
         options = _tls(ssl, None, ssl_handshake_timeout, ssl_shutdown_timeout)
         sock = self._listening(host, port, family, sock, backlog, reuse_port)
         try:
-            return await _event_loop().create_server(
+            server = await _event_loop().create_server(
                 protocol_factory,
                 sock=cast("Any", sock),
                 backlog=backlog,
@@ -288,6 +295,8 @@ class Stack(Owner):
         except BaseException:
             sock.close()
             raise
+        self._servers.add(server)
+        return server
 
     @suggest_options
     async def start_server(
@@ -313,7 +322,7 @@ class Stack(Owner):
         options = _tls(ssl, None, ssl_handshake_timeout, ssl_shutdown_timeout)
         sock = self._listening(host, port, family, sock, backlog, reuse_port)
         try:
-            return await asyncio.start_server(
+            server = await asyncio.start_server(
                 client_connected_cb,
                 sock=cast("Any", sock),
                 limit=limit,
@@ -324,6 +333,8 @@ class Stack(Owner):
         except BaseException:
             sock.close()
             raise
+        self._servers.add(server)
+        return server
 
     @suggest_options
     async def create_datagram_endpoint(

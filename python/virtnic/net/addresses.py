@@ -19,7 +19,9 @@ def show(family: int, address: tuple[str, int] | None) -> Address:
 
 
 def is_numeric(host: str) -> bool:
-    """Return whether a host is a numeric address, not a name."""
+    """Return whether a host is a numeric address, not a name. Raises TypeError."""
+    if not isinstance(host, str):
+        raise TypeError(f"a host is a string or None, not {host!r}")
     try:
         ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -265,11 +265,19 @@ impl Host {
         let mut state = self.shared.state();
         let ids: Vec<_> = state.sockets.keys().copied().collect();
         for id in ids {
+            let mut ready = None;
             if let Some(entry) = state.sockets.get_mut(&id) {
                 entry.options.reset_on_close = true;
                 entry.owned = true;
+                ready = entry.ready.take();
             }
             state.close(id);
+            if let Some(mut ready) = ready {
+                // Whoever waits for the descriptor must learn of the end; closing it would wake
+                // nobody, and its number would soon be another's.
+                ready.set(true, true);
+                state.ended.insert(id, ready);
+            }
         }
         self.shared.flush(state);
         let mut state = self.shared.state();

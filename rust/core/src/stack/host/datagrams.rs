@@ -38,8 +38,10 @@ pub(super) fn send(
     length: usize,
     write: impl FnOnce(&mut [u8]) -> usize,
 ) -> Result<Option<usize>> {
-    state.check()?;
-    let entry = state.entry(id)?;
+    let failed = state.check();
+    let entry = state.told(id, false);
+    failed?;
+    let entry = entry?;
     if let Some(errno) = entry.error.take() {
         entry.announce();
         return Err(refuse(errno, "sending"));
@@ -148,7 +150,7 @@ pub(super) fn receive(
     take: impl FnOnce(&[u8]) -> usize,
 ) -> Result<Option<(usize, usize, SocketAddr)>> {
     let failed = state.check();
-    let entry = state.entry(id)?;
+    let entry = state.told(id, true)?;
     if let Some(errno) = entry.error.take() {
         entry.announce();
         return Err(refuse(errno, "receiving"));

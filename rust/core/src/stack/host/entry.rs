@@ -274,7 +274,7 @@ impl Entry {
     /// Whether receiving or accepting would return at once.
     pub(super) fn readable(&self) -> bool {
         match &self.kind {
-            Kind::Listener(listener) => !listener.ready.is_empty(),
+            Kind::Listener(listener) => self.error.is_some() || !listener.ready.is_empty(),
             Kind::Datagram(_) => {
                 self.error.is_some() || self.udp().is_some_and(udp::Socket::can_recv)
             }

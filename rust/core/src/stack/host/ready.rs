@@ -64,6 +64,14 @@ impl Ready {
             let _ = size(&self.given, if writable { LARGE } else { SMALL });
         }
     }
+    /// Takes back that it is readable, or that it is writable.
+    pub(super) fn told(&mut self, readable: bool) {
+        if readable {
+            self.set(false, self.writable);
+        } else {
+            self.set(self.readable, false);
+        }
+    }
 }
 
 fn size(end: &OwnedFd, bytes: usize) -> rustix::io::Result<()> {

@@ -162,15 +162,30 @@ impl Socket {
         check: Check<'_>,
     ) -> Result<(Self, SocketAddr)> {
         self.wait("no connection arrived", timeout, check, |state, id| {
-            state.check()?;
+            let failed = state.check();
+            if failed.is_err()
+                && let Ok(entry) = state.told(id, true)
+            {
+                entry.error = None;
+                entry.announce();
+            }
+            failed?;
             let entry = state.entry(id)?;
             let Kind::Listener(listener) = &mut entry.kind else {
                 return Err(Host::invalid("the socket does not listen: call listen() first"));
             };
+            if listener.ready.is_empty() {
+                return Ok(None);
+            }
+            // A connection that is accepted without waiting will be waited on. Without a descriptor
+            // for that it stays in the queue, as in the kernel's.
+            let ready = if timeout == Some(Duration::ZERO) { Some(Ready::new()?) } else { None };
             let Some(child) = listener.ready.pop_front() else { return Ok(None) };
             entry.announce();
             let Some(entry) = state.sockets.get_mut(&child) else { return Ok(None) };
             entry.owned = true;
+            entry.ready = ready;
+            entry.announce();
             let remote = entry.remote;
             let Some(remote) = remote else { return Ok(None) };
             let socket = Self {
@@ -336,7 +351,7 @@ impl Socket {
     pub fn wait_readable(&self, timeout: Option<Duration>, check: Check<'_>) -> Result<usize> {
         self.wait("nothing arrived", timeout, check, |state, id| {
             let failed = state.check();
-            let entry = state.entry(id)?;
+            let entry = state.told(id, true)?;
             if !entry.readable() {
                 failed?;
                 return Ok(None);
@@ -385,6 +400,7 @@ impl Socket {
     /// Closes it. Data sent before is still delivered.
     pub fn close(&self) {
         if let Ok(mut state) = self.shared.lock() {
+            state.ended.remove(&self.id);
             state.close(self.id);
             self.shared.flush(state);
         }

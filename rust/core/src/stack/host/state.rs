@@ -6,6 +6,7 @@ use super::device::Device;
 use super::entry::{Entry, Id, Kind};
 use super::packets::Packets;
 use super::probe::Probes;
+use super::ready::Ready;
 use super::wire::Abilities;
 use crate::net::Mac;
 use crate::stack::dhcp::Client;
@@ -64,6 +65,8 @@ pub(super) struct State {
     pub(super) none: SocketSet<'static>,
     epoch: Instant,
     pub(super) sockets: HashMap<Id, Entry>,
+    /// The descriptors of sockets that the program still has and that ended with the host.
+    pub(super) ended: HashMap<Id, Ready>,
     next: Id,
     pub(super) flows: HashMap<Flow, Id>,
     /// Ports of bound TCP sockets, including listening ones.
@@ -135,6 +138,7 @@ impl State {
             none: SocketSet::new(Vec::new()),
             epoch: Instant::now(),
             sockets: HashMap::new(),
+            ended: HashMap::new(),
             next: 1,
             flows: HashMap::new(),
             tcp_ports: Ports::default(),
@@ -193,6 +197,15 @@ impl State {
             .get_mut(&id)
             .filter(|entry| entry.owned)
             .ok_or_else(|| refuse(libc::EBADF, "the socket is closed"))
+    }
+
+    /// A socket, unless it is closed; of one that ended with the host, the descriptor tells whoever
+    /// receives, or sends, of the end until they have got this error.
+    pub(super) fn told(&mut self, id: Id, receiving: bool) -> Result<&mut Entry> {
+        if let Some(ready) = self.ended.get_mut(&id) {
+            ready.told(receiving);
+        }
+        self.entry(id)
     }
 
     /// The source address for a destination.

@@ -65,7 +65,7 @@ pub(super) fn begin(state: &mut State, id: Id, v6: bool, to: SocketAddr) -> Resu
 
 /// Copies bytes into a connection's send buffer and sends what the peer's window allows.
 pub(super) fn send(state: &mut State, id: Id, bytes: Area) -> Result<Option<usize>> {
-    let entry = state.entry(id)?;
+    let entry = state.told(id, false)?;
     if let Some(errno) = entry.error.take() {
         entry.announce();
         return Err(refuse(errno, "sending"));
@@ -103,7 +103,7 @@ pub(super) fn send(state: &mut State, id: Id, bytes: Area) -> Result<Option<usiz
 
 /// Copies bytes from a connection's receive buffer and updates the window.
 pub(super) fn receive(state: &mut State, id: Id, into: Area, peek: bool) -> Result<Option<usize>> {
-    let entry = state.entry(id)?;
+    let entry = state.told(id, true)?;
     if entry.shut_read {
         return Ok(Some(0));
     }
