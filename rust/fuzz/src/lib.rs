@@ -12,9 +12,11 @@
 pub mod capture;
 mod input;
 pub mod ivshmem;
+pub mod measure;
 pub mod qtest;
 pub mod ring;
 pub mod stack;
+pub mod streams;
 pub mod vhost_user;
 
 pub use input::Input;
@@ -23,7 +25,7 @@ pub use input::Input;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its program and of its corpus.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("ring_split", ring::split),
     ("ring_packed", ring::packed),
     ("qtest", qtest::target),
@@ -31,6 +33,8 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("stack", stack::target),
     ("vhost_user", vhost_user::target),
     ("capture", capture::target),
+    ("streams", streams::target),
+    ("measure", measure::target),
 ];
 
 /// The program of a target: under libFuzzer the target, else a replay of files.

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use virtnic_fuzz::TARGETS;
 
 fn corpus() -> PathBuf {
@@ -28,24 +27,17 @@ fn every_target_has_a_corpus_and_every_corpus_a_target() {
     }
 }
 
-/// One target at a time: some count this process's descriptors.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn replay(wanted: &str) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let (name, target) = TARGETS.iter().find(|(name, _)| *name == wanted).unwrap();
-    target(&[]);
-    let directory = corpus().join(name);
-    for file in names(&directory) {
-        let data = std::fs::read(directory.join(&file)).unwrap();
-        // A failure's output ends with the input that made it.
-        println!("{name}/{file}");
-        target(&data);
+/// One target after the other: some count this process's descriptors.
+#[test]
+fn every_input_is_replayed() {
+    for (name, target) in TARGETS {
+        target(&[]);
+        let directory = corpus().join(name);
+        for file in names(&directory) {
+            let data = std::fs::read(directory.join(&file)).unwrap();
+            // A failure's output ends with the input that made it.
+            println!("{name}/{file}");
+            target(&data);
+        }
     }
 }
-
-macro_rules! replays {
-    ($($name:ident)*) => { $(#[test] fn $name() { replay(stringify!($name)); })* };
-}
-
-replays! { ring_split ring_packed qtest ivshmem stack vhost_user }

@@ -16,6 +16,8 @@ mod play;
 mod sink;
 mod streams;
 mod swap;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use control::{Control, Report, Tick};
 pub use exchange::exchange;

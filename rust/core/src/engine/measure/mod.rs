@@ -5,8 +5,12 @@
 //! Sender and receiver share a clock. Each queue pair has a thread that sends and receives in turn.
 
 mod recorder;
+#[cfg(any(test, feature = "testing"))]
+mod seeing;
 mod tracker;
 
+#[cfg(any(test, feature = "testing"))]
+pub(super) use seeing::{Counted, Seeing};
 pub use tracker::FlowCounts;
 
 use super::control::{Control, Report};

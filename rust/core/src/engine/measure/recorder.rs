@@ -82,7 +82,7 @@ impl Recorder {
     }
 
     #[inline]
-    fn look<'a>(
+    pub(super) fn look<'a>(
         &mut self,
         expected: &Expected<'a>,
         data: *const u8,

@@ -3,17 +3,24 @@
 //!
 //! The fields of a frame depend only on its number, so several queues can share a stream, and the
 //! receiver can compute what was sent. Checksums are updated incrementally: each template stores
-//! the sum of its constant part.
+//! the sum of its constant part. Headers are written whole: a template has a head for each
+//! combination of the fields that repeat soon, and only the others are written one by one.
 
+mod heads;
 mod layout;
 mod pattern;
 mod signature;
 mod source;
 mod template;
+mod written;
 
 pub use pattern::{Field, Pattern, Place};
+#[cfg(any(test, feature = "testing"))]
+pub(super) use signature::Mark;
 pub(super) use signature::{Key, SIGNATURE, Sight};
 pub(super) use source::Source;
+#[cfg(any(test, feature = "testing"))]
+pub(super) use template::first_frames;
 pub(super) use template::{Program, divisor};
 
 /// A stream: frames that are sent cyclically.

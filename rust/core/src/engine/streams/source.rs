@@ -61,6 +61,9 @@ pub(in crate::engine) struct Sender<'a> {
     /// The index of the next template, and the step to the one after it.
     turn: usize,
     stride: usize,
+    /// The number of the next head, and the step to the one after it.
+    head: usize,
+    leap: usize,
     /// The number of its first template among those of all streams.
     from: u32,
     /// Stream and queue, for the signatures.
@@ -121,6 +124,8 @@ impl<'a> Source<'a> {
                 next: 0,
                 turn: lane as usize % templates,
                 stride: lanes as usize % templates,
+                head: lane as usize % program.heads,
+                leap: lanes as usize % program.heads,
                 from,
                 source: (number as u64 * lanes + lane) as u16,
                 late: 0,
@@ -183,12 +188,13 @@ impl Sender<'_> {
         now: u64,
         most: usize,
     ) -> Result<usize> {
-        let Self { program, variations, pacer, next, turn, stride, from, source, .. } = self;
-        let before = *next;
+        // Locals, so that the loop keeps them in registers.
+        let Self { program, stride, from, leap, .. } = *self;
+        let (mut next, mut turn, mut head) = (self.next, self.turn, self.head);
         let templates = program.templates.as_slice();
         let (sent, bytes) = tx.send_written(most, |buffer, to| {
-            let Some(template) = templates.get(*turn) else { return 0 };
-            let wanted = *from + *turn as u32;
+            let Some(template) = templates.get(turn) else { return 0 };
+            let wanted = from + turn as u32;
             if let Some(has) = held.get_mut(buffer)
                 && *has != wanted
             {
@@ -197,20 +203,18 @@ impl Sender<'_> {
                 *has = wanted;
             }
             let seal = program.signed.then(|| {
-                let time = pacer.time(*next).unwrap_or(now);
-                (key, Mark { source: *source, number: *next, time })
+                let time = self.pacer.time(next).unwrap_or(now);
+                (key, Mark { source: self.source, number: next, time })
             });
             // SAFETY: the buffer has the template.
-            unsafe { template.write(variations, seal, to) };
-            *next += 1;
-            if *stride != 0 {
-                *turn += *stride;
-                if *turn >= templates.len() {
-                    *turn -= templates.len();
-                }
-            }
+            unsafe { template.write(head, &mut self.variations, seal, to) };
+            next += 1;
+            turn = after(turn, stride, templates.len());
+            head = after(head, leap, program.heads);
             template.bytes.len() as u32
         })?;
+        let before = std::mem::replace(&mut self.next, next);
+        (self.turn, self.head) = (turn, head);
         self.bytes += bytes;
         if sent > 0
             && let Some(due) = self.pacer.time(before)
@@ -221,6 +225,13 @@ impl Sender<'_> {
         }
         Ok(sent)
     }
+}
+
+/// The next of `count` numbers, `step` further on.
+#[inline(always)]
+fn after(number: usize, step: usize, count: usize) -> usize {
+    let next = number + step;
+    if next >= count { next - count } else { next }
 }
 
 impl Drop for Source<'_> {

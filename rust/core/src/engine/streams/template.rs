@@ -1,20 +1,27 @@
 //! A frame with varying fields, whose checksums are updated with them.
 
 use super::Stream;
-use super::layout::{Layout, Transport};
+use super::heads::{Heads, LINE, LONGEST};
+use super::layout::Layout;
 use super::pattern::{Span, Variation};
 use super::signature::{Key, Mark, SIGNATURE};
+use super::written::{Sealed, Sum, Written, folded};
 use crate::{Error, Result};
 use std::ptr;
 
 /// The most flows that are counted separately.
 const MOST_FLOWS: u64 = 1 << 20;
+/// The most lines of heads that a stream keeps: 256 KiB, which the second cache holds.
+const MOST_LINES: usize = 4096;
 
 /// A stream prepared for sending; all queues share it.
 #[derive(Debug)]
 pub(in crate::engine) struct Program {
     pub(super) templates: Vec<Template>,
+    /// The fields that are written one by one.
     pub(super) variations: Vec<Variation>,
+    /// The number of heads of each template: combinations of the other fields.
+    pub(super) heads: usize,
     /// Nanoseconds from one frame to the next, for all queues together.
     pub(super) gap: Option<f64>,
     pub(super) burst: u64,
@@ -27,123 +34,18 @@ pub(in crate::engine) struct Program {
 #[derive(Debug)]
 pub(super) struct Template {
     pub bytes: Vec<u8>,
+    /// The first byte after all headers.
+    payload: usize,
+    heads: Heads,
+    /// The fields that are written one by one.
     places: Vec<Written>,
-    signature: Vec<Written>,
+    signature: Option<Sealed>,
+    /// The checksums that are written in every frame, rather than in the heads.
     sums: Vec<Sum>,
     /// The payload that a receiver compares, up to the signature; varying bytes are zero.
     body: Vec<u8>,
     /// The ranges of the body that vary.
     blanks: Vec<(usize, usize)>,
-}
-
-/// A field in a template.
-#[derive(Clone, Copy, Debug)]
-struct Written {
-    span: Span,
-    /// The bits of the template outside the mask.
-    keep: u64,
-    /// The bits covered by the checksum of the IPv4 header, and by that of TCP or UDP.
-    cover: [u64; 2],
-    counts: Counts,
-}
-
-/// How the checksums cover a field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Counts {
-    /// No checksum covers it.
-    Not,
-    /// Each checksum covers all of it or none, and it ends at a 16-bit boundary.
-    Whole,
-    /// A checksum covers a part of it, or it ends between two 16-bit boundaries.
-    Partial,
-}
-
-/// A checksum.
-#[derive(Clone, Copy, Debug)]
-struct Sum {
-    at: usize,
-    /// 0: that of the IPv4 header; 1: that of TCP or UDP.
-    which: usize,
-    /// The sum of the constant part.
-    rest: u16,
-    is_udp: bool,
-}
-
-/// The ones' complement sum of the 16-bit numbers in a word.
-#[inline(always)]
-fn halves(word: u64) -> u64 {
-    let pairs = (word & 0xffff_ffff) + (word >> 32);
-    (pairs & 0xffff) + (pairs >> 16)
-}
-
-#[inline(always)]
-fn folded(mut sum: u64) -> u16 {
-    // The sum has fewer than 32 bits, so two steps are enough.
-    sum = (sum & 0xffff) + (sum >> 16);
-    ((sum & 0xffff) + (sum >> 16)) as u16
-}
-
-impl Written {
-    #[inline(always)]
-    fn add(&self, word: u64, sums: &mut [u64; 2]) {
-        match self.counts {
-            Counts::Not => {}
-            Counts::Whole => {
-                let sum = halves(word);
-                sums[0] += if self.cover[0] == 0 { 0 } else { sum };
-                sums[1] += if self.cover[1] == 0 { 0 } else { sum };
-            }
-            Counts::Partial => self.add_part(word, sums),
-        }
-    }
-
-    #[cold]
-    fn add_part(&self, word: u64, sums: &mut [u64; 2]) {
-        const LOW: u64 = 0x00ff_00ff_00ff_00ff;
-        for (sum, cover) in sums.iter_mut().zip(self.cover) {
-            let covered = word & cover;
-            *sum += if self.span.end() % 2 == 1 {
-                // The field ends at an odd offset, so its bytes are swapped (RFC 1071).
-                halves((covered & LOW) << 8 | covered >> 8 & LOW)
-            } else {
-                halves(covered)
-            };
-        }
-    }
-
-    /// # Safety
-    /// The caller must have exclusive access to the frame at `to`, as long as the template.
-    #[inline(always)]
-    unsafe fn put(&self, value: u64, to: *mut u8, sums: &mut [u64; 2]) {
-        let word = value & self.span.mask | self.keep;
-        // SAFETY: the span is inside the frame.
-        unsafe { store(to.add(self.span.offset), self.span.width, word) };
-        self.add(word, sums);
-    }
-}
-
-/// Writes the lowest `width` bytes of a word in big-endian order.
-///
-/// # Safety
-/// The caller must have exclusive access to `width` bytes at `to`.
-#[inline(always)]
-unsafe fn store(to: *mut u8, width: usize, word: u64) {
-    let bytes = (word << (64 - 8 * width)).to_be_bytes();
-    let [a, b, c, d, e, f, ..] = bytes;
-    // SAFETY: by the contract of this function; byte arrays need no alignment.
-    unsafe {
-        match width {
-            2 => to.cast::<[u8; 2]>().write([a, b]),
-            4 => to.cast::<[u8; 4]>().write([a, b, c, d]),
-            8 => to.cast::<[u8; 8]>().write(bytes),
-            6 => to.cast::<[u8; 6]>().write([a, b, c, d, e, f]),
-            _ => {
-                for (at, byte) in bytes.iter().take(width).enumerate() {
-                    to.add(at).write(*byte);
-                }
-            }
-        }
-    }
 }
 
 impl Template {
@@ -187,32 +89,19 @@ impl Template {
             span.filter(|span| span.end() <= bytes.len()).map(|span| span.word(bytes) as u16)
         });
         let is_none = [said[0].is_none(), said[1].is_none_or(|said| is_udp && said == 0)];
-        let written = |span: &Span| {
-            let mut cover = covers(span, &layout);
-            for (cover, is_none) in cover.iter_mut().zip(is_none) {
-                *cover = if is_none { 0 } else { *cover };
-            }
-            let all = Span::new(span.offset, span.width).mask;
-            let counts = match cover {
-                [0, 0] => Counts::Not,
-                _ if span.end().is_multiple_of(2) && cover.iter().all(|&c| c == 0 || c == all) => {
-                    Counts::Whole
-                }
-                _ => Counts::Partial,
-            };
-            Written { span: *span, keep: span.word(bytes) & !span.mask, cover, counts }
-        };
-        let places: Vec<_> = spans.iter().map(written).collect();
+        let written = |span: Span| Written::new(span, bytes, &layout, is_none);
+        let places: Vec<_> = spans.iter().copied().map(written).collect();
         let parts = [(0, 2), (2, 8), (10, 8)].map(|(at, width)| Span::new(usable + at, width));
-        let signature: Vec<_> = parts.iter().filter(|_| stream.flow).map(written).collect();
+        let signature = stream.flow.then(|| Sealed::new(parts.map(written)));
+        let signed = signature.iter().flat_map(|signature| &signature.parts);
         let mut differs = [0, 0];
-        for place in places.iter().chain(&signature) {
+        for place in places.iter().chain(signed.clone()) {
             place.add(place.span.word(bytes), &mut differs);
         }
         let mut sums = Vec::with_capacity(2);
         for (which, span) in checksums.iter().enumerate() {
             let (Some(span), Some(said)) = (span, said[which]) else { continue };
-            if places.iter().chain(&signature).any(|place| place.cover[which] != 0) {
+            if places.iter().chain(signed.clone()).any(|place| place.cover[which] != 0) {
                 // Subtract the varying part by adding its complement (RFC 1624).
                 let rest = folded(u64::from(!said) + u64::from(!folded(differs[which])));
                 sums.push(Sum { at: span.offset, which, rest, is_udp: which == 1 && is_udp });
@@ -228,39 +117,73 @@ impl Template {
         for &(from, to) in &blanks {
             body[from..to].fill(0);
         }
-        Ok((Self { bytes: bytes.to_vec(), places, signature, sums, body, blanks }, variations))
+        let payload = layout.payload;
+        let heads = Heads::new(bytes, payload, 1, &mut [], &[]);
+        let bytes = bytes.to_vec();
+        Ok((Self { bytes, payload, heads, places, signature, sums, body, blanks }, variations))
     }
 
-    /// Writes the varying fields into a buffer that holds the template.
+    /// Moves fields into the heads: `repeating` says which, and they repeat after `count` frames.
+    fn bake(&mut self, variations: &[Variation], repeating: &[bool], count: usize) {
+        let mut moved = Vec::new();
+        let mut kept = Vec::new();
+        for ((place, variation), &repeats) in self.places.iter().zip(variations).zip(repeating) {
+            if repeats {
+                moved.push((variation.of_lane(0, 1), *place));
+            } else {
+                kept.push(*place);
+            }
+        }
+        let signed = self.signature.iter().flat_map(|signature| &signature.parts);
+        let later: Vec<_> = kept.iter().chain(signed).collect();
+        let (sums, baked): (Vec<_>, Vec<_>) = self.sums.iter().copied().partition(|sum| {
+            later.iter().any(|place| place.cover[sum.which] != 0) || sum.at + 2 > LONGEST
+        });
+        let ends = moved.iter().map(|(_, place)| place.span.end());
+        let ends = ends.chain(baked.iter().map(|sum| sum.at + 2));
+        let end = ends.fold(self.payload, usize::max);
+        self.heads = Heads::new(&self.bytes, end, count, &mut moved, &baked);
+        (self.places, self.sums) = (kept, sums);
+    }
+
+    /// Writes a frame into a buffer that holds the template. `head` is the number of its head.
+    ///
+    /// The device, or whoever shares the memory with it, may have changed the buffer while it had
+    /// it (some swap addresses in place). Headers, fields, checksums and the signature are written
+    /// anew from private memory in every frame, so that what is counted as sent was sent. Only
+    /// payload between them is left in the buffer: if that was changed, the receiver finds it by
+    /// comparing (`is_whole`) and counts the frame as corrupt, as it would had the peer changed
+    /// the frame on its way.
     ///
     /// # Safety
     /// The caller must have exclusive access to the buffer at `to`, which holds the template.
     #[inline(always)]
     pub(super) unsafe fn write(
         &self,
+        head: usize,
         variations: &mut [Variation],
         seal: Option<(Key, Mark)>,
         to: *mut u8,
     ) {
-        let mut sums = [0, 0];
-        for (variation, place) in variations.iter_mut().zip(&self.places) {
-            // SAFETY: by the contract of this function.
-            unsafe { place.put(variation.next(), to, &mut sums) };
-        }
-        if let Some((key, mark)) = seal {
-            for (value, place) in key.seal(mark).into_iter().zip(&self.signature) {
-                // SAFETY: by the contract of this function.
-                unsafe { place.put(value, to, &mut sums) };
+        // SAFETY: by the contract of this function, here and below; a buffer's capacity is a
+        // multiple of a line.
+        let mut sums = unsafe { self.heads.copy(head, to) };
+        // By index: in a loop this short, an iterator over both costs more than its body.
+        for number in 0..self.places.len() {
+            if let (Some(place), Some(variation)) =
+                (self.places.get(number), variations.get_mut(number))
+            {
+                // SAFETY: as above.
+                unsafe { place.put(variation.next(), to, &mut sums) };
             }
+        }
+        if let (Some((key, mark)), Some(signature)) = (seal, &self.signature) {
+            // SAFETY: as above.
+            unsafe { signature.put(key, mark, to, &mut sums) };
         }
         for sum in &self.sums {
-            let differs = if sum.which == 0 { sums[0] } else { sums[1] };
-            let mut checksum = !folded(u64::from(sum.rest) + differs);
-            if sum.is_udp && checksum == 0 {
-                checksum = 0xffff;
-            }
-            // SAFETY: the checksum is inside the template, and so inside the buffer.
-            unsafe { store(to.add(sum.at), 2, checksum.into()) };
+            // SAFETY: as above.
+            unsafe { sum.put(sums, to) };
         }
     }
 
@@ -270,23 +193,6 @@ impl Template {
         // SAFETY: by the contract of this function; the template is private memory.
         unsafe { ptr::copy_nonoverlapping(self.bytes.as_ptr(), to, self.bytes.len()) };
     }
-}
-
-/// The bits of a span that each checksum covers.
-fn covers(span: &Span, layout: &Layout) -> [u64; 2] {
-    let inside = |from: usize, to: usize| {
-        let bytes = (0..span.width).filter(|at| (from..to).contains(&(span.offset + at)));
-        bytes.fold(0u64, |cover, at| cover | 0xff << (8 * (span.width - 1 - at)))
-    };
-    let header = layout.ip4.map_or(0, |(at, end)| inside(at, end));
-    let Some(Transport { at, end, .. }) = layout.transport else { return [header, 0] };
-    // The pseudo-header contains both addresses.
-    let addresses = match (layout.ip4, layout.ip6) {
-        (Some((ip, _)), _) => inside(ip + 12, ip + 20),
-        (_, Some(ip)) => inside(ip + 8, ip + 40),
-        _ => 0,
-    };
-    [header, addresses | inside(at, end)]
 }
 
 impl Program {
@@ -322,7 +228,13 @@ impl Program {
         let flows = variations.iter().filter_map(Variation::period).try_fold(1, common_multiple);
         let gap = rate.map(|rate| 1e9 / rate);
         let flows = flows.unwrap_or(1);
-        Ok(Self { templates, variations, gap, burst: *burst, signed: *flow, flows })
+        let (heads, repeating) = repeating(&templates, &variations);
+        for template in &mut templates {
+            template.bake(&variations, &repeating, heads);
+        }
+        let mut repeats = repeating.into_iter();
+        variations.retain(|_| !repeats.next().unwrap_or(false));
+        Ok(Self { templates, variations, heads, gap, burst: *burst, signed: *flow, flows })
     }
 
     /// Whether frames have signatures.
@@ -356,6 +268,47 @@ impl Program {
         }
         scratch == body
     }
+}
+
+/// The first frames that one of one queues sends, for tests and fuzzing. Panics if a frame is
+/// written beyond the lines of its buffer.
+#[cfg(any(test, feature = "testing"))]
+pub(in crate::engine) fn first_frames(program: &Program, count: u64) -> Vec<Vec<u8>> {
+    const GUARD: [u8; LINE] = [0xa5; LINE];
+    let mut variations: Vec<_> = program.variations.iter().map(|each| each.of_lane(0, 1)).collect();
+    let key = Key::new();
+    let each = |number: u64| {
+        let template = &program.templates[(number % program.templates.len() as u64) as usize];
+        let length = template.bytes.len();
+        let mut buffer = template.bytes.clone();
+        buffer.resize(length.next_multiple_of(LINE), 0);
+        buffer.extend(GUARD);
+        let seal = program.signed.then_some((key, Mark { source: 0, number, time: number * 777 }));
+        let head = (number % program.heads as u64) as usize;
+        // SAFETY: the buffer is ours, with room for the template in whole lines.
+        unsafe { template.write(head, &mut variations, seal, buffer.as_mut_ptr()) };
+        assert!(buffer.ends_with(&GUARD), "frame {number} was written beyond its buffer");
+        buffer.truncate(length);
+        buffer
+    };
+    (0..count).map(each).collect()
+}
+
+/// Which fields become part of the heads, and the number of combinations of their values.
+fn repeating(templates: &[Template], variations: &[Variation]) -> (usize, Vec<bool>) {
+    let most = (MOST_LINES * LINE / LONGEST / templates.len().max(1)) as u64;
+    let mut count = 1;
+    let mut take = |(number, variation): (usize, &Variation)| {
+        let is_near = templates.iter().all(|template| {
+            template.places.get(number).is_some_and(|place| place.span.end() <= LONGEST)
+        });
+        let all = variation.period().and_then(|period| common_multiple(count, period));
+        let Some(all) = all.filter(|&all| is_near && all <= most) else { return false };
+        count = all;
+        true
+    };
+    let taken = variations.iter().enumerate().map(&mut take).collect();
+    (count as usize, taken)
 }
 
 /// The least common multiple; `None` above [`MOST_FLOWS`].

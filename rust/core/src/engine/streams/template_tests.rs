@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use super::super::layout::Transport;
 use super::super::{Field, Pattern, Place};
 use super::*;
 use proptest::prelude::*;
@@ -83,16 +84,25 @@ fn random(name: &str) -> Field {
 
 /// The first frames of a stream.
 fn written(stream: &Stream, count: u64) -> Vec<Vec<u8>> {
+    first_frames(&Program::new(stream, 9000).unwrap(), count)
+}
+
+/// The first frames that one of several queues sends of a stream.
+fn written_by(stream: &Stream, lane: u64, lanes: u64, count: u64) -> Vec<Vec<u8>> {
     let program = Program::new(stream, 9000).unwrap();
-    let mut variations: Vec<_> = program.variations.iter().map(|each| each.of_lane(0, 1)).collect();
+    let mut variations: Vec<_> =
+        program.variations.iter().map(|each| each.of_lane(lane, lanes)).collect();
     let key = Key::new();
     let each = |number| {
         let template = &program.templates[0];
         let mut frame = template.bytes.clone();
+        frame.resize(template.bytes.len().next_multiple_of(LINE), 0);
         let mark = Mark { source: 0, number, time: number * 777 };
         let seal = program.signed.then_some((key, mark));
-        // SAFETY: the frame is as long as the template.
-        unsafe { template.write(&mut variations, seal, frame.as_mut_ptr()) };
+        let head = ((lane + lanes * number) % program.heads as u64) as usize;
+        // SAFETY: the frame is ours, with room for the template in whole lines.
+        unsafe { template.write(head, &mut variations, seal, frame.as_mut_ptr()) };
+        frame.truncate(template.bytes.len());
         frame
     };
     (0..count).map(each).collect()
@@ -156,21 +166,60 @@ fn numbers_depend_on_the_frame_and_not_on_the_queue() {
     ];
     let stream = stream(frame(false, true, false, 40, 0), fields, false);
     let program = Program::new(&stream, 9000).unwrap();
-    assert_eq!(program.flows, 15);
-    let numbers = |lane, lanes, count| {
-        let mut own: Vec<_> =
-            program.variations.iter().map(|each| each.of_lane(lane, lanes)).collect();
-        (0..count).map(|_| own.iter_mut().map(Variation::next).collect()).collect::<Vec<Vec<_>>>()
-    };
-    let all = numbers(0, 1, 60);
-    assert_eq!(all[0][0], 0xc612_0001);
-    assert_eq!(all[7][..2], [0xc612_0001 + 4, 8]);
+    assert_eq!((program.flows, program.heads, program.variations.len()), (15, 15, 1));
+    let all = written(&stream, 60);
+    assert_eq!(all[0][26..30], [198, 18, 0, 1]);
+    assert_eq!((&all[7][26..30], &all[7][34..36]), (&[198, 18, 0, 5][..], &[0, 8][..]));
     for lanes in [2u64, 3, 7] {
         for lane in 0..lanes {
-            for (turn, own) in numbers(lane, lanes, 8).iter().enumerate() {
+            for (turn, own) in written_by(&stream, lane, lanes, 8).iter().enumerate() {
                 assert_eq!(own, &all[turn * lanes as usize + lane as usize]);
             }
         }
+    }
+}
+
+#[test]
+fn fields_in_heads_and_fields_written_one_by_one_give_the_same_frames() {
+    let increment = |count| Pattern::Increment { first: Some(5), step: 7, count };
+    let common = [
+        field("ip.src", Pattern::Increment { first: None, step: 1, count: 100 }),
+        field("udp.dport", Pattern::List(vec![9, 2, 5])),
+    ];
+    let with = |count| {
+        let mut fields = vec![field("udp.sport", increment(count))];
+        fields.extend(common.clone());
+        stream(frame(false, true, false, 40, 0), fields, false)
+    };
+    // The table of heads has room for 2,000 combinations, not for 5,000.
+    let (in_heads, alone) = (with(2000), with(5000));
+    let heads = |stream| Program::new(stream, 9000).unwrap().heads;
+    assert_eq!((heads(&in_heads), heads(&alone)), (2000, 300));
+    let frames = written(&in_heads, 2000);
+    assert!(frames.iter().all(|frame| is_right(frame)));
+    assert_eq!(frames[..1999], written(&alone, 1999)[..]);
+}
+
+#[test]
+fn what_a_peer_wrote_into_a_buffer_is_not_sent_again() {
+    let fields = vec![field("ip.src", Pattern::Increment { first: None, step: 1, count: 3 })];
+    let stream = stream(frame(false, true, true, 40, 0), fields, true);
+    let program = Program::new(&stream, 9000).unwrap();
+    let template = &program.templates[0];
+    let (key, mark) = (Key::new(), Mark { source: 0, number: 4, time: 5 });
+    let send = |mut buffer: Vec<u8>| {
+        // SAFETY: the buffer is ours, with room for the template in whole lines.
+        unsafe { template.write(1, &mut [], Some((key, mark)), buffer.as_mut_ptr()) };
+        buffer
+    };
+    let mut buffer = template.bytes.clone();
+    buffer.resize(template.bytes.len().next_multiple_of(LINE), 0);
+    let right = send(buffer.clone());
+    assert!(is_right(&right[..template.bytes.len()]));
+    for at in (0..LINE).chain(template.bytes.len() - SIGNATURE..template.bytes.len()) {
+        let mut changed = buffer.clone();
+        changed[at] ^= 0xff;
+        assert_eq!(send(changed), right, "byte {at}");
     }
 }
 

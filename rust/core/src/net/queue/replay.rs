@@ -46,6 +46,39 @@ impl Replay {
     /// Sends up to `most` frames; returns their number and bytes.
     #[inline]
     pub(super) fn send(&mut self, common: &mut Common, most: usize) -> (usize, u64) {
+        self.post(common, most, true)
+    }
+
+    /// Sends up to `most` frames, each written into its buffer before: `write` gets the buffer's
+    /// index among the replay's, and says how long the frame is, which is at most what it holds.
+    /// It is called for frames that are sent, and no others. Returns their number and bytes.
+    #[inline]
+    pub(super) fn send_written(
+        &mut self,
+        common: &mut Common,
+        most: usize,
+        mut write: impl FnMut(usize, *mut u8) -> u32,
+    ) -> (usize, u64) {
+        let Self { ids, lengths, ready, .. } = self;
+        // The ring takes as many buffers as it has free descriptors.
+        let most = most.min(ready.len()).min(common.ring.free());
+        let pool = &common.pool;
+        // A loop of its own, with little else in registers: the frames first, the ring after them.
+        for &index in ready.iter().take(most) {
+            let index = index as usize;
+            let (Some(&id), Some(length)) = (ids.get(index), lengths.get_mut(index)) else {
+                break;
+            };
+            let (data, _) = pool.data(id);
+            *length = write(index, data);
+        }
+        self.post(common, most, false)
+    }
+
+    /// Gives up to `most` buffers to the device; `classed` says whether their frames are those that
+    /// they were loaded with.
+    #[inline]
+    fn post(&mut self, common: &mut Common, most: usize, classed: bool) -> (usize, u64) {
         let Self { ids, lengths, classes, ready, .. } = self;
         let pool = &common.pool;
         let header_len = common.header_len;
@@ -66,45 +99,9 @@ impl Replay {
                     (ids[index], lengths[index])
                 };
                 let class = |i: usize| classes[ready[i] as usize];
-                common.stats.watch.see(&common.pool, added, frame, Some(&class));
-            }
-            ready.drain(..added);
-            common.stats.packets.add(added as u64);
-            common.stats.bytes.add(bytes);
-            common.show_use();
-        }
-        (added, bytes)
-    }
-
-    /// Sends up to `most` frames, each written into its buffer before: `write` gets the buffer's
-    /// index among the replay's, and says how long the frame is, which is at most what it holds.
-    /// Returns their number and bytes.
-    #[inline]
-    pub(super) fn send_written(
-        &mut self,
-        common: &mut Common,
-        most: usize,
-        mut write: impl FnMut(usize, *mut u8) -> u32,
-    ) -> (usize, u64) {
-        let Self { ids, lengths, ready, .. } = self;
-        let pool = &common.pool;
-        let header_len = common.header_len;
-        let most = most.min(ready.len());
-        let mut bytes = 0u64;
-        let added = common.ring.add(false, most, |i| {
-            let index = ready[i] as usize;
-            let (data, iova) = pool.data(ids[index]);
-            let length = write(index, data);
-            lengths[index] = length;
-            bytes += u64::from(length);
-            let header = iova.0.wrapping_sub(header_len as u64);
-            (index as u32 | FROM_MAGAZINE, Iova(header), length + header_len as u32)
-        });
-        if added > 0 {
-            common.publish();
-            if common.stats.watch.on() {
-                let frame = |i: usize| (ids[ready[i] as usize], lengths[ready[i] as usize]);
-                common.stats.watch.see(&common.pool, added, frame, None);
+                let known: Option<&dyn Fn(usize) -> Class> =
+                    if classed { Some(&class) } else { None };
+                common.stats.watch.see(&common.pool, added, frame, known);
             }
             ready.drain(..added);
             common.stats.packets.add(added as u64);
