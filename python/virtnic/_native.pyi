@@ -853,8 +853,12 @@ class Burst(Sequence[memoryview]):
         ``headers`` is C-contiguous with one row of unsigned bytes per frame. Raises ValueError for
         any other shape.
         """
-    def tobytes(self) -> list[bytes]:
-        """Return copies of all frames."""
+    def tobytes(self, *, checksums: bool = False) -> list[bytes]:
+        """Return copies of all frames.
+
+        With ``checksums``, those that the device left out or vouches for are calculated in the
+        copies: see :attr:`offload`. Some devices vouch for checksums whatever was negotiated.
+        """
     def release(self) -> None:
         """Return the buffers to the pool now; the burst is empty afterwards."""
 

@@ -85,6 +85,8 @@ class RingBackend(ScriptedBackend):
         self, path: Path, *, packed: bool = False, pairs: int = 1, more_features: int = 0
     ) -> None:
         self.rings: dict[int, Vring] = {}
+        #: What is in front of the frames that it delivers.
+        self.header = HEADER
         self._regions: list[Region] = []
         self._packed = False
         features = PROTOCOL_FEATURES | VERSION_1 | (RING_PACKED if packed else 0) | more_features
@@ -321,7 +323,7 @@ class RingBackend(ScriptedBackend):
             (address, length), *_ = buffer.parts
             assert len(HEADER) + len(frame) <= length
             memory, at = self._at(address, user=False)
-            memory[at : at + len(HEADER) + len(frame)] = HEADER + frame
+            memory[at : at + len(HEADER) + len(frame)] = self.header + frame
             self.finish(number, buffer, len(HEADER) + len(frame))
 
     def deliver(self, frame: bytes, number: int = 0) -> bool:

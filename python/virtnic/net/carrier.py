@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from virtnic._native import StackWire
+from virtnic._native import Burst, StackWire
 from virtnic.background import take_no_signals
 
 if TYPE_CHECKING:
@@ -48,7 +48,11 @@ def _receive(port: PacketPort, wire: StackWire) -> None:
         while not wire.ended:
             frames = port.recv(256, _LOOK)
             if len(frames):
-                wire.feed(frames.tobytes())
+                if isinstance(frames, Burst):
+                    # A wire has no metadata to say that a checksum is left out.
+                    wire.feed(frames.tobytes(checksums=True))
+                else:
+                    wire.feed(frames.tobytes())
     except Exception as error:
         wire.fail(f"{type(error).__name__}: {error}")
 

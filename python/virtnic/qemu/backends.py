@@ -45,6 +45,15 @@ BACKENDS: tuple[Peculiarity, ...] = (
         queue_size=512,
     ),
     Peculiarity(
+        program="passt, 2025 (Debian trixie's)",
+        comm=r"passt(\.avx2)?",
+        symptom="it offers no GUEST_CSUM, and vouches for the checksums of TCP (and of UDP over "
+        "IPv6) without setting them: frames have wrong ones, and `DATA_VALID` in their headers",
+        action="the stacks, `FaultyPort` and `Burst.tobytes(checksums=True)` take the device's "
+        "word, as Linux does; `recv` and captures show the frames as they are",
+        test="tests/device/test_vouched_checksums.py::test_a_connection",
+    ),
+    Peculiarity(
         program="DPDK's testpmd from 22.11 on",
         comm=r"(dpdk-)?testpmd.*",
         symptom="with offloads negotiated, it calculates the checksums of frames that it forwards, "

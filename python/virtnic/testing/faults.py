@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from virtnic._native import EventFd, PortClosed, VirtnicError, as_frames
+from virtnic._native import Burst, EventFd, PortClosed, VirtnicError, as_frames
 from virtnic.arguments import suggest_options
 from virtnic.background import take_no_signals
 from virtnic.deadline import Deadline
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from virtnic.protocols import Frame
+    from virtnic.protocols import Frame, ReceivedFrames
 
 __all__ = ["FaultyPort"]
 
@@ -141,8 +141,9 @@ class FaultyPort(Closing):
 
     ``send``, ``send_all``, ``recv``, ``fileno``, ``stats``, ``on_link`` and ``close`` are those of
     a port, also under :class:`virtnic.aio.Port`; everything else is the wrapped port's. Received
-    frames are copies. What would bypass the wire is refused: queues other than the first, frames
-    with offloads, and the loops of the core (:func:`virtnic.forward` and others).
+    frames are copies, with complete checksums. What would bypass the wire is refused: queues other
+    than the first, frames with offloads, and the loops of the core (:func:`virtnic.forward` and
+    others).
 
     >>> port = FaultyPort(virtnic.open("user"), seed=7, drop=0.01, delay=(0.001, 0.020))
 
@@ -268,8 +269,8 @@ class FaultyPort(Closing):
             burst = self._port.recv(maximum, timeout=pause) if room else _rest(pause)
             with self._rx.lock:
                 now = time.monotonic()
-                for frame in burst:
-                    self._rx.put(frame.tobytes(), now)
+                for frame in _finished(burst):
+                    self._rx.put(frame, now)
                 self._rx.advance(now)
                 count = min(maximum, len(self._rx.ready))
                 found = Frames([self._rx.ready.popleft() for _ in range(count)])
@@ -425,6 +426,11 @@ def _rest(seconds: float | None) -> Frames:
     """Receive nothing: too much is queued already."""
     time.sleep(_HOLD if seconds is None else seconds)
     return Frames()
+
+
+def _finished(frames: ReceivedFrames) -> list[bytes]:
+    """Return copies with complete checksums, which show what is corrupted afterwards."""
+    return frames.tobytes(checksums=True) if isinstance(frames, Burst) else frames.tobytes()
 
 
 def _flip(frame: bytes, where: float) -> bytes:

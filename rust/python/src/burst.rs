@@ -235,7 +235,11 @@ impl Burst {
     }
 
     /// Return copies of all frames.
-    fn tobytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    ///
+    /// With ``checksums``, those that the device left out or vouches for are calculated in the
+    /// copies: see :attr:`offload`. Some devices vouch for checksums whatever was negotiated.
+    #[pyo3(signature = (*, checksums = false))]
+    fn tobytes<'py>(&self, py: Python<'py>, checksums: bool) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
         let burst = self.lock(py);
         for index in 0..burst.len() {
@@ -245,6 +249,9 @@ impl Burst {
                     //  `length` bytes
                     // and does not overlap it.
                     unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), length) };
+                    if checksums {
+                        burst.receive_offload(index).finish(out);
+                    }
                     Ok(())
                 })?;
                 list.append(bytes)?;

@@ -25,6 +25,7 @@ pub use packet::{
     Burst, FrameBuffer, FrameSource, HASH_HEADER_LEN, HEADER_LEN, HashTypes, Offload, Refusal,
     segmentation_name,
 };
+pub(crate) use packet::{Layout, Transport, recalculate};
 pub use port::Port;
 pub(crate) use queue::{Claim, Replay, RxQueue, TxQueue};
 pub use queue::{Outage, QueuePair, RingFormat, SendStop, Wake};

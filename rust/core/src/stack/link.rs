@@ -105,12 +105,14 @@ impl Link for Port {
             let Some((from, length)) = burst.frame(index) else { continue };
             // The stack reads bytes more than once and shared memory may change in between, so it
             // gets a copy.
-            // SAFETY: `from` is a buffer of the burst with `length` bytes, ours until the burst is
-            // dropped. `to` has `length` bytes and is private memory, so they do not overlap.
-            frames.push_with(length, |to| unsafe {
-                std::ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), length);
-                // If it fails, the stack drops the frame for its checksum.
-                let _ = burst.offload(index).map(|left| left.complete(to.as_mut_ptr(), length));
+            frames.push_with(length, |to| {
+                // SAFETY: `from` is a buffer of the burst with `length` bytes, ours until the burst is
+                // dropped. `to` has `length` bytes and is private memory, so they do not overlap.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(from.cast_const(), to.as_mut_ptr(), length)
+                };
+                // smoltcp verifies checksums.
+                burst.receive_offload(index).finish(to);
             });
         }
         Ok(received)

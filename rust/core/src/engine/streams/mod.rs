@@ -7,7 +7,6 @@
 //! combination of the fields that repeat soon, and only the others are written one by one.
 
 mod heads;
-mod layout;
 mod pattern;
 mod signature;
 mod source;

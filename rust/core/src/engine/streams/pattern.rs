@@ -1,6 +1,6 @@
 //! Fields that vary from frame to frame: their position and their values.
 
-use super::layout::Layout;
+use crate::net::Layout;
 use crate::{Error, Result};
 use std::sync::Arc;
 

@@ -2,10 +2,10 @@
 
 use super::Stream;
 use super::heads::{Heads, LINE, LONGEST};
-use super::layout::Layout;
 use super::pattern::{Span, Variation};
 use super::signature::{Key, Mark, SIGNATURE};
 use super::written::{Sealed, Sum, Written, folded};
+use crate::net::Layout;
 use crate::{Error, Result};
 use std::ptr;
 

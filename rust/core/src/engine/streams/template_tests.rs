@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
-use super::super::layout::Transport;
 use super::super::{Field, Pattern, Place};
 use super::*;
+use crate::net::Transport;
 use proptest::prelude::*;
 
 /// The checksum of RFC 1071, over bytes.

@@ -1,8 +1,8 @@
 //! The bytes of a frame that vary, and the checksums that cover them.
 
-use super::layout::{Layout, Transport};
 use super::pattern::Span;
 use super::signature::{Key, Mark};
+use crate::net::{Layout, Transport};
 
 /// The sums of the varying bytes that the checksum of the IPv4 header covers, and of those that
 /// the checksum of TCP or UDP covers.

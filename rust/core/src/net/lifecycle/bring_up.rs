@@ -8,8 +8,7 @@ use crate::net::interrupts::intx::IntxDispatcher;
 use crate::net::interrupts::{Events, Vectors};
 use crate::net::lifecycle::large_frames;
 use crate::net::lifecycle::legacy;
-use crate::net::packet::header;
-use crate::net::packet::header::HASH_HEADER_LEN;
+use crate::net::packet::header::{Front, HASH_HEADER_LEN};
 use crate::net::port::{Port, Setup};
 use crate::net::queue::pair::QueuePair;
 use crate::net::queue::{AnyRing, Common, RxQueue, TxQueue};
@@ -206,7 +205,7 @@ fn make_pair(device: &Arc<Device>, options: &PortOptions, index: u16) -> Result<
     let (tx, tx_addresses) = queue(2 * index + 1, tx_vector)?;
     let rx = RxQueue::new(rx, accepted.contains(Features::MRG_RXBUF))
         .telling(device.too_long.clone())
-        .with_offloads(header::headers_of(accepted, header_len));
+        .with_front(Front::of(accepted, header_len));
     let tx = TxQueue::new(tx).with_features(accepted);
     let addresses = [rx_addresses, tx_addresses];
     Ok(QueuePair::new(device.clone(), index, rx, tx, addresses, hashes))

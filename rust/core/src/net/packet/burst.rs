@@ -1,7 +1,7 @@
 //! Frames that are handled together.
 
 use crate::memory::{BufferId, Pool};
-use crate::net::packet::header;
+use crate::net::packet::header::{self, Front};
 use crate::net::packet::offload::Offload;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -32,8 +32,7 @@ pub struct Burst {
     storage: Storage,
     /// Whether all frames have a hash in their header.
     hashed: bool,
-    /// Bytes of the header with offload metadata in front of each frame; 0 if there is none.
-    pub(in crate::net) headers: u8,
+    pub(in crate::net) front: Front,
     /// When its first frames were taken from the ring; 0 where nobody looked at the clock.
     taken: u64,
 }
@@ -46,7 +45,7 @@ impl Burst {
             ids: Vec::with_capacity(ROOM),
             lengths: Vec::with_capacity(ROOM),
         });
-        Self { pool, storage, hashed: false, headers: 0, taken: 0 }
+        Self { pool, storage, hashed: false, front: Front::NONE, taken: 0 }
     }
     /// Number of frames.
     #[must_use]
@@ -114,15 +113,31 @@ impl Burst {
         (0..self.len())
             .map(|index| self.offload(index))
             .collect::<Option<_>>()
-            .filter(|_| self.headers > 0)
+            .filter(|_| self.front.has_offloads())
     }
     /// The offload metadata of one frame; `None` if there is none.
     #[must_use]
     pub fn offload(&self, index: usize) -> Option<Offload> {
-        let id = *self.storage.ids.get(index).filter(|_| self.headers > 0)?;
+        self.header(index).filter(|_| self.front.has_offloads())
+    }
+    /// What a receiver has to know of a frame's checksum. Without negotiated offloads, that is only
+    /// whether the device has verified it: some devices report that in any case, and leave the
+    /// checksum itself unset. Linux's driver looks at it in any case, too.
+    #[must_use]
+    pub fn receive_offload(&self, index: usize) -> Offload {
+        let Some(header) = self.header(index) else { return Offload::NONE };
+        if self.front.has_offloads() {
+            return header;
+        }
+        Offload { flags: header.flags & Offload::DATA_VALID, ..Offload::NONE }
+    }
+    /// The front of a frame's header.
+    fn header(&self, index: usize) -> Option<Offload> {
+        let id = *self.storage.ids.get(index)?;
+        let length = self.front.len();
         // SAFETY: the buffer is ours; its data is 64-byte aligned and has DATA_OFFSET (64) bytes
         // in front, more than any header.
-        Some(unsafe { header::read(self.pool.data_ptr(id), self.headers.into()) })
+        (length > 0).then(|| unsafe { header::read(self.pool.data_ptr(id), length) })
     }
     /// When its frames were taken from the ring, in nanoseconds since 1970; `None` unless requested.
     /// If several calls added frames, the time of the first.
@@ -137,37 +152,37 @@ impl Burst {
             self.taken = now;
         }
     }
-    /// Bytes of the header in front of each frame; 0 if it is not used.
+    /// Bytes of the header with offload metadata in front of each frame; 0 if there is none.
     #[inline]
     pub(in crate::net) fn headers(&self) -> usize {
-        self.headers.into()
+        if self.front.has_offloads() { self.front.len() } else { 0 }
     }
-    /// Sets the header length of the frames to come, while the burst is empty.
+    /// Sets what is in front of the frames to come, while the burst is empty.
     #[inline]
-    pub(in crate::net) fn expect_headers(&mut self, headers: u8) {
+    pub(in crate::net) fn expect(&mut self, front: Front) {
         debug_assert!(self.is_empty(), "frames of two kinds in one burst");
-        self.headers = headers;
+        self.front = front;
     }
     /// Prepares for frames of another burst, while this one is empty.
     #[inline]
     pub(crate) fn expect_those_of(&mut self, other: &Self) {
-        self.expect_headers(other.headers);
+        self.expect(other.front);
     }
     /// Moves all frames of another burst of this pool to the end, with their offload metadata.
     #[cold]
     pub(in crate::net) fn append(&mut self, other: &mut Self) {
-        let headers = self.headers.max(other.headers);
+        let front = self.front.max(other.front);
         for burst in [&*self, &*other] {
-            if burst.headers == headers {
+            if burst.front == front {
                 continue;
             }
             for (index, &id) in burst.ids().iter().enumerate() {
-                let offload = burst.offload(index).unwrap_or_default();
-                // SAFETY: as in `offload`; nobody else writes there.
-                unsafe { header::write(self.pool.data_ptr(id), headers.into(), offload) };
+                let offload = burst.receive_offload(index);
+                // SAFETY: as in `header`; nobody else writes there.
+                unsafe { header::write(self.pool.data_ptr(id), front.len(), offload) };
             }
         }
-        self.headers = headers;
+        self.front = front;
         self.storage.ids.extend_from_slice(other.ids());
         self.storage.lengths.extend_from_slice(other.lengths());
         self.stamp(other.taken);

@@ -113,9 +113,33 @@ pub(in crate::net) unsafe fn copy_header(from: *const u8, to: *mut u8, headers: 
     }
 }
 
-/// The header length for bursts of a queue: 0 if no offload was negotiated.
-pub(in crate::net) fn headers_of(accepted: Features, header_len: usize) -> u8 {
-    let any = accepted & Features::RECEIVE_OFFLOADS != Features::NONE;
-    // 10, 12 or 20.
-    if any { header_len as u8 } else { 0 }
+/// What is in front of a burst's frames: nothing, or headers, with negotiated offload metadata or
+/// without. In one byte, because every burst that is received compares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::net) struct Front(u8);
+
+impl Front {
+    /// No header.
+    pub(in crate::net) const NONE: Self = Self(0);
+    const OFFLOADS: u8 = 0x80;
+
+    /// Headers of this length (10, 12 or 20), with offload metadata.
+    pub(in crate::net) fn with_offloads(length: usize) -> Self {
+        Self(length as u8 | Self::OFFLOADS)
+    }
+    /// The headers of received frames.
+    pub(in crate::net) fn of(accepted: Features, length: usize) -> Self {
+        let any = accepted & Features::RECEIVE_OFFLOADS != Features::NONE;
+        if any { Self::with_offloads(length) } else { Self(length as u8) }
+    }
+    /// Bytes of each header; 0 if there is none.
+    #[inline]
+    pub(in crate::net) fn len(self) -> usize {
+        (self.0 & !Self::OFFLOADS).into()
+    }
+    /// Whether the headers have offload metadata.
+    #[inline]
+    pub(in crate::net) fn has_offloads(self) -> bool {
+        self.0 & Self::OFFLOADS != 0
+    }
 }

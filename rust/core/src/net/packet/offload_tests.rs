@@ -2,7 +2,7 @@
 use super::*;
 use crate::memory::{JUMBO_SIZE, PageRequest, PageSize, Placement, Pool, Region, RegionOptions};
 use crate::net::packet::burst::Burst;
-use crate::net::packet::header::{self, HASH_HEADER_LEN, HEADER_LEN};
+use crate::net::packet::header::{self, Front, HASH_HEADER_LEN, HEADER_LEN};
 use crate::net::queue::claim::Reclaim;
 use crate::net::queue::{AnyRing, Common, RxQueue, TxQueue};
 use crate::notify::Doorbell;
@@ -260,7 +260,7 @@ fn bursts_of_different_headers_are_joined() {
 /// A burst as if received, with a header of so many bytes in front of each frame.
 fn burst(pool: &Arc<Pool>, headers: u8, frames: &[(Offload, Vec<u8>)]) -> Burst {
     let mut burst = Burst::new(pool.clone());
-    burst.expect_headers(headers);
+    burst.expect(if headers > 0 { Front::with_offloads(headers.into()) } else { Front::NONE });
     for (offload, frame) in frames {
         let mut ids = Vec::new();
         if frame.len() > pool.capacity() {
@@ -415,7 +415,7 @@ fn metadata_is_cleared_where_there_is_none() {
     for header_len in LENGTHS {
         let (mut tx, mut device) = transmitter::<SplitDevice>(&pool, false, header_len, ALL);
         let mut burst = burst(&pool, header_len as u8, &[(segmented(), packet(100))]);
-        burst.headers = 0;
+        burst.front = Front::NONE;
         assert_eq!(tx.send_burst(&mut burst).unwrap(), 1);
         let chain = device.take().unwrap();
         let bytes = device.view().read(chain.parts[0].iova, header_len);
@@ -430,7 +430,7 @@ fn received_frames_come_with_what_the_device_says() {
     let pool = pool();
     for header_len in LENGTHS {
         let (common, mut device) = queue::<SplitDevice>(&pool, false, header_len);
-        let mut rx = RxQueue::new(common, false).with_offloads(header_len as u8);
+        let mut rx = RxQueue::new(common, false).with_front(Front::with_offloads(header_len));
         rx.refill();
         for mut burst in [
             Burst::new(pool.clone()),
@@ -451,6 +451,50 @@ fn received_frames_come_with_what_the_device_says() {
             if before > 0 {
                 let first = burst.offload(0).unwrap();
                 assert!(first == segmented() || first == Offload::NONE);
+            }
+        }
+        rx.reclaim_all();
+    }
+    assert_eq!(pool.free(), pool.count());
+}
+
+/// Without negotiated offloads, only whether the device has verified the checksum counts.
+#[test]
+fn a_device_vouches_for_checksums_without_negotiated_offloads() {
+    let pool = pool();
+    for header_len in LENGTHS {
+        let (common, mut device) = queue::<SplitDevice>(&pool, false, header_len);
+        let front = Front::of(Features::VERSION_1, header_len);
+        let mut rx = RxQueue::new(common, false).with_front(front);
+        rx.refill();
+        let (valid, none) = (Offload::DATA_VALID, Offload::NONE);
+        for (flags, known) in [
+            (0, none),
+            (valid, Offload { flags: valid, ..none }),
+            (1, none),
+            (0xff, Offload { flags: valid, ..none }),
+        ] {
+            for mut burst in [
+                Burst::new(pool.clone()),
+                burst(&pool, 0, &[(none, packet(70))]),
+                burst(&pool, 20, &[(segmented(), packet(70))]),
+            ] {
+                let before = burst.len();
+                let (headers, offload) = (burst.headers() > 0, burst.offload(0));
+                let chain = device.take().unwrap();
+                let mut bytes = vec![0; header_len];
+                bytes[..10].copy_from_slice(&[flags, 1, 2, 0, 3, 0, 34, 0, 16, 0]);
+                bytes.extend(packet(80));
+                device.view().write(chain.parts[0].iova, &bytes);
+                device.put(&chain, bytes.len() as u32);
+                device.flush();
+                assert_eq!(rx.recv(8, &mut burst).unwrap(), 1);
+                assert_eq!(burst.receive_offload(before), known);
+                assert_eq!(burst.offload(before), headers.then_some(known));
+                if before > 0 {
+                    assert_eq!(burst.offload(0), offload);
+                    assert_eq!(burst.receive_offload(0), offload.unwrap_or_default());
+                }
             }
         }
         rx.reclaim_all();

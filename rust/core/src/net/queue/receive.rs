@@ -6,6 +6,7 @@ use crate::memory::{BufferId, Demand, Iova, JUMBO_SIZE};
 use crate::net::interrupts::too_long::TooLong;
 use crate::net::interrupts::wakeup::Interrupts;
 use crate::net::packet::burst::Burst;
+use crate::net::packet::header::Front;
 use crate::net::queue::claim::Reclaim;
 use crate::net::queue::merge::{self, Merger};
 use crate::net::queue::outage::Outage;
@@ -35,8 +36,8 @@ pub(crate) struct RxQueue {
     merger: Option<Box<Merger>>,
     /// Frames that were taken from the ring before it was emptied; the next to be received.
     held: Option<Box<Burst>>,
-    /// The header length for bursts; 0 if headers are not used.
-    headers: u8,
+    /// What the device writes in front of frames.
+    front: Front,
 }
 
 impl RxQueue {
@@ -56,7 +57,7 @@ impl RxQueue {
             missing: 0,
             merger,
             held: None,
-            headers: 0,
+            front: Front::NONE,
         }
     }
 
@@ -111,19 +112,19 @@ impl RxQueue {
         self
     }
 
-    /// The device writes offload metadata in a header of this length.
-    pub(in crate::net) fn with_offloads(self, headers: u8) -> Self {
-        Self { headers, ..self }
+    /// Sets what the device writes in front of frames.
+    pub(in crate::net) fn with_front(self, front: Front) -> Self {
+        Self { front, ..self }
     }
 
     /// Appends up to `max` received frames to the burst, and posts fresh buffers.
     #[inline]
     pub(crate) fn recv(&mut self, max: usize, burst: &mut Burst) -> Result<usize> {
-        if burst.headers() != usize::from(self.headers) {
+        if burst.front != self.front {
             if !burst.is_empty() {
                 return self.recv_beside(max, burst);
             }
-            burst.expect_headers(self.headers);
+            burst.expect(self.front);
         }
         if self.common.suspended || self.held.is_some() {
             return Ok(self.recv_held(max, burst));
@@ -180,7 +181,7 @@ impl RxQueue {
     pub(in crate::net) fn suspend(&mut self) {
         let fresh = || {
             let mut burst = Box::new(Burst::new(self.common.pool.clone()));
-            burst.expect_headers(self.headers);
+            burst.expect(self.front);
             burst
         };
         let mut held = self.held.take().unwrap_or_else(fresh);

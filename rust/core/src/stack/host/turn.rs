@@ -5,7 +5,7 @@ use super::entry::{Entry, Id, Kind};
 use super::packets::Packet;
 use super::state::{State, Time};
 use crate::Error;
-use crate::net::Offload;
+use crate::net::{Offload, recalculate};
 use crate::stack::vlan;
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use smoltcp::socket::{tcp, udp};
@@ -82,14 +82,14 @@ impl State {
             },
             Found::Unreachable(flow, is_tcp, errno) => {
                 self.unreachable(flow, is_tcp, errno);
-                self.take_common(packet);
+                self.take_message(packet, verified);
             }
             Found::Arp => {
                 let own = EthernetAddress(self.mac.0);
                 self.probes.arp_arrived(&packet.bytes, own, arrived, &self.news);
                 self.take_common(packet);
             }
-            Found::Other => self.take_common(packet),
+            Found::Other => self.take_message(packet, verified),
             Found::BadChecksum => {
                 self.counters.rx_bad_checksum += 1;
                 self.device.used.recycle(packet);
@@ -99,6 +99,15 @@ impl State {
                 self.device.used.recycle(packet);
             }
         }
+    }
+
+    /// Passes an ICMP message and the like on. smoltcp verifies its checksum, which a device that
+    /// vouches for it may leave unset.
+    fn take_message(&mut self, mut packet: Packet, verified: bool) {
+        if verified {
+            recalculate(&mut packet.bytes);
+        }
+        self.take_common(packet);
     }
 
     /// Passes a frame to the interface and the common sockets.

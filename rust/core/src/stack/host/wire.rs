@@ -101,7 +101,7 @@ impl Wire for PairWire {
         let received = self.pair().recv(max, &mut burst)?;
         for index in 0..burst.len() {
             let Some((from, length)) = burst.frame(index) else { continue };
-            let offload = burst.offload(index).unwrap_or(Offload::NONE);
+            let offload = burst.receive_offload(index);
             // The stack reads bytes more than once and shared memory may change in between, so it
             // gets a copy.
             // SAFETY: `from` is a buffer of the burst with `length` bytes, ours until the burst is

@@ -10,7 +10,7 @@ const UDP: u8 = 17;
 
 /// Offsets of the headers that a frame has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// The tag control information of the outermost VLAN tag.
     pub vlan: Option<usize>,
     /// The start of the IPv4 header, and its end including options.
@@ -23,7 +23,7 @@ pub(super) struct Layout {
 
 /// A TCP or UDP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Transport {
+pub(crate) struct Transport {
     pub is_udp: bool,
     pub at: usize,
     /// The end of the segment or datagram; padding may follow.
@@ -32,13 +32,13 @@ pub(super) struct Transport {
 
 impl Transport {
     /// The offset of its checksum.
-    pub(super) fn checksum(&self) -> usize {
+    pub(crate) fn checksum(&self) -> usize {
         self.at + if self.is_udp { 6 } else { 16 }
     }
 }
 
 impl Layout {
-    pub(super) fn of(frame: &[u8]) -> Self {
+    pub(crate) fn of(frame: &[u8]) -> Self {
         let mut found = Self { payload: frame.len().min(14), ..Self::default() };
         let mut at = 12;
         while number(frame, at).is_some_and(|kind| TAGS.contains(&kind)) && at + 6 <= frame.len() {
