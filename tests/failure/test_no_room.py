@@ -83,6 +83,47 @@ for more in range(8):
     assert not any(said[len(failed) :])
 
 
+def test_a_memory_that_does_not_fit_its_directory(qemu_command: str, scratch: Path) -> None:
+    place = scratch / "memory"
+    said = program(
+        """
+for size in ("8M", "2M"):
+    make = lambda: virtnic.Memory(size, directory=place, hugepages=None)
+    print(tried(make))
+    print(tried(lambda: virtnic.open("user", memory=make(), shmem="plain").close()))
+with open(f"{place}/fill", "wb", buffering=0) as file:
+    while file.tell() < 3 << 20: file.write(bytes(1 << 16))
+print(tried(make))
+""",
+        place,
+        "size=4M",
+    ).splitlines()
+    for line in said[:2]:
+        assert f"Unavailable: {place} has 4 MiB of 4 MiB free, not 8 MiB: ask for less" in line
+        assert line.endswith("or remount it with a larger size=")
+    assert said[2:4] == ["", ""]
+    assert f"{place} has 1 MiB of 4 MiB free, not 2 MiB" in said[4]
+
+
+def test_a_memory_that_does_not_fit_its_hugetlbfs(qemu_command: str, scratch: Path) -> None:
+    """The pool has enough of them, the mount has not."""
+    from peers.components import needs
+
+    needs("hugepages")
+    place = scratch / "huge"
+    said = program(
+        """
+print(tried(lambda: virtnic.Memory("8M", directory=place)))
+print(tried(lambda: virtnic.Memory("4M", directory=place)))
+""",
+        place,
+        "pagesize=2M,size=4M",
+        kind="hugetlbfs",
+    ).splitlines()
+    assert f"{place} has 4 MiB of 4 MiB free, not 8 MiB" in said[0]
+    assert said[1] == ""
+
+
 def test_more_hugepages_than_there_are(qemu_command: str) -> None:
     for size in ("64G", "32G"):
         with pytest.raises(virtnic.MemoryUnavailable, match=r"hugepages.*nr_hugepages"):

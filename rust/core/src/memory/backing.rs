@@ -175,6 +175,25 @@ pub(super) fn directory_pages(directory: &Path) -> Result<PageSize> {
     }
 }
 
+/// Checks whether a file of `size` bytes fits a directory whose mount has a limit.
+pub(super) fn check_room(directory: &Path, size: usize) -> Result<()> {
+    let Ok(stat) = fs::statvfs(directory) else { return Ok(()) };
+    // Without a limit, the number of blocks is 0 or, on hugetlbfs, -1.
+    let limited = stat.f_blocks > 0 && stat.f_blocks.cast_signed() > 0;
+    let (block, size) = (stat.f_frsize, size as u64);
+    let free = stat.f_bavail.saturating_mul(block);
+    if !limited || free >= size {
+        return Ok(());
+    }
+    Err(Error::MemoryUnavailable(format!(
+        "{} has {} of {} free, not {}: ask for less, or remount it with a larger size=",
+        directory.display(),
+        human(free),
+        human(stat.f_blocks.saturating_mul(block)),
+        human(size)
+    )))
+}
+
 /// Makes and locks a file with a name that nobody else has.
 fn create(directory: &Path) -> Result<(OwnedFd, PathBuf)> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -190,6 +209,13 @@ fn create(directory: &Path) -> Result<(OwnedFd, PathBuf)> {
                 return Err(Error::Permission(format!(
                     "cannot make a file in {} ({cause}); mount the hugetlbfs with uid=, or leave \
                      the directory out to use a memfd",
+                    directory.display()
+                )));
+            }
+            Err(cause @ (Errno::NOSPC | Errno::DQUOT)) => {
+                return Err(Error::MemoryUnavailable(format!(
+                    "cannot make a file in {} ({cause}): it is full; remove what is not needed, \
+                     or remount it with a larger nr_inodes=",
                     directory.display()
                 )));
             }

@@ -385,6 +385,9 @@ fn candidates(options: &RegionOptions) -> Result<Vec<PageSize>> {
 fn build(options: &RegionOptions, page: PageSize) -> Result<(Mapping, Backing, Iova)> {
     let &RegionOptions { size, placement, node, .. } = options;
     check_free(options, page)?;
+    if let Some(directory) = &options.directory {
+        backing::check_room(directory, size)?;
+    }
     let backing = match &options.directory {
         None => Backing::memfd(size, page)?,
         Some(directory) => Backing::in_directory(size, directory)?,
@@ -460,8 +463,14 @@ fn prefault(
 /// The error if pages ran out although they were counted before.
 fn exhausted(options: &RegionOptions, page: PageSize, cause: Errno) -> Error {
     let &RegionOptions { size, node, placement, .. } = options;
-    let hint = if page == PageSize::Base {
-        "ask for less, or look at the limits of the control group and of the tmpfs".to_owned()
+    let hint = if let Some(directory) = &options.directory {
+        format!(
+            "{} may have become full meanwhile, or the control group has a lower limit; ask for \
+             less, or free some",
+            directory.display()
+        )
+    } else if page == PageSize::Base {
+        "ask for less, or look at the limits of the control group".to_owned()
     } else {
         match pages::count(page, node) {
             Ok(have) if have.free * page.bytes() < size => {
@@ -472,8 +481,13 @@ fn exhausted(options: &RegionOptions, page: PageSize, cause: Errno) -> Error {
                 .to_owned(),
         }
     };
+    let why = match cause {
+        // A page that cannot be had: an access would be a SIGBUS.
+        Errno::FAULT => String::new(),
+        cause => format!(" ({cause})"),
+    };
     Error::MemoryUnavailable(format!(
-        "the kernel does not give {} of {} ({cause}): {hint}",
+        "the kernel does not give {} of {}{why}: {hint}",
         human(size as u64),
         page.name()
     ))
