@@ -36,6 +36,7 @@ __all__ = [
     "Offload",
     "Offloads",
     "PingReply",
+    "PluggingLock",
     "PortBusy",
     "PortClosed",
     "PortDriver",
@@ -861,6 +862,23 @@ class Burst(Sequence[memoryview]):
         """
     def release(self) -> None:
         """Return the buffers to the pool now; the burst is empty afterwards."""
+
+@final
+class PluggingLock:
+    """A reentrant lock, held while devices are plugged, unplugged or restored.
+
+    While a thread has it, its calls raise PortBusy instead of waiting for a device that is away:
+    who restores that needs the lock, and a signal handler may have interrupted its holder.
+    In Rust, so that no signal handler runs between taking it and the next step of a ``with``.
+    """
+
+    def __new__(cls) -> Self: ...
+    def acquire(self, timeout: float = -1.0) -> bool:
+        """Take it; False if that takes longer than ``timeout`` seconds (-1: for ever)."""
+    def release(self) -> None:
+        """Give it back."""
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_error: object) -> None: ...
 
 @final
 class PortDriver:

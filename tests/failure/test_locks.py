@@ -452,6 +452,32 @@ def test_a_signal_handler_attaches_while_another_port_is_attached() -> None:
     )
 
 
+def test_a_signal_handler_waits_for_no_device_that_waits_for_its_thread() -> None:
+    """Who attaches has the lock that the restoration of a dead QEMU needs."""
+    program(
+        textwrap.dedent("""
+        qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None), recover=True)
+        port, answers = qemu.attach("user"), []
+        def handle(*_):
+            os.kill(qemu.pid, signal.SIGKILL)
+            while not port.away: time.sleep(0.01)
+            for call in (port.set_promiscuous, lambda: port.set_mac("52:54:00:00:00:01")):
+                try: call()
+                except (virtnic.VirtnicError, TimeoutError) as error: answers.append(error)
+        signal.signal(signal.SIGTERM, handle)
+        os.kill(qemu.pid, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        try: qemu.attach("user")
+        except virtnic.QemuDied as error: print(error)
+        else: raise AssertionError("attached to a dead QEMU")
+        assert [type(error) for error in answers] == [virtnic.PortBusy] * 2, answers
+        port.set_mac("52:54:00:00:00:02")  # it comes back now
+        virtnic.Stack(port).dhcp()
+        qemu.close()
+        """)
+    )
+
+
 def test_a_signal_handler_closes_while_a_port_is_started() -> None:
     """The one that is started afterwards is stopped again."""
     program(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from virtnic._native import PortClosed, QemuDied, QemuError
+from virtnic._native import PluggingLock, PortClosed, QemuDied, QemuError
 from virtnic.nic.interrupts import ConfigVector, InterruptRouting
 from virtnic.pci import PciBus, find_ivshmems, find_virtio_nets
 from virtnic.qemu.machine import present
@@ -41,7 +40,7 @@ class Devices:
         #: Attachments of attached, arriving and leaving ports.
         self.attachments: list[Attachment] = []
         #: Held while a device is plugged, unplugged or replaced, which waits for QEMU.
-        self.lock = threading.RLock()
+        self.lock = PluggingLock()
         self._routing: InterruptRouting | None = None
         #: The vector of configuration changes, kept from one QEMU to the next.
         self.config = ConfigVector()

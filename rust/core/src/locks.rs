@@ -74,16 +74,22 @@ pub fn may_wait(what: &str) {
     let _ = what;
 }
 
-thread_local!(static BRINGS_BACK: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+thread_local!(static BRINGS_BACK: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
 
-/// Declares that this thread restores devices, so that it never waits for one.
+/// Declares that this thread restores devices, or has what their restoration needs: it never waits
+/// for one. For as long as this is not taken back once for each call.
 pub fn brings_devices_back() {
-    BRINGS_BACK.set(true);
+    BRINGS_BACK.set(BRINGS_BACK.get() + 1);
+}
+
+/// Takes it back.
+pub fn no_longer_brings_devices_back() {
+    BRINGS_BACK.set(BRINGS_BACK.get().saturating_sub(1));
 }
 
 /// Whether this thread must not wait for a device, as it would wait for itself.
 pub(crate) fn must_not_await_devices() -> bool {
-    BRINGS_BACK.get()
+    BRINGS_BACK.get() > 0
 }
 
 /// A number that no other running thread has; never 0.

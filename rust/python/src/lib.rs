@@ -18,6 +18,7 @@ mod log;
 mod measure;
 mod memory;
 mod offload;
+mod plugging;
 mod port;
 mod process;
 mod qtest;
@@ -61,6 +62,8 @@ mod _native {
     use super::memory::{Memory, hugepages};
     #[pymodule_export]
     use super::offload::{Offload, Offloads};
+    #[pymodule_export]
+    use super::plugging::PluggingLock;
     #[pymodule_export]
     use super::port::NetPort;
     #[pymodule_export]

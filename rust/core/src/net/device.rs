@@ -160,8 +160,9 @@ impl Device {
             }
             if locks::must_not_await_devices() {
                 return Err(Error::Busy(
-                    "the device is away, and this thread restores it: call it in another, as the \
-                     callbacks of Qemu.watch do"
+                    "the device is away, and this thread restores it, or is attaching or detaching \
+                     meanwhile: call it in another thread, as the callbacks of Qemu.watch do, or \
+                     afterwards"
                         .to_owned(),
                 ));
             }
