@@ -88,8 +88,6 @@ def test_what_testpmd_does_to_offloads(qemu: virtnic.Qemu, scratch: Path, keeps:
         assert complete is not keeps
         said = left.checksum, left.segmentation, left.segment_size
         assert said == (("needed", "tcp4", 1448) if keeps else (None, None, 0))
-        (whole,) = back.tobytes(checksums=True)
-        assert whole == tcp(macs, addresses, (1000, 2000), payload=frame[54:], complete=True)
         back.release()
         pmd.drain()
 
