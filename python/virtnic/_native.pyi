@@ -873,7 +873,7 @@ class PluggingLock:
     """
 
     def __new__(cls) -> Self: ...
-    def acquire(self, timeout: float = -1.0) -> bool:
+    def acquire(self, timeout: float = ...) -> bool:
         """Take it; False if that takes longer than ``timeout`` seconds (-1: for ever)."""
     def release(self) -> None:
         """Give it back."""
