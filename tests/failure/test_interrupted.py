@@ -457,6 +457,8 @@ def test_the_imports_of_a_module_that_is_run(name: str, module: int, scratch: Pa
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+# What is lost on the way to its caller is closed when it is collected, with this warning.
+@pytest.mark.filterwarnings("ignore:unclosed <Qemu:ResourceWarning")
 def test_by_a_signal_at_random(qemu_command: str) -> None:
     """At random moments: in waits, in the interpreter, in other modules."""
     chance = random.Random(11)

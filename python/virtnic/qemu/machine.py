@@ -32,7 +32,7 @@ from virtnic.qemu.process import Process
 from virtnic.qemu.rundir import RunDirectory
 from virtnic.qemu.spec import Spec
 from virtnic.qemu.text import check_words
-from virtnic.teardown import Owner, finish_forgotten
+from virtnic.teardown import Owner, finish_forgotten, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -173,7 +173,7 @@ class Machine(Owner):
         place = self._directory = RunDirectory(directory)
         place.make()
         try:
-            place.firmware.write_bytes(command.PARKING_FIRMWARE)
+            uninterrupted(lambda: place.firmware.write_bytes(command.PARKING_FIRMWARE))
         except OSError as error:
             error.filename = error.filename or str(place.firmware)  # ENOSPC has no file name
             raise
