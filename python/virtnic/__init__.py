@@ -15,14 +15,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from virtnic._native import (
-    ArpReply,
     Burst,
     EventFd,
     Feature,
-    Lease,
     Offload,
-    PingReply,
-    Stack,
     __version__,
     after_fork_in_child,
 )
@@ -80,10 +76,6 @@ __all__ = [  # noqa: RUF022 - by importance
     "Memory",
     "Qemu",
     "Recovery",
-    "Stack",
-    "Lease",
-    "ArpReply",
-    "PingReply",
     "Feature",
     "Event",
     "Events",

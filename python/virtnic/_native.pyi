@@ -44,7 +44,6 @@ __all__ = [
     "QemuDied",
     "QemuError",
     "QemuNotFound",
-    "Stack",
     "StackWire",
     "VhostWire",
     "VirtnicError",
@@ -1236,39 +1235,6 @@ class NetQueue:
         """Delay ``rx`` or ``tx`` interrupts, as :meth:`NetPort.set_coalescing`."""
 
 @final
-class Stack:
-    """A TCP/IP stack (smoltcp) on top of a port: DHCP, ARP, ICMP echo."""
-
-    def __new__(cls, port: NetPort) -> Self: ...
-    @property
-    def address(self) -> str | None:
-        """The address with prefix length, ``10.0.2.15/24``."""
-    @property
-    def gateway(self) -> str | None:
-        """The default gateway."""
-    def configure(self, address: str, gateway: str | None = None) -> None:
-        """Set the address (with prefix length) and the gateway. Raises ValueError."""
-    def dhcp(self, timeout: float | None = 10.0) -> Lease:
-        """Obtain a lease by DHCP and use it.
-
-        Raises TimeoutError if no server answers within ``timeout`` seconds.
-        """
-    def arp(self, address: str, timeout: float | None = 1.0) -> ArpReply:
-        """Resolve an IPv4 address.
-
-        Raises TimeoutError if there is no answer within ``timeout`` seconds.
-        """
-    def ping(
-        self, address: str, sequence: int = 0, payload: int = 56, timeout: float | None = 1.0
-    ) -> PingReply:
-        """Send one ICMP echo request with ``payload`` bytes and wait for the reply.
-
-        Raises TimeoutError if none comes within ``timeout`` seconds.
-        """
-    def poll(self, timeout: float | None = 0.0) -> int:
-        """Answer ARP and echo requests until the timeout; return the number of frames handled."""
-
-@final
 class StackWire:
     """A wire whose frames Python moves."""
 
@@ -1338,12 +1304,20 @@ class NetStack:
     def configure(self, address: str, gateway: str | None = None) -> None:
         """Add an address with its prefix, and set the default gateway of its family.
 
-        An IPv4 address ends the DHCP lease. Raises ValueError.
+        Raises ValueError; then nothing has changed.
+        """
+    def remove_address(self, address: str) -> None:
+        """Remove an address, and the gateway that only its network reaches.
+
+        The prefix length may be omitted. Removing the address of the DHCP lease ends the lease.
+        Sockets that are bound to the address remain, but receive nothing more. Raises ValueError if
+        it is none of the stack's addresses.
         """
     def dhcp(self, timeout: float | None = 10.0) -> Lease:
         """Get a lease by DHCP, use it, and keep renewing it.
 
-        Raises TimeoutError without a lease within ``timeout`` seconds.
+        It takes the place of an earlier lease; addresses that were configured remain, and so does
+        their gateway. Raises TimeoutError without a lease within ``timeout`` seconds.
         """
     def wait_ipv6(self, timeout: float | None = 10.0) -> str:
         """Wait for an IPv6 address of global scope from a router; return it with its prefix.
@@ -1362,7 +1336,7 @@ class NetStack:
 
         Raises TimeoutError without a reply within ``timeout`` seconds.
         """
-    def open(self, stream: bool, ipv6: bool) -> NetSocket:
+    def _open(self, stream: bool, ipv6: bool) -> NetSocket:
         """Create a socket: TCP or UDP, IPv4 or IPv6."""
     def stats(self) -> dict[str, int]:
         """Return the counters by name."""

@@ -36,7 +36,6 @@ class World:
         self.memory = virtnic.Memory("8M", hugepages=None)
         self.qemu = virtnic.Qemu(self.memory)
         self.port = self.qemu.attach("user")
-        self.stack = virtnic.Stack(self.port)
         self.other = self.qemu.attach("user")
         self.net = net.Stack(self.other, address="10.0.2.15/24", gateway="10.0.2.2")
 
@@ -78,10 +77,6 @@ class World:
     def bare(self, timeout: float) -> None:
         with virtnic.Qemu(self.memory, timeout=timeout) as qemu:
             qemu.execute("query-status")
-
-    def configured(self) -> virtnic.Stack:
-        self.stack.configure("10.0.2.15/24")
-        return self.stack
 
     def connected(self, timeout: float) -> net.Socket:
         """Connect to a server of the host."""
@@ -129,10 +124,6 @@ CALLS: dict[str, Callable[[World, float], object]] = {
     "Events.wait": World.events,
     "EventFd.wait": World.event,
     "Latch.wait": World.latch,
-    "Stack.dhcp": lambda w, t: w.stack.dhcp(t),
-    "Stack.arp": lambda w, t: w.configured().arp("10.0.2.2", t),
-    "Stack.ping": lambda w, t: w.configured().ping("10.0.2.2", timeout=t),
-    "Stack.poll": lambda w, t: w.stack.poll(min(t, 0.0)),  # it ends with its timeout
     "net.Stack.dhcp": lambda w, t: w.net.dhcp(t),
     "net.Stack.wait_ipv6": lambda w, t: w.net.wait_ipv6(t),
     "net.Stack.arp": lambda w, t: w.net.arp("10.0.2.2", t),
@@ -231,7 +222,6 @@ def test_nothing_that_takes_a_timeout_is_missing() -> None:
                 virtnic.Qemu,
                 virtnic.Events,
                 virtnic.EventFd,
-                virtnic.Stack,
                 testing.ScriptedPort,
                 testing.FaultyPort,
             )

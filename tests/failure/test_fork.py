@@ -23,7 +23,7 @@ import virtnic
 from support.frames import arp_request, is_arp_reply, number_of, numbered
 from support.inside import attachment_of, backend_of, driver_of, machine_of
 from support.waiting import eventually, pause
-from virtnic import _native
+from virtnic import _native, net
 from virtnic.qemu.process import Process
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def refuses(port: virtnic.Port) -> None:
         lambda: machine_of(port.qemu).qtest.outb(0x80, 0),
         machine_of(port.qemu).qtest.flush,
         lambda: virtnic.reflect(port, packets=1),
-        lambda: virtnic.Stack(port).poll(0.0),
+        lambda: net.Stack(port),
         lambda: port.qemu.execute("query-status"),
         lambda: port.qemu.attach("user"),
     ):

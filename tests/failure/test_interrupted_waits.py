@@ -42,11 +42,6 @@ class Scene:
     def queue(self) -> virtnic.NetQueue:
         return self.port.queue(0)
 
-    def stack(self) -> virtnic.Stack:
-        stack = virtnic.Stack(self.port)
-        stack.configure("10.0.0.1/24")
-        return stack
-
     def host(self, wait: Callable[[net.Stack], object]) -> object:
         """Wait in a stack of sockets that nobody answers."""
         with net.Stack(self.port, address="10.0.0.1/24") as stack:
@@ -115,10 +110,6 @@ WAITS: dict[str, Callable[[Scene], object]] = {
     "NetQueue.send_all": lambda scene: scene.queue.send_all([numbered(scene.port.mac, 0)], LONG),
     "NetQueue.recv": lambda scene: scene.queue.recv(timeout=LONG),
     "NetQueue.wait_writable": lambda scene: scene.queue.wait_writable(LONG),
-    "Stack.poll": lambda scene: scene.stack().poll(LONG),
-    "Stack.arp": lambda scene: scene.stack().arp("10.0.0.2", LONG),
-    "Stack.ping": lambda scene: scene.stack().ping("10.0.0.2", timeout=LONG),
-    "Stack.dhcp": lambda scene: scene.stack().dhcp(LONG),
     "EventFd.wait": lambda _: virtnic.EventFd().wait(LONG),
     "Events.wait": Scene.events,
     "drop": lambda scene: virtnic.drop(scene.port, seconds=LONG),

@@ -57,8 +57,7 @@ def program(body: str, limit: float = LIMIT) -> str:
         (virtnic.Port, [every_method.PORT, every_method.LAST["port"]]),
         (_native.PortDriver, [every_method.DRIVER, every_method.LAST["driver"]]),
         (virtnic.NetQueue, [every_method.QUEUE]),
-        (virtnic.Stack, [every_method.STACK]),
-        (net.Stack, [every_method.NET, every_method.LAST["net"]]),
+        (net.Stack, [every_method.STACK, every_method.LAST["stack"]]),
         (net.Socket, [every_method.SOCKET, every_method.LAST["socket"]]),
         (
             virtnic.Qemu,
@@ -265,10 +264,12 @@ def test_the_interpreter_ends_while_threads_wait() -> None:
         "port.recv(1, timeout=None)",
         "port.send([FRAME] * 8)",
         "virtnic.drop(port)",
-        "virtnic.Stack(port).poll(None)",
+        "stack.arp('10.0.2.99', timeout=None)",
+        "stack.create_connection(('10.0.2.99', 9), timeout=None)",
     ):
         program(
             "port = virtnic.open('user', memory=virtnic.Memory('8M', hugepages=None))\n"
+            "stack = virtnic.net.Stack(port, address='10.0.2.15/24')\n"
             "begun = threading.Event()\n"
             "def work():\n"
             "    begun.set()\n"
@@ -388,7 +389,9 @@ def test_a_signal_handler_closes_in_the_middle_of_an_access_to_the_bus(machine: 
         assert bus.config.read32(place, 0) == host, "another register was read"
         assert told and port.closed and qemu.ports == (other,), qemu.ports
         again = qemu.attach("user")
-        assert virtnic.Stack(again).dhcp() and virtnic.Stack(other).dhcp()
+        for one in again, other:
+            with virtnic.net.Stack(one) as stack:
+                assert stack.dhcp()
         qemu.close()
         """)
     )
@@ -415,7 +418,7 @@ def test_a_signal_handler_closes_while_another_port_is_attached() -> None:
                 there.pop().close()
         assert len(closed) > 5, closed
         for port in there:
-            virtnic.Stack(port).dhcp()
+            virtnic.net.Stack(port, dhcp=True).close()
             port.close()
         assert not [f for f in host_of(qemu).devices.bus.functions if f.device in (0x1000, 0x1041)]
         qemu.close()
@@ -443,7 +446,7 @@ def test_a_signal_handler_attaches_while_another_port_is_attached() -> None:
                 os.kill(qemu.pid, signal.SIGKILL)  # all of them come back
             for port in there:
                 port.set_mac(port.mac)
-                virtnic.Stack(port).dhcp()
+                virtnic.net.Stack(port, dhcp=True).close()
             while there:
                 there.pop().close()
         assert refused > 3, refused

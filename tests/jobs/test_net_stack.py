@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 import virtnic
 from peers.kernel import LONG
 from peers.netns import Netns
-from support.frames import arp_request, ip_bytes, mac_bytes
+from support.frames import arp_request, ip_bytes, is_arp_reply, mac_bytes
 from virtnic import aio, net
 from virtnic.testing import Deliver, Expect, FaultyPort, ScriptedPort, kill_qemu
 
@@ -99,11 +99,69 @@ async def _awaited(port: virtnic.Port) -> None:
         assert isinstance(lease, net.Lease)
         assert isinstance(await stack.arp("10.0.2.2", LONG), net.ArpReply)
         assert isinstance(await stack.ping("10.0.2.2", timeout=LONG), net.PingReply)
+        stack.configure("10.0.2.99/24")
         assert stack.address == "10.0.2.15/24"
+        stack.remove_address("10.0.2.15")
+        assert stack.address == "10.0.2.99/24"
 
 
 def test_the_same_awaited(port: virtnic.Port) -> None:
     asyncio.run(_awaited(port))
+
+
+@pytest.fixture
+def tap(netns: Netns) -> Iterator[net.Stack]:
+    with virtnic.open(netns.netdev) as port, net.Stack(port, ipv6=False) as stack:
+        netns.wait_for_carrier()
+        yield stack
+
+
+@pytest.mark.needs("netns")
+def test_addresses_come_and_go(netns: Netns, tap: net.Stack) -> None:
+    """The kernel hears of each as long as the stack has it."""
+    with pytest.raises(OSError, match="no IPv4 address; use dhcp=True") as caught:
+        tap.ping("10.99.0.1")
+    assert caught.value.errno == errno.ENETUNREACH
+    with pytest.raises(ValueError, match=r"needs an IPv4 address.*; use dhcp=True"):
+        tap.arp("10.99.0.1")
+    tap.configure("10.99.0.2/24", "10.99.0.1")
+    tap.configure("10.99.0.3/24")
+    assert tap.addresses == ["10.99.0.2/24", "10.99.0.3/24"]
+    assert netns.ping("10.99.0.2", 1).received == netns.ping("10.99.0.3", 1).received == 1
+    tap.remove_address("10.99.0.2/24")
+    assert (tap.address, tap.gateway) == ("10.99.0.3/24", "10.99.0.1")
+    with netns.packet_socket() as raw:
+        raw.settimeout(LONG)
+        for target in ("10.99.0.2", "10.99.0.3"):
+            raw.send(arp_request(netns.mac, sender="10.99.0.1", target=target))
+        frame = b""
+        while not is_arp_reply(frame, sender="10.99.0.3"):
+            frame = raw.recv(4096)
+            assert not is_arp_reply(frame, sender="10.99.0.2")
+        assert frame[:6] == mac_bytes(netns.mac)
+    tap.remove_address("10.99.0.3")
+    assert (tap.addresses, tap.gateways) == ([], [])
+    with pytest.raises(ValueError, match="cannot be removed: the stack's addresses are: none"):
+        tap.remove_address("10.99.0.3")
+    with pytest.raises(ValueError, match=r"10\.99\.0\.255 is not the address of a host"):
+        tap.configure("10.99.0.2/24", "10.99.0.255")
+    assert tap.addresses == []
+    for last in range(8):
+        tap.configure(f"10.99.1.{last + 1}/24")
+    with pytest.raises(ValueError, match="the stack has 8 addresses"):
+        tap.configure("10.99.0.2/24")
+
+
+def test_numbers_out_of_range(port: virtnic.Port) -> None:
+    with net.Stack(port, address="10.0.2.15/24") as stack:
+        for wrong in (-1, 65536):
+            with pytest.raises(ValueError, match=f"a sequence number must be.*not {wrong}"):
+                stack.ping("10.0.2.2", wrong)
+            with pytest.raises(ValueError, match=f"a payload's length must be.*not {wrong}"):
+                stack.ping("10.0.2.2", payload=wrong)
+            with pytest.raises(ValueError, match=f"an MTU must be.*not {wrong}"):
+                net.Stack(port, mtu=wrong)
+        assert stack.ping("10.0.2.2", timeout=LONG).sequence == 0
 
 
 #: What asks the network, and so ends when there is none.
@@ -118,7 +176,7 @@ ASKING: dict[str, Callable[[net.Stack], object]] = {
 
 
 @pytest.mark.parametrize("end", ["close", "detach", "kill"])
-def test_what_ends_the_port_ends_all_calls(qemu: virtnic.Qemu, end: str) -> None:
+def test_what_ends_the_port_is_the_cause(qemu: virtnic.Qemu, end: str) -> None:
     port = qemu.attach("user,restrict=on")
     with net.Stack(port, address="10.0.2.15/24", ipv6=False) as stack:
         if end == "close":
@@ -131,4 +189,8 @@ def test_what_ends_the_port_ends_all_calls(qemu: virtnic.Qemu, end: str) -> None
             with pytest.raises(OSError, match="the stack has ended: ") as caught:
                 call(stack)
             assert caught.value.errno == errno.ENETDOWN, name
+            kind = virtnic.QemuDied if end == "kill" else virtnic.PortClosed
+            assert isinstance(caught.value.__cause__, kind), name
         assert not stack.closed
+    with pytest.raises((virtnic.QemuDied, virtnic.PortClosed)):
+        net.Stack(port)

@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from errno import ENETDOWN
 from socket import SHUT_WR, SO_BROADCAST, SO_ERROR, SOL_SOCKET
 from socket import SOCK_DGRAM as UDP
 from typing import Any
@@ -33,6 +34,7 @@ TIMEOUT = 60.0
 #: The longest stop of QEMU, seconds.
 LONGEST_STOP = 2.0
 
+PEER = ("10.0.2.2", 9)
 FRAME = b"\xff" * 12 + b"\x88\xb5" + bytes(46)
 
 
@@ -44,21 +46,31 @@ class World:
         self.qemu = virtnic.Qemu(virtnic.Memory("8M", hugepages=None))
         self.port = self.qemu.attach("user")
         self.queue = self.port.queue(0)
-        self.stack = virtnic.Stack(self.port)
-        self.net = net.Stack(self.qemu.attach("user"), address="10.0.2.15/24")
-        self.sockets = [self.net.socket(), self.net.socket(), self.net.socket(type=UDP)]
+        self.pid = self.qemu.pid
+        self._lock = threading.Lock()
+        self._make_stack()
+
+    def _make_stack(self) -> None:
+        self.stack = net.Stack(self.port, address="10.0.2.15/24")
+        self.sockets = [self.stack.socket(), self.stack.socket(), self.stack.socket(type=UDP)]
         self.sockets[0].listen()
-        self.sockets[2].connect(("10.0.2.2", 9))
+        self.sockets[2].connect(PEER)
         for each in self.sockets:
             each.settimeout(0.001)
-        self.pid = self.qemu.pid
+
+    def replace(self, stack: net.Stack) -> None:
+        """Make another stack on the port, whose device was reset below this one."""
+        with self._lock:
+            if self.stack is stack and not stack.closed:
+                stack.close()
+                self._make_stack()
 
     def close(self) -> None:
         """End it, whatever interrupts that."""
         while True:
             with contextlib.suppress(KeyboardInterrupt):
                 self.qemu.close()
-                self.net.close()
+                self.stack.close()
                 return
 
 
@@ -123,9 +135,39 @@ async def changes(port: aio.Port) -> None:
     await anext(port.link_changes())
 
 
+def of_stack(call: Callable[[net.Stack], object]) -> Callable[[Any], object]:
+    """Call a method of a stack; one whose port failed is replaced."""
+
+    def run(world: World) -> None:
+        stack = world.stack
+        try:
+            call(stack)
+        except OSError as error:
+            if error.errno == ENETDOWN:
+                world.replace(stack)
+            raise
+
+    return run
+
+
 def one(call: Callable[[net.Socket], object]) -> Callable[[Any], object]:
     """Call a method of one of several sockets."""
-    return lambda sockets: call(random.choice(sockets))
+
+    def run(world: World) -> None:
+        of_stack(lambda _: call(random.choice(world.sockets)))(world)
+
+    return run
+
+
+def of_the_stack(name: str) -> Callable[[Any], object]:
+    """Read an attribute of the stack."""
+    return of_stack(lambda stack: getattr(stack, name))
+
+
+def remove_address(stack: net.Stack) -> None:
+    """Remove an address that was added."""
+    stack.configure("10.0.2.99/24")
+    stack.remove_address("10.0.2.99")
 
 
 def of_one(name: str) -> Callable[[Any], object]:
@@ -222,34 +264,26 @@ QUEUE: Table = {
     "wait_writable": lambda queue: queue.wait_writable(0.001),
 }
 STACK: Table = {
-    **read("address gateway"),
-    "arp": lambda stack: stack.arp("10.0.2.2", timeout=0.002),
-    "configure": lambda stack: stack.configure("10.0.2.15/24"),
-    "dhcp": lambda stack: stack.dhcp(timeout=0.002),
-    "ping": lambda stack: stack.ping("10.0.2.2", timeout=0.002),
-    "poll": lambda stack: stack.poll(0.001),
-}
-NET: Table = {
-    **read("address addresses closed gateway gateways name_servers"),
-    "arp": lambda stack: stack.arp("10.0.2.2", timeout=0.002),
-    "configure": lambda stack: stack.configure("10.0.2.15/24"),
-    "connections": lambda stack: stack.connections(),
-    "create_connection": lambda stack: stack.create_connection(("10.0.2.2", 9), 0.002).close(),
-    "create_server": lambda stack: stack.create_server(("", 0)).close(),
-    "dhcp": lambda stack: stack.dhcp(timeout=0.002),
-    "getaddrinfo": lambda stack: stack.getaddrinfo("10.0.2.2", 80),
-    "open": lambda stack: stack.open(True, False).close(),
-    "ping": lambda stack: stack.ping("10.0.2.2", timeout=0.002),
-    "socket": lambda stack: stack.socket().close(),
-    "stats": lambda stack: stack.stats(),
-    "wait_ipv6": lambda stack: stack.wait_ipv6(timeout=0.002),
+    **read("address addresses closed gateway gateways name_servers", of_the_stack),
+    "arp": of_stack(lambda stack: stack.arp("10.0.2.2", timeout=0.002)),
+    "configure": of_stack(lambda stack: stack.configure("10.0.2.15/24")),
+    "connections": of_stack(lambda stack: stack.connections()),
+    "create_connection": of_stack(lambda stack: stack.create_connection(PEER, 0.002).close()),
+    "create_server": of_stack(lambda stack: stack.create_server(("", 0)).close()),
+    "dhcp": of_stack(lambda stack: stack.dhcp(timeout=0.002)),
+    "getaddrinfo": of_stack(lambda stack: stack.getaddrinfo("10.0.2.2", 80)),
+    "ping": of_stack(lambda stack: stack.ping("10.0.2.2", timeout=0.002)),
+    "remove_address": of_stack(remove_address),
+    "socket": of_stack(lambda stack: stack.socket().close()),
+    "stats": of_stack(lambda stack: stack.stats()),
+    "wait_ipv6": of_stack(lambda stack: stack.wait_ipv6(timeout=0.002)),
 }
 SOCKET: Table = {
     **read("family proto timeout type", of_one),
     "accept": one(lambda socket: socket.accept()),
     "bind": one(lambda socket: socket.bind(("", 0))),
-    "connect": one(lambda socket: socket.connect(("10.0.2.2", 9))),
-    "connect_ex": one(lambda socket: socket.connect_ex(("10.0.2.2", 9))),
+    "connect": one(lambda socket: socket.connect(PEER)),
+    "connect_ex": one(lambda socket: socket.connect_ex(PEER)),
     "detach": one(lambda socket: socket.detach()),
     "fileno": one(lambda socket: socket.fileno()),
     "getblocking": one(lambda socket: socket.getblocking()),
@@ -266,7 +300,7 @@ SOCKET: Table = {
     "send": one(lambda socket: socket.send(FRAME)),
     "sendall": one(lambda socket: socket.sendall(FRAME)),
     "sendmsg": one(lambda socket: socket.sendmsg([FRAME, FRAME])),
-    "sendto": one(lambda socket: socket.sendto(FRAME, ("10.0.2.2", 9))),
+    "sendto": one(lambda socket: socket.sendto(FRAME, PEER)),
     "setblocking": one(lambda socket: socket.setblocking(False)),
     "setsockopt": one(lambda socket: socket.setsockopt(SOL_SOCKET, SO_BROADCAST, 1)),
     "settimeout": one(lambda socket: socket.settimeout(0.001)),
@@ -305,7 +339,7 @@ LAST: dict[str, Table] = {
         "stop": lambda port: attachment_of(port).stop(),
     },
     "qemu": {"detach": lambda qemu: [qemu.detach(port) for port in qemu.ports]},
-    "net": {"close": lambda stack: stack.close()},
+    "stack": {"close": of_stack(lambda stack: stack.close())},
     "socket": {"close": one(lambda socket: socket.close())},
     "machine": {"keep_little": lambda qemu: machine_of(qemu).keep_little()},
     "end": {"close": lambda qemu: qemu.close()},
@@ -324,9 +358,8 @@ def calls(world: World) -> dict[str, Callable[[], object]]:
         ("driver", world.port, DRIVER),
         ("told", world.port, TOLD),
         ("queue", world.queue, QUEUE),
-        ("stack", world.stack, STACK),
-        ("net", world.net, NET),
-        ("socket", world.sockets, SOCKET),
+        ("stack", world, STACK),
+        ("socket", world, SOCKET),
         ("qemu", world.qemu, QEMU),
         ("machine", world.qemu, MACHINE),
         ("aio", world.port, AIO),
@@ -343,8 +376,7 @@ def endings(world: World) -> dict[str, Callable[[], object]]:
     owners: dict[str, Any] = {
         **dict.fromkeys(("port", "driver", "aio"), world.port),
         **dict.fromkeys(("qemu", "machine", "end"), world.qemu),
-        "net": world.net,
-        "socket": world.sockets,
+        **dict.fromkeys(("stack", "socket"), world),
     }
     return {
         f"{kind}.{name}": functools.partial(call, owners[kind])
@@ -362,7 +394,6 @@ PROMPT = (
     "port.set_timestamps",
     *(f"queue.{name}" for name in QUEUE if name not in ("start", "stop", "set_coalescing")),
     *(f"stack.{name}" for name in STACK),
-    *(f"net.{name}" for name in NET),
     *(f"socket.{name}" for name in SOCKET),
     *(f"qemu.{name}" for name in ("accel", "closed", "events", "ports", "watch")),
     "machine.nics",

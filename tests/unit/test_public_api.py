@@ -39,7 +39,7 @@ MEMBERS: dict[type, str] = {
     aio.net.Stack: """
         address addresses arp close closed configure connections create_connection
         create_datagram_endpoint create_server dhcp gateway gateways getaddrinfo name_servers
-        open_connection ping stack start_server stats wait_ipv6
+        open_connection ping remove_address stack start_server stats wait_ipv6
     """,
     net.Socket: """
         accept bind close connect connect_ex detach family fileno getblocking getpeername

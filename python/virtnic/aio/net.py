@@ -149,6 +149,10 @@ class Stack(Owner):
         """Add an address; as :meth:`virtnic.net.Stack.configure`."""
         self.stack.configure(address, gateway)
 
+    def remove_address(self, address: str) -> None:
+        """Remove an address; as :meth:`virtnic.net.Stack.remove_address`."""
+        self.stack.remove_address(address)
+
     def stats(self) -> dict[str, int]:
         """Return the counters."""
         return self.stack.stats()

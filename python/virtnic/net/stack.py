@@ -127,7 +127,7 @@ class Stack(NetStack, Closing):
             raise ValueError(f"the family must be AF_INET or AF_INET6, not {family}")
         if type not in _PROTOCOLS or proto not in (0, _PROTOCOLS[std.SocketKind(type)]):
             raise ValueError(f"there is only TCP and UDP, not type {type} with protocol {proto}")
-        native = self.open(type == std.SOCK_STREAM, family == std.AF_INET6)
+        native = self._open(type == std.SOCK_STREAM, family == std.AF_INET6)
         made = Socket(native, family, type, self._resolve_one)
         made.setblocking(blocking)
         return made

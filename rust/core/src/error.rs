@@ -40,6 +40,9 @@ pub enum Error {
     /// Nothing happened within the timeout.
     #[error("{0}")]
     Timeout(String),
+    /// A TCP/IP stack's link has failed: this is why.
+    #[error("the stack has ended: {0}")]
+    Down(Box<Self>),
     /// A system call failed.
     #[error("{what}: {message}")]
     Os {

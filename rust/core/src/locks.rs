@@ -8,11 +8,11 @@
 //! |---|---|---|
 //! | 1 | `Qemu`'s and `Port`'s own (Python: attaching, closing, the PCI bus) | yes |
 //! | 2 | a port's `changing`, then `asking` ([`Exclusive`](crate::net): one change, one command at a time); the control queue's; the INTx dispatcher's; the threads of a QTest connection | yes |
-//! | 3 | a [claim](crate::engine) of a queue, a call of a `Stack`: no lock, others get [`Error::Busy`](crate::Error::Busy) at once | yes |
+//! | 3 | a [claim](crate::engine) of a queue: no lock, others get [`Error::Busy`](crate::Error::Busy) at once | yes |
 //! | 4 | a `Burst`'s (Python: waited for without the interpreter only) | for the interpreter |
 //! | 5 | **the interpreter lock** | by Python, as it likes |
 //! | 6 | **a queue's**: of one pair the receive queue's first, then the transmit queue's | **never** |
-//! | 7 | a [host's](crate::stack::host) state: frames are taken from the wire and given to it with the state let go of | **never** |
+//! | 7 | a [host's](crate::stack) state: frames are taken from the wire and given to it with the state let go of | **never** |
 //! | 8 | all others: the pool's lists, settings, counters, the places in a QTest connection, an eventfd that is exchanged | **never** |
 //!
 //! So a holder of the interpreter lock may block on a queue's lock, whose holder does a bounded

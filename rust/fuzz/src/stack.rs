@@ -1,7 +1,7 @@
 //! The TCP/IP stack: frames of every kind, as a peer on the wire may send them.
 
 use crate::Input;
-use virtnic::stack::host::testing::{Bare, MAC};
+use virtnic::stack::testing::{Bare, MAC};
 
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// No input makes more sockets: those that are opened here, and the backlogs of two.

@@ -54,6 +54,7 @@ create_exception!(
 );
 
 const ENOENT: i32 = 2;
+const ENETDOWN: i32 = 100;
 
 /// Removes the error numbers that Rust adds to the system's messages: exceptions have `errno`.
 pub(crate) fn without_numbers(mut message: String) -> String {
@@ -86,6 +87,11 @@ pub(crate) fn to_py(error: Error) -> PyErr {
         Error::Closed(_) => PortClosed::new_err(message),
         Error::Busy(_) => PortBusy::new_err(message),
         Error::Timeout(_) => PyTimeoutError::new_err(message),
+        Error::Down(cause) => {
+            let down = PyOSError::new_err((ENETDOWN, message));
+            Python::attach(|py| down.set_cause(py, Some(to_py(*cause))));
+            down
+        }
         Error::Os { errno: ENOENT, .. } => PyFileNotFoundError::new_err((ENOENT, message)),
         Error::Os { errno: 0, .. } => PyOSError::new_err(message),
         Error::Os { errno, .. } => PyOSError::new_err((errno, message)),

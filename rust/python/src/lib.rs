@@ -25,7 +25,6 @@ mod qtest;
 mod queue;
 mod sequence;
 mod sockets;
-mod stack;
 mod time;
 mod vhost_user;
 mod views;
@@ -74,8 +73,6 @@ mod _native {
     use super::queue::NetQueue;
     #[pymodule_export]
     use super::sockets::{Connection, NetSocket, NetStack, StackWire};
-    #[pymodule_export]
-    use super::stack::Stack;
     #[pymodule_export]
     use super::vhost_user::Interposer;
     #[pymodule_export]

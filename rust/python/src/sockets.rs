@@ -17,7 +17,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtnic::net::Mac;
-use virtnic::stack::host::{
+use virtnic::stack::{
     Area, Congestion, Fed, Half, Host, HostOptions, Network, Options, Packets, PairWire, Socket,
     SocketCounters, Transport, Wire,
 };
@@ -75,7 +75,7 @@ impl Wire for Shared {
     fn mtu(&self) -> u16 {
         self.0.mtu()
     }
-    fn abilities(&self) -> virtnic::stack::host::Abilities {
+    fn abilities(&self) -> virtnic::stack::Abilities {
         self.0.abilities()
     }
     fn recv(&self, max: usize, packets: &mut Packets) -> virtnic::Result<usize> {
@@ -195,6 +195,12 @@ impl Connection {
     }
 }
 
+/// A 16-bit number.
+fn number(what: &str, value: i64) -> PyResult<u16> {
+    u16::try_from(value)
+        .map_err(|_| PyValueError::new_err(format!("{what} must be 0 to 65535, not {value}")))
+}
+
 #[pymethods]
 impl NetStack {
     #[new]
@@ -202,9 +208,10 @@ impl NetStack {
     fn new(
         port: &Bound<'_, PyAny>,
         ipv6: bool,
-        mtu: Option<u16>,
+        mtu: Option<i64>,
         _kwargs: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
+        let mtu = mtu.map(|mtu| number("an MTU", mtu)).transpose()?;
         let wire: Box<dyn Wire> = if let Ok(port) = port.cast::<NetPort>() {
             Box::new(PairWire::new(port.get().shared(), 0).map_err(to_py)?)
         } else if let Ok(queue) = port.cast::<NetQueue>() {
@@ -253,17 +260,27 @@ impl NetStack {
 
     /// Add an address with its prefix, and set the default gateway of its family.
     ///
-    /// An IPv4 address ends the DHCP lease. Raises ValueError.
+    /// Raises ValueError; then nothing has changed.
     #[pyo3(signature = (address, gateway = None))]
     fn configure(&self, py: Python<'_>, address: &str, gateway: Option<&str>) -> PyResult<()> {
         let network: Network = address.parse().map_err(to_py)?;
         let gateway = gateway.map(parse).transpose()?;
-        py.detach(|| self.host.add_address(network, gateway)).map_err(to_py)
+        py.detach(|| self.host.configure(network, gateway)).map_err(to_py)
+    }
+
+    /// Remove an address, and the gateway that only its network reaches.
+    ///
+    /// The prefix length may be omitted. Removing the address of the DHCP lease ends the lease. Sockets that are bound to the address
+    /// remain, but receive nothing more. Raises ValueError if it is none of the stack's addresses.
+    fn remove_address(&self, py: Python<'_>, address: &str) -> PyResult<()> {
+        let address = parse(address.split('/').next().unwrap_or(address))?;
+        py.detach(|| self.host.remove_address(address)).map_err(to_py)
     }
 
     /// Get a lease by DHCP, use it, and keep renewing it.
     ///
-    /// Raises TimeoutError without a lease within ``timeout`` seconds.
+    /// It takes the place of an earlier lease; addresses that were configured remain, and so does
+    /// their gateway. Raises TimeoutError without a lease within ``timeout`` seconds.
     #[pyo3(signature = (timeout = Some(10.0)), text_signature = "($self, timeout=10.0)")]
     fn dhcp(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Lease> {
         let timeout = span(timeout)?;
@@ -298,11 +315,13 @@ impl NetStack {
         &self,
         py: Python<'_>,
         address: &str,
-        sequence: u16,
-        payload: u16,
+        sequence: i64,
+        payload: i64,
         timeout: Option<f64>,
     ) -> PyResult<PingReply> {
         let (to, timeout) = (parse(address)?, span(timeout)?);
+        let sequence = number("a sequence number", sequence)?;
+        let payload = number("a payload's length", payload)?;
         let took = run(py, |check| self.host.ping(to, sequence, payload.into(), timeout, check))?;
         match took {
             Some(took) => Ok(PingReply { sequence, seconds: took.as_secs_f64() }),
@@ -315,6 +334,7 @@ impl NetStack {
     }
 
     /// Create a socket: TCP or UDP, IPv4 or IPv6.
+    #[pyo3(name = "_open")]
     fn open(&self, py: Python<'_>, stream: bool, ipv6: bool) -> PyResult<NetSocket> {
         let transport = if stream { Transport::Stream } else { Transport::Datagram };
         py.detach(|| self.host.socket(transport, ipv6)).map(NetSocket).map_err(to_py)
@@ -333,7 +353,7 @@ impl NetStack {
     /// Return all sockets, in the order of creation.
     fn connections(&self, py: Python<'_>) -> PyResult<Vec<Connection>> {
         let all = py.detach(|| self.host.connections()).map_err(to_py)?;
-        let connection = |one: virtnic::stack::host::Connection| {
+        let connection = |one: virtnic::stack::Connection| {
             Ok(Connection {
                 protocol: one.protocol,
                 state: one.state,

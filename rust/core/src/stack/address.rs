@@ -4,7 +4,6 @@ use crate::{Error, Result};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
 
 /// An address and its prefix length, such as `10.0.2.15/24`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,24 +91,4 @@ pub(super) fn is_unicast(address: Ipv4Addr) -> bool {
         || address.is_broadcast()
         || address.is_multicast()
         || address.is_loopback())
-}
-
-/// The current address and gateway, which can be read while a call of the stack runs.
-#[derive(Debug, Default)]
-pub struct Settings(Mutex<(Option<Cidr>, Option<Ipv4Addr>)>);
-
-impl Settings {
-    /// The address with its prefix.
-    #[must_use]
-    pub fn address(&self) -> Option<Cidr> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
-    }
-    /// The default gateway.
-    #[must_use]
-    pub fn gateway(&self) -> Option<Ipv4Addr> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
-    }
-    pub(super) fn set(&self, address: Option<Cidr>, gateway: Option<Ipv4Addr>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (address, gateway);
-    }
 }

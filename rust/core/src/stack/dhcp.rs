@@ -1,7 +1,7 @@
-//! DHCP (RFC 2131): smoltcp implements the client; its leases are checked and applied here.
+//! DHCP (RFC 2131): smoltcp implements the client; its leases are checked here.
 
 use super::address::{Cidr, is_unicast};
-use super::{Check, Stack, deadline, link::Link, spell};
+use super::spell;
 use crate::{Error, Result};
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::dhcpv4;
@@ -182,43 +182,4 @@ impl Client {
 /// The error of a wait for a lease whose client was stopped.
 pub(super) fn no_client() -> Error {
     Error::Timeout("another call ended the wait for a DHCP lease".to_owned())
-}
-
-impl<L: Link> Stack<L> {
-    /// Gets a lease by DHCP and configures the stack with it. Removes an earlier address first.
-    ///
-    /// # Errors
-    /// [`Error::Timeout`]; those of the link, and what `check` returns.
-    pub fn dhcp(&mut self, timeout: Option<Duration>, check: Check) -> Result<Lease> {
-        self.end_lease();
-        self.apply(None, None);
-        let own = self.mac();
-        self.dhcp = Some(Client::start(&mut self.sockets, own));
-        let result = self.wait_for(deadline(timeout), check, |stack, _| {
-            Ok(stack.dhcp.as_ref().and_then(|client| client.lease.clone()))
-        });
-        if let Ok(Some(lease)) = result {
-            return Ok(lease);
-        }
-        let error = self.dhcp.as_ref().map(|client| client.timeout(timeout));
-        self.end_lease();
-        result.and_then(|_| Err(error.unwrap_or_else(no_client)))
-    }
-
-    /// Stops the DHCP client. The addresses remain.
-    pub(super) fn end_lease(&mut self) {
-        if let Some(client) = self.dhcp.take() {
-            client.stop(&mut self.sockets);
-        }
-    }
-
-    /// Applies the lease after a turn.
-    pub(super) fn follow_lease(&mut self) {
-        let Some(client) = &mut self.dhcp else { return };
-        if client.update(&mut self.sockets) {
-            let lease = client.lease.as_ref();
-            let (address, gateway) = lease.map_or((None, None), |l| (Some(l.address), l.gateway));
-            self.apply(address, gateway);
-        }
-    }
 }

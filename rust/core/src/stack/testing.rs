@@ -1,106 +1,110 @@
-//! A link in memory, for tests. Sent frames are passed to a closure, which may answer.
+//! A host without a thread or a wire, for tests and fuzz targets.
 
-#![allow(clippy::unwrap_used)]
-
-use super::{Frames, Link};
-use crate::net::{Mac, Wake};
+use super::addresses::Network;
+use super::entry::{Entry, Kind, Listener, Options};
+use super::packets::Packet;
+use super::state::{HostOptions, State};
+use super::turn::Cause;
+use super::wire::Abilities;
+use crate::net::{Mac, Offload};
 use crate::{Error, Result};
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::Instant;
 
-/// Frames for a stack to receive.
-#[derive(Default)]
-pub(super) struct Inbox {
-    frames: Mutex<VecDeque<Vec<u8>>>,
-    arrived: Condvar,
-}
+/// The host's MAC address.
+pub const MAC: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
 
-impl Inbox {
-    pub(super) fn push(&self, frame: Vec<u8>) {
-        self.frames.lock().unwrap().push_back(frame);
-        self.arrived.notify_all();
+/// A host that processes frames when it is called.
+pub struct Bare(State);
+
+impl Bare {
+    /// A host with these addresses (`10.0.0.1/24`, `fd00::1/64`).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn new(addresses: &[&str]) -> Result<Self> {
+        let options = HostOptions { ipv6: true, mtu: None };
+        let mut state = State::new(MAC, 1500, Abilities::default(), options)?;
+        for address in addresses {
+            let network: Network = address.parse()?;
+            state.configure(network, None)?;
+        }
+        Ok(Self(state))
     }
-}
-
-pub(super) type Peer = Box<dyn FnMut(&[u8]) + Send>;
-
-/// A link to a closure.
-pub(super) struct Wire {
-    pub(super) mac: Mac,
-    pub(super) mtu: u16,
-    pub(super) inbox: Arc<Inbox>,
-    /// Called with each sent frame.
-    pub(super) peer: Mutex<Peer>,
-    /// The most frames that one `send` takes.
-    pub(super) room: usize,
-    /// Number of `send` calls.
-    pub(super) doorbells: AtomicUsize,
-    /// When set, every call fails with it.
-    pub(super) failure: Mutex<Option<Error>>,
-}
-
-impl Wire {
-    pub(super) fn new(last: u8) -> Self {
-        Self {
-            mac: Mac([0x52, 0x54, 0, 0, 0, last]),
-            mtu: 1500,
-            inbox: Arc::default(),
-            peer: Mutex::new(Box::new(|_| {})),
-            room: usize::MAX,
-            doorbells: AtomicUsize::new(0),
-            failure: Mutex::new(None),
+    /// Adds a listening socket.
+    ///
+    /// # Errors
+    /// As for `bind`.
+    pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<()> {
+        let id = self.0.add(Entry::stream(address.is_ipv6(), Options::default()));
+        self.0.bind(id, address)?;
+        self.0.entry(id)?.kind = Kind::Listener(Listener { backlog, ..Listener::default() });
+        Ok(())
+    }
+    /// Adds a UDP socket.
+    ///
+    /// # Errors
+    /// As for `bind`.
+    pub fn datagrams(&mut self, address: SocketAddr) -> Result<()> {
+        let id = self.0.add(Entry::datagram(address.is_ipv6(), Options::default()));
+        self.0.bind(id, address)
+    }
+    /// Receives a frame. `verified`: the device has verified its checksum.
+    pub fn receive(&mut self, frame: &[u8], verified: bool) {
+        let flags = if verified { Offload::DATA_VALID } else { 0 };
+        let offload = Offload { flags, ..Offload::NONE };
+        self.0.ingest(Packet { bytes: frame.to_vec(), offload }, Instant::now());
+    }
+    /// Runs timers and sends. Returns the sent frames.
+    pub fn turn(&mut self) -> Vec<Vec<u8>> {
+        self.0.run_timers();
+        self.0.pump();
+        let mut sent = Vec::new();
+        while let Some(packet) = self.0.device.outbox.pop() {
+            sent.push(packet.bytes);
+        }
+        sent
+    }
+    /// Accepts all connections, echoes received data, and closes every second connection.
+    pub fn serve(&mut self) {
+        let ids: Vec<_> = self.0.sockets.keys().copied().collect();
+        for id in ids {
+            let Some(entry) = self.0.sockets.get_mut(&id) else { continue };
+            if let Kind::Listener(listener) = &mut entry.kind {
+                for child in std::mem::take(&mut listener.ready) {
+                    if let Some(child) = self.0.sockets.get_mut(&child) {
+                        child.owned = true;
+                    }
+                }
+                continue;
+            }
+            if let Some(tcp) = entry.tcp_mut() {
+                let mut bytes = [0; 4096];
+                let count = tcp.recv_slice(&mut bytes).unwrap_or(0);
+                let _ = tcp.send_slice(&bytes[..count]);
+                self.0.egress(id, Cause::Called);
+                if id.is_multiple_of(2) {
+                    self.0.close(id);
+                }
+            } else if let Some(udp) = entry.udp_mut() {
+                while udp.recv().is_ok() {}
+            }
         }
     }
-    /// A wire that calls `peer` with each sent frame and the inbox for answers.
-    pub(super) fn with_peer(mut peer: impl FnMut(&[u8], &Inbox) + Send + 'static) -> Arc<Self> {
-        let wire = Self::new(1);
-        let inbox = wire.inbox.clone();
-        *wire.peer.lock().unwrap() = Box::new(move |frame| peer(frame, &inbox));
-        Arc::new(wire)
+    /// The number of sockets.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.0.sockets.len()
     }
-    /// The two ends of a wire.
-    pub(super) fn pair() -> (Arc<Self>, Arc<Self>) {
-        let (a, b) = (Self::new(1), Self::new(2));
-        let (to_a, to_b) = (a.inbox.clone(), b.inbox.clone());
-        *a.peer.lock().unwrap() = Box::new(move |frame| to_b.push(frame.to_vec()));
-        *b.peer.lock().unwrap() = Box::new(move |frame| to_a.push(frame.to_vec()));
-        (Arc::new(a), Arc::new(b))
-    }
-    fn check(&self) -> Result<()> {
-        self.failure.lock().unwrap().clone().map_or(Ok(()), Err)
+    /// The error that ended the host.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Error> {
+        self.0.failure.as_ref()
     }
 }
 
-impl Link for Wire {
-    fn mac(&self) -> Mac {
-        self.mac
-    }
-    fn mtu(&self) -> u16 {
-        self.mtu
-    }
-    fn recv(&self, max: usize, frames: &mut Frames) -> Result<usize> {
-        self.check()?;
-        let mut inbox = self.inbox.frames.lock().unwrap();
-        let count = max.min(inbox.len());
-        inbox.drain(..count).for_each(|frame| frames.push(&frame));
-        Ok(count)
-    }
-    fn wait(&self, timeout: Option<Duration>) -> Result<Wake> {
-        self.check()?;
-        let inbox = self.inbox.frames.lock().unwrap();
-        let timeout = timeout.unwrap_or(Duration::from_secs(3600));
-        let (inbox, _) =
-            self.inbox.arrived.wait_timeout_while(inbox, timeout, |i| i.is_empty()).unwrap();
-        Ok(if inbox.is_empty() { Wake::Timeout } else { Wake::Ready })
-    }
-    fn send(&self, frames: &[Vec<u8>]) -> Result<usize> {
-        self.check()?;
-        self.doorbells.fetch_add(1, Ordering::Relaxed);
-        let count = frames.len().min(self.room);
-        let mut peer = self.peer.lock().unwrap();
-        frames[..count].iter().for_each(|frame| peer(frame));
-        Ok(count)
+impl std::fmt::Debug for Bare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bare").finish_non_exhaustive()
     }
 }

@@ -1,8 +1,6 @@
 //! Tests of a host with hand-made frames.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-use super::testing::{Bare, MAC};
+use crate::stack::testing::{Bare, MAC};
 
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const SYN: u8 = 2;

@@ -8,7 +8,7 @@ use super::ready::Ready;
 use super::state::{State, refuse};
 use super::streams::{begin, receive, send};
 use super::turn::Cause;
-use crate::stack::{Check, spell};
+use super::{Check, spell};
 use crate::{Error, Result};
 use smoltcp::socket::tcp;
 use std::net::{IpAddr, SocketAddr};

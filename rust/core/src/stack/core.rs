@@ -1,11 +1,11 @@
 //! A host: its thread, its lock, and how calls wait.
 
+use super::Check;
 use super::packets::Packets;
 use super::state::{HostOptions, State, refuse};
 use super::wire::Wire;
 use crate::locks::may_wait;
 use crate::process::{Home, background};
-use crate::stack::Check;
 use crate::{Error, Result};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;

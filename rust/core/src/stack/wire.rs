@@ -66,9 +66,10 @@ impl PairWire {
     /// The wire of the queue pair `index`.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] if the port does not have it.
+    /// [`crate::Error::Invalid`] if the port does not have it; those of [`QueuePair::recv`].
     pub fn new(port: Arc<Port>, index: usize) -> Result<Self> {
-        port.pair(index)?;
+        // Nothing is received, but a port that is closed, or of another process, says so.
+        port.pair(index)?.recv(0, &mut Burst::new(port.pool().clone()))?;
         let mac = port.mac();
         Ok(Self { port, index, mac })
     }

@@ -1,6 +1,6 @@
 //! ARP and echo requests whose replies smoltcp does not return.
 
-use crate::stack::arp;
+use super::{arp, random};
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::icmp;
 use smoltcp::wire::EthernetAddress;
@@ -28,7 +28,7 @@ pub(super) struct Echo {
     pub(super) replied: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Probes {
     next: u64,
     pub(super) requests: Vec<Request>,
@@ -36,9 +36,13 @@ pub(super) struct Probes {
 }
 
 impl Probes {
+    pub(super) fn new() -> Self {
+        // Late replies to an earlier program's requests do not match.
+        Self { next: random(), requests: Vec::new(), echoes: Vec::new() }
+    }
     /// A unique number.
     pub(super) fn number(&mut self) -> u64 {
-        self.next += 1;
+        self.next = self.next.wrapping_add(1);
         self.next
     }
     /// Matches a received ARP frame with the pending requests.

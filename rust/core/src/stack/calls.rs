@@ -7,8 +7,8 @@ use super::entry::{Entry, Kind};
 use super::probe::{Echo, Request};
 use super::sockets::counters;
 use super::state::State;
+use super::{Check, Cidr, Lease, arp, dhcp, random, spell};
 use crate::net::Mac;
-use crate::stack::{Check, Cidr, Lease, arp, dhcp, no_address, spell};
 use crate::{Error, Result};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::icmp;
@@ -69,14 +69,24 @@ impl Host {
     /// Adds an address and sets the default gateway of its family.
     ///
     /// # Errors
-    /// [`Error::Invalid`].
-    pub fn add_address(&self, network: Network, gateway: Option<IpAddr>) -> Result<()> {
+    /// [`Error::Invalid`]: then nothing has changed.
+    pub fn configure(&self, network: Network, gateway: Option<IpAddr>) -> Result<()> {
+        self.change(|state| state.configure(network, gateway))
+    }
+
+    /// Removes an address, and the gateway that only its network reaches. Removing the address of the
+    /// lease ends the lease.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is none of the host's.
+    pub fn remove_address(&self, address: IpAddr) -> Result<()> {
+        self.change(|state| state.remove_address(address))
+    }
+
+    fn change(&self, work: impl FnOnce(&mut State) -> Result<()>) -> Result<()> {
         let mut state = self.shared.lock()?;
         state.check()?;
-        let result = state.add_address(network).and_then(|()| match gateway {
-            Some(gateway) => state.set_gateway(gateway),
-            None => Ok(()),
-        });
+        let result = work(&mut state);
         state.common_egress();
         self.shared.flush(state);
         result
@@ -144,7 +154,13 @@ impl Host {
                 IpAddr::V4(address) => Some(Cidr { address, prefix: network.prefix }),
                 IpAddr::V6(_) => None,
             })
-            .ok_or_else(|| no_address("arp"))?;
+            .ok_or_else(|| {
+                Error::Invalid(
+                    "arp needs an IPv4 address and the stack has none; use dhcp=True, address= or \
+                     configure()"
+                        .to_owned(),
+                )
+            })?;
         arp::check_target(own, target)?;
         let number = state.probes.number();
         state.probes.requests.push(Request { number, target, found: None });
@@ -198,7 +214,7 @@ impl Host {
         let source = state.source(target)?;
         let number = state.probes.number();
         let ident = 0x8000 | (number as u16 & 0x7fff);
-        let data: Vec<u8> = (0..payload).map(|at| at as u8).collect();
+        let data = pattern(payload);
         let request = echo_request(source, target, ident, sequence, &data);
         let room = request.len();
         let buffer = |packets: usize| {
@@ -299,6 +315,12 @@ fn describe(entry: &Entry) -> Connection {
         send_queue,
         counters: counters(entry),
     }
+}
+
+/// A payload: up to 8 random bytes, which distinguish it from earlier ones, then a pattern.
+fn pattern(length: usize) -> Vec<u8> {
+    let nonce = random().to_ne_bytes();
+    (0..length).map(|at| nonce.get(at).copied().unwrap_or(at as u8)).collect()
 }
 
 /// An ICMP echo request.

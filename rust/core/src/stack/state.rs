@@ -3,19 +3,19 @@
 use super::accounts::HostCounters;
 use super::demux::{Flow, FragmentKey};
 use super::device::Device;
+use super::dhcp::Client;
 use super::entry::{Entry, Id, Kind};
 use super::packets::Packets;
 use super::probe::Probes;
 use super::ready::Ready;
 use super::wire::Abilities;
+use super::{Cidr, random};
 use crate::net::Mac;
-use crate::stack::dhcp::Client;
-use crate::stack::{check_mac, random};
 use crate::{Error, Result};
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::wire::{HardwareAddress, IpCidr, Ipv6Cidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv6Cidr};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Condvar};
 use std::time::Instant;
 
@@ -80,6 +80,8 @@ pub(super) struct State {
     pub(super) timers: BTreeSet<(Time, Id)>,
     pub(super) counters: HostCounters,
     pub(super) dhcp: Option<Client>,
+    /// The address and the gateway that are in use from the lease.
+    pub(super) leased: Option<(Cidr, Option<Ipv4Addr>)>,
     pub(super) probes: Probes,
     /// Notified when addresses or routes change, or a reply arrives.
     pub(super) news: Arc<Condvar>,
@@ -150,7 +152,8 @@ impl State {
             timers: BTreeSet::new(),
             counters: HostCounters::default(),
             dhcp: None,
-            probes: Probes::default(),
+            leased: None,
+            probes: Probes::new(),
             news: Arc::default(),
             failure: None,
             ending: false,
@@ -180,7 +183,7 @@ impl State {
             return Err(refuse(libc::EBADF, "the stack is closed"));
         }
         match &self.failure {
-            Some(error) => Err(refuse(libc::ENETDOWN, format!("the stack has ended: {error}"))),
+            Some(error) => Err(Error::Down(Box::new(error.clone()))),
             None => Ok(()),
         }
     }
@@ -367,6 +370,17 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Checks that a host can have this MAC address.
+fn check_mac(mac: Mac) -> Result<EthernetAddress> {
+    let address = EthernetAddress(mac.0);
+    if address.is_unicast() && mac.0 != [0; 6] {
+        return Ok(address);
+    }
+    Err(Error::Invalid(format!(
+        "the port's MAC address {mac} is not a unicast address; give the device another (mac=)"
+    )))
 }
 
 /// The link-local address of a MAC address (RFC 4291, appendix A).
