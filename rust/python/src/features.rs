@@ -1,10 +1,50 @@
-//! The table of features, from which `docs/features.md` is made.
+//! `Feature`, and the table of features, from which `docs/features.md` is made.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtnic::virtio::catalogue::entry;
 use virtnic::virtio::features::{Support, TABLE};
+use virtnic::virtio::negotiation::Outcome;
+
+/// The outcome of negotiating a feature bit.
+#[pyclass(frozen, get_all, eq, hash, module = "virtnic._native")]
+#[derive(PartialEq, Eq, Hash)]
+pub(crate) struct Feature {
+    /// Name in VIRTIO 1.3, without the prefix: ``MRG_RXBUF``.
+    name: String,
+    /// Bit number.
+    bit: u8,
+    /// Whether the device offers it.
+    offered: bool,
+    /// Whether it was negotiated.
+    accepted: bool,
+    /// The reason.
+    why: String,
+}
+
+#[pymethods]
+impl Feature {
+    fn __repr__(&self) -> String {
+        let Self { name, bit, offered, accepted, why } = self;
+        let [offered, accepted] = [offered, accepted].map(|&known| word(known));
+        format!(
+            "Feature(name={name:?}, bit={bit}, offered={offered}, accepted={accepted}, why={why:?})"
+        )
+    }
+}
+
+impl From<Outcome> for Feature {
+    fn from(outcome: Outcome) -> Self {
+        let Outcome { name, bit, offered, accepted, why } = outcome;
+        Self { name, bit, offered, accepted, why }
+    }
+}
+
+/// Formats a bool as Python does.
+fn word(known: bool) -> &'static str {
+    if known { "True" } else { "False" }
+}
 
 /// Return what is known of each virtio-net feature bit, in order of number.
 ///

@@ -2,7 +2,6 @@
 
 use pyo3::prelude::*;
 
-mod answers;
 mod burst;
 mod capture;
 mod driver;
@@ -24,7 +23,7 @@ mod process;
 mod qtest;
 mod queue;
 mod sequence;
-mod sockets;
+mod stack;
 mod time;
 mod vhost_user;
 mod views;
@@ -33,8 +32,6 @@ mod wire;
 /// The Rust core of virtnic.
 #[pymodule(gil_used = false)]
 mod _native {
-    #[pymodule_export]
-    use super::answers::{ArpReply, Feature, Lease, PingReply};
     #[pymodule_export]
     use super::burst::Burst;
     #[pymodule_export]
@@ -46,7 +43,7 @@ mod _native {
     #[pymodule_export]
     use super::eventfd::{Descriptor, EventFd};
     #[pymodule_export]
-    use super::features::features_table;
+    use super::features::{Feature, features_table};
     #[pymodule_export]
     use super::front_end::FrontEnd;
     #[pymodule_export]
@@ -72,7 +69,7 @@ mod _native {
     #[pymodule_export]
     use super::queue::NetQueue;
     #[pymodule_export]
-    use super::sockets::{Connection, NetSocket, NetStack, StackWire};
+    use super::stack::{ArpReply, Connection, Lease, NetSocket, NetStack, PingReply, StackWire};
     #[pymodule_export]
     use super::vhost_user::Interposer;
     #[pymodule_export]

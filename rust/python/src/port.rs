@@ -1,9 +1,9 @@
 //! `NetPort`.
 
-use crate::answers::Feature;
 use crate::burst::Burst;
 use crate::driver::{PortDriver, Started};
 use crate::errors::to_py;
+use crate::features::Feature;
 use crate::features::unknown;
 use crate::frames::{self, raise};
 use pyo3::exceptions::PyValueError;
