@@ -245,6 +245,10 @@ impl Host {
                 state.finish_datagram();
                 let State { probes, common, .. } = state;
                 probes.arrived(common);
+                let echo = state.probes.echoes.iter().find(|echo| echo.number == number);
+                if echo.is_some_and(|echo| echo.departed.is_none()) {
+                    state.resolve(target, None);
+                }
             }
             Ok(None)
         });

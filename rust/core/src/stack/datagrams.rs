@@ -118,6 +118,7 @@ pub(super) fn send(
     entry.counters.tx_bytes += length as u64;
     if let Kind::Datagram(datagram) = &mut entry.kind {
         if left {
+            sending.to = to.ip();
             sending.until = Instant::now() + UNRESOLVED;
             datagram.sending.push(sending);
         } else {
@@ -139,7 +140,7 @@ fn make(port: u16, length: usize) -> Sending {
     let _ = socket.bind(port);
     let mut set = SocketSet::new(Vec::new());
     let handle = set.add(socket);
-    Sending { set, handle, until: Instant::now() }
+    Sending { set, handle, to: IpAddr::from([0; 4]), until: Instant::now() }
 }
 
 /// Takes the next datagram. Returns the bytes taken, its length, and its sender.

@@ -13,6 +13,9 @@ const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
+/// Neighbour discovery (RFC 4861, sections 4.3 and 4.4).
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
 
 /// The two ends of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -197,6 +200,37 @@ fn has_sack(mut options: &[u8]) -> bool {
                 None => return false,
             },
         }
+    }
+}
+
+/// The IP address whose MAC address a frame asks for, by ARP or neighbour discovery.
+pub(super) fn asks_for(frame: &[u8]) -> Option<IpAddr> {
+    match be16(frame, 12)? {
+        ARP if be16(frame, 20)? == 1 => Some(Ipv4Addr::from(be32(frame, 38)?).into()),
+        IPV6 if frame.get(20) == Some(&ICMPV6) && frame.get(54) == Some(&SOLICITATION) => {
+            Some(v6(frame.get(62..78)?)?.into())
+        }
+        _ => None,
+    }
+}
+
+/// The IP address whose MAC address a frame tells, and who is told: the sender and the target of an
+/// ARP packet or a neighbour solicitation; the target of a neighbour advertisement.
+pub(super) fn tells_of(frame: &[u8]) -> Option<(IpAddr, Option<IpAddr>)> {
+    match be16(frame, 12)? {
+        ARP => {
+            let [from, to] = [be32(frame, 28)?, be32(frame, 38)?].map(Ipv4Addr::from);
+            Some((from.into(), Some(to.into())))
+        }
+        IPV6 if frame.get(20) == Some(&ICMPV6) => {
+            let target = v6(frame.get(62..78)?)?.into();
+            match *frame.get(54)? {
+                SOLICITATION => Some((v6(frame.get(22..38)?)?.into(), Some(target))),
+                ADVERTISEMENT => Some((target, None)),
+                _ => None,
+            }
+        }
+        _ => None,
     }
 }
 

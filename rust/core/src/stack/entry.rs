@@ -89,6 +89,8 @@ impl Default for Options {
 pub(super) struct Sending {
     pub(super) set: SocketSet<'static>,
     pub(super) handle: SocketHandle,
+    /// The destination.
+    pub(super) to: IpAddr,
     /// When to stop waiting for the next hop.
     pub(super) until: Instant,
 }

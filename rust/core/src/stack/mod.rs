@@ -4,8 +4,9 @@
 //! socket has its own smoltcp set and idle sockets cost nothing; `device` is the smoltcp device.
 //! `entry` is one socket, `state` everything behind the host's lock, `turn` the processing of frames
 //! and timers, `life` the end of connections, `recovery` the retransmission of what was lost,
-//! `addresses` the addresses and the lease of the `dhcp` client. `core` has the thread and the lock;
-//! `sockets`, with `streams` and `datagrams`, and `calls` are the API.
+//! `addresses` the addresses and the lease of the `dhcp` client, `neighbours` the search for MAC
+//! addresses. `core` has the thread and the lock; `sockets`, with `streams` and `datagrams`, and
+//! `calls` are the API.
 //!
 //! The lock is only held for a bounded amount of work in memory, and released while the wire sends or
 //! receives. A caller sends in its own thread; the host's thread receives and runs timers. It sleeps
@@ -23,7 +24,9 @@ mod demux;
 mod device;
 mod dhcp;
 mod entry;
+mod hops;
 mod life;
+mod neighbours;
 mod packets;
 mod probe;
 mod ready;

@@ -5,6 +5,7 @@ use super::demux::{Flow, FragmentKey};
 use super::device::Device;
 use super::dhcp::Client;
 use super::entry::{Entry, Id, Kind};
+use super::hops::Hops;
 use super::packets::Packets;
 use super::probe::Probes;
 use super::ready::Ready;
@@ -83,6 +84,7 @@ pub(super) struct State {
     /// The address and the gateway that are in use from the lease.
     pub(super) leased: Option<(Cidr, Option<Ipv4Addr>)>,
     pub(super) probes: Probes,
+    pub(super) hops: Hops,
     /// Notified when addresses or routes change, or a reply arrives.
     pub(super) news: Arc<Condvar>,
     /// The error that ended the host.
@@ -154,6 +156,7 @@ impl State {
             dhcp: None,
             leased: None,
             probes: Probes::new(),
+            hops: Hops::default(),
             news: Arc::default(),
             failure: None,
             ending: false,
@@ -231,14 +234,8 @@ impl State {
                 format!("{to} cannot be reached: the stack has no {kind} address; {hint}"),
             ));
         }
-        let here = to.is_multicast()
-            || to == IpAddr::from([255, 255, 255, 255])
-            || self.interface.ip_addrs().iter().any(|cidr| cidr.contains_addr(&to.into()));
-        let gateway = match to {
-            IpAddr::V4(_) => self.interface.routes().get_default_ipv4_route(),
-            IpAddr::V6(_) => self.interface.routes().get_default_ipv6_route(),
-        };
-        if !here && gateway.is_none() {
+        let all = to.is_multicast() || self.is_broadcast(to);
+        if !all && self.next_hop(to).is_none() {
             return Err(refuse(
                 libc::ENETUNREACH,
                 format!(

@@ -1,9 +1,11 @@
 //! A host without a thread or a wire, for tests and fuzz targets.
 
 use super::addresses::Network;
+use super::datagrams;
 use super::entry::{Entry, Kind, Listener, Options};
 use super::packets::Packet;
 use super::state::{HostOptions, State};
+use super::streams::begin;
 use super::turn::Cause;
 use super::wire::Abilities;
 use crate::net::{Mac, Offload};
@@ -48,6 +50,22 @@ impl Bare {
     pub fn datagrams(&mut self, address: SocketAddr) -> Result<()> {
         let id = self.0.add(Entry::datagram(address.is_ipv6(), Options::default()));
         self.0.bind(id, address)
+    }
+    /// Begins a connection from a new socket.
+    ///
+    /// # Errors
+    /// As for `connect`.
+    pub fn connect(&mut self, to: SocketAddr) -> Result<()> {
+        let id = self.0.add(Entry::stream(to.is_ipv6(), Options::default()));
+        begin(&mut self.0, id, to.is_ipv6(), to)
+    }
+    /// Sends a datagram of one byte from a new socket.
+    ///
+    /// # Errors
+    /// As for `sendto`.
+    pub fn send(&mut self, to: SocketAddr) -> Result<()> {
+        let id = self.0.add(Entry::datagram(to.is_ipv6(), Options::default()));
+        datagrams::send(&mut self.0, id, to.is_ipv6(), Some(to), 1, |_| 1).map(drop)
     }
     /// Receives a frame. `verified`: the device has verified its checksum.
     pub fn receive(&mut self, frame: &[u8], verified: bool) {

@@ -2,6 +2,7 @@
 
 use super::demux::{self, Flow, Kind as Found, Segment};
 use super::entry::{Entry, Id, Kind};
+use super::hops::SILENT;
 use super::packets::Packet;
 use super::state::{State, Time};
 use super::vlan;
@@ -115,10 +116,16 @@ impl State {
         if let Some(client) = &mut self.dhcp {
             client.read(&packet.bytes);
         }
+        let told = demux::tells_of(&packet.bytes);
         self.device.inbox = Some(packet);
         let now = self.now();
         self.interface.poll_ingress_single(now, &mut self.device, &mut self.common);
         self.device.inbox = None;
+        if let Some((hop, target)) = told
+            && target.is_none_or(|target| self.is_ours(target))
+        {
+            self.hop_answered(hop);
+        }
         if self.probes.arrived(&mut self.common) {
             self.news.notify_all();
         }
@@ -393,6 +400,7 @@ impl State {
         }
         let mut frames = 0;
         let mut more = false;
+        let mut unresolved = true;
         loop {
             if self.device.full() || frames >= FAIR {
                 more = true;
@@ -402,7 +410,9 @@ impl State {
             let made = self.device.made;
             let result = self.interface.poll_egress(now, &mut self.device, &mut entry.set);
             let made = self.device.made - made;
-            if made > 0 {
+            let last = self.device.outbox.last_mut().filter(|_| made > 0);
+            if last.is_some_and(|last| demux::asks_for(&last.bytes).is_none()) {
+                unresolved = false;
                 self.count_sent(id, made);
             }
             if result == PollResult::None {
@@ -413,6 +423,13 @@ impl State {
         self.finish(id, cause);
         let Some(entry) = self.sockets.get_mut(&id) else { return };
         let wanted = self.interface.poll_at(now, &entry.set);
+        // smoltcp waits just so long for a next hop.
+        if unresolved
+            && wanted == Some(now + SILENT)
+            && let Some(remote) = entry.remote
+        {
+            self.resolve(remote.ip(), Some(id));
+        }
         if more && wanted.is_some_and(|at| at <= now) {
             self.enqueue(id);
             self.schedule(id, None);
@@ -431,6 +448,7 @@ impl State {
         let mut waiting = std::mem::take(&mut datagram.sending);
         let mut wanted: Option<Time> = None;
         let mut lost = 0;
+        let mut unresolved = Vec::new();
         waiting.retain_mut(|sending| {
             self.interface.poll_egress(now, &mut self.device, &mut sending.set);
             let socket = sending.set.get::<udp::Socket<'_>>(sending.handle);
@@ -444,8 +462,12 @@ impl State {
             let at = self.interface.poll_at(now, &sending.set).unwrap_or(now);
             let at = at.max(now + REST);
             wanted = Some(wanted.map_or(at, |other| other.min(at)));
+            unresolved.push(sending.to);
             true
         });
+        for to in unresolved {
+            self.resolve(to, Some(id));
+        }
         self.counters.tx_unresolved += lost;
         self.finish_datagram();
         if let Some(entry) = self.sockets.get_mut(&id) {

@@ -4,6 +4,7 @@
 
 mod calls;
 mod garbage;
+mod hops;
 mod leases;
 mod peer;
 mod segments;
