@@ -35,7 +35,8 @@ def at_run_time(name: str) -> str | None:
     thing: object = _native
     for part in name.split("."):
         thing = inspect.getattr_static(thing, part)
-    return inspect.getdoc(thing)
+    # A static method's own docstring is that of its kind.
+    return inspect.getdoc(thing.__func__ if isinstance(thing, staticmethod) else thing)
 
 
 def write() -> None:

@@ -166,8 +166,9 @@ def open(netdev: Netdev = "user", **options: Unpack[OpenOptions]) -> Port:  # no
     ``queues``, ``queue_size``, ``interrupts``, ``features``, ``offload``, ``on_link``, …).
     ``recover`` applies to QEMU and port. Closing the port ends a QEMU that was started here.
 
-    ``frontend="direct"`` works without QEMU, for the netdev ``vhost-user,path=SOCKET``: this
-    process talks to the backend directly. There is then no control queue (no filters), no legacy
+    ``frontend="direct"`` works without QEMU, for the netdevs ``vhost-user,path=SOCKET`` and
+    ``tap,ifname=NAME,vhost=on``: this process talks to the backend, or to the kernel's vhost-net,
+    directly. There is then no control queue (no filters), no legacy
     interface, no ``port.qemu``, and only ``host_mtu`` of the ``properties``: see docs/backends.md.
 
     The QEMU is made for one port and costs five descriptors. A second port attached to it gets no

@@ -376,6 +376,27 @@ class FrontEnd:
         none connects, QemuError if it violates the protocol or lacks queue pairs, ValueError,
         OSError.
         """
+    @staticmethod
+    def kernel(
+        memory: Memory,
+        pairs: Sequence[tuple[int, int]],
+        mac: str,
+        *,
+        name: str,
+        mtu: int | None = None,
+        calls: Sequence[EventFd] = (),
+        config: EventFd | None = None,
+        reply_timeout: float = 10.0,
+        changed: EventFd | None = None,
+    ) -> FrontEnd:
+        """Return a device whose rings the kernel's vhost-net processes.
+
+        ``pairs``: for each queue pair a descriptor of ``/dev/vhost-net`` that has no owner yet, and
+        one of a TAP's queue; both are duplicated. ``name``: the TAP's name in messages. The rest is
+        as for the class.
+
+        Raises PermissionError if a descriptor has an owner, ValueError, OSError.
+        """
     @property
     def connected(self) -> bool:
         """Whether a backend is connected."""

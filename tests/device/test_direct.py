@@ -17,6 +17,8 @@ from peers.testpmd import Testpmd
 from peers.vhost_backend import ScriptedBackend
 from peers.vhost_user import MRG_RXBUF, PROTOCOL_FEATURES, VERSION_1
 from support.frames import number_of, numbered
+from support.program import virtnic as run
+from support.program import virtnic_json
 from support.traffic import drain, echo
 from support.waiting import PROMPT, eventually
 from virtnic.nic.options import Interrupts, Ring
@@ -314,3 +316,18 @@ def test_how_long_it_takes(scratch: Path) -> None:
             assert took < PROMPT
             if number == 5:
                 break
+
+
+@pytest.mark.needs("testpmd")
+def test_the_commands(testpmd: StartTestpmd) -> None:
+    """Those that open ports take `--frontend direct`, and refuse with it what is QEMU's."""
+    pmd = testpmd()
+    netdev, memory = f"vhost-user,path={pmd.sockets[0]}", ("--memory", "8M")
+    direct = ("--netdev", netdev, "--frontend", "direct", *memory)
+    found = virtnic_json("probe", *direct)
+    assert (found["qemu"], found["functions"], found["port"]["frontend"]) == (None, [], "direct")
+    assert "no QEMU" in run("probe", *direct).stdout
+    assert "99 sent" in run("generate", *direct, "--packets", "99").stdout
+    run("forward", "--port", f"{netdev};frontend=direct", *memory, "--seconds", "0")
+    refused = run("probe", *direct, "--accel", "tcg", status=2)
+    assert "--frontend direct has no QEMU: leave out --accel" in refused.stderr

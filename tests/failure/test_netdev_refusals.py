@@ -13,6 +13,7 @@ import pytest
 import virtnic
 from peers.netns import Netns
 from peers.testpmd import Testpmd
+from support import program
 from support.inside import attachment_of, machine_of
 from virtnic import net
 from virtnic.nic.options import usual_size
@@ -55,6 +56,33 @@ def test_a_descriptor_that_is_not_vhost_net(netns: Netns) -> None:
             qemu.attach(netdev)
         with qemu.attach(netns.netdev) as port:
             assert port.link
+
+
+@no_vhost
+def test_no_vhost_without_qemu() -> None:
+    """The device that is missing, and two ways on; the command says so in one message."""
+    with pytest.raises(virtnic.NetdevUnavailable, match=r"/dev/vhost-net.*`modprobe vhost_net`"):
+        virtnic.open("tap,ifname=x,vhost=on", frontend="direct", size="2M")
+    words = ("--netdev", "tap,ifname=x,vhost=on", "--frontend", "direct", "--memory", "2M")
+    done = program.virtnic("probe", *words, status=3)
+    assert done.stdout == ""
+    assert done.stderr.startswith("virtnic: opening /dev/vhost-net failed")
+    assert "leave --frontend direct out" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("netdev", "words"),
+    [
+        ("user", "is for vhost-user,path=SOCKET and tap"),
+        ("tap,ifname=x,vhost=off", "is vhost=on"),
+        ("tap,vhost=on", "needs the TAP's ifname="),
+        ("tap,ifname=x,vhost=on,script=/etc/up", "knows no script"),
+        ("tap,fd=0,vhost=on", "must be a TAP"),
+    ],
+)
+def test_netdevs_that_need_a_qemu(netdev: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        virtnic.open(netdev, frontend="direct", size="2M")
 
 
 def test_going_on_without_vhost_is_not_asked_for() -> None:

@@ -26,6 +26,7 @@ CORE_MAY_USE: dict[str, set[str]] = {
     "qtest": {"notify"},
     "ivshmem": {"memory", "notify"},
     "vhost_user": {"memory", "notify", "qtest", "virtio"},
+    "vhost_kernel": {"memory", "virtio"},
     "virtio": {"memory", "notify", "qtest"},
     "net": {"memory", "notify", "qtest", "virtio"},
     "stack": {"net"},

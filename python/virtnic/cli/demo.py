@@ -41,7 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of pings (default: %(default)s)",
     )
-    options.add_port(parser)
+    options.add_port(parser, frontend=False)
     options.add_address(parser)
     options.add_session(parser, connect=False)
 

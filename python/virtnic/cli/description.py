@@ -43,12 +43,13 @@ _PCIE_PORTS = {
 
 
 def describe(session: Session, netdev: str) -> dict[str, Any]:
-    """Return all facts about an open port and its QEMU."""
-    port = session.port
+    """Return all facts about an open port and its QEMU, if it has one."""
+    port, qemu = session.port, session.qemu
+    functions = () if qemu is None else qemu.bus.functions
     return {
-        "qemu": describe_qemu(session.qemu),
+        "qemu": None if qemu is None else describe_qemu(qemu),
         "memory": describe_memory(session.memory),
-        "functions": [describe_function(function) for function in session.qemu.bus.functions],
+        "functions": [describe_function(function) for function in functions],
         "port": {
             "netdev": netdev,
             "mac": port.mac,
@@ -56,6 +57,7 @@ def describe(session: Session, netdev: str) -> dict[str, Any]:
             "link": port.link,
             "ring": port.ring,
             "legacy": port.legacy,
+            "frontend": port.frontend,
             "queue_size": port.queue_size,
             "interrupts": port.interrupts,
         },
@@ -144,19 +146,22 @@ def _describe_capability(found: Capability) -> dict[str, Any]:
 def text(found: dict[str, Any], *, everything: bool = False) -> list[str]:
     """Return the description as lines; with ``everything``, bridges in full."""
     qemu, memory, port = found["qemu"], found["memory"], found["port"]
-    where = qemu["command"] or f"at {qemu['connected']}"
     lines = [
-        (
-            f"QEMU {qemu['version']} ({where}), machine {qemu['machine']}, "
-            f"accelerator {qemu['accelerator']}"
-        ),
         (
             f"memory {bytes_text(memory['size'])} in pages of {bytes_text(memory['page_size'])} "
             f"at IOVA {memory['iova']:#x}"
-        ),
-        "",
-        "PCI",
+        )
     ]
+    if qemu is None:
+        lines.insert(0, "no QEMU: this process is the front-end")
+    else:
+        where = qemu["command"] or f"at {qemu['connected']}"
+        lines.insert(
+            0,
+            f"QEMU {qemu['version']} ({where}), machine {qemu['machine']}, "
+            f"accelerator {qemu['accelerator']}",
+        )
+        lines += ["", "PCI"]
     for _, group in itertools.groupby(found["functions"], _alike(everything)):
         first, *others = group
         where = first["address"] + (f" to {others[-1]['address']}" if others else "")

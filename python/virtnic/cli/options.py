@@ -35,6 +35,7 @@ __all__ = [
     "check_address",
     "check_ports",
     "cpus",
+    "given_for_qemu",
     "host",
     "ip",
     "ipv4",
@@ -55,6 +56,7 @@ INTERRUPTS = ("msix", "intx", "none")
 MODES = ("io", "mac", "macswap")
 _RINGS = ("split", "packed")
 _NOTIFIES = ("eventfd", "qtest")
+_FRONTENDS = ("qemu", "direct")
 SANDBOXES: dict[str, bool | Literal["spawn"]] = {"on": True, "spawn": "spawn", "off": False}
 
 _LONGEST = 1e9  # seconds
@@ -141,6 +143,14 @@ def add_qemu(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def given_for_qemu(arguments: argparse.Namespace) -> list[str]:
+    """Return the options for a QEMU that were given."""
+    usual = {"qemu": None, "accel": "auto", "machine": "pc", "sandbox": "on", "connect": None}
+    return [
+        f"--{name}" for name, value in usual.items() if getattr(arguments, name, value) != value
+    ]
+
+
 def _add_connect(parser: argparse.ArgumentParser) -> None:
     """Add the option for a QEMU started elsewhere."""
     parser.add_argument_group("QEMU started elsewhere").add_argument(
@@ -188,8 +198,8 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_port(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a port: netdev, MAC address, device."""
+def add_port(parser: argparse.ArgumentParser, *, frontend: bool = True) -> None:
+    """Add the options of a port: netdev, MAC address, device, and whether it has a QEMU."""
     group = parser.add_argument_group("port")
     group.add_argument(
         "--netdev",
@@ -201,7 +211,7 @@ def add_port(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mac", type=mac, metavar="MAC", help="its MAC address (default: chosen by QEMU)"
     )
-    add_device(group)
+    add_device(group, frontend=frontend)
 
 
 def add_ports(group: argparse._ArgumentGroup, how_often: str) -> None:
@@ -216,8 +226,15 @@ def add_ports(group: argparse._ArgumentGroup, how_often: str) -> None:
     )
 
 
-def add_device(group: argparse._ArgumentGroup) -> None:
+def add_device(group: argparse._ArgumentGroup, *, frontend: bool = True) -> None:
     """Add the options of a device's rings and notifications."""
+    if frontend:
+        group.add_argument(
+            "--frontend",
+            choices=_FRONTENDS,
+            help="who drives a vhost-user backend, or the kernel's vhost-net with "
+            "tap,ifname=NAME,vhost=on: QEMU, or this process alone (default: qemu)",
+        )
     group.add_argument(
         "--interrupts",
         choices=INTERRUPTS,
@@ -507,4 +524,5 @@ _PORT_OPTIONS: dict[str, Callable[[str, str], Any]] = {
     "ring": _one_of(*_RINGS),
     "notify": _one_of(*_NOTIFIES),
     "queues": _number,
+    "frontend": _one_of(*_FRONTENDS),
 }

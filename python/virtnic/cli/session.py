@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import ENETDOWN
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, Any
 
-from virtnic.cli.options import SANDBOXES
+from virtnic.cli.options import SANDBOXES, given_for_qemu
 from virtnic.cli.ports import PortArguments
 from virtnic.memory import Memory
 from virtnic.net.addresses import is_numeric
@@ -39,7 +40,8 @@ class Session:
     """The objects that a command works with."""
 
     memory: Memory
-    qemu: Qemu
+    #: None for a port without QEMU.
+    qemu: Qemu | None
     port: virtnic.Port
 
 
@@ -85,11 +87,25 @@ def ports_of(arguments: argparse.Namespace) -> list[PortArguments]:
 def opened(arguments: argparse.Namespace) -> Iterator[Session]:
     """Create all three; close them at the end."""
     memory = make_memory(arguments)
-    with start_qemu(arguments, memory) as qemu:
-        # The port ends with its QEMU. Unplugging it first would wait for one that does not answer.
-        port = attach(arguments, qemu)
-        with blamed(port):
-            yield Session(memory, qemu, port)
+    (wanted,) = ports_of(arguments)
+    with ExitStack() as stack:
+        # A port ends with its QEMU. Unplugging it first would wait for one that does not answer.
+        if wanted.direct:
+            qemu, port = None, stack.enter_context(_direct(arguments, wanted, memory))
+        else:
+            qemu = stack.enter_context(start_qemu(arguments, memory))
+            port = wanted.attach(qemu)
+        stack.enter_context(blamed(port))
+        yield Session(memory, qemu, port)
+
+
+def _direct(
+    arguments: argparse.Namespace, wanted: PortArguments, memory: Memory, alone: bool = True
+) -> virtnic.Port:
+    """Open a port without QEMU. Raises ValueError for options of QEMU's if there is none."""
+    if alone and (given := given_for_qemu(arguments)):
+        raise ValueError(f"--frontend direct has no QEMU: leave out {', '.join(given)}")
+    return wanted.open(memory, getattr(arguments, "recover", False))
 
 
 @contextlib.contextmanager
@@ -105,10 +121,22 @@ def blamed(port: virtnic.Port) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_ports(arguments: argparse.Namespace) -> Iterator[dict[virtnic.Port, str]]:
-    """Open the ports on one QEMU and one memory, each with its netdev; close them at the end."""
+    """Open the ports on one memory, and one QEMU for those that need it; close them at the end."""
     memory = make_memory(arguments)
-    with start_qemu(arguments, memory) as qemu:
-        yield {port.attach(qemu): port.netdev for port in ports_of(arguments)}
+    with ExitStack() as stack:
+        wanted = ports_of(arguments)
+        qemu = None
+        if not all(port.direct for port in wanted):
+            qemu = stack.enter_context(start_qemu(arguments, memory))
+        found = {}
+        for each in wanted:
+            if qemu is None or each.direct:
+                alone = qemu is None
+                port = stack.enter_context(_direct(arguments, each, memory, alone=alone))
+            else:
+                port = each.attach(qemu)
+            found[port] = each.netdev
+        yield found
 
 
 def configure(

@@ -45,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run, imports=("virtnic.cli.loops", "virtnic.cli.session"))
     group = parser.add_argument_group("ports")
     options.add_ports(group, "repeatable (default: user)")
-    options.add_device(group)
+    options.add_device(group, frontend=False)
     group = parser.add_argument_group("watch")
     group.add_argument(
         "--seconds",

@@ -13,7 +13,18 @@ __all__ = ["ARGUMENTS", "PHRASES", "of_options"]
 
 #: Arguments for which commands have options of the same names.
 ARGUMENTS = (
-    *("accel", "hugepages", "interrupts", "iova", "mac", "method", "notify", "qemu", "ring"),
+    *(
+        "accel",
+        "frontend",
+        "hugepages",
+        "interrupts",
+        "iova",
+        "mac",
+        "method",
+        "notify",
+        "qemu",
+        "ring",
+    ),
     "sandbox",
 )
 _VALUES = {"None": "none", "False": "off", "True": "on"}

@@ -34,6 +34,8 @@ class Driven:
 
     memory: Memory
     interrupts: Interrupts
+    #: The netdev, as given by the user.
+    spec: Spec | None = None
     #: The driver of the device, once it is started.
     started: PortDriver | None = None
     #: The port once it was made, not kept alive.
@@ -54,12 +56,12 @@ class Driven:
     @property
     def name(self) -> str:
         """The device's name in messages."""
-        return "a vhost-user port"
+        return f"a {self.bypassing} port"
 
     @property
     def bypassing(self) -> str | None:
         """The netdev's type if its frames bypass QEMU, and with it the receive filters."""
-        return "vhost-user"
+        return "vhost-user" if self.spec is None else self.spec.type
 
     @property
     def tells_link(self) -> bool:
@@ -164,8 +166,7 @@ class Attachment(Driven):
     #: Whether the event "attached" was sent, and the event to send once when it is detached.
     announced: bool = False
     farewell: Event | None = None
-    # What is needed to attach it again, to another QEMU.
-    spec: Spec | None = None
+    # With the netdev, what is needed to attach it again, to another QEMU.
     properties: Mapping[str, Any] = field(default_factory=dict)
     legacy: bool = False
     #: What the device writes to the ivshmem doorbell for each MSI-X vector.

@@ -1,7 +1,8 @@
-"""A port without QEMU: a vhost-user backend serves the rings, and we are its front-end.
+"""A port without QEMU: a vhost-user backend or the kernel serves the rings.
 
-What QEMU would have done is done in the core (``vhost_user::frontend``): features, memory, rings
-and eventfds go to the backend over its socket, and to the next one when it went.
+What QEMU would have done is done in the core (``vhost_user::frontend``, ``vhost_kernel``):
+features, memory, rings and eventfds go to a backend over its socket, and to the next one when it
+went; or to the kernel's vhost-net, by ioctls on its device.
 See the "Vhost-user Protocol" in QEMU's documentation (docs/interop).
 """
 
@@ -30,6 +31,7 @@ from virtnic.nic.options import (
     with_queues,
 )
 from virtnic.nic.port import Port
+from virtnic.nic.vhost_net import check_tap, opened_pairs
 from virtnic.qemu import loop, parse
 from virtnic.qemu.backends import process_of, queue_size_for
 from virtnic.qemu.loop import SharedWatch
@@ -73,7 +75,7 @@ class DirectPort(Port):
 
     @property
     def frontend(self) -> Literal["qemu", "direct"]:
-        """Who speaks to the backend: this process."""
+        """Who speaks to the backend or the kernel: this process."""
         return "direct"
 
     @property
@@ -120,33 +122,32 @@ class _Connection:
 
     def meet(self, spec: Spec, mac: str, pairs: int, mtu: int | None, recover: Any) -> None:
         """Connect to the backend. Raises as :func:`open_direct`."""
-        socket = spec.socket
-        assert socket is not None
         if self._driven.interrupts != "none":
             self.events = [(EventFd(), EventFd()) for _ in range(pairs)]
-        try:
-            self.front_end = FrontEnd(
-                self._driven.memory,
-                socket.path,
-                mac,
-                server=socket.server,
-                wait=socket.wait,
-                pairs=pairs,
-                mtu=mtu,
-                calls=[event for pair in self.events for event in pair],
-                config=self.config.event,
-                retry=retry_of(recover),
-                reply_timeout=_TIMEOUT,
-                changed=self.changed.event,
-            )
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise NetdevUnavailable(message_of(error)) from None
+        memory, socket = self._driven.memory, spec.socket
+        common: dict[str, Any] = {
+            "mtu": mtu,
+            "calls": [event for pair in self.events for event in pair],
+            "config": self.config.event,
+            "reply_timeout": _TIMEOUT,
+            "changed": self.changed.event,
+        }
+        if socket is None:
+            with opened_pairs(spec, pairs) as fds:
+                name = str(spec.options.get("ifname", "a TAP"))
+                self.front_end = FrontEnd.kernel(memory, fds, mac, name=name, **common)
+        else:
+            common |= {"server": socket.server, "wait": socket.wait, "retry": retry_of(recover)}
+            try:
+                self.front_end = FrontEnd(memory, socket.path, mac, pairs=pairs, **common)
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                raise NetdevUnavailable(message_of(error)) from None
         self._driven.undo.add(self.front_end.close)
 
     @property
     def longest_queue(self) -> int:
         """Return the most entries that a queue is to have for which nobody asked; 0 for any."""
-        fd = self.front_end.take_first()
+        fd = self.front_end.take_first()  # none of the kernel's
         if fd is None:
             return 0
         try:
@@ -156,18 +157,12 @@ class _Connection:
 
 
 def open_direct(wanted: PortRequest, memory: Memory, owned: bool) -> Port:
-    """Open a port on a vhost-user backend without QEMU: see :func:`virtnic.open`."""
+    """Open a port without QEMU: see :func:`virtnic.open`."""
     loop.check_outside()
     one_of("interrupts", wanted.interrupts, ("eventfd", "none", None))
     one_of("notify", wanted.notify, ("eventfd", None))
     spec, pairs = with_queues(parse(wanted.netdev), wanted.queues)
-    if spec.socket is None:
-        raise ValueError(
-            f"frontend='direct' is for vhost-user,path=SOCKET; a netdev of type {spec.type!r} is "
-            "QEMU's: leave frontend= out"
-        )
-    if left := spec.options.keys() - {"queues"}:
-        raise ValueError(f"frontend='direct' knows no {', '.join(sorted(left))} of the netdev")
+    _check_netdev(spec)
     if wanted.legacy:
         raise ValueError("frontend='direct' has no legacy interface: leave legacy= out")
     interrupts: Interrupts = wanted.interrupts or "eventfd"
@@ -182,11 +177,16 @@ def open_direct(wanted: PortRequest, memory: Memory, owned: bool) -> Port:
     try:
         connection = _Connection(driven)
         connection.meet(spec, mac, pairs, mtu, wanted.recover)
-        # A backend that polls looks at no event index; one write less to a shared line.
-        features: dict[str, bool | None] = {"EVENT_IDX": False, **order_features(spec)}
+        features: dict[str, bool | None] = order_features(spec)
+        if spec.socket is None:
+            features["MRG_RXBUF"] = None  # else frames longer than a buffer are lost silently
+        else:
+            # A backend that polls looks at no event index; one write less to a shared line.
+            features["EVENT_IDX"] = False
         if wanted.ring is not None:
             features["RING_PACKED"] = wanted.ring == "packed"
         features |= offload_features(spec, wanted.offload)
+        driven.spec = spec
         driven.started = PortDriver(
             memory=memory,
             front_end=connection.front_end,
@@ -209,11 +209,24 @@ def open_direct(wanted: PortRequest, memory: Memory, owned: bool) -> Port:
     except BaseException:
         undo.run()
         raise
-    if wanted.ring is None and port.ring != "packed":
+    if spec.socket is not None and wanted.ring is None and port.ring != "packed":
         offers = connection.front_end.features >> RING_PACKED & 1
         who = "the port" if offers else "the backend"
         _log.warning("%s does not offer packed rings: split ones are used, which are slower", who)
     return port
+
+
+def _check_netdev(spec: Spec) -> None:
+    """Raise ValueError for a netdev that is not a vhost backend, or for options of QEMU's."""
+    if spec.type == "tap":
+        check_tap(spec)
+    elif spec.socket is None:
+        raise ValueError(
+            "frontend='direct' is for vhost-user,path=SOCKET and tap,ifname=NAME,vhost=on; a "
+            f"netdev of type {spec.type!r} is QEMU's: leave frontend='direct' out"
+        )
+    elif left := spec.options.keys() - {"queues"}:
+        raise ValueError(f"frontend='direct' knows no {', '.join(sorted(left))} of the netdev")
 
 
 def _mtu(properties: Mapping[str, Any]) -> int | None:

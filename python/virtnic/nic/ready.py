@@ -5,6 +5,7 @@ What is checked for each netdev is a column of the table in :mod:`virtnic.qemu.n
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,14 @@ _SHORTEST_FRAME = 60
 _TAKES_NONE = "the backend takes no frames (testpmd: `start`)"
 
 
-def _device(attachment: Attachment) -> Tap | None:
+def _device(attachment: Driven) -> Tap | None:
     """Return the host's network device behind a port, if known."""
-    try:
-        pid: int | None = attachment.machine.process.pid
-    except QemuError:
-        pid = None  # started elsewhere
+    pid: int | None = os.getpid()
+    if isinstance(attachment, Attachment):
+        try:
+            pid = attachment.machine.process.pid
+        except QemuError:
+            pid = None  # started elsewhere
     # As given by the user: names of descriptors in QEMU are of no use here.
     return None if attachment.spec is None else device_of(attachment.spec, pid)
 
@@ -98,7 +101,7 @@ class Readiness:
         if attachment is None:
             return None
         if not isinstance(attachment, Attachment):
-            return self._without_qemu()
+            return self._without_qemu(attachment)
         spec = attachment.handle.spec
         if port.away:
             return "its QEMU or backend is gone, and not back yet"
@@ -115,8 +118,10 @@ class Readiness:
             return _TAKES_NONE
         return None
 
-    def _without_qemu(self) -> str | None:
-        """Say what a port on a vhost-user backend misses that has no QEMU."""
+    def _without_qemu(self, driven: Driven) -> str | None:
+        """Return what is missing to a port that has no QEMU."""
+        if (device := _device(driven)) is not None:
+            return device.trouble()
         if self._port.away or not self._port.link:
             return "its backend is gone, and not back yet"
         return None if self._taken() else _TAKES_NONE

@@ -217,10 +217,12 @@ NETDEVS: tuple[NetdevType, ...] = (
         note="`script=` and `downscript=` default to `no`. With `vhost=on` (virtnic adds "
         "`vhostforce=on`, so that QEMU neither silently continues without vhost nor aborts) the "
         "kernel moves the frames: there are no packed rings, HASH_REPORT or RSC_EXT, filters are "
-        "accepted without effect (with a warning), and a broken receive ring is not reported.",
+        "accepted without effect (with a warning), and a broken receive ring is not reported. "
+        "`frontend='direct'` does so without QEMU.",
         tests=(
             "tests/device/test_port_tap.py::test_the_kernel_pings_our_stack",
             "tests/vm/test_vhost_net.py::test_numbered_frames",
+            "tests/vm/test_direct_vhost_net.py::test_numbered_frames",
         ),
         gone="nothing is told, the link stays up: frames are lost. If the device was deleted, QEMU "
         "10.0 aborts when the port is closed",

@@ -11,6 +11,7 @@
 //! - [`qtest`]: the QTest wire client; [`ivshmem`]: the memory and interrupt server
 //! - [`vhost_user`]: the socket interposer that learns the kick and call eventfds
 //! - [`virtio`]: features, status, transports, rings
+//! - [`vhost_kernel`]: the kernel's vhost-net as the backend of a device
 //! - [`net`]: the virtio-net device: queues of packets
 //! - `stack` (feature `stack`): TCP/IP on top of a port
 //! - [`engine`]: loops over bursts that run without the interpreter
@@ -30,6 +31,7 @@ pub mod qtest;
 #[cfg(feature = "stack")]
 pub mod stack;
 mod unix;
+pub mod vhost_kernel;
 pub mod vhost_user;
 pub mod virtio;
 

@@ -7,11 +7,13 @@ use crate::memory::Memory;
 use crate::port::address;
 use crate::time::duration;
 use crate::vhost_user::{Pauses, backend_at, counters, retry_of};
+use crate::wire::copy;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use virtnic::vhost_kernel::{Net, NetPair};
 use virtnic::vhost_user::frontend::FrontEndOptions;
 use virtnic::virtio::transport::vhost::VhostOptions;
 
@@ -71,6 +73,51 @@ impl FrontEnd {
         py.detach(|| virtnic::vhost_user::frontend::FrontEnd::start(options))
             .map(|core| Self(Arc::new(core)))
             .map_err(raise)
+    }
+
+    /// Return a device whose rings the kernel's vhost-net processes.
+    ///
+    /// ``pairs``: for each queue pair a descriptor of ``/dev/vhost-net`` that has no owner yet, and
+    /// one of a TAP's queue; both are duplicated. ``name``: the TAP's name in messages. The rest is
+    /// as for the class.
+    ///
+    /// Raises PermissionError if a descriptor has an owner, ValueError, OSError.
+    #[staticmethod]
+    #[pyo3(signature = (memory, pairs, mac, *, name, mtu=None, calls=Vec::new(), config=None,
+                        reply_timeout=10.0, changed=None),
+           text_signature = "(memory, pairs, mac, *, name, mtu=None, calls=(), config=None, \
+                             reply_timeout=10.0, changed=None)")]
+    #[expect(clippy::too_many_arguments, reason = "the signature of a Python class")]
+    fn kernel(
+        memory: &Bound<'_, Memory>,
+        pairs: Vec<(RawFd, RawFd)>,
+        mac: &str,
+        name: &str,
+        mtu: Option<u16>,
+        calls: Vec<PyRef<'_, EventFd>>,
+        config: Option<PyRef<'_, EventFd>>,
+        reply_timeout: f64,
+        changed: Option<PyRef<'_, EventFd>>,
+    ) -> PyResult<Self> {
+        let device = VhostOptions {
+            region: Arc::clone(memory.get().region()),
+            mac: address(mac)?.0,
+            mtu,
+            pairs: pairs.len() as u16,
+            calls: calls.iter().map(|call| Arc::clone(call.inner())).collect(),
+            config: config.map(|event| Arc::clone(event.inner())),
+            time: duration(reply_timeout)?,
+            signals: Some(check_signals),
+        };
+        let changed = changed.map(|event| Arc::clone(event.inner()));
+        let pair = |(vhost, tap)| NetPair::new(copy(vhost)?, copy(tap)?);
+        let net = pairs.into_iter().map(pair).collect::<virtnic::Result<_>>().and_then(Net::new);
+        net.and_then(|net| {
+            let name = format!("vhost-net with {name}");
+            virtnic::vhost_user::frontend::FrontEnd::fixed(Box::new(net), name, changed, device)
+        })
+        .map(|core| Self(Arc::new(core)))
+        .map_err(raise)
     }
 
     /// Whether a backend is connected.

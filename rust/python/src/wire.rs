@@ -6,7 +6,7 @@ use crate::time::duration;
 use pyo3::exceptions::{PyConnectionError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtnic::Error;
@@ -37,18 +37,24 @@ impl VhostWire {
     }
 }
 
-/// Duplicates descriptors, so that the sender keeps its own.
+/// Duplicates a descriptor, so that the caller keeps its own.
+pub(crate) fn copy(fd: RawFd) -> virtnic::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(Error::Invalid(format!("{fd} is not a descriptor")));
+    }
+    // SAFETY: only borrowed during this call; `dup` fails if it is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map_err(|e| Error::os(format!("duplicating descriptor {fd}"), e))
+}
+
+/// Duplicates descriptors to send.
 fn copies(fds: &[RawFd]) -> PyResult<Vec<Arc<virtnic::Owned>>> {
-    let copy = |&fd: &RawFd| {
-        if fd < 0 {
-            return Err(PyOSError::new_err(format!("{fd} is not a descriptor")));
-        }
-        // SAFETY: only borrowed during this call; `dup` fails if it is not open.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        let copied = borrowed.try_clone_to_owned().map(|fd| Arc::new(virtnic::Owned::new(fd)));
-        copied.map_err(|e| to_py(Error::os(format!("sending descriptor {fd}"), e)))
+    let copied = |&fd: &RawFd| match copy(fd) {
+        Ok(copied) => Ok(Arc::new(virtnic::Owned::new(copied))),
+        Err(Error::Invalid(why)) => Err(PyOSError::new_err(why)),
+        Err(error) => Err(to_py(error)),
     };
-    fds.iter().map(copy).collect()
+    fds.iter().map(copied).collect()
 }
 
 #[pymethods]

@@ -107,6 +107,50 @@ struct Seed {
     attempts: Attempts,
 }
 
+/// What a front-end is made of.
+struct Whole {
+    vhost: Box<dyn Vhost>,
+    path: String,
+    stop: Arc<EventFd>,
+    changed: Option<Arc<EventFd>>,
+    messages: Arc<AtomicU64>,
+    device: VhostOptions,
+}
+
+impl Whole {
+    fn front_end(self, seed: Option<Seed>, first: Option<OwnedFd>) -> Result<FrontEnd> {
+        let Self { vhost, path, stop, changed, messages, device } = self;
+        let signals = device.signals;
+        let changed_is_shared = changed.is_some();
+        let changed = changed.map_or_else(|| EventFd::new().map(Arc::new), Ok)?;
+        let shared = Arc::new(Shared {
+            offered: AtomicU64::new(vhost.offered()),
+            device: Arc::new(VhostDevice::new(vhost, device)),
+            path,
+            signals,
+            stop,
+            changed,
+            changed_is_shared,
+            may_lack: AtomicU64::new(0),
+            held: Mutex::default(),
+            refusal: Mutex::default(),
+            over: OnceLock::new(),
+            connected: AtomicBool::new(true),
+            messages,
+            links: AtomicU64::new(1),
+            refusals: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
+        });
+        Ok(FrontEnd {
+            home: Home::here(),
+            shared,
+            seed: Mutex::new(seed),
+            thread: Mutex::default(),
+            first: Mutex::new(first),
+        })
+    }
+}
+
 impl FrontEnd {
     /// Connects to the backend, waiting up to [`FrontEndOptions::wait`] for it. The backend gets the rings
     /// once the driver has set up the device. It is supervised after [`Self::watch`].
@@ -155,34 +199,28 @@ impl FrontEnd {
             copied.map_err(|e| Error::os("keeping a vhost-user backend's socket", e))
         };
         let (socket, first) = (duplicate()?, duplicate().ok());
-        let changed_is_shared = changed.is_some();
-        let changed = changed.map_or_else(|| EventFd::new().map(Arc::new), Ok)?;
-        let shared = Arc::new(Shared {
-            offered: AtomicU64::new(session.offered()),
-            device: Arc::new(VhostDevice::new(Box::new(session), device)),
-            path,
-            signals,
-            stop,
-            changed,
-            changed_is_shared,
-            may_lack: AtomicU64::new(0),
-            held: Mutex::default(),
-            refusal: Mutex::default(),
-            over: OnceLock::new(),
-            connected: AtomicBool::new(true),
-            messages,
-            links: AtomicU64::new(1),
-            refusals: AtomicU64::new(0),
-            losses: AtomicU64::new(0),
-        });
         let seed = Seed { source, socket, attempts: Attempts::new(retry) };
-        Ok(Self {
-            home: Home::here(),
-            shared,
-            seed: Mutex::new(Some(seed)),
-            thread: Mutex::default(),
-            first: Mutex::new(first),
-        })
+        let whole = Whole { vhost: Box::new(session), path, stop, changed, messages, device };
+        whole.front_end(Some(seed), first)
+    }
+
+    /// A device whose backend is there as long as the device is, such as the kernel.
+    ///
+    /// `name` is its name in messages, `changed` as in [`FrontEndOptions`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it has too few queue pairs, [`Error::Os`].
+    pub fn fixed(
+        vhost: Box<dyn Vhost>,
+        name: String,
+        changed: Option<Arc<EventFd>>,
+        device: VhostOptions,
+    ) -> Result<Self> {
+        if vhost.pairs() < device.pairs {
+            return Err(Error::Invalid(few_pairs(vhost.pairs().into(), device.pairs)));
+        }
+        let (stop, messages) = (Arc::new(EventFd::new()?), Arc::default());
+        Whole { vhost, path: name, stop, changed, messages, device }.front_end(None, None)
     }
 
     /// The device's registers.
