@@ -112,8 +112,9 @@ impl NetStack {
 
     /// Remove an address, and the gateway that only its network reaches.
     ///
-    /// The prefix length may be omitted. Removing the address of the DHCP lease ends the lease. Sockets that are bound to the address
-    /// remain, but receive nothing more. Raises ValueError if it is none of the stack's addresses.
+    /// The prefix length may be omitted. Removing the address of the DHCP lease ends the lease.
+    /// Sockets that are bound to the address remain, but receive nothing more. Raises ValueError if
+    /// it is none of the stack's addresses.
     fn remove_address(&self, py: Python<'_>, address: &str) -> PyResult<()> {
         let address = parse(address.split('/').next().unwrap_or(address))?;
         py.detach(|| self.host.remove_address(address)).map_err(to_py)
