@@ -119,14 +119,6 @@ def test_a_connection(qemu: virtnic.Qemu, scratch: Path, faulty: bool) -> None:
             assert stack.stats()["rx_bad_checksum"] == 0
 
 
-def test_a_ping(qemu: virtnic.Qemu, scratch: Path) -> None:
-    """By the stack without sockets."""
-    with port_of(qemu, scratch / "vhu0") as port:
-        stack = virtnic.Stack(port)
-        stack.configure(f"{OURS}/24")
-        assert stack.ping(PEER, timeout=60).seconds > 0
-
-
 def test_nobody_vouches(qemu: virtnic.Qemu, scratch: Path) -> None:
     with (
         port_of(qemu, scratch / "vhu0", flags=0) as port,

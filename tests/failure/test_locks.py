@@ -475,7 +475,7 @@ def test_a_signal_handler_waits_for_no_device_that_waits_for_its_thread() -> Non
         else: raise AssertionError("attached to a dead QEMU")
         assert [type(error) for error in answers] == [virtnic.PortBusy] * 2, answers
         port.set_mac("52:54:00:00:00:02")  # it comes back now
-        virtnic.Stack(port).dhcp()
+        virtnic.net.Stack(port, dhcp=True).close()
         qemu.close()
         """)
     )
