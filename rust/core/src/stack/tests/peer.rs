@@ -10,7 +10,6 @@ use smoltcp::wire::{
 };
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -51,8 +50,6 @@ pub(super) struct Line {
     pub(super) peer: Mutex<Peer>,
     /// The most frames that one `send` takes.
     pub(super) room: usize,
-    /// Number of `send` calls.
-    pub(super) doorbells: AtomicUsize,
     /// When set, every call fails with it.
     pub(super) failure: Mutex<Option<Error>>,
 }
@@ -64,7 +61,6 @@ impl Line {
             inbox: Arc::default(),
             peer: Mutex::new(Box::new(|_| {})),
             room: usize::MAX,
-            doorbells: AtomicUsize::new(0),
             failure: Mutex::new(None),
         }
     }
@@ -127,7 +123,6 @@ impl Wire for Arc<Line> {
     }
     fn send(&self, packets: &Packets) -> Result<usize> {
         self.check()?;
-        self.doorbells.fetch_add(1, Ordering::Relaxed);
         let mut peer = self.peer.lock().unwrap();
         let mut count = 0;
         for packet in packets.iter().take(self.room) {
