@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -155,6 +153,9 @@ def _wrong(arguments: argparse.Namespace) -> str | None:
 
 def _restart(command: str) -> None:
     """Start the backend again, in a process group of its own that outlives this command."""
+    import shlex
+    import subprocess
+
     subprocess.Popen(
         shlex.split(command),
         stdin=subprocess.DEVNULL,

@@ -140,7 +140,7 @@ catalogue! {
     32 "complies with VIRTIO 1.0 or later; others use the legacy interface",
         Some("5.2"), user "", "`legacy=`",
         [
-            "rust/core/src/virtio/features.rs::version_1_is_required",
+            "rust/core/src/virtio/negotiation.rs::version_1_is_required",
             "tests/device/test_legacy.py::test_the_modern_interface_is_chosen_where_there_is_one"
         ];
     33 "accesses memory through the platform, such as an IOMMU",
