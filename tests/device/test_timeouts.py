@@ -128,7 +128,7 @@ CALLS: dict[str, Callable[[World, float], object]] = {
     "net.Stack.wait_ipv6": lambda w, t: w.net.wait_ipv6(t),
     "net.Stack.arp": lambda w, t: w.net.arp("10.0.2.2", t),
     "net.Stack.ping": lambda w, t: w.net.ping("10.0.2.2", timeout=t),
-    "net.Stack.__init__": lambda w, t: net.Stack(w.other, dhcp=True, timeout=t).close(),
+    "net.Stack.__init__": lambda w, t: net.Stack(w.port, dhcp=True, timeout=t).close(),
     "net.Stack.create_connection": lambda w, t: w.connected(t).close(),
     "net.Socket.settimeout": World.echoed,
     "aio.net.Stack.dhcp": lambda w, t: w.aio_net(lambda stack: stack.dhcp(t)),

@@ -196,7 +196,7 @@ def test_a_tap_that_is_down_is_told_of(
         "demo": [*gateway, "--count", "1"],
         "proxy": gateway,
     }
-    status = {"ping": 1, "demo": 1, "doctor": 3}.get(name, 0)
+    status = {"ping": 1, "demo": 1, "measure": 1, "doctor": 3}.get(name, 0)
     assert main(words(name, netns.netdev, *options.get(name, []))) == status
     captured = capsys.readouterr()
     said = " ".join((captured.out + captured.err).split())

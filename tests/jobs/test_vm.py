@@ -17,7 +17,6 @@ LONGEST = 2400
 pytestmark = [
     pytest.mark.needs("vm", "netns"),
     pytest.mark.slow,
-    pytest.mark.alone,
     pytest.mark.timeout(LONGEST),
 ]
 
