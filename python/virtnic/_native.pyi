@@ -893,8 +893,8 @@ class PluggingLock:
     """
 
     def __new__(cls) -> Self: ...
-    def acquire(self, timeout: float = ...) -> bool:
-        """Take it; False if that takes longer than ``timeout`` seconds (-1: for ever)."""
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Take it; False if that takes longer than ``timeout`` seconds (None: for ever)."""
     def release(self) -> None:
         """Give it back."""
     def __enter__(self) -> None: ...

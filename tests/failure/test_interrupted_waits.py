@@ -94,6 +94,24 @@ class Scene:
             child.kill()
             child.wait(SOON)
 
+    def plugging(self) -> object:
+        """Wait for a lock that another thread has."""
+        lock, taken, done = _native.PluggingLock(), threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with lock:
+                taken.set()
+                done.wait()
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        taken.wait()
+        try:
+            return lock.acquire(LONG)
+        finally:
+            done.set()
+            holder.join()
+
     def events(self) -> object:
         with self.port.qemu.events() as events:
             while events.wait(LONG) is not None:
@@ -130,6 +148,7 @@ WAITS: dict[str, Callable[[Scene], object]] = {
     "QTest": Scene.qtest,
     "Interposer": Scene.interposer,
     "Child.wait": Scene.child,
+    "PluggingLock.acquire": Scene.plugging,
 }
 #: Methods that share their loop, wait or base class with one above.
 ALIKE = {

@@ -100,7 +100,7 @@ print(tried(make))
     ).splitlines()
     for line in said[:2]:
         assert f"Unavailable: {place} has 4 MiB of 4 MiB free, not 8 MiB: ask for less" in line
-        assert line.endswith("or remount it with a larger size=")
+        assert line.endswith("or remount it with a larger size")
     assert said[2:4] == ["", ""]
     assert f"{place} has 1 MiB of 4 MiB free, not 2 MiB" in said[4]
 

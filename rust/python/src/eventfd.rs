@@ -12,7 +12,7 @@ use virtnic::{Error, Result};
 
 /// The longest time until Ctrl-C is noticed: the signal may be delivered to another thread, which
 /// interrupts no system call here.
-const SLICE: Duration = Duration::from_millis(100);
+pub(crate) const SLICE: Duration = Duration::from_millis(100);
 const EINTR: i32 = 4;
 
 /// Waits in slices without the interpreter, and checks for signals between them. `wait` gets the

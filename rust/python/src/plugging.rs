@@ -1,8 +1,11 @@
 //! `PluggingLock`: held while devices are plugged, unplugged or restored.
 
+use crate::eventfd::SLICE;
+use crate::time::span;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+use std::time::Instant;
 use virtnic::locks::{brings_devices_back, no_longer_brings_devices_back};
 
 /// A reentrant lock, held while devices are plugged, unplugged or restored.
@@ -20,14 +23,23 @@ impl PluggingLock {
         Ok(Self(py.import("threading")?.getattr("RLock")?.call0()?.unbind()))
     }
 
-    /// Take it; False if that takes longer than ``timeout`` seconds (-1: for ever).
-    #[pyo3(signature = (timeout = -1.0))]
-    fn acquire(&self, py: Python<'_>, timeout: f64) -> PyResult<bool> {
-        let taken = self.0.bind(py).call_method1("acquire", (true, timeout))?.is_truthy()?;
-        if taken {
-            brings_devices_back();
+    /// Take it; False if that takes longer than ``timeout`` seconds (None: for ever).
+    #[pyo3(signature = (timeout = None))]
+    fn acquire(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let deadline = span(timeout)?.and_then(|time| Instant::now().checked_add(time));
+        loop {
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            let slice = left.map_or(SLICE, |left| left.min(SLICE));
+            let lock = self.0.bind(py);
+            if lock.call_method1("acquire", (true, slice.as_secs_f64()))?.is_truthy()? {
+                brings_devices_back();
+                return Ok(true);
+            }
+            py.check_signals()?;
+            if left.is_some_and(|left| left <= slice) {
+                return Ok(false);
+            }
         }
-        Ok(taken)
     }
 
     /// Give it back.
@@ -38,7 +50,7 @@ impl PluggingLock {
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
-        if self.acquire(py, -1.0)? {
+        if self.acquire(py, None)? {
             return Ok(());
         }
         Err(PyRuntimeError::new_err("the lock was not taken"))

@@ -186,7 +186,7 @@ pub(super) fn check_room(directory: &Path, size: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::MemoryUnavailable(format!(
-        "{} has {} of {} free, not {}: ask for less, or remount it with a larger size=",
+        "{} has {} of {} free, not {}: ask for less, or remount it with a larger size",
         directory.display(),
         human(free),
         human(stat.f_blocks.saturating_mul(block)),

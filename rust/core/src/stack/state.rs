@@ -376,7 +376,7 @@ fn check_mac(mac: Mac) -> Result<EthernetAddress> {
         return Ok(address);
     }
     Err(Error::Invalid(format!(
-        "the port's MAC address {mac} is not a unicast address; give the device another (mac=)"
+        "the port's MAC address {mac} is not a unicast address: give the device another"
     )))
 }
 
