@@ -7,18 +7,16 @@ ours is the likelier one. What a hostile driver could do is not checked here.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peers.testpmd import Testpmd, drained
 from virtnic.check import CLAUSES, Result, run
 from virtnic.testing.ovs import OvsDpdk
-from virtnic.testing.testpmd import Testpmd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,24 +42,6 @@ _CELLS = {
     "not applicable": "",
     "not tried": "?",
 }
-
-
-@contextlib.contextmanager
-def drained(pmd: Testpmd) -> Iterator[None]:
-    """Read what testpmd prints all the time: it blocks once the pipe is full."""
-    over = threading.Event()
-
-    def drain() -> None:
-        while not over.wait(0.02):
-            pmd.drain()
-
-    thread = threading.Thread(target=drain)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def version(*command: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 import virtnic
 from peers.checked_backend import CheckedBackend
-from peers.testpmd import Testpmd
+from peers.testpmd import Testpmd, drained
 from virtnic.check import CLAUSES, Clause, clauses, run
 from virtnic.cli import main
 
@@ -103,24 +102,6 @@ def test_a_backend_that_is_started_again(scratch: Path) -> None:
     wrong = [result for result in results if result.verdict in ("wrong", "not tried")]
     assert [result.clause.id for result in wrong] == ["MSG-06"]
     assert "the backend no longer answered" in wrong[0].seen
-
-
-@contextlib.contextmanager
-def drained(pmd: Testpmd) -> Iterator[Testpmd]:
-    """Read what testpmd prints all the time: it blocks once the pipe is full."""
-    over = threading.Event()
-
-    def drain() -> None:
-        while not over.wait(0.02):
-            pmd.drain()
-
-    thread = threading.Thread(target=drain)
-    thread.start()
-    try:
-        yield pmd
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.mark.needs("testpmd")

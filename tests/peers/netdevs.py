@@ -251,6 +251,13 @@ def _kernel(bench: Bench, netns: Netns, device: str, netdev: str, qemu: dict[str
     )
 
 
+def _received(other: virtnic.Port) -> bytes:
+    """Return the next frame that the other port receives."""
+    burst = other.recv(1, timeout=_LONG)
+    assert burst, f"nothing comes: {other.stats()}"
+    return bytes(burst[0])
+
+
 def vde(bench: Bench) -> Peer:
     """A VDE switch, with another QEMU's port on it."""
     needs("vde")
@@ -266,15 +273,10 @@ def vde(bench: Bench) -> Peer:
         virtnic.open(f"vde,sock={place}", hugepages=None, size="8M", mac="02:00:00:00:00:99")
     )
 
-    def receive() -> bytes:
-        burst = other.recv(1, timeout=_LONG)
-        assert burst, f"nothing comes: {other.stats()}"
-        return bytes(burst[0])
-
     return Peer(
         f"vde,sock={place}",
         lambda frame: other.send_all([frame], timeout=_LONG),
-        receive,
+        lambda: _received(other),
         switch.kill,
     )
 
@@ -295,15 +297,10 @@ def vhost_user(bench: Bench) -> Peer:
         for each in (port, other):
             assert each.recv(1, timeout=_LONG)  # the frame by which that was seen
 
-    def receive() -> bytes:
-        burst = other.recv(1, timeout=_LONG)
-        assert burst, f"nothing comes: {other.stats()}"
-        return bytes(burst[0])
-
     return Peer(
         f"vhost-user,path={paths[0]}",
         lambda frame: other.send_all([frame], timeout=_LONG),
-        receive,
+        lambda: _received(other),
         testpmd.kill,
         meet,
     )

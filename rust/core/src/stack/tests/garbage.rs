@@ -18,7 +18,7 @@ fn answers(bytes: &[u8]) -> Vec<Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Corrupt frames during ARP, ping and DHCP have no effect.
     #[test]
